@@ -1,0 +1,96 @@
+"""Flags and recipes: dataclasses give the flags, a YAML recipe gives defaults, flags override it."""
+
+import difflib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+@dataclass
+class DatasetArguments:
+    """Where the pictures come from."""
+
+    dataset: str = field(
+        metadata={
+            "help": "Pictures: a folder (class sub-folders or a flat pile), a parquet or webdataset tar file or a folder of "
+            "them, a `save_to_disk` folder, a Hub id, or the built-in `digits`. Required."
+        }
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub data set that has several."}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of the pictures. Default: the one column of type Image."}
+    )
+    label_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the labels. Default: the one ClassLabel column, or one with a usual name."},
+    )
+    train_split: str | None = field(default=None, metadata={"help": "Split to train on. Default: `train`, or the only one."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split to measure on. Default: `validation`, or else `test`, where there is one."}
+    )
+
+
+class RecipeArgumentParser(HfArgumentParser):
+    """transformers' dataclass parser with an optional YAML recipe in front, and errors of one line."""
+
+    def __init__(self, dataclass_types, **kwargs):
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self.add_argument(
+            "recipe", nargs="?", metavar="RECIPE.yaml", help="YAML file of defaults for the flags; flags override it."
+        )
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+    def parse(self, argv: list[str] | None = None) -> tuple[Any, ...]:
+        """Parse `[RECIPE.yaml] --flag value ...` into the dataclasses, one instance each, in their order.
+
+        Args:
+            argv (`list[str]`, *optional*): The command line without the program's name. Default: `sys.argv[1:]`.
+
+        Raises:
+            `SystemExit`: With code 2 and one line on stderr, for an unknown flag or key or a value of the wrong type.
+        """
+        argv = sys.argv[1:] if argv is None else list(argv)
+        if argv and not argv[0].startswith("-"):
+            argv = self._recipe_as_flags(Path(argv[0])) + argv[1:]
+        try:
+            *parsed, rest, unknown = self.parse_args_into_dataclasses(
+                argv, return_remaining_strings=True, look_for_args_file=False
+            )
+        except ValueError as problem:
+            self.error(" ".join(str(problem).split()))
+        if rest.recipe is not None:
+            self.error(f"unexpected argument {rest.recipe!r}: a recipe comes first, and every flag starts with --")
+        if unknown:
+            self.error(f"unknown flag {unknown[0]}{self._did_you_mean(unknown[0])}")
+        return tuple(parsed)
+
+    def _recipe_as_flags(self, path: Path) -> list[str]:
+        try:
+            recipe = yaml.safe_load(path.read_text())
+        except OSError as problem:
+            self.error(f"recipe {path}: {problem.strerror or problem}")
+        except (yaml.YAMLError, UnicodeDecodeError) as problem:
+            self.error(f"recipe {path} is not valid YAML: {' '.join(str(problem).split())}")
+        if not isinstance(recipe, dict):
+            self.error(f"recipe {path} must hold `key: value` lines, one for each flag")
+        flags: list[str] = []
+        for key, value in recipe.items():
+            if f"--{key}" not in self._option_string_actions:
+                self.error(f"recipe {path}: unknown key {key!r}{self._did_you_mean(f'--{key}')}")
+            if value is None:
+                continue
+            values = value if isinstance(value, list) else [value]
+            flags += [f"--{key}", *(str(item) for item in values)]
+        return flags
+
+    def _did_you_mean(self, flag: str) -> str:
+        close = difflib.get_close_matches(flag.split("=")[0], self._option_string_actions, n=1)
+        return f"; did you mean {close[0]}?" if close else ""

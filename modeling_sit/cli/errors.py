@@ -1,0 +1,22 @@
+"""How a program tells its user of a mistake: one line that names the culprit and the remedy, never a traceback."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Something that the user can put right. The message names the file, column or flag, and the remedy, in one line."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn a [`UserError`] into `error: MESSAGE` on stderr and exit code 1, and Ctrl-C into exit code 130."""
+    try:
+        yield
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
