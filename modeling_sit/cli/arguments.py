@@ -30,9 +30,12 @@ class DatasetArguments:
         default=None,
         metadata={"help": "Column of the labels. Default: the one ClassLabel column, or one with a usual name."},
     )
-    train_split: str | None = field(default=None, metadata={"help": "Split to train on. Default: `train`, or the only one."})
+    train_split: str | None = field(
+        default=None, metadata={"help": "Split to train on. Default: `train`, or the only one."}
+    )
     validation_split: str | None = field(
-        default=None, metadata={"help": "Split to measure on. Default: `validation`, or else `test`, where there is one."}
+        default=None,
+        metadata={"help": "Split to measure on. Default: `validation`, or else `test`, where there is one."},
     )
 
 

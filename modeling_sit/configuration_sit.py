@@ -1,0 +1,142 @@
+"""Configuration of SiT models."""
+
+from transformers import PreTrainedConfig
+
+# Where transformers finds the classes in a repository that it loads code from: any of them loads any SiT checkpoint.
+REMOTE_CODE_CLASSES = {
+    "AutoConfig": "configuration_sit.SiTConfig",
+    "AutoModel": "modeling_sit.SiTModel",
+    "AutoModelForPreTraining": "modeling_sit.SiTForPreTraining",
+    "AutoModelForImageClassification": "modeling_sit.SiTForImageClassification",
+}
+
+
+class SiTConfig(PreTrainedConfig):
+    r"""
+    What a SiT checkpoint is: its backbone in the field names of ViT's configuration, its heads, and its losses. The
+    defaults are SiT-S/16 for pictures of 224 x 224 pixels (21.67 M parameters in the backbone).
+
+    Args:
+        hidden_size (`int`, *optional*, defaults to 384): Width of the tokens.
+        num_hidden_layers (`int`, *optional*, defaults to 12): Number of transformer blocks.
+        num_attention_heads (`int`, *optional*, defaults to 6): Attention heads of a block; divides `hidden_size`.
+        intermediate_size (`int`, *optional*): Width of a block's MLP. Default: 4 x `hidden_size`.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of a block's MLP.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout after embeddings, attention and MLP.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout of attention weights.
+        drop_path_rate (`float`, *optional*, defaults to 0.1):
+            Stochastic depth in training: chance that a picture skips a block's branch, rising linearly from 0 in the
+            first block to this value in the last.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of initial weights.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of the layer norms.
+        image_size (`int` or pair of `int`, *optional*, defaults to 224): Height and width of pictures in pixels.
+        patch_size (`int` or pair of `int`, *optional*, defaults to 16): Height and width of patches in pixels.
+        num_channels (`int`, *optional*, defaults to 3): Channels of pictures.
+        qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have biases.
+        position_embedding_type (`str`, *optional*, defaults to `"learnable"`):
+            `"learnable"`, or `"sincos"` for fixed two-dimensional sine and cosine positions.
+        pooling (`str`, *optional*, defaults to `"token"`):
+            What the classifier reads: `"token"` (the contrastive token), `"mean"` (the mean of the patch tokens) or
+            `"token_mean"` (both side by side).
+        decoder_hidden_size (`int`, *optional*, defaults to 2048): Width of the two layers of the pixel decoder.
+        projection_hidden_size (`int`, *optional*, defaults to 4096): Width of the projection head's two hidden layers.
+        projection_size (`int`, *optional*, defaults to 256): Width of the projections that are contrasted.
+        projection_output_norm (`bool`, *optional*, defaults to `True`):
+            Whether a batch norm without affine parameters ends the projection head, as in the authors' code.
+        temperature (`float`, *optional*, defaults to 0.2): Temperature of the contrastive losses.
+        reconstruction_weight (`float`, *optional*, defaults to 1.0):
+            Factor of the reconstruction loss; 0 switches it off. The paper has 5 for small data sets, 1 for large ones.
+        contrastive_weight (`float`, *optional*, defaults to 1.0): Factor of the contrastive loss; 0 switches it off.
+        reconstruction_norm (`str`, *optional*, defaults to `"l1"`): `"l1"` or `"l2"`.
+        reconstruction_region (`str`, *optional*, defaults to `"corrupted"`):
+            `"corrupted"`: the loss counts corrupted pixels only; `"all"`: all pixels.
+        use_teacher (`bool`, *optional*, defaults to `True`):
+            Whether contrast is against a teacher's projections. `False`: NT-Xent between the model's own two views
+            (the paper's first variant).
+
+    Example:
+
+    ```python
+    >>> from modeling_sit import SiTConfig, SiTModel
+
+    >>> model = SiTModel(SiTConfig(image_size=64, patch_size=8, hidden_size=192, num_attention_heads=3))
+    >>> model.config.intermediate_size
+    768
+    ```
+    """
+
+    # Other models are called SiT: a plain "sit" could clash with a later release of transformers.
+    model_type = "sit_gmml"
+
+    hidden_size: int = 384
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    drop_path_rate: float = 0.1
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | tuple[int, int] = 224
+    patch_size: int | tuple[int, int] = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    position_embedding_type: str = "learnable"
+    pooling: str = "token"
+    decoder_hidden_size: int = 2048
+    projection_hidden_size: int = 4096
+    projection_size: int = 256
+    projection_output_norm: bool = True
+    temperature: float = 0.2
+    reconstruction_weight: float = 1.0
+    contrastive_weight: float = 1.0
+    reconstruction_norm: str = "l1"
+    reconstruction_region: str = "corrupted"
+    use_teacher: bool = True
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        self._check()
+        kwargs.pop("model_type", None)  # a plain ViT's configuration becomes a SiT's
+        kwargs["auto_map"] = {**REMOTE_CODE_CLASSES, **kwargs.get("auto_map", {})}
+        super().__post_init__(**kwargs)
+
+    def _check(self) -> None:
+        choices = {
+            "position_embedding_type": ("learnable", "sincos"),
+            "pooling": ("token", "mean", "token_mean"),
+            "reconstruction_norm": ("l1", "l2"),
+            "reconstruction_region": ("corrupted", "all"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"
+            )
+        if self.position_embedding_type == "sincos" and self.hidden_size % 4:
+            raise ValueError(f"sincos positions need a hidden_size that is a multiple of 4, got {self.hidden_size}")
+        for name in ("reconstruction_weight", "contrastive_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of pictures in pixels."""
+        return _pair(self.image_size)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Height and width of patches in pixels."""
+        return _pair(self.patch_size)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

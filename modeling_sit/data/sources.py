@@ -1,0 +1,528 @@
+"""Where pictures come from: a folder, parquet or webdataset files, a saved data set, the Hub, or the built-in digits."""
+
+import functools
+import glob
+import importlib.util
+import io
+import itertools
+import logging
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from modeling_sit.cli.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TRAIN_SPLITS = ("train", "training")
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test", "testing")  # the first of these that there is
+LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "category", "fine_label")
+
+# Pillow knows these when it sees them, and cannot decode them: videos and arrays that lie beside the pictures.
+UNDECODABLE_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+
+
+@dataclass
+class Pictures:
+    """The pictures of a data set, not decoded yet.
+
+    Each split has the columns `image` (a `datasets.Image(decode=False)`: `{"bytes": ..., "path": ...}`, or `None` in a
+    row without a picture) and, if `label_names` is not `None`, `label` (a `datasets.ClassLabel`, with the same encoding in
+    all splits; -1 where a picture has no label, as in the Hub's test sets).
+
+    Args:
+        name (`str`): What the user gave as `--dataset`, for logs and model cards.
+        train (`datasets.Dataset`, *optional*): `None` if no split is called `train` and there are several.
+        validation (`datasets.Dataset`, *optional*): `None` if the data set has no such split; none is made up.
+        label_names (`list[str]`, *optional*): Names of the classes, in the order of their indices.
+        splits (`list[str]`): Names of all splits of the data set, also of those not used.
+    """
+
+    name: str
+    train: datasets.Dataset | None
+    validation: datasets.Dataset | None
+    label_names: list[str] | None
+    splits: list[str]
+
+
+def load_pictures(
+    dataset: str,
+    *,
+    dataset_config_name: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+) -> Pictures:
+    """Find the pictures, the labels and the splits of a data set, without decoding a picture.
+
+    Args:
+        dataset (`str`):
+            One of
+
+            - `digits`: scikit-learn's 1,797 grey 8 x 8 pictures, 1,437 to train and 360 to test, always the same;
+            - a folder of pictures: class sub-folders, or a pile without labels if pictures lie in the folder itself.
+              If the sub-folders with pictures are all called like splits (`train`, `val`, `test`, ...), they are splits;
+            - a parquet or webdataset tar file, which is the `train` split, or a folder of them, whose names
+              (`train-00000-of-00002.parquet`) or sub-folders tell the split;
+            - a folder written by `save_to_disk`;
+            - the id of a data set on the Hub.
+        dataset_config_name (`str`, *optional*): Configuration of a Hub data set.
+        image_column (`str`, *optional*):
+            Column of the pictures. Default: the one of type `Image`, or else the one of encoded pictures (binary, or a
+            struct of `bytes` and `path`).
+        label_column (`str`, *optional*):
+            Column of the labels: a `ClassLabel`, integers or strings. Default: the one `ClassLabel`, or else the one with
+            a usual name (`label`, `cls`, ...). Classes without names are sorted and named after their values. -1 and
+            null are no label.
+        train_split (`str`, *optional*): Default: `train`, or the only split.
+        validation_split (`str`, *optional*): Default: `validation`, or else `test`, where there is one.
+
+    Returns:
+        [`Pictures`]
+
+    Raises:
+        [`UserError`]: If there is no such data set, file, column or split, or it holds nothing to train on.
+    """
+    try:
+        splits = _load_splits(dataset, dataset_config_name)
+        train_split = _choose_split(splits, train_split, "--train_split", TRAIN_SPLITS)
+        if train_split is None and len(splits) == 1:
+            (train_split,) = splits
+        others = {split: splits[split] for split in splits if split != train_split}
+        validation_split = _choose_split(
+            splits if validation_split else others, validation_split, "--validation_split", VALIDATION_SPLITS
+        )
+        # The chosen splits say first which columns there are; the others only take part in the encoding of the labels.
+        order = dict.fromkeys([split for split in (train_split, validation_split) if split] + list(splits))
+        features: dict[str, Any] = {}
+        for split in order:
+            features = {**splits[split].features, **features}
+        image_column = _find_image_column(features, image_column)
+        label_column = _find_label_column(features, label_column)
+        labels, label_names = _encode_labels(splits, label_column) if label_column else ({}, None)
+        pictures = {
+            split: _only_image_and_label(splits[split], split, image_column, labels.get(split), label_names)
+            for split in {train_split, validation_split} - {None}
+        }
+    except UserError as error:
+        raise UserError(f"--dataset {dataset}: {error}") from error
+    return Pictures(
+        name=dataset,
+        train=pictures.get(train_split),
+        validation=pictures.get(validation_split),
+        label_names=label_names,
+        splits=list(splits),
+    )
+
+
+def picture_name(dataset: datasets.Dataset, index: int) -> str:
+    """What to call a picture in a log: its file's path, or the row where its bytes are.
+
+    Args:
+        dataset (`datasets.Dataset`): A split of [`Pictures`].
+        index (`int`): Row of the picture, from 0.
+
+    Returns:
+        `str`: Such as `/data/cells/a/007.png`, or `row 17 of train (007.png)`.
+    """
+    picture = dataset.with_format(None)[index]["image"] or {"bytes": None, "path": None}
+    if picture["path"] and picture["bytes"] is None:
+        return picture["path"]
+    row = f"row {index} of {dataset.split or 'the data set'}"
+    return f"{row} ({picture['path']})" if picture["path"] else row
+
+
+# Forms of data sets. Each gives the splits as they are, with all their columns.
+
+
+def _load_splits(dataset: str, config_name: str | None) -> dict[str, datasets.Dataset]:
+    path = os.path.abspath(os.path.expanduser(dataset))
+    local = dataset == "digits" or (dataset and os.path.lexists(path))
+    if local and config_name is not None:
+        raise UserError("--dataset_config_name is for data sets on the Hub; leave it out here")
+    if dataset == "digits":
+        return _load_digits()
+    if not local:
+        return _load_from_hub(dataset, config_name)
+    if not os.path.isdir(path):
+        return _load_file(path)
+    if any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json")):
+        return _load_saved(path)
+    return _load_folder(path)
+
+
+def _load_digits() -> dict[str, datasets.Dataset]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    encoded = []
+    for values in digits.images:
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(np.rint(values * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    rows = train_test_split(np.arange(len(encoded)), test_size=360, stratify=digits.target, random_state=0)
+    label = datasets.ClassLabel(names=[str(name) for name in digits.target_names])
+    return {
+        split: _dataset(
+            _images(encoded=[encoded[row] for row in sorted(chosen)]), digits.target[sorted(chosen)], label
+        )
+        for split, chosen in zip(("train", "test"), rows, strict=True)
+    }
+
+
+def _load_file(path: str) -> dict[str, datasets.Dataset]:
+    if path.lower().endswith(".parquet"):
+        return {"train": _load_parquet([path], "train")}
+    if path.lower().endswith(TAR_EXTENSIONS):
+        return {"train": _load_webdataset([path], "train")}
+    if not os.path.exists(path):
+        raise UserError(f"a link to {os.path.realpath(path)}, which does not exist")
+    if path.lower().endswith(_picture_extensions()):
+        raise UserError("one picture is no data set; give the folder that it lies in")
+    raise UserError("a file of an unknown kind; give a folder of pictures, or .parquet or .tar files")
+
+
+def _load_saved(path: str) -> dict[str, datasets.Dataset]:
+    saved = _or_user_error(f"{path} cannot be read as a `save_to_disk` folder", datasets.load_from_disk, path)
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+    return {split: dataset.with_format(None) for split, dataset in splits.items()}
+
+
+def _load_from_hub(dataset: str, config_name: str | None) -> dict[str, datasets.Dataset]:
+    # `load_dataset` would take `csv` and the like for its readers of local files, and read the current folder.
+    is_reader = dataset.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{dataset}")
+    if is_reader or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", dataset):
+        raise UserError("no such file or folder, and no id of a data set on the Hub either")
+    splits = _or_user_error(
+        "no such file or folder, and the Hub does not give such a data set "
+        "(check the spelling, the network and --dataset_config_name)",
+        datasets.load_dataset,
+        dataset,
+        config_name,
+    )
+    return dict(splits)
+
+
+def _load_folder(folder: str) -> dict[str, datasets.Dataset]:
+    pictures, parquet, tars, others = [], [], [], []
+    extensions = _picture_extensions()
+    try:
+        for path in _walk(folder):
+            name = path.lower()
+            if name.endswith(extensions):
+                pictures.append(path)
+            elif name.endswith(".parquet"):
+                parquet.append(path)
+            elif name.endswith(TAR_EXTENSIONS):
+                tars.append(path)
+            else:
+                others.append(path)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; the folder must be readable") from error
+
+    kinds = {"pictures": pictures, "parquet files": parquet, "tar files": tars}
+    found = [f"{len(paths)} {kind}" for kind, paths in kinds.items() if paths]
+    if len(found) > 1:
+        raise UserError(f"it holds {' and '.join(found)}; keep one kind in the folder, or give the sub-folder of one")
+    if not found and not others:
+        raise UserError("the folder is empty")
+    if not found:
+        raise UserError("no picture (.jpg, .png, .tif, ...), .parquet or .tar file in the folder or its sub-folders")
+    if pictures:
+        if others:
+            logger.warning("%s: %d files are not pictures and left out, such as %s", folder, len(others), others[0])
+        return _split_folders(folder, pictures)
+    load = _load_parquet if parquet else _load_webdataset
+    return {split: load(shards, split) for split, shards in _split_shards(folder, parquet or tars).items()}
+
+
+def _walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """The files in a folder and its sub-folders that are not hidden, in sorted order; links are followed."""
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:  # a link back to a folder that we are in
+        return
+    with os.scandir(folder) as entries:
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in visible:
+        if entry.is_dir():
+            yield from _walk(entry.path, (*above, identity))
+        else:
+            yield entry.path
+
+
+@functools.cache
+def _picture_extensions() -> tuple[str, ...]:
+    formats = PIL.Image.registered_extensions().items()
+    return tuple(
+        sorted(
+            extension
+            for extension, format in formats
+            if format in PIL.Image.OPEN and format not in UNDECODABLE_FORMATS
+        )
+    )
+
+
+def _split_folders(folder: str, paths: list[str]) -> dict[str, datasets.Dataset]:
+    by_sub_folder = _group_by_sub_folder(folder, paths)
+    if all(name.lower() in TRAIN_SPLITS + VALIDATION_SPLITS for name in by_sub_folder):
+        return {name: _folder_dataset(os.path.join(folder, name), inside) for name, inside in by_sub_folder.items()}
+    return {"train": _folder_dataset(folder, paths)}
+
+
+def _folder_dataset(folder: str, paths: list[str]) -> datasets.Dataset:
+    by_class = _group_by_sub_folder(folder, paths)
+    try:
+        if "" not in by_class:
+            images = _images(paths=list(itertools.chain.from_iterable(by_class.values())))
+            counts = [len(inside) for inside in by_class.values()]
+            return _dataset(
+                images, np.repeat(np.arange(len(counts)), counts), datasets.ClassLabel(names=list(by_class))
+            )
+        if len(by_class) > 1:
+            logger.warning("%s: some pictures lie in the folder itself, so its sub-folders are not classes", folder)
+        return _dataset(_images(paths=paths))
+    except UnicodeEncodeError as error:
+        raise UserError(f"a file or folder name is not valid UTF-8: {error.object!r}; rename it") from error
+
+
+def _group_by_sub_folder(folder: str, paths: list[str]) -> dict[str, list[str]]:
+    """Group paths by the first-level sub-folder that they lie in; "" stands for the folder itself."""
+    groups: dict[str, list[str]] = {}
+    start = len(os.path.join(folder, ""))
+    for path in paths:
+        sub_folder, separator, _ = path[start:].partition(os.sep)
+        groups.setdefault(sub_folder if separator else "", []).append(path)
+    return groups
+
+
+def _split_shards(folder: str, paths: list[str]) -> dict[str, list[str]]:
+    by_split: dict[str | None, list[str]] = {}
+    for path in paths:
+        by_split.setdefault(_split_of_shard(os.path.relpath(path, folder)), []).append(path)
+    if None in by_split and len(by_split) > 1:
+        raise UserError(
+            f"{by_split[None][0]}: the name tells no split, others' do; name it like train-0000, or move it"
+        )
+    return {split or "train": shards for split, shards in by_split.items()}
+
+
+def _split_of_shard(path: str) -> str | None:
+    """The split that a path such as `data/train-00000-of-00002.parquet` or `val/0.tar` names, the file name first."""
+    # The longest first, or else "val" would be found in "validation".
+    names = "|".join(sorted(TRAIN_SPLITS + VALIDATION_SPLITS, key=len, reverse=True))
+    for part in reversed(path.lower().split(os.sep)):
+        if match := re.match(rf"({names})(?![a-z])", part):
+            return match[1]
+    return None
+
+
+def _load_parquet(paths: list[str], split: str) -> datasets.Dataset:
+    footers = {
+        path: _or_user_error(f"{path} is not a readable parquet file", pq.read_metadata, path) for path in paths
+    }
+    features = datasets.Features.from_arrow_schema(footers[paths[0]].schema.to_arrow_schema())
+    # Cast while reading: large_binary (as polars writes it) would later be copied into memory as a whole.
+    for column in _picture_columns(features):
+        features[column] = datasets.Image(decode=False)
+    paths = [path for path in paths if footers[path].num_rows > 0]  # `datasets` fails on a shard without rows
+    if not paths:
+        return datasets.Dataset.from_dict({column: [] for column in features}, features=features)
+    return _load_files("parquet", paths, split, features=features)
+
+
+def _load_webdataset(paths: list[str], split: str) -> datasets.Dataset:
+    return _load_files("webdataset", paths, split)
+
+
+def _load_files(builder: str, paths: list[str], split: str, **kwargs) -> datasets.Dataset:
+    # One split at a time: a test split may lack the column of the labels.
+    data_files = {split: [glob.escape(path) for path in paths]}
+    which = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    return _or_user_error(
+        f"{which} cannot be read as {builder}",
+        datasets.load_dataset,
+        builder,
+        data_files=data_files,
+        split=split,
+        **kwargs,
+    )
+
+
+def _or_user_error(trouble: str, function: Callable, *args, **kwargs) -> Any:
+    """Call a reader, and turn what it raises into one line; readers raise nearly everything on a damaged file."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        reason = textwrap.shorten(str(cause or error) or type(error).__name__, 300, placeholder=" ...")
+        raise UserError(f"{trouble}: {reason}") from error
+
+
+# Tables in Arrow: lists of dictionaries would take a look at every file, and minutes for a million.
+
+
+def _images(paths: list[str] | None = None, encoded: list[bytes] | None = None) -> pa.StructArray:
+    """An Arrow column in the storage type of `datasets.Image`, of files or of encoded pictures."""
+    length = len(paths or encoded)
+    columns = [
+        pa.nulls(length, pa.binary()) if encoded is None else pa.array(encoded, pa.binary()),
+        pa.nulls(length, pa.string()) if paths is None else pa.array(paths, pa.string()),
+    ]
+    return pa.StructArray.from_arrays(columns, ["bytes", "path"])
+
+
+def _dataset(
+    images: pa.StructArray, labels: np.ndarray | None = None, label: datasets.ClassLabel | None = None
+) -> datasets.Dataset:
+    columns, features = {"image": images}, {"image": datasets.Image(decode=False)}
+    if label is not None:
+        columns["label"], features["label"] = pa.array(labels, pa.int64()), label
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _only_image_and_label(
+    dataset: datasets.Dataset, split: str, image_column: str, labels: np.ndarray | None, label_names: list[str] | None
+) -> datasets.Dataset:
+    if image_column not in dataset.column_names:
+        raise UserError(f"split {split} has no column {image_column}, only {_listed(dataset.column_names)}")
+    if len(dataset) == 0:
+        raise UserError(f"split {split} is empty; choose another with --train_split or --validation_split")
+    dataset = dataset.select_columns([image_column])
+    if image_column != "image":
+        dataset = dataset.rename_column(image_column, "image")
+    dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    if label_names is not None:
+        dataset = dataset.add_column("label", labels, feature=datasets.ClassLabel(names=label_names))
+    # Files and saved data sets do not always say which split they are; a split's name is one of word characters.
+    return datasets.Dataset(dataset.data, info=dataset.info, split=datasets.NamedSplit(re.sub(r"\W+", "_", split)))
+
+
+# Columns and splits.
+
+
+def _choose_split(splits: Iterable[str], asked: str | None, flag: str, usual: tuple[str, ...]) -> str | None:
+    if asked is not None:
+        if asked not in splits:
+            raise UserError(f"{flag} {asked}: no such split, only {_listed(splits)}")
+        return asked
+    by_name = {split.lower(): split for split in splits}
+    return next((by_name[name] for name in usual if name in by_name), None)
+
+
+def _find_image_column(features: dict[str, Any], asked: str | None) -> str:
+    if asked is not None:
+        if asked not in features:
+            raise UserError(f"--image_column {asked}: no such column, only {_listed(features)}")
+        if not isinstance(features[asked], datasets.Image) and not _holds_encoded_pictures(features[asked]):
+            raise UserError(f"--image_column {asked}: the column does not hold pictures, but {features[asked]}")
+        return asked
+    columns = _picture_columns(features)
+    if not columns:
+        raise UserError(f"no column of pictures among {_listed(features)}; name it with --image_column")
+    if len(columns) > 1:
+        raise UserError(f"several columns of pictures: {_listed(columns)}; choose one with --image_column")
+    return columns[0]
+
+
+def _picture_columns(features: dict[str, Any]) -> list[str]:
+    typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    return typed or [column for column, feature in features.items() if _holds_encoded_pictures(feature)]
+
+
+def _holds_encoded_pictures(feature: Any) -> bool:
+    if isinstance(feature, dict):  # a struct, as pandas writes `Image` columns
+        return "bytes" in feature and set(feature) <= {"bytes", "path"} and _holds_encoded_pictures(feature["bytes"])
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _find_label_column(features: dict[str, Any], asked: str | None) -> str | None:
+    if asked is not None:
+        if asked not in features:
+            raise UserError(f"--label_column {asked}: no such column, only {_listed(features)}")
+        if not _holds_labels(features[asked]):
+            raise UserError(
+                f"--label_column {asked}: not one class per picture (integer or string), but {features[asked]}"
+            )
+        return asked
+    typed = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    columns = typed or [
+        column for column, feature in features.items() if column.lower() in LABEL_COLUMNS and _holds_labels(feature)
+    ]
+    if len(columns) > 1:
+        raise UserError(f"several columns of labels: {_listed(columns)}; choose one with --label_column")
+    return columns[0] if columns else None
+
+
+def _holds_labels(feature: Any) -> bool:
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    return (
+        isinstance(feature, datasets.Value)
+        and re.fullmatch(r"u?int\d+|bool|(large_)?string", feature.dtype) is not None
+    )
+
+
+def _encode_labels(splits: dict[str, datasets.Dataset], column: str) -> tuple[dict[str, np.ndarray], list[str] | None]:
+    """Give the labels of all splits one encoding.
+
+    Args:
+        splits (`dict[str, datasets.Dataset]`): The splits; some may lack the column.
+        column (`str`): Name of the column of the labels.
+
+    Returns:
+        `tuple`: The class indices of each split, `(num_rows,)`, int64, -1 for no label; and the classes' names, or `None`
+        if no picture has a label.
+    """
+    features = [dataset.features[column] for dataset in splits.values() if column in dataset.features]
+    names = features[0].names if isinstance(features[0], datasets.ClassLabel) else None
+    if names and all(isinstance(feature, datasets.ClassLabel) and feature.names == names for feature in features):
+        indices = {split: _values(dataset, column) for split, dataset in splits.items()}
+    else:
+        values = {
+            split: _named(_values(dataset, column), dataset.features.get(column)) for split, dataset in splits.items()
+        }
+        strings = any(pa.types.is_large_string(array.type) for array in values.values())
+        values = {split: array.cast(pa.large_string() if strings else pa.int64()) for split, array in values.items()}
+        present = set().union(*(array.unique().to_pylist() for array in values.values()))
+        classes = sorted(present - {None, -1})
+        if not classes:
+            return {}, None
+        classes = pa.array(classes)
+        names = [str(name) for name in classes.to_pylist()]
+        indices = {split: pc.index_in(array, value_set=classes.cast(array.type)) for split, array in values.items()}
+    return {split: array.fill_null(-1).to_numpy().astype(np.int64) for split, array in indices.items()}, names
+
+
+def _values(dataset: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    if column not in dataset.column_names:
+        return pa.chunked_array([pa.nulls(len(dataset), pa.int64())])
+    return dataset.select_columns([column]).with_format("arrow")[:].column(column)
+
+
+def _named(values: pa.ChunkedArray, feature: Any) -> pa.ChunkedArray:
+    """Class indices with names, strings and booleans become strings; integers stay."""
+    if isinstance(feature, datasets.ClassLabel) and feature.names:
+        return pa.chunked_array([pa.array(feature.names, pa.large_string())]).take(
+            pc.if_else(pc.less(values, 0), None, values)
+        )
+    if pa.types.is_integer(values.type) or pa.types.is_null(values.type):
+        return values
+    return values.cast(pa.large_string())
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

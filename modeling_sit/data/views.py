@@ -1,0 +1,196 @@
+"""Two augmented views of each picture: cropped where pictures are decoded, the rest in batch on the device."""
+
+from dataclasses import dataclass, field
+
+import kornia.augmentation as K
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
+from torchvision.transforms.v2 import functional as F
+
+from modeling_sit.data.decoding import UnreadablePicture, read_picture
+from modeling_sit.data.sources import picture_name
+
+# A whole run of unreadable pictures means that something else is wrong than a few damaged files.
+MAX_UNREADABLE_IN_A_ROW = 100
+
+
+@dataclass
+class ViewArguments:
+    """How the two views are augmented (arXiv 2104.03602, section 4). Pairs of probabilities are of view 1 and view 2."""
+
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.2, 1.0], metadata={"help": "Range of a crop's area, as share of the picture's."}
+    )
+    crop_ratio: list[float] = field(
+        default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Range of a crop's width divided by its height."}
+    )
+    horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Chance of a mirrored view."})
+    vertical_flip_probability: float = field(
+        default=0.0, metadata={"help": "Chance of a view upside down, for pictures without an up."}
+    )
+    color_jitter: list[float] = field(
+        default_factory=lambda: [0.4, 0.4, 0.2, 0.1],
+        metadata={
+            "help": "Strength of jitter in brightness, contrast, saturation (factors 1 - x to 1 + x) and hue (turns)."
+        },
+    )
+    color_jitter_probability: float = field(default=0.8, metadata={"help": "Chance of colour jitter."})
+    grayscale_probability: float = field(default=0.2, metadata={"help": "Chance of a grey view."})
+    blur_probability: list[float] = field(
+        default_factory=lambda: [1.0, 0.1], metadata={"help": "Chances of Gaussian blur of view 1 and view 2."}
+    )
+    blur_sigma: list[float] = field(
+        default_factory=lambda: [0.1, 2.0],
+        metadata={
+            "help": "Range of the blur's standard deviation, in pixels of a view 224 wide; scaled to other sizes."
+        },
+    )
+    solarize_probability: list[float] = field(
+        default_factory=lambda: [0.0, 0.2], metadata={"help": "Chances of solarisation of view 1 and view 2."}
+    )
+    solarize_threshold: float = field(
+        default=0.5, metadata={"help": "Brightness in [0, 1] from which solarisation inverts."}
+    )
+
+    def __post_init__(self):
+        pairs = ("crop_scale", "crop_ratio", "blur_probability", "blur_sigma", "solarize_probability")
+        for name, length in [*((pair, 2) for pair in pairs), ("color_jitter", 4)]:
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"--{name} takes {length} numbers, got {len(getattr(self, name))}")
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"--{name} takes a range 0 < low <= high, got {low} {high}")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"--crop_scale is a share of the picture, at most 1, got {self.crop_scale[1]}")
+        if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
+            raise ValueError(
+                f"--color_jitter takes numbers from 0 on, the last one (hue) up to 0.5, got {self.color_jitter}"
+            )
+        for name in vars(self):
+            if name.endswith("_probability"):
+                value = getattr(self, name)
+                if not all(0 <= chance <= 1 for chance in (value if isinstance(value, list) else [value])):
+                    raise ValueError(f"--{name} takes chances in [0, 1], got {value}")
+
+
+class TwoCropsDataset(torch.utils.data.Dataset):
+    """
+    Pictures as two random crops each. An item is asked for by (index, seed), so its crops are the same in any worker.
+
+    Args:
+        pictures (`datasets.Dataset`): Column `image` of encoded pictures.
+        image_shape (pair of `int`): Height and width of the crops in pixels.
+        num_channels (`int`): 1 (grey), 3 (RGB) or 4 (RGBA).
+        arguments (`ViewArguments`): Ranges of the crops' area and ratio.
+
+    An item is a dict: `crops`, uint8 `(2, channels, height, width)`, and `unreadable`, a list of what could not be read
+    on the way: the next readable picture takes an unreadable one's place, so that batches keep their size.
+    """
+
+    def __init__(self, pictures: Dataset, image_shape: tuple[int, int], num_channels: int, arguments: ViewArguments):
+        self.pictures = pictures
+        self.num_channels = num_channels
+        self.random_crop = RandomResizedCrop(
+            image_shape,
+            scale=tuple(arguments.crop_scale),
+            ratio=tuple(arguments.crop_ratio),
+            interpolation=InterpolationMode.BICUBIC,
+        )
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index_and_seed: tuple[int, int]) -> dict:
+        index, seed = index_and_seed
+        unreadable = []
+        for _ in range(min(len(self), MAX_UNREADABLE_IN_A_ROW)):
+            name = picture_name(self.pictures, index)
+            try:
+                picture = read_picture(self.pictures[index]["image"], self.num_channels, name=name)
+            except UnreadablePicture as problem:
+                unreadable.append(str(problem))
+                index = (index + 1) % len(self)
+            else:
+                return {"crops": self._two_crops(picture, seed), "unreadable": unreadable}
+        raise UnreadablePicture(f"{len(unreadable)} pictures in a row, the last of them {unreadable[-1]}")
+
+    def _two_crops(self, picture: Image.Image, seed: int) -> torch.Tensor:
+        # torchvision draws from PyTorch's global generator; seeding its CPU half alone leaves devices in peace.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return torch.stack([F.pil_to_tensor(self.random_crop(picture)) for _ in range(2)])
+
+
+def collate_crops(items: list[dict]) -> dict:
+    """Stack items of [`TwoCropsDataset`]: `crops` `(2, batch, channels, height, width)`, and all that was unreadable."""
+    return {
+        "crops": torch.stack([item["crops"] for item in items], dim=1),
+        "unreadable": [problem for item in items for problem in item["unreadable"]],
+    }
+
+
+class ViewAugmentation(nn.Module):
+    """
+    What follows the crop, in batch on the pictures' device: flip, colour jitter, grey, blur, solarisation,
+    normalisation. Every picture has its own draw, from PyTorch's global generator.
+
+    Args:
+        arguments (`ViewArguments`): Probabilities and ranges.
+        image_shape (pair of `int`): Height and width of the crops in pixels.
+        image_mean, image_std (sequences of `float`): One for each channel, of values in [0, 1].
+    """
+
+    def __init__(self, arguments: ViewArguments, image_shape: tuple[int, int], image_mean, image_std):
+        super().__init__()
+        brightness, contrast, saturation, hue = arguments.color_jitter
+        if len(image_mean) == 1:
+            saturation, hue = 0.0, 0.0
+        sigma = [value * max(image_shape) / 224 for value in arguments.blur_sigma]
+        kernel_size = 2 * max(1, round(2 * sigma[1])) + 1
+        shared = [
+            (K.RandomHorizontalFlip, arguments.horizontal_flip_probability, {}),
+            (K.RandomVerticalFlip, arguments.vertical_flip_probability, {}),
+            (
+                K.ColorJitter,
+                arguments.color_jitter_probability if any((brightness, contrast, saturation, hue)) else 0,
+                {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue},
+            ),
+            (K.RandomGrayscale, arguments.grayscale_probability if len(image_mean) > 1 else 0, {}),
+        ]
+        self.shared = _chain(shared)
+        self.of_view = nn.ModuleList(
+            _chain(
+                [
+                    (K.RandomGaussianBlur, blur, {"kernel_size": (kernel_size, kernel_size), "sigma": tuple(sigma)}),
+                    (
+                        K.RandomSolarize,
+                        solarize,
+                        {"thresholds": (arguments.solarize_threshold,) * 2, "additions": (0, 0)},
+                    ),
+                ]
+            )
+            for blur, solarize in zip(arguments.blur_probability, arguments.solarize_probability, strict=True)
+        )
+        self.register_buffer("mean", torch.tensor(image_mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(image_std).view(-1, 1, 1))
+
+    @torch.no_grad()
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        """Clean, normalised views `(2 * batch, channels, height, width)`, view 1 first, of uint8 crops
+        `(2, batch, channels, height, width)`."""
+        num_channels = crops.shape[2]
+        views = crops.flatten(0, 1).float() / 255
+        if num_channels == 1:
+            views = views.expand(-1, 3, -1, -1)  # kornia's jitter and solarisation know three channels only
+        views = self.shared(views)
+        views = torch.cat([augment(view) for augment, view in zip(self.of_view, views.chunk(2), strict=True)])
+        return (views[:, :num_channels].clamp(0, 1) - self.mean) / self.std
+
+
+def _chain(augmentations: list[tuple[type, float, dict]]) -> nn.Sequential:
+    return nn.Sequential(*(kind(p=chance, **settings) for kind, chance, settings in augmentations if chance > 0))

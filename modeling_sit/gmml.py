@@ -1,0 +1,278 @@
+"""GMML corruption (Group Masked Model Learning, arXiv 2104.03602, section 3.1) of a batch of normalised pictures.
+
+Rectangular blocks fall on each picture until the wanted share of its pixels is covered; noise, zeros or the same place
+of another picture of the batch fills them. Everything here is pure: inputs stay as they are and every random number
+comes from the generator handed in.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+CORRUPTION_KINDS = ("noise", "zeros", "replace")
+CORRUPTIONS = ("none", *CORRUPTION_KINDS, "zeros+replace", "noise+replace")
+MAX_CORRUPTION_RATIO = 0.9
+
+
+def corrupt(
+    pixel_values: torch.Tensor,
+    corruption: str = "noise+replace",
+    noise_ratio: Sequence[float] = (0.5, 0.7),
+    zeros_ratio: Sequence[float] = (0.5, 0.7),
+    replace_ratio: Sequence[float] = (0.3, 0.3),
+    block_size: Sequence[float] = (0.05, 0.25),
+    align_to_patches: bool = False,
+    patch_size: int | Sequence[int] = 16,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Corrupt a batch of pictures.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`):
+            Normalised pictures, any float dtype, any device. Left unchanged.
+        corruption (`str`, *optional*, defaults to `"noise+replace"`):
+            One of `CORRUPTIONS`. With a combination every picture draws one of its kinds with equal chance. `"noise"` is
+            standard normal in normalised pixel space, `"zeros"` is the mean colour there, `"replace"` is the same place
+            of one other picture of the batch (of itself only where the batch has one picture), `"none"` corrupts nothing.
+        noise_ratio, zeros_ratio, replace_ratio (pairs of `float` in [0, 0.9], *optional*):
+            Range from which each picture draws the share of its pixels to corrupt, for each kind. The block that
+            reaches the share may overshoot it.
+        block_size (pair of `float` in (0, 1], *optional*, defaults to `(0.05, 0.25)`):
+            Range of a block's height and width, as shares of the picture's. At least one pixel (or patch).
+        align_to_patches (`bool`, *optional*, defaults to `False`):
+            Whether blocks are made of whole patches.
+        patch_size (`int` or pair of `int`, *optional*, defaults to 16):
+            Height and width of a patch in pixels; used by `align_to_patches` only.
+        generator (`torch.Generator`, *optional*):
+            Source of every random number. Default: PyTorch's global generator of the pictures' device.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: The corrupted pictures, like `pixel_values`, and the corruption mask
+        `(batch, 1, height, width)`, bool, true where a pixel was corrupted.
+
+    Raises:
+        `ValueError`: If a setting or the shape is out of range.
+
+    The authors' code uses the lower bound of the share always, and draws a donor anew for each block; here, as in the
+    paper's text, the share is drawn for every picture, and a picture has one donor.
+    """
+    ratios = {"noise": noise_ratio, "zeros": zeros_ratio, "replace": replace_ratio}
+    check_corruption_settings(corruption, ratios, block_size)
+    if pixel_values.ndim != 4 or not pixel_values.is_floating_point():
+        raise ValueError(
+            "pixel_values must be a floating point tensor (batch, channels, height, width), "
+            f"got {pixel_values.dtype} {tuple(pixel_values.shape)}"
+        )
+    batch_size, _, height, width = pixel_values.shape
+    device = pixel_values.device
+    if corruption == "none" or batch_size == 0:
+        return pixel_values.clone(), torch.zeros(batch_size, 1, height, width, dtype=torch.bool, device=device)
+
+    kinds = corruption.split("+")
+    draw_device = device if generator is None else generator.device
+    kind = torch.randint(len(kinds), (batch_size,), generator=generator, device=draw_device)
+    share = torch.rand(batch_size, generator=generator, device=draw_device)
+    low, high = torch.tensor([ratios[name] for name in kinds], device=draw_device)[kind].unbind(1)
+    share = low + share * (high - low)
+    max_share = max(ratios[name][1] for name in kinds)
+
+    cell_height, cell_width = _patch_shape(patch_size) if align_to_patches else (1, 1)
+    if height % cell_height or width % cell_width:
+        raise ValueError(
+            f"pictures of {height} x {width} pixels are not made of whole patches of {cell_height} x {cell_width}: "
+            "align_to_patches needs them to be"
+        )
+    grid = (height // cell_height, width // cell_width)
+    num_blocks = _sufficient_blocks(*grid, tuple(block_size), max_share)
+    blocks = _draw_blocks(batch_size, *grid, num_blocks, block_size, generator, draw_device)
+    cover = _cover_one_by_one if device.type == "cpu" else _cover_batched
+    mask = cover(blocks.to(device), share.to(device), *grid)
+    if align_to_patches:
+        mask = mask.repeat_interleave(cell_height, 1).repeat_interleave(cell_width, 2)
+    shift = torch.randint(1, max(batch_size, 2), (batch_size,), generator=generator, device=draw_device)
+    donor = (torch.arange(batch_size, device=draw_device) + shift) % batch_size
+    fill = _fill_one_by_one if device.type == "cpu" else _fill_batched
+    mask = mask.unsqueeze(1)
+    return fill(pixel_values, mask, kinds, kind.to(device), donor.to(device), generator, draw_device), mask
+
+
+def check_corruption_settings(
+    corruption: str, ratios: dict[str, Sequence[float]], block_size: Sequence[float]
+) -> None:
+    """Raise `ValueError` for a corruption that does not exist, a share outside [0, 0.9], or a block size outside (0, 1]."""
+    if corruption not in CORRUPTIONS:
+        raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {corruption!r}")
+    for name, ratio in ratios.items():
+        if len(ratio) != 2 or not 0 <= ratio[0] <= ratio[1] <= MAX_CORRUPTION_RATIO:
+            raise ValueError(
+                f"{name}_ratio must be a pair low <= high within [0, {MAX_CORRUPTION_RATIO}], got {ratio}"
+            )
+    if len(block_size) != 2 or not 0 < block_size[0] <= block_size[1] <= 1:
+        raise ValueError(f"block_size must be a pair low <= high within (0, 1], got {block_size}")
+
+
+def _patch_shape(patch_size: int | Sequence[int]) -> tuple[int, int]:
+    return (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+
+
+def _side_range(side: int, block_size: Sequence[float]) -> tuple[int, int]:
+    """Smallest and largest whole side of a block within `block_size` of a picture's side, at least 1."""
+    smallest = max(1, int(np.ceil(block_size[0] * side - 1e-9)))
+    return smallest, max(smallest, int(block_size[1] * side + 1e-9))
+
+
+def _draw_blocks(
+    batch_size: int,
+    height: int,
+    width: int,
+    num_blocks: int,
+    block_size: Sequence[float],
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """Blocks `(batch, num_blocks, 4)`, int64: top, left, bottom, right (exclusive), uniform in size, then in place."""
+    draws = torch.rand(4, batch_size, num_blocks, generator=generator, device=device, dtype=torch.float64)
+    edges = []
+    for side, size_draw, place_draw in ((height, draws[0], draws[1]), (width, draws[2], draws[3])):
+        smallest, largest = _side_range(side, block_size)
+        size = smallest + (size_draw * (largest - smallest + 1)).long()
+        start = (place_draw * (side - size + 1)).long()
+        edges.append((start, start + size))
+    (top, bottom), (left, right) = edges
+    return torch.stack([top, left, bottom, right], dim=-1)
+
+
+@lru_cache(maxsize=64)
+def _sufficient_blocks(height: int, width: int, block_size: tuple[float, float], share: float) -> int:
+    """How many blocks to draw so that falling short of `share` has no practical chance.
+
+    A pixel at (y, x) escapes one block with probability 1 - p(y) q(x), so n blocks leave the mean of (1 - p q)^n
+    uncovered; n grows until that is a third of what may stay uncovered.
+    """
+    chances = []
+    for side in (height, width):
+        smallest, largest = _side_range(side, block_size)
+        position = np.arange(side)
+        chance = np.zeros(side)
+        for size in range(smallest, largest + 1):
+            places = side - size + 1
+            chance += np.minimum.reduce([position + 1, side - position, np.full(side, min(size, places))]) / places
+        chances.append(chance / (largest - smallest + 1))
+    escape = 1 - np.clip(np.outer(*chances), 0, 1)
+    num_blocks = 16
+    while (escape**num_blocks).mean() > (1 - share) / 3:
+        num_blocks += num_blocks // 4
+    return num_blocks
+
+
+def _cover_one_by_one(blocks: torch.Tensor, share: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Mask `(batch, height, width)`, bool, of each picture's first blocks up to the one that reaches its share.
+
+    Counting the mask costs more than writing a block, and blocks cannot cover more than their area: so the mask is
+    counted only once the blocks written since the last count could have reached the share.
+    """
+    masks = np.zeros((len(blocks), height, width), dtype=bool)
+    wanted_pixels = (share.double() * (height * width)).ceil().tolist()
+    for mask, picture_blocks, wanted in zip(masks, blocks.numpy(), wanted_pixels, strict=True):
+        missing = wanted
+        for top, left, bottom, right in _as_python_numbers(picture_blocks):
+            if missing <= 0:
+                missing = wanted - np.count_nonzero(mask)
+                if missing <= 0:
+                    break
+            mask[top:bottom, left:right] = True
+            missing -= (bottom - top) * (right - left)
+    return torch.from_numpy(masks)
+
+
+def _as_python_numbers(blocks: np.ndarray, chunk_size: int = 32) -> Iterator[list[int]]:
+    """Rows of `blocks` as Python's numbers, which index faster, a chunk at a time because most rows are never needed."""
+    for start in range(0, len(blocks), chunk_size):
+        yield from blocks[start : start + chunk_size].tolist()
+
+
+def _cover_batched(blocks: torch.Tensor, share: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The same mask as `_cover_one_by_one`, for accelerators: no loop over pictures, no synchronisation.
+
+    A block is the outer product of the rows and the columns it spans, so a product of matrices counts the blocks over
+    each pixel; bisection finds how many blocks each picture needs.
+    """
+    top, left, bottom, right = blocks.unsqueeze(1).unbind(-1)
+    row = torch.arange(height, device=blocks.device).view(1, -1, 1)
+    column = torch.arange(width, device=blocks.device).view(1, -1, 1)
+    rows = ((row >= top) & (row < bottom)).float()
+    columns = ((column >= left) & (column < right)).float().transpose(1, 2)
+    wanted = (share.double() * (height * width)).ceil()
+    index = torch.arange(blocks.shape[1], device=blocks.device)
+    needed = torch.zeros(len(blocks), dtype=torch.long, device=blocks.device)
+    step = 1 << (blocks.shape[1].bit_length() - 1)
+    while step:
+        # The largest number of blocks that falls short, bit by bit from the highest.
+        tried = needed + step
+        covered = (rows * (index < tried[:, None]).unsqueeze(1)) @ columns > 0
+        falls_short = covered.sum((1, 2)) < wanted
+        needed = torch.where(falls_short, tried, needed)
+        step //= 2
+    needed = needed + (wanted > 0)
+    return (rows * (index < needed[:, None]).unsqueeze(1)) @ columns > 0
+
+
+def _fill_one_by_one(
+    pixel_values: torch.Tensor,
+    mask: torch.Tensor,
+    kinds: list[str],
+    kind: torch.Tensor,
+    donor: torch.Tensor,
+    generator: torch.Generator | None,
+    draw_device: torch.device,
+) -> torch.Tensor:
+    """Pictures like `pixel_values` with what `kinds[kind]` of each says in place of its masked pixels.
+
+    A picture at a time stays in the processor's cache, and noise is drawn only for the pixels that want it.
+    """
+    corrupted = _empty_in_huge_pages(pixel_values)
+    noise = torch.empty(pixel_values[0].numel(), dtype=pixel_values.dtype, device=draw_device)
+    zero = pixel_values.new_zeros(())
+    for picture, (number, other) in enumerate(zip(kind.tolist(), donor.tolist(), strict=True)):
+        clean, hole, result = pixel_values[picture], mask[picture], corrupted[picture]
+        if kinds[number] == "noise":
+            hole = hole.expand_as(clean)
+            drawn = noise[: hole.sum()].normal_(generator=generator)
+            result.copy_(clean).masked_scatter_(hole, drawn.to(clean.device))
+        else:
+            torch.where(hole, zero if kinds[number] == "zeros" else pixel_values[other], clean, out=result)
+    return corrupted
+
+
+def _empty_in_huge_pages(like: torch.Tensor) -> torch.Tensor:
+    """An uninitialised tensor like `like`, in memory from NumPy, which asks the system for huge pages: touching a batch
+    for the first time costs several times as much in PyTorch's small ones."""
+    memory = np.empty(like.numel() * like.element_size(), dtype=np.uint8)
+    return torch.from_numpy(memory).view(like.dtype).view(like.shape)
+
+
+def _fill_batched(
+    pixel_values: torch.Tensor,
+    mask: torch.Tensor,
+    kinds: list[str],
+    kind: torch.Tensor,
+    donor: torch.Tensor,
+    generator: torch.Generator | None,
+    draw_device: torch.device,
+) -> torch.Tensor:
+    """As `_fill_one_by_one`, for accelerators: filling every picture in every way costs less there than waiting for
+    the device to say which picture wants what."""
+    corrupted = pixel_values
+    for number, name in enumerate(kinds):
+        if name == "noise":
+            filling = torch.randn(
+                pixel_values.shape, generator=generator, device=draw_device, dtype=pixel_values.dtype
+            ).to(pixel_values.device)
+        elif name == "zeros":
+            filling = pixel_values.new_zeros(())
+        else:
+            filling = pixel_values[donor]
+        corrupted = torch.where(mask & (kind == number).view(-1, 1, 1, 1), filling, corrupted)
+    return corrupted

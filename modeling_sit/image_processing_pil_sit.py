@@ -1,0 +1,148 @@
+"""Image processor for SiT on Pillow and NumPy, and what both image processors share: corruption settings and modes."""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+from modeling_sit.data.decoding import convert_picture
+
+from .gmml import check_corruption_settings, corrupt
+
+
+class SiTImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    do_corrupt (`bool`, *optional*, defaults to `False`):
+        Whether to corrupt the pictures for pretraining: `pixel_values` are the corrupted pictures then, with
+        `target_pixel_values` (clean) and `corruption_mask` `(batch, 1, height, width)` beside them.
+    generator (`torch.Generator`, *optional*):
+        Source of the corruption's randomness; not saved. Default: PyTorch's global generator.
+    corruption (`str`, *optional*, defaults to `"noise+replace"`):
+        `"none"`, `"noise"`, `"zeros"`, `"replace"`, `"zeros+replace"` or `"noise+replace"`.
+    noise_ratio (pair of `float`, *optional*, defaults to `(0.5, 0.7)`):
+        Range of the share of pixels that noise covers.
+    zeros_ratio (pair of `float`, *optional*, defaults to `(0.5, 0.7)`):
+        Range of the share of pixels that zeros cover.
+    replace_ratio (pair of `float`, *optional*, defaults to `(0.3, 0.3)`):
+        Range of the share of pixels that another picture covers.
+    block_size (pair of `float`, *optional*, defaults to `(0.05, 0.25)`):
+        Range of a block's height and width, as shares of the picture's.
+    align_to_patches (`bool`, *optional*, defaults to `False`):
+        Whether blocks are made of whole patches.
+    patch_size (`int` or pair of `int`, *optional*, defaults to 16):
+        Height and width of a patch in pixels, for `align_to_patches`.
+    """
+
+    do_corrupt: bool | None
+    generator: torch.Generator | None
+    corruption: str | None
+    noise_ratio: tuple[float, float] | list[float] | None
+    zeros_ratio: tuple[float, float] | list[float] | None
+    replace_ratio: tuple[float, float] | list[float] | None
+    block_size: tuple[float, float] | list[float] | None
+    align_to_patches: bool | None
+    patch_size: int | tuple[int, int] | list[int] | None
+
+
+CORRUPTION_SETTINGS = (
+    "corruption",
+    "noise_ratio",
+    "zeros_ratio",
+    "replace_ratio",
+    "block_size",
+    "align_to_patches",
+    "patch_size",
+)
+
+
+class SiTCorruptionMixin:
+    """GMML corruption and picture modes for image processors of either backend."""
+
+    valid_kwargs = SiTImageProcessorKwargs
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"height": 224, "width": 224}  # noqa: RUF012 transformers reads class attributes
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_corrupt = False
+    generator = None
+    corruption = "noise+replace"
+    noise_ratio = (0.5, 0.7)
+    zeros_ratio = (0.5, 0.7)
+    replace_ratio = (0.3, 0.3)
+    block_size = (0.05, 0.25)
+    align_to_patches = False
+    patch_size = 16
+    # For Pillow, then for torchvision: where transformers finds the class in a repository that it loads code from.
+    remote_code_classes = ("image_processing_pil_sit.SiTImageProcessorPil",)
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._check_corruption(**{name: getattr(self, name) for name in CORRUPTION_SETTINGS})
+
+    def corrupt(
+        self, pixel_values: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Corrupt a batch of normalised pictures on their own device, with this processor's settings.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Left unchanged.
+            generator (`torch.Generator`, *optional*): Source of randomness. Default: PyTorch's global generator.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: Corrupted pictures, and the corruption mask
+            `(batch, 1, height, width)`, bool.
+        """
+        settings = {name: getattr(self, name) for name in CORRUPTION_SETTINGS}
+        return corrupt(pixel_values, generator=generator, **settings)
+
+    def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs):
+        # The releases of transformers differ in what becomes of transparency and deep grey; here it is one way.
+        if do_convert_rgb and isinstance(image, Image.Image):
+            channels = len(self.image_mean) if isinstance(self.image_mean, (list, tuple)) else 3
+            image = convert_picture(image, channels)
+        return super().process_image(
+            image, do_convert_rgb=do_convert_rgb and not isinstance(image, Image.Image), **kwargs
+        )
+
+    def _validate_preprocess_kwargs(self, **kwargs):
+        super()._validate_preprocess_kwargs(**kwargs)
+        self._check_corruption(**{name: kwargs[name] for name in CORRUPTION_SETTINGS})
+
+    @staticmethod
+    def _check_corruption(corruption, noise_ratio, zeros_ratio, replace_ratio, block_size, **rest):
+        ratios = {"noise": noise_ratio, "zeros": zeros_ratio, "replace": replace_ratio}
+        check_corruption_settings(corruption, ratios, block_size)
+
+    def _preprocess(self, images, do_corrupt=False, generator=None, return_tensors=None, **kwargs) -> BatchFeature:
+        settings = {name: kwargs.pop(name) for name in CORRUPTION_SETTINGS}
+        if not do_corrupt:
+            return super()._preprocess(images, return_tensors=return_tensors, **kwargs)
+        clean = super()._preprocess(images, return_tensors="pt", **kwargs)["pixel_values"]
+        corrupted, mask = corrupt(clean, generator=generator, **settings)
+        features = {"pixel_values": corrupted, "target_pixel_values": clean, "corruption_mask": mask}
+        if return_tensors != "pt":
+            features = {name: np.asarray(value.cpu()) for name, value in features.items()}
+        return BatchFeature(data=features, tensor_type=return_tensors)
+
+    def to_dict(self) -> dict:
+        settings = super().to_dict()
+        settings.pop("generator", None)
+        if self._auto_class is not None:
+            settings["auto_map"] = {self._auto_class: list(self.remote_code_classes)}
+        return settings
+
+
+class SiTImageProcessorPil(SiTCorruptionMixin, PilBackend):
+    """
+    Image processor for SiT where torchvision is missing. As [`SiTImageProcessor`], one picture at a time.
+    """
+
+
+__all__ = ["SiTImageProcessorPil"]

@@ -1,0 +1,615 @@
+"""SiT models: the ViT backbone, and its heads for pretraining and classification (arXiv 2104.03602, section 3)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput, logging
+
+from .configuration_sit import SiTConfig
+from .losses import contrastive_loss, nt_xent_loss, reconstruction_loss
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class SiTForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`SiTForPreTraining`]. What was not asked for is `None`.
+
+    Args:
+        loss (`torch.Tensor`, scalar):
+            `reconstruction_weight * reconstruction_loss + contrastive_weight * contrastive_loss`, of those that exist.
+        reconstruction_loss (`torch.Tensor`, scalar): Distance to the clean pictures, unweighted.
+        contrastive_loss (`torch.Tensor`, scalar): Contrast between the views, unweighted.
+        reconstruction (`torch.Tensor` of shape `(2 * batch, channels, height, width)`): In normalised pixel space.
+        projection (`torch.Tensor` of shape `(2 * batch, projection_size)`): Of the contrastive tokens, not normalised.
+        hidden_states (`tuple` of `num_hidden_layers + 1` tensors `(2 * batch, 1 + patches, hidden_size)`):
+            Embeddings and every block's output, before the last layer norm.
+        attentions (`tuple` of `num_hidden_layers` tensors `(2 * batch, heads, 1 + patches, 1 + patches)`):
+            Attention weights.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    projection: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def sincos_position_embeddings(hidden_size: int, grid_height: int, grid_width: int) -> torch.Tensor:
+    """Fixed two-dimensional sine and cosine positions, zero for the contrastive token.
+
+    A quarter of the channels each: sine and cosine of the column, sine and cosine of the row, at frequencies from 1
+    down to 1/10000 (Vaswani et al. 2017 in two dimensions, as in MoCo v3 and MAE).
+
+    Returns:
+        `torch.Tensor` of shape `(1, 1 + grid_height * grid_width, hidden_size)`.
+    """
+    frequency = 10000.0 ** -(torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))
+    row, column = torch.meshgrid(torch.arange(grid_height), torch.arange(grid_width), indexing="ij")
+    angles = [position.flatten()[:, None] * frequency for position in (column, row)]
+    patches = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    return torch.cat([patches.new_zeros(1, hidden_size), patches]).float()[None]
+
+
+class SiTPatchEmbeddings(nn.Module):
+    """Pictures `(batch, channels, height, width)` to patch embeddings `(batch, patches, hidden_size)`."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_shape, stride=config.patch_shape
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+
+
+class SiTEmbeddings(nn.Module):
+    """The contrastive token and the patch embeddings, with positions."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.config = config
+        (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
+        self.grid = (height // patch_height, width // patch_width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.patch_embeddings = SiTPatchEmbeddings(config)
+        self.position_embeddings = nn.Parameter(
+            torch.zeros(1, 1 + self.grid[0] * self.grid[1], config.hidden_size),
+            requires_grad=config.position_embedding_type == "learnable",
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def interpolate_pos_encoding(self, height: int, width: int) -> torch.Tensor:
+        """Positions for pictures of `height` x `width` pixels, `(1, 1 + patches, hidden_size)`, bicubic."""
+        grid = (height // self.config.patch_shape[0], width // self.config.patch_shape[1])
+        if grid == self.grid:
+            return self.position_embeddings
+        token, patches = self.position_embeddings[:, :1], self.position_embeddings[:, 1:]
+        patches = patches.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        patches = nn.functional.interpolate(patches.float(), size=grid, mode="bicubic", align_corners=False)
+        return torch.cat([token, patches.to(token.dtype).flatten(2).transpose(1, 2)], dim=1)
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        batch_size, num_channels, height, width = pixel_values.shape
+        if num_channels != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values have {num_channels} channels, but the model was made for num_channels="
+                f"{self.config.num_channels}"
+            )
+        if interpolate_pos_encoding:
+            positions = self.interpolate_pos_encoding(height, width)
+        elif (height, width) == self.config.image_shape:
+            positions = self.position_embeddings
+        else:
+            raise ValueError(
+                f"pixel_values are {height} x {width} pixels, but the model was made for image_size="
+                f"{self.config.image_size}; interpolate_pos_encoding=True fits its positions to them"
+            )
+        patches = self.patch_embeddings(pixel_values)
+        tokens = torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1)
+        return self.dropout(tokens + positions)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, the one implementation that also gives its weights."""
+    weights = (query @ key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+# The nesting of the modules below gives the weights ViT's classic key names, so that plain ViT classes load them.
+class SiTSelfAttention(nn.Module):
+    """Multi-head self-attention by transformers' attention interface."""
+
+    is_causal = False
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.config = config
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = (
+            layer(hidden_states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        attend = eager_attention_forward
+        # The fused implementations do not give their weights; who asks for them gets the one that does.
+        if self.config._attn_implementation != "eager" and not output_attentions:
+            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        context, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            None,
+            scaling=self.head_size**-0.5,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+        )
+        return context.flatten(2), weights if output_attentions else None
+
+
+class SiTSelfOutput(nn.Module):
+    """Linear layer after attention."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, context: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.dense(context))
+
+
+class SiTAttention(nn.Module):
+    """Self-attention and its linear layer."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.attention = SiTSelfAttention(config)
+        self.output = SiTSelfOutput(config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        context, weights = self.attention(hidden_states, output_attentions)
+        return self.output(context), weights
+
+
+class SiTIntermediate(nn.Module):
+    """First layer of a block's MLP."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.dense(hidden_states))
+
+
+class SiTOutput(nn.Module):
+    """Second layer of a block's MLP."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.dense(hidden_states))
+
+
+class SiTDropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, drops a branch for whole pictures and scales up the others."""
+
+    def __init__(self, drop_probability: float):
+        super().__init__()
+        self.drop_probability = drop_probability
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.drop_probability == 0:
+            return branch
+        kept_share = 1 - self.drop_probability
+        kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) < kept_share
+        return branch * kept.to(branch.dtype) / kept_share
+
+    def extra_repr(self) -> str:
+        return f"drop_probability={self.drop_probability:.3f}"
+
+
+class SiTLayer(GradientCheckpointingLayer):
+    """A pre-norm transformer block."""
+
+    def __init__(self, config: SiTConfig, drop_path_rate: float):
+        super().__init__()
+        self.attention = SiTAttention(config)
+        self.intermediate = SiTIntermediate(config)
+        self.output = SiTOutput(config)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.drop_path = SiTDropPath(drop_path_rate)
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        branch, weights = self.attention(self.layernorm_before(hidden_states), output_attentions)
+        hidden_states = hidden_states + self.drop_path(branch)
+        branch = self.output(self.intermediate(self.layernorm_after(hidden_states)))
+        return hidden_states + self.drop_path(branch), weights
+
+
+class SiTEncoder(nn.Module):
+    """The blocks; stochastic depth rises linearly over them."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        last = max(config.num_hidden_layers - 1, 1)
+        self.layer = nn.ModuleList(
+            SiTLayer(config, config.drop_path_rate * number / last) for number in range(config.num_hidden_layers)
+        )
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> BaseModelOutput:
+        all_hidden_states = [hidden_states]
+        all_weights = []
+        for layer in self.layer:
+            hidden_states, weights = layer(hidden_states, output_attentions)
+            all_hidden_states.append(hidden_states)
+            all_weights.append(weights)
+        return BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_weights) if output_attentions else None,
+        )
+
+
+class SiTProjectionHead(nn.Module):
+    """Contrastive token `(batch, hidden_size)` to projection `(batch, projection_size)`: three linear layers, batch norm
+    and GELU between them, and on request a batch norm without affine parameters at the end (the authors' code)."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        width = config.projection_hidden_size
+        self.mlp = nn.Sequential(
+            nn.Linear(config.hidden_size, width),
+            nn.BatchNorm1d(width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.BatchNorm1d(width),
+            nn.GELU(),
+            nn.Linear(width, config.projection_size),
+        )
+        if config.projection_output_norm:
+            self.mlp.append(nn.BatchNorm1d(config.projection_size, affine=False))
+
+    def forward(self, token: torch.Tensor) -> torch.Tensor:
+        return self.mlp(token)
+
+
+class SiTDecoder(nn.Module):
+    """Patch tokens `(batch, patches, hidden_size)` to pixels: two layers with GELU, then a transposed convolution."""
+
+    def __init__(self, config: SiTConfig):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(config.hidden_size, config.decoder_hidden_size),
+            nn.GELU(),
+            nn.Linear(config.decoder_hidden_size, config.decoder_hidden_size),
+            nn.GELU(),
+        )
+        self.projection = nn.ConvTranspose2d(
+            config.decoder_hidden_size,
+            config.num_channels,
+            kernel_size=config.patch_shape,
+            stride=config.patch_shape,
+        )
+
+    def forward(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        return self.projection(self.mlp(patches).transpose(1, 2).unflatten(2, grid))
+
+
+class SiTPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, and what transformers needs to know of every SiT model."""
+
+    config_class = SiTConfig
+    base_model_prefix = "vit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SiTEmbeddings", "SiTLayer"]  # noqa: RUF012 transformers reads class attributes
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            init.trunc_normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, SiTEmbeddings):
+            init.trunc_normal_(module.cls_token, mean=0.0, std=std)
+            if self.config.position_embedding_type == "learnable":
+                init.trunc_normal_(module.position_embeddings, mean=0.0, std=std)
+            else:
+                positions = sincos_position_embeddings(self.config.hidden_size, *module.grid)
+                init.copy_(module.position_embeddings, positions)
+        else:
+            super()._init_weights(module)
+
+
+class SiTModel(SiTPreTrainedModel):
+    """
+    The backbone: a plain ViT whose first token is the contrastive token. Its weights carry ViT's key names, so that
+    `ViTModel` and `SiTModel` load each other's checkpoints.
+
+    Args:
+        config ([`SiTConfig`]): Describes the model.
+    """
+
+    # Heads that other classes of a checkpoint own; leaving them out is what loading the backbone means.
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"^(vit\.)?pooler\.",
+        r"^(vit\.)?embeddings\.mask_token$",
+        r"^decoder\.",
+        r"^projection_head\.",
+        r"^classifier\.",
+    ]
+
+    def __init__(self, config: SiTConfig):
+        super().__init__(config)
+        self.embeddings = SiTEmbeddings(config)
+        self.encoder = SiTEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling | tuple:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised pictures.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to interpolate the positions for pictures of another size than `config.image_size`.
+            output_hidden_states (`bool`, *optional*): Whether to return every block's output.
+            output_attentions (`bool`, *optional*): Whether to return attention weights (computed eagerly then).
+            return_dict (`bool`, *optional*): Whether to return an output object rather than a tuple.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `last_hidden_state` `(batch, 1 + patches, hidden_size)` after the last layer
+            norm, contrastive token first; `pooler_output` `(batch, hidden_size)` (twice that for `"token_mean"`), what
+            `config.pooling` says; `hidden_states` before the last layer norm.
+
+        Raises:
+            `ValueError`: If the pictures' size or number of channels is not the model's.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
+        embeddings = self.embeddings(pixel_values, interpolate_pos_encoding)
+        encoded = self.encoder(embeddings, output_hidden_states, output_attentions)
+        last_hidden_state = self.layernorm(encoded.last_hidden_state)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state,
+            pooler_output=pool(last_hidden_state, self.config.pooling),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+def pool(last_hidden_state: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One vector a picture from its tokens `(batch, 1 + patches, hidden_size)`: the contrastive `"token"`, the `"mean"`
+    of the patch tokens, or `"token_mean"`, both side by side (the authors' later code)."""
+    if pooling == "token":
+        return last_hidden_state[:, 0]
+    mean = last_hidden_state[:, 1:].mean(dim=1)
+    return mean if pooling == "mean" else torch.cat([last_hidden_state[:, 0], mean], dim=-1)
+
+
+class SiTForPreTraining(SiTPreTrainedModel):
+    """
+    SiT's pretraining model: the backbone, the pixel decoder on the patch tokens, the projection head on the contrastive
+    token. It never corrupts and draws no masks: [`SiTImageProcessor`] does.
+
+    Args:
+        config ([`SiTConfig`]): Describes the model and its losses.
+
+    Raises:
+        `ValueError`: If the picture is not made of whole patches.
+    """
+
+    def __init__(self, config: SiTConfig):
+        super().__init__(config)
+        if any(side % patch for side, patch in zip(config.image_shape, config.patch_shape, strict=True)):
+            raise ValueError(
+                f"image_size={config.image_size} is not made of whole patches: it must be a multiple of "
+                f"patch_size={config.patch_size}"
+            )
+        self.vit = SiTModel(config)
+        self.decoder = SiTDecoder(config)
+        self.projection_head = SiTProjectionHead(config)
+        self.post_init()
+
+    def project(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Projections `(batch, projection_size)` of pictures, and nothing else: what a teacher has to give."""
+        return self.projection_head(self.vit(pixel_values).last_hidden_state[:, 0])
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        target_pixel_values: torch.Tensor | None = None,
+        corruption_mask: torch.Tensor | None = None,
+        teacher_projections: torch.Tensor | None = None,
+        teacher_projections_offset: int = 0,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> SiTForPreTrainingOutput | tuple:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(2 * batch, channels, height, width)`):
+                Corrupted views, view 1 of all pictures first.
+            target_pixel_values (`torch.Tensor` like `pixel_values`, *optional*):
+                Clean views. Without them there is no reconstruction loss.
+            corruption_mask (`torch.Tensor` of shape `(2 * batch, 1, height, width)`, *optional*):
+                Bool, true where a pixel was corrupted. Without it the reconstruction loss counts all pixels.
+            teacher_projections (`torch.Tensor` of shape `(2 * total_batch, projection_size)`, *optional*):
+                The teacher's projections of the clean views of all processes, view 1 of all of them first. Without them
+                there is no contrastive loss, unless `config.use_teacher` is false: NT-Xent then.
+            teacher_projections_offset (`int`, *optional*, defaults to 0):
+                Which of the `total_batch` pictures is this process's first.
+            interpolate_pos_encoding, output_hidden_states, output_attentions, return_dict: As for [`SiTModel`].
+
+        A weight of 0 in the configuration leaves out its loss and its head.
+        """
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        encoded = self.vit(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        output = SiTForPreTrainingOutput(hidden_states=encoded.hidden_states, attentions=encoded.attentions)
+        losses = []
+        if self.config.reconstruction_weight > 0:
+            sides = zip(pixel_values.shape[2:], self.config.patch_shape, strict=True)
+            grid = tuple(side // patch for side, patch in sides)
+            output.reconstruction = self.decoder(encoded.last_hidden_state[:, 1:], grid)
+            if target_pixel_values is not None:
+                output.reconstruction_loss = reconstruction_loss(
+                    output.reconstruction,
+                    target_pixel_values,
+                    corruption_mask if self.config.reconstruction_region == "corrupted" else None,
+                    self.config.reconstruction_norm,
+                )
+                losses.append(self.config.reconstruction_weight * output.reconstruction_loss)
+        if self.config.contrastive_weight > 0:
+            output.projection = self.projection_head(encoded.last_hidden_state[:, 0])
+            if not self.config.use_teacher:
+                output.contrastive_loss = nt_xent_loss(output.projection, self.config.temperature)
+            elif teacher_projections is not None:
+                output.contrastive_loss = contrastive_loss(
+                    output.projection, teacher_projections, self.config.temperature, teacher_projections_offset
+                )
+            if output.contrastive_loss is not None:
+                losses.append(self.config.contrastive_weight * output.contrastive_loss)
+        if losses:
+            output.loss = sum(losses)
+        return output if return_dict else output.to_tuple()
+
+
+class SiTForImageClassification(SiTPreTrainedModel):
+    """
+    The backbone with one linear layer on what `config.pooling` reads. With `"token"` it is `ViTForImageClassification`
+    to the last key.
+
+    Args:
+        config ([`SiTConfig`]): Describes the model; `num_labels`, `id2label`, `label2id` and `problem_type` the labels.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projection_head\."]  # noqa: RUF012
+
+    def __init__(self, config: SiTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vit = SiTModel(config)
+        width = config.hidden_size * (2 if config.pooling == "token_mean" else 1)
+        self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> ImageClassifierOutput | tuple:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised pictures.
+            labels (`torch.Tensor`, *optional*):
+                By `config.problem_type`: class indices `(batch,)` for `"single_label_classification"` (cross-entropy),
+                0 or 1 `(batch, num_labels)` for `"multi_label_classification"` (binary cross-entropy), numbers `(batch,)`
+                or `(batch, num_labels)` for `"regression"` (mean squared error). Where it is `None`, one label means
+                regression, whole numbers single label, other numbers multi-label.
+            interpolate_pos_encoding, output_hidden_states, output_attentions, return_dict: As for [`SiTModel`].
+        """
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        encoded = self.vit(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = self.classifier(encoded.pooler_output)
+        output = ImageClassifierOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config, **kwargs),
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+__all__ = [
+    "SiTForImageClassification",
+    "SiTForPreTraining",
+    "SiTForPreTrainingOutput",
+    "SiTModel",
+    "SiTPreTrainedModel",
+]

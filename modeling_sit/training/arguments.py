@@ -1,0 +1,272 @@
+"""The flags of `scripts/pretrain.py`, and the configuration they describe."""
+
+import difflib
+import os
+from dataclasses import asdict, dataclass, field, fields
+from typing import Literal
+
+import yaml
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from modeling_sit import SiTConfig, SiTImageProcessor
+from modeling_sit.cli.arguments import DatasetArguments
+from modeling_sit.cli.errors import UserError
+from modeling_sit.gmml import CORRUPTIONS
+
+MODEL_SIZES = {
+    "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
+    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+}
+
+# Below this many pictures a set counts as small, and the reconstruction weighs more (arXiv 2104.03602, section 4).
+SMALL_SET = 100_000
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    model_size: Literal["tiny", "small", "base"] = field(
+        default="small", metadata={"help": "Width, depth and heads of the backbone: 192/12/3, 384/12/6 or 768/12/12."}
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint to go on from, a SiT or a plain ViT; its sizes win over the flags."},
+    )
+    image_size: int = field(default=224, metadata={"help": "Height and width of the views, in pixels."})
+    patch_size: int = field(default=16, metadata={"help": "Height and width of the patches, in pixels."})
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Fields of SiTConfig, such as `hidden_size=64,num_hidden_layers=2`."}
+    )
+    reconstruction_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the reconstruction loss, 0 for none. Default: 5 below 100,000 pictures, else 1."},
+    )
+    contrastive_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the contrastive loss, 0 for none. Default: 1."}
+    )
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={"help": "Mean of each channel, of values in [0, 1]. Default: ImageNet's; 0.5 for grey."},
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of each channel. Default: ImageNet's; 0.5 for grey."}
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "`eager`, `sdpa`, `flash_attention_2`, `flex_attention`. Default: PyTorch's sdpa."},
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Whether to compute activations again in the backward pass, to save memory."}
+    )
+
+
+@dataclass
+class CorruptionArguments:
+    """How views are corrupted."""
+
+    corruption: Literal[CORRUPTIONS] = field(
+        default="noise+replace",
+        metadata={"help": "What fills the blocks; with a combination each view draws one kind."},
+    )
+    noise_ratio: list[float] = field(
+        default_factory=lambda: [0.5, 0.7], metadata={"help": "Range of the share of pixels that noise covers."}
+    )
+    zeros_ratio: list[float] = field(
+        default_factory=lambda: [0.5, 0.7], metadata={"help": "Range of the share of pixels that zeros cover."}
+    )
+    replace_ratio: list[float] = field(
+        default_factory=lambda: [0.3, 0.3],
+        metadata={"help": "Range of the share of pixels that another picture covers."},
+    )
+    block_size: list[float] = field(
+        default_factory=lambda: [0.05, 0.25], metadata={"help": "Range of a block's sides, as shares of the view's."}
+    )
+    align_to_patches: bool = field(default=False, metadata={"help": "Whether blocks are made of whole patches."})
+
+
+@dataclass(kw_only=True)
+class PretrainingArguments(DatasetArguments):
+    """The run."""
+
+    output_dir: str = field(metadata={"help": "Folder for the model and all else. Required."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Whether to start anew in a folder that holds a run; its files are replaced."}
+    )
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pictures a step on each device."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches to add up for one step."})
+    num_train_epochs: float = field(
+        default=800,
+        metadata={"help": "Times that each picture is seen. The paper: 800 on ImageNet-1K, 3000 on small sets."},
+    )
+    max_train_steps: int | None = field(default=None, metadata={"help": "Optimiser steps; overrides the epochs."})
+    base_learning_rate: float = field(
+        default=5e-4, metadata={"help": "Peak learning rate for a total batch of 256; scaled linearly to the run's."}
+    )
+    min_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate at the end."})
+    warmup_epochs: float = field(
+        default=10,
+        metadata={"help": "Epochs of linear warm-up; at most a tenth of the run, so that short runs learn too."},
+    )
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Decay of weights; biases, norms, tokens, positions: none."}
+    )
+    weight_decay_end: float | None = field(
+        default=None,
+        metadata={"help": "Weight decay at the end, reached on a cosine (the authors' code: 0.04 to 0.1)."},
+    )
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})
+    max_grad_norm: float = field(default=3.0, metadata={"help": "Norm to clip gradients at; 0 for no clipping."})
+    teacher_momentum: float = field(
+        default=0.996, metadata={"help": "The teacher's momentum, rising to 1 on a cosine."}
+    )
+    export: Literal["teacher", "student"] = field(
+        default="teacher", metadata={"help": "Whose weights the output folder gets (the checkpoints keep both)."}
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = field(
+        default=None, metadata={"help": "Default: what `accelerate launch` says, else `no`."}
+    )
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that decode and crop, for each device. Default: 0 on a CPU, else up to 8."},
+    )
+    on_bad_image: Literal["skip", "error"] = field(
+        default="skip", metadata={"help": "What an unreadable picture does: it is skipped and named, or ends the run."}
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of everything random."})
+    logging_steps: int = field(default=10, metadata={"help": "Steps between lines of metrics.jsonl."})
+    preview_steps: int | None = field(
+        default=None, metadata={"help": "Steps between preview pictures; 0 for none. Default: ten in the run."}
+    )
+    checkpointing_steps: str = field(
+        default="500", metadata={"help": "Steps between checkpoints, `epoch`, or `no`; there is one at the end too."}
+    )
+    checkpoints_total_limit: int = field(
+        default=2, metadata={"help": "Checkpoints to keep; the oldest go first. 0: all."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "A checkpoint's folder, or `auto` for the newest in the output folder."}
+    )
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "Accelerate's trackers, such as `tensorboard`, `wandb` or `trackio`."}
+    )
+
+    def __post_init__(self):
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_train_steps is not None and self.max_train_steps < 1:
+            raise ValueError(f"--max_train_steps must be at least 1, got {self.max_train_steps}")
+        if self.num_train_epochs <= 0:
+            raise ValueError(f"--num_train_epochs must be above 0, got {self.num_train_epochs}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be at least 0, got {self.seed}")
+        if not 0 <= self.teacher_momentum <= 1:
+            raise ValueError(f"--teacher_momentum must be in [0, 1], got {self.teacher_momentum}")
+        if self.checkpointing_steps not in ("epoch", "no") and not (
+            self.checkpointing_steps.isdecimal() and int(self.checkpointing_steps)
+        ):
+            raise ValueError(
+                f"--checkpointing_steps takes a number from 1 on, `epoch` or `no`, got {self.checkpointing_steps!r}"
+            )
+
+
+def create_config(arguments: ModelArguments, num_pictures: int) -> SiTConfig:
+    """The configuration that the flags describe, or that of `--model_name_or_path` with the flags' loss weights.
+
+    Raises:
+        `UserError`: If a field does not exist or has a value that does not fit, or the checkpoint cannot be read.
+    """
+    overrides = parse_config_overrides(arguments.config_overrides)
+    weights = {
+        "reconstruction_weight": arguments.reconstruction_weight,
+        "contrastive_weight": arguments.contrastive_weight,
+    }
+    given_weights = {name: weight for name, weight in weights.items() if weight is not None}
+    try:
+        if arguments.model_name_or_path is not None:
+            config, _ = SiTConfig.from_pretrained(
+                arguments.model_name_or_path, return_unused_kwargs=True, **overrides, **given_weights
+            )
+        else:
+            defaults = {
+                **MODEL_SIZES[arguments.model_size],
+                "image_size": arguments.image_size,
+                "patch_size": arguments.patch_size,
+                "reconstruction_weight": 5.0 if num_pictures < SMALL_SET else 1.0,
+            }
+            config = SiTConfig(**{**defaults, **overrides, **given_weights})
+    except (ValueError, TypeError) as problem:
+        raise UserError(f"the model's configuration: {problem}") from problem
+    except OSError as problem:
+        raise UserError(
+            f"--model_name_or_path {arguments.model_name_or_path}: no folder with a config.json, and no model on the Hub "
+            "that could be reached"
+        ) from problem
+    if any(side % patch for side, patch in zip(config.image_shape, config.patch_shape, strict=True)):
+        raise UserError(
+            f"--image_size {arguments.image_size} is not made of whole patches: give a multiple of "
+            f"--patch_size {arguments.patch_size}, such as "
+            f"{max(1, round(arguments.image_size / arguments.patch_size)) * arguments.patch_size}"
+        )
+    if config.reconstruction_weight == config.contrastive_weight == 0:
+        raise UserError("--reconstruction_weight and --contrastive_weight are both 0: there is nothing to learn")
+    return config
+
+
+def create_processor(
+    config: SiTConfig, arguments: ModelArguments, corruption_arguments: CorruptionArguments
+) -> SiTImageProcessor:
+    """The image processor that goes with the configuration, with the flags' corruption and normalisation.
+
+    Raises:
+        `UserError`: If a setting is out of range, or pictures cannot be read with the configuration's channels.
+    """
+    if config.num_channels not in (1, 3):
+        raise UserError(f"num_channels={config.num_channels}: pictures are read with 1 (grey) or 3 (RGB) channels")
+    grey = config.num_channels == 1
+    image_mean = arguments.image_mean or ([0.5] if grey else list(IMAGENET_DEFAULT_MEAN))
+    image_std = arguments.image_std or ([0.5] if grey else list(IMAGENET_DEFAULT_STD))
+    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+        if len(values) != config.num_channels:
+            raise UserError(f"--{name} takes one number for each of {config.num_channels} channels, got {len(values)}")
+    if min(image_std) <= 0:
+        raise UserError(f"--image_std must be above 0, got {image_std}")
+    height, width = config.image_shape
+    try:
+        return SiTImageProcessor(
+            size={"height": height, "width": width},
+            image_mean=image_mean,
+            image_std=image_std,
+            patch_size=config.patch_size,
+            **asdict(corruption_arguments),
+        )
+    except ValueError as problem:
+        raise UserError(f"--{problem}") from problem
+
+
+def parse_config_overrides(text: str | None) -> dict:
+    """`"hidden_size=64,qkv_bias=false"` as a dict of SiTConfig's fields, values as YAML reads them."""
+    overrides = {}
+    known = {item.name for item in fields(SiTConfig)}
+    for assignment in (text or "").split(","):
+        if not assignment.strip():
+            continue
+        name, separator, value = (part.strip() for part in assignment.partition("="))
+        if not separator:
+            raise UserError(f"--config_overrides takes field=value, separated by commas; got {assignment.strip()!r}")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"--config_overrides: SiTConfig has no field {name!r}{hint}")
+        overrides[name] = yaml.safe_load(value)
+    return overrides
+
+
+def num_workers(asked: int | None, device_type: str, num_local_processes: int) -> int:
+    """Dataloader workers of one process: what was asked for, else none on a CPU, which the network fills, else up to 8."""
+    if asked is not None:
+        return asked
+    return 0 if device_type == "cpu" else min(8, (os.cpu_count() or 1) // max(num_local_processes, 1))

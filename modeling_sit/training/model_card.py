@@ -1,0 +1,94 @@
+"""The model card of a run, written from what was run and measured."""
+
+import os
+import platform
+from dataclasses import MISSING, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+
+from modeling_sit.data.views import ViewArguments
+from modeling_sit.training.arguments import CorruptionArguments, ModelArguments, PretrainingArguments
+from modeling_sit.training.metrics_log import read_metrics
+from modeling_sit.training.schedules import Schedules
+
+NUM_METRICS_LINES = 10
+PACKAGES = ("modeling-sit", "torch", "transformers", "accelerate")
+# Said elsewhere on the card, or of this machine only.
+NOT_SETTINGS = {"dataset", "output_dir", "export", "overwrite_output_dir", "resume_from_checkpoint"}
+
+
+def write_pretraining_card(
+    template: Path,
+    output_dir: Path,
+    *,
+    settings: dict[str, Any],
+    command: str,
+    num_pictures: int,
+    num_unreadable: int,
+    schedules: Schedules,
+    num_processes: int,
+    device: torch.device,
+    seconds: float,
+) -> None:
+    """Write `README.md` of a finished pretraining run.
+
+    Args:
+        template (`Path`): Jinja template of the card.
+        output_dir (`Path`): The run's folder, with `metrics.jsonl` and `previews/`.
+        settings (`dict`): The flags' values.
+        command (`str`): What was typed.
+        num_pictures, num_unreadable (`int`): Pictures of the data set; those of them that could not be read.
+        schedules (`Schedules`): The run's length.
+        num_processes (`int`), device (`torch.device`): What it ran on.
+        seconds (`float`): How long, since the last start.
+    """
+    previews = sorted((output_dir / "previews").glob("*.png"))
+    lines = read_metrics(output_dir / "metrics.jsonl")
+    card = ModelCard.from_template(
+        ModelCardData(library_name="transformers", license="apache-2.0", tags=["sit", "self-supervised", "vit"]),
+        template_path=str(template),
+        model_name=output_dir.resolve().name,
+        model_id=str(output_dir),
+        dataset=settings["dataset"],
+        num_pictures=f"{num_pictures:,}",
+        num_unreadable=num_unreadable,
+        preview=f"previews/{previews[-1].name}" if previews else None,
+        command=command,
+        steps=f"{schedules.num_steps:,}",
+        epochs=f"{schedules.epoch(schedules.num_steps):.4g}",
+        total_batch_size=settings["per_device_train_batch_size"] * num_processes * schedules.batches_per_step,
+        export=settings["export"],
+        hardware=f"{num_processes} x {_describe_device(device)}",
+        duration=f"{seconds / 60:.1f} minutes",
+        versions=", ".join(f"{name} {version(name)}" for name in PACKAGES),
+        settings=_changed_settings(settings),
+        metrics=_spread(lines, NUM_METRICS_LINES),
+    )
+    card.save(output_dir / "README.md")
+
+
+def _describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU ({os.cpu_count()} cores)" if device.type == "cpu" else device.type
+
+
+def _changed_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    changed = {}
+    for group in (PretrainingArguments, ModelArguments, CorruptionArguments, ViewArguments):
+        for item in fields(group):
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if settings[item.name] != default and item.name not in NOT_SETTINGS:
+                changed[item.name] = settings[item.name]
+    return changed
+
+
+def _spread(lines: list[dict], count: int) -> list[dict]:
+    """At most `count` of the lines, evenly spread, the last one among them."""
+    if len(lines) <= count:
+        return lines
+    return [lines[round((number + 1) * len(lines) / count) - 1] for number in range(count)]

@@ -1,0 +1,39 @@
+"""The teacher: an exponential moving average of the student."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from modeling_sit.modeling_sit import SiTForPreTraining
+
+
+class Teacher(nn.Module):
+    """
+    A copy of the student that follows it by exponential moving average, without gradients.
+
+    Its parameters are averaged; its batch norm statistics are its own, for it stays in training mode (as in the
+    authors' code), without stochastic depth.
+
+    Args:
+        student ([`SiTForPreTraining`]): The model to copy and to follow; bare, not wrapped.
+    """
+
+    def __init__(self, student: SiTForPreTraining):
+        super().__init__()
+        config = copy.deepcopy(student.config)
+        config.drop_path_rate = config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+        self.model = SiTForPreTraining(config).to(student.device)
+        self.model.load_state_dict(student.state_dict())
+        self.model.requires_grad_(False).train()
+
+    @torch.no_grad()
+    def project(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Projections `(2 * batch, projection_size)` of clean views `(2 * batch, channels, height, width)`."""
+        return self.model.project(pixel_values)
+
+    @torch.no_grad()
+    def update(self, student: SiTForPreTraining, momentum: float) -> None:
+        """`teacher = momentum * teacher + (1 - momentum) * student`, parameter by parameter."""
+        get_ema_multi_avg_fn(momentum)(list(self.model.parameters()), list(student.parameters()), None)

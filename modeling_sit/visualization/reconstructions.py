@@ -1,0 +1,84 @@
+"""Sheets of reconstructions: what the model was shown, and what it made of it."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from modeling_sit import SiTForPreTraining, SiTImageProcessor
+
+ROWS = ("clean", "corrupted", "reconstruction", "pasted")
+MARGIN = 4
+LABEL_WIDTH = 96
+MIN_PICTURE_SIZE = 64
+
+
+def reconstruction_sheet(
+    clean: torch.Tensor,
+    corrupted: torch.Tensor,
+    reconstruction: torch.Tensor,
+    corruption_mask: torch.Tensor,
+    image_mean,
+    image_std,
+) -> Image.Image:
+    """A sheet of four labelled rows: clean view, corrupted view, reconstruction, and the reconstruction pasted into the
+    clean pixels where they had been corrupted.
+
+    Args:
+        clean, corrupted, reconstruction (`torch.Tensor` of shape `(pictures, channels, height, width)`): Normalised.
+        corruption_mask (`torch.Tensor` of shape `(pictures, 1, height, width)`): Bool.
+        image_mean, image_std (sequences of `float`): Undo the normalisation.
+
+    Returns:
+        `PIL.Image.Image`: RGB; small pictures are enlarged by a whole factor, so that pixels stay visible.
+    """
+    pasted = torch.where(corruption_mask, reconstruction.to(clean.dtype), clean)
+    rows = [to_uint8(row, image_mean, image_std) for row in (clean, corrupted, reconstruction, pasted)]
+    num_pictures, _, height, width = clean.shape
+    factor = max(1, -(-MIN_PICTURE_SIZE // max(height, width)))
+    cell_width, cell_height = width * factor + MARGIN, height * factor + MARGIN
+    sheet = Image.new("RGB", (LABEL_WIDTH + num_pictures * cell_width, MARGIN + len(rows) * cell_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for number, (label, row) in enumerate(zip(ROWS, rows, strict=True)):
+        top = MARGIN + number * cell_height
+        draw.text((MARGIN, top + cell_height // 2), label, fill="black", anchor="lm", font=font)
+        for column, pixels in enumerate(row):
+            picture = _to_image(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+            sheet.paste(picture, (LABEL_WIDTH + column * cell_width, top))
+    return sheet
+
+
+def to_uint8(pixel_values: torch.Tensor, image_mean, image_std) -> torch.Tensor:
+    """Normalised pictures `(pictures, channels, height, width)` as uint8 on the CPU, what is out of range clipped."""
+    pixel_values = pixel_values.detach().float().cpu()
+    mean, std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (image_mean, image_std))
+    return ((pixel_values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _to_image(pixels: torch.Tensor) -> Image.Image:
+    pixels = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]).convert("RGB")
+
+
+@torch.no_grad()
+def save_preview(
+    model: SiTForPreTraining, processor: SiTImageProcessor, crops: torch.Tensor, path: Path, seed: int
+) -> None:
+    """Corrupt `crops` (uint8, `(pictures, channels, height, width)`), reconstruct them, and save the sheet as a PNG.
+
+    The same seed corrupts the same way, so that the sheets of a run can be compared. The model's mode is left as it was.
+    """
+    if model.config.reconstruction_weight == 0:
+        return
+    device = model.device
+    clean = processor(list(crops), do_resize=False, do_convert_rgb=False, return_tensors="pt")["pixel_values"].to(
+        device
+    )
+    corrupted, mask = processor.corrupt(clean, generator=torch.Generator(device).manual_seed(seed))
+    was_training = model.training
+    reconstruction = model.eval()(corrupted).reconstruction
+    model.train(was_training)
+    sheet = reconstruction_sheet(clean, corrupted, reconstruction, mask, processor.image_mean, processor.image_std)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

@@ -1,0 +1,328 @@
+#!/usr/bin/env python
+"""Pretrain a Vision Transformer on your own pictures, without labels.
+
+    accelerate launch scripts/pretrain.py [RECIPE.yaml] --dataset PICTURES --output_dir FOLDER ...
+
+The folder becomes a model repository: weights, configuration, image processor, model card, and the code to load them.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from transformers.utils import logging as transformers_logging
+
+from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
+from modeling_sit.cli.arguments import RecipeArgumentParser
+from modeling_sit.cli.errors import UserError, one_line_errors
+from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.sampling import PREVIEW, STEP, PictureBatches, derive_seed
+from modeling_sit.data.sources import Pictures, load_pictures
+from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, collate_crops
+from modeling_sit.training.arguments import (
+    CorruptionArguments,
+    ModelArguments,
+    PretrainingArguments,
+    create_config,
+    create_processor,
+    num_workers,
+)
+from modeling_sit.training.checkpoints import (
+    delete_old_checkpoints,
+    load_checkpoint,
+    prepare_output_dir,
+    save_checkpoint,
+)
+from modeling_sit.training.contrast import gather_projections
+from modeling_sit.training.model_card import write_pretraining_card
+from modeling_sit.training.optimization import create_optimizer, set_hyperparameters
+from modeling_sit.training.progress import NonFiniteLoss, RunProgress
+from modeling_sit.training.schedules import Schedules, plan_schedules
+from modeling_sit.training.teacher import Teacher
+from modeling_sit.visualization.reconstructions import save_preview
+
+CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "template.md"
+NUM_PREVIEW_PICTURES = 8
+
+
+def main() -> None:
+    parser = RecipeArgumentParser(
+        (PretrainingArguments, ModelArguments, CorruptionArguments, ViewArguments),
+        description="Pretrain a Vision Transformer on your own pictures, without labels.",
+    )
+    with one_line_errors():
+        pretrain(*parser.parse())
+
+
+def pretrain(
+    arguments: PretrainingArguments,
+    model_arguments: ModelArguments,
+    corruption_arguments: CorruptionArguments,
+    view_arguments: ViewArguments,
+) -> None:
+    started = time.time()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    output_dir = Path(arguments.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        log_with=arguments.report_to or None,
+        project_dir=output_dir,
+    )
+    with accelerator.main_process_first():
+        resumed_checkpoint = prepare_output_dir(output_dir, arguments, accelerator.is_main_process)
+        pictures = load_training_pictures(arguments)
+    settings = {
+        name: value
+        for group in (arguments, model_arguments, corruption_arguments, view_arguments)
+        for name, value in asdict(group).items()
+    }
+
+    config = create_config(model_arguments, len(pictures.train))
+    processor = create_processor(config, model_arguments, corruption_arguments)
+    augment = ViewAugmentation(view_arguments, config.image_shape, processor.image_mean, processor.image_std)
+    augment = augment.to(accelerator.device)
+    schedules = plan_schedules(arguments, len(pictures.train), accelerator.num_processes)
+
+    student = create_student(config, model_arguments, arguments.seed).to(accelerator.device)
+    teacher = Teacher(student) if config.use_teacher and config.contrastive_weight > 0 else None
+    optimizer = create_optimizer(student, (arguments.adam_beta1, arguments.adam_beta2), accelerator.device)
+    wrapped_student, optimizer = accelerator.prepare(student, optimizer)
+    first_step = load_checkpoint(accelerator, teacher, resumed_checkpoint) if resumed_checkpoint else 0
+
+    crops_dataset = TwoCropsDataset(pictures.train, config.image_shape, config.num_channels, view_arguments)
+    loader = create_loader(crops_dataset, arguments, schedules, first_step, accelerator)
+    preview_crops = crop_for_preview(crops_dataset, arguments.seed)
+    if arguments.report_to:
+        accelerator.init_trackers("sit", config={name: str(value) for name, value in settings.items()})
+    accelerator.print(describe_run(pictures, student, schedules, first_step, accelerator))
+
+    unreadable: set[str] = set()
+    progress = RunProgress(accelerator, output_dir, first_step, schedules.num_steps)
+    wrapped_student.train()
+    first_batch = first_step * schedules.batches_per_step
+    for number, batch in enumerate(progress.wait_for(read_batches(loader)), start=first_batch):
+        step = number // schedules.batches_per_step
+        schedule = schedules.at(step)
+        report_unreadable(batch["unreadable"], unreadable, arguments.on_bad_image)
+        set_hyperparameters(optimizer, schedule["learning_rate"], schedule["weight_decay"])
+
+        # From here to the next batch, what is random is a function of seed, batch and process.
+        torch.manual_seed(derive_seed(arguments.seed, STEP, number, accelerator.process_index))
+        clean_views = augment(batch["crops"].to(accelerator.device, non_blocking=True))
+        corrupted_views, corruption_mask = corrupt_views(processor, clean_views)
+        teacher_projections, offset = project_clean_views(accelerator, teacher, clean_views)
+        with accelerator.accumulate(wrapped_student):
+            output = wrapped_student(
+                corrupted_views,
+                target_pixel_values=clean_views,
+                corruption_mask=corruption_mask,
+                teacher_projections=teacher_projections,
+                teacher_projections_offset=offset,
+            )
+            accelerator.backward(output.loss)
+            if accelerator.sync_gradients and arguments.max_grad_norm > 0:
+                accelerator.clip_grad_norm_(wrapped_student.parameters(), arguments.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        progress.count(output, arguments.per_device_train_batch_size * accelerator.num_processes)
+        if not accelerator.sync_gradients:
+            continue
+        if teacher is not None:
+            teacher.update(student, schedule["teacher_momentum"])
+
+        step += 1
+        progress.advance()
+        is_last = step == schedules.num_steps
+        saves = is_last or is_due(step, arguments.checkpointing_steps, schedules)
+        if saves or step % arguments.logging_steps == 0:
+            check_losses(progress, step, schedules.batches_per_step, output_dir)
+            progress.tell(step, schedules.epoch(step), schedule)
+        if accelerator.is_main_process and (is_last or is_due(step, arguments.preview_steps, schedules)):
+            path = output_dir / "previews" / f"step-{step:08d}.png"
+            save_preview(student, processor, preview_crops, path, derive_seed(arguments.seed, PREVIEW))
+        if saves:
+            if arguments.checkpointing_steps != "no":
+                save_checkpoint(accelerator, teacher, output_dir, step, settings)
+                delete_old_checkpoints(accelerator, output_dir, arguments.checkpoints_total_limit)
+            save_model(accelerator, student, teacher, processor, output_dir, arguments.export)
+    progress.close()
+
+    if accelerator.is_main_process:
+        write_pretraining_card(
+            CARD_TEMPLATE,
+            output_dir,
+            settings=settings,
+            command="accelerate launch " + " ".join(sys.argv),
+            num_pictures=len(pictures.train),
+            num_unreadable=len(unreadable),
+            schedules=schedules,
+            num_processes=accelerator.num_processes,
+            device=accelerator.device,
+            seconds=time.time() - started,
+        )
+    if unreadable:
+        accelerator.print(f"{len(unreadable)} unreadable picture(s) were skipped; they are named above")
+    accelerator.print(f"done: {output_dir} holds the model; its README.md says what was run")
+    accelerator.end_training()
+
+
+def load_training_pictures(arguments: PretrainingArguments) -> Pictures:
+    pictures = load_pictures(
+        arguments.dataset,
+        dataset_config_name=arguments.dataset_config_name,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        train_split=arguments.train_split,
+        validation_split=arguments.validation_split,
+    )
+    if pictures.train is None:
+        raise UserError(
+            f"--dataset {arguments.dataset} has several splits, none of them called train: choose one of "
+            f"{', '.join(pictures.splits)} by --train_split"
+        )
+    return pictures
+
+
+def create_student(config: SiTConfig, arguments: ModelArguments, seed: int) -> SiTForPreTraining:
+    """A student with weights from the seed, or from the checkpoint to go on from; heads without a loss are frozen."""
+    torch.manual_seed(seed)
+    if arguments.attn_implementation is not None:
+        config._attn_implementation = arguments.attn_implementation
+    if arguments.model_name_or_path is None:
+        student = SiTForPreTraining(config)
+    else:
+        student = SiTForPreTraining.from_pretrained(arguments.model_name_or_path, config=config, dtype=torch.float32)
+    student.decoder.requires_grad_(config.reconstruction_weight > 0)
+    student.projection_head.requires_grad_(config.contrastive_weight > 0)
+    if arguments.gradient_checkpointing:
+        student.gradient_checkpointing_enable()
+    return student
+
+
+def create_loader(
+    crops_dataset: TwoCropsDataset,
+    arguments: PretrainingArguments,
+    schedules: Schedules,
+    first_step: int,
+    accelerator: Accelerator,
+) -> DataLoader:
+    """Batches of this process from `first_step` to the end of the run."""
+    return DataLoader(
+        crops_dataset,
+        batch_sampler=PictureBatches(
+            len(crops_dataset),
+            arguments.per_device_train_batch_size,
+            arguments.seed,
+            start=first_step * schedules.batches_per_step,
+            stop=schedules.num_steps * schedules.batches_per_step,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        ),
+        collate_fn=collate_crops,
+        num_workers=num_workers(arguments.dataloader_num_workers, accelerator.device.type, accelerator.num_processes),
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def read_batches(loader: DataLoader) -> Iterator[dict]:
+    try:
+        yield from loader
+    except UnreadablePicture as problem:
+        # A worker's exception carries its traceback in front of what it says.
+        raise UserError(f"{str(problem).splitlines()[-1]}") from problem
+
+
+def report_unreadable(problems: list[str], known: set[str], on_bad_image: str) -> None:
+    """Name each unreadable picture once, or end the run by the first."""
+    for problem in problems:
+        if on_bad_image == "error":
+            raise UserError(f"{problem} (--on_bad_image skip would go on without it)")
+        if problem not in known:
+            known.add(problem)
+            print(f"skipped an unreadable picture: {problem}", file=sys.stderr, flush=True)
+
+
+def crop_for_preview(crops_dataset: TwoCropsDataset, seed: int) -> torch.Tensor:
+    """One crop each of the first pictures, `(pictures, channels, height, width)`, uint8."""
+    indices = range(min(NUM_PREVIEW_PICTURES, len(crops_dataset)))
+    return torch.stack([crops_dataset[index, derive_seed(seed, PREVIEW, index)]["crops"][0] for index in indices])
+
+
+def describe_run(
+    pictures: Pictures, student: SiTForPreTraining, schedules: Schedules, first_step: int, accelerator: Accelerator
+) -> str:
+    height, width = student.config.image_shape
+    backbone = sum(parameter.numel() for parameter in student.vit.parameters()) / 1e6
+    return (
+        f"{pictures.name}: {len(pictures.train):,} pictures, {schedules.batches_per_epoch:,} batches an epoch\n"
+        f"model: {backbone:.2f} M parameters in the backbone, {height} x {width} pixels in patches of "
+        f"{student.config.patch_size}, losses {student.config.reconstruction_weight:g} x reconstruction + "
+        f"{student.config.contrastive_weight:g} x contrast\n"
+        f"run: steps {first_step:,} to {schedules.num_steps:,} ({schedules.epoch(schedules.num_steps):.4g} epochs), "
+        f"warm-up {schedules.num_warmup_steps:,}, peak learning rate {schedules.peak_learning_rate:.3g}, "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision "
+        f"{accelerator.mixed_precision}"
+    )
+
+
+def corrupt_views(processor: SiTImageProcessor, clean_views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Corrupt view 1 and view 2 apart, so that what replaces a place comes from another picture, not its other view."""
+    corrupted, masks = zip(*(processor.corrupt(view) for view in clean_views.chunk(2)), strict=True)
+    return torch.cat(corrupted), torch.cat(masks)
+
+
+def project_clean_views(
+    accelerator: Accelerator, teacher: Teacher | None, clean_views: torch.Tensor
+) -> tuple[torch.Tensor | None, int]:
+    """The teacher's projections of the clean views of all processes, and the offset of this one's pictures."""
+    if teacher is None:
+        return None, 0
+    with accelerator.autocast():
+        projections = teacher.project(clean_views)
+    return gather_projections(accelerator, projections)
+
+
+def is_due(step: int, every: str | int | None, schedules: Schedules) -> bool:
+    """Whether something is due after `step` steps: every so many, at the end of an `epoch`, never (`no` or 0), or, by
+    default, ten times in the run."""
+    if every == "epoch":
+        return int(schedules.epoch(step)) > int(schedules.epoch(step - 1))
+    if every is None:
+        every = max(1, schedules.num_steps // 10)
+    return every not in ("no", 0) and step % int(every) == 0
+
+
+def check_losses(progress: RunProgress, step: int, batches_per_step: int, output_dir: Path) -> None:
+    try:
+        progress.check_losses()
+    except NonFiniteLoss as problem:
+        raise UserError(
+            f"{problem} at step {step - problem.batches_ago // batches_per_step}; the checkpoints in {output_dir} are from "
+            "before. Try a lower --base_learning_rate, longer --warmup_epochs, or --mixed_precision no"
+        ) from problem
+
+
+def save_model(
+    accelerator: Accelerator,
+    student: SiTForPreTraining,
+    teacher: Teacher | None,
+    processor: SiTImageProcessor,
+    output_dir: Path,
+    export: str,
+) -> None:
+    """Write the model repository's weights, configuration, processor and code, from the main process."""
+    if accelerator.is_main_process:
+        exported = teacher.model if teacher is not None and export == "teacher" else student
+        student.save_pretrained(output_dir, state_dict=exported.state_dict())
+        processor.save_pretrained(output_dir)
+
+
+if __name__ == "__main__":
+    main()
