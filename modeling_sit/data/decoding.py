@@ -105,7 +105,8 @@ def _decode(picture: str | os.PathLike | bytes | PIL.Image.Image | None) -> PIL.
     in_memory = not isinstance(picture, (str, os.PathLike))
     if (len(picture) if in_memory else os.stat(picture).st_size) == 0:
         raise UnreadablePicture("it is empty (0 bytes)")
-    with PIL.Image.open(io.BytesIO(picture) if in_memory else picture) as image:
+    # An open file, not a path: what Pillow opens itself it may map into memory, and keep open as long as the picture.
+    with io.BytesIO(picture) if in_memory else open(picture, "rb") as file, PIL.Image.open(file) as image:
         limit = PIL.Image.MAX_IMAGE_PIXELS
         # Pillow itself stops only at twice the limit; up to there it warns, then takes the memory.
         if limit is not None and image.width * image.height > limit:

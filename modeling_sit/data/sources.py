@@ -100,21 +100,21 @@ def load_pictures(
         train_split = _choose_split(splits, train_split, "--train_split", TRAIN_SPLITS)
         if train_split is None and len(splits) == 1:
             (train_split,) = splits
-        others = {split: splits[split] for split in splits if split != train_split}
+        others = [split for split in splits if split != train_split]
         validation_split = _choose_split(
-            splits if validation_split else others, validation_split, "--validation_split", VALIDATION_SPLITS
+            others if validation_split is None else splits, validation_split, "--validation_split", VALIDATION_SPLITS
         )
-        # The chosen splits say first which columns there are; the others only take part in the encoding of the labels.
-        order = dict.fromkeys([split for split in (train_split, validation_split) if split] + list(splits))
-        features: dict[str, Any] = {}
-        for split in order:
-            features = {**splits[split].features, **features}
+        chosen = [split for split in (train_split, validation_split) if split is not None]
+        if not chosen:
+            raise UserError(f"which split? It has {_listed(splits)}; choose with --train_split or --validation_split")
+        features = {**splits[chosen[-1]].features, **splits[chosen[0]].features}
         image_column = _find_image_column(features, image_column)
         label_column = _find_label_column(features, label_column)
+        # The splits that are not used take part: a class has the same index whichever are.
         labels, label_names = _encode_labels(splits, label_column) if label_column else ({}, None)
         pictures = {
             split: _only_image_and_label(splits[split], split, image_column, labels.get(split), label_names)
-            for split in {train_split, validation_split} - {None}
+            for split in chosen
         }
     except UserError as error:
         raise UserError(f"--dataset {dataset}: {error}") from error
@@ -197,8 +197,7 @@ def _load_file(path: str) -> dict[str, datasets.Dataset]:
 
 def _load_saved(path: str) -> dict[str, datasets.Dataset]:
     saved = _or_user_error(f"{path} cannot be read as a `save_to_disk` folder", datasets.load_from_disk, path)
-    splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
-    return {split: dataset.with_format(None) for split, dataset in splits.items()}
+    return dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
 
 
 def _load_from_hub(dataset: str, config_name: str | None) -> dict[str, datasets.Dataset]:
@@ -234,7 +233,7 @@ def _load_folder(folder: str) -> dict[str, datasets.Dataset]:
         raise UserError(f"{error.filename}: {error.strerror}; the folder must be readable") from error
 
     kinds = {"pictures": pictures, "parquet files": parquet, "tar files": tars}
-    found = [f"{len(paths)} {kind}" for kind, paths in kinds.items() if paths]
+    found = [f"{kind} ({len(paths)})" for kind, paths in kinds.items() if paths]
     if len(found) > 1:
         raise UserError(f"it holds {' and '.join(found)}; keep one kind in the folder, or give the sub-folder of one")
     if not found and not others:
@@ -266,14 +265,9 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]
 
 @functools.cache
 def _picture_extensions() -> tuple[str, ...]:
-    formats = PIL.Image.registered_extensions().items()
-    return tuple(
-        sorted(
-            extension
-            for extension, format in formats
-            if format in PIL.Image.OPEN and format not in UNDECODABLE_FORMATS
-        )
-    )
+    formats = PIL.Image.registered_extensions()  # fills `OPEN`, too
+    readable = set(PIL.Image.OPEN) - UNDECODABLE_FORMATS
+    return tuple(extension for extension, format in formats.items() if format in readable)
 
 
 def _split_folders(folder: str, paths: list[str]) -> dict[str, datasets.Dataset]:
@@ -322,8 +316,7 @@ def _split_shards(folder: str, paths: list[str]) -> dict[str, list[str]]:
 
 def _split_of_shard(path: str) -> str | None:
     """The split that a path such as `data/train-00000-of-00002.parquet` or `val/0.tar` names, the file name first."""
-    # The longest first, or else "val" would be found in "validation".
-    names = "|".join(sorted(TRAIN_SPLITS + VALIDATION_SPLITS, key=len, reverse=True))
+    names = "|".join(TRAIN_SPLITS + VALIDATION_SPLITS)
     for part in reversed(path.lower().split(os.sep)):
         if match := re.match(rf"({names})(?![a-z])", part):
             return match[1]
@@ -487,41 +480,36 @@ def _encode_labels(splits: dict[str, datasets.Dataset], column: str) -> tuple[di
         `tuple`: The class indices of each split, `(num_rows,)`, int64, -1 for no label; and the classes' names, or `None`
         if no picture has a label.
     """
-    features = [dataset.features[column] for dataset in splits.values() if column in dataset.features]
+    values, features = {}, []
+    for split, dataset in splits.items():
+        feature = dataset.features.get(column, datasets.Value("null"))
+        if feature == datasets.Value("null"):
+            values[split] = pa.chunked_array([pa.nulls(len(dataset), pa.int64())])
+        elif _holds_labels(feature):
+            values[split] = dataset.select_columns([column]).with_format("arrow")[:].column(column)
+            features.append(feature)
+        else:
+            raise UserError(f"column {column} of split {split}: not one class per picture, but {feature}")
+
     names = features[0].names if isinstance(features[0], datasets.ClassLabel) else None
-    if names and all(isinstance(feature, datasets.ClassLabel) and feature.names == names for feature in features):
-        indices = {split: _values(dataset, column) for split, dataset in splits.items()}
-    else:
-        values = {
-            split: _named(_values(dataset, column), dataset.features.get(column)) for split, dataset in splits.items()
-        }
-        strings = any(pa.types.is_large_string(array.type) for array in values.values())
-        values = {split: array.cast(pa.large_string() if strings else pa.int64()) for split, array in values.items()}
-        present = set().union(*(array.unique().to_pylist() for array in values.values()))
-        classes = sorted(present - {None, -1})
+    if names is None or any(getattr(feature, "names", None) != names for feature in features):
+        values = {split: _named(array, splits[split].features.get(column)) for split, array in values.items()}
+        if any(pa.types.is_large_string(array.type) for array in values.values()):
+            values = {split: array.cast(pa.large_string()) for split, array in values.items()}
+        classes = sorted(set().union(*(array.unique().to_pylist() for array in values.values())) - {None, -1})
         if not classes:
             return {}, None
-        classes = pa.array(classes)
-        names = [str(name) for name in classes.to_pylist()]
-        indices = {split: pc.index_in(array, value_set=classes.cast(array.type)) for split, array in values.items()}
-    return {split: array.fill_null(-1).to_numpy().astype(np.int64) for split, array in indices.items()}, names
-
-
-def _values(dataset: datasets.Dataset, column: str) -> pa.ChunkedArray:
-    if column not in dataset.column_names:
-        return pa.chunked_array([pa.nulls(len(dataset), pa.int64())])
-    return dataset.select_columns([column]).with_format("arrow")[:].column(column)
+        names = [str(value) for value in classes]
+        values = {split: pc.index_in(array, pa.array(classes, array.type)) for split, array in values.items()}
+    return {split: array.fill_null(-1).to_numpy().astype(np.int64) for split, array in values.items()}, names
 
 
 def _named(values: pa.ChunkedArray, feature: Any) -> pa.ChunkedArray:
     """Class indices with names, strings and booleans become strings; integers stay."""
     if isinstance(feature, datasets.ClassLabel) and feature.names:
-        return pa.chunked_array([pa.array(feature.names, pa.large_string())]).take(
-            pc.if_else(pc.less(values, 0), None, values)
-        )
-    if pa.types.is_integer(values.type) or pa.types.is_null(values.type):
-        return values
-    return values.cast(pa.large_string())
+        names = pa.chunked_array([pa.array(feature.names, pa.large_string())])
+        return names.take(pc.if_else(pc.less(values, 0), None, values))
+    return values.cast(pa.int64() if pa.types.is_integer(values.type) else pa.large_string())
 
 
 def _listed(names: Iterable[str]) -> str:

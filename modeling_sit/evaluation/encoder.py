@@ -1,0 +1,45 @@
+"""The frozen encoder that the protocols measure, with its image processor."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
+
+from modeling_sit.cli.errors import UserError
+
+
+def load_encoder(model_name_or_path: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    Load the encoder of a checkpoint, without heads, in float32, and the image processor that goes with it.
+
+    Args:
+        model_name_or_path (`str`):
+            A folder of `save_pretrained` or the id of a model on the Hub: SiT, or any model that `AutoModel` knows.
+
+    Returns:
+        `tuple[PreTrainedModel, BaseImageProcessor]`: The encoder in evaluation mode, on the CPU, and the processor.
+
+    Raises:
+        [`UserError`]: If there is no such model, a file of it is missing or damaged, or it lacks weights of the encoder.
+    """
+    folder = Path(model_name_or_path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"--model_name_or_path {folder}: no config.json in this folder, so it holds no model")
+    try:
+        model, info = AutoModel.from_pretrained(model_name_or_path, dtype=torch.float32, output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(model_name_or_path)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
+        reason = " ".join(str(problem).split())
+        where = "this model cannot be loaded" if folder.is_dir() else "no such folder, nor a model that the Hub gives"
+        raise UserError(f"--model_name_or_path {model_name_or_path}: {where}: {reason}") from problem
+    # ViT's pooler is not part of most checkpoints, and not of the features either.
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise UserError(
+            f"--model_name_or_path {model_name_or_path}: {len(missing)} of the encoder's weights are not there, such as "
+            f"{missing[0]}; its features would be random"
+        )
+    # SiT's processor can be saved with corruption switched on; frozen features are of pictures as they are.
+    processor.do_corrupt = False
+    return model, processor

@@ -1,0 +1,461 @@
+import io
+import os
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+from PIL.PngImagePlugin import PngInfo
+
+from modeling_sit.data.decoding import UnreadablePicture, convert_picture, read_picture
+
+HEIGHT, WIDTH = 5, 7
+
+
+def random_values(*channels, seed=0, dtype=np.uint8):
+    high = np.iinfo(dtype).max + 1
+    return np.random.default_rng(seed).integers(0, high, (HEIGHT, WIDTH, *channels)).astype(dtype)
+
+
+def encode(image, format="PNG", **kwargs):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **kwargs)
+    return buffer.getvalue()
+
+
+def over_white(values, alpha):
+    """Each pixel by itself: value * alpha + 255 * (1 - alpha)."""
+    alpha = alpha[..., None].astype(float) / 255
+    return values * alpha + 255 * (1 - alpha)
+
+
+def luma(values):
+    """ITU-R 601-2, as everybody's grey."""
+    return values.astype(float) @ np.array([0.299, 0.587, 0.114])
+
+
+def assert_close(image, expected, tolerance=1.0):
+    actual = np.asarray(image).astype(float)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance
+
+
+def exif_with_orientation(orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+# What a picture may be handed in as.
+
+
+@pytest.mark.parametrize(
+    "form", ["str", "path", "bytes", "bytearray", "dict_bytes", "dict_path", "dict_both", "pil", "pil_lazy"]
+)
+def test_forms_of_one_picture(tmp_path, form):
+    values = random_values(3)
+    path = tmp_path / "a picture [1].png"
+    encoded = encode(PIL.Image.fromarray(values))
+    path.write_bytes(encoded)
+    picture = {
+        "str": str(path),
+        "path": path,
+        "bytes": encoded,
+        "bytearray": bytearray(encoded),
+        "dict_bytes": {"bytes": encoded, "path": None},
+        "dict_path": {"bytes": None, "path": str(path)},
+        "dict_both": {"bytes": encoded, "path": "name/in/an/archive.png"},
+        "pil": PIL.Image.fromarray(values),
+        "pil_lazy": PIL.Image.open(path),
+    }[form]
+    image = read_picture(picture)
+    assert image.mode == "RGB" and image.size == (WIDTH, HEIGHT)
+    np.testing.assert_array_equal(np.asarray(image), values)
+
+
+def test_rgb_is_not_copied():
+    image = PIL.Image.fromarray(random_values(3))
+    assert read_picture(image) is image
+    assert convert_picture(image) is image
+
+
+def test_pil_pictures_are_left_as_they_are():
+    image = PIL.Image.fromarray(random_values(4))
+    image.getexif()[0x0112] = 6
+    before = image.copy()
+    assert read_picture(image).size == (HEIGHT, WIDTH)
+    assert image.mode == "RGBA" and image.size == (WIDTH, HEIGHT) and image.getexif()[0x0112] == 6
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(before))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
+@pytest.mark.parametrize("format", ["png", "gif", "tiff"])
+def test_files_are_closed(tmp_path, format):
+    path = tmp_path / f"a.{format}"
+    frame = PIL.Image.fromarray(random_values())
+    frame.save(path, save_all=True, append_images=[frame.transpose(PIL.Image.Transpose.ROTATE_180)])
+    before = len(os.listdir("/proc/self/fd"))
+    images = [read_picture(path, 1) for _ in range(5)]  # not converted, so what was opened lives on
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(images) == 5
+
+
+@pytest.mark.parametrize("num_channels", [0, 2, 5, "RGB"])
+def test_wrong_number_of_channels(num_channels):
+    with pytest.raises(ValueError, match="num_channels"):
+        read_picture(PIL.Image.new("L", (1, 1)), num_channels)
+    with pytest.raises(ValueError, match="num_channels"):
+        convert_picture(PIL.Image.new("L", (1, 1)), num_channels)
+
+
+def test_something_else_is_a_programming_error():
+    with pytest.raises(TypeError, match="int"):
+        read_picture(3)
+
+
+# Modes.
+
+
+def test_rgb_to_each_number_of_channels():
+    values = random_values(3)
+    encoded = encode(PIL.Image.fromarray(values))
+    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 3)), values)
+    assert_close(read_picture(encoded, 1), luma(values))
+    rgba = read_picture(encoded, 4)
+    assert rgba.mode == "RGBA"
+    np.testing.assert_array_equal(np.asarray(rgba), np.dstack([values, np.full((HEIGHT, WIDTH), 255)]))
+
+
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_grey_keeps_its_values(num_channels):
+    values = random_values()
+    image = read_picture(encode(PIL.Image.fromarray(values)), num_channels)
+    assert image.mode == {1: "L", 3: "RGB", 4: "RGBA"}[num_channels]
+    for band in image.split()[: min(num_channels, 3)]:
+        np.testing.assert_array_equal(np.asarray(band), values)
+    if num_channels == 4:
+        assert image.getextrema()[3] == (255, 255)
+
+
+def test_transparent_rgb_lies_on_white():
+    values = random_values(4)
+    values[0, 0] = (10, 20, 30, 0)
+    encoded = encode(PIL.Image.fromarray(values))
+    expected = over_white(values[..., :3], values[..., 3])
+    image = read_picture(encoded, 3)
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    assert_close(image, expected)
+    assert_close(read_picture(encoded, 1), luma(expected), tolerance=1.5)
+    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 4)), values)
+
+
+def test_transparent_grey_lies_on_white():
+    values = random_values(2)
+    encoded = encode(PIL.Image.fromarray(values, "LA"))
+    expected = over_white(values[..., :1], values[..., 1])
+    assert_close(read_picture(encoded, 1), expected[..., 0])
+    assert_close(read_picture(encoded, 3), expected.repeat(3, axis=2))
+    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 4)), values[..., [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("mode", ["RGBa", "La"])
+def test_premultiplied_alpha(mode):
+    straight = PIL.Image.new("RGBA" if mode == "RGBa" else "LA", (2, 2), (200,) * (len(mode) - 1) + (128,))
+    expected = 200 * 128 / 255 + 255 * 127 / 255
+    for num_channels in (1, 3):
+        assert_close(
+            convert_picture(straight.convert(mode), num_channels).convert("L"), np.full((2, 2), expected), tolerance=2
+        )
+
+
+def test_one_transparent_colour_of_an_rgb_or_grey_png():
+    values = np.zeros((2, 2, 3), np.uint8)
+    values[0, 0] = (10, 20, 30)
+    image = read_picture(encode(PIL.Image.fromarray(values), transparency=(10, 20, 30)))
+    assert [image.getpixel((x, y)) for y in range(2) for x in range(2)] == [(255,) * 3, (0,) * 3, (0,) * 3, (0,) * 3]
+    image = read_picture(encode(PIL.Image.fromarray(values[..., 0]), transparency=10), 1)
+    np.testing.assert_array_equal(np.asarray(image), [[255, 0], [0, 0]])
+
+
+PALETTE = np.array([(250, 0, 10), (0, 240, 20), (30, 40, 230)], np.uint8)
+PALETTE_INDICES = np.array([[0, 1, 2], [2, 0, 1]], np.uint8)
+
+
+def palette_picture():
+    image = PIL.Image.fromarray(PALETTE_INDICES, "P")
+    image.putpalette(PALETTE.tobytes())
+    return image
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF", "BMP"])
+def test_palette(format):
+    image = read_picture(encode(palette_picture(), format))
+    np.testing.assert_array_equal(np.asarray(image), PALETTE[PALETTE_INDICES])
+    assert_close(read_picture(encode(palette_picture(), format), 1), luma(PALETTE[PALETTE_INDICES]))
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_palette_with_a_transparent_entry(format):
+    encoded = encode(palette_picture(), format, transparency=1)
+    expected = PALETTE[PALETTE_INDICES]
+    expected[PALETTE_INDICES == 1] = 255
+    np.testing.assert_array_equal(np.asarray(read_picture(encoded)), expected)
+    alpha = np.asarray(read_picture(encoded, 4))[..., 3]
+    np.testing.assert_array_equal(alpha, np.where(PALETTE_INDICES == 1, 0, 255))
+
+
+def test_palette_with_an_alpha_for_each_entry(recwarn):
+    alphas = np.array([0, 100, 255], np.uint8)
+    encoded = encode(palette_picture(), transparency=alphas.tobytes())
+    assert_close(read_picture(encoded), over_white(PALETTE[PALETTE_INDICES], alphas[PALETTE_INDICES]))
+    assert not recwarn  # Pillow warns where the alphas would be lost
+
+
+def test_one_bit():
+    bits = random_values() > 127
+    encoded = encode(PIL.Image.fromarray(bits))
+    assert PIL.Image.open(io.BytesIO(encoded)).mode == "1"
+    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 1)), bits * 255)
+    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 3)), np.dstack([bits * 255] * 3))
+
+
+def test_cmyk_tiff():
+    inks = random_values(4)
+    cyan, magenta, yellow, black = np.moveaxis(inks.astype(float), 2, 0)
+    expected = np.dstack([(255 - ink) * (255 - black) / 255 for ink in (cyan, magenta, yellow)])
+    assert_close(read_picture(encode(PIL.Image.fromarray(inks, "CMYK"), "TIFF")), expected, tolerance=2)
+
+
+def test_cmyk_jpeg():
+    """Adobe's CMYK JPEGs store their inks inverted: taken literally, red would come out as a dark cyan."""
+    encoded = encode(PIL.Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert PIL.Image.open(io.BytesIO(encoded)).mode == "CMYK"
+    assert_close(read_picture(encoded), np.full((16, 16, 3), (255.0, 0.0, 0.0)), tolerance=6)
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB", "HSV"])
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_other_colour_spaces(mode, num_channels):
+    white = {"YCbCr": (255, 128, 128), "LAB": (255, 128, 128), "HSV": (0, 0, 255)}[mode]
+    image = convert_picture(PIL.Image.new(mode, (2, 2), white), num_channels)
+    assert_close(image.convert("L"), np.full((2, 2), 255.0), tolerance=2)
+
+
+# More than 8 bits.
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "tiff_big_endian", "tiff_int32"])
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_16_bit_grey_is_scaled_not_clipped(kind, num_channels):
+    values = random_values(dtype=np.uint16)
+    values[0, :3] = (0, 65535, 257)
+    image = PIL.Image.fromarray(values.astype({"tiff_int32": np.int32, "tiff_big_endian": ">u2"}.get(kind, np.uint16)))
+    encoded = encode(image, "PNG" if kind == "png" else "TIFF")
+    assert PIL.Image.open(io.BytesIO(encoded)).mode.startswith("I")
+    result = read_picture(encoded, num_channels)
+    expected = np.array([[round(value / 257) for value in row] for row in values.tolist()])
+    for band in result.split()[: min(num_channels, 3)]:
+        np.testing.assert_array_equal(np.asarray(band), expected)
+
+
+def test_a_dark_16_bit_picture_stays_dark():
+    image = convert_picture(PIL.Image.fromarray(np.full((2, 2), 500, np.uint16)), 1)
+    assert image.getextrema() == (2, 2)
+
+
+@pytest.mark.parametrize("low, high", [(-1000, 1000), (0, 10**6), (-5, -5)])
+def test_integers_beyond_16_bits_are_stretched(low, high):
+    values = np.linspace(low, high, HEIGHT * WIDTH).round().astype(np.int32).reshape(HEIGHT, WIDTH)
+    image = read_picture(encode(PIL.Image.fromarray(values), "TIFF"), 1)
+    assert_close(image, (values - low) / max(high - low, 1) * 255, tolerance=0.51)
+
+
+@pytest.mark.parametrize(
+    "low, high, black, white",
+    [(0, 1, 0, 1), (0.2, 0.4, 0, 1), (0, 200, 0, 255), (0, 60000, 0, 65535), (-1, 1, -1, 1), (0, 1e6, 0, 1e6)],
+)
+def test_floats_are_scaled_by_the_range_that_holds_them(low, high, black, white):
+    values = np.linspace(low, high, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
+    encoded = encode(PIL.Image.fromarray(values), "TIFF")
+    assert PIL.Image.open(io.BytesIO(encoded)).mode == "F"
+    assert_close(read_picture(encoded, 1), (values.astype(float) - black) / (white - black) * 255, tolerance=0.51)
+
+
+def test_values_that_are_not_finite_count_as_zero(recwarn):
+    values = np.array([[0.5, np.nan], [np.inf, 1]], np.float32)
+    image = read_picture(PIL.Image.fromarray(values), 1)
+    assert np.asarray(image).tolist() == [[128, 0], [0, 255]]
+    assert not recwarn
+
+
+# Orientation, sizes, frames.
+
+# What EXIF's orientations ask for, in numpy: the first row of the file is the top, the top mirrored, the bottom, ...
+UPRIGHT = {
+    1: lambda values: values,
+    2: lambda values: values[:, ::-1],
+    3: lambda values: values[::-1, ::-1],
+    4: lambda values: values[::-1],
+    5: lambda values: values.swapaxes(0, 1),
+    6: lambda values: values[::-1].swapaxes(0, 1),
+    7: lambda values: values[::-1, ::-1].swapaxes(0, 1),
+    8: lambda values: values[:, ::-1].swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation(format, orientation):
+    values = random_values(3)
+    lossless = {"lossless": True} if format == "WEBP" else {}
+    encoded = encode(PIL.Image.fromarray(values), format, exif=exif_with_orientation(orientation), **lossless)
+    np.testing.assert_array_equal(np.asarray(read_picture(encoded)), UPRIGHT[orientation](values))
+
+
+def test_exif_orientation_of_a_jpeg():
+    values = np.zeros((16, 32), np.uint8)
+    values[:, 16:] = 255  # white on the right; turned 90 degrees clockwise it is at the bottom
+    image = read_picture(encode(PIL.Image.fromarray(values), "JPEG", exif=exif_with_orientation(6)), 1)
+    assert image.size == (16, 32)
+    assert_close(image, UPRIGHT[6](values).astype(float), tolerance=3)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_exif_of_a_jpeg_does_not_cost_the_picture(exif):
+    image = read_picture(encode(PIL.Image.new("L", (8, 8), 77), "JPEG", exif=exif), 1)
+    assert_close(image, np.full((8, 8), 77.0), tolerance=1)
+
+
+def test_damaged_exif_of_a_png_does_not_cost_the_picture():
+    values = random_values()
+    text = PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n  8\nno hexadecimal digits")
+    encoded = encode(PIL.Image.fromarray(values), pnginfo=text)
+    with pytest.raises(ValueError):  # what Pillow makes of it
+        PIL.Image.open(io.BytesIO(encoded)).getexif()
+    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 1)), values)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_one_pixel(mode, num_channels):
+    image = read_picture(encode(PIL.Image.new(mode, (1, 1)), "TIFF" if mode == "CMYK" else "PNG"), num_channels)
+    assert image.size == (1, 1) and len(image.getbands()) == num_channels
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_the_first_of_several_frames(format):
+    frames = [PIL.Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    lossless = {"lossless": True} if format == "WEBP" else {}
+    encoded = encode(frames[0], format, save_all=True, append_images=frames[1:], **lossless)
+    assert PIL.Image.open(io.BytesIO(encoded)).n_frames == 3
+    assert read_picture(encoded).getcolors() == [(16, (255, 0, 0))]
+
+
+# Trouble.
+
+
+def cut(format, **kwargs):
+    encoded = encode(
+        PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)), format, **kwargs
+    )
+    return encoded[: len(encoded) // 2]
+
+
+UNREADABLE = {
+    "zero bytes": b"",
+    "cut JPEG": cut("JPEG"),
+    "cut PNG": cut("PNG"),
+    "cut TIFF": cut("TIFF"),
+    "cut LZW TIFF": cut("TIFF", compression="tiff_lzw"),
+    "cut WebP": cut("WEBP"),
+    "cut GIF": cut("GIF"),
+    "cut BMP": cut("BMP"),
+    "HTML": b"<!DOCTYPE html>\n<html><body>404: not found</body></html>",
+    "zeros": bytes(1000),
+    "only a JPEG's beginning": b"\xff\xd8\xff\xe0",
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.parametrize("in_memory", [False, True], ids=["file", "bytes"])
+def test_damaged_files(tmp_path, content, in_memory):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UnreadablePicture) as caught:
+        read_picture({"bytes": content, "path": str(path)} if in_memory else path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and len(message) > len(f"{path}: ") + 5
+    assert "\n" not in message and "BytesIO" not in message
+
+
+def test_a_corrupt_chunk_in_a_png():
+    encoded = bytearray(encode(PIL.Image.fromarray(random_values(3))))
+    encoded[encoded.index(b"IDAT") + 8] ^= 0xFF
+    with pytest.raises(UnreadablePicture):
+        read_picture(bytes(encoded))
+
+
+@pytest.mark.parametrize(
+    "picture, reason",
+    [
+        (None, "no picture"),
+        ({"bytes": None, "path": None}, "no picture"),
+        ("/nowhere/at/all.png", "No such file"),
+        ({"bytes": None, "path": "/nowhere/at/all.png"}, "No such file"),
+        (os.path.dirname(__file__), "directory"),
+        (b"", "empty"),
+    ],
+)
+def test_no_picture(picture, reason):
+    with pytest.raises(UnreadablePicture, match=reason):
+        read_picture(picture)
+
+
+def test_a_given_name_is_used():
+    with pytest.raises(UnreadablePicture, match=r"^row 17 of train: it is empty"):
+        read_picture(b"", name="row 17 of train")
+    with pytest.raises(UnreadablePicture, match=r"^007\.png: it is empty"):
+        read_picture({"bytes": b"", "path": "007.png"})
+
+
+def test_a_cut_picture_opened_lazily(tmp_path):
+    path = tmp_path / "cut.png"
+    path.write_bytes(cut("PNG"))
+    with PIL.Image.open(path) as image, pytest.raises(UnreadablePicture, match=r"cut\.png: .*truncated"):
+        read_picture(image)
+
+
+@pytest.mark.parametrize("side", [11, 15])  # Pillow only warns of 121 pixels (the limit is 100), and stops at 225
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs(monkeypatch, side):
+    encoded = encode(PIL.Image.new("L", (side, side)))
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadablePicture, match="pixels"):
+        read_picture(encoded)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
+    assert read_picture(encoded).size == (side, side)
+
+
+def test_a_real_decompression_bomb_costs_no_memory():
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
+    with pytest.raises(UnreadablePicture, match="bomb"):
+        read_picture(bomb)
+
+
+def test_the_error_travels_between_processes():
+    error = pickle.loads(pickle.dumps(UnreadablePicture("a.png: cut")))
+    assert isinstance(error, UnreadablePicture) and str(error) == "a.png: cut"

@@ -1,0 +1,824 @@
+import io
+import json
+import logging
+import os
+import pickle
+import sys
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from modeling_sit.cli.errors import UserError
+from modeling_sit.data.decoding import UnreadablePicture, read_picture
+from modeling_sit.data.sources import load_pictures, picture_name
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+AWKWARD = "da[t]a s*t {1}"  # characters that mean something in a glob
+
+
+@pytest.fixture(autouse=True)
+def isolated_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def png(value):
+    buffer = io.BytesIO()
+    PIL.Image.new("L", (2, 3), value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def write_pictures(folder, values):
+    """One grey picture for each `{path: value}`, by which it is recognised later."""
+    for path, value in values.items():
+        write(folder / path, png(value))
+    return str(folder)
+
+
+def write_tar(path, members, mode="w"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_parquet(path, values, **columns):
+    """As `datasets` writes it: an `Image` column named so in the schema's metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": png(value), "path": None} for value in values]
+    datasets.Dataset.from_dict({"image": images, **columns}).cast_column("image", datasets.Image()).to_parquet(path)
+    return path
+
+
+def values_of(dataset):
+    """The pixels of every row, each picture being of one value."""
+    values = []
+    for row in dataset:
+        array = np.asarray(read_picture(row["image"], 1))
+        assert array.shape == (3, 2) and array.min() == array.max()
+        values.append(int(array[0, 0]))
+    return values
+
+
+def labels_of(pictures, dataset):
+    return [pictures.label_names[label] if label >= 0 else None for label in dataset["label"]]
+
+
+def assert_form(pictures):
+    """What every form promises."""
+    for dataset in (pictures.train, pictures.validation):
+        if dataset is None:
+            continue
+        expected = {"image": datasets.Image(decode=False)}
+        if pictures.label_names is not None:
+            expected["label"] = datasets.ClassLabel(names=pictures.label_names)
+        assert dict(dataset.features) == expected
+
+
+def load(dataset, **flags):
+    pictures = load_pictures(str(dataset), **flags)
+    assert pictures.name == str(dataset)
+    assert_form(pictures)
+    return pictures
+
+
+def load_error(dataset, **flags):
+    with pytest.raises(UserError) as caught:
+        load_pictures(str(dataset), **flags)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(f"--dataset {dataset}: ")
+    return message.removeprefix(f"--dataset {dataset}: ")
+
+
+# The built-in digits.
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pictures = load("digits")
+    assert (len(pictures.train), len(pictures.validation)) == (1437, 360)
+    assert pictures.label_names == list("0123456789") and pictures.splits == ["train", "test"]
+
+    originals = {(digits.images[i].astype(int).tobytes(), int(digits.target[i])) for i in range(1797)}
+    found = []
+    for dataset in (pictures.train, pictures.validation):
+        for row in dataset:
+            image = read_picture(row["image"], 1)
+            assert image.size == (8, 8)
+            sixteenths = np.rint(np.asarray(image, dtype=float) * 16 / 255).astype(int)
+            assert np.abs(np.asarray(image) - sixteenths * 255 / 16).max() <= 0.5
+            found.append((sixteenths.tobytes(), row["label"]))
+    assert len(found) == 1797 and set(found) == originals
+
+    shares = np.bincount(pictures.validation["label"]) / np.bincount(digits.target)
+    assert np.abs(shares - 360 / 1797).max() < 0.01
+
+
+def test_digits_are_always_split_alike():
+    first, second = load("digits"), load("digits")
+    assert first.validation.to_dict() == second.validation.to_dict()
+    # A split that moved would spoil comparisons with figures taken before.
+    assert first.validation["label"][:12] == DIGITS_TEST_LABELS and first.train["label"][:12] == DIGITS_TRAIN_LABELS
+
+
+DIGITS_TEST_LABELS = [1, 4, 8, 6, 5, 9, 9, 1, 3, 2, 2, 2]
+DIGITS_TRAIN_LABELS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+
+
+# Folders.
+
+
+def test_flat_pile(tmp_path):
+    folder = write_pictures(
+        tmp_path / AWKWARD, {"b.png": 2, "a.PNG": 1, "c.Tiff": 3, "notes.txt": 9, ".hidden.png": 8}
+    )
+    pictures = load(folder)
+    assert values_of(pictures.train) == [1, 2, 3]
+    assert pictures.label_names is None and pictures.validation is None and pictures.splits == ["train"]
+    assert picture_name(pictures.train, 1) == os.path.join(folder, "b.png")
+
+
+def test_class_sub_folders(tmp_path):
+    files = {"zebra/1.png": 1, "ape/2.png": 2, "ape/deep/er/3.png": 3, "ape/.hidden/9.png": 9, "no pictures/a.txt": 0}
+    pictures = load(write_pictures(tmp_path / AWKWARD, files))
+    assert pictures.label_names == ["ape", "zebra"]
+    assert values_of(pictures.train) == [2, 3, 1]
+    assert pictures.train["label"][:] == [0, 0, 1]
+    assert pictures.validation is None
+
+
+def test_one_class_sub_folder(tmp_path):
+    pictures = load(write_pictures(tmp_path, {"jpg/1.png": 1, "jpg/2.png": 2}))
+    assert pictures.label_names == ["jpg"] and pictures.train["label"][:] == [0, 0]
+
+
+def test_pile_with_sub_folders_has_no_labels(tmp_path, caplog):
+    pictures = load(write_pictures(tmp_path, {"0.png": 1, "a/0.png": 2, "b/c/0.png": 3}))
+    assert values_of(pictures.train) == [1, 2, 3] and pictures.label_names is None
+    assert "not classes" in caplog.text
+
+
+@pytest.mark.parametrize("validation", ["validation", "valid", "val", "test", "Val"])
+def test_split_sub_folders(tmp_path, validation):
+    files = {"train/b/1.png": 1, "train/a/2.png": 2, f"{validation}/a/3.png": 3, f"{validation}/c/4.png": 4}
+    pictures = load(write_pictures(tmp_path, files))
+    assert pictures.label_names == ["a", "b", "c"]
+    assert values_of(pictures.train) == [2, 1] and labels_of(pictures, pictures.train) == ["a", "b"]
+    assert values_of(pictures.validation) == [3, 4] and labels_of(pictures, pictures.validation) == ["a", "c"]
+    assert sorted(pictures.splits) == sorted(["train", validation])
+    assert (str(pictures.train.split), str(pictures.validation.split)) == ("train", validation)
+
+
+def test_split_sub_folders_of_piles(tmp_path):
+    pictures = load(write_pictures(tmp_path, {"train/1.png": 1, "test/2.png": 2}))
+    assert values_of(pictures.train) == [1] and values_of(pictures.validation) == [2] and pictures.label_names is None
+
+
+def test_a_test_folder_without_classes(tmp_path):
+    pictures = load(write_pictures(tmp_path, {"train/a/1.png": 1, "train/b/2.png": 2, "test/3.png": 3}))
+    assert pictures.train["label"][:] == [0, 1] and pictures.validation["label"][:] == [-1]
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    pictures = load(write_pictures(tmp_path, {"train/1.png": 1, "car/2.png": 2}))
+    assert pictures.label_names == ["car", "train"] and pictures.splits == ["train"] and len(pictures.train) == 2
+
+
+def test_key_words_in_file_names_move_no_picture(tmp_path):
+    """`imagefolder` would make splits of these, and drop the others."""
+    files = {"a/test_1.png": 1, "a/train-2.png": 2, "b/validation.png": 3, "b/evaluation 4.png": 4}
+    pictures = load(write_pictures(tmp_path, files))
+    assert sorted(values_of(pictures.train)) == [1, 2, 3, 4] and pictures.validation is None
+
+
+def test_links_are_followed(tmp_path):
+    write_pictures(tmp_path / "elsewhere", {"1.png": 1, "2.png": 2})
+    folder = tmp_path / "folder"
+    (folder / "b").mkdir(parents=True)
+    (folder / "a").symlink_to(tmp_path / "elsewhere")
+    (folder / "b" / "one.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+    (folder / "b" / "back").symlink_to(folder)  # a link to the folder above must not be walked for ever
+    pictures = load(folder)
+    assert values_of(pictures.train) == [1, 2, 2] and labels_of(pictures, pictures.train) == ["a", "a", "b"]
+
+
+def test_damaged_pictures_are_listed_and_not_opened(tmp_path):
+    write_pictures(tmp_path, {"a/good.png": 1})
+    write(tmp_path / "a" / "empty.png", b"")
+    (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    pictures = load(tmp_path)
+    names = [os.path.basename(picture_name(pictures.train, index)) for index in range(3)]
+    assert names == ["empty.png", "gone.png", "good.png"]
+    for index in (0, 1):
+        with pytest.raises(UnreadablePicture, match=names[index]):
+            read_picture(pictures.train[index]["image"])
+
+
+def test_files_that_are_not_pictures_are_left_out_and_counted(tmp_path, caplog):
+    write_pictures(tmp_path, {"1.png": 1, "clip.mpg": 2, "features.h5": 3, "scan": 4})
+    with caplog.at_level(logging.WARNING):
+        assert values_of(load(tmp_path).train) == [1]
+    assert "3 files are not pictures" in caplog.text and "clip.mpg" in caplog.text
+
+
+def test_a_relative_path_survives_a_change_of_folder(tmp_path, monkeypatch):
+    write_pictures(tmp_path / "pile", {"1.png": 1})
+    monkeypatch.chdir(tmp_path)
+    pictures = load("pile")
+    monkeypatch.chdir("/")
+    assert values_of(pictures.train) == [1]
+
+
+def test_home_folder(tmp_path, monkeypatch):
+    write_pictures(tmp_path / "pile", {"1.png": 1})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert values_of(load("~/pile").train) == [1]
+
+
+def test_no_file_of_a_folder_is_opened(tmp_path):
+    for number in range(20):
+        folder = tmp_path / f"class {number:02}"
+        folder.mkdir()
+        for picture in range(500):
+            (folder / f"{picture:04}.png").touch()
+    opened = []
+    watching = True
+    sys.addaudithook(lambda event, args: opened.append(args[0]) if watching and event == "open" else None)
+    pictures = load(tmp_path)
+    watching = False
+    assert len(pictures.train) == 10_000 and len(pictures.label_names) == 20
+    assert not [path for path in opened if str(path).endswith(".png")]
+
+
+# Parquet.
+
+
+def test_one_parquet_file_is_train(tmp_path):
+    path = write_parquet(tmp_path / AWKWARD / "test.parquet", [5, 6], label=[0, 1])
+    pictures = load(path)
+    assert values_of(pictures.train) == [5, 6] and pictures.splits == ["train"] and pictures.validation is None
+
+
+def test_folder_of_parquet_files(tmp_path):
+    folder = tmp_path / AWKWARD
+    write_parquet(folder / "train.parquet", [1, 2], label=["b", "a"])
+    write_parquet(folder / "test.parquet", [3], label=["c"])
+    pictures = load(folder)
+    assert pictures.label_names == ["a", "b", "c"]
+    assert values_of(pictures.train) == [1, 2] and labels_of(pictures, pictures.train) == ["b", "a"]
+    assert values_of(pictures.validation) == [3] and labels_of(pictures, pictures.validation) == ["c"]
+    assert picture_name(pictures.validation, 0) == "row 0 of test"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet",
+            "data/validation-00000-of-00001.parquet",
+        ],
+        ["train/0000.parquet", "train/0001.parquet", "val/0000.parquet"],
+        ["train0.parquet", "train1.parquet", "valid_0.parquet"],
+        ["Train-0.PARQUET", "Train-1.PARQUET", "Test.parquet"],
+    ],
+)
+def test_shards(tmp_path, names):
+    for value, name in enumerate(names):
+        write_parquet(tmp_path / name, [10 * value, 10 * value + 1])
+    pictures = load(tmp_path)
+    assert values_of(pictures.train) == [0, 1, 10, 11] and values_of(pictures.validation) == [20, 21]
+
+
+def test_shards_without_split_names_are_all_train(tmp_path):
+    for value, name in enumerate(["part-0.parquet", "part-1.parquet", "values.parquet", "testimony.parquet"]):
+        write_parquet(tmp_path / name, [value])
+    pictures = load(tmp_path)
+    assert values_of(pictures.train) == [0, 1, 3, 2] and pictures.splits == ["train"]
+
+
+def test_a_shard_without_split_name_among_others_is_an_error(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [1])
+    write_parquet(tmp_path / "extra.parquet", [2])
+    message = load_error(tmp_path)
+    assert "extra.parquet" in message and "rename" not in message.split(":")[0]
+
+
+@pytest.mark.parametrize("kind", ["struct", "binary", "large_binary", "large_struct"])
+def test_pictures_without_the_image_type(tmp_path, kind):
+    """As pandas or polars write them."""
+    encoded = [png(7), png(8)]
+    types = {
+        "struct": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        "binary": pa.binary(),
+        "large_binary": pa.large_binary(),
+        "large_struct": pa.struct([("path", pa.large_string()), ("bytes", pa.large_binary())]),
+    }
+    rows = [{"bytes": content, "path": "x.png"} for content in encoded] if "struct" in kind else encoded
+    pq.write_table(pa.table({"photo": pa.array(rows, types[kind]), "n": [1, 2]}), tmp_path / "a.parquet")
+    pictures = load(tmp_path / "a.parquet")
+    assert values_of(pictures.train) == [7, 8] and pictures.label_names is None
+    assert picture_name(pictures.train, 1) == ("row 1 of train (x.png)" if "struct" in kind else "row 1 of train")
+
+
+def test_parquet_of_pandas(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "image": [{"bytes": png(value), "path": None} for value in (1, 2, 3)],
+            "label": pd.Categorical(["pine", "oak", None]),
+        }
+    )
+    frame.to_parquet(tmp_path / "a.parquet")
+    pictures = load(tmp_path / "a.parquet")
+    assert values_of(pictures.train) == [1, 2, 3] and labels_of(pictures, pictures.train) == ["pine", "oak", None]
+
+
+def test_an_image_column_goes_before_binary_ones(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [1], embedding=[b"abc"])
+    assert values_of(load(tmp_path / "a.parquet").train) == [1]
+
+
+def test_a_parquet_file_that_changed_is_read_anew(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [1])
+    assert values_of(load(path).train) == [1]
+    write_parquet(path, [2])
+    os.utime(path, (2_000_000_000, 2_000_000_000))
+    assert values_of(load(path).train) == [2]
+
+
+@pytest.mark.parametrize("type", [pa.binary(), pa.large_binary()], ids=str)
+def test_the_bytes_stay_on_disk(tmp_path, type):
+    rng = np.random.default_rng(0)
+    table = pa.table({"image": pa.array([rng.bytes(100_000) for _ in range(20)], type), "label": list(range(20))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    del table
+    before = pa.total_allocated_bytes()
+    pictures = load(tmp_path / "a.parquet")
+    assert pa.total_allocated_bytes() - before < 100_000
+    assert len(pickle.dumps(pictures.train)) < 20_000  # what a worker process is sent
+
+
+def test_a_row_without_a_picture(tmp_path):
+    table = pa.table({"image": pa.array([{"bytes": png(1), "path": None}, None])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    pictures = load(tmp_path / "a.parquet")
+    assert picture_name(pictures.train, 1) == "row 1 of train"
+    with pytest.raises(UnreadablePicture, match="row 1 of train"):
+        read_picture(pictures.train[1]["image"], name=picture_name(pictures.train, 1))
+
+
+@pytest.mark.parametrize("name, num_train, num_classes", [("flowers12", 720, 12), ("cifar10", 50_000, 10)])
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+def test_real_data(name, num_train, num_classes):
+    pictures = load(SHARED / name)
+    assert len(pictures.train) == num_train and len(pictures.label_names) == num_classes
+    assert pictures.splits == ["test", "train"]
+    raw = pq.ParquetFile(SHARED / name / "test.parquet")
+    metadata = json.loads(raw.schema_arrow.metadata[b"huggingface"])
+    assert pictures.label_names == metadata["info"]["features"]["label"]["names"]
+    first = next(raw.iter_batches(100)).to_pylist()
+    for row, original in zip(pictures.validation, first, strict=False):
+        assert row["label"] == original["label"] and row["image"]["bytes"] == original["image"]["bytes"]
+        read_picture(row["image"])
+
+
+# Webdataset.
+
+
+@pytest.mark.parametrize("name, mode", [("train-0000.tar", "w"), ("pictures.tar.gz", "w:gz")])
+def test_one_tar_file(tmp_path, name, mode):
+    members = {}
+    for value in range(12):
+        members |= {f"{value:03}.png": png(value), f"{value:03}.cls": str(10 - value % 3).encode()}
+    pictures = load(write_tar(tmp_path / AWKWARD / name, members, mode))
+    assert values_of(pictures.train) == list(range(12)) and pictures.splits == ["train"]
+    assert pictures.label_names == ["8", "9", "10"]
+    assert labels_of(pictures, pictures.train) == ["10", "9", "8"] * 4
+    assert picture_name(pictures.train, 3) == "row 3 of train (003.png)"
+
+
+def test_folder_of_tar_files(tmp_path):
+    write_tar(tmp_path / "train-0000.tar", {"a/0.png": png(1), "a/1.png": png(2)})
+    write_tar(tmp_path / "train-0001.tar", {"b/0.png": png(3)})
+    write_tar(tmp_path / "test-0000.tar", {"c/0.png": png(4)})
+    pictures = load(tmp_path)
+    assert values_of(pictures.train) == [1, 2, 3] and values_of(pictures.validation) == [4]
+    assert pictures.label_names is None
+
+
+def test_several_pictures_in_a_sample(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"0.png": png(1), "0.seg.png": png(2)})
+    message = load_error(path)
+    assert "png, seg.png" in message and "--image_column" in message
+    assert values_of(load(path, image_column="seg.png").train) == [2]
+
+
+# Saved data sets.
+
+
+def saved_splits():
+    features = datasets.Features({"photo": datasets.Image(), "species": datasets.ClassLabel(names=["b", "a"])})
+    rows = {"photo": [{"bytes": png(value), "path": None} for value in range(6)], "species": [0, 1, 1, 0, -1, None]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_saved_dataset(tmp_path):
+    saved_splits().save_to_disk(tmp_path / AWKWARD)
+    pictures = load(tmp_path / AWKWARD)
+    assert values_of(pictures.train) == list(range(6))
+    assert pictures.label_names == ["b", "a"] and pictures.train["label"][:] == [0, 1, 1, 0, -1, -1]
+    assert pictures.validation is None
+
+
+def test_saved_dataset_dict(tmp_path):
+    splits = saved_splits().train_test_split(test_size=2, shuffle=False)
+    datasets.DatasetDict({"train": splits["train"], "my test": splits["test"]}).save_to_disk(tmp_path)
+    pictures = load(tmp_path, validation_split="my test")
+    assert values_of(pictures.train) == [0, 1, 2, 3] and values_of(pictures.validation) == [4, 5]
+    assert pictures.validation["label"][:] == [-1, -1] and pictures.splits == ["train", "my test"]
+    assert picture_name(pictures.validation, 1) == "row 1 of my_test"
+
+
+def test_a_saved_selection_keeps_its_rows(tmp_path):
+    saved_splits().select([4, 2, 0]).with_format("numpy").save_to_disk(tmp_path)
+    pictures = load(tmp_path)
+    assert values_of(pictures.train) == [4, 2, 0] and pictures.train["label"][:] == [-1, 1, 0]
+
+
+# The Hub, with its answers made here.
+
+
+def test_hub_dataset(monkeypatch):
+    calls = []
+
+    def load_dataset(*args, **kwargs):
+        calls.append((args, kwargs))
+        return datasets.DatasetDict({"train": saved_splits(), "test": saved_splits().select([1])})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    pictures = load("someone/some-pictures", dataset_config_name="small")
+    assert calls == [(("someone/some-pictures", "small"), {})]
+    assert len(pictures.train) == 6 and values_of(pictures.validation) == [1]
+    assert pictures.validation["label"][:] == [1]
+
+
+@pytest.mark.parametrize("dataset", ["no_such_folder", "someone/no-such-data-set"])
+def test_hub_out_of_reach(dataset):
+    message = load_error(dataset)
+    assert "no such file or folder" in message and "Hub" in message
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    ["/no/such/folder", "./missing", "a/b/missing.parquet", "missing folder", "", "csv", "imagefolder", "~/x/y"],
+)
+def test_what_cannot_be_on_the_hub_is_not_asked_for(dataset, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("asked the Hub"))
+    assert "no such file or folder" in load_error(dataset)
+
+
+@pytest.mark.parametrize("form", ["digits", "folder"])
+def test_a_configuration_is_the_hubs(tmp_path, form):
+    dataset = "digits" if form == "digits" else write_pictures(tmp_path, {"1.png": 1})
+    assert "--dataset_config_name" in load_error(dataset, dataset_config_name="small")
+
+
+# Columns.
+
+
+def save(tmp_path, features=None, **columns):
+    folder = tmp_path / "saved"
+    features = datasets.Features(features) if features else None
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(folder)
+    return folder
+
+
+IMAGES = [{"bytes": png(1), "path": None}, {"bytes": png(2), "path": None}, {"bytes": png(3), "path": None}]
+MORE_IMAGES = [{"bytes": png(4), "path": None}, {"bytes": png(5), "path": None}, {"bytes": png(6), "path": None}]
+IMAGE = datasets.Image()
+ABC = datasets.ClassLabel(names=["a", "b", "c"])
+
+
+def test_several_image_columns(tmp_path):
+    folder = save(tmp_path, {"photo": IMAGE, "mask": IMAGE}, photo=IMAGES, mask=MORE_IMAGES)
+    message = load_error(folder)
+    assert "photo, mask" in message and "--image_column" in message
+    assert values_of(load(folder, image_column="mask").train) == [4, 5, 6]
+
+
+def test_no_image_column(tmp_path):
+    message = load_error(save(tmp_path, text=["x"], label=[1]))
+    assert "text, label" in message and "--image_column" in message
+
+
+@pytest.mark.parametrize("flag", ["image_column", "label_column"])
+def test_wrong_column_names(tmp_path, flag):
+    folder = save(tmp_path, {"photo": IMAGE, "kind": ABC}, photo=IMAGES, kind=[0, 1, 2])
+    message = load_error(folder, **{flag: "nonsense"})
+    assert f"--{flag} nonsense" in message and "photo, kind" in message
+
+
+def test_wrong_column_types(tmp_path):
+    features = {
+        "photo": IMAGE,
+        "text": datasets.Value("string"),
+        "boxes": datasets.List(ABC),
+        "score": datasets.Value("float32"),
+    }
+    folder = save(tmp_path, features, photo=IMAGES, text=["a"] * 3, boxes=[[0]] * 3, score=[0.5] * 3)
+    assert "--image_column text" in load_error(folder, image_column="text")
+    assert "--label_column boxes" in load_error(folder, label_column="boxes")
+    assert "--label_column score" in load_error(folder, label_column="score")
+
+
+def test_several_label_columns(tmp_path):
+    features = {"img": IMAGE, "fine_label": ABC, "coarse_label": ABC}
+    folder = save(tmp_path, features, img=IMAGES, fine_label=[0, 1, 2], coarse_label=[2, 2, 0])
+    message = load_error(folder)
+    assert "fine_label, coarse_label" in message and "--label_column" in message
+    assert load(folder, label_column="coarse_label").train["label"][:] == [2, 2, 0]
+
+
+def test_a_class_label_column_goes_before_a_usual_name(tmp_path):
+    features = {"image": IMAGE, "label": datasets.Value("int64"), "species": ABC}
+    pictures = load(save(tmp_path, features, image=IMAGES, label=[5, 6, 7], species=[2, 1, 0]))
+    assert labels_of(pictures, pictures.train) == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    "type, given, names, expected",
+    [
+        ("string", ["pine", "oak", "pine"], ["oak", "pine"], ["pine", "oak", "pine"]),
+        ("large_string", ["b", None, "a"], ["a", "b"], ["b", None, "a"]),
+        ("int64", [0, 1, 2], ["0", "1", "2"], ["0", "1", "2"]),
+        ("int32", [10, 9, -1], ["9", "10"], ["10", "9", None]),
+        ("uint8", [7, None, 7], ["7"], ["7", None, "7"]),
+        ("bool", [True, False, None], ["false", "true"], ["true", "false", None]),
+    ],
+)
+@pytest.mark.parametrize("column", ["label", "Class", "target"])
+def test_labels_without_names(tmp_path, column, type, given, names, expected):
+    features = {"image": IMAGE, column: datasets.Value(type), "width": datasets.Value("int64")}
+    pictures = load(save(tmp_path, features, image=IMAGES, width=[1, 2, 3], **{column: given}))
+    assert pictures.label_names == names and labels_of(pictures, pictures.train) == expected
+
+
+def test_no_labels(tmp_path):
+    features = {"image": IMAGE, "width": datasets.Value("int64"), "caption": datasets.Value("string")}
+    folder = save(tmp_path, features, image=IMAGES, width=[1, 2, 3], caption=["x", "y", "z"])
+    assert load(folder).label_names is None
+    pictures = load(folder, label_column="caption")
+    assert pictures.label_names == ["x", "y", "z"] and pictures.train["label"][:] == [0, 1, 2]
+
+
+def test_a_label_column_that_holds_none(tmp_path):
+    features = {"image": IMAGE, "label": datasets.Value("int64")}
+    assert load(save(tmp_path, features, image=IMAGES, label=[-1, None, -1])).label_names is None
+
+
+def test_a_test_split_without_the_label_column(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [1, 2], label=["x", "y"])
+    write_parquet(tmp_path / "test.parquet", [3])
+    pictures = load(tmp_path)
+    assert pictures.label_names == ["x", "y"] and pictures.train["label"][:] == [0, 1]
+    assert values_of(pictures.validation) == [3] and pictures.validation["label"][:] == [-1]
+
+
+def test_splits_that_name_their_classes_differently(tmp_path):
+    splits = {}
+    for split, names in {"train": ["x", "y"], "test": ["z", "y"]}.items():
+        features = datasets.Features({"image": IMAGE, "label": datasets.ClassLabel(names=names)})
+        splits[split] = datasets.Dataset.from_dict({"image": IMAGES, "label": [0, 1, -1]}, features=features)
+    datasets.DatasetDict(splits).save_to_disk(tmp_path)
+    pictures = load(tmp_path)
+    assert pictures.label_names == ["x", "y", "z"]
+    assert labels_of(pictures, pictures.train) == ["x", "y", None]
+    assert labels_of(pictures, pictures.validation) == ["z", "y", None]
+
+
+def test_numbers_in_one_split_and_strings_in_another(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [1, 2], label=[3, 4])
+    write_parquet(tmp_path / "test.parquet", [3], label=["4"])
+    pictures = load(tmp_path)
+    assert labels_of(pictures, pictures.train) == ["3", "4"] and labels_of(pictures, pictures.validation) == ["4"]
+
+
+def test_a_split_that_is_not_used_takes_part_in_the_encoding(tmp_path):
+    """Or else the same class had another index with another --validation_split."""
+    for value, (split, label) in enumerate({"train": "m", "val": "z", "test": "a"}.items()):
+        write_parquet(tmp_path / f"{split}.parquet", [value], label=[label])
+    assert load(tmp_path).label_names == load(tmp_path, validation_split="test").label_names == ["a", "m", "z"]
+
+
+def test_splits_that_are_not_used_may_have_other_columns(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [1], label=["a"])
+    write_parquet(tmp_path / "val.parquet", [2], label=["a"])
+    image = {"bytes": png(3), "path": None}
+    features = datasets.Features({"photo": IMAGE, "mask": IMAGE, "species": ABC})
+    other = datasets.Dataset.from_dict({"photo": [image], "mask": [image], "species": [0]}, features=features)
+    other.to_parquet(tmp_path / "test.parquet")
+    pictures = load(tmp_path)
+    assert pictures.splits == ["test", "train", "val"] and pictures.label_names == ["a"]
+    assert values_of(pictures.train) == [1] and values_of(pictures.validation) == [2]
+
+
+def test_columns_that_only_the_validation_split_has(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [1])
+    write_parquet(tmp_path / "test.parquet", [2], label=["a"])
+    pictures = load(tmp_path)
+    assert pictures.train["label"][:] == [-1] and pictures.validation["label"][:] == [0]
+
+
+def test_splits_whose_labels_are_of_different_types(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [1], label=[3])
+    write_parquet(tmp_path / "test.parquet", [2], label=[3.5])
+    message = load_error(tmp_path)
+    assert "label" in message and "split test" in message
+
+
+def test_a_test_split_with_an_empty_label_column(tmp_path):
+    for name, labels in {"train": [1, 0], "test": [None, None]}.items():
+        table = pa.table({"image": [png(1), png(2)], "label": pa.array(labels)})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    pictures = load(tmp_path)
+    assert pictures.train["label"][:] == [1, 0] and pictures.validation["label"][:] == [-1, -1]
+
+
+# Splits.
+
+
+@pytest.fixture
+def four_splits(tmp_path):
+    folder = tmp_path / "four"
+    datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict({"image": [{"bytes": png(value), "path": None}]}).cast_column(
+                "image", IMAGE
+            )
+            for value, split in enumerate(["train", "val", "test", "unlabeled"])
+        }
+    ).save_to_disk(folder)
+    return folder
+
+
+def test_choice_of_splits(four_splits):
+    pictures = load(four_splits)
+    assert values_of(pictures.train) == [0] and values_of(pictures.validation) == [1]
+    assert pictures.splits == ["train", "val", "test", "unlabeled"]
+    pictures = load(four_splits, train_split="unlabeled", validation_split="test")
+    assert values_of(pictures.train) == [3] and values_of(pictures.validation) == [2]
+    pictures = load(four_splits, train_split="val")  # is not measured on as well
+    assert values_of(pictures.train) == [1] and values_of(pictures.validation) == [2]
+    pictures = load(four_splits, train_split="test", validation_split="test")  # unless asked to
+    assert values_of(pictures.train) == values_of(pictures.validation) == [2]
+
+
+@pytest.mark.parametrize("flag", ["train_split", "validation_split"])
+def test_wrong_split_names(four_splits, flag):
+    message = load_error(four_splits, **{flag: "nonsense"})
+    assert f"--{flag} nonsense" in message and "train, val, test, unlabeled" in message
+
+
+def test_the_only_split_is_train(tmp_path):
+    pictures = load(write_pictures(tmp_path, {"test/a/1.png": 1}))
+    assert values_of(pictures.train) == [1] and pictures.validation is None
+
+
+def test_several_splits_and_none_is_train(tmp_path):
+    pictures = load(write_pictures(tmp_path, {"val/1.png": 1, "test/2.png": 2}))
+    assert pictures.train is None and values_of(pictures.validation) == [1]
+
+
+def test_several_splits_and_none_with_a_usual_name(tmp_path):
+    splits = {"north": saved_splits(), "south": saved_splits()}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path)
+    message = load_error(tmp_path)
+    assert "north, south" in message and "--train_split" in message
+    pictures = load(tmp_path, train_split="south")
+    assert len(pictures.train) == 6 and pictures.validation is None
+
+
+# Trouble with files.
+
+
+def test_empty_folder(tmp_path):
+    assert "empty" in load_error(tmp_path)
+
+
+def test_folder_without_pictures(tmp_path):
+    write(tmp_path / "a" / "notes.txt", b"x")
+    assert "no picture" in load_error(tmp_path)
+
+
+def test_folder_of_several_kinds(tmp_path):
+    write_pictures(tmp_path, {"a/1.png": 1, "a/2.png": 2})
+    write_parquet(tmp_path / "features.parquet", [1])
+    message = load_error(tmp_path)
+    assert "pictures (2)" in message and "parquet files (1)" in message
+
+
+def test_one_picture(tmp_path):
+    write_pictures(tmp_path, {"1.png": 1})
+    assert "folder" in load_error(tmp_path / "1.png")
+
+
+@pytest.mark.parametrize("name", ["pictures.zip", "labels.csv", "pictures"])
+def test_file_of_an_unknown_kind(tmp_path, name):
+    assert "unknown kind" in load_error(write(tmp_path / name, b"content"))
+
+
+def test_link_to_nowhere(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert "nowhere" in load_error(tmp_path / "link")
+
+
+@pytest.mark.parametrize("damage", ["empty", "junk", "cut"])
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_damaged_shards(tmp_path, kind, damage):
+    if kind == "parquet":
+        content = write_parquet(tmp_path / "train-0.parquet", [1]).read_bytes()
+    else:
+        content = write_tar(tmp_path / "train-0.tar", {f"{value}.png": png(value) for value in range(20)}).read_bytes()
+    middle = content.index(b"PNG") + 10
+    damaged = {"empty": b"", "junk": b"neither a table nor an archive " * 100, "cut": content[:middle]}[damage]
+    write(tmp_path / f"test-0.{kind}", damaged)
+    assert f"test-0.{kind}" in load_error(tmp_path)
+
+
+def test_damage_in_the_middle_of_a_parquet_file(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", range(50))
+    content = bytearray(path.read_bytes())
+    content[8:2000] = bytes(1992)
+    path.write_bytes(content)
+    message = load_error(path)
+    assert "a.parquet" in message and "An error occurred" not in message  # which is all that `datasets` says
+
+
+def test_damaged_saved_folder(tmp_path):
+    saved_splits().save_to_disk(tmp_path)
+    write(tmp_path / "state.json", b"{")
+    assert "save_to_disk" in load_error(tmp_path)
+
+
+def test_empty_split(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [])
+    write_parquet(tmp_path / "test.parquet", [1])
+    message = load_error(tmp_path)
+    assert "split train is empty" in message and "--train_split" in message
+    assert values_of(load(tmp_path, train_split="test").train) == [1]
+
+
+def test_empty_shard(tmp_path):
+    for number, values in enumerate([[], [1], [], [2]]):
+        write_parquet(tmp_path / f"train-{number}.parquet", values)
+    assert values_of(load(tmp_path).train) == [1, 2]
+
+
+def test_a_split_without_the_image_column(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [1])
+    pq.write_table(pa.table({"other": [1]}), tmp_path / "test.parquet")
+    message = load_error(tmp_path)
+    assert "split test" in message and "other" in message
+
+
+def test_folder_without_permission(tmp_path, monkeypatch):
+    write_pictures(tmp_path, {"a/1.png": 1, "secret/2.png": 2})
+    scandir = os.scandir  # root, as whom tests may run, may read everything
+
+    def refuse(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = load_error(tmp_path)
+    assert str(tmp_path / "secret") in message and "Permission denied" in message
+
+
+def test_file_name_that_is_not_utf_8(tmp_path):
+    try:
+        write(tmp_path / os.fsdecode(b"caf\xe9.png"), png(1))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    assert "caf\\udce9.png" in load_error(tmp_path)

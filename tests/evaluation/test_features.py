@@ -1,0 +1,186 @@
+"""Features of a frozen encoder against a plain loop over pictures."""
+
+import io
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from transformers import (
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from modeling_sit.data.sources import picture_name
+from modeling_sit.evaluation.features import extract_features
+
+TINY_VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 4,
+}
+
+
+def png(size, seed) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_dataset(encoded, labels=None) -> datasets.Dataset:
+    columns = {"image": [{"bytes": picture, "path": f"{index}.png"} for index, picture in enumerate(encoded)]}
+    if labels is not None:
+        columns["label"] = labels
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    return [png((20 + index, 30 - index), index) for index in range(11)]
+
+
+@pytest.fixture(scope="module")
+def processor() -> ViTImageProcessor:
+    return ViTImageProcessor(size={"height": 16, "width": 16})
+
+
+@pytest.fixture(scope="module")
+def vit() -> ViTModel:
+    torch.manual_seed(0)
+    return ViTModel(ViTConfig(**TINY_VIT), add_pooling_layer=False)
+
+
+def slow_features(vit, encoded, processor) -> dict[str, torch.Tensor]:
+    """One picture at a time, each pooling spelled out."""
+    rows = {"token": [], "mean": [], "token_mean": []}
+    vit.eval()
+    with torch.no_grad():
+        for picture in encoded:
+            inputs = processor(PIL.Image.open(io.BytesIO(picture)), return_tensors="pt")
+            tokens = list(vit(**inputs).last_hidden_state[0])
+            mean = sum(tokens[1:]) / 16
+            rows["token"].append(tokens[0])
+            rows["mean"].append(mean)
+            rows["token_mean"].append(torch.tensor([*tokens[0].tolist(), *mean.tolist()]))
+    return {pooling: torch.stack(features) for pooling, features in rows.items()}
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean", "token_mean"])
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 64])
+def test_equals_a_loop_over_pictures(vit, pictures, processor, pooling, batch_size):
+    labels = [index % 3 for index in range(11)]
+    dataset = make_dataset(pictures, labels)
+    result = extract_features(vit, dataset, processor, batch_size=batch_size, pooling=pooling, progress=False)
+    torch.testing.assert_close(result.features, slow_features(vit, pictures, processor)[pooling], rtol=1e-4, atol=1e-5)
+    assert (result.features.dtype, result.features.device.type) == (torch.float32, "cpu")
+    assert (result.labels.dtype, result.labels.tolist(), result.skipped) == (torch.int64, labels, [])
+
+
+def test_workers_change_nothing(vit, pictures, processor):
+    dataset = make_dataset([*pictures[:5], b"broken", *pictures[5:]], list(range(12)))
+    alone = extract_features(vit, dataset, processor, batch_size=4, progress=False)
+    shared = extract_features(vit, dataset, processor, batch_size=4, num_workers=2, progress=False)
+    torch.testing.assert_close(shared.features, alone.features)
+    assert shared.labels.tolist() == alone.labels.tolist()
+    assert shared.skipped == alone.skipped
+
+
+def test_unreadable_pictures_are_skipped_and_named(vit, pictures, processor):
+    # the second batch of three holds no picture at all
+    encoded = [*pictures[:2], b"not a picture", b"", b"", b"", *pictures[2:4], pictures[4][:300]]
+    dataset = make_dataset(encoded, list(range(9)))
+    result = extract_features(vit, dataset, processor, batch_size=3, progress=False)
+    expected = slow_features(vit, pictures[:4], processor)["token"]
+    torch.testing.assert_close(result.features, expected, rtol=1e-4, atol=1e-5)
+    assert result.labels.tolist() == [0, 1, 6, 7]
+    assert [name for name, _ in result.skipped] == [picture_name(dataset, index) for index in (2, 3, 4, 5, 8)]
+    assert result.skipped[1][1] == "it is empty (0 bytes)"
+
+
+def test_nothing_but_unreadable_pictures_is_an_error(vit, processor):
+    with pytest.raises(ValueError, match=r"none of 2 pictures could be read; the first, .*0\.png.*: it is empty"):
+        extract_features(vit, make_dataset([b"", b""]), processor, progress=False)
+
+
+def test_without_labels(vit, pictures, processor):
+    assert extract_features(vit, make_dataset(pictures), processor, progress=False).labels is None
+
+
+def test_head_is_left_out(pictures, processor):
+    classifier = ViTForImageClassification(ViTConfig(**TINY_VIT))
+    dataset = make_dataset(pictures)
+    torch.testing.assert_close(
+        extract_features(classifier, dataset, processor, progress=False).features,
+        extract_features(classifier.vit, dataset, processor, progress=False).features,
+    )
+
+
+def test_register_tokens_are_no_patches(pictures, processor):
+    config = Dinov2WithRegistersConfig(**TINY_VIT, num_register_tokens=3)
+    model = Dinov2WithRegistersModel(config).eval()
+    result = extract_features(model, make_dataset(pictures[:1]), processor, pooling="mean", progress=False)
+    with torch.no_grad():
+        inputs = processor(PIL.Image.open(io.BytesIO(pictures[0])), return_tensors="pt")
+        patches = model(**inputs).last_hidden_state[:, -16:]
+    torch.testing.assert_close(result.features, patches.mean(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_while_it_runs_and_as_it_was_after(pictures, processor):
+    model = ViTModel(ViTConfig(**TINY_VIT, hidden_dropout_prob=0.5), add_pooling_layer=False).train()
+    model.layernorm.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    dataset = make_dataset(pictures)
+    first, second = (extract_features(model, dataset, processor, progress=False).features for _ in range(2))
+    assert torch.equal(first, second)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    with pytest.raises(ValueError):
+        extract_features(model, make_dataset([b""]), processor, progress=False)
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+def test_a_probe_can_be_trained_on_the_features(vit, pictures, processor):
+    features = extract_features(vit, make_dataset(pictures), processor, progress=False).features
+    assert not features.requires_grad
+    probe = torch.nn.Linear(32, 2)
+    probe(features).sum().backward()
+    torch.testing.assert_close(probe.weight.grad[0], features.sum(dim=0))
+
+
+def test_half_precision_encoder_gives_float32(vit, pictures, processor):
+    half = ViTModel(vit.config, add_pooling_layer=False).to(torch.bfloat16)
+    half.load_state_dict(vit.state_dict())
+    result = extract_features(half, make_dataset(pictures[:1]), processor, pooling="mean", progress=False)
+    inputs = processor(PIL.Image.open(io.BytesIO(pictures[0])), return_tensors="pt")
+    with torch.no_grad():
+        patches = half(inputs["pixel_values"].bfloat16()).last_hidden_state[:, 1:]
+    assert (patches.dtype, result.features.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(result.features, patches.float().mean(dim=1))
+
+
+def test_progress_counts_pictures(vit, pictures, processor, capsys):
+    extract_features(vit, make_dataset([*pictures, b""]), processor, batch_size=5)
+    assert "12/12" in (shown := capsys.readouterr().err) and "pictures/s" in shown
+    extract_features(vit, make_dataset(pictures), processor, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_unknown_pooling_is_an_error(vit, pictures, processor):
+    with pytest.raises(ValueError, match="token, mean, token_mean, not 'cls'"):
+        extract_features(vit, make_dataset(pictures), processor, pooling="cls")
+
+
+def test_encoder_without_tokens_is_an_error(pictures, processor):
+    resnet = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
+    with pytest.raises(ValueError, match=r"resnet gives .*\(11, 8, 2, 2\), not \(batch, tokens, hidden_size\)"):
+        extract_features(resnet, make_dataset(pictures), processor, progress=False)

@@ -1,0 +1,284 @@
+"""scripts/evaluate.py from flags to `eval_results.json`, and its errors."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import transformers
+from sklearn.metrics import accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
+
+from modeling_sit.data.decoding import read_picture
+from modeling_sit.data.sources import load_pictures
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+COLOURS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 30)}
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("evaluate_program", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(program, monkeypatch):
+    """Run the program in this process with these flags; its exit code."""
+    verbosity = transformers.logging.get_verbosity()
+
+    def run(*flags) -> int:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, flags)])
+        try:
+            program.main()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    yield run
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def vit() -> ViTModel:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=4
+    )
+    return ViTModel(config, add_pooling_layer=False).eval()
+
+
+@pytest.fixture
+def model_folder(vit, tmp_path) -> Path:
+    vit.save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory) -> Path:
+    """A folder of noisy pictures of one colour each: 8 a class to train, 3 to validate."""
+    folder = tmp_path_factory.mktemp("colours")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for name, colour in COLOURS.items():
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(colour + generator.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
+    return folder
+
+
+def results_in(folder: Path) -> dict:
+    return json.loads((folder / "eval_results.json").read_text())
+
+
+def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_path):
+    finished = subprocess.run(
+        [sys.executable, SCRIPT, "--model_name_or_path", "model", "--dataset", "digits", "--device", "cpu"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("knn ")
+    assert all(line.startswith("features:") for line in finished.stderr.splitlines() if line), finished.stderr
+
+    pictures = load_pictures("digits")
+    processor = ViTImageProcessor.from_pretrained(model_folder)
+    features, labels = [], []
+    for split in (pictures.train, pictures.validation):
+        inputs = processor([read_picture(picture) for picture in split["image"]], return_tensors="pt")
+        with torch.no_grad():
+            features.append(vit(**inputs).last_hidden_state[:, 0].numpy())
+        labels.append(np.array(split["label"]))
+    classifier = KNeighborsClassifier(
+        20, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    )
+    predictions = classifier.fit(features[0], labels[0]).predict(features[1])
+    assert results_in(model_folder) == {
+        "knn": {
+            # one picture of 360 for ties that fall differently in rounding
+            "accuracy": pytest.approx(accuracy_score(labels[1], predictions), abs=1.5 / 360),
+            "k": 20,
+            "temperature": 0.07,
+            "num_train": 1437,
+            "num_validation": 360,
+            "skipped": 0,
+            "dataset": "digits",
+            "split": "test",
+            "pooling": "token",
+            "model_name_or_path": "model",
+        }
+    }
+
+
+def test_flags_reach_what_they_set(run, model_folder, colours, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"dataset: {colours}\nmodel_name_or_path: {model_folder}\nknn_k: 3\npooling: mean\n")
+    flags = ["--pooling", "token_mean", "--knn_temperature", 0.5, "--per_device_eval_batch_size", 5]
+    flags += ["--output_dir", tmp_path / "new" / "folder", "--dataloader_num_workers", 1]
+    assert run(recipe, *flags) == 0
+    assert "accuracy 1  k 3  temperature 0.5" in capsys.readouterr().out
+    results = results_in(tmp_path / "new" / "folder")["knn"]
+    assert (results["accuracy"], results["num_train"], results["num_validation"]) == (1.0, 24, 9)
+    assert (results["k"], results["temperature"], results["pooling"]) == (3, 0.5, "token_mean")
+    assert (results["dataset"], results["split"]) == (str(colours), "val")
+    assert not (model_folder / "eval_results.json").exists()
+
+
+def test_splits_can_be_exchanged(run, model_folder, colours):
+    flags = ["--train_split", "val", "--validation_split", "train", "--knn_k", 1]
+    assert run("--model_name_or_path", model_folder, "--dataset", colours, *flags) == 0
+    results = results_in(model_folder)["knn"]
+    assert (results["num_train"], results["num_validation"], results["split"]) == (9, 24, "train")
+
+
+def test_results_of_other_protocols_stay(run, model_folder, colours):
+    earlier = {"linear": {"accuracy": 0.5}, "knn": {"accuracy": 0.1, "k": 7}}
+    (model_folder / "eval_results.json").write_text(json.dumps(earlier))
+    assert run("--model_name_or_path", model_folder, "--dataset", colours) == 0
+    results = results_in(model_folder)
+    assert results["linear"] == earlier["linear"]
+    assert (results["knn"]["accuracy"], results["knn"]["k"]) == (1.0, 20)
+    assert [path.name for path in model_folder.glob("eval_results*")] == ["eval_results.json"]
+
+
+def test_heads_are_left_out(run, vit, model_folder, colours):
+    """A classifier's folder measures its encoder, though `AutoModel` finds no pooler there."""
+    classifier = ViTForImageClassification(vit.config)
+    classifier.vit.load_state_dict(vit.state_dict())
+    classifier.save_pretrained(model_folder)
+    assert run("--model_name_or_path", model_folder, "--dataset", colours) == 0
+    assert results_in(model_folder)["knn"]["accuracy"] == 1.0
+
+
+def test_unreadable_pictures_are_counted_and_named(run, model_folder, tmp_path, colours, capsys):
+    folder = tmp_path / "colours"
+    shutil.copytree(colours, folder)
+    broken = [folder / "train" / "green" / "broken.png", folder / "val" / "red" / "broken.png"]
+    for path in broken:
+        path.write_bytes(b"broken")
+    assert run("--model_name_or_path", model_folder, "--dataset", folder) == 0
+    results = results_in(model_folder)["knn"]
+    assert (results["num_train"], results["num_validation"], results["skipped"]) == (24, 9, 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped ")]
+    assert [line.split(": ")[0] for line in lines] == [f"skipped {path}" for path in broken]
+    assert all("not a picture" in line for line in lines)
+
+
+def test_pictures_without_a_label_are_left_out(run, model_folder, tmp_path, colours):
+    pictures = load_pictures(str(colours))
+    for labelled in (5, 0):
+        labels = [0, 1, 2, 1, 0, *[-1] * 4] if labelled else [-1] * 9
+        unlabelled = pictures.validation.remove_columns("label").add_column(
+            "label", labels, feature=pictures.train.features["label"]
+        )
+        folder = tmp_path / f"saved{labelled}"
+        datasets.DatasetDict({"train": pictures.train, "test": unlabelled}).save_to_disk(folder)
+        assert run("--model_name_or_path", model_folder, "--dataset", folder) == (0 if labelled else 1)
+        assert results_in(model_folder)["knn"]["num_validation"] == 5
+
+
+def one_line_error(run, capsys, *flags, code: int = 1) -> str:
+    capsys.readouterr()
+    assert run(*flags) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line and not line.startswith("features:")]
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "messages"),
+    [
+        (["--protocols", "knn,liner"], 2, ["--protocols", "'liner'", "only knn"]),
+        (["--protocols", ""], 2, ["--protocols", "only knn"]),
+        (["--knn_k", "0"], 2, ["--knn_k 0", "at least 1"]),
+        (["--knn_k", "25"], 1, ["--knn_k 25", "24 training pictures"]),
+        (["--knn_temperature", "0"], 2, ["--knn_temperature 0"]),
+        (["--knn_temperature", "nan"], 2, ["--knn_temperature nan"]),
+        (["--device", "gpu"], 1, ["--device gpu"]),
+        (["--validation_split", "train"], 1, ["--validation_split train", "training split"]),
+        (["--validation_split", "valid"], 1, ["--validation_split valid", "val"]),
+        (["--per_device_eval_batch_size", "0"], 1, ["batch_size"]),
+    ],
+)
+def test_flag_out_of_range(run, model_folder, colours, capsys, flags, code, messages):
+    flags = ["--model_name_or_path", model_folder, "--dataset", colours, *flags]
+    error = one_line_error(run, capsys, *flags, code=code)
+    assert all(message in error for message in messages)
+    assert not (model_folder / "eval_results.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_device_that_is_not_there(run, model_folder, colours, capsys):
+    flags = ["--model_name_or_path", model_folder, "--dataset", colours, "--device", "cuda"]
+    assert "--device cuda" in one_line_error(run, capsys, *flags)
+
+
+def test_data_without_validation_split_or_labels(run, model_folder, colours, capsys):
+    model = ["--model_name_or_path", model_folder, "--dataset"]
+    assert "--validation_split" in one_line_error(run, capsys, *model, colours / "train")
+    error = one_line_error(run, capsys, *model, colours / "train" / "red")
+    assert "--validation_split" in error or "--label_column" in error
+
+
+def test_data_without_labels(run, model_folder, tmp_path, capsys):
+    for split in ("train", "test"):
+        (tmp_path / "pile" / split).mkdir(parents=True)
+        PIL.Image.new("RGB", (16, 16)).save(tmp_path / "pile" / split / "0.png")
+    flags = ["--model_name_or_path", model_folder, "--dataset", tmp_path / "pile"]
+    assert "--label_column" in one_line_error(run, capsys, *flags)
+
+
+def test_model_folder_with_something_missing(run, vit, model_folder, colours, tmp_path, capsys):
+    flags = ["--dataset", colours, "--output_dir", tmp_path / "out", "--model_name_or_path"]
+    error = one_line_error(run, capsys, *flags, tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in error and "no such folder" in error
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in one_line_error(run, capsys, *flags, tmp_path / "empty")
+
+    weights = model_folder / "model.safetensors"
+    complete = weights.read_bytes()
+    weights.write_bytes(complete[: len(complete) // 2])
+    assert str(model_folder) in one_line_error(run, capsys, *flags, model_folder)
+    state = {name: tensor for name, tensor in vit.state_dict().items() if "patch_embeddings" not in name}
+    vit.save_pretrained(model_folder, state_dict=state)
+    assert "embeddings.patch_embeddings.projection" in one_line_error(run, capsys, *flags, model_folder)
+    weights.write_bytes(complete)
+    (model_folder / "preprocessor_config.json").unlink()
+    assert str(model_folder) in one_line_error(run, capsys, *flags, model_folder)
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_on_the_hub_needs_an_output_folder(run, colours, capsys):
+    error = one_line_error(run, capsys, "--model_name_or_path", "someone/some-vit", "--dataset", colours)
+    assert "--output_dir" in error
+
+
+def test_features_that_are_not_finite(run, vit, model_folder, colours, capsys):
+    state = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    state["layernorm.bias"][3] = torch.nan
+    vit.save_pretrained(model_folder, state_dict=state)
+    assert "not finite" in one_line_error(run, capsys, "--model_name_or_path", model_folder, "--dataset", colours)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_results_file_of_something_else_is_left_alone(run, model_folder, colours, capsys, content):
+    (model_folder / "eval_results.json").write_text(content)
+    error = one_line_error(run, capsys, "--model_name_or_path", model_folder, "--dataset", colours)
+    assert "eval_results.json" in error
+    assert (model_folder / "eval_results.json").read_text() == content

@@ -1,0 +1,174 @@
+"""SiTConfig: what the contract promises, what it refuses, and that a file gives it back."""
+
+import copy
+import json
+
+import pytest
+from transformers import AutoConfig, PreTrainedConfig, ViTConfig
+
+from modeling_sit import SiTConfig
+
+PROMISED_DEFAULTS = {
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "intermediate_size": 1536,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "layer_norm_eps": 1e-6,
+    "decoder_hidden_size": 2048,
+    "projection_hidden_size": 4096,
+    "projection_size": 256,
+    "temperature": 0.2,
+    "reconstruction_weight": 1.0,
+    "pooling": "token",
+}
+OTHER_VALUES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 100,
+    "hidden_act": "relu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.2,
+    "drop_path_rate": 0.3,
+    "initializer_range": 0.01,
+    "layer_norm_eps": 1e-5,
+    "image_size": 48,
+    "patch_size": 8,
+    "num_channels": 1,
+    "qkv_bias": False,
+    "position_embedding_type": "sincos",
+    "pooling": "token_mean",
+    "decoder_hidden_size": 32,
+    "projection_hidden_size": 40,
+    "projection_size": 24,
+    "projection_output_norm": False,
+    "temperature": 0.5,
+    "reconstruction_weight": 5.0,
+    "contrastive_weight": 0.5,
+    "reconstruction_norm": "l2",
+    "reconstruction_region": "all",
+    "use_teacher": False,
+}
+
+
+def test_defaults_are_those_promised():
+    config = SiTConfig()
+    assert {name: getattr(config, name) for name in PROMISED_DEFAULTS} == PROMISED_DEFAULTS
+
+
+def test_losses_are_the_papers_by_default():
+    config = SiTConfig()
+    assert config.reconstruction_norm == "l1"
+    assert config.reconstruction_region == "corrupted"
+    assert config.contrastive_weight == 1
+    assert config.use_teacher is True
+    assert config.position_embedding_type == "learnable"
+
+
+def test_model_type_is_distinctive():
+    assert SiTConfig.model_type == "sit_gmml"
+    assert SiTConfig().to_dict()["model_type"] == "sit_gmml"
+    assert isinstance(SiTConfig(), PreTrainedConfig)
+
+
+def test_tiny_and_base_follow_from_their_widths():
+    assert SiTConfig(hidden_size=192, num_attention_heads=3).intermediate_size == 768
+    assert SiTConfig(hidden_size=768, num_attention_heads=12).intermediate_size == 3072
+    assert SiTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=100).intermediate_size == 100
+
+
+def test_every_field_survives_a_file(tmp_path):
+    written = SiTConfig(**OTHER_VALUES, id2label={0: "cat", 1: "dog", 2: "owl"}, problem_type="regression")
+    written.save_pretrained(tmp_path)
+    read = SiTConfig.from_pretrained(tmp_path)
+    assert {name: getattr(read, name) for name in OTHER_VALUES} == OTHER_VALUES
+    assert read.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    assert read.label2id == {"cat": 0, "dog": 1, "owl": 2}
+    assert read.num_labels == 3
+    assert read.problem_type == "regression"
+    assert read.to_dict() == SiTConfig.from_dict(json.loads((tmp_path / "config.json").read_text())).to_dict()
+
+
+def test_other_values_cover_every_field():
+    fields = {name for name in SiTConfig().to_dict() if name not in PreTrainedConfig().to_dict()}
+    assert fields - {"auto_map", "model_type"} == set(OTHER_VALUES)
+    defaults = SiTConfig().to_dict()
+    assert not [name for name, value in OTHER_VALUES.items() if defaults[name] == value]
+
+
+def test_file_spells_out_the_architecture(tmp_path):
+    """Plain ViT classes read it too, and their defaults are others."""
+    SiTConfig().save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    shared = {name: value for name, value in PROMISED_DEFAULTS.items() if hasattr(ViTConfig(), name)}
+    assert len(shared) >= 8
+    assert {name: written.get(name) for name in shared} == shared
+
+
+@pytest.mark.parametrize(("size", "pair"), [(32, (32, 32)), ((32, 48), (32, 48)), ([32, 48], (32, 48))])
+def test_sizes_are_numbers_or_pairs(tmp_path, size, pair):
+    config = SiTConfig(image_size=size, patch_size=size)
+    assert config.image_shape == config.patch_shape == pair
+    config.save_pretrained(tmp_path)
+    read = SiTConfig.from_pretrained(tmp_path)
+    assert read.image_shape == read.patch_shape == pair
+
+
+def test_a_vits_file_makes_a_sit(tmp_path):
+    ViTConfig(hidden_size=64, num_attention_heads=4, intermediate_size=96, layer_norm_eps=1e-3).save_pretrained(
+        tmp_path
+    )
+    config = SiTConfig.from_pretrained(tmp_path)
+    assert config.model_type == config.to_dict()["model_type"] == "sit_gmml"
+    assert (config.hidden_size, config.intermediate_size, config.layer_norm_eps) == (64, 96, 1e-3)
+
+
+def test_auto_config_gives_a_sit(tmp_path):
+    SiTConfig(hidden_size=192, num_attention_heads=3).save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is SiTConfig
+    assert type(AutoConfig.for_model("sit_gmml")) is SiTConfig
+
+
+def test_file_names_the_classes_that_load_it_elsewhere(tmp_path):
+    SiTConfig().save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map == {
+        "AutoConfig": "configuration_sit.SiTConfig",
+        "AutoModel": "modeling_sit.SiTModel",
+        "AutoModelForPreTraining": "modeling_sit.SiTForPreTraining",
+        "AutoModelForImageClassification": "modeling_sit.SiTForImageClassification",
+    }
+
+
+def test_copies_are_equal_and_apart():
+    config = SiTConfig(**OTHER_VALUES)
+    twin = copy.deepcopy(config)
+    assert twin.to_dict() == config.to_dict()
+    twin.hidden_size = 1
+    assert config.hidden_size == OTHER_VALUES["hidden_size"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"pooling": "max"}, "pooling"),
+        ({"position_embedding_type": "rotary"}, "position_embedding_type"),
+        ({"reconstruction_norm": "l3"}, "reconstruction_norm"),
+        ({"reconstruction_region": "visible"}, "reconstruction_region"),
+        ({"hidden_size": 100, "num_attention_heads": 6}, "hidden_size"),
+        ({"position_embedding_type": "sincos", "hidden_size": 6, "num_attention_heads": 1}, "hidden_size"),
+        ({"reconstruction_weight": -1.0}, "reconstruction_weight"),
+        ({"contrastive_weight": -0.5}, "contrastive_weight"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": -0.2}, "temperature"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused(settings, named):
+    with pytest.raises(ValueError, match=named):
+        SiTConfig(**settings)
