@@ -8,9 +8,8 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
-from modeling_sit.data.decoding import convert_picture
-
 from .gmml import check_corruption_settings, corrupt
+from .picture_modes import convert_picture
 
 
 class SiTImageProcessorKwargs(ImagesKwargs, total=False):

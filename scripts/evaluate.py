@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import datasets
 import torch
 import transformers
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
-from modeling_sit.data.sources import Pictures, load_pictures
+from modeling_sit.data.labelled import labelled_splits
+from modeling_sit.data.sources import load_pictures
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.features import Features, extract_features
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
@@ -101,28 +101,6 @@ def choose_device(name: str | None) -> torch.device:
         return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
     except (RuntimeError, AssertionError) as problem:
         raise UserError(f"--device {name}: {str(problem).splitlines()[0]}") from problem
-
-
-def labelled_splits(pictures: Pictures) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """The training and the validation split, each without the pictures that have no label."""
-    splits = {"--train_split": pictures.train, "--validation_split": pictures.validation}
-    for flag, split in splits.items():
-        if split is None:
-            raise UserError(
-                f"{flag}: name one of the splits of {pictures.name}, which are {', '.join(pictures.splits)}"
-            )
-    if pictures.label_names is None:
-        raise UserError(f"--label_column: {pictures.name} has no labels to measure features by; name their column")
-    if pictures.train.split == pictures.validation.split:
-        raise UserError(f"--validation_split {pictures.validation.split}: this is the training split; name another")
-    return tuple(with_labels(split, flag) for flag, split in splits.items())
-
-
-def with_labels(split: datasets.Dataset, flag: str) -> datasets.Dataset:
-    labels = split.with_format("numpy")["label"][:]
-    if (labels < 0).all():
-        raise UserError(f"{flag} {split.split}: none of its pictures has a label")
-    return split if (labels >= 0).all() else split.select((labels >= 0).nonzero()[0])
 
 
 def features_of(split, model, processor, arguments: EvaluationArguments, device: torch.device) -> Features:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Fine-tune a pretrained model to classify labelled pictures, with transformers' Trainer.
 
-    accelerate launch scripts/finetune.py [RECIPE.yaml] --model_name_or_path MODEL --dataset PICTURES --output_dir FOLDER ...
+accelerate launch scripts/finetune.py [RECIPE.yaml] --model_name_or_path MODEL --dataset PICTURES --output_dir FOLDER ...
 """
 
 import sys
@@ -44,7 +44,8 @@ class FinetuningArguments(DatasetArguments):
         default=1.0, metadata={"help": "Share of the training pictures of each class to learn from, in (0, 1]."}
     )
     pooling: Literal["token", "mean", "token_mean"] | None = field(
-        default=None, metadata={"help": "What the classifier of a SiT model reads. Default: as its configuration says."}
+        default=None,
+        metadata={"help": "What the classifier of a SiT model reads. Default: as its configuration says."},
     )
     drop_path_rate: float | None = field(
         default=None, metadata={"help": "Stochastic depth of a SiT model. Default: as its configuration says."}
@@ -97,6 +98,7 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
         raise UserError("--output_dir is required")
     # Pictures are read from their encoded bytes by the collator, which needs the columns that Trainer would drop.
     training_arguments.remove_unused_columns = False
+    training_arguments.dataloader_pin_memory &= torch.cuda.is_available()
     set_seed(training_arguments.seed)
 
     pictures = load_pictures(

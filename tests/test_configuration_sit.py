@@ -81,7 +81,8 @@ def test_tiny_and_base_follow_from_their_widths():
 
 
 def test_every_field_survives_a_file(tmp_path):
-    written = SiTConfig(**OTHER_VALUES, id2label={0: "cat", 1: "dog", 2: "owl"}, problem_type="regression")
+    labels = {"id2label": {0: "cat", 1: "dog", 2: "owl"}, "label2id": {"cat": 0, "dog": 1, "owl": 2}}
+    written = SiTConfig(**OTHER_VALUES, **labels, problem_type="regression")
     written.save_pretrained(tmp_path)
     read = SiTConfig.from_pretrained(tmp_path)
     assert {name: getattr(read, name) for name in OTHER_VALUES} == OTHER_VALUES

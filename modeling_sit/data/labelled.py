@@ -9,6 +9,7 @@ from torchvision.transforms import InterpolationMode, v2
 from modeling_sit.cli.errors import UserError
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
 from modeling_sit.data.sources import Pictures, picture_name
+from modeling_sit.picture_modes import MODES
 
 # What cross-entropy leaves out, and what a picture that cannot be read therefore gets for a label.
 IGNORED_LABEL = -100
@@ -84,7 +85,7 @@ class LabelledPictures(torch.utils.data.Dataset):
         try:
             picture = read_picture(row["image"], self.num_channels, name=picture_name(self.split, index))
         except UnreadablePicture as problem:
-            picture = Image.new({1: "L", 3: "RGB", 4: "RGBA"}[self.num_channels], (32, 32), "grey")
+            picture = Image.new(MODES[self.num_channels], (32, 32), "grey")
             label, unreadable = IGNORED_LABEL, str(problem)
         if self.transform is not None:
             picture = self.transform(picture)

@@ -43,7 +43,7 @@ class Pictures:
 
     Args:
         name (`str`): What the user gave as `--dataset`, for logs and model cards.
-        train (`datasets.Dataset`, *optional*): `None` if no split is called `train` and there are several.
+        train (`datasets.Dataset`, *optional*): `None` if there are several splits and none is called `train`.
         validation (`datasets.Dataset`, *optional*): `None` if the data set has no such split; none is made up.
         label_names (`list[str]`, *optional*): Names of the classes, in the order of their indices.
         splits (`list[str]`): Names of all splits of the data set, also of those not used.
@@ -137,7 +137,7 @@ def picture_name(dataset: datasets.Dataset, index: int) -> str:
     Returns:
         `str`: Such as `/data/cells/a/007.png`, or `row 17 of train (007.png)`.
     """
-    picture = dataset.with_format(None)[index]["image"] or {"bytes": None, "path": None}
+    picture = dataset[index]["image"] or {"bytes": None, "path": None}
     if picture["path"] and picture["bytes"] is None:
         return picture["path"]
     row = f"row {index} of {dataset.split or 'the data set'}"
@@ -173,13 +173,11 @@ def _load_digits() -> dict[str, datasets.Dataset]:
         buffer = io.BytesIO()
         PIL.Image.fromarray(np.rint(values * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
         encoded.append(buffer.getvalue())
-    rows = train_test_split(np.arange(len(encoded)), test_size=360, stratify=digits.target, random_state=0)
+    train, test = train_test_split(np.arange(len(encoded)), test_size=360, stratify=digits.target, random_state=0)
     label = datasets.ClassLabel(names=[str(name) for name in digits.target_names])
     return {
-        split: _dataset(
-            _images(encoded=[encoded[row] for row in sorted(chosen)]), digits.target[sorted(chosen)], label
-        )
-        for split, chosen in zip(("train", "test"), rows, strict=True)
+        split: _dataset(_images(encoded=[encoded[row] for row in rows]), digits.target[rows], label)
+        for split, rows in {"train": np.sort(train), "test": np.sort(test)}.items()
     }
 
 
@@ -187,7 +185,7 @@ def _load_file(path: str) -> dict[str, datasets.Dataset]:
     if path.lower().endswith(".parquet"):
         return {"train": _load_parquet([path], "train")}
     if path.lower().endswith(TAR_EXTENSIONS):
-        return {"train": _load_webdataset([path], "train")}
+        return {"train": _load_shards("webdataset", [path], "train")}
     if not os.path.exists(path):
         raise UserError(f"a link to {os.path.realpath(path)}, which does not exist")
     if path.lower().endswith(_picture_extensions()):
@@ -205,14 +203,11 @@ def _load_from_hub(dataset: str, config_name: str | None) -> dict[str, datasets.
     is_reader = dataset.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{dataset}")
     if is_reader or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", dataset):
         raise UserError("no such file or folder, and no id of a data set on the Hub either")
-    splits = _or_user_error(
+    trouble = (
         "no such file or folder, and the Hub does not give such a data set "
-        "(check the spelling, the network and --dataset_config_name)",
-        datasets.load_dataset,
-        dataset,
-        config_name,
+        "(check the spelling, the network and --dataset_config_name)"
     )
-    return dict(splits)
+    return dict(_or_user_error(trouble, datasets.load_dataset, dataset, config_name))
 
 
 def _load_folder(folder: str) -> dict[str, datasets.Dataset]:
@@ -244,7 +239,7 @@ def _load_folder(folder: str) -> dict[str, datasets.Dataset]:
         if others:
             logger.warning("%s: %d files are not pictures and left out, such as %s", folder, len(others), others[0])
         return _split_folders(folder, pictures)
-    load = _load_parquet if parquet else _load_webdataset
+    load = _load_parquet if parquet else functools.partial(_load_shards, "webdataset")
     return {split: load(shards, split) for split, shards in _split_shards(folder, parquet or tars).items()}
 
 
@@ -327,32 +322,19 @@ def _load_parquet(paths: list[str], split: str) -> datasets.Dataset:
     footers = {
         path: _or_user_error(f"{path} is not a readable parquet file", pq.read_metadata, path) for path in paths
     }
-    features = datasets.Features.from_arrow_schema(footers[paths[0]].schema.to_arrow_schema())
-    # Cast while reading: large_binary (as polars writes it) would later be copied into memory as a whole.
-    for column in _picture_columns(features):
-        features[column] = datasets.Image(decode=False)
-    paths = [path for path in paths if footers[path].num_rows > 0]  # `datasets` fails on a shard without rows
-    if not paths:
+    filled = [path for path in paths if footers[path].num_rows > 0]  # `datasets` fails on a shard without rows
+    if not filled:
+        features = datasets.Features.from_arrow_schema(footers[paths[0]].schema.to_arrow_schema())
         return datasets.Dataset.from_dict({column: [] for column in features}, features=features)
-    return _load_files("parquet", paths, split, features=features)
+    return _load_shards("parquet", filled, split)
 
 
-def _load_webdataset(paths: list[str], split: str) -> datasets.Dataset:
-    return _load_files("webdataset", paths, split)
-
-
-def _load_files(builder: str, paths: list[str], split: str, **kwargs) -> datasets.Dataset:
+def _load_shards(form: str, paths: list[str], split: str) -> datasets.Dataset:
     # One split at a time: a test split may lack the column of the labels.
     data_files = {split: [glob.escape(path) for path in paths]}
-    which = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    return _or_user_error(
-        f"{which} cannot be read as {builder}",
-        datasets.load_dataset,
-        builder,
-        data_files=data_files,
-        split=split,
-        **kwargs,
-    )
+    which = paths[0] if len(paths) == 1 else f"{paths[0]} or one of {len(paths) - 1} more"
+    trouble = f"{which} cannot be read as {form}"
+    return _or_user_error(trouble, datasets.load_dataset, form, data_files=data_files, split=split)
 
 
 def _or_user_error(trouble: str, function: Callable, *args, **kwargs) -> Any:

@@ -9,7 +9,8 @@ import PIL.Image
 import pytest
 from PIL.PngImagePlugin import PngInfo
 
-from modeling_sit.data.decoding import UnreadablePicture, convert_picture, read_picture
+from modeling_sit.data.decoding import UnreadablePicture, read_picture
+from modeling_sit.picture_modes import convert_picture
 
 HEIGHT, WIDTH = 5, 7
 

@@ -1,0 +1,34 @@
+# A fresh machine needs Python 3.10 or newer with venv, and make. Everything else goes into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow lint clean
+
+help: ## Say what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed ## Make the environment in .venv, with all that the programs and the tests need
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[train,test]"
+	@touch $@
+
+quickstart: install ## Pretrain on the built-in digits, fine-tune, compare; minutes on a CPU
+	$(BIN)/python scripts/quickstart.py
+
+# One thread a worker: workers that each use all cores get in one another's way.
+test: install ## Run the test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: install ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: install ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean: ## Remove the environment and what was made
+	rm -rf $(VENV) outputs build dist *.egg-info
