@@ -7,8 +7,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from modeling_sit.cli.errors import UserError
-from modeling_sit.data.decoding import UnreadablePicture, read_picture
-from modeling_sit.data.sources import Pictures, picture_name
+from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.sources import Pictures, read_row
 from modeling_sit.picture_modes import MODES
 
 # What cross-entropy leaves out, and what a picture that cannot be read therefore gets for a label.
@@ -80,10 +80,9 @@ class LabelledPictures(torch.utils.data.Dataset):
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict:
-        row = self.split[index]
-        label, unreadable = row["label"], None
         try:
-            picture = read_picture(row["image"], self.num_channels, name=picture_name(self.split, index))
+            picture, row = read_row(self.split, index, self.num_channels)
+            label, unreadable = row["label"], None
         except UnreadablePicture as problem:
             picture = Image.new(MODES[self.num_channels], (32, 32), "grey")
             label, unreadable = IGNORED_LABEL, str(problem)

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modeling_sit.cli.errors import UserError
+from modeling_sit.data.decoding import UnreadablePicture, read_picture
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,21 @@ def picture_name(dataset: datasets.Dataset, index: int) -> str:
         return picture["path"]
     row = f"row {index} of {dataset.split or 'the data set'}"
     return f"{row} ({picture['path']})" if picture["path"] else row
+
+
+def read_row(dataset: datasets.Dataset, index: int, num_channels: int = 3) -> tuple[PIL.Image.Image, dict[str, Any]]:
+    """A picture of a data set, decoded, and its row.
+
+    Raises:
+        [`UnreadablePicture`]: If it cannot be decoded, naming it as [`picture_name`] does.
+    """
+    row, name = dataset[index], str(index)
+    try:
+        return read_picture(row["image"], num_channels, name=name), row
+    except UnreadablePicture as problem:
+        # The full name takes another look at the row, which the many readable pictures can do without.
+        reason = str(problem).removeprefix(f"{name}: ")
+        raise UnreadablePicture(f"{picture_name(dataset, index)}: {reason}") from None
 
 
 # Forms of data sets. Each gives the splits as they are, with all their columns.

@@ -11,8 +11,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from modeling_sit.data.decoding import UnreadablePicture, read_picture
-from modeling_sit.data.sources import picture_name
+from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.sources import read_row
 
 # A whole run of unreadable pictures means that something else is wrong than a few damaged files.
 MAX_UNREADABLE_IN_A_ROW = 100
@@ -109,9 +109,8 @@ class TwoCropsDataset(torch.utils.data.Dataset):
         index, seed = index_and_seed
         unreadable = []
         for _ in range(min(len(self), MAX_UNREADABLE_IN_A_ROW)):
-            name = picture_name(self.pictures, index)
             try:
-                picture = read_picture(self.pictures[index]["image"], self.num_channels, name=name)
+                picture, _ = read_row(self.pictures, index, self.num_channels)
             except UnreadablePicture as problem:
                 unreadable.append(str(problem))
                 index = (index + 1) % len(self)
