@@ -17,18 +17,16 @@ import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modeling_sit.cli.errors import UserError
+from modeling_sit.data.columns import encode_labels, find_image_column, find_label_column, listed
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
 
 logger = logging.getLogger(__name__)
 
 TRAIN_SPLITS = ("train", "training")
-VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test", "testing")  # the first of these that there is
-LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "category", "fine_label")
-
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test", "testing")
 # Pillow knows these when it sees them, and cannot decode them: videos and arrays that lie beside the pictures.
 UNDECODABLE_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
@@ -107,12 +105,12 @@ def load_pictures(
         )
         chosen = [split for split in (train_split, validation_split) if split is not None]
         if not chosen:
-            raise UserError(f"which split? It has {_listed(splits)}; choose with --train_split or --validation_split")
+            raise UserError(f"which split? It has {listed(splits)}; choose with --train_split or --validation_split")
         features = {**splits[chosen[-1]].features, **splits[chosen[0]].features}
-        image_column = _find_image_column(features, image_column)
-        label_column = _find_label_column(features, label_column)
+        image_column = find_image_column(features, image_column)
+        label_column = find_label_column(features, label_column)
         # The splits that are not used take part: a class has the same index whichever are.
-        labels, label_names = _encode_labels(splits, label_column) if label_column else ({}, None)
+        labels, label_names = encode_labels(splits, label_column) if label_column else ({}, None)
         pictures = {
             split: _only_image_and_label(splits[split], split, image_column, labels.get(split), label_names)
             for split in chosen
@@ -389,7 +387,7 @@ def _only_image_and_label(
     dataset: datasets.Dataset, split: str, image_column: str, labels: np.ndarray | None, label_names: list[str] | None
 ) -> datasets.Dataset:
     if image_column not in dataset.column_names:
-        raise UserError(f"split {split} has no column {image_column}, only {_listed(dataset.column_names)}")
+        raise UserError(f"split {split} has no column {image_column}, only {listed(dataset.column_names)}")
     if len(dataset) == 0:
         raise UserError(f"split {split} is empty; choose another with --train_split or --validation_split")
     dataset = dataset.select_columns([image_column])
@@ -402,113 +400,10 @@ def _only_image_and_label(
     return datasets.Dataset(dataset.data, info=dataset.info, split=datasets.NamedSplit(re.sub(r"\W+", "_", split)))
 
 
-# Columns and splits.
-
-
 def _choose_split(splits: Iterable[str], asked: str | None, flag: str, usual: tuple[str, ...]) -> str | None:
     if asked is not None:
         if asked not in splits:
-            raise UserError(f"{flag} {asked}: no such split, only {_listed(splits)}")
+            raise UserError(f"{flag} {asked}: no such split, only {listed(splits)}")
         return asked
     by_name = {split.lower(): split for split in splits}
     return next((by_name[name] for name in usual if name in by_name), None)
-
-
-def _find_image_column(features: dict[str, Any], asked: str | None) -> str:
-    if asked is not None:
-        if asked not in features:
-            raise UserError(f"--image_column {asked}: no such column, only {_listed(features)}")
-        if not isinstance(features[asked], datasets.Image) and not _holds_encoded_pictures(features[asked]):
-            raise UserError(f"--image_column {asked}: the column does not hold pictures, but {features[asked]}")
-        return asked
-    columns = _picture_columns(features)
-    if not columns:
-        raise UserError(f"no column of pictures among {_listed(features)}; name it with --image_column")
-    if len(columns) > 1:
-        raise UserError(f"several columns of pictures: {_listed(columns)}; choose one with --image_column")
-    return columns[0]
-
-
-def _picture_columns(features: dict[str, Any]) -> list[str]:
-    typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    return typed or [column for column, feature in features.items() if _holds_encoded_pictures(feature)]
-
-
-def _holds_encoded_pictures(feature: Any) -> bool:
-    if isinstance(feature, dict):  # a struct, as pandas writes `Image` columns
-        return "bytes" in feature and set(feature) <= {"bytes", "path"} and _holds_encoded_pictures(feature["bytes"])
-    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-
-
-def _find_label_column(features: dict[str, Any], asked: str | None) -> str | None:
-    if asked is not None:
-        if asked not in features:
-            raise UserError(f"--label_column {asked}: no such column, only {_listed(features)}")
-        if not _holds_labels(features[asked]):
-            raise UserError(
-                f"--label_column {asked}: not one class per picture (integer or string), but {features[asked]}"
-            )
-        return asked
-    typed = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    columns = typed or [
-        column for column, feature in features.items() if column.lower() in LABEL_COLUMNS and _holds_labels(feature)
-    ]
-    if len(columns) > 1:
-        raise UserError(f"several columns of labels: {_listed(columns)}; choose one with --label_column")
-    return columns[0] if columns else None
-
-
-def _holds_labels(feature: Any) -> bool:
-    if isinstance(feature, datasets.ClassLabel):
-        return True
-    return (
-        isinstance(feature, datasets.Value)
-        and re.fullmatch(r"u?int\d+|bool|(large_)?string", feature.dtype) is not None
-    )
-
-
-def _encode_labels(splits: dict[str, datasets.Dataset], column: str) -> tuple[dict[str, np.ndarray], list[str] | None]:
-    """Give the labels of all splits one encoding.
-
-    Args:
-        splits (`dict[str, datasets.Dataset]`): The splits; some may lack the column.
-        column (`str`): Name of the column of the labels.
-
-    Returns:
-        `tuple`: The class indices of each split, `(num_rows,)`, int64, -1 for no label; and the classes' names, or `None`
-        if no picture has a label.
-    """
-    values, features = {}, []
-    for split, dataset in splits.items():
-        feature = dataset.features.get(column, datasets.Value("null"))
-        if feature == datasets.Value("null"):
-            values[split] = pa.chunked_array([pa.nulls(len(dataset), pa.int64())])
-        elif _holds_labels(feature):
-            values[split] = dataset.select_columns([column]).with_format("arrow")[:].column(column)
-            features.append(feature)
-        else:
-            raise UserError(f"column {column} of split {split}: not one class per picture, but {feature}")
-
-    names = features[0].names if isinstance(features[0], datasets.ClassLabel) else None
-    if names is None or any(getattr(feature, "names", None) != names for feature in features):
-        values = {split: _named(array, splits[split].features.get(column)) for split, array in values.items()}
-        if any(pa.types.is_large_string(array.type) for array in values.values()):
-            values = {split: array.cast(pa.large_string()) for split, array in values.items()}
-        classes = sorted(set().union(*(array.unique().to_pylist() for array in values.values())) - {None, -1})
-        if not classes:
-            return {}, None
-        names = [str(value) for value in classes]
-        values = {split: pc.index_in(array, pa.array(classes, array.type)) for split, array in values.items()}
-    return {split: array.fill_null(-1).to_numpy().astype(np.int64) for split, array in values.items()}, names
-
-
-def _named(values: pa.ChunkedArray, feature: Any) -> pa.ChunkedArray:
-    """Class indices with names, strings and booleans become strings; integers stay."""
-    if isinstance(feature, datasets.ClassLabel) and feature.names:
-        names = pa.chunked_array([pa.array(feature.names, pa.large_string())])
-        return names.take(pc.if_else(pc.less(values, 0), None, values))
-    return values.cast(pa.int64() if pa.types.is_integer(values.type) else pa.large_string())
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
