@@ -29,6 +29,9 @@ from modeling_sit.data.labelled import (
 from modeling_sit.data.sources import load_pictures
 from modeling_sit.evaluation.metrics import load_metric
 from modeling_sit.evaluation.results import write_results
+from modeling_sit.training.model_card import write_finetuning_card
+
+CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "finetuning_template.md"
 
 
 @dataclass(kw_only=True)
@@ -141,6 +144,15 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
             "split": str(validation.split),
             "model_name_or_path": arguments.model_name_or_path,
         }
+        write_finetuning_card(
+            CARD_TEMPLATE,
+            Path(training_arguments.output_dir),
+            report=report,
+            label_names=pictures.label_names,
+            command="accelerate launch " + " ".join(sys.argv),
+            num_processes=training_arguments.world_size,
+            device=training_arguments.device,
+        )
         print(f"accuracy {report['accuracy']:.4f} on {len(validation)} pictures of {validation.split}")
         print(f"written to {write_results(training_arguments.output_dir, {'finetune': report})}")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch.nn import SyncBatchNorm
 from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
@@ -46,7 +47,7 @@ from modeling_sit.training.schedules import Schedules, plan_schedules
 from modeling_sit.training.teacher import Teacher
 from modeling_sit.visualization.reconstructions import save_preview
 
-CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "template.md"
+CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "pretraining_template.md"
 NUM_PREVIEW_PICTURES = 8
 
 
@@ -92,6 +93,8 @@ def pretrain(
 
     student = create_student(config, model_arguments, arguments.seed).to(accelerator.device)
     teacher = Teacher(student) if config.use_teacher and config.contrastive_weight > 0 else None
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        student, teacher = (model and SyncBatchNorm.convert_sync_batchnorm(model) for model in (student, teacher))
     optimizer = create_optimizer(student, (arguments.adam_beta1, arguments.adam_beta2), accelerator.device)
     wrapped_student, optimizer = accelerator.prepare(student, optimizer)
     first_step = load_checkpoint(accelerator, teacher, resumed_checkpoint) if resumed_checkpoint else 0

@@ -378,17 +378,14 @@ def test_attention_implementations_agree(tmp_path, implementation, monkeypatch):
 
 def test_attention_implementation_can_be_set_later(monkeypatch):
     model = randomise(SiTModel(small_config()))
-    for implementation in ("eager", "sdpa"):
+    calls = []
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", lambda *args, **kw: calls.append(1) or sdpa(*args, **kw))
+    for implementation, expected_calls in (("eager", 0), ("sdpa", 3)):
         model.set_attn_implementation(implementation)
         assert model.config._attn_implementation == implementation
-        calls = []
-        original = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        with monkeypatch.context() as patch:
-            patch.setitem(
-                ALL_ATTENTION_FUNCTIONS, "sdpa", lambda *args, **kw: calls.append(1) or original(*args, **kw)
-            )  # noqa: B023
-            model(pictures())
-        assert len(calls) == (3 if implementation == "sdpa" else 0)
+        model(pictures())
+        assert len(calls) == expected_calls
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -1,4 +1,4 @@
-"""The model card of a run, written from what was run and measured."""
+"""Model cards, written from what was run and measured."""
 
 import os
 import platform
@@ -16,6 +16,7 @@ from modeling_sit.training.metrics_log import read_metrics
 from modeling_sit.training.schedules import Schedules
 
 NUM_METRICS_LINES = 10
+MAX_LISTED_LABELS = 20
 PACKAGES = ("modeling-sit", "torch", "transformers", "accelerate")
 # Said elsewhere on the card, or of this machine only.
 NOT_SETTINGS = {"dataset", "output_dir", "export", "overwrite_output_dir", "resume_from_checkpoint"}
@@ -64,11 +65,55 @@ def write_pretraining_card(
         export=settings["export"],
         hardware=f"{num_processes} x {_describe_device(device)}",
         duration=f"{seconds / 60:.1f} minutes",
-        versions=", ".join(f"{name} {version(name)}" for name in PACKAGES),
+        versions=_describe_versions(),
         settings=_changed_settings(settings),
         metrics=_spread(lines, NUM_METRICS_LINES),
     )
     card.save(output_dir / "README.md")
+
+
+def write_finetuning_card(
+    template: Path,
+    output_dir: Path,
+    *,
+    report: dict[str, Any],
+    label_names: list[str],
+    command: str,
+    num_processes: int,
+    device: torch.device,
+) -> None:
+    """Write `README.md` of a fine-tuned classifier.
+
+    Args:
+        template (`Path`): Jinja template of the card.
+        output_dir (`Path`): The classifier's folder.
+        report (`dict`): What `eval_results.json` says of it.
+        label_names (`list[str]`): The classes.
+        command (`str`): What was typed.
+        num_processes (`int`), device (`torch.device`): What it ran on.
+    """
+    ModelCard.from_template(
+        ModelCardData(
+            library_name="transformers",
+            license="apache-2.0",
+            pipeline_tag="image-classification",
+            tags=["sit", "vit"],
+            metrics=["accuracy"],
+        ),
+        template_path=str(template),
+        model_name=output_dir.resolve().name,
+        model_id=str(output_dir),
+        num_labels=len(label_names),
+        labels=", ".join(label_names[:MAX_LISTED_LABELS]) + (", ..." if len(label_names) > MAX_LISTED_LABELS else ""),
+        command=command,
+        hardware=f"{num_processes} x {_describe_device(device)}",
+        versions=_describe_versions(),
+        **report,
+    ).save(output_dir / "README.md")
+
+
+def _describe_versions() -> str:
+    return ", ".join(f"{name} {version(name)}" for name in PACKAGES)
 
 
 def _describe_device(device: torch.device) -> str:

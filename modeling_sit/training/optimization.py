@@ -22,7 +22,8 @@ def parameter_groups(model: nn.Module) -> list[dict]:
 
 def create_optimizer(model: nn.Module, betas: tuple[float, float], device: torch.device) -> torch.optim.AdamW:
     """AdamW over [`parameter_groups`]; learning rate and weight decay are set before each step by [`set_hyperparameters`]."""
-    return torch.optim.AdamW(parameter_groups(model), lr=0.0, betas=betas, fused=device.type == "cuda")
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(parameter_groups(model), lr=0.0, betas=betas, fused=fused)
 
 
 def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:

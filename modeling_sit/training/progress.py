@@ -67,7 +67,7 @@ class RunProgress:
 
     def count(self, output: SiTForPreTrainingOutput, num_pictures: int) -> None:
         """Count a batch of `num_pictures` (of all processes) and its losses; one that was not computed counts as 0."""
-        losses = [output.loss.new_zeros(()) if output[name] is None else output[name] for name in LOSSES]
+        losses = [output.get(name, output.loss.new_zeros(())) for name in LOSSES]
         self._losses.append(torch.stack([loss.detach().float() for loss in losses]))
         self._num_pictures += num_pictures
 

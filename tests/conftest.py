@@ -1,0 +1,130 @@
+"""What the tests of the programs share: how to run one in this process, tiny models, and pictures."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+# Before anything imports the Hub's client: no test needs the network, and none should wait for it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import transformers
+from accelerate.state import AcceleratorState, GradientState
+
+from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+    "decoder_hidden_size": 16,
+    "projection_hidden_size": 16,
+    "projection_size": 16,
+}
+
+
+@pytest.fixture
+def tiny_config():
+    """Make the configuration of a model that takes milliseconds a step, with other fields on request."""
+    return lambda **fields: SiTConfig(**{**TINY, **fields})
+
+
+@pytest.fixture
+def save_tiny_sit(tiny_config):
+    """Write a pretrained model's folder as `scripts/pretrain.py` leaves it, with random weights."""
+
+    def save(folder: Path, seed: int = 0, **fields) -> Path:
+        torch.manual_seed(seed)
+        config = tiny_config(**fields)
+        SiTForPreTraining(config).save_pretrained(folder)
+        grey = {"image_mean": [0.5], "image_std": [0.5]} if config.num_channels == 1 else {}
+        size = {"height": config.image_shape[0], "width": config.image_shape[1]}
+        SiTImageProcessor(size=size, patch_size=config.patch_size, **grey).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def save_pictures():
+    """Write random PNG pictures of 24 x 20 pixels, called `00.png`, `01.png` and so on, into a folder."""
+
+    def save(folder: Path, count: int, seed: int = 0) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        generator = np.random.default_rng(seed)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            PIL.Image.fromarray(pixels).save(folder / f"{number:02}.png")
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def load_program(monkeypatch):
+    """Import a program of `scripts/` by its name; those that it imports are found too."""
+    # Behind the installed packages, for scripts/evaluate.py has the name of one.
+    monkeypatch.setattr(sys, "path", [*sys.path, str(SCRIPTS)])
+
+    def load(name: str):
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
+            spec.loader.exec_module(module)
+        return sys.modules[name]
+
+    return load
+
+
+@pytest.fixture
+def run_program(load_program, monkeypatch):
+    """Run a program of `scripts/` in this process with these flags; gives its exit code."""
+    verbosity = transformers.logging.get_verbosity()
+
+    def run(name: str, *flags) -> int:
+        program = load_program(name)
+        monkeypatch.setattr(sys, "argv", [str(SCRIPTS / f"{name}.py"), *map(str, flags)])
+        forget_accelerator()
+        try:
+            program.main()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    yield run
+    forget_accelerator()
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+
+
+def forget_accelerator() -> None:
+    """A process has one Accelerate state, which the first `Accelerator` settles: the next test needs one of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def one_line_error(run_program, capsys):
+    """Run a program that has to fail for a user's mistake; gives the one line that it says, after `error: `."""
+
+    def run(name: str, *flags, code: int = 1) -> str:
+        capsys.readouterr()
+        assert run_program(name, *flags) == code
+        stderr = capsys.readouterr().err
+        assert "Traceback" not in stderr
+        # A progress bar starts its lines anew by a carriage return; an error stands on a line of its own.
+        errors = [line for line in stderr.splitlines() if "error:" in line]
+        assert len(errors) == 1, stderr
+        assert errors[0].startswith("error: "), stderr
+        return errors[0].removeprefix("error: ")
+
+    return run

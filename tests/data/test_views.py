@@ -1,0 +1,410 @@
+"""The two views: crops as functions of index and seed, and every augmentation against its closed form."""
+
+import io
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from modeling_sit.data import views
+from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.sampling import PictureBatches
+from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, collate_crops
+
+SHAPE = (16, 16)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# No augmentation at all, for tests to switch on the one that they are about.
+OFF = {
+    "horizontal_flip_probability": 0.0,
+    "vertical_flip_probability": 0.0,
+    "color_jitter_probability": 0.0,
+    "grayscale_probability": 0.0,
+    "blur_probability": [0.0, 0.0],
+    "solarize_probability": [0.0, 0.0],
+}
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_dataset(encoded: list[bytes | None]) -> datasets.Dataset:
+    rows = [{"bytes": picture, "path": f"{number}.png"} for number, picture in enumerate(encoded)]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    return datasets.Dataset.from_dict({"image": rows}, features=features, split="train")
+
+
+def random_pictures(count: int, seed: int = 0) -> list[bytes]:
+    generator = np.random.default_rng(seed)
+    return [encode(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def two_crops(encoded: list[bytes | None], num_channels: int = 3, shape=SHAPE, **settings) -> TwoCropsDataset:
+    return TwoCropsDataset(as_dataset(encoded), shape, num_channels, ViewArguments(**settings))
+
+
+class TestTwoCrops:
+    def test_shape_and_type(self):
+        for num_channels in (1, 3, 4):
+            item = two_crops(random_pictures(1), num_channels, (16, 24))[0, 0]
+            assert item["crops"].shape == (2, num_channels, 16, 24)
+            assert item["crops"].dtype == torch.uint8
+            assert item["unreadable"] == []
+
+    def test_are_a_function_of_index_and_seed(self):
+        dataset = two_crops(random_pictures(4))
+        crops = dataset[2, 7]["crops"]
+        assert torch.equal(dataset[2, 7]["crops"], crops)
+        assert not torch.equal(dataset[2, 8]["crops"], crops)
+        assert not torch.equal(dataset[3, 7]["crops"], crops)
+        assert not torch.equal(crops[0], crops[1])
+
+    def test_are_the_same_in_any_number_of_workers(self):
+        dataset = two_crops(random_pictures(9))
+        batches = [
+            list(
+                DataLoader(
+                    dataset,
+                    batch_sampler=PictureBatches(9, 3, seed=5, stop=5),
+                    collate_fn=collate_crops,
+                    num_workers=workers,
+                )
+            )
+            for workers in (0, 1, 2)
+        ]
+        assert len(batches[0]) == 5
+        for other in batches[1:]:
+            assert all(torch.equal(a["crops"], b["crops"]) for a, b in zip(batches[0], other, strict=True))
+
+    def test_leave_the_global_generator_alone_and_do_not_depend_on_it(self):
+        dataset = two_crops(random_pictures(1))
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        crops = dataset[0, 3]["crops"]
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(1)
+        assert torch.equal(dataset[0, 3]["crops"], crops)
+
+    @pytest.mark.parametrize(
+        ("scale", "ratio"), [((0.2, 1.0), (3 / 4, 4 / 3)), ((0.3, 0.4), (1.5, 2.0)), ((0.5, 0.5), (1.0, 1.0))]
+    )
+    def test_area_and_ratio_stay_in_their_ranges_and_use_them(self, scale, ratio):
+        # Red tells a pixel's column, green its row: the slope in a crop is the crop's size over that of the view.
+        row, column = np.mgrid[:200, :240]
+        picture = encode(np.stack([column, row, 0 * row], axis=-1).astype(np.uint8))
+        dataset = two_crops([picture], crop_scale=list(scale), crop_ratio=list(ratio))
+        areas, ratios = [], []
+        for seed in range(150):
+            for crop in dataset[0, seed]["crops"].float():
+                width = (crop[0, :, 12] - crop[0, :, 3]).mean().item() / 9 * 16
+                height = (crop[1, 12] - crop[1, 3]).mean().item() / 9 * 16
+                areas.append(width * height / (200 * 240))
+                ratios.append(width / height)
+        for values, (low, high) in ((areas, scale), (ratios, ratio)):
+            assert min(values) > 0.93 * low
+            assert max(values) < 1.07 * high
+            spread = high - low
+            assert min(values) < 1.07 * (low + 0.1 * spread)
+            assert max(values) > 0.93 * (high - 0.35 * spread)  # a big crop that does not fit is drawn anew
+
+    def test_resampling_is_bicubic(self):
+        """A bicubic kernel overshoots at an edge, a bilinear one does not."""
+        pixels = np.zeros((8, 8, 3), dtype=np.uint8) + 64
+        pixels[:, 4:] = 192
+        dataset = two_crops([encode(pixels)], shape=(64, 64), crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0])
+        crop = dataset[0, 0]["crops"][0]
+        assert crop.max() > 192
+        assert crop.min() < 64
+
+    def test_unreadable_pictures_are_replaced_by_the_next_readable_and_named(self):
+        good = random_pictures(2)
+        dataset = two_crops([good[0], b"broken", b"", good[1], None])
+        item = dataset[1, 9]
+        assert torch.equal(item["crops"], dataset[3, 9]["crops"])
+        assert [problem.split(":")[0] for problem in item["unreadable"]] == [
+            "row 1 of train (1.png)",
+            "row 2 of train (2.png)",
+        ]
+        wrapped = dataset[4, 9]
+        assert torch.equal(wrapped["crops"], dataset[0, 9]["crops"])
+        assert len(wrapped["unreadable"]) == 1
+
+    def test_a_picture_of_one_pixel(self):
+        item = two_crops([encode(np.full((1, 1, 3), 77, dtype=np.uint8))])[0, 0]
+        assert (item["crops"] == 77).all()
+
+    def test_whole_set_unreadable(self):
+        dataset = two_crops([b"", b"broken"])
+        with pytest.raises(UnreadablePicture, match=r"2 pictures.*1\.png"):
+            dataset[0, 0]
+
+    def test_a_long_row_of_unreadable_pictures_is_not_walked_through(self, monkeypatch):
+        monkeypatch.setattr(views, "MAX_UNREADABLE_IN_A_ROW", 3)
+        good = random_pictures(1)
+        assert len(two_crops([b"", b"", *good])[0, 0]["unreadable"]) == 2
+        with pytest.raises(UnreadablePicture):
+            two_crops([b"", b"", b"", *good])[0, 0]
+
+    def test_collation_puts_the_views_first(self):
+        dataset = two_crops([*random_pictures(2), b""])
+        items = [dataset[index, seed] for index, seed in ((0, 1), (1, 2), (2, 3))]
+        batch = collate_crops(items)
+        assert batch["crops"].shape == (2, 3, 3, *SHAPE)
+        for picture, item in enumerate(items):
+            for view in range(2):
+                assert torch.equal(batch["crops"][view, picture], item["crops"][view])
+        assert batch["unreadable"] == items[2]["unreadable"] != []
+
+
+def random_crops(batch: int = 3, channels: int = 3, shape=SHAPE, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (2, batch, channels, *shape), generator=generator, dtype=torch.uint8)
+
+
+def augmentation(mean=MEAN, std=STD, shape=SHAPE, **settings) -> ViewAugmentation:
+    return ViewAugmentation(ViewArguments(**{**OFF, **settings}), shape, mean, std)
+
+
+def raw_views(crops: torch.Tensor, seed: int = 0, **settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """View 1 and view 2 in [0, 1]: with mean 0 and standard deviation 1, normalisation changes nothing."""
+    channels = crops.shape[2]
+    augment = augmentation([0.0] * channels, [1.0] * channels, tuple(crops.shape[-2:]), **settings)
+    torch.manual_seed(seed)
+    return augment(crops).chunk(2)
+
+
+class TestViewAugmentation:
+    @pytest.mark.parametrize(("mean", "std"), [(MEAN, STD), ((0.5,), (0.25,))])
+    def test_without_augmentation_it_normalises(self, mean, std):
+        crops = random_crops(channels=len(mean), shape=(16, 8))
+        given = crops.clone()
+        views = augmentation(mean, std, (16, 8))(crops)
+        assert torch.equal(crops, given)
+        assert views.shape == (6, len(mean), 16, 8)
+        for row, (view, picture) in enumerate((view, picture) for view in range(2) for picture in range(3)):
+            for channel in range(len(mean)):
+                expected = (crops[view, picture, channel].double() / 255 - mean[channel]) / std[channel]
+                torch.testing.assert_close(views[row, channel].double(), expected, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(("flag", "dimension"), [("horizontal", -1), ("vertical", -2)])
+    def test_flip(self, flag, dimension):
+        crops = random_crops()
+        views = raw_views(crops, **{f"{flag}_flip_probability": 1.0})
+        torch.testing.assert_close(torch.stack(views), crops.flip(dimension) / 255)
+
+    def test_grey(self):
+        crops = random_crops()
+        red, green, blue = (crops / 255).unbind(2)
+        grey = 0.299 * red + 0.587 * green + 0.114 * blue
+        for view, expected in zip(raw_views(crops, grayscale_probability=1.0), grey, strict=True):
+            assert torch.equal(view[:, 0], view[:, 1]) and torch.equal(view[:, 0], view[:, 2])
+            torch.testing.assert_close(view[:, 0], expected, rtol=0, atol=2e-3)
+
+    @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_solarisation_of_the_view_it_is_asked_for(self, threshold, channels):
+        crops = random_crops(channels=channels)
+        for probabilities in ([0.0, 1.0], [1.0, 0.0]):
+            views = raw_views(crops, solarize_probability=probabilities, solarize_threshold=threshold)
+            for view, crop, probability in zip(views, crops / 255, probabilities, strict=True):
+                expected = torch.where(crop < threshold, crop, 1 - crop) if probability else crop
+                torch.testing.assert_close(view, expected)
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_blur_of_the_view_it_is_asked_for(self, channels):
+        crops = random_crops(channels=channels)
+        for blurred in range(2):
+            probabilities = [float(view == blurred) for view in range(2)]
+            views = raw_views(crops, blur_probability=probabilities, blur_sigma=[14.0, 14.0])
+            assert views[blurred].var() < 0.5 * (crops[blurred] / 255).var()
+            torch.testing.assert_close(views[1 - blurred], crops[1 - blurred] / 255)
+
+    @pytest.mark.parametrize("size", [16, 32])
+    def test_blur_is_gaussian_with_a_sigma_of_a_view_224_wide(self, size):
+        crops = random_crops(shape=(size, size))
+        sigma = 14 * size / 224  # 1 and 2 pixels
+        reach = round(2 * sigma)
+        offsets = torch.arange(-reach, reach + 1)
+        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        kernel = kernel / kernel.sum()
+        padded = torch.nn.functional.pad(crops[0] / 255, [reach] * 4, mode="reflect")
+        rows = sum(weight * padded[..., start : start + size, :] for start, weight in enumerate(kernel))
+        expected = sum(weight * rows[..., start : start + size] for start, weight in enumerate(kernel))
+        view, _ = raw_views(crops, blur_probability=[1.0, 0.0], blur_sigma=[14.0, 14.0])
+        torch.testing.assert_close(view, expected, rtol=1e-4, atol=1e-4)
+
+    def test_blur_draws_its_sigma(self):
+        crops = random_crops(1).expand(-1, 30, -1, -1, -1)
+        view, _ = raw_views(crops, blur_probability=[1.0, 0.0], blur_sigma=[3.0, 20.0])
+        variances = view.flatten(1).var(dim=1)
+        assert variances.max() > 1.5 * variances.min()
+
+    def test_brightness_is_a_factor_of_one_minus_to_one_plus_its_strength(self):
+        crops = torch.full((2, 100, 3, *SHAPE), 128, dtype=torch.uint8)
+        views = torch.cat(raw_views(crops, color_jitter=[0.4, 0.0, 0.0, 0.0], color_jitter_probability=1.0))
+        factors = views.mean(dim=(1, 2, 3)) / (128 / 255)
+        assert views.flatten(1).std(dim=1).max() < 1e-5
+        assert 0.6 - 1e-3 <= factors.min() < 0.65
+        assert 1.35 < factors.max() <= 1.4 + 1e-3
+
+    def test_contrast_stretches_around_a_mean(self):
+        crops = random_crops(1).expand(-1, 100, -1, -1, -1)
+        views = torch.cat(raw_views(crops // 2 + 64, color_jitter=[0.0, 0.4, 0.0, 0.0], color_jitter_probability=1.0))
+        clean = torch.cat(raw_views(crops // 2 + 64))
+        factors = views.flatten(1).std(dim=1) / clean.flatten(1).std(dim=1)
+        assert 0.6 - 1e-2 <= factors.min() < 0.65
+        assert 1.3 < factors.max() <= 1.4 + 1e-2
+
+    def test_saturation_keeps_grey_and_pulls_colours_from_it(self):
+        grey = random_crops(4, channels=1).expand(-1, -1, 3, -1, -1)
+        settings = {"color_jitter": [0.0, 0.0, 0.9, 0.0], "color_jitter_probability": 1.0}
+        torch.testing.assert_close(torch.stack(raw_views(grey, **settings)), grey / 255, rtol=0, atol=2e-3)
+        colour = random_crops(20)
+        distances = [
+            torch.cat(views).std(dim=1).mean(dim=(1, 2)) for views in (raw_views(colour, **settings), raw_views(colour))
+        ]
+        assert (distances[0] < 0.6 * distances[1]).any()
+
+    def test_hue_turns_by_up_to_its_strength(self):
+        crops = torch.zeros(2, 100, 3, *SHAPE, dtype=torch.uint8)
+        crops[:, :, 0] = 255  # red, at hue 0; yellow is a sixth of a turn on
+        views = torch.cat(raw_views(crops, color_jitter=[0.0, 0.0, 0.0, 0.1], color_jitter_probability=1.0))
+        red, green, blue = views.mean(dim=(2, 3)).unbind(1)
+        turns = (green - blue) / 6
+        torch.testing.assert_close(red, torch.ones_like(red), rtol=0, atol=1e-3)
+        assert -0.1 - 1e-3 <= turns.min() < -0.08
+        assert 0.08 < turns.max() <= 0.1 + 1e-3
+
+    def test_jitter_of_strength_0_changes_nothing(self):
+        crops = random_crops()
+        views = raw_views(crops, color_jitter=[0.0] * 4, color_jitter_probability=1.0)
+        torch.testing.assert_close(torch.stack(views), crops / 255)
+
+    def test_jitter_of_one_strength_alone(self):
+        """A strength of 0 beside another one leaves its property alone: a hue jitter keeps grey as it is."""
+        grey = random_crops(channels=1).expand(-1, -1, 3, -1, -1)
+        views = raw_views(grey, color_jitter=[0.0, 0.0, 0.0, 0.5], color_jitter_probability=1.0)
+        torch.testing.assert_close(torch.stack(views), grey / 255, rtol=0, atol=2e-3)
+
+    def test_each_picture_and_view_has_its_own_draw(self):
+        crops = random_crops(1)[:1].expand(2, 8, -1, -1, -1)
+        views = torch.cat(raw_views(crops, color_jitter=[0.4, 0.0, 0.0, 0.0], color_jitter_probability=1.0))
+        means = views.mean(dim=(1, 2, 3))
+        assert len(set(means.tolist())) == 16
+
+    @pytest.mark.parametrize(
+        ("settings", "shares"),
+        [
+            ({"horizontal_flip_probability": 0.5}, (0.5, 0.5)),
+            ({"color_jitter_probability": 0.8}, (0.8, 0.8)),
+            ({"grayscale_probability": 0.2}, (0.2, 0.2)),
+            ({"blur_probability": [1.0, 0.1]}, (1.0, 0.1)),
+            ({"solarize_probability": [0.0, 0.2]}, (0.0, 0.2)),
+        ],
+    )
+    def test_chances(self, settings, shares):
+        crops = random_crops(400)
+        for view, crop, share in zip(
+            raw_views(crops, blur_sigma=[14.0, 14.0], **settings), crops / 255, shares, strict=True
+        ):
+            changed = ((view - crop).abs().flatten(1).amax(dim=1) > 0.01).float().mean().item()
+            margin = 4 * (share * (1 - share) / 400) ** 0.5
+            assert share - margin <= changed <= share + margin
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_everything_on(self, channels):
+        everything = {
+            "horizontal_flip_probability": 1.0,
+            "vertical_flip_probability": 1.0,
+            "color_jitter_probability": 1.0,
+            "grayscale_probability": 1.0,
+            "blur_probability": [1.0, 1.0],
+            "solarize_probability": [1.0, 1.0],
+        }
+        crops = random_crops(channels=channels)
+        views = torch.cat(raw_views(crops, **everything))
+        assert views.shape == (6, channels, *SHAPE)
+        assert views.min() >= 0 and views.max() <= 1
+        assert ((views - crops.flatten(0, 1) / 255).abs().flatten(1).mean(dim=1) > 0.05).all()
+
+    def test_grey_pictures_are_jittered_in_brightness(self):
+        crops = torch.full((2, 20, 1, *SHAPE), 100, dtype=torch.uint8)
+        views = torch.cat(raw_views(crops, color_jitter_probability=1.0))
+        assert views.mean(dim=(1, 2, 3)).std() > 0.02
+
+    def test_default_view_1_is_blurred_and_not_solarised(self):
+        """White stays white in view 1, whatever it meets there; solarisation turns it black in some views 2."""
+        crops = torch.full((2, 60, 3, *SHAPE), 255, dtype=torch.uint8)
+        augment = ViewAugmentation(ViewArguments(color_jitter=[0.0] * 4), SHAPE, (0.0,) * 3, (1.0,) * 3)
+        torch.manual_seed(0)
+        view_1, view_2 = augment(crops).chunk(2)
+        assert view_1.min() > 0.99
+        assert 2 < (view_2.mean(dim=(1, 2, 3)) < 0.01).sum() < 25
+
+    def test_is_a_function_of_torch_manual_seed(self):
+        crops = random_crops()
+        augment = ViewAugmentation(ViewArguments(), SHAPE, MEAN, STD)
+        results = []
+        for seed, other_seed in ((0, 0), (0, 1), (1, 0)):
+            torch.manual_seed(seed)
+            np.random.seed(other_seed)  # noqa: NPY002 the generator that a library might draw from
+            results.append(augment(crops))
+        assert torch.equal(results[0], results[1])
+        assert not torch.equal(results[0], results[2])
+
+    def test_needs_no_gradient(self):
+        assert not augmentation()(random_crops()).requires_grad
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"crop_scale": [0.2]},
+        {"crop_scale": [0.0, 1.0]},
+        {"crop_scale": [0.6, 0.4]},
+        {"crop_scale": [0.5, 1.5]},
+        {"crop_ratio": [1.0, 1.0, 1.0]},
+        {"crop_ratio": [-1.0, 1.0]},
+        {"horizontal_flip_probability": 1.1},
+        {"vertical_flip_probability": -0.1},
+        {"color_jitter": [0.4, 0.4, 0.2]},
+        {"color_jitter": [0.4, 0.4, 0.2, 0.6]},
+        {"color_jitter": [-0.4, 0.4, 0.2, 0.1]},
+        {"color_jitter_probability": 2.0},
+        {"grayscale_probability": float("nan")},
+        {"blur_probability": [1.0]},
+        {"blur_probability": [1.0, 1.1]},
+        {"blur_sigma": [0.0, 2.0]},
+        {"blur_sigma": [2.0, 0.1]},
+        {"solarize_probability": [0.0, -0.2]},
+        {"solarize_threshold": 2.0},
+        {"solarize_threshold": -0.1},
+    ],
+)
+def test_arguments_out_of_range_name_the_flag(settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"--{name}"):
+        ViewArguments(**settings)
+
+
+def test_default_arguments_are_the_papers():
+    arguments = vars(ViewArguments())
+    assert arguments == {
+        "crop_scale": [0.2, 1.0],
+        "crop_ratio": [3 / 4, 4 / 3],
+        "horizontal_flip_probability": 0.5,
+        "vertical_flip_probability": 0.0,
+        "color_jitter": [0.4, 0.4, 0.2, 0.1],
+        "color_jitter_probability": 0.8,
+        "grayscale_probability": 0.2,
+        "blur_probability": [1.0, 0.1],
+        "blur_sigma": [0.1, 2.0],
+        "solarize_probability": [0.0, 0.2],
+        "solarize_threshold": 0.5,
+    }
