@@ -70,7 +70,7 @@ class TestLabelledSplits:
 
 
 class TestLabelFraction:
-    labels = [0] * 20 + [1] * 10 + [2] * 3  # noqa: RUF012
+    labels = [0] * 20 + [1] * 10 + [2] * 3
     split = labelled(list(np.random.default_rng(0).permutation(labels)))
 
     @pytest.mark.parametrize(("fraction", "counts"), [(0.1, [2, 1, 1]), (0.5, [10, 5, 2]), (1.0, [20, 10, 3])])
@@ -158,4 +158,3 @@ class TestRandomCropAndFlip:
             widths = [(crop[:, 12] - crop[:, 3]).mean() / 9 * 16 for crop in crops]
             expected = 240 * scale**0.5
             assert 0.85 * expected < np.median(widths) < 1.15 * expected
-

@@ -267,7 +267,8 @@ class TestViewAugmentation:
         torch.testing.assert_close(torch.stack(raw_views(grey, **settings)), grey / 255, rtol=0, atol=2e-3)
         colour = random_crops(20)
         distances = [
-            torch.cat(views).std(dim=1).mean(dim=(1, 2)) for views in (raw_views(colour, **settings), raw_views(colour))
+            torch.cat(views).std(dim=1).mean(dim=(1, 2))
+            for views in (raw_views(colour, **settings), raw_views(colour))
         ]
         assert (distances[0] < 0.6 * distances[1]).any()
 
@@ -353,7 +354,7 @@ class TestViewAugmentation:
         results = []
         for seed, other_seed in ((0, 0), (0, 1), (1, 0)):
             torch.manual_seed(seed)
-            np.random.seed(other_seed)  # noqa: NPY002 the generator that a library might draw from
+            np.random.seed(other_seed)
             results.append(augment(crops))
         assert torch.equal(results[0], results[1])
         assert not torch.equal(results[0], results[2])

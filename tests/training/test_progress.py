@@ -23,7 +23,9 @@ def progress(tmp_path):
 def output(reconstruction: float | None = 1.0, contrast: float | None = 2.0) -> SiTForPreTrainingOutput:
     losses = [None if loss is None else torch.tensor(loss, requires_grad=True) for loss in (reconstruction, contrast)]
     return SiTForPreTrainingOutput(
-        loss=sum(loss for loss in losses if loss is not None), reconstruction_loss=losses[0], contrastive_loss=losses[1]
+        loss=sum(loss for loss in losses if loss is not None),
+        reconstruction_loss=losses[0],
+        contrastive_loss=losses[1],
     )
 
 
@@ -121,7 +123,7 @@ def test_sum_is_named_where_no_term_is_to_blame(progress):
     given = output()
     given.loss = torch.tensor(math.inf)
     progress.count(given, 4)
-    with pytest.raises(NonFiniteLoss, match="^loss not finite"):
+    with pytest.raises(NonFiniteLoss, match=r"^loss not finite"):
         progress.check_losses()
 
 

@@ -1,5 +1,6 @@
 """Schedules against their closed forms, and the arithmetic of a run's length."""
 
+import itertools
 import math
 
 import pytest
@@ -32,7 +33,7 @@ class TestWarmupCosine:
         assert rates[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
         assert rates[10] == pytest.approx(1.0)
         assert rates[-1] == pytest.approx(0.1)
-        assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+        assert all(a > b for a, b in itertools.pairwise(rates[10:]))
 
     def test_middle_of_the_cosine(self):
         assert warmup_cosine(15, 21, 10, peak=1.0, end=0.0) == pytest.approx(0.5)

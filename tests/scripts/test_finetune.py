@@ -1,0 +1,421 @@
+"""scripts/finetune.py from a pretrained folder to a classifier: what it learns from, measures, writes, and refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BertConfig,
+    BertModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
+
+from modeling_sit import SiTForImageClassification
+from modeling_sit.data.decoding import read_picture
+from modeling_sit.data.sources import load_pictures
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "finetune.py"
+COLOURS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 30)}
+
+
+@pytest.fixture
+def sit(save_tiny_sit, tmp_path) -> Path:
+    return save_tiny_sit(tmp_path / "sit")
+
+
+@pytest.fixture
+def vit(tmp_path) -> Path:
+    """A plain ViT's folder, a classifier of two other labels, as the Hub has them."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    return tmp_path / "vit"
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory) -> Path:
+    """A folder of noisy pictures of one colour each: 20, 10 and 10 to train, 4 a class to validate."""
+    folder = tmp_path_factory.mktemp("colours")
+    generator = np.random.default_rng(0)
+    for split, counts in (("train", (20, 10, 10)), ("test", (4, 4, 4))):
+        for (name, colour), count in zip(COLOURS.items(), counts, strict=True):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(colour + generator.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / split / name / f"{index:02}.png")
+    return folder
+
+
+def flags_for(model, dataset, output_dir, *flags, steps: int = 2, batch_size: int = 16) -> list[str]:
+    arguments = {
+        "--model_name_or_path": model,
+        "--dataset": dataset,
+        "--output_dir": output_dir,
+        "--max_steps": steps,
+        "--per_device_train_batch_size": batch_size,
+        "--per_device_eval_batch_size": 64,
+        "--use_cpu": True,
+        "--report_to": "none",
+        "--eval_strategy": "no",
+        "--save_strategy": "no",
+    }
+    return [str(word) for pair in arguments.items() for word in pair] + [str(flag) for flag in flags]
+
+
+@pytest.fixture
+def finetune(run_program, tmp_path):
+    """Fine-tune in this process; gives the output folder."""
+
+    def finetune(model, dataset, *flags, name: str = "out", **settings) -> Path:
+        assert run_program("finetune", *flags_for(model, dataset, tmp_path / name, *flags, **settings)) == 0
+        return tmp_path / name
+
+    return finetune
+
+
+@pytest.fixture
+def refused(one_line_error, tmp_path):
+    """The one line that a run says which cannot go on for a user's mistake."""
+
+    def refused(model, dataset, *flags, name: str = "refused", code: int = 1, **settings) -> str:
+        return one_line_error("finetune", *flags_for(model, dataset, tmp_path / name, *flags, **settings), code=code)
+
+    return refused
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "eval_results.json").read_text())["finetune"]
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def backbone_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in weights_in(folder).items() if name.startswith("vit.")}
+
+
+def accuracy_by_hand(folder: Path, dataset) -> float:
+    pictures = load_pictures(str(dataset))
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    read = [read_picture(picture, model.config.num_channels) for picture in pictures.validation["image"]]
+    with torch.no_grad():
+        predicted = model(**processor(read, return_tensors="pt")).logits.argmax(-1)
+    return accuracy_score(pictures.validation["label"][:], predicted)
+
+
+class TestResults:
+    def test_of_a_sit_folder(self, finetune, save_tiny_sit, tmp_path, capsys):
+        sit = save_tiny_sit(tmp_path / "sit", num_channels=1)
+        folder = finetune(sit, "digits", "--learning_rate", 0.01, "--seed", 3, steps=10)
+        results = results_of(folder)
+        assert results["accuracy"] == pytest.approx(accuracy_by_hand(folder, "digits"), abs=1e-6)
+        assert (results["num_train"], results["num_validation"]) == (1437, 360)
+        assert (results["dataset"], results["split"], results["seed"]) == ("digits", "test", 3)
+        assert (results["label_fraction"], results["from_scratch"]) == (1.0, False)
+        assert results["model_name_or_path"] == str(sit)
+        out = capsys.readouterr().out
+        assert f"accuracy {results['accuracy']:.4f} on 360 pictures of test" in out
+        assert str(folder / "eval_results.json") in out
+
+    def test_of_a_plain_vit_folder(self, finetune, vit, colours):
+        folder = finetune(vit, colours, "--learning_rate", 0.01, steps=20)
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colours)
+        config = json.loads((folder / "config.json").read_text())
+        assert config["model_type"] == "vit"
+        assert config["id2label"] == {"0": "blue", "1": "green", "2": "red"}
+
+    def test_learns(self, finetune, sit, colours):
+        folder = finetune(sit, colours, "--learning_rate", 0.01, "--weight_decay", 0, steps=40)
+        assert results_of(folder)["accuracy"] == 1.0
+
+    def test_pipeline_names_the_labels(self, finetune, sit, colours):
+        folder = finetune(sit, colours, "--learning_rate", 0.01, steps=40)
+        classify = pipeline("image-classification", model=str(folder))
+        for name, colour in COLOURS.items():
+            answers = classify(PIL.Image.new("RGB", (20, 30), colour))
+            assert {answer["label"] for answer in answers} == set(COLOURS)
+            assert answers[0]["label"] == name
+
+    def test_folder_is_a_model_repository(self, finetune, sit, colours):
+        folder = finetune(sit, colours)
+        names = {path.name for path in folder.iterdir()}
+        assert {"config.json", "model.safetensors", "preprocessor_config.json", "eval_results.json"} <= names
+        assert {"README.md", "configuration_sit.py", "modeling_sit.py"} <= names
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.pipeline_tag == "image-classification"
+        assert "blue, green, red" in card.text and "40 labelled pictures" in card.text
+        model, trouble = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+        assert isinstance(model, SiTForImageClassification)
+        assert not trouble["missing_keys"] and not trouble["unexpected_keys"]
+        assert model.config.num_labels == 3
+
+    def test_results_of_other_protocols_stay(self, finetune, sit, colours, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "eval_results.json").write_text('{"knn": {"accuracy": 0.5}}')
+        folder = finetune(sit, colours)
+        results = json.loads((folder / "eval_results.json").read_text())
+        assert results["knn"] == {"accuracy": 0.5} and "finetune" in results
+
+    def test_epochs_are_those_that_were_run(self, finetune, sit, colours):
+        assert results_of(finetune(sit, colours, steps=6))["epochs"] == pytest.approx(2)  # three batches of 16
+
+    def test_is_a_function_of_the_seed(self, finetune, sit, colours):
+        one, same, other = (
+            weights_in(finetune(sit, colours, "--seed", seed, name=name))
+            for name, seed in (("a", 1), ("b", 1), ("c", 2))
+        )
+        assert all(torch.equal(value, same[name]) for name, value in one.items())
+        assert not torch.equal(one["classifier.weight"], other["classifier.weight"])
+
+
+class TestStart:
+    frozen = ("--learning_rate", 0)
+
+    def test_pretrained_weights_are_there(self, finetune, sit, colours):
+        assert_same(backbone_in(finetune(sit, colours, *self.frozen)), backbone_in(sit))
+
+    def test_pretrained_weights_of_a_plain_vit_are_there(self, finetune, vit, colours):
+        assert_same(backbone_in(finetune(vit, colours, *self.frozen)), backbone_in(vit))
+
+    def test_from_scratch_they_are_not(self, finetune, sit, colours):
+        before = backbone_in(sit)
+        for seed in (1, 2):
+            after = backbone_in(finetune(sit, colours, *self.frozen, "--from_scratch", "--seed", seed, name=str(seed)))
+            assert after.keys() == before.keys()
+            for name, value in after.items():
+                if value.std() > 0:  # norms and biases start from constants
+                    assert not torch.equal(value, before[name]), name
+            before = after
+        assert results_of(Path(sit.parent / "2"))["from_scratch"] is True
+
+    def test_classifier_of_other_labels_is_made_anew(self, finetune, vit, colours):
+        folder = finetune(vit, colours, *self.frozen)
+        assert weights_in(folder)["classifier.weight"].shape == (3, 16)
+
+    @pytest.mark.parametrize(("pooling", "width"), [("token", 16), ("mean", 16), ("token_mean", 32)])
+    def test_pooling(self, finetune, sit, colours, pooling, width):
+        folder = finetune(sit, colours, "--pooling", pooling)
+        assert weights_in(folder)["classifier.weight"].shape == (3, width)
+        assert AutoModelForImageClassification.from_pretrained(folder).config.pooling == pooling
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colours)
+
+    def test_drop_path_rate(self, finetune, sit, colours):
+        folder = finetune(sit, colours, "--drop_path_rate", 0.3)
+        assert json.loads((folder / "config.json").read_text())["drop_path_rate"] == 0.3
+
+    def test_processor_that_sizes_by_the_shortest_edge(self, finetune, vit, colours):
+        """DINOv2's does, for one."""
+        settings = json.loads((vit / "preprocessor_config.json").read_text())
+        settings.update(size={"shortest_edge": 16}, do_center_crop=True, crop_size={"height": 16, "width": 16})
+        settings["image_processor_type"] = "CLIPImageProcessor"
+        (vit / "preprocessor_config.json").write_text(json.dumps(settings))
+        finetune(vit, colours)
+
+
+def assert_same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert len(weights) > 30
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), name
+
+
+class TestLabelFraction:
+    def test_share_of_each_class(self, finetune, sit, colours, load_program, monkeypatch):
+        program = load_program("finetune")
+        seen = []
+
+        class Spy(program.LabelledPictures):
+            def __init__(self, split, *arguments):
+                super().__init__(split, *arguments)
+                seen.append((str(split.split), split["label"][:]))
+
+        monkeypatch.setattr(program, "LabelledPictures", Spy)
+        folder = finetune(sit, colours, "--label_fraction", 0.2, steps=1, batch_size=4)
+        (split, labels), (validation_split, validation_labels) = seen
+        assert (split, np.bincount(labels).tolist()) == ("train", [4, 2, 2])
+        assert (validation_split, np.bincount(validation_labels).tolist()) == ("test", [4, 4, 4])
+        results = results_of(folder)
+        assert (results["num_train"], results["num_validation"], results["label_fraction"]) == (8, 12, 0.2)
+
+
+class TestUnreadable:
+    @pytest.fixture
+    def damaged(self, colours, tmp_path) -> Path:
+        """As `colours`, with a picture of each split cut off; the one of the test split comes last, in class `zero`."""
+        folder = tmp_path / "damaged"
+        for path in colours.rglob("*.png"):
+            target = folder / path.relative_to(colours)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+        (folder / "train" / "red" / "99.png").write_bytes(b"broken")
+        (folder / "test" / "red" / "99.png").write_bytes(b"")
+        return folder
+
+    def test_is_left_out_of_loss_and_metric_and_named(self, finetune, sit, colours, damaged, capsys):
+        flags = ["--learning_rate", 0, "--label_smoothing_factor", 0]
+        whole = results_of(finetune(sit, colours, *flags, name="whole"))
+        capsys.readouterr()
+        results = results_of(finetune(sit, damaged, *flags, name="some", batch_size=41))
+        assert results["accuracy"] == pytest.approx(whole["accuracy"])
+        assert results["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+        err = capsys.readouterr().err
+        assert str(damaged / "train" / "red" / "99.png") in err
+        assert str(damaged / "test" / "red" / "99.png") in err
+
+    @pytest.mark.parametrize("smoothing", [0, 0.1])
+    def test_alone_in_its_batch(self, finetune, sit, damaged, smoothing):
+        """The mean over no picture is not a number: it may spoil neither the weights nor the figures."""
+        flags = ["--label_smoothing_factor", smoothing, "--per_device_eval_batch_size", 1]
+        folder = finetune(sit, damaged, *flags, batch_size=1, steps=41)
+        assert all(value.isfinite().all() for value in weights_in(folder).values())
+        assert np.isfinite(results_of(folder)["loss"])
+
+
+class TestGoingOn:
+    def test_auto_is_the_run_that_was_not_stopped(self, finetune, sit, colours):
+        flags = ["--save_strategy", "steps", "--save_steps", 2, "--lr_scheduler_type", "constant", "--warmup_steps", 0]
+        # Nothing random but the order: Trainer draws a batch ahead, and does not restore what that one drew.
+        flags += ["--crop_scale", 1, 1, "--horizontal_flip_probability", 0, "--drop_path_rate", 0]
+        whole = finetune(sit, colours, *flags, name="whole", steps=4)
+        finetune(sit, colours, *flags, name="stopped", steps=2)
+        stopped = finetune(sit, colours, *flags, "--resume_from_checkpoint", "auto", name="stopped", steps=4)
+        state = json.loads((stopped / "checkpoint-4" / "trainer_state.json").read_text())
+        assert state["global_step"] == 4
+        for name, value in weights_in(whole).items():
+            assert torch.equal(weights_in(stopped)[name], value), name
+
+    def test_auto_in_a_new_folder_starts(self, finetune, sit, colours):
+        finetune(sit, colours, "--resume_from_checkpoint", "auto")
+
+    def test_auto_does_not_take_an_unfinished_one(self, finetune, sit, colours, tmp_path):
+        flags = ["--save_strategy", "steps", "--save_steps", 2]
+        folder = finetune(sit, colours, *flags, steps=2)
+        (folder / "checkpoint-9").mkdir()
+        finetune(sit, colours, *flags, "--resume_from_checkpoint", "auto", steps=4)
+        assert (folder / "checkpoint-4").exists()
+
+    def test_path_that_is_none(self, refused, sit, colours, tmp_path):
+        error = refused(sit, colours, "--resume_from_checkpoint", tmp_path / "nowhere")
+        assert f"--resume_from_checkpoint {tmp_path / 'nowhere'}" in error
+
+
+class TestMistakes:
+    def test_data_that_is_not_there(self, refused, sit, tmp_path):
+        assert str(tmp_path / "nowhere") in refused(sit, tmp_path / "nowhere")
+
+    def test_no_labels(self, refused, sit, tmp_path, save_pictures):
+        for split in ("train", "test"):
+            save_pictures(tmp_path / "pile" / split, 3)
+        assert "--label_column" in refused(sit, tmp_path / "pile")
+
+    def test_no_validation_split(self, refused, sit, colours):
+        assert "--validation_split" in refused(sit, colours / "train")
+
+    def test_validation_on_the_training_pictures(self, refused, sit, colours):
+        assert "--validation_split train" in refused(sit, colours, "--validation_split", "train")
+
+    def test_no_model(self, refused, sit, colours, tmp_path):
+        assert f"--model_name_or_path {tmp_path}/nowhere" in refused(tmp_path / "nowhere", colours)
+        assert "--model_name_or_path someone/some-vit" in refused("someone/some-vit", colours)
+        (tmp_path / "empty").mkdir()
+        assert "config.json" in refused(tmp_path / "empty", colours)
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "config.json"])
+    def test_half_a_model(self, refused, sit, colours, name):
+        (sit / name).unlink()
+        assert f"--model_name_or_path {sit}" in refused(sit, colours)
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "config.json"])
+    def test_damaged_model(self, refused, sit, colours, name):
+        (sit / name).write_bytes((sit / name).read_bytes()[:200])
+        assert f"--model_name_or_path {sit}" in refused(sit, colours)
+
+    def test_model_without_its_backbone(self, refused, sit, colours):
+        """What is called pretrained is not silently random."""
+        BertModel(
+            BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
+        ).save_pretrained(sit.parent / "bert")
+        weights = (sit.parent / "bert" / "model.safetensors").read_bytes()
+        (sit / "model.safetensors").write_bytes(weights)
+        assert f"--model_name_or_path {sit}" in refused(sit, colours)
+
+    def test_flags_that_do_not_suit_the_model(self, refused, vit, colours):
+        assert "--pooling" in refused(vit, colours, "--pooling", "mean")
+        assert "--drop_path_rate" in refused(vit, colours, "--drop_path_rate", 0.1)
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ["--label_fraction", 0],
+            ["--label_fraction", 1.5],
+            ["--crop_scale", 0.5],
+            ["--crop_scale", 0.5, 1.5],
+            ["--horizontal_flip_probability", 2],
+            ["--pooling", "sum"],
+            ["--eval_strategy", "sometimes"],
+        ],
+    )
+    def test_values_that_no_flag_takes(self, refused, sit, colours, flags):
+        error = refused(sit, colours, *flags, code=2)
+        assert flags[0] in error or str(flags[1]) in error
+
+    def test_drop_path_rate_out_of_range(self, one_line_error, run_program, sit, colours, tmp_path, capsys):
+        assert run_program("finetune", *flags_for(sit, colours, tmp_path / "out", "--drop_path_rate", 2)) in (1, 2)
+        assert "drop_path_rate" in capsys.readouterr().err
+
+    def test_unknown_flag(self, refused, sit, colours):
+        assert "--learning_rat" in refused(sit, colours, "--learning_rat=1", code=2)
+
+    def test_output_folder_below_a_file(self, refused, sit, colours, tmp_path):
+        (tmp_path / "file").write_text("in the way")
+        assert f"--output_dir {tmp_path}/file" in refused(sit, colours, name="file/out")
+
+    def test_output_folder_is_required(self, one_line_error, sit, colours, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        flags = flags_for(sit, colours, "out", steps=1)
+        place = flags.index("--output_dir")
+        assert "--output_dir" in one_line_error("finetune", *flags[:place], *flags[place + 2 :])
+
+    def test_output_folder_is_not_the_pretrained_model(self, refused, sit, colours):
+        """Its weights would be replaced by a classifier's: nothing is to be lost."""
+        before = (sit / "model.safetensors").read_bytes()
+        error = refused(sit, colours, name="sit")
+        assert "--output_dir" in error
+        assert (sit / "model.safetensors").read_bytes() == before
+
+    def test_loss_that_is_not_finite_stops_the_run(self, refused, sit, colours, tmp_path):
+        error = refused(sit, colours, "--learning_rate", "1e30", "--warmup_steps", 0, steps=20)
+        assert "finite" in error and "step" in error
+        assert not (tmp_path / "refused" / "eval_results.json").exists()
+
+
+def test_from_any_folder_beside_the_other_programs(save_tiny_sit, tmp_path):
+    """scripts/ comes first on the path then, and its `evaluate.py` must not stand in for the library `evaluate`."""
+    sit = save_tiny_sit(tmp_path / "sit", num_channels=1)
+    flags = flags_for(sit, "digits", "out", "--eval_strategy", "epoch", steps=2)
+    finished = subprocess.run(
+        [sys.executable, SCRIPT, *flags],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert results_of(tmp_path / "out")["num_validation"] == 360

@@ -1,0 +1,87 @@
+"""scripts/quickstart.py: the table, the pictures, and the lines that it tells to type."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import PIL.Image
+import pytest
+
+import modeling_sit
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def quick(load_program, run_program, monkeypatch):
+    """The program with runs of a few steps, with two seeds, and with pretraining in this process too."""
+    program = load_program("quickstart")
+
+    def run(command):
+        assert command[0] == sys.executable
+        assert Path(command[1]) == SCRIPTS / "pretrain.py"
+        return program.subprocess.CompletedProcess(command, run_program("pretrain", *command[2:]))
+
+    monkeypatch.setattr(program.subprocess, "run", run)
+    monkeypatch.setattr(program, "SEEDS", (0, 1))
+    monkeypatch.setattr(program, "LABEL_FRACTIONS", {0.1: 0.4, 1.0: 0.04})
+    return program
+
+
+def test_everything(quick, run_program, tmp_path, monkeypatch, capsys):
+    output_dir = tmp_path / "quick start"
+    monkeypatch.chdir(tmp_path)
+    assert run_program("quickstart", "--output_dir", "quick start", "--max_train_steps", 1) == 0
+    out = capsys.readouterr().out
+
+    figures = json.loads((output_dir / "results.json").read_text())
+    accuracies = {(entry["label_fraction"], entry["start"]): entry["accuracies"] for entry in figures}
+    assert set(accuracies) == {(0.1, "scratch"), (0.1, "pretrained"), (1.0, "scratch"), (1.0, "pretrained")}
+    for (fraction, start), values in accuracies.items():
+        assert len(values) == 2
+        for seed, value in zip((0, 1), values, strict=True):
+            folder = output_dir / f"finetuned-{start}-{fraction:.0%}-seed{seed}"
+            results = json.loads((folder / "eval_results.json").read_text())["finetune"]
+            assert (results["accuracy"], results["seed"]) == (value, seed)
+            assert (results["label_fraction"], results["from_scratch"]) == (fraction, start == "scratch")
+            assert results["num_train"] == pytest.approx(1437 * fraction, abs=6)
+            assert results["num_validation"] == 360
+
+    table = (output_dir / "results.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()]
+    assert rows[0] == ["labels", "scratch", "pretrained"]
+    assert [row[0] for row in rows[2:]] == ["10%", "100%"]
+    for row, fraction in zip(rows[2:], (0.1, 1.0), strict=True):
+        for cell, start in zip(row[1:], ("scratch", "pretrained"), strict=True):
+            values = [100 * value for value in accuracies[fraction, start]]
+            assert cell == f"{mean(values):.1f} ± {stdev(values):.1f} %"
+    assert table.strip() in out
+
+    previews = sorted((output_dir / "pretrained" / "previews").iterdir())
+    assert (output_dir / "reconstructions.png").read_bytes() == previews[-1].read_bytes()
+    for name in ("accuracy.png", "reconstructions.png"):
+        with PIL.Image.open(output_dir / name) as picture:
+            picture.load()
+            assert min(picture.size) > 200
+        assert name in out
+
+    *_, first, second, third = out.strip().splitlines()
+    lines = "\n".join([first, second, third])
+    assert first == "import modeling_sit"
+    namespace = {}
+    exec(lines, namespace)
+    assert isinstance(namespace["model"], modeling_sit.SiTModel)
+    assert namespace["model"].config.hidden_size == 96
+    assert re.search(r"took [\d.]+ minutes", out)
+
+
+def test_pretraining_that_fails_ends_it(quick, one_line_error, tmp_path, monkeypatch):
+    monkeypatch.setattr(quick.subprocess, "run", lambda command: quick.subprocess.CompletedProcess(command, 1))
+    assert "pretraining" in one_line_error("quickstart", "--output_dir", tmp_path / "out")
+    assert not list(tmp_path.glob("out/finetuned*"))
+
+
+def test_unknown_flag(one_line_error):
+    assert "--max_steps" in one_line_error("quickstart", "--max_steps=3", code=2)

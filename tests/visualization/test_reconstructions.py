@@ -1,0 +1,156 @@
+"""Sheets of reconstructions, pixel by pixel."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from modeling_sit import SiTForPreTraining, SiTImageProcessor
+from modeling_sit.visualization.reconstructions import (
+    LABEL_WIDTH,
+    MARGIN,
+    MIN_PICTURE_SIZE,
+    reconstruction_sheet,
+    save_preview,
+    to_uint8,
+)
+
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+
+
+def random_views(channels: int, shape: tuple[int, int], seed: int = 0, count: int = 3) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    clean, corrupted, reconstruction = torch.randn(3, count, channels, *shape, generator=generator)
+    mask = torch.rand(count, 1, *shape, generator=generator) < 0.5
+    return {"clean": clean, "corrupted": corrupted, "reconstruction": reconstruction, "corruption_mask": mask}
+
+
+def cells(sheet: PIL.Image.Image, count: int, shape: tuple[int, int]) -> np.ndarray:
+    """Rows of pictures on a sheet, at their own size, `(4, count, height, width, 3)`."""
+    height, width = shape
+    factor = max(1, -(-MIN_PICTURE_SIZE // max(shape)))
+    pixels = np.asarray(sheet)
+    result = np.zeros((4, count, height, width, 3), dtype=np.uint8)
+    for row in range(4):
+        for column in range(count):
+            top = MARGIN + row * (height * factor + MARGIN)
+            left = LABEL_WIDTH + column * (width * factor + MARGIN)
+            enlarged = pixels[top : top + height * factor, left : left + width * factor]
+            result[row, column] = enlarged[::factor, ::factor]
+            np.testing.assert_array_equal(enlarged, result[row, column].repeat(factor, 0).repeat(factor, 1))
+    return result
+
+
+def as_pixels(pixel_values: torch.Tensor, mean, std) -> np.ndarray:
+    """By hand: undo the normalisation, clip, round."""
+    values = pixel_values.double().numpy().transpose(0, 2, 3, 1) * np.array(std) + np.array(mean)
+    return np.rint(np.clip(values, 0, 1) * 255).astype(int)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 24), (100, 80)])
+def test_rows_are_clean_corrupted_reconstruction_and_pasted(shape):
+    views = random_views(3, shape)
+    sheet = reconstruction_sheet(**views, image_mean=MEAN, image_std=STD)
+    assert sheet.mode == "RGB"
+    pasted = torch.where(views["corruption_mask"].expand(-1, 3, -1, -1), views["reconstruction"], views["clean"])
+    rows = cells(sheet, 3, shape)
+    for row, expected in zip(rows, (views["clean"], views["corrupted"], views["reconstruction"], pasted), strict=True):
+        assert np.abs(row.astype(int) - as_pixels(expected, MEAN, STD)).max() <= 1
+    mask = views["corruption_mask"].numpy()[:, 0]
+    np.testing.assert_array_equal(rows[3][~mask], rows[0][~mask])
+    np.testing.assert_array_equal(rows[3][mask], rows[2][mask])
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor"), [((8, 8), 8), ((16, 16), 4), ((60, 60), 2), ((64, 64), 1), ((224, 96), 1)]
+)
+def test_size(shape, factor):
+    sheet = reconstruction_sheet(**random_views(3, shape, count=5), image_mean=MEAN, image_std=STD)
+    assert sheet.width == LABEL_WIDTH + 5 * (shape[1] * factor + MARGIN)
+    assert sheet.height == MARGIN + 4 * (shape[0] * factor + MARGIN)
+
+
+def test_grey_pictures():
+    views = random_views(1, (16, 16))
+    rows = cells(reconstruction_sheet(**views, image_mean=[0.5], image_std=[0.25]), 3, (16, 16))
+    assert (rows == rows[..., :1]).all()
+    assert np.abs(rows[0].astype(int) - as_pixels(views["clean"], [0.5], [0.25])).max() <= 1
+
+
+def test_rows_are_labelled():
+    sheet = reconstruction_sheet(**random_views(3, (16, 16)), image_mean=MEAN, image_std=STD)
+    labels = np.asarray(sheet)[:, :LABEL_WIDTH]
+    for row in range(4):
+        top = MARGIN + row * (64 + MARGIN)
+        assert (labels[top : top + 64] < 100).any()
+    assert (labels[:, 0] == 255).all() and (labels[:, -1] == 255).all()  # none is cut off
+
+
+def test_half_precision_reconstruction():
+    views = random_views(3, (16, 16))
+    views["reconstruction"] = views["reconstruction"].to(torch.bfloat16).requires_grad_()
+    reconstruction_sheet(**views, image_mean=MEAN, image_std=STD)
+
+
+def test_to_uint8_clips_and_rounds():
+    values = torch.tensor([-1.0, 0.0, 0.25, 0.5, 1.0, 9.0]).view(1, 1, 1, 6)
+    pixels = to_uint8(values, [0.0], [1.0])
+    assert pixels.dtype == torch.uint8
+    assert pixels.flatten().tolist() == [0, 0, 64, 128, 255, 255]
+
+
+class TestPreview:
+    @pytest.fixture
+    def model(self, tiny_config) -> SiTForPreTraining:
+        torch.manual_seed(0)
+        return SiTForPreTraining(tiny_config(drop_path_rate=0.9))
+
+    @pytest.fixture
+    def processor(self) -> SiTImageProcessor:
+        return SiTImageProcessor(size={"height": 16, "width": 16}, image_mean=MEAN, image_std=STD, patch_size=8)
+
+    crops = torch.randint(256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+    def test_shows_the_crops_and_what_the_model_makes_of_them(self, model, processor, tmp_path):
+        path = tmp_path / "previews" / "step.png"
+        save_preview(model, processor, self.crops, path, seed=3)
+        rows = cells(PIL.Image.open(path), 4, (16, 16))
+        clean, corrupted, reconstruction, pasted = rows
+        np.testing.assert_array_equal(clean, self.crops.permute(0, 2, 3, 1))
+        assert 0.2 < (clean != corrupted).any(-1).mean() < 0.9
+
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+        normalised = (self.crops / 255 - mean) / std
+        shown, mask = processor.corrupt(normalised, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            expected = model.eval()(shown).reconstruction
+        assert np.abs(reconstruction.astype(int) - as_pixels(expected, MEAN, STD)).max() <= 1
+        hole = mask[:, 0].numpy()
+        np.testing.assert_array_equal(pasted[hole], reconstruction[hole])
+        np.testing.assert_array_equal(pasted[~hole], clean[~hole])
+
+    def test_is_a_function_of_the_seed(self, model, processor, tmp_path):
+        before = torch.get_rng_state()
+        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+            save_preview(model, processor, self.crops, tmp_path / f"{name}.png", seed)
+        a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+        assert a == b != c
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_mode_of_the_model_is_left_as_it_was(self, model, processor, tmp_path):
+        for training in (True, False):
+            save_preview(model.train(training), processor, self.crops, tmp_path / "a.png", seed=0)
+            assert model.training is training
+            assert model.vit.training is training
+
+    def test_grey(self, tiny_config, tmp_path):
+        model = SiTForPreTraining(tiny_config(num_channels=1))
+        processor = SiTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.5], image_std=[0.5])
+        save_preview(model, processor, self.crops[:, :1], tmp_path / "a.png", seed=0)
+        clean = cells(PIL.Image.open(tmp_path / "a.png"), 4, (16, 16))[0]
+        np.testing.assert_array_equal(clean[..., 0], self.crops[:, 0])
+
+    def test_nothing_without_a_decoder(self, tiny_config, processor, tmp_path):
+        model = SiTForPreTraining(tiny_config(reconstruction_weight=0.0))
+        save_preview(model, processor, self.crops, tmp_path / "previews" / "a.png", seed=0)
+        assert not (tmp_path / "previews").exists()
