@@ -1,6 +1,7 @@
 """Configuration of SiT models."""
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 # Where transformers finds the classes in a repository that it loads code from: any of them loads any SiT checkpoint.
 REMOTE_CODE_CLASSES = {
@@ -9,6 +10,19 @@ REMOTE_CODE_CLASSES = {
     "AutoModelForPreTraining": "modeling_sit.SiTForPreTraining",
     "AutoModelForImageClassification": "modeling_sit.SiTForImageClassification",
 }
+
+POSITIVE_WHOLE_NUMBERS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "decoder_hidden_size",
+    "projection_hidden_size",
+    "projection_size",
+)
 
 
 class SiTConfig(PreTrainedConfig):
@@ -113,6 +127,13 @@ class SiTConfig(PreTrainedConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in POSITIVE_WHOLE_NUMBERS:
+            values = getattr(self, name)
+            for value in values if isinstance(values, (list, tuple)) else [values]:
+                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                    raise ValueError(f"{name} must be a whole number above 0, got {values!r}")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"

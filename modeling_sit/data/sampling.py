@@ -3,9 +3,9 @@
 So a run that resumes at a step sees what an uninterrupted one sees there, whatever the number of dataloader workers.
 """
 
+import hashlib
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -15,7 +15,8 @@ ORDER, CROPS, STEP, PREVIEW = range(4)
 
 def derive_seed(seed: int, purpose: int, *numbers: int) -> int:
     """A seed below 2^63 that differs, for all practical purposes, wherever one of the arguments (from 0 on) differs."""
-    return int(np.random.SeedSequence([seed, purpose, *numbers]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    words = repr((seed, purpose, *numbers)).encode()
+    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") >> 1
 
 
 class PictureBatches(Sampler[list[tuple[int, int]]]):

@@ -71,6 +71,8 @@ class ViewArguments:
             raise ValueError(
                 f"--color_jitter takes numbers from 0 on, the last one (hue) up to 0.5, got {self.color_jitter}"
             )
+        if not 0 <= self.solarize_threshold <= 1:
+            raise ValueError(f"--solarize_threshold is a brightness in [0, 1], got {self.solarize_threshold}")
         for name in vars(self):
             if name.endswith("_probability"):
                 value = getattr(self, name)

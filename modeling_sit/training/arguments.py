@@ -1,9 +1,11 @@
 """The flags of `scripts/pretrain.py`, and the configuration they describe."""
 
+import contextlib
 import difflib
 import os
+import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -19,6 +21,19 @@ MODEL_SIZES = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
 }
 
+AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "max_train_steps")
+AT_LEAST_ZERO = (
+    "base_learning_rate",
+    "min_learning_rate",
+    "warmup_epochs",
+    "weight_decay",
+    "weight_decay_end",
+    "max_grad_norm",
+    "dataloader_num_workers",
+    "preview_steps",
+    "checkpoints_total_limit",
+)
+
 # Below this many pictures a set counts as small, and the reconstruction weighs more (arXiv 2104.03602, section 4).
 SMALL_SET = 100_000
 
@@ -27,15 +42,20 @@ SMALL_SET = 100_000
 class ModelArguments:
     """What is trained."""
 
-    model_size: Literal["tiny", "small", "base"] = field(
-        default="small", metadata={"help": "Width, depth and heads of the backbone: 192/12/3, 384/12/6 or 768/12/12."}
+    model_size: Literal["tiny", "small", "base"] | None = field(
+        default=None,
+        metadata={"help": "Backbone's width/depth/heads: 192/12/3, 384/12/6 or 768/12/12. Default: small."},
     )
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Checkpoint to go on from, a SiT or a plain ViT; its sizes win over the flags."},
+        metadata={"help": "Checkpoint to go on from, a SiT or a plain ViT; its sizes are the run's."},
     )
-    image_size: int = field(default=224, metadata={"help": "Height and width of the views, in pixels."})
-    patch_size: int = field(default=16, metadata={"help": "Height and width of the patches, in pixels."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Height and width of the views, in pixels. Default: 224."}
+    )
+    patch_size: int | None = field(
+        default=None, metadata={"help": "Height and width of the patches, in pixels. Default: 16."}
+    )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of SiTConfig, such as `hidden_size=64,num_hidden_layers=2`."}
     )
@@ -154,17 +174,18 @@ class PretrainingArguments(DatasetArguments):
     )
 
     def __post_init__(self):
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_train_steps is not None and self.max_train_steps < 1:
-            raise ValueError(f"--max_train_steps must be at least 1, got {self.max_train_steps}")
-        if self.num_train_epochs <= 0:
-            raise ValueError(f"--num_train_epochs must be above 0, got {self.num_train_epochs}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must be at least 0, got {self.seed}")
-        if not 0 <= self.teacher_momentum <= 1:
-            raise ValueError(f"--teacher_momentum must be in [0, 1], got {self.teacher_momentum}")
+        for names, is_in_range, range_name in (
+            (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
+            (AT_LEAST_ZERO, lambda value: value >= 0, "at least 0"),
+            (("num_train_epochs",), lambda value: value > 0, "above 0"),
+            (("teacher_momentum",), lambda value: 0 <= value <= 1, "in [0, 1]"),
+            (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "in [0, 1)"),
+            (("seed",), lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not is_in_range(value):
+                    raise ValueError(f"--{name} must be {range_name}, got {value}")
         if self.checkpointing_steps not in ("epoch", "no") and not (
             self.checkpointing_steps.isdecimal() and int(self.checkpointing_steps)
         ):
@@ -179,41 +200,59 @@ def create_config(arguments: ModelArguments, num_pictures: int) -> SiTConfig:
     Raises:
         `UserError`: If a field does not exist or has a value that does not fit, or the checkpoint cannot be read.
     """
-    overrides = parse_config_overrides(arguments.config_overrides)
-    weights = {
+    settings = {
         "reconstruction_weight": arguments.reconstruction_weight,
         "contrastive_weight": arguments.contrastive_weight,
     }
-    given_weights = {name: weight for name, weight in weights.items() if weight is not None}
+    settings = {name: weight for name, weight in settings.items() if weight is not None}
+    settings = {**parse_config_overrides(arguments.config_overrides), **settings}
+    small_set_weight = {"reconstruction_weight": 5.0 if num_pictures < SMALL_SET else 1.0}
     try:
-        if arguments.model_name_or_path is not None:
-            config, _ = SiTConfig.from_pretrained(
-                arguments.model_name_or_path, return_unused_kwargs=True, **overrides, **given_weights
-            )
-        else:
-            defaults = {
-                **MODEL_SIZES[arguments.model_size],
-                "image_size": arguments.image_size,
-                "patch_size": arguments.patch_size,
-                "reconstruction_weight": 5.0 if num_pictures < SMALL_SET else 1.0,
+        if arguments.model_name_or_path is None:
+            sizes = {
+                **MODEL_SIZES[arguments.model_size or "small"],
+                "image_size": 224 if arguments.image_size is None else arguments.image_size,
+                "patch_size": 16 if arguments.patch_size is None else arguments.patch_size,
             }
-            config = SiTConfig(**{**defaults, **overrides, **given_weights})
+            config = SiTConfig(**{**sizes, **small_set_weight, **settings})
+        else:
+            saved = _read_saved_config(arguments)
+            if saved.get("model_type") != SiTConfig.model_type:
+                settings = {**small_set_weight, **settings}
+            config = SiTConfig.from_dict({**saved, **settings})
     except (ValueError, TypeError) as problem:
         raise UserError(f"the model's configuration: {problem}") from problem
-    except OSError as problem:
+    (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
+    if height % patch_height or width % patch_width:
         raise UserError(
-            f"--model_name_or_path {arguments.model_name_or_path}: no folder with a config.json, and no model on the Hub "
-            "that could be reached"
-        ) from problem
-    if any(side % patch for side, patch in zip(config.image_shape, config.patch_shape, strict=True)):
-        raise UserError(
-            f"--image_size {arguments.image_size} is not made of whole patches: give a multiple of "
-            f"--patch_size {arguments.patch_size}, such as "
-            f"{max(1, round(arguments.image_size / arguments.patch_size)) * arguments.patch_size}"
+            f"--image_size {config.image_size} is not made of whole patches: give a multiple of --patch_size "
+            f"{config.patch_size}, such as {max(1, round(height / patch_height)) * patch_height}"
         )
     if config.reconstruction_weight == config.contrastive_weight == 0:
         raise UserError("--reconstruction_weight and --contrastive_weight are both 0: there is nothing to learn")
     return config
+
+
+def _read_saved_config(arguments: ModelArguments) -> dict[str, Any]:
+    """The configuration of `--model_name_or_path`, whose sizes the flags must not contradict."""
+    name = arguments.model_name_or_path
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise UserError(f"--model_name_or_path {name}: no config.json in this folder, so it holds no model")
+    try:
+        saved, _ = SiTConfig.get_config_dict(name)
+    except (OSError, ValueError) as problem:
+        raise UserError(
+            f"--model_name_or_path {name}: no folder with a config.json, and no model on the Hub that could be reached"
+        ) from problem
+    if not saved:
+        raise UserError(f"--model_name_or_path {name}: no such folder, and no model on the Hub that could be reached")
+    for flag in ("image_size", "patch_size"):
+        asked = getattr(arguments, flag)
+        if asked is not None and asked != saved.get(flag, asked):
+            raise UserError(f"--{flag} {asked}: {name} was made for {flag} {saved[flag]}; leave the flag out")
+    if arguments.model_size is not None:
+        raise UserError(f"--model_size {arguments.model_size}: the size is that of {name}; leave the flag out")
+    return saved
 
 
 def create_processor(
@@ -247,11 +286,11 @@ def create_processor(
         raise UserError(f"--{problem}") from problem
 
 
-def parse_config_overrides(text: str | None) -> dict:
-    """`"hidden_size=64,qkv_bias=false"` as a dict of SiTConfig's fields, values as YAML reads them."""
+def parse_config_overrides(text: str | None) -> dict[str, Any]:
+    """`"hidden_size=64,qkv_bias=false,image_size=[32,64]"` as a dict of SiTConfig's fields, values as YAML reads them."""
     overrides = {}
     known = {item.name for item in fields(SiTConfig)}
-    for assignment in (text or "").split(","):
+    for assignment in re.split(r",(?![^\[]*\])", text or ""):
         if not assignment.strip():
             continue
         name, separator, value = (part.strip() for part in assignment.partition("="))
@@ -261,8 +300,20 @@ def parse_config_overrides(text: str | None) -> dict:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise UserError(f"--config_overrides: SiTConfig has no field {name!r}{hint}")
-        overrides[name] = yaml.safe_load(value)
+        overrides[name] = _parse_value(name, value)
     return overrides
+
+
+def _parse_value(name: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        raise UserError(f"--config_overrides: {name}={text} is no value") from problem
+    if isinstance(value, str):
+        # YAML reads 1e-6, for want of a dot, as a word.
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def num_workers(asked: int | None, device_type: str, num_local_processes: int) -> int:

@@ -14,7 +14,7 @@ from modeling_sit.training.teacher import Teacher
 
 STATE_FILE = "run_state.json"
 TEACHER_FILE = "teacher.safetensors"
-RUN_FILES = ("metrics.jsonl", "checkpoints", "previews")
+RUN_FILES = ("metrics.jsonl", "checkpoints", "previews", "model.safetensors")
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:
@@ -102,7 +102,14 @@ def prepare_output_dir(output_dir: Path, arguments: PretrainingArguments, is_mai
 
 def load_checkpoint(accelerator: Accelerator, teacher: Teacher | None, path: Path) -> int:
     """Restore the student, the optimiser and the teacher; returns the number of steps done."""
-    accelerator.load_state(str(path))
-    if teacher is not None:
-        teacher.model.load_state_dict(load_file(path / TEACHER_FILE))
-    return json.loads((path / STATE_FILE).read_text())["step"]
+    try:
+        accelerator.load_state(str(path))
+        if teacher is not None:
+            teacher.model.load_state_dict(load_file(path / TEACHER_FILE))
+        return json.loads((path / STATE_FILE).read_text())["step"]
+    # Damaged files make their readers raise nearly everything.
+    except Exception as problem:
+        raise UserError(
+            f"checkpoint {path} cannot be loaded, so it is damaged or of another model: "
+            f"{(str(problem) or type(problem).__name__).splitlines()[0]}"
+        ) from problem

@@ -74,6 +74,11 @@ def plan_schedules(arguments: PretrainingArguments, num_pictures: int, num_proce
     """
     batch_size = arguments.per_device_train_batch_size * num_processes
     batches_per_epoch = num_pictures // batch_size
+    if num_pictures < num_processes:
+        raise UserError(
+            f"--dataset {arguments.dataset} has {num_pictures} pictures, fewer than the {num_processes} processes: start "
+            "fewer of them"
+        )
     if batches_per_epoch == 0:
         raise UserError(
             f"--dataset {arguments.dataset} has {num_pictures} pictures, fewer than one batch of {batch_size}: set "

@@ -1,5 +1,6 @@
 """Charts that compare runs."""
 
+import itertools
 from statistics import mean
 
 from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ def accuracy_chart(accuracies: dict[tuple[float, str], list[float]], x_label: st
     width = 0.8 / len(kinds)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
-    for number, (kind, color) in enumerate(zip(kinds, COLORS, strict=False)):
+    for number, (kind, color) in enumerate(zip(kinds, itertools.cycle(COLORS), strict=False)):
         for group, share in enumerate(shares):
             values = [100 * accuracy for accuracy in accuracies[share, kind]]
             place = group + (number - (len(kinds) - 1) / 2) * width

@@ -73,7 +73,7 @@ def test_everything(quick, run_program, tmp_path, monkeypatch, capsys):
     namespace = {}
     exec(lines, namespace)
     assert isinstance(namespace["model"], modeling_sit.SiTModel)
-    assert namespace["model"].config.hidden_size == 96
+    assert namespace["model"].config.hidden_size == 64
     assert re.search(r"took [\d.]+ minutes", out)
 
 
