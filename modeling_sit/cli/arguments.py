@@ -69,10 +69,10 @@ class RecipeArgumentParser(HfArgumentParser):
             )
         except ValueError as problem:
             self.error(" ".join(str(problem).split()))
-        if rest.recipe is not None:
-            self.error(f"unexpected argument {rest.recipe!r}: a recipe comes first, and every flag starts with --")
         if unknown:
             self.error(f"unknown flag {unknown[0]}{self._did_you_mean(unknown[0])}")
+        if rest.recipe is not None:
+            self.error(f"unexpected argument {rest.recipe!r}: a recipe comes first, and every flag starts with --")
         return tuple(parsed)
 
     def _recipe_as_flags(self, path: Path) -> list[str]:
@@ -86,12 +86,18 @@ class RecipeArgumentParser(HfArgumentParser):
             self.error(f"recipe {path} must hold `key: value` lines, one for each flag")
         flags: list[str] = []
         for key, value in recipe.items():
-            if f"--{key}" not in self._option_string_actions:
+            action = self._option_string_actions.get(f"--{key}")
+            if action is None or action.dest == "help":
                 self.error(f"recipe {path}: unknown key {key!r}{self._did_you_mean(f'--{key}')}")
+            if isinstance(value, dict) or (isinstance(value, list) and action.nargs != "+"):
+                self.error(f"recipe {path}: {key} takes one value, got {value}")
             if value is None:
-                continue
-            values = value if isinstance(value, list) else [value]
-            flags += [f"--{key}", *(str(item) for item in values)]
+                if action.default is not None:
+                    self.error(f"recipe {path}: {key} has no value; leave it out for its default, {action.default}")
+            elif isinstance(value, list):
+                flags += [f"--{key}", *(str(item) for item in value)]
+            else:
+                flags.append(f"--{key}={value}")
         return flags
 
     def _did_you_mean(self, flag: str) -> str:
