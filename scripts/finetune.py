@@ -13,8 +13,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint, set_seed
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_utils import EvalPrediction, set_seed
 
 import modeling_sit  # noqa: F401  registers SiT with the Auto classes
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
@@ -29,7 +37,7 @@ from modeling_sit.data.labelled import (
 from modeling_sit.data.sources import load_pictures
 from modeling_sit.evaluation.metrics import load_metric
 from modeling_sit.evaluation.results import write_results
-from modeling_sit.training.model_card import write_finetuning_card
+from modeling_sit.training.model_card import typed_command, write_finetuning_card
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "finetuning_template.md"
 
@@ -63,6 +71,8 @@ class FinetuningArguments(DatasetArguments):
             raise ValueError(f"--label_fraction must be in (0, 1], got {self.label_fraction}")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"--crop_scale takes a range 0 < low <= high <= 1, got {self.crop_scale}")
+        if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"--drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
         if not 0 <= self.horizontal_flip_probability <= 1:
             raise ValueError(
                 f"--horizontal_flip_probability must be in [0, 1], got {self.horizontal_flip_probability}"
@@ -85,6 +95,11 @@ class FinetuningTrainingArguments(TrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint: no, steps or epoch."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
 
+    def __post_init__(self):
+        if self.output_dir is None:
+            raise ValueError("the following arguments are required: --output_dir")
+        super().__post_init__()
+
 
 def main() -> None:
     parser = RecipeArgumentParser(
@@ -97,8 +112,7 @@ def main() -> None:
 def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if training_arguments.output_dir is None:
-        raise UserError("--output_dir is required")
+    check_output_dir(training_arguments.output_dir, arguments.model_name_or_path)
     # Pictures are read from their encoded bytes by the collator, which needs the columns that Trainer would drop.
     training_arguments.remove_unused_columns = False
     training_arguments.dataloader_pin_memory &= torch.cuda.is_available()
@@ -115,10 +129,11 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
     train, validation = labelled_splits(pictures)
     train = select_label_fraction(train, arguments.label_fraction, training_arguments.seed)
     processor, model = load_classifier(arguments, pictures.label_names)
-    image_shape = (processor.size["height"], processor.size["width"])
-    augment = random_crop_and_flip(image_shape, tuple(arguments.crop_scale), arguments.horizontal_flip_probability)
+    augment = random_crop_and_flip(
+        picture_shape(processor), tuple(arguments.crop_scale), arguments.horizontal_flip_probability
+    )
 
-    trainer = Trainer(
+    trainer = FiniteLossTrainer(
         model,
         training_arguments,
         data_collator=Collator(processor),
@@ -138,7 +153,7 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
             "num_validation": len(validation),
             "label_fraction": arguments.label_fraction,
             "from_scratch": arguments.from_scratch,
-            "epochs": training_arguments.num_train_epochs,
+            "epochs": trainer.state.epoch,
             "seed": training_arguments.seed,
             "dataset": pictures.name,
             "split": str(validation.split),
@@ -149,7 +164,7 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
             Path(training_arguments.output_dir),
             report=report,
             label_names=pictures.label_names,
-            command="accelerate launch " + " ".join(sys.argv),
+            command=typed_command(),
             num_processes=training_arguments.world_size,
             device=training_arguments.device,
         )
@@ -183,12 +198,46 @@ def load_classifier(arguments: FinetuningArguments, label_names: list[str]):
         processor = AutoImageProcessor.from_pretrained(name)
         if arguments.from_scratch:
             return processor, AutoModelForImageClassification.from_config(config)
-        return processor, AutoModelForImageClassification.from_pretrained(
-            name, config=config, ignore_mismatched_sizes=True, dtype=torch.float32
+        model, info = AutoModelForImageClassification.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=True, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         reason = " ".join(str(problem).split())
         raise UserError(f"--model_name_or_path {name}: cannot be loaded: {reason}") from problem
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
+    if missing:
+        raise UserError(
+            f"--model_name_or_path {name}: {len(missing)} weights of the backbone are not there, such as {missing[0]}"
+        )
+    return processor, model
+
+
+def check_output_dir(output_dir: str, model_name_or_path: str) -> None:
+    """Raise `UserError` if the folder cannot be made, or is that of the pretrained model, which would be lost."""
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"--output_dir {output_dir} cannot be written: {problem.strerror}") from problem
+    if Path(output_dir).resolve() == Path(model_name_or_path).resolve():
+        raise UserError(f"--output_dir {output_dir} is --model_name_or_path, which would be replaced; name another")
+
+
+def picture_shape(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width in pixels of what the processor gives the model."""
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    return (size.height or size.shortest_edge, size.width or size.shortest_edge)
+
+
+class FiniteLossTrainer(Trainer):
+    """transformers' Trainer; a loss that is not finite ends the run instead of being logged as 0."""
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not loss.isfinite():
+            raise UserError(
+                f"loss not finite at step {self.state.global_step + 1}; try a lower --learning_rate or more --warmup_steps"
+            )
+        return loss
 
 
 class Collator:
@@ -223,7 +272,8 @@ def find_checkpoint(training_arguments: FinetuningTrainingArguments) -> str | No
     asked = training_arguments.resume_from_checkpoint
     output_dir = Path(training_arguments.output_dir)
     if asked == "auto":
-        return get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+        complete = [path.parent for path in output_dir.glob("checkpoint-*/trainer_state.json")]
+        return str(max(complete, key=lambda path: int(path.name.partition("-")[2]))) if complete else None
     if asked is not None and not (Path(asked) / "trainer_state.json").is_file():
         raise UserError(f"--resume_from_checkpoint {asked}: no checkpoint (it has no trainer_state.json)")
     return asked

@@ -9,13 +9,18 @@ The folder becomes a model repository: weights, configuration, image processor, 
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch.nn import SyncBatchNorm
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
@@ -34,13 +39,14 @@ from modeling_sit.training.arguments import (
     num_workers,
 )
 from modeling_sit.training.checkpoints import (
+    delete_checkpoints_after,
     delete_old_checkpoints,
     load_checkpoint,
     prepare_output_dir,
     save_checkpoint,
 )
 from modeling_sit.training.contrast import gather_projections
-from modeling_sit.training.model_card import write_pretraining_card
+from modeling_sit.training.model_card import typed_command, write_pretraining_card
 from modeling_sit.training.optimization import create_optimizer, set_hyperparameters
 from modeling_sit.training.progress import NonFiniteLoss, RunProgress
 from modeling_sit.training.schedules import Schedules, plan_schedules
@@ -73,11 +79,10 @@ def pretrain(
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        log_with=arguments.report_to or None,
+        log_with=choose_trackers(arguments.report_to),
         project_dir=output_dir,
     )
     with accelerator.main_process_first():
-        resumed_checkpoint = prepare_output_dir(output_dir, arguments, accelerator.is_main_process)
         pictures = load_training_pictures(arguments)
     settings = {
         name: value
@@ -87,8 +92,7 @@ def pretrain(
 
     config = create_config(model_arguments, len(pictures.train))
     processor = create_processor(config, model_arguments, corruption_arguments)
-    augment = ViewAugmentation(view_arguments, config.image_shape, processor.image_mean, processor.image_std)
-    augment = augment.to(accelerator.device)
+    augment = create_augmentation(view_arguments, processor).to(accelerator.device)
     schedules = plan_schedules(arguments, len(pictures.train), accelerator.num_processes)
 
     student = create_student(config, model_arguments, arguments.seed).to(accelerator.device)
@@ -97,81 +101,91 @@ def pretrain(
         student, teacher = (model and SyncBatchNorm.convert_sync_batchnorm(model) for model in (student, teacher))
     optimizer = create_optimizer(student, (arguments.adam_beta1, arguments.adam_beta2), accelerator.device)
     wrapped_student, optimizer = accelerator.prepare(student, optimizer)
-    first_step = load_checkpoint(accelerator, teacher, resumed_checkpoint) if resumed_checkpoint else 0
-
     crops_dataset = TwoCropsDataset(pictures.train, config.image_shape, config.num_channels, view_arguments)
+    with naming_unreadable(arguments.dataset):
+        preview_crops = crop_for_preview(crops_dataset, arguments.seed)
+
+    # Nothing of an earlier run is replaced before all that this one needs is known to be right.
+    with accelerator.main_process_first():
+        resumed_checkpoint = prepare_output_dir(output_dir, arguments, accelerator.is_main_process)
+    first_step = load_checkpoint(accelerator, teacher, resumed_checkpoint) if resumed_checkpoint else 0
+    if first_step > schedules.num_steps:
+        raise UserError(f"{resumed_checkpoint} is of step {first_step}, beyond the {schedules.num_steps} steps asked for")
+    delete_checkpoints_after(accelerator, output_dir, first_step)
     loader = create_loader(crops_dataset, arguments, schedules, first_step, accelerator)
-    preview_crops = crop_for_preview(crops_dataset, arguments.seed)
-    if arguments.report_to:
-        accelerator.init_trackers("sit", config={name: str(value) for name, value in settings.items()})
+    accelerator.init_trackers("sit", config={name: str(value) for name, value in settings.items()})
     accelerator.print(describe_run(pictures, student, schedules, first_step, accelerator))
 
     unreadable: set[str] = set()
-    progress = RunProgress(accelerator, output_dir, first_step, schedules.num_steps)
-    wrapped_student.train()
-    first_batch = first_step * schedules.batches_per_step
-    for number, batch in enumerate(progress.wait_for(read_batches(loader)), start=first_batch):
-        step = number // schedules.batches_per_step
-        schedule = schedules.at(step)
-        report_unreadable(batch["unreadable"], unreadable, arguments.on_bad_image)
-        set_hyperparameters(optimizer, schedule["learning_rate"], schedule["weight_decay"])
+    loss_mask = corrupts_pixels(processor)
+    with RunProgress(accelerator, output_dir, first_step, schedules.num_steps) as progress:
+        wrapped_student.train()
+        first_batch = first_step * schedules.batches_per_step
+        for number, batch in enumerate(progress.wait_for(read_batches(loader, arguments.dataset)), start=first_batch):
+            step = number // schedules.batches_per_step
+            schedule = schedules.at(step)
+            report_unreadable(batch["unreadable"], unreadable, arguments.on_bad_image)
+            set_hyperparameters(optimizer, schedule["learning_rate"], schedule["weight_decay"])
 
-        # From here to the next batch, what is random is a function of seed, batch and process.
-        torch.manual_seed(derive_seed(arguments.seed, STEP, number, accelerator.process_index))
-        clean_views = augment(batch["crops"].to(accelerator.device, non_blocking=True))
-        corrupted_views, corruption_mask = corrupt_views(processor, clean_views)
-        teacher_projections, offset = project_clean_views(accelerator, teacher, clean_views)
-        with accelerator.accumulate(wrapped_student):
-            output = wrapped_student(
-                corrupted_views,
-                target_pixel_values=clean_views,
-                corruption_mask=corruption_mask,
-                teacher_projections=teacher_projections,
-                teacher_projections_offset=offset,
-            )
-            accelerator.backward(output.loss)
-            if accelerator.sync_gradients and arguments.max_grad_norm > 0:
-                accelerator.clip_grad_norm_(wrapped_student.parameters(), arguments.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        progress.count(output, arguments.per_device_train_batch_size * accelerator.num_processes)
-        if not accelerator.sync_gradients:
-            continue
-        if teacher is not None:
-            teacher.update(student, schedule["teacher_momentum"])
+            # From here to the next batch, what is random is a function of seed, batch and process.
+            torch.manual_seed(derive_seed(arguments.seed, STEP, number, accelerator.process_index))
+            clean_views = augment(batch["crops"].to(accelerator.device, non_blocking=True))
+            corrupted_views, corruption_mask = corrupt_views(processor, clean_views)
+            teacher_projections, offset = project_clean_views(accelerator, teacher, clean_views)
+            with accelerator.accumulate(wrapped_student):
+                output = wrapped_student(
+                    corrupted_views,
+                    target_pixel_values=clean_views,
+                    corruption_mask=corruption_mask if loss_mask else None,
+                    teacher_projections=teacher_projections,
+                    teacher_projections_offset=offset,
+                )
+                accelerator.backward(output.loss)
+                if accelerator.sync_gradients:
+                    max_norm = arguments.max_grad_norm or float("inf")
+                    progress.count_gradient(accelerator.clip_grad_norm_(wrapped_student.parameters(), max_norm))
+                optimizer.step()
+                optimizer.zero_grad()
+            progress.count(output, arguments.per_device_train_batch_size * accelerator.num_processes)
+            if not accelerator.sync_gradients:
+                continue
+            if teacher is not None:
+                teacher.update(student, schedule["teacher_momentum"])
 
-        step += 1
-        progress.advance()
-        is_last = step == schedules.num_steps
-        saves = is_last or is_due(step, arguments.checkpointing_steps, schedules)
-        if saves or step % arguments.logging_steps == 0:
-            check_losses(progress, step, schedules.batches_per_step, output_dir)
-            progress.tell(step, schedules.epoch(step), schedule)
-        if accelerator.is_main_process and (is_last or is_due(step, arguments.preview_steps, schedules)):
-            path = output_dir / "previews" / f"step-{step:08d}.png"
-            save_preview(student, processor, preview_crops, path, derive_seed(arguments.seed, PREVIEW))
-        if saves:
-            if arguments.checkpointing_steps != "no":
-                save_checkpoint(accelerator, teacher, output_dir, step, settings)
-                delete_old_checkpoints(accelerator, output_dir, arguments.checkpoints_total_limit)
-            save_model(accelerator, student, teacher, processor, output_dir, arguments.export)
-    progress.close()
+            step += 1
+            progress.advance()
+            is_last = step == schedules.num_steps
+            saves = is_last or is_due(step, arguments.checkpointing_steps, schedules)
+            if saves or step % arguments.logging_steps == 0:
+                check_losses(progress, step, schedules.batches_per_step, output_dir)
+                progress.tell(step, schedules.epoch(step), schedule)
+            if accelerator.is_main_process and (is_last or is_due(step, arguments.preview_steps, schedules)):
+                path = output_dir / "previews" / f"step-{step:08d}.png"
+                save_preview(student, processor, preview_crops, path, derive_seed(arguments.seed, PREVIEW))
+            if saves:
+                if arguments.checkpointing_steps != "no":
+                    save_checkpoint(accelerator, teacher, output_dir, step, settings)
+                    delete_old_checkpoints(accelerator, output_dir, arguments.checkpoints_total_limit)
+                save_model(accelerator, student, teacher, processor, output_dir, arguments.export)
+    if first_step == schedules.num_steps:  # a finished run, resumed to export other weights
+        save_model(accelerator, student, teacher, processor, output_dir, arguments.export)
 
+    num_unreadable = len(set(gather_object(sorted(unreadable))))
     if accelerator.is_main_process:
         write_pretraining_card(
             CARD_TEMPLATE,
             output_dir,
-            settings=settings,
-            command="accelerate launch " + " ".join(sys.argv),
+            settings={**settings, "export": arguments.export if teacher is not None else "student"},
+            command=typed_command(),
             num_pictures=len(pictures.train),
-            num_unreadable=len(unreadable),
+            num_unreadable=num_unreadable,
             schedules=schedules,
             num_processes=accelerator.num_processes,
             device=accelerator.device,
             seconds=time.time() - started,
         )
-    if unreadable:
-        accelerator.print(f"{len(unreadable)} unreadable picture(s) were skipped; they are named above")
+    if num_unreadable:
+        accelerator.print(f"{num_unreadable} unreadable picture(s) were skipped; they are named above")
     accelerator.print(f"done: {output_dir} holds the model; its README.md says what was run")
     accelerator.end_training()
 
@@ -193,19 +207,61 @@ def load_training_pictures(arguments: PretrainingArguments) -> Pictures:
     return pictures
 
 
+def choose_trackers(names: list[str]) -> list[str]:
+    """Accelerate's trackers of these names, known to be installed; `none` is no tracker."""
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    chosen = [name for name in names if name != "none"]
+    for name in chosen:
+        if name not in (*available, "all"):
+            raise UserError(
+                f"--report_to {name}: no such tracker, or it is not installed; there are {', '.join(available) or 'none'}"
+            )
+    return chosen
+
+
+def create_augmentation(arguments: ViewArguments, processor: SiTImageProcessor) -> ViewAugmentation:
+    image_shape = (processor.size["height"], processor.size["width"])
+    try:
+        return ViewAugmentation(arguments, image_shape, processor.image_mean, processor.image_std)
+    except ValueError as problem:
+        raise UserError(str(problem)) from problem
+
+
 def create_student(config: SiTConfig, arguments: ModelArguments, seed: int) -> SiTForPreTraining:
     """A student with weights from the seed, or from the checkpoint to go on from; heads without a loss are frozen."""
     torch.manual_seed(seed)
-    if arguments.attn_implementation is not None:
-        config._attn_implementation = arguments.attn_implementation
     if arguments.model_name_or_path is None:
         student = SiTForPreTraining(config)
     else:
-        student = SiTForPreTraining.from_pretrained(arguments.model_name_or_path, config=config, dtype=torch.float32)
+        student = load_student(config, arguments.model_name_or_path)
+    if arguments.attn_implementation is not None:
+        try:
+            student.set_attn_implementation(arguments.attn_implementation)
+        except (ValueError, ImportError) as problem:
+            reason = " ".join(str(problem).split())
+            raise UserError(f"--attn_implementation {arguments.attn_implementation}: {reason}") from problem
     student.decoder.requires_grad_(config.reconstruction_weight > 0)
     student.projection_head.requires_grad_(config.contrastive_weight > 0)
     if arguments.gradient_checkpointing:
         student.gradient_checkpointing_enable()
+    return student
+
+
+def load_student(config: SiTConfig, model_name_or_path: str) -> SiTForPreTraining:
+    """The checkpoint's weights; heads that it lacks are new, but every weight of the backbone has to be there."""
+    try:
+        student, info = SiTForPreTraining.from_pretrained(
+            model_name_or_path, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
+        reason = " ".join(str(problem).split())
+        raise UserError(f"--model_name_or_path {model_name_or_path}: cannot be loaded: {reason}") from problem
+    missing = sorted(name for name in info["missing_keys"] if name.startswith("vit."))
+    if missing:
+        raise UserError(
+            f"--model_name_or_path {model_name_or_path}: {len(missing)} weights of the backbone are not there, such as "
+            f"{missing[0]}; it is no ViT"
+        )
     return student
 
 
@@ -234,12 +290,20 @@ def create_loader(
     )
 
 
-def read_batches(loader: DataLoader) -> Iterator[dict]:
-    try:
+def read_batches(loader: DataLoader, dataset: str) -> Iterator[dict]:
+    with naming_unreadable(dataset):
         yield from loader
+
+
+@contextmanager
+def naming_unreadable(dataset: str) -> Iterator[None]:
+    """Turn an `UnreadablePicture` into an error that names the data set."""
+    try:
+        yield
     except UnreadablePicture as problem:
         # A worker's exception carries its traceback in front of what it says.
-        raise UserError(f"{str(problem).splitlines()[-1]}") from problem
+        reason = str(problem).strip().splitlines()[-1].rpartition("UnreadablePicture: ")[2]
+        raise UserError(f"--dataset {dataset} cannot be read: {reason}; mend or remove the damaged files") from problem
 
 
 def report_unreadable(problems: list[str], known: set[str], on_bad_image: str) -> None:
@@ -249,7 +313,7 @@ def report_unreadable(problems: list[str], known: set[str], on_bad_image: str) -
             raise UserError(f"{problem} (--on_bad_image skip would go on without it)")
         if problem not in known:
             known.add(problem)
-            print(f"skipped an unreadable picture: {problem}", file=sys.stderr, flush=True)
+            tqdm.write(f"skipped an unreadable picture: {problem}", file=sys.stderr)
 
 
 def crop_for_preview(crops_dataset: TwoCropsDataset, seed: int) -> torch.Tensor:
@@ -281,6 +345,12 @@ def corrupt_views(processor: SiTImageProcessor, clean_views: torch.Tensor) -> tu
     return torch.cat(corrupted), torch.cat(masks)
 
 
+def corrupts_pixels(processor: SiTImageProcessor) -> bool:
+    """Whether there is a corrupted pixel to reconstruct; where there is none, the loss counts all."""
+    ratios = [getattr(processor, f"{kind}_ratio")[1] for kind in processor.corruption.split("+") if kind != "none"]
+    return any(ratios)
+
+
 def project_clean_views(
     accelerator: Accelerator, teacher: Teacher | None, clean_views: torch.Tensor
 ) -> tuple[torch.Tensor | None, int]:
@@ -305,6 +375,7 @@ def is_due(step: int, every: str | int | None, schedules: Schedules) -> bool:
 def check_losses(progress: RunProgress, step: int, batches_per_step: int, output_dir: Path) -> None:
     try:
         progress.check_losses()
+        progress.check_gradients(batches_per_step)
     except NonFiniteLoss as problem:
         raise UserError(
             f"{problem} at step {step - problem.batches_ago // batches_per_step}; the checkpoints in {output_dir} are from "

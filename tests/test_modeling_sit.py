@@ -208,10 +208,10 @@ def test_randomised_weights_would_show():
     assert difference(one, other) > 0.1
 
 
-@pytest.mark.parametrize("weight", sorted(SiTModel(small_config()).state_dict()))
+@pytest.mark.parametrize("weight", sorted(SiTModel(small_config(num_hidden_layers=1)).state_dict()))
 def test_every_weight_reaches_the_output(weight):
     """So that equal outputs mean equal weights. A key's bias alone cancels out in the softmax."""
-    model = randomise(SiTModel(small_config()))
+    model = randomise(SiTModel(small_config(num_hidden_layers=1)))
     before = model(pictures()).last_hidden_state
     with torch.no_grad():
         parameter = model.get_parameter(weight)
@@ -325,11 +325,9 @@ def test_equals_timms_vit_small():
         if key not in ours:
             ours[key] = theirs[key_in_timm(key)]
     sit.load_state_dict(ours, strict=True)
-    x = pictures(2, height=224, width=224)
+    x = pictures(1, height=224, width=224)
     with torch.no_grad():
-        assert_equal(sit(x).last_hidden_state, vit.forward_features(x), 1e-4)
-        sit, vit, x = sit.double(), vit.double(), x[:1].double()
-        assert_equal(sit(x).last_hidden_state, vit.forward_features(x), 1e-10)
+        assert_equal(sit(x).last_hidden_state, vit.forward_features(x))
 
 
 # Attention, hidden states, checkpointing, compilation.
@@ -459,7 +457,7 @@ def test_every_weight_gets_a_gradient():
 
 def test_compiles_into_one_graph():
     torch.manual_seed(0)
-    model = SiTForPreTraining(small_config()).eval()
+    model = SiTForPreTraining(small_config(num_hidden_layers=1)).eval()
     inputs = pretraining_inputs(total_batch=8)
     expected = model(**inputs, teacher_projections_offset=2)
     expected.loss.backward()
@@ -475,7 +473,7 @@ def test_compiles_into_one_graph():
 
 
 def test_compiles_into_one_graph_in_training():
-    model = SiTForPreTraining(small_config(use_teacher=False)).train()
+    model = SiTForPreTraining(small_config(use_teacher=False, num_hidden_layers=2)).train()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert torch.isfinite(compiled(**pretraining_inputs()).loss)
@@ -594,7 +592,7 @@ def test_learnable_positions_are_trained():
 
 def test_initial_weights():
     torch.manual_seed(0)
-    model = SiTForPreTraining(SiTConfig(num_hidden_layers=2))
+    model = SiTForPreTraining(SiTConfig(num_hidden_layers=1, projection_hidden_size=256, decoder_hidden_size=256))
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.05), name

@@ -153,6 +153,10 @@ class ViewAugmentation(nn.Module):
             saturation, hue = 0.0, 0.0
         sigma = [value * max(image_shape) / 224 for value in arguments.blur_sigma]
         kernel_size = 2 * max(1, round(2 * sigma[1])) + 1
+        if any(arguments.blur_probability) and kernel_size // 2 >= min(image_shape):
+            raise ValueError(
+                f"--blur_sigma {arguments.blur_sigma}: more blur than pictures of {image_shape} pixels hold"
+            )
         shared = [
             (K.RandomHorizontalFlip, arguments.horizontal_flip_probability, {}),
             (K.RandomVerticalFlip, arguments.vertical_flip_probability, {}),

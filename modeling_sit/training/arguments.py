@@ -266,8 +266,9 @@ def create_processor(
     if config.num_channels not in (1, 3):
         raise UserError(f"num_channels={config.num_channels}: pictures are read with 1 (grey) or 3 (RGB) channels")
     grey = config.num_channels == 1
-    image_mean = arguments.image_mean or ([0.5] if grey else list(IMAGENET_DEFAULT_MEAN))
-    image_std = arguments.image_std or ([0.5] if grey else list(IMAGENET_DEFAULT_STD))
+    saved = _read_saved_processor(arguments.model_name_or_path)
+    image_mean = arguments.image_mean or saved.get("image_mean") or ([0.5] if grey else list(IMAGENET_DEFAULT_MEAN))
+    image_std = arguments.image_std or saved.get("image_std") or ([0.5] if grey else list(IMAGENET_DEFAULT_STD))
     for name, values in (("image_mean", image_mean), ("image_std", image_std)):
         if len(values) != config.num_channels:
             raise UserError(f"--{name} takes one number for each of {config.num_channels} channels, got {len(values)}")
@@ -284,6 +285,17 @@ def create_processor(
         )
     except ValueError as problem:
         raise UserError(f"--{problem}") from problem
+
+
+def _read_saved_processor(model_name_or_path: str | None) -> dict[str, Any]:
+    """Settings of the checkpoint's image processor; none where it has no processor."""
+    if model_name_or_path is None:
+        return {}
+    try:
+        settings, _ = SiTImageProcessor.get_image_processor_dict(model_name_or_path)
+    except (OSError, ValueError):
+        return {}
+    return settings
 
 
 def parse_config_overrides(text: str | None) -> dict[str, Any]:

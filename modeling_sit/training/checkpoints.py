@@ -58,6 +58,15 @@ def delete_old_checkpoints(accelerator: Accelerator, output_dir: Path, limit: in
             shutil.rmtree(path)
 
 
+def delete_checkpoints_after(accelerator: Accelerator, output_dir: Path, step: int) -> None:
+    """Delete what a run that goes on from `step` is about to write anew; else the old ones would count as newer."""
+    if accelerator.is_main_process:
+        for path in list_checkpoints(output_dir):
+            if path.name > checkpoint_path(output_dir, step).name:
+                shutil.rmtree(path)
+    accelerator.wait_for_everyone()
+
+
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     found = (output_dir / "checkpoints").glob(f"step-*/{STATE_FILE}")

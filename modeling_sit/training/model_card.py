@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shlex
+import sys
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -110,6 +112,12 @@ def write_finetuning_card(
         versions=_describe_versions(),
         **report,
     ).save(output_dir / "README.md")
+
+
+def typed_command() -> str:
+    """The command that started this program, as a shell reads it."""
+    launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+    return f"{launcher} {shlex.join(sys.argv)}"
 
 
 def _describe_versions() -> str:

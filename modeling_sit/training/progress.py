@@ -52,6 +52,7 @@ class RunProgress:
 
     def _start_window(self) -> None:
         self._losses: list[torch.Tensor] = []
+        self._gradient_norms: list[torch.Tensor] = []
         self._start, self._num_pictures, self._waited = time.perf_counter(), 0, 0.0
 
     def wait_for(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -70,6 +71,21 @@ class RunProgress:
         losses = [output.get(name, output.loss.new_zeros(())) for name in LOSSES]
         self._losses.append(torch.stack([loss.detach().float() for loss in losses]))
         self._num_pictures += num_pictures
+
+    def count_gradient(self, norm: torch.Tensor) -> None:
+        """Count the norm of a step's gradient, before clipping."""
+        self._gradient_norms.append(torch.as_tensor(norm).detach())
+
+    def check_gradients(self, batches_per_step: int) -> None:
+        """Raise [`NonFiniteLoss`] if a gradient since the last telling is not finite, for a finite loss can have one.
+
+        With float16 such a step is left out by the gradient scaler, and does no harm.
+        """
+        if self.accelerator.mixed_precision == "fp16" or not self._gradient_norms:
+            return
+        for steps_ago, is_finite in enumerate(torch.stack(self._gradient_norms).isfinite().tolist()[::-1]):
+            if not is_finite:
+                raise NonFiniteLoss(steps_ago * batches_per_step, ["gradient"])
 
     def check_losses(self) -> None:
         """Raise [`NonFiniteLoss`] if a loss since the last telling is not finite."""
@@ -108,3 +124,9 @@ class RunProgress:
 
     def close(self) -> None:
         self.bar.close()
+
+    def __enter__(self) -> "RunProgress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+from modeling_sit.cli import errors
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
 
@@ -404,11 +405,13 @@ def test_nothing_happens_without_an_error(capsys):
 
 
 def test_no_traceback_in_a_process():
+    # The file by itself: importing the package takes seconds.
     program = (
-        "from modeling_sit.cli.errors import UserError, one_line_errors\n"
-        "with one_line_errors():\n"
-        "    raise UserError('the remedy')\n"
+        "import runpy, sys\n"
+        "errors = runpy.run_path(sys.argv[1])\n"
+        "with errors['one_line_errors']():\n"
+        "    raise errors['UserError']('the remedy')\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", program, errors.__file__], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr == "error: the remedy\n"

@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
+import runpy
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,12 +24,15 @@ def program():
     return module
 
 
-def test_it_prints_and_writes_what_it_measured(tmp_path):
+def test_it_prints_and_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     output = tmp_path / "new" / "figures.json"
     flags = ["--batch_size", "3", "--image_size", "24", "--runs", "2", "--threads", "1", "--output", str(output)]
-    run = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    rows = run.stdout.splitlines()
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags])
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    rows = capsys.readouterr().out.splitlines()
+    assert threads == [1]
     assert "3 pictures of 24 x 24 pixels" in rows[0]
     assert [row.split()[0] for row in rows[2:]] == CORRUPTIONS
     assert [row.split()[0] for row in rows if "(default)" in row] == ["noise+replace"]

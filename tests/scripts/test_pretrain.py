@@ -538,7 +538,7 @@ class TestMistakes:
         ("flags", "overrides", "messages"),
         [
             (["--image_size", 20], {}, ["--image_size 20", "--patch_size 8"]),
-            (["--patch_size", 0], {}, ["--patch_size"]),
+            (["--patch_size", 0], {}, ["patch_size"]),
             (["--reconstruction_weight", 0, "--contrastive_weight", 0], {}, ["--reconstruction_weight"]),
             ([], {"hiden_size": 32}, ["--config_overrides", "hiden_size", "hidden_size"]),
             ([], {"num_attention_heads": 3}, ["num_attention_heads"]),
