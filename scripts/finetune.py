@@ -133,7 +133,7 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
         picture_shape(processor), tuple(arguments.crop_scale), arguments.horizontal_flip_probability
     )
 
-    trainer = FiniteLossTrainer(
+    trainer = PictureTrainer(
         model,
         training_arguments,
         data_collator=Collator(processor),
@@ -228,8 +228,16 @@ def picture_shape(processor: BaseImageProcessor) -> tuple[int, int]:
     return (size.height or size.shortest_edge, size.width or size.shortest_edge)
 
 
-class FiniteLossTrainer(Trainer):
-    """transformers' Trainer; a loss that is not finite ends the run instead of being logged as 0."""
+class PictureTrainer(Trainer):
+    """transformers' Trainer; a loss that is not finite ends the run instead of being logged as 0, and a batch without a
+    readable picture has none."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        if (inputs["labels"] != IGNORED_LABEL).any():
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        outputs = model(pixel_values=inputs["pixel_values"])
+        loss = 0 * outputs.logits.sum()
+        return (loss, {"loss": loss, **outputs}) if return_outputs else loss
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

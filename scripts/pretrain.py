@@ -79,7 +79,7 @@ def pretrain(
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        log_with=choose_trackers(arguments.report_to),
+        log_with=choose_trackers(arguments.report_to) or None,
         project_dir=output_dir,
     )
     with accelerator.main_process_first():
@@ -110,7 +110,9 @@ def pretrain(
         resumed_checkpoint = prepare_output_dir(output_dir, arguments, accelerator.is_main_process)
     first_step = load_checkpoint(accelerator, teacher, resumed_checkpoint) if resumed_checkpoint else 0
     if first_step > schedules.num_steps:
-        raise UserError(f"{resumed_checkpoint} is of step {first_step}, beyond the {schedules.num_steps} steps asked for")
+        raise UserError(
+            f"{resumed_checkpoint} is of step {first_step}, beyond the {schedules.num_steps} steps asked for"
+        )
     delete_checkpoints_after(accelerator, output_dir, first_step)
     loader = create_loader(crops_dataset, arguments, schedules, first_step, accelerator)
     accelerator.init_trackers("sit", config={name: str(value) for name, value in settings.items()})
@@ -230,16 +232,15 @@ def create_augmentation(arguments: ViewArguments, processor: SiTImageProcessor) 
 def create_student(config: SiTConfig, arguments: ModelArguments, seed: int) -> SiTForPreTraining:
     """A student with weights from the seed, or from the checkpoint to go on from; heads without a loss are frozen."""
     torch.manual_seed(seed)
-    if arguments.model_name_or_path is None:
-        student = SiTForPreTraining(config)
-    else:
-        student = load_student(config, arguments.model_name_or_path)
     if arguments.attn_implementation is not None:
-        try:
-            student.set_attn_implementation(arguments.attn_implementation)
-        except (ValueError, ImportError) as problem:
-            reason = " ".join(str(problem).split())
-            raise UserError(f"--attn_implementation {arguments.attn_implementation}: {reason}") from problem
+        config._attn_implementation = arguments.attn_implementation
+    try:
+        student = SiTForPreTraining(config)
+    except (ValueError, ImportError) as problem:
+        reason = " ".join(str(problem).split())
+        raise UserError(f"--attn_implementation {arguments.attn_implementation}: {reason}") from problem
+    if arguments.model_name_or_path is not None:
+        student = load_student(config, arguments.model_name_or_path)
     student.decoder.requires_grad_(config.reconstruction_weight > 0)
     student.projection_head.requires_grad_(config.contrastive_weight > 0)
     if arguments.gradient_checkpointing:

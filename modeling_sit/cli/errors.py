@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tqdm.auto import tqdm
+
 
 class UserError(Exception):
     """Something that the user can put right. The message names the file, column or flag, and the remedy, in one line."""
@@ -15,8 +17,9 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        # Not behind a progress bar, on a line of its own.
+        tqdm.write("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        tqdm.write("error: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -391,7 +391,7 @@ class TestMistakes:
         monkeypatch.chdir(tmp_path)
         flags = flags_for(sit, colours, "out", steps=1)
         place = flags.index("--output_dir")
-        assert "--output_dir" in one_line_error("finetune", *flags[:place], *flags[place + 2 :])
+        assert "--output_dir" in one_line_error("finetune", *flags[:place], *flags[place + 2 :], code=2)
 
     def test_output_folder_is_not_the_pretrained_model(self, refused, sit, colours):
         """Its weights would be replaced by a classifier's: nothing is to be lost."""
