@@ -59,12 +59,13 @@ def corrupt(
     paper's text, the share is drawn for every picture, and a picture has one donor.
     """
     ratios = {"noise": noise_ratio, "zeros": zeros_ratio, "replace": replace_ratio}
-    check_corruption_settings(corruption, ratios, block_size)
+    check_corruption_settings(corruption, ratios, block_size, patch_size)
     if pixel_values.ndim != 4 or not pixel_values.is_floating_point():
         raise ValueError(
             "pixel_values must be a floating point tensor (batch, channels, height, width), "
             f"got {pixel_values.dtype} {tuple(pixel_values.shape)}"
         )
+    pixel_values = pixel_values.detach()
     batch_size, _, height, width = pixel_values.shape
     device = pixel_values.device
     if corruption == "none" or batch_size == 0:
@@ -73,8 +74,9 @@ def corrupt(
     kinds = corruption.split("+")
     draw_device = device if generator is None else generator.device
     kind = torch.randint(len(kinds), (batch_size,), generator=generator, device=draw_device)
-    share = torch.rand(batch_size, generator=generator, device=draw_device)
-    low, high = torch.tensor([ratios[name] for name in kinds], device=draw_device)[kind].unbind(1)
+    share = torch.rand(batch_size, generator=generator, device=draw_device, dtype=torch.float64)
+    bounds = torch.tensor([tuple(ratios[name]) for name in kinds], device=draw_device, dtype=torch.float64)
+    low, high = bounds[kind].unbind(1)
     share = low + share * (high - low)
     max_share = max(ratios[name][1] for name in kinds)
 
@@ -99,18 +101,29 @@ def corrupt(
 
 
 def check_corruption_settings(
-    corruption: str, ratios: dict[str, Sequence[float]], block_size: Sequence[float]
+    corruption: str,
+    ratios: dict[str, Sequence[float]],
+    block_size: Sequence[float],
+    patch_size: int | Sequence[int] = 16,
 ) -> None:
-    """Raise `ValueError` for a corruption that does not exist, a share outside [0, 0.9], or a block size outside (0, 1]."""
+    """Raise `ValueError` for a corruption that does not exist, a share outside [0, 0.9], a block size outside (0, 1], or
+    a patch without a size."""
     if corruption not in CORRUPTIONS:
         raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {corruption!r}")
     for name, ratio in ratios.items():
-        if len(ratio) != 2 or not 0 <= ratio[0] <= ratio[1] <= MAX_CORRUPTION_RATIO:
+        if not _is_pair(ratio) or not 0 <= ratio[0] <= ratio[1] <= MAX_CORRUPTION_RATIO:
             raise ValueError(
                 f"{name}_ratio must be a pair low <= high within [0, {MAX_CORRUPTION_RATIO}], got {ratio}"
             )
-    if len(block_size) != 2 or not 0 < block_size[0] <= block_size[1] <= 1:
+    if not _is_pair(block_size) or not 0 < block_size[0] <= block_size[1] <= 1:
         raise ValueError(f"block_size must be a pair low <= high within (0, 1], got {block_size}")
+    sides = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    if not _is_pair(sides) or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"patch_size must be a whole number above 0, or a pair of them, got {patch_size}")
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
 
 
 def _patch_shape(patch_size: int | Sequence[int]) -> tuple[int, int]:
@@ -149,7 +162,7 @@ def _sufficient_blocks(height: int, width: int, block_size: tuple[float, float],
     """How many blocks to draw so that falling short of `share` has no practical chance.
 
     A pixel at (y, x) escapes one block with probability 1 - p(y) q(x), so n blocks leave the mean of (1 - p q)^n
-    uncovered; n grows until that is a third of what may stay uncovered.
+    uncovered; n is twice what brings that to a third of what may stay uncovered.
     """
     chances = []
     for side in (height, width):
@@ -164,7 +177,12 @@ def _sufficient_blocks(height: int, width: int, block_size: tuple[float, float],
     num_blocks = 16
     while (escape**num_blocks).mean() > (1 - share) / 3:
         num_blocks += num_blocks // 4
-    return num_blocks
+    return 2 * num_blocks
+
+
+def _wanted_pixels(share: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Whole pixels that a share of the picture takes, rounded up; what is off a whole number by rounding is one."""
+    return (share * (height * width) - 1e-6).ceil()
 
 
 def _cover_one_by_one(blocks: torch.Tensor, share: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -174,7 +192,7 @@ def _cover_one_by_one(blocks: torch.Tensor, share: torch.Tensor, height: int, wi
     counted only once the blocks written since the last count could have reached the share.
     """
     masks = np.zeros((len(blocks), height, width), dtype=bool)
-    wanted_pixels = (share.double() * (height * width)).ceil().tolist()
+    wanted_pixels = _wanted_pixels(share, height, width).tolist()
     for mask, picture_blocks, wanted in zip(masks, blocks.numpy(), wanted_pixels, strict=True):
         missing = wanted
         for top, left, bottom, right in _as_python_numbers(picture_blocks):
@@ -204,7 +222,7 @@ def _cover_batched(blocks: torch.Tensor, share: torch.Tensor, height: int, width
     column = torch.arange(width, device=blocks.device).view(1, -1, 1)
     rows = ((row >= top) & (row < bottom)).float()
     columns = ((column >= left) & (column < right)).float().transpose(1, 2)
-    wanted = (share.double() * (height * width)).ceil()
+    wanted = _wanted_pixels(share, height, width)
     index = torch.arange(blocks.shape[1], device=blocks.device)
     needed = torch.zeros(len(blocks), dtype=torch.long, device=blocks.device)
     step = 1 << (blocks.shape[1].bit_length() - 1)

@@ -103,21 +103,21 @@ class SiTCorruptionMixin:
 
     def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs):
         # The releases of transformers differ in what becomes of transparency and deep grey; here it is one way.
+        channels = len(self.image_mean) if isinstance(self.image_mean, (list, tuple)) else 3
         if do_convert_rgb and isinstance(image, Image.Image):
-            channels = len(self.image_mean) if isinstance(self.image_mean, (list, tuple)) else 3
-            image = convert_picture(image, channels)
-        return super().process_image(
-            image, do_convert_rgb=do_convert_rgb and not isinstance(image, Image.Image), **kwargs
-        )
+            image, do_convert_rgb = convert_picture(image, channels), False
+        elif channels == 1:
+            do_convert_rgb = False
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
     def _validate_preprocess_kwargs(self, **kwargs):
         super()._validate_preprocess_kwargs(**kwargs)
         self._check_corruption(**{name: kwargs[name] for name in CORRUPTION_SETTINGS})
 
     @staticmethod
-    def _check_corruption(corruption, noise_ratio, zeros_ratio, replace_ratio, block_size, **rest):
+    def _check_corruption(corruption, noise_ratio, zeros_ratio, replace_ratio, block_size, patch_size, **rest):
         ratios = {"noise": noise_ratio, "zeros": zeros_ratio, "replace": replace_ratio}
-        check_corruption_settings(corruption, ratios, block_size)
+        check_corruption_settings(corruption, ratios, block_size, patch_size)
 
     def _preprocess(self, images, do_corrupt=False, generator=None, return_tensors=None, **kwargs) -> BatchFeature:
         settings = {name: kwargs.pop(name) for name in CORRUPTION_SETTINGS}
@@ -133,6 +133,7 @@ class SiTCorruptionMixin:
     def to_dict(self) -> dict:
         settings = super().to_dict()
         settings.pop("generator", None)
+        settings["do_corrupt"] = False  # of a saved processor, inference never corrupts
         if self._auto_class is not None:
             settings["auto_map"] = {self._auto_class: list(self.remote_code_classes)}
         return settings

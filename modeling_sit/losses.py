@@ -63,12 +63,14 @@ def contrastive_loss(
         raise ValueError(
             f"{batch_size} pictures at offset {offset} lie outside the teacher's {total_batch_size} pictures"
         )
-    view_1, view_2 = F.normalize(projections.float(), dim=-1).chunk(2)
-    teacher_view_1, teacher_view_2 = F.normalize(teacher_projections.detach().float(), dim=-1).chunk(2)
     same_picture = torch.arange(offset, offset + batch_size, device=projections.device)
-    loss = F.cross_entropy(view_1 @ teacher_view_2.T / temperature, same_picture) + F.cross_entropy(
-        view_2 @ teacher_view_1.T / temperature, same_picture
-    )
+    # Mixed precision would compute the similarities in 16 bits.
+    with torch.autocast(projections.device.type, enabled=False):
+        view_1, view_2 = F.normalize(projections.float(), dim=-1).chunk(2)
+        teacher_view_1, teacher_view_2 = F.normalize(teacher_projections.detach().float(), dim=-1).chunk(2)
+        loss = F.cross_entropy(view_1 @ teacher_view_2.T / temperature, same_picture) + F.cross_entropy(
+            view_2 @ teacher_view_1.T / temperature, same_picture
+        )
     return 2 * temperature * loss
 
 
@@ -82,8 +84,10 @@ def nt_xent_loss(projections: torch.Tensor, temperature: float = 0.2) -> torch.T
     Returns:
         `torch.Tensor`: Scalar, float32 at least: the mean over the 2N views (arXiv 2104.03602, equation 2; SimCLR).
     """
-    projections = F.normalize(projections.float(), dim=-1)
-    similarity = projections @ projections.T / temperature
+    # Mixed precision would compute the similarities in 16 bits.
+    with torch.autocast(projections.device.type, enabled=False):
+        projections = F.normalize(projections.float(), dim=-1)
+        similarity = projections @ projections.T / temperature
     similarity = similarity.masked_fill(
         torch.eye(len(projections), dtype=torch.bool, device=projections.device), float("-inf")
     )

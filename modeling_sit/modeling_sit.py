@@ -84,10 +84,11 @@ class SiTEmbeddings(nn.Module):
         self.grid = (height // patch_height, width // patch_width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.patch_embeddings = SiTPatchEmbeddings(config)
-        self.position_embeddings = nn.Parameter(
-            torch.zeros(1, 1 + self.grid[0] * self.grid[1], config.hidden_size),
-            requires_grad=config.position_embedding_type == "learnable",
-        )
+        positions = torch.zeros(1, 1 + self.grid[0] * self.grid[1], config.hidden_size)
+        if config.position_embedding_type == "learnable":
+            self.position_embeddings = nn.Parameter(positions)
+        else:
+            self.register_buffer("position_embeddings", positions)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def interpolate_pos_encoding(self, height: int, width: int) -> torch.Tensor:
@@ -161,10 +162,9 @@ class SiTSelfAttention(nn.Module):
             layer(hidden_states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
-        attend = eager_attention_forward
         # The fused implementations do not give their weights; who asks for them gets the one that does.
-        if self.config._attn_implementation != "eager" and not output_attentions:
-            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         context, weights = attend(
             self,
             query,
@@ -351,6 +351,7 @@ class SiTPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -519,32 +520,40 @@ class SiTForPreTraining(SiTPreTrainedModel):
             output_attentions=output_attentions,
             return_dict=True,
         )
-        output = SiTForPreTrainingOutput(hidden_states=encoded.hidden_states, attentions=encoded.attentions)
-        losses = []
+        losses: dict[str, torch.Tensor] = {}
+        reconstruction = projection = None
         if self.config.reconstruction_weight > 0:
             sides = zip(pixel_values.shape[2:], self.config.patch_shape, strict=True)
             grid = tuple(side // patch for side, patch in sides)
-            output.reconstruction = self.decoder(encoded.last_hidden_state[:, 1:], grid)
+            reconstruction = self.decoder(encoded.last_hidden_state[:, 1:], grid)
             if target_pixel_values is not None:
-                output.reconstruction_loss = reconstruction_loss(
-                    output.reconstruction,
+                losses["reconstruction"] = reconstruction_loss(
+                    reconstruction,
                     target_pixel_values,
                     corruption_mask if self.config.reconstruction_region == "corrupted" else None,
                     self.config.reconstruction_norm,
                 )
-                losses.append(self.config.reconstruction_weight * output.reconstruction_loss)
         if self.config.contrastive_weight > 0:
-            output.projection = self.projection_head(encoded.last_hidden_state[:, 0])
+            projection = self.projection_head(encoded.last_hidden_state[:, 0])
             if not self.config.use_teacher:
-                output.contrastive_loss = nt_xent_loss(output.projection, self.config.temperature)
+                losses["contrastive"] = nt_xent_loss(projection, self.config.temperature)
             elif teacher_projections is not None:
-                output.contrastive_loss = contrastive_loss(
-                    output.projection, teacher_projections, self.config.temperature, teacher_projections_offset
+                losses["contrastive"] = contrastive_loss(
+                    projection, teacher_projections, self.config.temperature, teacher_projections_offset
                 )
-            if output.contrastive_loss is not None:
-                losses.append(self.config.contrastive_weight * output.contrastive_loss)
-        if losses:
-            output.loss = sum(losses)
+        weights = {
+            "reconstruction": self.config.reconstruction_weight,
+            "contrastive": self.config.contrastive_weight,
+        }
+        output = SiTForPreTrainingOutput(
+            loss=sum(weights[name] * loss for name, loss in losses.items()) if losses else None,
+            reconstruction_loss=losses.get("reconstruction"),
+            contrastive_loss=losses.get("contrastive"),
+            reconstruction=reconstruction,
+            projection=projection,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
         return output if return_dict else output.to_tuple()
 
 
