@@ -16,8 +16,9 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[train,test]"
 	@touch $@
 
+# The model is too small for several threads to help, and a second core is of more use to the one that reads pictures.
 quickstart: install ## Pretrain on the built-in digits, fine-tune, compare; minutes on a CPU
-	$(BIN)/python scripts/quickstart.py
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/quickstart.py
 
 # One thread a worker: workers that each use all cores get in one another's way.
 test: install ## Run the test suite

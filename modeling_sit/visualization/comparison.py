@@ -33,5 +33,5 @@ def accuracy_chart(accuracies: dict[tuple[float, str], list[float]], x_label: st
             axes.plot([place] * len(values), values, "o", color="black", markersize=3)
     axes.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
     axes.set(xlabel=x_label, ylabel="accuracy (%), dots: seeds", ylim=(0, 100))
-    axes.legend(loc="lower right", frameon=True)
+    axes.legend(loc="upper left", frameon=True)
     return figure
