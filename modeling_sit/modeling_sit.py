@@ -477,9 +477,15 @@ class SiTForPreTraining(SiTPreTrainedModel):
         self.projection_head = SiTProjectionHead(config)
         self.post_init()
 
+    def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Contrastive tokens `(batch, hidden_size)` of pictures after the last layer norm, the features that transfer, and
+        their projections `(batch, projection_size)`."""
+        token = self.vit(pixel_values).last_hidden_state[:, 0]
+        return token, self.projection_head(token)
+
     def project(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Projections `(batch, projection_size)` of pictures, and nothing else: what a teacher has to give."""
-        return self.projection_head(self.vit(pixel_values).last_hidden_state[:, 0])
+        return self.encode(pixel_values)[1]
 
     def forward(
         self,

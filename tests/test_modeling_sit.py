@@ -802,6 +802,14 @@ def test_project_gives_the_projection_and_runs_no_decoder():
     assert_equal(model.project(x), expected)
 
 
+def test_encode_gives_the_contrastive_token_and_its_projection():
+    model = randomise(SiTForPreTraining(small_config())).eval()
+    x = pictures(6)
+    token, projection = model.encode(x)
+    assert_equal(token, model.vit(x).last_hidden_state[:, 0])
+    assert_equal(projection, model(x).projection)
+
+
 def slow_batch_norm(module, x):
     mean, variance = module.running_mean, module.running_var
     normed = (x - mean) / torch.sqrt(variance + module.eps)
