@@ -393,7 +393,7 @@ class TestGoingOn:
         flags = ["--checkpointing_steps", 1]
         folder = pretrain(*flags, "--checkpoints_total_limit", 0, steps=4)
         flags += ["--resume_from_checkpoint", checkpoint(folder, 1), "--seed", 1]
-        pretrain(*flags, "--checkpoints_total_limit", 1, steps=2)
+        pretrain(*flags, "--checkpoints_total_limit", 1, "--allow_changed_settings", steps=2)
         assert checkpoints_of(folder) == [2]
         settings = json.loads((checkpoint(folder, 2) / "run_state.json").read_text())["settings"]
         assert settings["seed"] == 1
