@@ -26,7 +26,7 @@ from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.loading import UnreadablePictures, crop_for_preview, naming_unreadable, read_batches
 from modeling_sit.data.sampling import PREVIEW, STEP, PictureBatches, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
-from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, collate_crops
+from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, collate_crops, rotate_views
 from modeling_sit.training.arguments import (
     CorruptionArguments,
     ModelArguments,
@@ -98,6 +98,9 @@ class Pretraining:
         # From here to the next batch, what is random is a function of seed, batch and process.
         torch.manual_seed(derive_seed(self.arguments.seed, STEP, number, accelerator.process_index))
         clean_views = self.augment(crops.to(accelerator.device, non_blocking=True))
+        rotation_labels = None
+        if self.student.config.rotation_weight > 0:
+            clean_views, rotation_labels = rotate_views(clean_views)
         corrupted_views, corruption_mask = corrupt_views(self.processor, clean_views)
         teacher_projections, offset = self.project_clean_views(clean_views)
         with accelerator.accumulate(self.wrapped_student):
@@ -107,6 +110,7 @@ class Pretraining:
                 corruption_mask=corruption_mask if corrupts_pixels(self.processor) else None,
                 teacher_projections=teacher_projections,
                 teacher_projections_offset=offset,
+                rotation_labels=rotation_labels,
             )
             accelerator.backward(output.loss)
             if accelerator.sync_gradients:
@@ -350,12 +354,17 @@ def resume(pretraining: Pretraining, checkpoint: Path, determined_by: dict) -> R
 def describe_run(pictures: Pictures, pretraining: Pretraining) -> str:
     config, schedules, accelerator = pretraining.student.config, pretraining.schedules, pretraining.accelerator
     height, width = config.image_shape
+    weights = {
+        "reconstruction": config.reconstruction_weight,
+        "contrast": config.contrastive_weight,
+        "rotation": config.rotation_weight,
+    }
+    losses = [f"{weight:g} x {name}" for name, weight in weights.items() if weight > 0]
     backbone = sum(parameter.numel() for parameter in pretraining.student.vit.parameters()) / 1e6
     return (
         f"{pictures.name}: {len(pictures.train):,} pictures, {schedules.batches_per_epoch:,} batches an epoch\n"
         f"model: {backbone:.2f} M parameters in the backbone, {height} x {width} pixels in patches of "
-        f"{config.patch_size}, losses {config.reconstruction_weight:g} x reconstruction + "
-        f"{config.contrastive_weight:g} x contrast\n"
+        f"{config.patch_size}, losses {' + '.join(losses)}\n"
         f"run: {schedules.num_steps:,} steps ({schedules.epoch(schedules.num_steps):.4g} epochs), "
         f"warm-up {schedules.num_warmup_steps:,}, peak learning rate {schedules.peak_learning_rate:.3g}, "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision "

@@ -21,7 +21,7 @@ LOSSES = ("loss", "reconstruction_loss", "contrastive_loss")
 
 def logged_losses(config: SiTConfig) -> tuple[str, ...]:
     """Names of the losses that a run logs: always the three of the method, and rotation's where it is a task."""
-    return (*LOSSES, "rotation_loss") if getattr(config, "rotation_weight", 0) > 0 else LOSSES
+    return (*LOSSES, "rotation_loss") if config.rotation_weight > 0 else LOSSES
 
 
 class NonFiniteLoss(Exception):
