@@ -20,6 +20,8 @@ from modeling_sit.training.processes import fail_together
 from modeling_sit.training.teacher import Teacher
 
 STATE_FILE = "run_state.json"
+# The checksum of every other file; the last to be written.
+MANIFEST_FILE = "files.json"
 TEACHER_FILE = "teacher.safetensors"
 DELETED = ".deleted-"
 RUN_FILES = ("metrics.jsonl", "monitors.jsonl", "checkpoints", "previews", "logs", "model.safetensors")
@@ -90,9 +92,9 @@ def save_checkpoint(
             if accelerator.is_main_process:
                 if teacher is not None:
                     save_file(teacher.model.state_dict(), unfinished / TEACHER_FILE)
-                flush_files(unfinished)
+                (unfinished / STATE_FILE).write_text(json.dumps(asdict(state), indent=2))
                 digests = {str(file.relative_to(unfinished)): digest(file) for file in _files_in(unfinished)}
-                (unfinished / STATE_FILE).write_text(json.dumps({**asdict(state), "files": digests}, indent=2))
+                (unfinished / MANIFEST_FILE).write_text(json.dumps(digests, indent=2))
                 flush_files(unfinished)
                 delete_checkpoint(path)
                 unfinished.rename(path)
@@ -136,13 +138,12 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, in a few words; `None` where each is what was written."""
     try:
-        state = json.loads((path / STATE_FILE).read_text())
-        files = state["files"]
+        digests = dict(json.loads((path / MANIFEST_FILE).read_text()))
     except FileNotFoundError:
-        return f"it has no {STATE_FILE}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{STATE_FILE} is damaged"
-    for name, expected in files.items():
+        return f"it has no {MANIFEST_FILE}"
+    except (OSError, ValueError, TypeError):
+        return f"{MANIFEST_FILE} is damaged"
+    for name, expected in digests.items():
         try:
             found = digest(path / name)
         except OSError as problem:
@@ -234,9 +235,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 def read_run_state(path: Path) -> RunState:
     """All of an undamaged checkpoint but the networks and the optimiser."""
-    state = json.loads((path / STATE_FILE).read_text())
-    del state["files"]
-    return RunState(**state)
+    return RunState(**json.loads((path / STATE_FILE).read_text()))
 
 
 def read_stream_state(path: Path, process_index: int) -> dict:

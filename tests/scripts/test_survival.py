@@ -1,0 +1,229 @@
+"""Pretraining survives: real processes, killed and stopped, end in the weights of one that was left alone."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from program_process import ProgramProcess
+from safetensors.torch import load_file
+
+NUM_STEPS = 16
+SETTINGS = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_channels": 1,
+    "decoder_hidden_size": 16,
+    "projection_hidden_size": 16,
+    "projection_size": 16,
+}
+
+
+def flags_for(output_dir: Path, *flags) -> list:
+    """A run of a second or two: an odd number of logging steps, so that checkpoints fall between the lines of the log."""
+    return [
+        *("--dataset", "digits", "--output_dir", output_dir, "--image_size", 16, "--patch_size", 8),
+        *("--config_overrides", ",".join(f"{name}={value}" for name, value in SETTINGS.items())),
+        *("--per_device_train_batch_size", 100, "--max_train_steps", NUM_STEPS, "--base_learning_rate", 0.05),
+        *("--checkpointing_steps", 2, "--logging_steps", 5, "--preview_steps", 6),
+        *flags,
+    ]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start `scripts/pretrain.py`."""
+
+    def start(output_dir: Path, *flags, **limits) -> ProgramProcess:
+        process = ProgramProcess("pretrain", *flags_for(output_dir, *flags), log=tmp_path / "log", **limits)
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a run that was left alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = ProgramProcess("pretrain", *flags_for(folder / "out"), log=folder / "log")
+    process.start()
+    assert process.wait() == 0, process.log.read_text()
+    return folder / "out"
+
+
+def lines_of(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name not in ("images_per_second", "data_wait")} for line in lines]
+
+
+def newest_step(folder: Path) -> int:
+    return max((int(path.name[-8:]) for path in (folder / "checkpoints").glob("step-*")), default=0)
+
+
+def wait_for_step(process: ProgramProcess, folder: Path, step: int) -> None:
+    """Until the checkpoint of a step is there."""
+    started = time.monotonic()
+    while newest_step(folder) < step:
+        assert process.is_alive() and time.monotonic() - started < 120, process.log.read_text()
+        time.sleep(0.005)
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    """Weights, optimiser and log equal to the last bit, and nothing else lies about."""
+    last = f"checkpoints/step-{NUM_STEPS:08d}"
+    for name in ("model.safetensors", f"{last}/model.safetensors", f"{last}/teacher.safetensors"):
+        weights, expected = load_file(folder / name), load_file(whole / name)
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(value, expected[key]) for key, value in weights.items()), name
+    states, expected = (
+        torch.load(run / last / "optimizer.bin", weights_only=True)["state"] for run in (folder, whole)
+    )
+    for number, moments in states.items():
+        assert all(
+            torch.equal(torch.as_tensor(value), torch.as_tensor(expected[number][key]))
+            for key, value in moments.items()
+        )
+    assert lines_of(folder) == lines_of(whole)
+    names, expected_names = (
+        sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()) for run in (folder, whole)
+    )
+    assert names == expected_names
+
+
+class TestKilled:
+    def kill_and_go_on(self, start, folder: Path, whole: Path, draws: random.Random, num_kills: int) -> int:
+        """Kill a run at random moments and start it again, then let it end; the number of kills that found it alive."""
+        duration, kills = 3.0, 0
+        for _ in range(num_kills):
+            workers = draws.choice((0, 0, 1, 2))
+            process = start(folder, "--resume_from_checkpoint", "auto", "--dataloader_num_workers", workers)
+            begun = time.monotonic()
+            process.join(draws.uniform(0, duration))
+            if process.exitcode == 0:
+                duration = time.monotonic() - begun
+                break
+            process.kill()
+            assert process.wait() == -signal.SIGKILL, process.log.read_text()
+            kills += 1
+        process = start(folder, "--resume_from_checkpoint", "auto")
+        assert process.wait() == 0, process.log.read_text()
+        assert_same_run(folder, whole)
+        return kills
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_at_random_moments(self, start, whole, tmp_path, seed):
+        assert self.kill_and_go_on(start, tmp_path / "out", whole, random.Random(seed), 4) > 0
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", range(100, 112))
+    def test_at_many_random_moments(self, start, whole, tmp_path, seed):
+        assert self.kill_and_go_on(start, tmp_path / "out", whole, random.Random(seed), 8) > 0
+
+    @pytest.mark.parametrize("step", [2, 14])
+    def test_while_a_checkpoint_is_written(self, start, whole, tmp_path, step):
+        """As soon as the next checkpoint's unfinished folder is there."""
+        folder = tmp_path / "out"
+        process = start(folder)
+        wait_for_step(process, folder, step)
+        while not list((folder / "checkpoints").glob(".unfinished-*")) and process.is_alive():
+            pass
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        process = start(folder, "--resume_from_checkpoint", "auto")
+        assert process.wait() == 0, process.log.read_text()
+        assert_same_run(folder, whole)
+
+
+class TestStopped:
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_leaves_with_a_checkpoint_and_goes_on(self, start, whole, tmp_path, number, code, workers):
+        folder = tmp_path / "out"
+        flags = ["--checkpointing_steps", 1000, "--dataloader_num_workers", workers]
+        process = start(folder, *flags)
+        while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
+            assert process.is_alive(), process.log.read_text()
+            time.sleep(0.005)
+        process.signal(number, group=True)
+        assert process.wait() == code, process.log.read_text()
+        step = newest_step(folder)
+        assert 5 <= step < NUM_STEPS
+        said = process.log.read_text()
+        assert f"stopped by {signal.Signals(number).name} after step {step}" in said
+        assert "Traceback" not in said and "--resume_from_checkpoint auto" in said
+        assert (folder / "model.safetensors").exists()
+        process = start(folder, "--resume_from_checkpoint", "auto")
+        assert process.wait() == 0, process.log.read_text()
+        assert_same_run(folder, whole)
+
+    def test_without_checkpoints_says_so(self, start, tmp_path):
+        folder = tmp_path / "out"
+        process = start(folder, "--checkpointing_steps", "no")
+        while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
+            time.sleep(0.005)
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 143
+        assert "no checkpoint was written" in process.log.read_text()
+        assert not (folder / "checkpoints").exists()
+
+
+class TestDamaged:
+    @pytest.fixture
+    def stopped(self, start, tmp_path) -> Path:
+        """A run that was killed after some checkpoints."""
+        folder = tmp_path / "out"
+        process = start(folder)
+        wait_for_step(process, folder, 6)
+        process.kill()
+        process.wait()
+        return folder
+
+    def test_newest_is_passed_over(self, start, whole, stopped):
+        *_, older, newest = sorted((stopped / "checkpoints").glob("step-*"))
+        name = "optimizer.bin"
+        content = bytearray((newest / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (newest / name).write_bytes(content)
+        process = start(stopped, "--resume_from_checkpoint", "auto")
+        assert process.wait() == 0
+        said = process.log.read_text()
+        assert f"passed over {newest}: {name}" in said and f"going on from {older}" in said
+        assert_same_run(stopped, whole)
+
+    def test_all_are_an_error_that_deletes_nothing(self, start, stopped):
+        for path in (stopped / "checkpoints").glob("step-*"):
+            (path / "model.safetensors").write_bytes(b"")
+        before = sorted(path for path in stopped.rglob("*"))
+        process = start(stopped, "--resume_from_checkpoint", "auto")
+        assert process.wait() == 1
+        assert "without an undamaged checkpoint" in process.log.read_text()
+        assert sorted(path for path in stopped.rglob("*")) == before
+
+
+class TestFullDisk:
+    def test_is_an_error_and_what_was_there_stays(self, start, whole, tmp_path):
+        folder = tmp_path / "out"
+        process = start(folder)
+        wait_for_step(process, folder, 6)
+        process.kill()
+        process.wait()
+        model = (folder / "model.safetensors").read_bytes()
+        good = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+
+        process = start(folder, "--resume_from_checkpoint", "auto", max_file_size=20_000)
+        assert process.wait() == 1
+        said = process.log.read_text().splitlines()
+        (error,) = [line for line in said if line.startswith("error:")]
+        assert "cannot be written" in error and str(folder) in error and "make room" in error
+        assert not [line for line in said if "Traceback" in line]
+        assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == good
+        assert (folder / "model.safetensors").read_bytes() == model
+
+        process = start(folder, "--resume_from_checkpoint", "auto")
+        assert process.wait() == 0
+        assert_same_run(folder, whole)
