@@ -102,7 +102,7 @@ class MonitorPictures:
     def sample(cls, pictures: Pictures, num_pictures: int, seed: int) -> "MonitorPictures":
         """
         Draw `num_pictures` of the training pictures and half as many of the validation pictures with labels (all, where
-        there are fewer); of a stream, take the first. The draw is a function of the seed and of nothing else.
+        there are fewer); of a stream take the first, be they of one class. The draw is a function of the seed alone.
         """
         validation, num_labels = None, len(pictures.label_names or ())
         if num_labels and pictures.validation is not None and not _are_same_split(pictures):
@@ -517,7 +517,9 @@ def _sample(
 
 
 def _labels(split: datasets.Dataset) -> torch.Tensor:
-    return torch.from_numpy(np.array(split.with_format("numpy")["label"][:], dtype=np.int64))
+    """Labels, int64; -1 for none, which a stream may have as null and NumPy then as not a number."""
+    labels = split.with_format("numpy")["label"][:]
+    return torch.from_numpy(np.nan_to_num(labels.astype(np.float64), nan=-1.0).astype(np.int64))
 
 
 def _are_same_split(pictures: Pictures) -> bool:

@@ -458,6 +458,16 @@ class TestSample:
         from_rows = MonitoredModel(student, None, processor, lone_process()).embed(digits.train.select(range(30)))
         assert torch.equal(from_stream.token, from_rows.token)
 
+    @pytest.mark.parametrize("missing", [[0, 4], list(range(10))])
+    def test_streams_with_missing_labels(self, digits, processor, student, missing):
+        labels = [None if row in missing else row for row in range(10)]
+        rows = digits.train.select(range(10)).remove_columns("label")
+        rows = rows.add_column("label", labels, feature=digits.train.features["label"])
+        sample = MonitorPictures.sample(replace(digits, train=rows.to_iterable_dataset(), validation=None), 10, seed=0)
+        made = MonitoredModel(student, None, processor, lone_process()).embed(sample.train)
+        assert made.labels.tolist() == [-1 if row in missing else row for row in range(10)]
+        assert sample.has_labels == (len(missing) < 10)
+
 
 class TestChoice:
     def test_default_is_all_that_apply(self):
