@@ -1,0 +1,135 @@
+"""The linear probe against scikit-learn by hand, against its own objective, and on real pictures."""
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from modeling_sit.evaluation.linear import linear_predict
+
+
+def blobs(num_pictures: int, num_labels: int, size: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Overlapping classes, in dimensions of very different means and scales."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_pictures) % num_labels
+    centres = torch.randn(num_labels, size, generator=torch.Generator().manual_seed(99))
+    features = centres[labels] + torch.randn(num_pictures, size, generator=generator)
+    return features * torch.logspace(-2, 2, size) + torch.arange(size) * 10, labels
+
+
+def test_equals_scikit_learn_on_features_standardised_by_hand():
+    (train, train_labels), (features, _) = blobs(60, 3), blobs(20, 3, seed=1)
+    mean, std = train.double().numpy().mean(axis=0), train.double().numpy().std(axis=0)
+    probe = LogisticRegression(C=0.3).fit((train.double().numpy() - mean) / std, train_labels.numpy())
+    expected = torch.from_numpy(probe.predict_proba((features.double().numpy() - mean) / std)).float()
+    scores = linear_predict(train, train_labels, features, num_labels=3, C=0.3)
+    assert (scores.dtype, scores.shape) == (torch.float32, (20, 3))
+    torch.testing.assert_close(scores, expected)
+
+
+def test_is_the_optimum_of_its_objective():
+    (train, train_labels), (features, _) = blobs(60, 3), blobs(20, 3, seed=1)
+    mean, std = train.double().mean(dim=0), train.double().std(dim=0, correction=0)
+    weight = torch.zeros(3, 6, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def objective():
+        optimizer.zero_grad()
+        logits = (train - mean) / std @ weight.T + bias
+        loss = 2.0 * F.cross_entropy(logits, train_labels, reduction="sum") + weight.square().sum() / 2
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    expected = ((features - mean) / std @ weight.T + bias).softmax(dim=1).detach().float()
+    scores = linear_predict(train, train_labels, features, num_labels=3, C=2.0, max_iterations=1000)
+    torch.testing.assert_close(scores, expected, atol=2e-3, rtol=0)
+
+
+def test_reads_real_digits():
+    digits = load_digits()
+    pixels, labels = torch.from_numpy(digits.data).float(), torch.from_numpy(digits.target)
+    scores = linear_predict(pixels[:600], labels[:600], pixels[600:1200], num_labels=10)
+    # Well known of logistic regression on these pixels: above 90 %.
+    assert (scores.argmax(dim=1) == labels[600:1200]).float().mean() > 0.9
+
+
+def test_labels_without_pictures_score_nothing():
+    train, labels = blobs(40, 2)
+    compact = linear_predict(train, labels, train, num_labels=2)
+    spread_out = linear_predict(train, labels * 3 + 1, train, num_labels=6)
+    assert torch.equal(spread_out[:, [1, 4]], compact)
+    assert not spread_out[:, [0, 2, 3, 5]].any()
+
+
+def test_a_single_known_label_is_always_right():
+    train, _ = blobs(4, 2)
+    scores = linear_predict(train, torch.full((4,), 2), train[:3], num_labels=4)
+    assert scores.tolist() == [[0, 0, 1, 0]] * 3
+
+
+def test_dimensions_that_never_change_do_no_harm():
+    train, labels = blobs(40, 2)
+    padded = F.pad(train, (0, 1), value=7.0)
+    torch.testing.assert_close(
+        linear_predict(padded, labels, padded, num_labels=2), linear_predict(train, labels, train, num_labels=2)
+    )
+
+
+def test_same_arguments_same_scores_and_nothing_drawn():
+    train, labels = blobs(40, 3)
+    before = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
+    first, second = (linear_predict(train, labels, train, num_labels=3) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+    assert random.getstate() == before[2]
+
+
+def test_stops_in_silence_after_as_many_iterations_as_it_may():
+    train, labels = blobs(60, 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rough = linear_predict(train, labels, train, num_labels=40, max_iterations=1)
+        fine = linear_predict(train, labels, train, num_labels=40, max_iterations=50)
+    losses = [F.nll_loss(scores.clamp_min(1e-9).log(), labels) for scores in (rough, fine)]
+    assert losses[0] > 1.5 * losses[1]
+
+
+def test_features_and_labels_are_left_as_they_are():
+    train, labels = blobs(40, 3)
+    train.requires_grad_()
+    copies = train.detach().clone(), labels.clone()
+    scores = linear_predict(train, labels, train, num_labels=3)
+    assert not scores.requires_grad
+    assert torch.equal(train, copies[0]) and torch.equal(labels, copies[1])
+    assert linear_predict(train.half(), labels, train[:0].half(), num_labels=3).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": torch.zeros(2, 5)}, "shapes"),
+        ({"train_features": torch.zeros(4, 6, 1)}, "shapes"),
+        ({"train_labels": torch.zeros(3, dtype=torch.long)}, "not one each"),
+        ({"train_features": torch.zeros(0, 6), "train_labels": torch.zeros(0, dtype=torch.long)}, "not one each"),
+        ({"train_labels": torch.tensor([0, 1, 2, 3])}, r"run from 0 to 3, outside \[0, 3\)"),
+        ({"train_labels": torch.tensor([0, 1, -1, 2])}, "run from -1"),
+        ({"train_features": torch.full((4, 6), torch.nan)}, "train_features are not all finite"),
+        ({"features": torch.full((4, 6), torch.inf)}, "features are not all finite"),
+        ({"C": 0.0}, "positive"),
+        ({"C": float("nan")}, "positive"),
+        ({"max_iterations": 0}, "positive"),
+    ],
+)
+def test_refuses(change, message):
+    train, labels = blobs(4, 3)
+    arguments = {"train_features": train, "train_labels": labels, "features": train, "num_labels": 3}
+    with pytest.raises(ValueError, match=message):
+        linear_predict(**{**arguments, **change})
