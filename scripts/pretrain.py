@@ -24,9 +24,10 @@ from modeling_sit import SiTForPreTraining, SiTForPreTrainingOutput, SiTImagePro
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.loading import UnreadablePictures, crop_for_preview, naming_unreadable, read_batches
-from modeling_sit.data.sampling import PREVIEW, STEP, PictureBatches, derive_seed
+from modeling_sit.data.sampling import MONITOR, PREVIEW, STEP, PictureBatches, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, collate_crops, rotate_views
+from modeling_sit.evaluation.monitors import MonitorArguments, OnlineMonitors
 from modeling_sit.training.arguments import (
     CorruptionArguments,
     ModelArguments,
@@ -61,11 +62,12 @@ from modeling_sit.training.tracking import choose_trackers, start_trackers
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "pretraining_template.md"
 NUM_PREVIEW_PICTURES = 8
+TEST_SPLITS = ("test", "testing")
 
 
 def main() -> None:
     parser = RecipeArgumentParser(
-        (PretrainingArguments, ModelArguments, CorruptionArguments, ViewArguments),
+        (PretrainingArguments, ModelArguments, CorruptionArguments, ViewArguments, MonitorArguments),
         description="Pretrain a Vision Transformer on your own pictures, without labels.",
     )
     with one_line_errors():
@@ -136,6 +138,7 @@ def pretrain(
     model_arguments: ModelArguments,
     corruption_arguments: CorruptionArguments,
     view_arguments: ViewArguments,
+    monitor_arguments: MonitorArguments,
 ) -> None:
     started = time.time()
     transformers_logging.set_verbosity_error()
@@ -150,7 +153,7 @@ def pretrain(
     pictures = run_main_process_first(accelerator, lambda: load_training_pictures(arguments))
     settings = {
         name: value
-        for group in (arguments, model_arguments, corruption_arguments, view_arguments)
+        for group in (arguments, model_arguments, corruption_arguments, view_arguments, monitor_arguments)
         for name, value in asdict(group).items()
     }
 
@@ -162,6 +165,16 @@ def pretrain(
         student = create_student(config, model_arguments, arguments.seed).to(accelerator.device)
         crops_dataset = TwoCropsDataset(pictures.train, config.image_shape, config.num_channels, view_arguments)
         preview_crops = crop_first_pictures(crops_dataset, arguments)
+        monitors = OnlineMonitors(
+            monitor_arguments,
+            pictures,
+            config,
+            processor,
+            accelerator,
+            seed=derive_seed(arguments.seed, MONITOR),
+            batch_size=arguments.per_device_train_batch_size,
+            num_workers=choose_num_workers(arguments, accelerator),
+        )
     teacher = Teacher(student) if config.use_teacher and config.contrastive_weight > 0 else None
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         student, teacher = (model and SyncBatchNorm.convert_sync_batchnorm(model) for model in (student, teacher))
@@ -208,6 +221,7 @@ def pretrain(
             schedules.num_steps,
             losses=logged_losses(config),
             window=resumed.window if resumed is not None else None,
+            monitored=monitors.chosen,
         ) as progress,
     ):
         first_batch = first_step * schedules.batches_per_step
@@ -233,12 +247,14 @@ def pretrain(
                     unreadable.check()
             if logs:
                 progress.tell(schedules.epoch(step), schedules.at(step - 1))
-            if is_due(step, arguments.preview_steps, schedules) or (is_last and arguments.preview_steps != 0):
-                path, seed = preview_path(output_dir, step), derive_seed(arguments.seed, PREVIEW)
-                save_preview(accelerator, student, processor, preview_crops, path, seed)
-                progress.tell_preview(path)
-            if saves:
-                if arguments.checkpointing_steps != "no":
+            with progress.off_the_clock():
+                if is_due(step, arguments.preview_steps, schedules) or (is_last and arguments.preview_steps != 0):
+                    path, seed = preview_path(output_dir, step), derive_seed(arguments.seed, PREVIEW)
+                    save_preview(accelerator, student, processor, preview_crops, path, seed)
+                    progress.tell_preview(path)
+                if is_due(step, monitor_arguments.monitor_steps, schedules) or is_last:
+                    progress.tell_monitors(schedules.epoch(step), monitors.run(student, teacher))
+                if saves and arguments.checkpointing_steps != "no":
                     progress.sync_logs()
                     state = RunState(
                         step=step,
@@ -250,7 +266,8 @@ def pretrain(
                     )
                     save_checkpoint(accelerator, teacher, output_dir, state)
                     delete_old_checkpoints(accelerator, output_dir, arguments.checkpoints_total_limit)
-                export_model(accelerator, student, teacher, processor, output_dir, arguments.export)
+                if saves:
+                    export_model(accelerator, student, teacher, processor, output_dir, arguments.export)
             if stopped_by and not is_last:
                 leave(accelerator, stopped_by, step, arguments)
     if first_step == schedules.num_steps:  # a finished run, resumed to export other weights
@@ -291,6 +308,9 @@ def load_training_pictures(arguments: PretrainingArguments) -> Pictures:
             f"--dataset {arguments.dataset} has several splits, none of them called train: choose one of "
             f"{', '.join(pictures.splits)} by --train_split"
         )
+    # Who watches the monitors chooses by them, and test pictures are not for choosing.
+    if arguments.validation_split is None and str(getattr(pictures.validation, "split", None)).lower() in TEST_SPLITS:
+        pictures.validation = None
     return pictures
 
 
@@ -329,10 +349,14 @@ def create_loader(
             num_processes=accelerator.num_processes,
         ),
         collate_fn=collate_crops,
-        num_workers=num_workers(arguments.dataloader_num_workers, accelerator.device.type, accelerator.num_processes),
+        num_workers=choose_num_workers(arguments, accelerator),
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=leave_signals_to_the_loop,
     )
+
+
+def choose_num_workers(arguments: PretrainingArguments, accelerator: Accelerator) -> int:
+    return num_workers(arguments.dataloader_num_workers, accelerator.device.type, accelerator.num_processes)
 
 
 def resume(pretraining: Pretraining, checkpoint: Path, determined_by: dict) -> RunState:

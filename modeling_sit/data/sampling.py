@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Sampler
 
 # What a seed is for; the same numbers give unrelated seeds for different purposes.
-ORDER, CROPS, STEP, PREVIEW = range(4)
+ORDER, CROPS, STEP, PREVIEW, MONITOR = range(5)
 
 
 def derive_seed(seed: int, purpose: int, *numbers: int) -> int:

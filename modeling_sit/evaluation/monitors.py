@@ -64,7 +64,8 @@ class MonitorArguments:
         default=1024,
         metadata={
             "help": "Training pictures to measure on, drawn once a run; of validation pictures, half as many for `knn` and "
-            "`linear`."
+            "`linear`. A test split is not used unless --validation_split names it: a third of the training pictures is "
+            "held back then."
         },
     )
 

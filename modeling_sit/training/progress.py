@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from modeling_sit import SiTConfig
+from modeling_sit.evaluation.monitors import collapse_warning
 from modeling_sit.modeling_sit import SiTForPreTrainingOutput
 from modeling_sit.training.metrics_log import MetricsLog
 from modeling_sit.training.tracking import log_picture
@@ -167,18 +169,29 @@ class RunProgress:
         self._start_window()
 
     def tell_monitors(self, epoch: float, values: dict[str, float]) -> None:
-        """Tell what the monitors found."""
+        """Tell what the monitors found, and warn of a collapse."""
+        if not values:
+            return
         if self.monitor_log is not None:
             self.monitor_log.write({"step": self.step, "epoch": round(epoch, 4), **values})
-        said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if self.accelerator.is_main_process:
+            said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             tqdm.write(f"step {self.step:,}: {said}", sys.stderr)
+            warning = collapse_warning(values)
+            if warning is not None:
+                tqdm.write(f"step {self.step:,}: {warning}", sys.stderr)
         self.accelerator.log({f"monitors/{name}": value for name, value in values.items()}, step=self.step)
 
     def tell_preview(self, path: Path) -> None:
         """Tell the trackers of a preview that was saved."""
         if self.accelerator.is_main_process and path.exists():
             log_picture(self.accelerator, "preview", path, self.step)
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Keep what the block takes out of the speed that is told."""
+        started = time.perf_counter()
+        yield
+        self._window_started += time.perf_counter() - started
 
     def sync_logs(self) -> None:
         """Have all that was told on the disk, before a checkpoint counts on it."""

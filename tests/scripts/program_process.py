@@ -57,6 +57,8 @@ class ProgramProcess(forking.Process):
 
 def run(name: str, flags: list[str], log: str, max_file_size: int | None) -> None:
     os.setsid()
+    # Its dataloader workers start as those of a program do that was called from a shell.
+    multiprocessing.set_start_method(None, force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -53,7 +53,7 @@ def flags_for(
         *("--image_size", "16", "--patch_size", "8"),
         *("--config_overrides", ",".join(f"{name}={value}" for name, value in fields.items())),
         *("--per_device_train_batch_size", str(batch_size), "--max_train_steps", str(steps)),
-        *("--preview_steps", str(previews), "--logging_steps", "1"),
+        *("--preview_steps", str(previews), "--monitor_steps", "0", "--logging_steps", "1"),
         *map(str, flags),
     ]
 

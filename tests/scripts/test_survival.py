@@ -30,6 +30,7 @@ def flags_for(output_dir: Path, *flags) -> list:
         *("--config_overrides", ",".join(f"{name}={value}" for name, value in SETTINGS.items())),
         *("--per_device_train_batch_size", 100, "--max_train_steps", NUM_STEPS, "--base_learning_rate", 0.05),
         *("--checkpointing_steps", 2, "--logging_steps", 5, "--preview_steps", 6),
+        *("--monitor_steps", 7, "--monitor_pictures", 64),
         *flags,
     ]
 
@@ -56,8 +57,8 @@ def whole(tmp_path_factory) -> Path:
     return folder / "out"
 
 
-def lines_of(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def lines_of(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
+    lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
     return [{name: line[name] for name in line if name not in ("images_per_second", "data_wait")} for line in lines]
 
 
@@ -88,7 +89,8 @@ def assert_same_run(folder: Path, whole: Path) -> None:
             torch.equal(torch.as_tensor(value), torch.as_tensor(expected[number][key]))
             for key, value in moments.items()
         )
-    assert lines_of(folder) == lines_of(whole)
+    for name in ("metrics.jsonl", "monitors.jsonl"):
+        assert lines_of(folder, name) == lines_of(whole, name)
     names, expected_names = (
         sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()) for run in (folder, whole)
     )
