@@ -61,6 +61,9 @@ class SiTConfig(PreTrainedConfig):
         reconstruction_weight (`float`, *optional*, defaults to 1.0):
             Factor of the reconstruction loss; 0 switches it off. The paper has 5 for small data sets, 1 for large ones.
         contrastive_weight (`float`, *optional*, defaults to 1.0): Factor of the contrastive loss; 0 switches it off.
+        rotation_weight (`float`, *optional*, defaults to 0.0):
+            Factor of the rotation loss, a third task: to tell by how many quarter turns a view was rotated. Above 0 the
+            model has a head for it, and pictures have to be square.
         reconstruction_norm (`str`, *optional*, defaults to `"l1"`): `"l1"` or `"l2"`.
         reconstruction_region (`str`, *optional*, defaults to `"corrupted"`):
             `"corrupted"`: the loss counts corrupted pixels only; `"all"`: all pixels.
@@ -105,6 +108,7 @@ class SiTConfig(PreTrainedConfig):
     temperature: float = 0.2
     reconstruction_weight: float = 1.0
     contrastive_weight: float = 1.0
+    rotation_weight: float = 0.0
     reconstruction_norm: str = "l1"
     reconstruction_region: str = "corrupted"
     use_teacher: bool = True
@@ -140,9 +144,14 @@ class SiTConfig(PreTrainedConfig):
             )
         if self.position_embedding_type == "sincos" and self.hidden_size % 4:
             raise ValueError(f"sincos positions need a hidden_size that is a multiple of 4, got {self.hidden_size}")
-        for name in ("reconstruction_weight", "contrastive_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("reconstruction_weight", "contrastive_weight", "rotation_weight"):
+            if not getattr(self, name) >= 0:  # not a number is refused too
+                raise ValueError(f"{name} must be a number from 0 on, got {getattr(self, name)}")
+        if self.rotation_weight > 0 and self.image_shape[0] != self.image_shape[1]:
+            raise ValueError(
+                f"rotation_weight={self.rotation_weight} needs square pictures, for a quarter turn swaps height and "
+                f"width; got image_size={self.image_size}"
+            )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if not 0 <= self.drop_path_rate < 1:

@@ -1,5 +1,6 @@
 """SiT models: the ViT backbone, and its heads for pretraining and classification (arXiv 2104.03602, section 3)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, logging
 
 from .configuration_sit import SiTConfig
-from .losses import contrastive_loss, nt_xent_loss, reconstruction_loss
+from .losses import contrastive_loss, nt_xent_loss, reconstruction_loss, rotation_loss
 
 logger = logging.get_logger(__name__)
 
@@ -25,7 +26,8 @@ class SiTForPreTrainingOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`, scalar):
-            `reconstruction_weight * reconstruction_loss + contrastive_weight * contrastive_loss`, of those that exist.
+            `reconstruction_weight * reconstruction_loss + contrastive_weight * contrastive_loss + rotation_weight *
+            rotation_loss`, of those that exist.
         reconstruction_loss (`torch.Tensor`, scalar): Distance to the clean pictures, unweighted.
         contrastive_loss (`torch.Tensor`, scalar): Contrast between the views, unweighted.
         reconstruction (`torch.Tensor` of shape `(2 * batch, channels, height, width)`): In normalised pixel space.
@@ -34,6 +36,7 @@ class SiTForPreTrainingOutput(ModelOutput):
             Embeddings and every block's output, before the last layer norm.
         attentions (`tuple` of `num_hidden_layers` tensors `(2 * batch, heads, 1 + patches, 1 + patches)`):
             Attention weights.
+        rotation_loss (`torch.Tensor`, scalar): Cross-entropy of the views' quarter turns, unweighted.
     """
 
     loss: torch.Tensor | None = None
@@ -43,6 +46,7 @@ class SiTForPreTrainingOutput(ModelOutput):
     projection: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    rotation_loss: torch.Tensor | None = None
 
 
 def sincos_position_embeddings(hidden_size: int, grid_height: int, grid_width: int) -> torch.Tensor:
@@ -386,6 +390,7 @@ class SiTModel(SiTPreTrainedModel):
         r"^(vit\.)?embeddings\.mask_token$",
         r"^decoder\.",
         r"^projection_head\.",
+        r"^rotation_head\.",
         r"^classifier\.",
     ]
 
@@ -456,7 +461,9 @@ def pool(last_hidden_state: torch.Tensor, pooling: str) -> torch.Tensor:
 class SiTForPreTraining(SiTPreTrainedModel):
     """
     SiT's pretraining model: the backbone, the pixel decoder on the patch tokens, the projection head on the contrastive
-    token. It never corrupts and draws no masks: [`SiTImageProcessor`] does.
+    token, and with `config.rotation_weight` above 0 a linear rotation head on the mean of the patch tokens: the two views
+    of a picture are rotated apart, and the contrastive token is to be the same for both. It never corrupts and draws no
+    masks: [`SiTImageProcessor`] does.
 
     Args:
         config ([`SiTConfig`]): Describes the model and its losses.
@@ -464,6 +471,11 @@ class SiTForPreTraining(SiTPreTrainedModel):
     Raises:
         `ValueError`: If the picture is not made of whole patches.
     """
+
+    # A checkpoint with the optional task goes on without it.
+    _keys_to_ignore_on_load_unexpected = [r"^rotation_head\."]  # noqa: RUF012
+    # Tells transformers' Trainer to divide the loss by the accumulated batches itself.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: SiTConfig):
         super().__init__(config)
@@ -475,6 +487,7 @@ class SiTForPreTraining(SiTPreTrainedModel):
         self.vit = SiTModel(config)
         self.decoder = SiTDecoder(config)
         self.projection_head = SiTProjectionHead(config)
+        self.rotation_head = nn.Linear(config.hidden_size, 4) if config.rotation_weight > 0 else None
         self.post_init()
 
     def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -498,6 +511,9 @@ class SiTForPreTraining(SiTPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        rotation_labels: torch.Tensor | None = None,
+        num_corrupted_pixels: torch.Tensor | None = None,
+        gather_projections: Callable[[torch.Tensor], tuple[torch.Tensor, int]] | None = None,
         **kwargs,
     ) -> SiTForPreTrainingOutput | tuple:
         r"""
@@ -510,13 +526,29 @@ class SiTForPreTraining(SiTPreTrainedModel):
                 Bool, true where a pixel was corrupted. Without it the reconstruction loss counts all pixels.
             teacher_projections (`torch.Tensor` of shape `(2 * total_batch, projection_size)`, *optional*):
                 The teacher's projections of the clean views of all processes, view 1 of all of them first. Without them
-                there is no contrastive loss, unless `config.use_teacher` is false: NT-Xent then.
+                there is no contrastive loss, unless `config.use_teacher` is false: NT-Xent then (in evaluation mode only
+                of an even number of pictures).
             teacher_projections_offset (`int`, *optional*, defaults to 0):
                 Which of the `total_batch` pictures is this process's first.
             interpolate_pos_encoding, output_hidden_states, output_attentions, return_dict: As for [`SiTModel`].
+            rotation_labels (`torch.Tensor` of shape `(2 * batch,)`, *optional*):
+                Int64, by how many quarter turns each view, corrupted and clean, was rotated, 0 to 3. Without them there is
+                no rotation loss.
+            num_corrupted_pixels (`torch.Tensor`, scalar, *optional*):
+                With several processes, the mean over them of the number of corrupted pixels in `corruption_mask`, what
+                [`~losses.reconstruction_loss`] divides by; its `num_pixels`. Default: this mask's own number.
+            gather_projections (`Callable`, *optional*):
+                With several processes and no teacher, gives for this process's projections those of all processes, view
+                1 of all of them first and with gradients, and which of their pictures is this process's first; NT-Xent's
+                candidates. Default: this process's own.
 
         A weight of 0 in the configuration leaves out its loss and its head.
+
+        Raises:
+            `ValueError`: If shapes do not fit each other or the model.
+            `TypeError`: If there is no argument of a given name.
         """
+        check_unused(kwargs)
         if return_dict is None:
             return_dict = self.config.return_dict
         encoded = self.vit(
@@ -533,23 +565,32 @@ class SiTForPreTraining(SiTPreTrainedModel):
             grid = tuple(side // patch for side, patch in sides)
             reconstruction = self.decoder(encoded.last_hidden_state[:, 1:], grid)
             if target_pixel_values is not None:
+                counts_corrupted = self.config.reconstruction_region == "corrupted"
                 losses["reconstruction"] = reconstruction_loss(
                     reconstruction,
                     target_pixel_values,
-                    corruption_mask if self.config.reconstruction_region == "corrupted" else None,
+                    corruption_mask if counts_corrupted else None,
                     self.config.reconstruction_norm,
+                    num_corrupted_pixels if counts_corrupted else None,
                 )
         if self.config.contrastive_weight > 0:
             projection = self.projection_head(encoded.last_hidden_state[:, 0])
             if not self.config.use_teacher:
-                losses["contrastive"] = nt_xent_loss(projection, self.config.temperature)
+                # Outside training an odd number of pictures is no mistake: who reconstructs them has no second views.
+                if self.training or len(projection) % 2 == 0:
+                    gathered = () if gather_projections is None else gather_projections(projection)
+                    losses["contrastive"] = nt_xent_loss(projection, self.config.temperature, *gathered)
             elif teacher_projections is not None:
                 losses["contrastive"] = contrastive_loss(
                     projection, teacher_projections, self.config.temperature, teacher_projections_offset
                 )
+        if self.rotation_head is not None and rotation_labels is not None:
+            logits = self.rotation_head(encoded.last_hidden_state[:, 1:].mean(dim=1))
+            losses["rotation"] = rotation_loss(logits, rotation_labels)
         weights = {
             "reconstruction": self.config.reconstruction_weight,
             "contrastive": self.config.contrastive_weight,
+            "rotation": self.config.rotation_weight,
         }
         output = SiTForPreTrainingOutput(
             loss=sum(weights[name] * loss for name, loss in losses.items()) if losses else None,
@@ -559,8 +600,17 @@ class SiTForPreTraining(SiTPreTrainedModel):
             projection=projection,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
+            rotation_loss=losses.get("rotation"),
         )
         return output if return_dict else output.to_tuple()
+
+
+def check_unused(arguments: dict) -> None:
+    """Raise `TypeError` for a misspelt argument. `labels` of a labelled data set, which transformers' Trainer hands on,
+    and what peft's wrappers hand on as `None` have no use in pretraining, and do no harm."""
+    unknown = [name for name, value in arguments.items() if name != "labels" and value is not None]
+    if unknown:
+        raise TypeError(f"SiTForPreTraining.forward() has no argument {', '.join(unknown)}")
 
 
 class SiTForImageClassification(SiTPreTrainedModel):
@@ -572,7 +622,7 @@ class SiTForImageClassification(SiTPreTrainedModel):
         config ([`SiTConfig`]): Describes the model; `num_labels`, `id2label`, `label2id` and `problem_type` the labels.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projection_head\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projection_head\.", r"^rotation_head\."]  # noqa: RUF012
 
     def __init__(self, config: SiTConfig):
         super().__init__(config)

@@ -48,6 +48,7 @@ OTHER_VALUES = {
     "temperature": 0.5,
     "reconstruction_weight": 5.0,
     "contrastive_weight": 0.5,
+    "rotation_weight": 0.3,
     "reconstruction_norm": "l2",
     "reconstruction_region": "all",
     "use_teacher": False,
@@ -64,6 +65,7 @@ def test_losses_are_the_papers_by_default():
     assert config.reconstruction_norm == "l1"
     assert config.reconstruction_region == "corrupted"
     assert config.contrastive_weight == 1
+    assert config.rotation_weight == 0
     assert config.use_teacher is True
     assert config.position_embedding_type == "learnable"
 
@@ -163,6 +165,9 @@ def test_copies_are_equal_and_apart():
         ({"position_embedding_type": "sincos", "hidden_size": 6, "num_attention_heads": 1}, "hidden_size"),
         ({"reconstruction_weight": -1.0}, "reconstruction_weight"),
         ({"contrastive_weight": -0.5}, "contrastive_weight"),
+        ({"rotation_weight": -0.5}, "rotation_weight"),
+        ({"reconstruction_weight": float("nan")}, "reconstruction_weight"),
+        ({"rotation_weight": 1.0, "image_size": (32, 48)}, "square.*32, 48"),
         ({"temperature": 0.0}, "temperature"),
         ({"temperature": -0.2}, "temperature"),
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
@@ -173,3 +178,8 @@ def test_copies_are_equal_and_apart():
 def test_bad_settings_are_refused(settings, named):
     with pytest.raises(ValueError, match=named):
         SiTConfig(**settings)
+
+
+def test_pictures_that_are_not_square_are_refused_with_rotation_only():
+    assert SiTConfig(image_size=(32, 48)).rotation_weight == 0
+    assert SiTConfig(image_size=(32, 32), rotation_weight=1.0).image_shape == (32, 32)

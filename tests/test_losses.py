@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from modeling_sit.losses import contrastive_loss, nt_xent_loss, reconstruction_loss
+from modeling_sit.losses import contrastive_loss, nt_xent_loss, reconstruction_loss, rotation_loss
 
 TOLERANCE = 1e-5
 
@@ -70,6 +70,11 @@ def slow_nt_xent_loss(projections, temperature=0.2) -> float:
         logits = [cosine(view, views[other]) / temperature for other in others]
         loss += cross_entropy(logits, others.index(partner))
     return loss / len(views)
+
+
+def slow_rotation_loss(logits, labels) -> float:
+    rows = zip(logits.tolist(), labels.tolist(), strict=True)
+    return sum(cross_entropy(row, label) for row, label in rows) / len(labels)
 
 
 # Reconstruction.
@@ -153,6 +158,52 @@ def test_unknown_norm_is_refused():
         reconstruction_loss(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), norm="l3")
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("counts", [(1, 20), (0, 7), (1, 0), (0, 0)])
+def test_processes_with_unequal_masks_average_to_the_whole_batch(counts, norm):
+    """Two processes with a picture each, so many corrupted pixels in them, dividing by the mean of these numbers."""
+    target, mask = random(2, 3, 5, 6), torch.zeros(2, 1, 5, 6, dtype=torch.bool)
+    for picture, count in enumerate(counts):
+        mask[picture].view(-1)[:count] = True
+    whole, split = (random(2, 3, 5, 6, seed=1).requires_grad_() for _ in range(2))
+    expected = reconstruction_loss(whole, target, mask, norm)
+    expected.backward()
+    shards = [
+        reconstruction_loss(split[i : i + 1], target[i : i + 1], mask[i : i + 1], norm, torch.tensor(sum(counts) / 2))
+        for i in range(2)
+    ]
+    (sum(shards) / 2).backward()
+    assert sum(shards).item() / 2 == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(split.grad, whole.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_number_of_pixels_of_the_mask_itself_changes_no_bit():
+    reconstruction, target, mask = random(2, 3, 5, 7), random(2, 3, 5, 7, seed=1), random_mask(2, 1, 5, 7)
+    default = reconstruction_loss(reconstruction, target, mask)
+    assert torch.equal(default, ((reconstruction - target).abs() * mask).sum() / (mask.sum() * 3))
+    assert torch.equal(reconstruction_loss(reconstruction, target, mask, num_pixels=mask.sum()), default)
+    assert torch.equal(reconstruction_loss(reconstruction, target, mask, num_pixels=mask.sum() * 2), default / 2)
+
+
+def test_number_of_pixels_without_a_mask_is_refused():
+    with pytest.raises(ValueError, match="num_pixels"):
+        reconstruction_loss(random(2, 3, 4, 4), random(2, 3, 4, 4), num_pixels=torch.tensor(5))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (2, 1, 4, 4), (2, 3, 4, 1), (3, 4, 4)])
+def test_target_that_would_be_broadcast_is_refused(shape):
+    with pytest.raises(ValueError) as error:
+        reconstruction_loss(random(2, 3, 4, 4), random(*shape))
+    assert str(shape) in str(error.value) and "(2, 3, 4, 4)" in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (1, 1, 4, 4), (2, 1, 4, 1), (2, 4, 4), (4, 4)])
+def test_mask_that_would_be_broadcast_is_refused(shape):
+    with pytest.raises(ValueError) as error:
+        reconstruction_loss(random(2, 3, 4, 4), random(2, 3, 4, 4), random_mask(*shape))
+    assert str(shape) in str(error.value) and "(2, 3, 4, 4)" in str(error.value)
+
+
 # Contrast with a teacher.
 
 
@@ -228,6 +279,12 @@ def test_pictures_outside_the_teachers_are_refused(offset):
         contrastive_loss(random(4, 8), random(8, 8), offset=offset)
 
 
+@pytest.mark.parametrize(("num_views", "num_teacher_views", "named"), [(5, 8, 5), (4, 7, 7)])
+def test_contrast_of_an_odd_number_of_views_is_refused(num_views, num_teacher_views, named):
+    with pytest.raises(ValueError, match=f"odd number of rows: {named}"):
+        contrastive_loss(random(num_views, 8), random(num_teacher_views, 8))
+
+
 # NT-Xent without a teacher.
 
 
@@ -261,6 +318,77 @@ def test_nt_xent_gradient_reaches_both_views():
     assert (projections.grad.abs().sum(dim=1) > 0).all()
 
 
+def rows_of(all_projections, offset, batch):
+    """One process's rows: its pictures' view 1, then their view 2."""
+    view_1, view_2 = all_projections.chunk(2)
+    return torch.cat([view_1[offset : offset + batch], view_2[offset : offset + batch]])
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+@pytest.mark.parametrize("batches", [(3, 3), (1, 2, 4), (1, 1, 1)])
+def test_processes_nt_xent_average_to_the_whole_batch(batches, temperature):
+    """Loss and gradient. Processes with more pictures weigh more here, as the means of unequal batches have to."""
+    total = sum(batches)
+    whole = random(2 * total, 8).requires_grad_()
+    expected = nt_xent_loss(whole, temperature)
+    expected.backward()
+    gathered = random(2 * total, 8).requires_grad_()
+    loss, offset = 0.0, 0
+    for batch in batches:
+        of_process = nt_xent_loss(rows_of(gathered, offset, batch), temperature, gathered, offset)
+        loss, offset = loss + of_process * batch / total, offset + batch
+    loss.backward()
+    assert loss.item() == pytest.approx(slow_nt_xent_loss(whole.detach(), temperature), abs=TOLERANCE)
+    torch.testing.assert_close(gathered.grad, whole.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_nt_xent_of_a_process_of_a_single_picture_chooses_among_all():
+    gathered = torch.eye(8)
+    assert nt_xent_loss(rows_of(gathered, 2, 1), 0.2, gathered, 2).item() == pytest.approx(math.log(7), abs=TOLERANCE)
+
+
+def test_nt_xent_gathered_from_one_process_changes_no_bit():
+    projections = random(10, 8)
+    assert torch.equal(nt_xent_loss(projections, 0.3, projections, 0), nt_xent_loss(projections, 0.3))
+
+
+@pytest.mark.parametrize("offset", [-1, 3, 4])
+def test_nt_xent_pictures_outside_all_are_refused(offset):
+    with pytest.raises(ValueError, match=f"offset {offset}"):
+        nt_xent_loss(random(4, 8), 0.2, random(8, 8), offset)
+
+
+def test_nt_xent_offset_without_all_projections_is_refused():
+    with pytest.raises(ValueError, match="offset 1"):
+        nt_xent_loss(random(4, 8), offset=1)
+
+
+@pytest.mark.parametrize(("num_views", "num_all", "named"), [(5, None, 5), (1, None, 1), (4, 9, 9)])
+def test_nt_xent_of_an_odd_number_of_views_is_refused(num_views, num_all, named):
+    with pytest.raises(ValueError, match=f"odd number of rows: {named}"):
+        nt_xent_loss(random(num_views, 8), 0.2, None if num_all is None else random(num_all, 8))
+
+
+# Rotation.
+
+
+def test_rotation_equals_slow_version():
+    logits, labels = random(6, 4), torch.tensor([0, 3, 1, 2, 2, 0])
+    loss = rotation_loss(logits, labels)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(slow_rotation_loss(logits, labels), abs=TOLERANCE)
+
+
+def test_rotation_of_no_idea_chooses_among_4():
+    assert rotation_loss(torch.zeros(6, 4), torch.arange(6) % 4).item() == pytest.approx(math.log(4), abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1,), (6, 4), (6, 1)])
+def test_rotation_labels_that_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match="rotation_labels"):
+        rotation_loss(random(6, 4), torch.zeros(shape, dtype=torch.int64))
+
+
 # Precision and purity.
 
 
@@ -268,10 +396,13 @@ def test_nt_xent_gradient_reaches_both_views():
 def test_half_precision_input_gives_the_float32_loss_of_its_values(dtype):
     pixels, target, mask = random(2, 3, 4, 4).to(dtype), random(2, 3, 4, 4, seed=1).to(dtype), random_mask(2, 1, 4, 4)
     student, teacher = random(8, 16).to(dtype), random(8, 16, seed=1).to(dtype)
+    labels = torch.arange(8) % 4
     for loss, expected in (
         (reconstruction_loss(pixels, target, mask), slow_reconstruction_loss(pixels, target, mask)),
         (contrastive_loss(student, teacher), slow_contrastive_loss(student, teacher)),
         (nt_xent_loss(student), slow_nt_xent_loss(student)),
+        (nt_xent_loss(student, 0.2, student), slow_nt_xent_loss(student)),
+        (rotation_loss(student[:, :4], labels), slow_rotation_loss(student[:, :4], labels)),
     ):
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(expected, abs=TOLERANCE)
@@ -285,14 +416,16 @@ def test_autocast_does_not_coarsen_the_losses():
         losses = [
             contrastive_loss(student, teacher),
             nt_xent_loss(student),
+            nt_xent_loss(student, 0.2, student),
             reconstruction_loss(pixels, target, mask),
         ]
     expected = [
         slow_contrastive_loss(student, teacher),
         slow_nt_xent_loss(student),
+        slow_nt_xent_loss(student),
         slow_reconstruction_loss(pixels, target, mask),
     ]
-    assert [loss.dtype for loss in losses] == [torch.float32] * 3
+    assert {loss.dtype for loss in losses} == {torch.float32}
     assert [loss.item() for loss in losses] == pytest.approx(expected, abs=TOLERANCE)
 
 

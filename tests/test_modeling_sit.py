@@ -17,11 +17,14 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    Trainer,
+    TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
     pipeline,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_sit import (
@@ -169,7 +172,7 @@ def test_classifier_by_the_token_has_vits_keys(tmp_path):
 
 
 def is_head(key: str) -> bool:
-    return key.startswith(("decoder.", "projection_head.", "classifier.", "pooler."))
+    return key.startswith(("decoder.", "projection_head.", "rotation_head.", "classifier.", "pooler."))
 
 
 def load(model_class, folder, heads_may_be_missing=False, **kwargs):
@@ -810,6 +813,286 @@ def test_encode_gives_the_contrastive_token_and_its_projection():
     assert_equal(projection, model(x).projection)
 
 
+# Rotation.
+
+
+def rotation_model(seed=0, **overrides) -> SiTForPreTraining:
+    return randomise(SiTForPreTraining(small_config(rotation_weight=0.5, **overrides)), seed)
+
+
+def rotation_labels(views=8) -> torch.Tensor:
+    return torch.tensor([0, 3, 1, 2, 2, 0, 1, 1])[:views]
+
+
+def test_without_rotation_there_is_no_head_and_labels_change_nothing(tmp_path):
+    torch.manual_seed(0)
+    model = SiTForPreTraining(small_config()).eval()
+    assert not [key for key in model.state_dict() if "rotation" in key]
+    inputs = pretraining_inputs()
+    with_labels, without = model(**inputs, rotation_labels=rotation_labels()), model(**inputs)
+    assert with_labels.rotation_loss is without.rotation_loss is None
+    assert torch.equal(with_labels.loss, without.loss)
+
+
+def test_rotation_reads_the_mean_of_the_patch_tokens():
+    model = rotation_model()
+    inputs = pretraining_inputs()
+    output = model(**inputs, rotation_labels=rotation_labels())
+    with torch.no_grad():
+        tokens = model.vit(inputs["pixel_values"]).last_hidden_state
+        losses = []
+        for picture, label in zip(tokens, rotation_labels().tolist(), strict=True):
+            mean = sum(picture[position] for position in range(1, 17)) / 16
+            logits = [
+                sum((row * mean).tolist()) + bias.item()
+                for row, bias in zip(model.rotation_head.weight, model.rotation_head.bias, strict=True)
+            ]
+            losses.append(math.log(sum(math.exp(logit) for logit in logits)) - logits[label])
+    assert output.rotation_loss.item() == pytest.approx(sum(losses) / 8, abs=TOLERANCE)
+    assert_equal(output.loss, output.reconstruction_loss + output.contrastive_loss + 0.5 * output.rotation_loss)
+
+
+def test_rotation_at_zero_logits_is_a_guess_among_4():
+    model = rotation_model()
+    nn.init.zeros_(model.rotation_head.weight)
+    nn.init.zeros_(model.rotation_head.bias)
+    loss = model(pictures(8), rotation_labels=rotation_labels()).rotation_loss
+    assert loss.item() == pytest.approx(math.log(4), abs=1e-6)
+
+
+def test_rotation_alone_trains_the_backbone_and_its_head():
+    model = rotation_model(reconstruction_weight=0.0, contrastive_weight=0.0).train()
+    output = model(pictures(8), rotation_labels=rotation_labels())
+    assert_equal(output.loss, 0.5 * output.rotation_loss)
+    output.loss.backward()
+    for parameter in (
+        model.rotation_head.weight,
+        model.rotation_head.bias,
+        model.vit.embeddings.patch_embeddings.projection.weight,
+    ):
+        assert parameter.grad.abs().max() > 1e-6
+    assert all(parameter.grad is None for parameter in model.projection_head.parameters())
+
+
+def test_rotation_leaves_the_contrastive_token_of_the_last_block_alone():
+    """Only through attention can it ask something of that token: its own output stays free for the contrast."""
+    model = rotation_model(num_hidden_layers=1)
+    encoded = model.vit(pictures(8)).last_hidden_state.detach().requires_grad_()
+    model.vit.forward = lambda *_, **__: BaseModelOutputWithPooling(last_hidden_state=encoded)
+    model(pictures(8), rotation_labels=rotation_labels()).rotation_loss.backward()
+    assert not encoded.grad[:, 0].any()
+    assert (encoded.grad[:, 1:].abs().amax(dim=-1) > 0).all()
+
+
+def test_without_rotation_labels_there_is_no_rotation_loss():
+    output = rotation_model()(**pretraining_inputs())
+    assert output.rotation_loss is None
+    assert_equal(output.loss, output.reconstruction_loss + output.contrastive_loss)
+
+
+def test_rotation_labels_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="rotation_labels"):
+        rotation_model()(pictures(8), rotation_labels=rotation_labels(4))
+
+
+def test_rotation_head_survives_a_file(tmp_path):
+    model = rotation_model()
+    model.save_pretrained(tmp_path)
+    assert saved_keys(tmp_path) == saved_keys_of_pretraining(tmp_path / "plain") | {
+        "rotation_head.weight",
+        "rotation_head.bias",
+    }
+    loaded = load(SiTForPreTraining, tmp_path)
+    inputs = {**pretraining_inputs(), "rotation_labels": rotation_labels()}
+    assert torch.equal(loaded(**inputs).rotation_loss, model(**inputs).rotation_loss)
+
+
+def saved_keys_of_pretraining(folder) -> set[str]:
+    SiTForPreTraining(small_config()).save_pretrained(folder)
+    return saved_keys(folder)
+
+
+def test_a_checkpoint_without_rotation_goes_on_with_it_and_back(tmp_path):
+    plain = randomise(SiTForPreTraining(small_config()))
+    plain.save_pretrained(tmp_path / "plain")
+    torch.manual_seed(0)
+    with_rotation, info = SiTForPreTraining.from_pretrained(
+        tmp_path / "plain", rotation_weight=0.5, output_loading_info=True
+    )
+    assert set(info["missing_keys"]) == {"rotation_head.weight", "rotation_head.bias"}
+    assert 0.01 < with_rotation.rotation_head.weight.std().item() < 0.03
+    assert not with_rotation.rotation_head.bias.any()
+    with_rotation.save_pretrained(tmp_path / "rotation")
+    back = load(SiTForPreTraining, tmp_path / "rotation", rotation_weight=0.0)
+    assert back.state_dict().keys() == plain.state_dict().keys()
+    for key, value in plain.state_dict().items():
+        assert torch.equal(back.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("model_class", [SiTModel, SiTForImageClassification])
+def test_other_models_leave_the_rotation_head_out_without_a_word(tmp_path, model_class):
+    model = rotation_model()
+    model.save_pretrained(tmp_path)
+    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not [key for key in info["unexpected_keys"] if "rotation" in key]
+    assert_equal(getattr(loaded.eval(), "vit", loaded)(pictures()).last_hidden_state, model.vit(pictures())[0])
+
+
+def test_rotation_compiles_into_one_graph():
+    model = rotation_model(num_hidden_layers=1)
+    inputs = {**pretraining_inputs(), "rotation_labels": rotation_labels()}
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert_equal(compiled(**inputs).rotation_loss, model(**inputs).rotation_loss)
+
+
+# A batch that several processes share.
+
+
+def shards_of(inputs: dict[str, torch.Tensor], processes: int) -> list[dict[str, torch.Tensor]]:
+    """What each process gets of a batch: view 1 of its pictures, then their view 2."""
+    by_view = {name: value.unflatten(0, (2, processes, -1)) for name, value in inputs.items()}
+    return [{name: value[:, i].flatten(0, 1) for name, value in by_view.items()} for i in range(processes)]
+
+
+@pytest.mark.parametrize("use_teacher", [True, False])
+def test_gradients_of_two_processes_average_to_those_of_the_whole_batch(use_teacher):
+    """With all three losses. In evaluation mode, for batch norm sees one process's pictures, or all by SyncBatchNorm."""
+    model = rotation_model(use_teacher=use_teacher).requires_grad_()
+    whole = {**pretraining_inputs(), "rotation_labels": rotation_labels()}
+    whole["corruption_mask"][[0, 5]] = False  # so that the processes' numbers of corrupted pixels differ
+    teacher_projections = whole["teacher_projections"]
+    expected = model(**whole)
+    expected.loss.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    shards = shards_of(whole, 2)
+    counts = [shard["corruption_mask"].sum() for shard in shards]
+    assert counts[0] != counts[1]
+    projections = model(whole["pixel_values"]).projection
+    losses = []
+    for process, shard in enumerate(shards):
+        shard["teacher_projections"] = teacher_projections
+        offset = 2 * process
+        output = model(
+            **shard,
+            teacher_projections_offset=offset,
+            num_corrupted_pixels=sum(counts) / 2,
+            gather_projections=lambda own, offset=offset: (check_rows(own, projections, offset), offset),
+        )
+        losses.append(output.loss)
+    (sum(losses) / 2).backward()
+    assert (sum(losses) / 2).item() == pytest.approx(expected.loss.item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def check_rows(own, projections, offset):
+    assert_equal(own, projections.unflatten(0, (2, 4))[:, offset : offset + 2].flatten(0, 1))
+    return projections
+
+
+def test_a_teacher_leaves_the_gathering_of_projections_out():
+    model = randomise(SiTForPreTraining(small_config()))
+    model(**pretraining_inputs(), gather_projections=lambda _: pytest.fail("gathered for nothing"))
+
+
+def test_number_of_corrupted_pixels_counts_where_corrupted_pixels_do():
+    inputs = pretraining_inputs()
+    count = inputs["corruption_mask"].sum()
+    for region, factor in (("corrupted", 2), ("all", 1)):
+        model = randomise(SiTForPreTraining(small_config(reconstruction_region=region)))
+        own, halved = model(**inputs), model(**inputs, num_corrupted_pixels=count / 2)
+        assert halved.reconstruction_loss.item() == pytest.approx(factor * own.reconstruction_loss.item(), rel=1e-6)
+
+
+# Mistakes.
+
+
+def test_target_and_mask_of_other_shapes_are_refused():
+    model = randomise(SiTForPreTraining(small_config()))
+    inputs = pretraining_inputs()
+    for name in ("target_pixel_values", "corruption_mask"):
+        with pytest.raises(ValueError, match=name):
+            model(**{**inputs, name: inputs[name][:1]})
+
+
+def test_odd_number_of_views_is_refused():
+    model = randomise(SiTForPreTraining(small_config()))
+    with pytest.raises(ValueError, match="odd number of rows: 7"):
+        model(pictures(7), teacher_projections=torch.randn(8, 12))
+    model = randomise(SiTForPreTraining(small_config(use_teacher=False)))
+    with pytest.raises(ValueError, match="odd number of rows: 7"):
+        model.train()(pictures(7))
+
+
+def test_without_a_teacher_any_number_of_pictures_is_reconstructed():
+    model = randomise(SiTForPreTraining(small_config(use_teacher=False)))
+    output = model(pictures(3))
+    assert output.contrastive_loss is output.loss is None
+    assert output.reconstruction.shape == (3, 3, 32, 32)
+
+
+@pytest.mark.parametrize("misspelt", ["target_pixels", "corruption_masks", "teacher_projection", "num_items_in_batch"])
+def test_misspelt_arguments_are_refused(misspelt):
+    model = randomise(SiTForPreTraining(small_config()))
+    with pytest.raises(TypeError, match=misspelt):
+        model(pictures(), **{misspelt: torch.zeros(1)})
+
+
+def test_arguments_of_wrappers_do_no_harm():
+    """Labels of a labelled data set, from transformers' Trainer; peft's wrappers hand on what is `None`."""
+    model = randomise(SiTForPreTraining(small_config()))
+    inputs = pretraining_inputs()
+    other = model(**inputs, labels=torch.arange(8), input_ids=None, inputs_embeds=None)
+    assert torch.equal(other.loss, model(**inputs).loss)
+
+
+class PairsOfViews(torch.utils.data.Dataset):
+    """Two views of each picture an item, with the label of a labelled data set."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"pixel_values": pictures(2, seed=index), "labels": index % 2}
+
+
+def collate_views(items: list[dict]) -> dict[str, torch.Tensor]:
+    views = torch.stack([item["pixel_values"] for item in items], dim=1).flatten(0, 1)
+    return {
+        "pixel_values": views,
+        "target_pixel_values": views,
+        "labels": torch.tensor([item["labels"] for item in items]),
+    }
+
+
+def test_transformers_trainer_trains_it_and_averages_accumulated_batches(tmp_path):
+    """Four batches of two pictures, or one of eight: the same gradient, where no loss compares pictures."""
+    norms = []
+    for batch_size, accumulated in ((8, 1), (2, 4)):
+        model = randomise(SiTForPreTraining(small_config(contrastive_weight=0.0, drop_path_rate=0.0)))
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulated,
+            max_steps=1,
+            learning_rate=0.0,
+            logging_steps=1,
+            max_grad_norm=1e9,
+            remove_unused_columns=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        trainer = Trainer(model, arguments, train_dataset=PairsOfViews(), data_collator=collate_views)
+        trainer.train()
+        norms.append(next(line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
 def slow_batch_norm(module, x):
     mean, variance = module.running_mean, module.running_var
     normed = (x - mean) / torch.sqrt(variance + module.eps)
@@ -884,8 +1167,8 @@ def test_inputs_are_left_unchanged():
 
 
 def test_tuples_hold_what_the_output_declares_in_its_order():
-    model = randomise(SiTForPreTraining(small_config()))
-    inputs = pretraining_inputs()
+    model = randomise(SiTForPreTraining(small_config(rotation_weight=0.5)))
+    inputs = {**pretraining_inputs(), "rotation_labels": torch.arange(8) % 4}
     output = model(**inputs, output_hidden_states=True, output_attentions=True)
     declared = [
         "loss",
@@ -895,12 +1178,13 @@ def test_tuples_hold_what_the_output_declares_in_its_order():
         "projection",
         "hidden_states",
         "attentions",
+        "rotation_loss",
     ]
     assert list(SiTForPreTrainingOutput.__dataclass_fields__) == declared
     assert list(output.keys()) == declared
     as_tuple = model(**inputs, return_dict=False)
     assert type(as_tuple) is tuple
-    for value, name in zip(as_tuple, declared[:5], strict=True):
+    for value, name in zip(as_tuple, [*declared[:5], "rotation_loss"], strict=True):
         assert_equal(value, output[name])
     assert_equal(output[0], output.loss)
 

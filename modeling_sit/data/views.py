@@ -197,5 +197,33 @@ class ViewAugmentation(nn.Module):
         return (views[:, :num_channels].clamp(0, 1) - self.mean) / self.std
 
 
+def rotate_views(views: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate each view by a number of quarter turns of its own draw, counter-clockwise as a picture is shown.
+
+    Comes after the augmentation and before the corruption, so that all who see the views see them rotated.
+
+    Args:
+        views (`torch.Tensor` of shape `(2 * batch, channels, height, width)`): Square, of any type; left unchanged.
+        generator (`torch.Generator`, *optional*): Source of the draws. Default: PyTorch's global one of the views' device.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: The rotated views; int64 `(2 * batch,)`, how many quarter turns, 0 to 3.
+
+    Raises:
+        `ValueError`: If the views are not square.
+    """
+    height, width = views.shape[-2:]
+    if height != width:
+        raise ValueError(f"a quarter turn swaps height and width: views must be square, got {height} x {width} pixels")
+    draw_device = views.device if generator is None else generator.device
+    labels = torch.randint(4, (len(views),), generator=generator, device=draw_device).to(views.device)
+    rotated = views
+    # All turns of all views, of which each view keeps one at most: cheap, and the host need not wait to know the labels.
+    for quarter_turns in (1, 2, 3):
+        turned = torch.rot90(views, quarter_turns, dims=(-2, -1))
+        rotated = torch.where((labels == quarter_turns).view(-1, 1, 1, 1), turned, rotated)
+    return rotated, labels
+
+
 def _chain(augmentations: list[tuple[type, float, dict]]) -> nn.Sequential:
     return nn.Sequential(*(kind(p=chance, **settings) for kind, chance, settings in augmentations if chance > 0))

@@ -66,6 +66,12 @@ class ModelArguments:
     contrastive_weight: float | None = field(
         default=None, metadata={"help": "Weight of the contrastive loss, 0 for none. Default: 1."}
     )
+    rotation_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the rotation loss (by how many quarter turns is a view rotated?). Default: 0, none."
+        },
+    )
     image_mean: list[float] | None = field(
         default=None,
         metadata={"help": "Mean of each channel, of values in [0, 1]. Default: ImageNet's; 0.5 for grey."},
@@ -203,6 +209,7 @@ def create_config(arguments: ModelArguments, num_pictures: int) -> SiTConfig:
     settings = {
         "reconstruction_weight": arguments.reconstruction_weight,
         "contrastive_weight": arguments.contrastive_weight,
+        "rotation_weight": arguments.rotation_weight,
     }
     settings = {name: weight for name, weight in settings.items() if weight is not None}
     settings = {**parse_config_overrides(arguments.config_overrides), **settings}
@@ -228,8 +235,11 @@ def create_config(arguments: ModelArguments, num_pictures: int) -> SiTConfig:
             f"--image_size {config.image_size} is not made of whole patches: give a multiple of --patch_size "
             f"{config.patch_size}, such as {max(1, round(height / patch_height)) * patch_height}"
         )
-    if config.reconstruction_weight == config.contrastive_weight == 0:
-        raise UserError("--reconstruction_weight and --contrastive_weight are both 0: there is nothing to learn")
+    if config.reconstruction_weight == config.contrastive_weight == config.rotation_weight == 0:
+        raise UserError(
+            "--reconstruction_weight and --contrastive_weight are both 0, and there is no --rotation_weight: there is "
+            "nothing to learn"
+        )
     return config
 
 

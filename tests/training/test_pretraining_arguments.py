@@ -168,8 +168,29 @@ class TestConfig:
             assert made.image_size == 32
 
     def test_nothing_to_learn(self):
-        with pytest.raises(UserError, match="--reconstruction_weight and --contrastive_weight"):
-            config(reconstruction_weight=0.0, contrastive_weight=0.0)
+        for rotation_weight in (None, 0.0):
+            with pytest.raises(
+                UserError, match=r"--reconstruction_weight and --contrastive_weight.*--rotation_weight"
+            ):
+                config(reconstruction_weight=0.0, contrastive_weight=0.0, rotation_weight=rotation_weight)
+
+    def test_each_loss_alone_is_something_to_learn(self):
+        off = {"reconstruction_weight": 0.0, "contrastive_weight": 0.0, "rotation_weight": 0.0}
+        for name in off:
+            assert getattr(config(**{**off, name: 0.5}), name) == 0.5
+
+    def test_rotation(self, tmp_path, tiny_config):
+        assert config().rotation_weight == 0
+        assert config(rotation_weight=0.5).rotation_weight == 0.5
+        assert config(rotation_weight=0.5, config_overrides="rotation_weight=2").rotation_weight == 0.5
+        assert config(config_overrides="rotation_weight=2").rotation_weight == 2
+        tiny_config(rotation_weight=0.3).save_pretrained(tmp_path)
+        assert config(model_name_or_path=str(tmp_path)).rotation_weight == 0.3
+        assert config(model_name_or_path=str(tmp_path), rotation_weight=0.0).rotation_weight == 0
+
+    def test_rotation_of_pictures_that_are_not_square(self):
+        with pytest.raises(UserError, match=r"rotation_weight.*square"):
+            config(rotation_weight=1.0, config_overrides="image_size=[32,64]")
 
     def test_no_such_checkpoint(self, tmp_path):
         for name in (str(tmp_path / "nowhere"), "someone/no-such-model"):
