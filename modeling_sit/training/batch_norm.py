@@ -28,9 +28,8 @@ class SynchronizedBatchNorm1d(nn.BatchNorm1d):
         if self.training and self.track_running_stats:
             self.num_batches_tracked.add_(1)
 
-        # In 16 bits neither the sums nor the differences from their mean would be worth much.
-        dtype = torch.promote_types(input.dtype, torch.float32)
-        values = input.to(dtype).transpose(0, 1).flatten(1)  # (features, values)
+        # As nn.BatchNorm1d does on the CPU; in fewer bits a mean far from 0 would leave little of the differences from it.
+        values = input.double().transpose(0, 1).flatten(1)  # (features, values)
         count = values.new_full((1,), values.shape[1])
         sums, count = sum_over_processes(torch.cat([values.sum(dim=1), count])).split([self.num_features, 1])
         mean = sums / count
@@ -41,7 +40,7 @@ class SynchronizedBatchNorm1d(nn.BatchNorm1d):
 
         normalised = deviation * (variance + self.eps).rsqrt()[:, None]
         if self.affine:
-            normalised = normalised * self.weight.to(dtype)[:, None] + self.bias.to(dtype)[:, None]
+            normalised = normalised * self.weight[:, None] + self.bias[:, None]
         shape = (input.shape[1], input.shape[0], *input.shape[2:])
         return normalised.reshape(shape).transpose(0, 1).to(input.dtype)
 

@@ -1,6 +1,7 @@
 """Engines that train on several processes: which of them work, and what sharded models (FSDP2) need beside Accelerate."""
 
 import os
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -140,6 +141,8 @@ def prepare_student(
     if accelerator.is_fsdp2:
         # Accelerate's policy rounds the clean pictures and the losses to 16 bits.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        # Modules that return views of tensors may be sharded where nothing is done in place, as in SiT.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     student, optimizer = accelerator.prepare(student, optimizer)
     register_fsdp_forward_method(student, "encode")
     return student, optimizer
