@@ -56,7 +56,7 @@ def reconstruction_loss(
         num_pixels = corruption_mask.sum().clamp(min=1)
     else:
         # A mean over processes can lie below 1, and be 0 only where this mask is empty too.
-        num_pixels = torch.where(num_pixels > 0, num_pixels, 1)
+        num_pixels = torch.where(num_pixels > 0, num_pixels, 1).to(distance.dtype)
     return (distance * corruption_mask).sum() / (num_pixels * distance.shape[1])
 
 

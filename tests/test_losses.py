@@ -181,7 +181,9 @@ def test_number_of_pixels_of_the_mask_itself_changes_no_bit():
     reconstruction, target, mask = random(2, 3, 5, 7), random(2, 3, 5, 7, seed=1), random_mask(2, 1, 5, 7)
     default = reconstruction_loss(reconstruction, target, mask)
     assert torch.equal(default, ((reconstruction - target).abs() * mask).sum() / (mask.sum() * 3))
-    assert torch.equal(reconstruction_loss(reconstruction, target, mask, num_pixels=mask.sum()), default)
+    for dtype in (torch.int64, torch.float32, torch.float64):
+        loss = reconstruction_loss(reconstruction, target, mask, num_pixels=mask.sum().to(dtype))
+        assert loss.dtype == torch.float32 and torch.equal(loss, default)
     assert torch.equal(reconstruction_loss(reconstruction, target, mask, num_pixels=mask.sum() * 2), default / 2)
 
 
