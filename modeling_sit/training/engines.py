@@ -211,7 +211,21 @@ def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> No
         state (`dict`): All weights, under the plain model's names; only the main process's counts.
 
     Raises:
-        `RuntimeError`: If a weight is missing or does not fit.
+        `ValueError`: On the main process, if a weight is missing, superfluous, or of another shape than the model's.
     """
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        # PyTorch leaves weights as they are that are missing in what it distributes.
+        expected = {name: value.shape for name, value in get_model_state_dict(model).items()}
+        found = {name: value.shape for name, value in state.items()}
+        wrong = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} weights do not fit the model, such as {wrong[0]}: {_shape_of(found, wrong[0])} where the model "
+                f"has {_shape_of(expected, wrong[0])}"
+            )
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
     set_model_state_dict(model, dict(state), options=options)
+
+
+def _shape_of(shapes: dict[str, torch.Size], name: str) -> str:
+    return str(tuple(shapes[name])) if name in shapes else "none"
