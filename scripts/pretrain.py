@@ -6,30 +6,27 @@
 The folder becomes a model repository: weights, configuration, image processor, model card, and the code to load them.
 """
 
+import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import gather_object
-from safetensors import SafetensorError
+from accelerate.utils import ProjectConfiguration
 from torch.nn import SyncBatchNorm
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
+from modeling_sit import SiTForPreTraining, SiTForPreTrainingOutput, SiTImageProcessor
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
-from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.loading import UnreadablePictures, crop_for_preview, naming_unreadable, read_batches
 from modeling_sit.data.sampling import PREVIEW, STEP, PictureBatches, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
-from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, collate_crops
+from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, collate_crops, rotate_views
 from modeling_sit.training.arguments import (
     CorruptionArguments,
     ModelArguments,
@@ -39,19 +36,28 @@ from modeling_sit.training.arguments import (
     num_workers,
 )
 from modeling_sit.training.checkpoints import (
+    RunState,
     delete_checkpoints_after,
     delete_old_checkpoints,
     load_checkpoint,
     prepare_output_dir,
+    read_run_state,
     save_checkpoint,
 )
 from modeling_sit.training.contrast import gather_projections
+from modeling_sit.training.export import export_model
 from modeling_sit.training.model_card import typed_command, write_pretraining_card
 from modeling_sit.training.optimization import create_optimizer, set_hyperparameters
-from modeling_sit.training.progress import NonFiniteLoss, RunProgress
+from modeling_sit.training.previews import preview_path, save_preview
+from modeling_sit.training.processes import fail_together, run_main_process_first, share_main_process_result
+from modeling_sit.training.progress import NonFiniteLoss, RunProgress, logged_losses
+from modeling_sit.training.rehearsal import describe_plan, num_rehearsed_steps, rehearse
+from modeling_sit.training.run_settings import check_settings, determining_settings
 from modeling_sit.training.schedules import Schedules, plan_schedules
+from modeling_sit.training.stopping import StopRequest, leave_signals_to_the_loop
+from modeling_sit.training.student import create_student
 from modeling_sit.training.teacher import Teacher
-from modeling_sit.visualization.reconstructions import save_preview
+from modeling_sit.training.tracking import choose_trackers, start_trackers
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "pretraining_template.md"
 NUM_PREVIEW_PICTURES = 8
@@ -64,6 +70,65 @@ def main() -> None:
     )
     with one_line_errors():
         pretrain(*parser.parse())
+
+
+@dataclass
+class Pretraining:
+    """What a step works with, in the order in which the pictures pass through."""
+
+    accelerator: Accelerator
+    augment: ViewAugmentation
+    processor: SiTImageProcessor
+    student: SiTForPreTraining
+    wrapped_student: torch.nn.Module
+    teacher: Teacher | None
+    optimizer: torch.optim.Optimizer
+    schedules: Schedules
+    arguments: PretrainingArguments
+
+    def train_on(self, crops: torch.Tensor, number: int) -> tuple[SiTForPreTrainingOutput, torch.Tensor | None]:
+        """Learn from batch `number` of the run, counted from 0.
+
+        Returns:
+            `tuple`: The losses, and where the batch ends a step, the norm of its gradient before clipping.
+        """
+        accelerator, schedule = self.accelerator, self.schedules.at(number // self.schedules.batches_per_step)
+        set_hyperparameters(self.optimizer, schedule["learning_rate"], schedule["weight_decay"])
+        gradient_norm = None
+        # From here to the next batch, what is random is a function of seed, batch and process.
+        torch.manual_seed(derive_seed(self.arguments.seed, STEP, number, accelerator.process_index))
+        clean_views = self.augment(crops.to(accelerator.device, non_blocking=True))
+        rotation_labels = None
+        if self.student.config.rotation_weight > 0:
+            clean_views, rotation_labels = rotate_views(clean_views)
+        corrupted_views, corruption_mask = corrupt_views(self.processor, clean_views)
+        teacher_projections, offset = self.project_clean_views(clean_views)
+        with accelerator.accumulate(self.wrapped_student):
+            output = self.wrapped_student(
+                corrupted_views,
+                target_pixel_values=clean_views,
+                corruption_mask=corruption_mask if corrupts_pixels(self.processor) else None,
+                teacher_projections=teacher_projections,
+                teacher_projections_offset=offset,
+                rotation_labels=rotation_labels,
+            )
+            accelerator.backward(output.loss)
+            if accelerator.sync_gradients:
+                max_norm = self.arguments.max_grad_norm or float("inf")
+                gradient_norm = accelerator.clip_grad_norm_(self.wrapped_student.parameters(), max_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if accelerator.sync_gradients and self.teacher is not None:
+            self.teacher.update(self.student, schedule["teacher_momentum"])
+        return output, gradient_norm
+
+    def project_clean_views(self, clean_views: torch.Tensor) -> tuple[torch.Tensor | None, int]:
+        """The teacher's projections of the clean views of all processes, and the offset of this one's pictures."""
+        if self.teacher is None:
+            return None, 0
+        with self.accelerator.autocast():
+            projections = self.teacher.project(clean_views)
+        return gather_projections(self.accelerator, projections)
 
 
 def pretrain(
@@ -80,112 +145,132 @@ def pretrain(
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         log_with=choose_trackers(arguments.report_to) or None,
-        project_dir=output_dir,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
     )
-    with accelerator.main_process_first():
-        pictures = load_training_pictures(arguments)
+    pictures = run_main_process_first(accelerator, lambda: load_training_pictures(arguments))
     settings = {
         name: value
         for group in (arguments, model_arguments, corruption_arguments, view_arguments)
         for name, value in asdict(group).items()
     }
 
-    config = create_config(model_arguments, len(pictures.train))
-    processor = create_processor(config, model_arguments, corruption_arguments)
-    augment = create_augmentation(view_arguments, processor).to(accelerator.device)
-    schedules = plan_schedules(arguments, len(pictures.train), accelerator.num_processes)
-
-    student = create_student(config, model_arguments, arguments.seed).to(accelerator.device)
+    with fail_together(accelerator):
+        config = create_config(model_arguments, len(pictures.train))
+        processor = create_processor(config, model_arguments, corruption_arguments)
+        augment = create_augmentation(view_arguments, processor).to(accelerator.device)
+        schedules = plan_schedules(arguments, len(pictures.train), accelerator.num_processes)
+        student = create_student(config, model_arguments, arguments.seed).to(accelerator.device)
+        crops_dataset = TwoCropsDataset(pictures.train, config.image_shape, config.num_channels, view_arguments)
+        preview_crops = crop_first_pictures(crops_dataset, arguments)
     teacher = Teacher(student) if config.use_teacher and config.contrastive_weight > 0 else None
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         student, teacher = (model and SyncBatchNorm.convert_sync_batchnorm(model) for model in (student, teacher))
     optimizer = create_optimizer(student, (arguments.adam_beta1, arguments.adam_beta2), accelerator.device)
     wrapped_student, optimizer = accelerator.prepare(student, optimizer)
-    crops_dataset = TwoCropsDataset(pictures.train, config.image_shape, config.num_channels, view_arguments)
-    with naming_unreadable(arguments.dataset):
-        preview_crops = crop_for_preview(crops_dataset, arguments.seed)
+    pretraining = Pretraining(
+        accelerator, augment, processor, student, wrapped_student, teacher, optimizer, schedules, arguments
+    )
+    wrapped_student.train()
+    accelerator.print(describe_run(pictures, pretraining))
+    if arguments.dry_run:
+        loader = create_loader(crops_dataset, pretraining, 0, num_rehearsed_steps(schedules))
+        with closing(read_batches(loader, arguments.dataset)) as batches:
+            rehearsal = rehearse(batches, pretraining.train_on, schedules, accelerator)
+        accelerator.print(describe_plan(rehearsal, student, teacher, schedules, arguments, accelerator))
+        return
 
     # Nothing of an earlier run is replaced before all that this one needs is known to be right.
-    with accelerator.main_process_first():
-        resumed_checkpoint = prepare_output_dir(output_dir, arguments, accelerator.is_main_process)
-    first_step = load_checkpoint(accelerator, teacher, resumed_checkpoint) if resumed_checkpoint else 0
-    if first_step > schedules.num_steps:
-        raise UserError(
-            f"{resumed_checkpoint} is of step {first_step}, beyond the {schedules.num_steps} steps asked for"
-        )
+    determined_by = determining_settings(
+        arguments,
+        view_arguments,
+        config,
+        processor,
+        schedules,
+        pictures,
+        accelerator.num_processes,
+        accelerator.mixed_precision,
+    )
+    checkpoint = share_main_process_result(accelerator, lambda: prepare_output_dir(output_dir, arguments))
+    resumed = resume(pretraining, checkpoint, determined_by) if checkpoint is not None else None
+    first_step = resumed.step if resumed is not None else 0
     delete_checkpoints_after(accelerator, output_dir, first_step)
-    loader = create_loader(crops_dataset, arguments, schedules, first_step, accelerator)
-    accelerator.init_trackers("sit", config={name: str(value) for name, value in settings.items()})
-    accelerator.print(describe_run(pictures, student, schedules, first_step, accelerator))
+    start_trackers(accelerator, output_dir, settings, first_step)
 
-    unreadable: set[str] = set()
-    loss_mask = corrupts_pixels(processor)
-    with RunProgress(accelerator, output_dir, first_step, schedules.num_steps) as progress:
-        wrapped_student.train()
+    unreadable = UnreadablePictures(arguments.on_bad_image, resumed.unreadable if resumed is not None else [])
+    loader = create_loader(crops_dataset, pretraining, first_step, schedules.num_steps)
+    with (
+        closing(read_batches(loader, arguments.dataset)) as batches,
+        StopRequest(accelerator) as stop_request,
+        RunProgress(
+            accelerator,
+            output_dir,
+            first_step,
+            schedules.num_steps,
+            losses=logged_losses(config),
+            window=resumed.window if resumed is not None else None,
+        ) as progress,
+    ):
         first_batch = first_step * schedules.batches_per_step
-        for number, batch in enumerate(progress.wait_for(read_batches(loader, arguments.dataset)), start=first_batch):
-            step = number // schedules.batches_per_step
-            schedule = schedules.at(step)
-            report_unreadable(batch["unreadable"], unreadable, arguments.on_bad_image)
-            set_hyperparameters(optimizer, schedule["learning_rate"], schedule["weight_decay"])
-
-            # From here to the next batch, what is random is a function of seed, batch and process.
-            torch.manual_seed(derive_seed(arguments.seed, STEP, number, accelerator.process_index))
-            clean_views = augment(batch["crops"].to(accelerator.device, non_blocking=True))
-            corrupted_views, corruption_mask = corrupt_views(processor, clean_views)
-            teacher_projections, offset = project_clean_views(accelerator, teacher, clean_views)
-            with accelerator.accumulate(wrapped_student):
-                output = wrapped_student(
-                    corrupted_views,
-                    target_pixel_values=clean_views,
-                    corruption_mask=corruption_mask if loss_mask else None,
-                    teacher_projections=teacher_projections,
-                    teacher_projections_offset=offset,
-                )
-                accelerator.backward(output.loss)
-                if accelerator.sync_gradients:
-                    max_norm = arguments.max_grad_norm or float("inf")
-                    progress.count_gradient(accelerator.clip_grad_norm_(wrapped_student.parameters(), max_norm))
-                optimizer.step()
-                optimizer.zero_grad()
+        for number, batch in enumerate(progress.wait_for(batches), start=first_batch):
+            unreadable.add(batch["unreadable"])
+            if accelerator.num_processes == 1:
+                unreadable.check()
+            output, gradient_norm = pretraining.train_on(batch["crops"], number)
             progress.count(output, arguments.per_device_train_batch_size * accelerator.num_processes)
-            if not accelerator.sync_gradients:
+            if gradient_norm is None:
                 continue
-            if teacher is not None:
-                teacher.update(student, schedule["teacher_momentum"])
 
-            step += 1
+            progress.count_gradient(gradient_norm)
             progress.advance()
+            step = progress.step
+            stopped_by = stop_request.agreed()
             is_last = step == schedules.num_steps
-            saves = is_last or is_due(step, arguments.checkpointing_steps, schedules)
-            if saves or step % arguments.logging_steps == 0:
-                check_losses(progress, step, schedules.batches_per_step, output_dir)
-                progress.tell(step, schedules.epoch(step), schedule)
-            if accelerator.is_main_process and (is_last or is_due(step, arguments.preview_steps, schedules)):
-                path = output_dir / "previews" / f"step-{step:08d}.png"
-                save_preview(student, processor, preview_crops, path, derive_seed(arguments.seed, PREVIEW))
+            saves = is_last or stopped_by or is_due(step, arguments.checkpointing_steps, schedules)
+            logs = is_last or step % arguments.logging_steps == 0
+            if saves or logs:
+                with fail_together(accelerator):
+                    check_losses(progress, schedules.batches_per_step, output_dir)
+                    unreadable.check()
+            if logs:
+                progress.tell(schedules.epoch(step), schedules.at(step - 1))
+            if is_due(step, arguments.preview_steps, schedules) or (is_last and arguments.preview_steps != 0):
+                path, seed = preview_path(output_dir, step), derive_seed(arguments.seed, PREVIEW)
+                save_preview(accelerator, student, processor, preview_crops, path, seed)
+                progress.tell_preview(path)
             if saves:
                 if arguments.checkpointing_steps != "no":
-                    save_checkpoint(accelerator, teacher, output_dir, step, settings)
+                    progress.sync_logs()
+                    state = RunState(
+                        step=step,
+                        settings=settings,
+                        determined_by=determined_by,
+                        window=progress.state_dict(),
+                        unreadable=unreadable.named_by_all(),
+                        seconds=time.time() - started + (resumed.seconds if resumed is not None else 0),
+                    )
+                    save_checkpoint(accelerator, teacher, output_dir, state)
                     delete_old_checkpoints(accelerator, output_dir, arguments.checkpoints_total_limit)
-                save_model(accelerator, student, teacher, processor, output_dir, arguments.export)
+                export_model(accelerator, student, teacher, processor, output_dir, arguments.export)
+            if stopped_by and not is_last:
+                leave(accelerator, stopped_by, step, arguments)
     if first_step == schedules.num_steps:  # a finished run, resumed to export other weights
-        save_model(accelerator, student, teacher, processor, output_dir, arguments.export)
+        export_model(accelerator, student, teacher, processor, output_dir, arguments.export)
 
-    num_unreadable = len(set(gather_object(sorted(unreadable))))
-    if accelerator.is_main_process:
-        write_pretraining_card(
-            CARD_TEMPLATE,
-            output_dir,
-            settings={**settings, "export": arguments.export if teacher is not None else "student"},
-            command=typed_command(),
-            num_pictures=len(pictures.train),
-            num_unreadable=num_unreadable,
-            schedules=schedules,
-            num_processes=accelerator.num_processes,
-            device=accelerator.device,
-            seconds=time.time() - started,
-        )
+    num_unreadable = len(unreadable.named_by_all())
+    with fail_together(accelerator):
+        if accelerator.is_main_process:
+            write_pretraining_card(
+                CARD_TEMPLATE,
+                output_dir,
+                settings={**settings, "export": arguments.export if teacher is not None else "student"},
+                command=typed_command(),
+                num_pictures=len(pictures.train),
+                num_unreadable=num_unreadable,
+                schedules=schedules,
+                num_processes=accelerator.num_processes,
+                device=accelerator.device,
+                seconds=time.time() - started + (resumed.seconds if resumed is not None else 0),
+            )
     if num_unreadable:
         accelerator.print(f"{num_unreadable} unreadable picture(s) were skipped; they are named above")
     accelerator.print(f"done: {output_dir} holds the model; its README.md says what was run")
@@ -209,18 +294,6 @@ def load_training_pictures(arguments: PretrainingArguments) -> Pictures:
     return pictures
 
 
-def choose_trackers(names: list[str]) -> list[str]:
-    """Accelerate's trackers of these names, known to be installed; `none` is no tracker."""
-    available = [str(tracker.value) for tracker in get_available_trackers()]
-    chosen = [name for name in names if name != "none"]
-    for name in chosen:
-        if name not in (*available, "all"):
-            raise UserError(
-                f"--report_to {name}: no such tracker, or it is not installed; there are {', '.join(available) or 'none'}"
-            )
-    return chosen
-
-
 def create_augmentation(arguments: ViewArguments, processor: SiTImageProcessor) -> ViewAugmentation:
     image_shape = (processor.size["height"], processor.size["width"])
     try:
@@ -229,111 +302,70 @@ def create_augmentation(arguments: ViewArguments, processor: SiTImageProcessor) 
         raise UserError(str(problem)) from problem
 
 
-def create_student(config: SiTConfig, arguments: ModelArguments, seed: int) -> SiTForPreTraining:
-    """A student with weights from the seed, or from the checkpoint to go on from; heads without a loss are frozen."""
-    torch.manual_seed(seed)
-    if arguments.attn_implementation is not None:
-        config._attn_implementation = arguments.attn_implementation
-    try:
-        student = SiTForPreTraining(config)
-    except (ValueError, ImportError) as problem:
-        reason = " ".join(str(problem).split())
-        raise UserError(f"--attn_implementation {arguments.attn_implementation}: {reason}") from problem
-    if arguments.model_name_or_path is not None:
-        student = load_student(config, arguments.model_name_or_path)
-    student.decoder.requires_grad_(config.reconstruction_weight > 0)
-    student.projection_head.requires_grad_(config.contrastive_weight > 0)
-    if arguments.gradient_checkpointing:
-        student.gradient_checkpointing_enable()
-    return student
-
-
-def load_student(config: SiTConfig, model_name_or_path: str) -> SiTForPreTraining:
-    """The checkpoint's weights; heads that it lacks are new, but every weight of the backbone has to be there."""
-    try:
-        student, info = SiTForPreTraining.from_pretrained(
-            model_name_or_path, config=config, dtype=torch.float32, output_loading_info=True
+def crop_first_pictures(crops_dataset: TwoCropsDataset, arguments: PretrainingArguments) -> torch.Tensor:
+    """One crop each of the first pictures, for previews."""
+    indices = range(min(NUM_PREVIEW_PICTURES, len(crops_dataset)))
+    with naming_unreadable(arguments.dataset):
+        return crop_for_preview(
+            crops_dataset, [(index, derive_seed(arguments.seed, PREVIEW, index)) for index in indices]
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
-        reason = " ".join(str(problem).split())
-        raise UserError(f"--model_name_or_path {model_name_or_path}: cannot be loaded: {reason}") from problem
-    missing = sorted(name for name in info["missing_keys"] if name.startswith("vit."))
-    if missing:
-        raise UserError(
-            f"--model_name_or_path {model_name_or_path}: {len(missing)} weights of the backbone are not there, such as "
-            f"{missing[0]}; it is no ViT"
-        )
-    return student
 
 
 def create_loader(
-    crops_dataset: TwoCropsDataset,
-    arguments: PretrainingArguments,
-    schedules: Schedules,
-    first_step: int,
-    accelerator: Accelerator,
+    crops_dataset: TwoCropsDataset, pretraining: Pretraining, first_step: int, last_step: int
 ) -> DataLoader:
-    """Batches of this process from `first_step` to the end of the run."""
+    """Batches of this process for the steps from `first_step` (counted from 0) to before `last_step`."""
+    arguments, accelerator = pretraining.arguments, pretraining.accelerator
+    batches_per_step = pretraining.schedules.batches_per_step
     return DataLoader(
         crops_dataset,
         batch_sampler=PictureBatches(
             len(crops_dataset),
             arguments.per_device_train_batch_size,
             arguments.seed,
-            start=first_step * schedules.batches_per_step,
-            stop=schedules.num_steps * schedules.batches_per_step,
+            start=first_step * batches_per_step,
+            stop=last_step * batches_per_step,
             process_index=accelerator.process_index,
             num_processes=accelerator.num_processes,
         ),
         collate_fn=collate_crops,
         num_workers=num_workers(arguments.dataloader_num_workers, accelerator.device.type, accelerator.num_processes),
         pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=leave_signals_to_the_loop,
     )
 
 
-def read_batches(loader: DataLoader, dataset: str) -> Iterator[dict]:
-    with naming_unreadable(dataset):
-        yield from loader
+def resume(pretraining: Pretraining, checkpoint: Path, determined_by: dict) -> RunState:
+    """Go on from a checkpoint, if it is of a run like this one."""
+    accelerator, arguments = pretraining.accelerator, pretraining.arguments
+    state = read_run_state(checkpoint)
+    with fail_together(accelerator):
+        changes = check_settings(state.determined_by, determined_by, checkpoint, arguments.allow_changed_settings)
+        num_steps = pretraining.schedules.num_steps
+        if state.step > num_steps:
+            raise UserError(f"{checkpoint} is of step {state.step}, beyond the {num_steps} steps asked for")
+        load_checkpoint(accelerator, pretraining.teacher, checkpoint)
+    for change in changes:
+        accelerator.print(f"changed since the checkpoint: {change}")
+    accelerator.print(f"going on from {checkpoint}")
+    return state
 
 
-@contextmanager
-def naming_unreadable(dataset: str) -> Iterator[None]:
-    """Turn an `UnreadablePicture` into an error that names the data set."""
-    try:
-        yield
-    except UnreadablePicture as problem:
-        # A worker's exception carries its traceback in front of what it says.
-        reason = str(problem).strip().splitlines()[-1].rpartition("UnreadablePicture: ")[2]
-        raise UserError(f"--dataset {dataset} cannot be read: {reason}; mend or remove the damaged files") from problem
-
-
-def report_unreadable(problems: list[str], known: set[str], on_bad_image: str) -> None:
-    """Name each unreadable picture once, or end the run by the first."""
-    for problem in problems:
-        if on_bad_image == "error":
-            raise UserError(f"{problem} (--on_bad_image skip would go on without it)")
-        if problem not in known:
-            known.add(problem)
-            tqdm.write(f"skipped an unreadable picture: {problem}", file=sys.stderr)
-
-
-def crop_for_preview(crops_dataset: TwoCropsDataset, seed: int) -> torch.Tensor:
-    """One crop each of the first pictures, `(pictures, channels, height, width)`, uint8."""
-    indices = range(min(NUM_PREVIEW_PICTURES, len(crops_dataset)))
-    return torch.stack([crops_dataset[index, derive_seed(seed, PREVIEW, index)]["crops"][0] for index in indices])
-
-
-def describe_run(
-    pictures: Pictures, student: SiTForPreTraining, schedules: Schedules, first_step: int, accelerator: Accelerator
-) -> str:
-    height, width = student.config.image_shape
-    backbone = sum(parameter.numel() for parameter in student.vit.parameters()) / 1e6
+def describe_run(pictures: Pictures, pretraining: Pretraining) -> str:
+    config, schedules, accelerator = pretraining.student.config, pretraining.schedules, pretraining.accelerator
+    height, width = config.image_shape
+    weights = {
+        "reconstruction": config.reconstruction_weight,
+        "contrast": config.contrastive_weight,
+        "rotation": config.rotation_weight,
+    }
+    losses = [f"{weight:g} x {name}" for name, weight in weights.items() if weight > 0]
+    backbone = sum(parameter.numel() for parameter in pretraining.student.vit.parameters()) / 1e6
     return (
         f"{pictures.name}: {len(pictures.train):,} pictures, {schedules.batches_per_epoch:,} batches an epoch\n"
         f"model: {backbone:.2f} M parameters in the backbone, {height} x {width} pixels in patches of "
-        f"{student.config.patch_size}, losses {student.config.reconstruction_weight:g} x reconstruction + "
-        f"{student.config.contrastive_weight:g} x contrast\n"
-        f"run: steps {first_step:,} to {schedules.num_steps:,} ({schedules.epoch(schedules.num_steps):.4g} epochs), "
+        f"{config.patch_size}, losses {' + '.join(losses)}\n"
+        f"run: {schedules.num_steps:,} steps ({schedules.epoch(schedules.num_steps):.4g} epochs), "
         f"warm-up {schedules.num_warmup_steps:,}, peak learning rate {schedules.peak_learning_rate:.3g}, "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision "
         f"{accelerator.mixed_precision}"
@@ -352,51 +384,36 @@ def corrupts_pixels(processor: SiTImageProcessor) -> bool:
     return any(ratios)
 
 
-def project_clean_views(
-    accelerator: Accelerator, teacher: Teacher | None, clean_views: torch.Tensor
-) -> tuple[torch.Tensor | None, int]:
-    """The teacher's projections of the clean views of all processes, and the offset of this one's pictures."""
-    if teacher is None:
-        return None, 0
-    with accelerator.autocast():
-        projections = teacher.project(clean_views)
-    return gather_projections(accelerator, projections)
-
-
 def is_due(step: int, every: str | int | None, schedules: Schedules) -> bool:
     """Whether something is due after `step` steps: every so many, at the end of an `epoch`, never (`no` or 0), or, by
     default, ten times in the run."""
     if every == "epoch":
         return int(schedules.epoch(step)) > int(schedules.epoch(step - 1))
     if every is None:
-        every = max(1, schedules.num_steps // 10)
+        every = max(1, -(-schedules.num_steps // 10))
     return every not in ("no", 0) and step % int(every) == 0
 
 
-def check_losses(progress: RunProgress, step: int, batches_per_step: int, output_dir: Path) -> None:
+def check_losses(progress: RunProgress, batches_per_step: int, output_dir: Path) -> None:
     try:
-        progress.check_losses()
-        progress.check_gradients(batches_per_step)
+        progress.check(batches_per_step)
     except NonFiniteLoss as problem:
         raise UserError(
-            f"{problem} at step {step - problem.batches_ago // batches_per_step}; the checkpoints in {output_dir} are from "
-            "before. Try a lower --base_learning_rate, longer --warmup_epochs, or --mixed_precision no"
+            f"{problem} at step {progress.step - problem.batches_ago // batches_per_step}; the checkpoints in {output_dir} "
+            "are from before. Try a lower --base_learning_rate, longer --warmup_epochs, or --mixed_precision no"
         ) from problem
 
 
-def save_model(
-    accelerator: Accelerator,
-    student: SiTForPreTraining,
-    teacher: Teacher | None,
-    processor: SiTImageProcessor,
-    output_dir: Path,
-    export: str,
-) -> None:
-    """Write the model repository's weights, configuration, processor and code, from the main process."""
-    if accelerator.is_main_process:
-        exported = teacher.model if teacher is not None and export == "teacher" else student
-        student.save_pretrained(output_dir, state_dict=exported.state_dict())
-        processor.save_pretrained(output_dir)
+def leave(accelerator: Accelerator, stopped_by: signal.Signals, step: int, arguments: PretrainingArguments) -> None:
+    """End the run before its time, with the exit code by which shells and schedulers know the signal."""
+    how = (
+        "its checkpoint is written; --resume_from_checkpoint auto goes on"
+        if arguments.checkpointing_steps != "no"
+        else "no checkpoint was written, as --checkpointing_steps no says"
+    )
+    accelerator.print(f"stopped by {stopped_by.name} after step {step}: {how}")
+    accelerator.end_training()
+    sys.exit(128 + stopped_by)
 
 
 if __name__ == "__main__":

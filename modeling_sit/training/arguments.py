@@ -175,8 +175,24 @@ class PretrainingArguments(DatasetArguments):
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "A checkpoint's folder, or `auto` for the newest in the output folder."}
     )
+    allow_changed_settings: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a run that goes on may differ from the checkpoint's in what is safe: length, rates, weights of "
+            "losses, batch, augmentation, corruption, pictures, processes. The schedules are those of the new settings."
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to train for a few steps only, tell memory, time and what would be written, and write nothing."
+        },
+    )
     report_to: list[str] = field(
-        default_factory=list, metadata={"help": "Accelerate's trackers, such as `tensorboard`, `wandb` or `trackio`."}
+        default_factory=list,
+        metadata={
+            "help": "Accelerate's trackers, such as `tensorboard`, `trackio`, `wandb`; several by spaces or commas."
+        },
     )
 
     def __post_init__(self):

@@ -1,5 +1,6 @@
 """What a run tells while it goes: its losses, its speed, and what it waits for."""
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from math import isfinite
@@ -10,10 +11,17 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from modeling_sit import SiTConfig
 from modeling_sit.modeling_sit import SiTForPreTrainingOutput
 from modeling_sit.training.metrics_log import MetricsLog
+from modeling_sit.training.tracking import log_picture
 
 LOSSES = ("loss", "reconstruction_loss", "contrastive_loss")
+
+
+def logged_losses(config: SiTConfig) -> tuple[str, ...]:
+    """Names of the losses that a run logs: always the three of the method, and rotation's where it is a task."""
+    return (*LOSSES, "rotation_loss") if config.rotation_weight > 0 else LOSSES
 
 
 class NonFiniteLoss(Exception):
@@ -33,7 +41,8 @@ class NonFiniteLoss(Exception):
 
 class RunProgress:
     """
-    Gathers losses and times batch by batch, and tells them: progress bar, `metrics.jsonl`, Accelerate's trackers.
+    Gathers losses and times batch by batch, and tells them: progress bar (lines where stderr is no terminal),
+    `metrics.jsonl`, `monitors.jsonl`, Accelerate's trackers.
 
     Losses stay on their device until they are told, so that the host does not wait for the device at every batch.
 
@@ -42,18 +51,56 @@ class RunProgress:
         output_dir (`Path`): The run's folder.
         first_step (`int`): Steps done before; logged lines beyond are dropped.
         num_steps (`int`): Steps of the whole run.
+        losses (`tuple` of `str`, *optional*): Names of the losses, as `SiTForPreTrainingOutput` has them; the sum first.
+        window (`dict`, *optional*): What [`state_dict`] gave at `first_step`, so that the next line is the same.
+        monitored (`bool`, *optional*, defaults to `False`): Whether there will be a `monitors.jsonl`.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: Path, first_step: int, num_steps: int):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output_dir: Path,
+        first_step: int,
+        num_steps: int,
+        losses: tuple[str, ...] = LOSSES,
+        window: dict[str, Any] | None = None,
+        monitored: bool = False,
+    ):
         self.accelerator = accelerator
-        self.log = MetricsLog(output_dir / "metrics.jsonl", first_step) if accelerator.is_main_process else None
-        self.bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=not accelerator.is_main_process)
+        self.losses = losses
+        self.first_step, self.step, self.num_steps = first_step, first_step, num_steps
+        is_main_process, on_terminal = accelerator.is_main_process, sys.stderr.isatty()
+        self.log = MetricsLog(output_dir / "metrics.jsonl", first_step) if is_main_process else None
+        self.monitor_log = (
+            MetricsLog(output_dir / "monitors.jsonl", first_step) if is_main_process and monitored else None
+        )
+        self.bar = tqdm(
+            total=num_steps, initial=first_step, unit="step", disable=not (is_main_process and on_terminal)
+        )
+        self._writes_lines = is_main_process and not on_terminal
+        self._started = time.perf_counter()
         self._start_window()
+        if window is not None:
+            self._losses = list(torch.tensor(window["losses"], device=accelerator.device).unbind())
+            self._num_pictures, self._waited = window["num_pictures"], window["waited"]
+            self._window_started -= window["elapsed"]
 
     def _start_window(self) -> None:
         self._losses: list[torch.Tensor] = []
         self._gradient_norms: list[torch.Tensor] = []
-        self._start, self._num_pictures, self._waited = time.perf_counter(), 0, 0.0
+        self._window_started, self._num_pictures, self._waited = time.perf_counter(), 0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted since the last telling, as JSON knows it. Every process must call this, after [`check`]."""
+        losses = []
+        if self._losses:
+            losses = self.accelerator.reduce(torch.stack(self._losses), reduction="mean").tolist()
+        return {
+            "losses": losses,
+            "num_pictures": self._num_pictures,
+            "waited": self._waited,
+            "elapsed": time.perf_counter() - self._window_started,
+        }
 
     def wait_for(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Iterate over `batches`, measuring how long each is waited for."""
@@ -68,7 +115,7 @@ class RunProgress:
 
     def count(self, output: SiTForPreTrainingOutput, num_pictures: int) -> None:
         """Count a batch of `num_pictures` (of all processes) and its losses; one that was not computed counts as 0."""
-        losses = [output.get(name, output.loss.new_zeros(())) for name in LOSSES]
+        losses = [output.get(name, output.loss.new_zeros(())) for name in self.losses]
         self._losses.append(torch.stack([loss.detach().float() for loss in losses]))
         self._num_pictures += num_pictures
 
@@ -76,50 +123,72 @@ class RunProgress:
         """Count the norm of a step's gradient, before clipping."""
         self._gradient_norms.append(torch.as_tensor(norm).detach())
 
-    def check_gradients(self, batches_per_step: int) -> None:
-        """Raise [`NonFiniteLoss`] if a gradient since the last telling is not finite, for a finite loss can have one.
+    def check(self, batches_per_step: int) -> None:
+        """Raise [`NonFiniteLoss`] if a loss or a gradient counted since the last telling is not finite; a finite loss can
+        have a gradient that is not.
 
-        With float16 such a step is left out by the gradient scaler, and does no harm.
+        With float16 a step of such a gradient is left out by the gradient scaler, and does no harm.
         """
+        losses = torch.stack(self._losses).tolist() if self._losses else []
+        for number, batch in enumerate(losses):
+            terms = [name for name, loss in zip(self.losses, batch, strict=True) if not isfinite(loss)]
+            if terms:
+                # The sum is named only where no term of it is to blame.
+                raise NonFiniteLoss(len(losses) - 1 - number, terms[1:] or terms)
         if self.accelerator.mixed_precision == "fp16" or not self._gradient_norms:
             return
         for steps_ago, is_finite in enumerate(torch.stack(self._gradient_norms).isfinite().tolist()[::-1]):
             if not is_finite:
                 raise NonFiniteLoss(steps_ago * batches_per_step, ["gradient"])
 
-    def check_losses(self) -> None:
-        """Raise [`NonFiniteLoss`] if a loss since the last telling is not finite."""
-        losses = torch.stack(self._losses).tolist() if self._losses else []
-        for number, batch in enumerate(losses):
-            terms = [name for name, loss in zip(LOSSES, batch, strict=True) if not isfinite(loss)]
-            if terms:
-                # The sum is named only where no term of it is to blame.
-                raise NonFiniteLoss(len(losses) - 1 - number, terms[1:] or terms)
-
-    def tell(self, step: int, epoch: float, schedule: dict[str, float]) -> None:
-        """Tell mean losses and speed since the last telling, after `step` steps. Every process must call this."""
+    def tell(self, epoch: float, schedule: dict[str, float]) -> None:
+        """Tell mean losses and speed since the last telling. Every process must call this."""
         means = self.accelerator.reduce(torch.stack(self._losses).mean(dim=0), reduction="mean").tolist()
-        elapsed = time.perf_counter() - self._start
+        now = time.perf_counter()
+        elapsed = now - self._window_started
         metrics = {
-            "step": step,
+            "step": self.step,
             "epoch": round(epoch, 4),
-            **dict(zip(LOSSES, means, strict=True)),
+            **dict(zip(self.losses, means, strict=True)),
             **schedule,
             "images_per_second": round(self._num_pictures / elapsed, 2),
             "data_wait": round(self._waited / elapsed, 4),
         }
         if self.log is not None:
             self.log.write(metrics)
-        self.bar.set_postfix_str(
-            f"loss {metrics['loss']:.3f}, reconstruction {metrics['reconstruction_loss']:.3f}, contrast "
-            f"{metrics['contrastive_loss']:.3f}, {metrics['images_per_second']:.0f} images/s, data wait "
-            f"{metrics['data_wait']:.0%}"
-        )
-        self.accelerator.log(metrics, step=step)
+        terms = ", ".join(f"{name.removesuffix('_loss')} {metrics[name]:.3f}" for name in self.losses)
+        said = f"{terms}, {metrics['images_per_second']:.0f} images/s, data wait {metrics['data_wait']:.0%}"
+        self.bar.set_postfix_str(said)
+        if self._writes_lines:
+            seconds_left = (now - self._started) / (self.step - self.first_step) * (self.num_steps - self.step)
+            left = tqdm.format_interval(seconds_left)
+            tqdm.write(f"step {self.step:,}/{self.num_steps:,}, epoch {epoch:.4g}: {said}, {left} left", sys.stderr)
+        self.accelerator.log(metrics, step=self.step)
         self._start_window()
+
+    def tell_monitors(self, epoch: float, values: dict[str, float]) -> None:
+        """Tell what the monitors found."""
+        if self.monitor_log is not None:
+            self.monitor_log.write({"step": self.step, "epoch": round(epoch, 4), **values})
+        said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self.accelerator.is_main_process:
+            tqdm.write(f"step {self.step:,}: {said}", sys.stderr)
+        self.accelerator.log({f"monitors/{name}": value for name, value in values.items()}, step=self.step)
+
+    def tell_preview(self, path: Path) -> None:
+        """Tell the trackers of a preview that was saved."""
+        if self.accelerator.is_main_process and path.exists():
+            log_picture(self.accelerator, "preview", path, self.step)
+
+    def sync_logs(self) -> None:
+        """Have all that was told on the disk, before a checkpoint counts on it."""
+        for log in (self.log, self.monitor_log):
+            if log is not None:
+                log.sync()
 
     def advance(self) -> None:
         """One more step is done."""
+        self.step += 1
         self.bar.update()
 
     def close(self) -> None:

@@ -1,7 +1,5 @@
 """Sheets of reconstructions: what the model was shown, and what it made of it."""
 
-from pathlib import Path
-
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -62,15 +60,16 @@ def _to_image(pixels: torch.Tensor) -> Image.Image:
 
 
 @torch.no_grad()
-def save_preview(
-    model: SiTForPreTraining, processor: SiTImageProcessor, crops: torch.Tensor, path: Path, seed: int
-) -> None:
-    """Corrupt `crops` (uint8, `(pictures, channels, height, width)`), reconstruct them, and save the sheet as a PNG.
+def preview_sheet(
+    model: SiTForPreTraining, processor: SiTImageProcessor, crops: torch.Tensor, seed: int
+) -> Image.Image | None:
+    """Corrupt `crops` (uint8, `(pictures, channels, height, width)`) and reconstruct them; `None` from a model without a
+    reconstruction.
 
     The same seed corrupts the same way, so that the sheets of a run can be compared. The model's mode is left as it was.
     """
     if model.config.reconstruction_weight == 0:
-        return
+        return None
     device = model.device
     clean = processor(list(crops), do_resize=False, do_convert_rgb=False, return_tensors="pt")["pixel_values"].to(
         device
@@ -79,6 +78,4 @@ def save_preview(
     was_training = model.training
     reconstruction = model.eval()(corrupted).reconstruction
     model.train(was_training)
-    sheet = reconstruction_sheet(clean, corrupted, reconstruction, mask, processor.image_mean, processor.image_std)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    return reconstruction_sheet(clean, corrupted, reconstruction, mask, processor.image_mean, processor.image_std)

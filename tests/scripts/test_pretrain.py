@@ -393,7 +393,7 @@ class TestGoingOn:
         flags = ["--checkpointing_steps", 1]
         folder = pretrain(*flags, "--checkpoints_total_limit", 0, steps=4)
         flags += ["--resume_from_checkpoint", checkpoint(folder, 1), "--seed", 1]
-        pretrain(*flags, "--checkpoints_total_limit", 1, steps=2)
+        pretrain(*flags, "--checkpoints_total_limit", 1, "--allow_changed_settings", steps=2)
         assert checkpoints_of(folder) == [2]
         settings = json.loads((checkpoint(folder, 2) / "run_state.json").read_text())["settings"]
         assert settings["seed"] == 1
@@ -467,7 +467,8 @@ class TestDivergence:
         flags = ["--checkpointing_steps", 2, "--logging_steps", 1]
         folder = pretrain(*flags, name="run", steps=2)
         before = (folder / "model.safetensors").read_bytes()
-        flags += ["--resume_from_checkpoint", "auto", "--base_learning_rate", "1e30", "--warmup_epochs", 0]
+        flags += ["--resume_from_checkpoint", "auto", "--allow_changed_settings"]
+        flags += ["--base_learning_rate", "1e30", "--warmup_epochs", 0]
         error = refused(*flags, "--checkpointing_steps", 50, name="run", steps=100)
         step = int(re.search(r"at step (\d+)", error)[1])
         assert step == 4  # the update after step 3 is the first to be too big

@@ -3,6 +3,7 @@ losses are computed again, slowly."""
 
 import json
 import math
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from modeling_sit import SiTForPreTraining
 from modeling_sit.data.views import ViewArguments
@@ -176,6 +178,48 @@ class TestLosses:
         for batch in run.batches:
             assert mask_of(batch).mean() > 0.2, "the student's views are corrupted all the same"
 
+    def test_rotation(self, pretrain):
+        """All views are rotated, clean and corrupted alike, and the loss is a third term."""
+        flags = {"rotation_weight": 0.5, "checkpointing_steps": 1, "base_learning_rate": 0.05}
+        run = pretrain(flags)
+        plain = pretrain({**flags, "rotation_weight": 0}, "plain")
+        for batch, straight in zip(run.batches, plain.batches, strict=True):
+            turned = zip(
+                batch["target_pixel_values"], straight["target_pixel_values"], batch["rotation_labels"], strict=True
+            )
+            for view, unturned, label in turned:
+                assert np.array_equal(view.numpy(), np.rot90(unturned.numpy(), int(label), axes=(1, 2)))
+            untouched = ~batch["corruption_mask"].expand_as(batch["pixel_values"])
+            assert torch.equal(batch["pixel_values"][untouched], batch["target_pixel_values"][untouched])
+        assert {int(label) for batch in run.batches for label in batch["rotation_labels"]} == {0, 1, 2, 3}
+        for batch, line in zip(run.batches, run.log, strict=True):
+            assert line["rotation_loss"] == pytest.approx(math.log(4), abs=0.2)
+            expected = 5 * slow_reconstruction_loss(batch, "l1", "corrupted") + slow_contrastive_loss(batch)
+            assert line["loss"] == pytest.approx(expected + 0.5 * line["rotation_loss"], abs=1e-4)
+        first, second = (load_file(path) for path in sorted(run.folder.glob("checkpoints/*/model.safetensors")))
+        assert not torch.equal(first["rotation_head.weight"], second["rotation_head.weight"])
+
+    def test_rotation_alone_learns(self, pretrain):
+        flags = {"rotation_weight": 1, "contrastive_weight": 0, "reconstruction_weight": 0, "base_learning_rate": 0.2}
+        run = pretrain({**flags, "per_device_train_batch_size": 32, **OFF, "corruption": "none"}, steps=25)
+        assert run.logged("loss") == run.logged("rotation_loss")
+        assert np.mean(run.logged("loss")[-5:]) < np.mean(run.logged("loss")[:5]) - 0.1
+
+    def test_without_rotation_nothing_is_told_of_it(self, pretrain):
+        run = pretrain({})
+        assert "rotation_loss" not in run.log[0]
+        assert not [name for name in load_file(run.folder / "model.safetensors") if "rotation" in name]
+        assert all(batch.get("rotation_labels") is None for batch in run.batches)
+
+    def test_a_resumed_run_rotates_as_an_uninterrupted_one(self, pretrain):
+        flags = {"rotation_weight": 0.5, "checkpointing_steps": 1, "checkpoints_total_limit": 0}
+        whole = pretrain(flags, "whole", steps=3)
+        shutil.rmtree(whole.folder / "checkpoints" / "step-00000003")
+        resumed = pretrain({**flags, "resume_from_checkpoint": "auto"}, "whole", steps=3)
+        assert resumed.logged("loss") == whole.logged("loss")
+        assert len(resumed.batches) == 1
+        assert torch.equal(resumed.batches[0]["rotation_labels"], whole.batches[2]["rotation_labels"])
+
     @pytest.mark.parametrize("norm", ["l1", "l2"])
     @pytest.mark.parametrize("region", ["corrupted", "all"])
     def test_reconstruction_of_which_pixels_by_which_norm(self, pretrain, region, norm):
@@ -197,6 +241,7 @@ class TestLosses:
     @pytest.mark.parametrize(
         ("settings", "overrides"),
         [
+            ({"rotation_weight": 0.5}, {}),
             ({}, {"use_teacher": "false"}),
             ({"corruption": "none", "contrastive_weight": 0}, {"reconstruction_norm": "l2"}),
             ({"reconstruction_weight": 0, "crop_scale": [0.5, 1.0]}, {}),

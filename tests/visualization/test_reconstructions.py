@@ -10,8 +10,8 @@ from modeling_sit.visualization.reconstructions import (
     LABEL_WIDTH,
     MARGIN,
     MIN_PICTURE_SIZE,
+    preview_sheet,
     reconstruction_sheet,
-    save_preview,
     to_uint8,
 )
 
@@ -111,10 +111,8 @@ class TestPreview:
 
     crops = torch.randint(256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
-    def test_shows_the_crops_and_what_the_model_makes_of_them(self, model, processor, tmp_path):
-        path = tmp_path / "previews" / "step.png"
-        save_preview(model, processor, self.crops, path, seed=3)
-        rows = cells(PIL.Image.open(path), 4, (16, 16))
+    def test_shows_the_crops_and_what_the_model_makes_of_them(self, model, processor):
+        rows = cells(preview_sheet(model, processor, self.crops, seed=3), 4, (16, 16))
         clean, corrupted, reconstruction, pasted = rows
         np.testing.assert_array_equal(clean, self.crops.permute(0, 2, 3, 1))
         assert 0.2 < (clean != corrupted).any(-1).mean() < 0.9
@@ -129,28 +127,24 @@ class TestPreview:
         np.testing.assert_array_equal(pasted[hole], reconstruction[hole])
         np.testing.assert_array_equal(pasted[~hole], clean[~hole])
 
-    def test_is_a_function_of_the_seed(self, model, processor, tmp_path):
+    def test_is_a_function_of_the_seed(self, model, processor):
         before = torch.get_rng_state()
-        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-            save_preview(model, processor, self.crops, tmp_path / f"{name}.png", seed)
-        a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+        a, b, c = (preview_sheet(model, processor, self.crops, seed) for seed in (1, 1, 2))
         assert a == b != c
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_mode_of_the_model_is_left_as_it_was(self, model, processor, tmp_path):
+    def test_mode_of_the_model_is_left_as_it_was(self, model, processor):
         for training in (True, False):
-            save_preview(model.train(training), processor, self.crops, tmp_path / "a.png", seed=0)
+            preview_sheet(model.train(training), processor, self.crops, seed=0)
             assert model.training is training
             assert model.vit.training is training
 
-    def test_grey(self, tiny_config, tmp_path):
+    def test_grey(self, tiny_config):
         model = SiTForPreTraining(tiny_config(num_channels=1))
         processor = SiTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.5], image_std=[0.5])
-        save_preview(model, processor, self.crops[:, :1], tmp_path / "a.png", seed=0)
-        clean = cells(PIL.Image.open(tmp_path / "a.png"), 4, (16, 16))[0]
+        clean = cells(preview_sheet(model, processor, self.crops[:, :1], seed=0), 4, (16, 16))[0]
         np.testing.assert_array_equal(clean[..., 0], self.crops[:, 0])
 
-    def test_nothing_without_a_decoder(self, tiny_config, processor, tmp_path):
+    def test_nothing_without_a_decoder(self, tiny_config, processor):
         model = SiTForPreTraining(tiny_config(reconstruction_weight=0.0))
-        save_preview(model, processor, self.crops, tmp_path / "previews" / "a.png", seed=0)
-        assert not (tmp_path / "previews").exists()
+        assert preview_sheet(model, processor, self.crops, seed=0) is None

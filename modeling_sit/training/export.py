@@ -1,0 +1,36 @@
+"""The model repository that a run leaves: weights, configuration, image processor, code."""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from modeling_sit import SiTForPreTraining, SiTImageProcessor
+from modeling_sit.training.durable_files import naming_what_cannot_be_written, replace_files
+from modeling_sit.training.processes import fail_together
+from modeling_sit.training.teacher import Teacher
+
+
+def export_model(
+    accelerator: Accelerator,
+    student: SiTForPreTraining,
+    teacher: Teacher | None,
+    processor: SiTImageProcessor,
+    output_dir: Path,
+    export: str,
+) -> None:
+    """Write weights, configuration, processor and code into the output folder. Every process must call this.
+
+    Args:
+        export (`str`): `"teacher"` or `"student"`: whose weights; without a teacher, the student's.
+
+    Raises:
+        [`UserError`]: If they cannot be written; what was there stays as it was.
+    """
+    exported = teacher.model if teacher is not None and export == "teacher" else student
+    state_dict = exported.state_dict()
+    remedy = "what was there is as it was, and so are the checkpoints; make room, and go on from there"
+    with fail_together(accelerator), naming_what_cannot_be_written(output_dir, remedy):
+        if accelerator.is_main_process:
+            with replace_files(output_dir) as unfinished:
+                student.save_pretrained(unfinished, state_dict=state_dict)
+                processor.save_pretrained(unfinished)

@@ -1,0 +1,139 @@
+"""What a run's outcome follows from: a run that goes on from a checkpoint must have the same, or be told to differ."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from modeling_sit import SiTConfig, SiTImageProcessor
+from modeling_sit.cli.errors import UserError
+from modeling_sit.data.sources import Pictures
+from modeling_sit.data.views import ViewArguments
+from modeling_sit.training.arguments import PretrainingArguments
+from modeling_sit.training.schedules import Schedules
+
+NUM_FINGERPRINTED_ROWS = 1000
+
+# What says how large the networks and the optimiser's state are: no flag makes a checkpoint fit others.
+SIZES = {
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+    "position_embedding_type",
+    "decoder_hidden_size",
+    "projection_hidden_size",
+    "projection_size",
+    "projection_output_norm",
+    "use_teacher",
+}
+# Of the flags: those that go into the outcome as they are. Others are in the configuration, processor and schedules.
+FLAGS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "base_learning_rate",
+    "min_learning_rate",
+    "weight_decay",
+    "weight_decay_end",
+    "adam_beta1",
+    "adam_beta2",
+    "max_grad_norm",
+    "teacher_momentum",
+    "seed",
+    "train_split",
+)
+# Of the processor; the pictures' size and patches are the configuration's.
+CORRUPTION_AND_NORMALISATION = (
+    "corruption",
+    "noise_ratio",
+    "zeros_ratio",
+    "replace_ratio",
+    "block_size",
+    "align_to_patches",
+    "image_mean",
+    "image_std",
+)
+
+
+def determining_settings(
+    arguments: PretrainingArguments,
+    view_arguments: ViewArguments,
+    config: SiTConfig,
+    processor: SiTImageProcessor,
+    schedules: Schedules,
+    pictures: Pictures,
+    num_processes: int,
+    mixed_precision: str,
+) -> dict[str, Any]:
+    """All that a run's outcome follows from, by name, as JSON knows it.
+
+    Names are the flags' and the configuration's where there is such a flag or field; `max_train_steps` and `warmup_steps`
+    are what flags and data make of them, `pictures` is a fingerprint of the data.
+    """
+    settings = {
+        **{name: getattr(config, name) for name in SiTConfig.__annotations__},
+        **{name: getattr(processor, name) for name in CORRUPTION_AND_NORMALISATION},
+        **asdict(view_arguments),
+        **{name: getattr(arguments, name) for name in FLAGS},
+        "max_train_steps": schedules.num_steps,
+        "warmup_steps": schedules.num_warmup_steps,
+        "num_processes": num_processes,
+        "mixed_precision": mixed_precision,
+        "num_pictures": len(pictures.train),
+        "pictures": fingerprint(pictures.train, pictures.name),
+    }
+    return json.loads(json.dumps(settings))
+
+
+def fingerprint(split: datasets.Dataset, name: str) -> str:
+    """A short checksum that differs, nearly always, where the pictures differ or come in another order.
+
+    It is made from the number of pictures and, for a thousand of them evenly spread, from the path below the data set's
+    folder and the number of encoded bytes. So a data set that was moved as a whole keeps its fingerprint.
+
+    Args:
+        split (`datasets.Dataset`): Column `image` of encoded pictures.
+        name (`str`): `--dataset`, which paths are taken relative to.
+    """
+    rows = range(0, len(split), -(-len(split) // NUM_FINGERPRINTED_ROWS))
+    folder = Path(name).expanduser().absolute()
+    checksum = hashlib.blake2b(str(len(split)).encode(), digest_size=8)
+    for image in split.select(rows)["image"]:
+        path = Path((image or {}).get("path") or "")
+        path = path.relative_to(folder) if path.is_relative_to(folder) else path.name
+        checksum.update(f"{path} {len((image or {}).get('bytes') or b'')}\n".encode())
+    return checksum.hexdigest()
+
+
+def check_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: Path, allow_changes: bool) -> list[str]:
+    """Compare a checkpoint's settings with those of the run that would go on from it.
+
+    Args:
+        saved, current (`dict`): Of [`determining_settings`].
+        checkpoint (`Path`): Named in errors.
+        allow_changes (`bool`): Whether what can be changed may be: all but what the networks' weights hang on.
+
+    Returns:
+        `list[str]`: What differs, such as `seed: 1 (the checkpoint: 0)`.
+
+    Raises:
+        [`UserError`]: If something differs that must not.
+    """
+    names = [name for name in current if saved.get(name) != current[name]]
+    differences = [f"{name}: {current[name]} (the checkpoint: {saved.get(name)})" for name in names]
+    sizes = [difference for name, difference in zip(names, differences, strict=True) if name in SIZES]
+    if sizes:
+        raise UserError(f"checkpoint {checkpoint} is of another model: {'; '.join(sizes)}")
+    if differences and not allow_changes:
+        raise UserError(
+            f"checkpoint {checkpoint} was written by a run with other settings: {'; '.join(differences)}. Give the same "
+            "ones, or go on with these by --allow_changed_settings"
+        )
+    return differences

@@ -1,0 +1,70 @@
+"""SIGTERM and SIGINT: leave at the end of a step, with a checkpoint, rather than at once."""
+
+import os
+import signal
+import sys
+import time
+
+import torch
+from accelerate import Accelerator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A launcher passes on to its processes what a terminal or a scheduler has already sent to all of them.
+SECONDS_OF_ONE_REQUEST = 2.0
+SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP = 60
+
+
+class StopRequest:
+    """
+    Notes a SIGTERM or SIGINT while its block runs, for the loop to leave when a step is done. A second SIGINT, after two
+    seconds or more, raises `KeyboardInterrupt` at once; a second SIGTERM changes nothing, for what sends it ends by
+    SIGKILL itself.
+
+    Args:
+        accelerator (`Accelerator`): Knows the processes. The signal may reach them at different steps, or one of them only.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self._received, self._received_at = 0, 0.0
+        self._is_main_process = accelerator.is_main_process
+        self._group = None
+        if accelerator.num_processes > 1:
+            # Of its own, on the host: asking must not wait for what the accelerators have still to do.
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def __enter__(self) -> "StopRequest":
+        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        now = time.monotonic()
+        if not self._received:
+            self._received, self._received_at = number, now
+            if self._is_main_process:
+                # Not by print, which the signal may have interrupted.
+                os.write(sys.__stderr__.fileno(), b"\nstopping after this step, with a checkpoint\n")
+        elif number == signal.SIGINT and now - self._received_at >= SECONDS_OF_ONE_REQUEST:
+            raise KeyboardInterrupt
+
+    def agreed(self) -> signal.Signals | None:
+        """The signal that any process has received, the same answer in all. Every process must ask after every step."""
+        number = self._received
+        if self._group is not None:
+            highest = torch.tensor(number)
+            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=self._group)
+            number = int(highest)
+        return signal.Signals(number) if number else None
+
+
+def leave_signals_to_the_loop(worker: int) -> None:
+    """Make a dataloader worker go on at SIGTERM and SIGINT, which a terminal or a scheduler sends to all processes of a
+    run: the loop still needs its batches to end the step, and ends the worker itself.
+
+    After SIGTERM the worker goes on for a minute at most, for it may also come from an interpreter that is leaving.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP))
