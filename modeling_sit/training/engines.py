@@ -211,21 +211,25 @@ def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> No
         state (`dict`): All weights, under the plain model's names; only the main process's counts.
 
     Raises:
-        `ValueError`: On the main process, if a weight is missing, superfluous, or of another shape than the model's.
+        `ValueError`: On every process, if a weight is missing, superfluous, or of another shape than the model's.
     """
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        # PyTorch leaves weights as they are that are missing in what it distributes.
-        expected = {name: value.shape for name, value in get_model_state_dict(model).items()}
-        found = {name: value.shape for name, value in state.items()}
-        wrong = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
-        if wrong:
-            raise ValueError(
-                f"{len(wrong)} weights do not fit the model, such as {wrong[0]}: {_shape_of(found, wrong[0])} where the model "
-                f"has {_shape_of(expected, wrong[0])}"
-            )
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
+    several_processes = dist.is_initialized()
+    # PyTorch leaves weights as they are that are missing in what it distributes.
+    problem = [_describe_misfit(get_model_state_dict(model), state)]
+    if several_processes:
+        dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise ValueError(problem[0])
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=several_processes)
     set_model_state_dict(model, dict(state), options=options)
 
 
-def _shape_of(shapes: dict[str, torch.Size], name: str) -> str:
-    return str(tuple(shapes[name])) if name in shapes else "none"
+def _describe_misfit(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str | None:
+    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (expected, found)]
+    wrong = [name for name in {**expected, **found} if shapes[0].get(name) != shapes[1].get(name)]
+    if not wrong:
+        return None
+    return (
+        f"{len(wrong)} weights do not fit the model, such as {wrong[0]}: {shapes[1].get(wrong[0], 'none')} where the model "
+        f"has {shapes[0].get(wrong[0], 'none')}"
+    )
