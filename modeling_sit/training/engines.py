@@ -25,9 +25,9 @@ USE_INSTEAD = (
     "use scripts/accelerate_configs/fsdp2.yaml for models that do not fit a device, multi_gpu.yaml for others"
 )
 
-# What `accelerate launch` sets for engines that would wrap one model and run their own loop around it.
+# What `accelerate launch` sets for engines that do not work.
 REFUSED_LAUNCHES = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed takes the student alone, so its teacher could not follow parameter by parameter",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed steps, clips and accumulates by itself, which has not been tested with a teacher",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM trains models of its own only",
     "ACCELERATE_USE_PARALLELISM_CONFIG": (
         "parallelism_config splits tensors or sequences, and here pictures are what is split between processes"

@@ -37,7 +37,8 @@ def wait_for(*launched: subprocess.Popen) -> None:
             assert process.returncode == 0, output
     finally:
         for process in launched:
-            process.kill()
+            process.terminate()  # a launcher that is killed leaves those running that it started
+            process.wait(timeout=30)
 
 
 @pytest.fixture(scope="session")

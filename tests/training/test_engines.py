@@ -10,7 +10,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType, DynamoBackend
 from accelerate.utils.launch import prepare_multi_gpu_env
-from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
 from modeling_sit import SiTForPreTraining
 from modeling_sit.cli.errors import UserError
@@ -19,6 +19,7 @@ from modeling_sit.training.engines import (
     create_accelerator,
     full_state_dict,
     load_full_state_dict,
+    prepare_student,
     refuse_engine,
     refuse_launch,
     shard_alike,
@@ -203,6 +204,21 @@ def test_clipping_is_pytorchs(tiny_config):
     clipped = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
     torch.testing.assert_close(clipped, torch.tensor(3.0))
     torch.testing.assert_close(clip_gradients(accelerator, model, float("inf")), clipped)
+
+
+def test_sharded_students_keep_float32_weights_and_losses(tiny_config):
+    """Accelerate's own policy would round the clean pictures and the losses to 16 bits."""
+    plugin = SimpleNamespace(mixed_precision_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    accelerator = SimpleNamespace(
+        is_fsdp2=True,
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        prepare=lambda student, optimizer: (student, optimizer),
+    )
+    student = SiTForPreTraining(tiny_config())
+    assert prepare_student(accelerator, student, None) == (student, None)
+    assert plugin.mixed_precision_policy == MixedPrecisionPolicy()
+    accelerator.is_fsdp2, accelerator.state = False, None
+    assert prepare_student(accelerator, student, None) == (student, None)
 
 
 def test_nothing_is_sharded_like_a_plain_model(tiny_config):
