@@ -7,6 +7,8 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from modeling_sit.modeling_sit import SiTForPreTraining
+from modeling_sit.training.batch_norm import synchronize_batch_norm
+from modeling_sit.training.engines import free_gathered_parameters, shard_alike
 
 
 class Teacher(nn.Module):
@@ -28,6 +30,17 @@ class Teacher(nn.Module):
         self.model.load_state_dict(student.state_dict())
         self.model.requires_grad_(False).train()
 
+    def spread(self, student: SiTForPreTraining) -> "Teacher":
+        """Make this the teacher of all processes' pictures: batch norm over all of them, and shards where the student has
+        shards.
+
+        Args:
+            student ([`SiTForPreTraining`]): As Accelerate has prepared it; bare where it is not sharded.
+        """
+        synchronize_batch_norm(self.model)
+        shard_alike(self.model, student)
+        return self
+
     @torch.no_grad()
     def project(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Projections `(2 * batch, projection_size)` of clean views `(2 * batch, channels, height, width)`."""
@@ -35,5 +48,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: SiTForPreTraining, momentum: float) -> None:
-        """`teacher = momentum * teacher + (1 - momentum) * student`, parameter by parameter."""
+        """`teacher = momentum * teacher + (1 - momentum) * student`, parameter by parameter, shard by shard."""
+        free_gathered_parameters(self.model)
+        free_gathered_parameters(student)
         get_ema_multi_avg_fn(momentum)(list(self.model.parameters()), list(student.parameters()), None)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from modeling_sit import SiTForPreTraining
+from modeling_sit.training import batch_norm
 from modeling_sit.training.teacher import Teacher
 
 
@@ -128,3 +129,20 @@ def test_fixed_positions_stay(tiny_config):
     before = teacher.model.vit.embeddings.position_embeddings.clone()
     teacher.update(student, 0.3)
     assert torch.equal(teacher.model.vit.embeddings.position_embeddings, before)
+
+
+def test_alone_it_is_spread_over_nothing(student):
+    teacher = Teacher(student)
+    parameters, modules = list(teacher.model.parameters()), list(teacher.model.modules())
+    assert teacher.spread(student) is teacher
+    assert all(one is other for one, other in zip(teacher.model.parameters(), parameters, strict=True))
+    assert list(teacher.model.modules()) == modules
+
+
+def test_batch_norm_of_all_processes_is_the_teachers_too(student, monkeypatch):
+    monkeypatch.setattr(batch_norm, "has_several_processes", lambda: True)
+    teacher = Teacher(student)
+    teacher.spread(student)
+    norms = [module for module in teacher.model.modules() if isinstance(module, torch.nn.BatchNorm1d)]
+    assert len(norms) == 3
+    assert all(isinstance(module, batch_norm.SynchronizedBatchNorm1d) for module in norms)
