@@ -478,7 +478,7 @@ def test_hub_dataset(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     pictures = load("someone/some-pictures", dataset_config_name="small")
-    assert calls == [(("someone/some-pictures", "small"), {})]
+    assert calls == [(("someone/some-pictures", "small"), {"streaming": False})]
     assert len(pictures.train) == 6 and values_of(pictures.validation) == [1]
     assert pictures.validation["label"][:] == [1]
 
