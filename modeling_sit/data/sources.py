@@ -405,11 +405,10 @@ def _load_parquet(paths: list[str], split: str, streaming: bool) -> datasets.Dat
         path: _or_user_error(f"{path} is not a readable parquet file", pq.read_metadata, path) for path in paths
     }
     filled = [path for path in paths if footers[path].num_rows > 0]  # `datasets` fails on a shard without rows
-    if not filled:
+    if not filled and not streaming:
         features = datasets.Features.from_arrow_schema(footers[paths[0]].schema.to_arrow_schema())
-        empty = datasets.Dataset.from_dict({column: [] for column in features}, features=features)
-        return _Stream(empty.to_iterable_dataset(), [], 0) if streaming else empty
-    rows = _load_shards("parquet", filled, split, streaming)
+        return datasets.Dataset.from_dict({column: [] for column in features}, features=features)
+    rows = _load_shards("parquet", filled or paths[:1], split, streaming)
     if not streaming:
         return rows
     return _Stream(rows, [Shard(path) for path in filled], sum(footers[path].num_rows for path in filled))

@@ -84,9 +84,9 @@ class _OpenShard:
     ):
         self.shard, self.number = shard, number
         self.process_index, self.num_processes = process_index, num_processes
-        self.rows = split_dataset_by_node(
-            stream.shard(num_shards=stream.num_shards, index=number), process_index, num_processes
-        )
+        self.rows = stream.shard(num_shards=stream.num_shards, index=number)
+        if num_processes > 1:
+            self.rows = split_dataset_by_node(self.rows, process_index, num_processes)
         self.num_read = 0
         self._state = None
         if state is not None:
