@@ -17,6 +17,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from modeling_sit.cli.errors import UserError
@@ -280,9 +281,9 @@ def _load_from_hub(
         "no such file or folder, and the Hub does not give such a data set "
         "(check the spelling, the network and --dataset_config_name)"
     )
-    splits = _or_user_error(trouble, datasets.load_dataset, dataset, config_name, streaming=streaming)
     if not streaming:
-        return dict(splits)
+        return dict(_or_user_error(trouble, datasets.load_dataset, dataset, config_name))
+    splits = _or_user_error(trouble, _open_stream, dataset, name=config_name)
     return {split: _or_user_error(trouble, _hub_stream, split, rows) for split, rows in splits.items()}
 
 
@@ -426,9 +427,20 @@ def _load_shards(
     data_files = {split: [glob.escape(path) for path in paths]}
     which = paths[0] if len(paths) == 1 else f"{paths[0]} or one of {len(paths) - 1} more"
     trouble = f"{which} cannot be read as {form}"
-    return _or_user_error(
-        trouble, datasets.load_dataset, form, data_files=data_files, split=split, streaming=streaming
-    )
+    if streaming:
+        return _or_user_error(trouble, _open_stream, form, data_files=data_files, split=split)
+    return _or_user_error(trouble, datasets.load_dataset, form, data_files=data_files, split=split)
+
+
+def _open_stream(
+    path: str, split: str | None = None, **settings
+) -> datasets.IterableDatasetDict | datasets.IterableDataset:
+    """`load_dataset(path, streaming=True)`, but of a parquet file that is being read, little is kept in memory."""
+    builder = datasets.load_dataset_builder(path, **settings)
+    if hasattr(builder.config, "fragment_scan_options"):  # of parquet, from datasets 4.2 on
+        # PyArrow would by default keep all that it has read of a file until the file's end: hundreds of megabytes each.
+        builder.config.fragment_scan_options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+    return builder.as_streaming_dataset(split=split)
 
 
 def _with_features(rows: datasets.IterableDataset) -> datasets.IterableDataset:

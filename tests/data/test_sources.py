@@ -14,6 +14,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
 from modeling_sit.cli.errors import UserError
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
@@ -478,7 +479,7 @@ def test_hub_dataset(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     pictures = load("someone/some-pictures", dataset_config_name="small")
-    assert calls == [(("someone/some-pictures", "small"), {"streaming": False})]
+    assert calls == [(("someone/some-pictures", "small"), {})]
     assert len(pictures.train) == 6 and values_of(pictures.validation) == [1]
     assert pictures.validation["label"][:] == [1]
 
@@ -623,18 +624,27 @@ def test_mistakes_with_streams(tmp_path, form):
 def test_hub_streams(monkeypatch, no_decoding):
     """With all that a stream from the Hub can have: decoding on the way, counts of rows or none, no known features."""
     calls = []
+    options = ParquetConfig()
     train = saved_splits().to_iterable_dataset(num_shards=3).decode(num_threads=2)
     train.info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=6)})
     untyped = datasets.IterableDataset.from_generator(lambda: iter([{"image": png(7), "label": 1}]))
     assert untyped.features is None
 
-    def load_dataset(*args, **kwargs):
-        calls.append((args, kwargs))
-        return datasets.IterableDatasetDict({"train": train, "raw": untyped})
+    class Builder:
+        config = options
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    pictures = load_pictures("someone/some-pictures", streaming=True)
-    assert calls == [(("someone/some-pictures", None), {"streaming": True})]
+        def as_streaming_dataset(self, split):
+            assert split is None
+            return datasets.IterableDatasetDict({"train": train, "raw": untyped})
+
+    def load_dataset_builder(*args, **kwargs):
+        calls.append((args, kwargs))
+        return Builder()
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    pictures = load_pictures("someone/some-pictures", streaming=True, dataset_config_name="small")
+    assert calls == [(("someone/some-pictures",), {"name": "small"})]
+    assert options.fragment_scan_options.pre_buffer is False
     assert pictures.num_train == 6 and values_of(pictures.train) == list(range(6))
     assert labels_in(pictures.train) == saved_splits()["species"][:]
     assert [shard.name for shard in pictures.train_shards] == [f"shard {number} of train" for number in range(3)]
@@ -960,3 +970,14 @@ def test_file_name_that_is_not_utf_8(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
     assert "caf\\udce9.png" in load_error(tmp_path)
+
+
+@pytest.mark.parametrize("dataset", ["no_such_folder", "someone/no-such-data-set"])
+def test_hub_streams_out_of_reach(dataset):
+    message = load_error(dataset, streaming=True)
+    assert "no such file or folder" in message and "Hub" in message
+
+
+def test_compressed_tars_are_streamed(tmp_path):
+    write_tar(tmp_path / "train.tar.gz", {"0.png": png(5), "1.png": png(6)}, mode="w:gz")
+    assert values_of(stream(tmp_path).train) == [5, 6]
