@@ -17,6 +17,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from modeling_sit.cli.errors import UserError
@@ -30,6 +31,21 @@ VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test", "testing")
 # Pillow knows these when it sees them, and cannot decode them: videos and arrays that lie beside the pictures.
 UNDECODABLE_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+# Into how many shards a set that lies open in memory is cut to be streamed: enough to shuffle and to share them.
+MAX_SHARDS_OF_A_TABLE = 256
+
+
+@dataclass
+class Shard:
+    """A part of a stream, for those who name its rows.
+
+    Args:
+        name (`str`): Its file, or what else to call it.
+        first_row (`int`, *optional*, defaults to 0): Number, in what `name` names, of the shard's first row.
+    """
+
+    name: str
+    first_row: int = 0
 
 
 @dataclass
@@ -40,19 +56,42 @@ class Pictures:
     row without a picture) and, if `label_names` is not `None`, `label` (a `datasets.ClassLabel`, with the same encoding in
     all splits; -1 where a picture has no label, as in the Hub's test sets).
 
+    Splits that are streamed have the same columns, with labels as they are stored: of classes whose names the data set
+    does not tell, `label` holds integers, and `label_names` is `None`.
+
     Args:
         name (`str`): What the user gave as `--dataset`, for logs and model cards.
-        train (`datasets.Dataset`, *optional*): `None` if there are several splits and none is called `train`.
-        validation (`datasets.Dataset`, *optional*): `None` if the data set has no such split; none is made up.
+        train (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
+            `None` if there are several splits and none is called `train`.
+        validation (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
+            `None` if the data set has no such split; none is made up.
         label_names (`list[str]`, *optional*): Names of the classes, in the order of their indices.
         splits (`list[str]`): Names of all splits of the data set, also of those not used.
+        num_train (`int`, *optional*):
+            Number of pictures to train on; `None` if that is not known without reading the whole stream.
+        train_shards (`list[Shard]`, *optional*): What `train` is made of, in its order, where it is streamed.
     """
 
     name: str
-    train: datasets.Dataset | None
-    validation: datasets.Dataset | None
+    train: datasets.Dataset | datasets.IterableDataset | None
+    validation: datasets.Dataset | datasets.IterableDataset | None
     label_names: list[str] | None
     splits: list[str]
+    num_train: int | None = None
+    train_shards: list[Shard] | None = None
+
+
+@dataclass
+class _Stream:
+    """A split that is streamed, with all its columns."""
+
+    rows: datasets.IterableDataset
+    shards: list[Shard]
+    num_rows: int | None
+
+    @property
+    def features(self) -> datasets.Features:
+        return self.rows.features
 
 
 def load_pictures(
@@ -63,6 +102,7 @@ def load_pictures(
     label_column: str | None = None,
     train_split: str | None = None,
     validation_split: str | None = None,
+    streaming: bool = False,
 ) -> Pictures:
     """Find the pictures, the labels and the splits of a data set, without decoding a picture.
 
@@ -87,6 +127,10 @@ def load_pictures(
             null are no label.
         train_split (`str`, *optional*): Default: `train`, or the only split.
         validation_split (`str`, *optional*): Default: `validation`, or else `test`, where there is one.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Give `datasets.IterableDataset`s, which read pictures when they are asked for. Parquet and tar files and data
+            sets on the Hub are then neither copied nor downloaded, so that they can be larger than the disk. Class labels
+            and integers are kept, other labels left out.
 
     Returns:
         [`Pictures`]
@@ -95,7 +139,7 @@ def load_pictures(
         [`UserError`]: If there is no such data set, file, column or split, or it holds nothing to train on.
     """
     try:
-        splits = _load_splits(dataset, dataset_config_name)
+        splits = _load_splits(dataset, dataset_config_name, streaming)
         train_split = _choose_split(splits, train_split, "--train_split", TRAIN_SPLITS)
         if train_split is None and len(splits) == 1:
             (train_split,) = splits
@@ -108,21 +152,33 @@ def load_pictures(
             raise UserError(f"which split? It has {listed(splits)}; choose with --train_split or --validation_split")
         features = {**splits[chosen[-1]].features, **splits[chosen[0]].features}
         image_column = find_image_column(features, image_column)
-        label_column = find_label_column(features, label_column)
-        # The splits that are not used take part: a class has the same index whichever are.
-        labels, label_names = encode_labels(splits, label_column) if label_column else ({}, None)
-        pictures = {
-            split: _only_image_and_label(splits[split], split, image_column, labels.get(split), label_names)
-            for split in chosen
-        }
+        asked_label_column, label_column = label_column, find_label_column(features, label_column)
+        if any(isinstance(split, _Stream) for split in splits.values()):
+            used = {split: splits[split] for split in chosen}
+            pictures, label_names = _only_streamed_image_and_label(
+                used, image_column, label_column, asked_label_column
+            )
+        else:
+            # The splits that are not used take part: a class has the same index whichever are.
+            labels, label_names = encode_labels(splits, label_column) if label_column else ({}, None)
+            pictures = {
+                split: _only_image_and_label(splits[split], split, image_column, labels.get(split), label_names)
+                for split in chosen
+            }
+            if streaming:
+                pictures = {split: _stream_table(table) for split, table in pictures.items()}
     except UserError as error:
         raise UserError(f"--dataset {dataset}: {error}") from error
+    rows = {split: found.rows if isinstance(found, _Stream) else found for split, found in pictures.items()}
+    train = pictures.get(train_split)
     return Pictures(
         name=dataset,
-        train=pictures.get(train_split),
-        validation=pictures.get(validation_split),
+        train=rows.get(train_split),
+        validation=rows.get(validation_split),
         label_names=label_names,
         splits=list(splits),
+        num_train=train.num_rows if train is not None else None,
+        train_shards=train.shards if isinstance(train, _Stream) else None,
     )
 
 
@@ -161,7 +217,9 @@ def read_row(dataset: datasets.Dataset, index: int, num_channels: int = 3) -> tu
 # Forms of data sets. Each gives the splits as they are, with all their columns.
 
 
-def _load_splits(dataset: str, config_name: str | None) -> dict[str, datasets.Dataset]:
+def _load_splits(
+    dataset: str, config_name: str | None, streaming: bool
+) -> dict[str, datasets.Dataset] | dict[str, _Stream]:
     path = os.path.abspath(os.path.expanduser(dataset))
     local = dataset == "digits" or (dataset and os.path.lexists(path))
     if local and config_name is not None:
@@ -169,12 +227,12 @@ def _load_splits(dataset: str, config_name: str | None) -> dict[str, datasets.Da
     if dataset == "digits":
         return _load_digits()
     if not local:
-        return _load_from_hub(dataset, config_name)
+        return _load_from_hub(dataset, config_name, streaming)
     if not os.path.isdir(path):
-        return _load_file(path)
+        return _load_file(path, streaming)
     if any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json")):
         return _load_saved(path)
-    return _load_folder(path)
+    return _load_folder(path, streaming)
 
 
 def _load_digits() -> dict[str, datasets.Dataset]:
@@ -195,11 +253,11 @@ def _load_digits() -> dict[str, datasets.Dataset]:
     }
 
 
-def _load_file(path: str) -> dict[str, datasets.Dataset]:
+def _load_file(path: str, streaming: bool) -> dict[str, datasets.Dataset] | dict[str, _Stream]:
     if path.lower().endswith(".parquet"):
-        return {"train": _load_parquet([path], "train")}
+        return {"train": _load_parquet([path], "train", streaming)}
     if path.lower().endswith(TAR_EXTENSIONS):
-        return {"train": _load_shards("webdataset", [path], "train")}
+        return {"train": _load_tars([path], "train", streaming)}
     if not os.path.exists(path):
         raise UserError(f"a link to {os.path.realpath(path)}, which does not exist")
     if path.lower().endswith(_picture_extensions()):
@@ -212,7 +270,9 @@ def _load_saved(path: str) -> dict[str, datasets.Dataset]:
     return dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
 
 
-def _load_from_hub(dataset: str, config_name: str | None) -> dict[str, datasets.Dataset]:
+def _load_from_hub(
+    dataset: str, config_name: str | None, streaming: bool
+) -> dict[str, datasets.Dataset] | dict[str, _Stream]:
     # `load_dataset` would take `csv` and the like for its readers of local files, and read the current folder.
     is_reader = dataset.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{dataset}")
     if is_reader or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", dataset):
@@ -221,10 +281,19 @@ def _load_from_hub(dataset: str, config_name: str | None) -> dict[str, datasets.
         "no such file or folder, and the Hub does not give such a data set "
         "(check the spelling, the network and --dataset_config_name)"
     )
-    return dict(_or_user_error(trouble, datasets.load_dataset, dataset, config_name))
+    if not streaming:
+        return dict(_or_user_error(trouble, datasets.load_dataset, dataset, config_name))
+    splits = _or_user_error(trouble, _open_stream, dataset, name=config_name)
+    return {split: _or_user_error(trouble, _hub_stream, split, rows) for split, rows in splits.items()}
 
 
-def _load_folder(folder: str) -> dict[str, datasets.Dataset]:
+def _hub_stream(split: str, rows: datasets.IterableDataset) -> _Stream:
+    known = rows.info.splits.get(split) if rows.info.splits else None
+    shards = [Shard(f"shard {number} of {split}") for number in range(rows.num_shards)]
+    return _Stream(_with_features(rows), shards, known.num_examples if known is not None else None)
+
+
+def _load_folder(folder: str, streaming: bool) -> dict[str, datasets.Dataset] | dict[str, _Stream]:
     pictures, parquet, tars, others = [], [], [], []
     extensions = _picture_extensions()
     try:
@@ -253,8 +322,8 @@ def _load_folder(folder: str) -> dict[str, datasets.Dataset]:
         if others:
             logger.warning("%s: %d files are not pictures and left out, such as %s", folder, len(others), others[0])
         return _split_folders(folder, pictures)
-    load = _load_parquet if parquet else functools.partial(_load_shards, "webdataset")
-    return {split: load(shards, split) for split, shards in _split_shards(folder, parquet or tars).items()}
+    load = _load_parquet if parquet else _load_tars
+    return {split: load(shards, split, streaming) for split, shards in _split_shards(folder, parquet or tars).items()}
 
 
 def _walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
@@ -332,23 +401,56 @@ def _split_of_shard(path: str) -> str | None:
     return None
 
 
-def _load_parquet(paths: list[str], split: str) -> datasets.Dataset:
+def _load_parquet(paths: list[str], split: str, streaming: bool) -> datasets.Dataset | _Stream:
     footers = {
         path: _or_user_error(f"{path} is not a readable parquet file", pq.read_metadata, path) for path in paths
     }
     filled = [path for path in paths if footers[path].num_rows > 0]  # `datasets` fails on a shard without rows
-    if not filled:
+    if not filled and not streaming:
         features = datasets.Features.from_arrow_schema(footers[paths[0]].schema.to_arrow_schema())
         return datasets.Dataset.from_dict({column: [] for column in features}, features=features)
-    return _load_shards("parquet", filled, split)
+    rows = _load_shards("parquet", filled or paths[:1], split, streaming)
+    if not streaming:
+        return rows
+    return _Stream(rows, [Shard(path) for path in filled], sum(footers[path].num_rows for path in filled))
 
 
-def _load_shards(form: str, paths: list[str], split: str) -> datasets.Dataset:
+def _load_tars(paths: list[str], split: str, streaming: bool) -> datasets.Dataset | _Stream:
+    rows = _load_shards("webdataset", paths, split, streaming)
+    return _Stream(_with_features(rows), [Shard(path) for path in paths], None) if streaming else rows
+
+
+def _load_shards(
+    form: str, paths: list[str], split: str, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset:
     # One split at a time: a test split may lack the column of the labels.
     data_files = {split: [glob.escape(path) for path in paths]}
     which = paths[0] if len(paths) == 1 else f"{paths[0]} or one of {len(paths) - 1} more"
     trouble = f"{which} cannot be read as {form}"
+    if streaming:
+        return _or_user_error(trouble, _open_stream, form, data_files=data_files, split=split)
     return _or_user_error(trouble, datasets.load_dataset, form, data_files=data_files, split=split)
+
+
+def _open_stream(
+    path: str, split: str | None = None, **settings
+) -> datasets.IterableDatasetDict | datasets.IterableDataset:
+    """`load_dataset(path, streaming=True)`, but of a parquet file that is being read, little is kept in memory."""
+    builder = datasets.load_dataset_builder(path, **settings)
+    if hasattr(builder.config, "fragment_scan_options"):  # of parquet, from datasets 4.2 on
+        # PyArrow would by default keep all that it has read of a file until the file's end: hundreds of megabytes each.
+        builder.config.fragment_scan_options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+    return builder.as_streaming_dataset(split=split)
+
+
+def _with_features(rows: datasets.IterableDataset) -> datasets.IterableDataset:
+    """The same rows with features; those that the reader does not tell are read off the first row."""
+    if rows.features is not None:
+        return rows
+    first = next(iter(rows), None)
+    if first is None:
+        raise UserError("it is empty")
+    return rows.cast(datasets.Dataset.from_list([first]).features)
 
 
 def _or_user_error(trouble: str, function: Callable, *args, **kwargs) -> Any:
@@ -398,6 +500,51 @@ def _only_image_and_label(
         dataset = dataset.add_column("label", labels, feature=datasets.ClassLabel(names=label_names))
     # Files and saved data sets do not always say which split they are; a split's name is one of word characters.
     return datasets.Dataset(dataset.data, info=dataset.info, split=datasets.NamedSplit(re.sub(r"\W+", "_", split)))
+
+
+def _only_streamed_image_and_label(
+    splits: dict[str, _Stream], image_column: str, label_column: str | None, asked_label_column: str | None
+) -> tuple[dict[str, _Stream], list[str] | None]:
+    """The streams of these splits with the columns `image` and, if all of them have the same labels, `label`."""
+    labels = [stream.features.get(label_column) for stream in splits.values()] if label_column else []
+    names = labels[0].names if labels and isinstance(labels[0], datasets.ClassLabel) else None
+    is_kept = [_is_class_index(label) and getattr(label, "names", None) == names for label in labels]
+    if not (is_kept and all(is_kept)):
+        if asked_label_column is not None:
+            raise UserError(
+                f"--label_column {label_column}: the labels of a stream are class labels or integers, the same in all its "
+                f"splits, not {listed(str(label) for label in labels)}; leave it out, for pretraining needs none"
+            )
+        label_column, names = None, None
+    streams = {}
+    for split, stream in splits.items():
+        if image_column not in stream.features:
+            raise UserError(f"split {split} has no column {image_column}, only {listed(stream.features)}")
+        if stream.num_rows == 0:
+            raise UserError(f"split {split} is empty; choose another with --train_split or --validation_split")
+        columns = {"image": image_column, **({"label": label_column} if label_column else {})}
+        # Before anything else: what is decoded on the way, even if only to rename it, is decoded in vain.
+        rows = stream.rows.decode(False).select_columns(list(columns.values()))
+        renamed = {column: name for name, column in columns.items() if column != name}
+        rows = rows.rename_columns(renamed) if renamed else rows
+        streams[split] = _Stream(
+            rows.cast_column("image", datasets.Image(decode=False)), stream.shards, stream.num_rows
+        )
+    return streams, names
+
+
+def _is_class_index(feature: Any) -> bool:
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    return isinstance(feature, datasets.Value) and re.fullmatch(r"u?int\d+", feature.dtype) is not None
+
+
+def _stream_table(table: datasets.Dataset) -> _Stream:
+    num_shards = min(len(table), MAX_SHARDS_OF_A_TABLE)
+    size, larger = divmod(len(table), num_shards)
+    # `Dataset.shard` makes contiguous shards, the first ones longer by a row where they cannot be equal.
+    shards = [Shard(str(table.split), number * size + min(number, larger)) for number in range(num_shards)]
+    return _Stream(table.to_iterable_dataset(num_shards=num_shards), shards, len(table))
 
 
 def _choose_split(splits: Iterable[str], asked: str | None, flag: str, usual: tuple[str, ...]) -> str | None:

@@ -80,6 +80,31 @@ class ViewArguments:
                     raise ValueError(f"--{name} takes chances in [0, 1], got {value}")
 
 
+class TwoRandomCrops:
+    """
+    Cuts two random crops out of a picture, which depend on the picture and the seed alone.
+
+    Args:
+        image_shape (pair of `int`): Height and width of the crops in pixels.
+        arguments (`ViewArguments`): Ranges of the crops' area and ratio.
+    """
+
+    def __init__(self, image_shape: tuple[int, int], arguments: ViewArguments):
+        self.random_crop = RandomResizedCrop(
+            image_shape,
+            scale=tuple(arguments.crop_scale),
+            ratio=tuple(arguments.crop_ratio),
+            interpolation=InterpolationMode.BICUBIC,
+        )
+
+    def __call__(self, picture: Image.Image, seed: int) -> torch.Tensor:
+        """Two crops of the picture, uint8 `(2, channels, height, width)`."""
+        # torchvision draws from PyTorch's global generator; seeding its CPU half alone leaves devices in peace.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return torch.stack([F.pil_to_tensor(self.random_crop(picture)) for _ in range(2)])
+
+
 class TwoCropsDataset(torch.utils.data.Dataset):
     """
     Pictures as two random crops each. An item is asked for by (index, seed), so its crops are the same in any worker.
@@ -97,12 +122,7 @@ class TwoCropsDataset(torch.utils.data.Dataset):
     def __init__(self, pictures: Dataset, image_shape: tuple[int, int], num_channels: int, arguments: ViewArguments):
         self.pictures = pictures
         self.num_channels = num_channels
-        self.random_crop = RandomResizedCrop(
-            image_shape,
-            scale=tuple(arguments.crop_scale),
-            ratio=tuple(arguments.crop_ratio),
-            interpolation=InterpolationMode.BICUBIC,
-        )
+        self.two_crops = TwoRandomCrops(image_shape, arguments)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -117,14 +137,8 @@ class TwoCropsDataset(torch.utils.data.Dataset):
                 unreadable.append(str(problem))
                 index = (index + 1) % len(self)
             else:
-                return {"crops": self._two_crops(picture, seed), "unreadable": unreadable}
+                return {"crops": self.two_crops(picture, seed), "unreadable": unreadable}
         raise UnreadablePicture(f"{len(unreadable)} pictures in a row, the last of them {unreadable[-1]}")
-
-    def _two_crops(self, picture: Image.Image, seed: int) -> torch.Tensor:
-        # torchvision draws from PyTorch's global generator; seeding its CPU half alone leaves devices in peace.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return torch.stack([F.pil_to_tensor(self.random_crop(picture)) for _ in range(2)])
 
 
 def collate_crops(items: list[dict]) -> dict:

@@ -14,6 +14,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
 from modeling_sit.cli.errors import UserError
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
@@ -504,6 +505,153 @@ def test_a_configuration_is_the_hubs(tmp_path, form):
     assert "--dataset_config_name" in load_error(dataset, dataset_config_name="small")
 
 
+# Streams: the same pictures as they come.
+
+
+def stream(dataset, **flags):
+    """Load a stream, and check it against the set as it is without streaming."""
+    pictures, plain = load_pictures(str(dataset), streaming=True, **flags), load(dataset, **flags)
+    for split in ("train", "validation"):
+        rows, table = getattr(pictures, split), getattr(plain, split)
+        assert (rows is None) == (table is None)
+        if rows is not None:
+            assert isinstance(rows, datasets.IterableDataset) and rows.features["image"] == datasets.Image(
+                decode=False
+            )
+            assert [row["image"] for row in rows] == table["image"][:]
+            assert values_of(rows) == values_of(table)
+    assert (pictures.name, pictures.splits) == (plain.name, plain.splits)
+    if plain.train is not None:
+        assert pictures.num_train in (None, plain.num_train) and plain.num_train == len(plain.train)
+        assert len(pictures.train_shards) == pictures.train.num_shards and plain.train_shards is None
+    return pictures
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("decoded a picture"))
+
+
+def labels_in(rows):
+    return [row["label"] for row in rows]
+
+
+@pytest.mark.parametrize("form", ["folder", "digits", "saved"])
+def test_tables_are_streamed(tmp_path, form, monkeypatch, no_decoding):
+    if form == "folder":
+        write_pictures(tmp_path, {f"{'ab'[value % 2]}/{value}.png": value for value in range(7)})
+    elif form == "saved":
+        saved_splits().save_to_disk(tmp_path)
+    monkeypatch.setattr("modeling_sit.data.sources.MAX_SHARDS_OF_A_TABLE", 4)
+    dataset = "digits" if form == "digits" else tmp_path
+    pictures, plain = load_pictures(str(dataset), streaming=True), load(dataset)
+    assert pictures.train.features == plain.train.features and pictures.label_names == plain.label_names
+    assert list(pictures.train.take(9)) == [plain.train[row] for row in range(min(9, len(plain.train)))]
+    assert pictures.num_train == len(plain.train) and pictures.train.num_shards == 4
+    for number, shard in enumerate(pictures.train_shards):
+        first = next(iter(pictures.train.shard(num_shards=4, index=number)))
+        assert shard.name == "train" and plain.train[shard.first_row] == first
+
+
+def test_parquet_is_streamed(tmp_path, no_decoding):
+    label = datasets.ClassLabel(names=["x", "y"])
+    for name, values in {"train-0": [1, 2, 3], "train-1": [], "train-2": [4, 5], "test": [6]}.items():
+        rows = {"photo": [{"bytes": png(value), "path": None} for value in values], "cls": [1] * len(values)}
+        features = datasets.Features({"photo": datasets.Image(), "cls": label, "note": datasets.Value("string")})
+        rows["note"] = ["n"] * len(values)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{name}.parquet")
+    pictures = stream(tmp_path)
+    assert pictures.num_train == 5 and pictures.label_names == ["x", "y"]
+    assert dict(pictures.train.features) == {"image": datasets.Image(decode=False), "label": label}
+    assert labels_in(pictures.train) == [1] * 5 and labels_in(pictures.validation) == [1]
+    assert [shard.name for shard in pictures.train_shards] == [
+        f"{tmp_path}/train-{number}.parquet" for number in (0, 2)
+    ]
+    assert stream(tmp_path / "train-0.parquet").num_train == 3
+
+
+def test_a_stream_is_not_copied_to_the_disk(tmp_path):
+    write_parquet(tmp_path / "data" / "train.parquet", range(9))
+    list(load_pictures(str(tmp_path / "data"), streaming=True).train)
+    assert not list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
+
+
+def test_tars_are_streamed(tmp_path, no_decoding):
+    write_tar(tmp_path / "train-0.tar", {"0.png": png(0), "0.cls": b"4", "1.png": png(1), "1.cls": b"2"})
+    write_tar(tmp_path / "train-1.tar", {"2.png": png(2), "2.cls": b"3"})
+    pictures = stream(tmp_path)
+    assert pictures.num_train is None and pictures.validation is None
+    # Which classes there are, only the whole stream tells.
+    assert labels_in(pictures.train) == [4, 2, 3] and pictures.label_names is None
+    assert [shard.name for shard in pictures.train_shards] == [f"{tmp_path}/train-{number}.tar" for number in (0, 1)]
+
+
+def test_encoded_columns_are_streamed(tmp_path, no_decoding):
+    binary = pa.table({"content": [png(1), png(2)], "label": ["a", "b"]})
+    pq.write_table(binary, tmp_path / "train.parquet")
+    pictures = stream(tmp_path)
+    assert list(pictures.train.features) == ["image"] and pictures.label_names is None
+    message = load_error(tmp_path, streaming=True, label_column="label")
+    assert "--label_column label" in message and "class labels or integers" in message
+
+
+def test_streams_of_other_labels(tmp_path):
+    for split, names in {"train": ["a", "b"], "test": ["b", "a"]}.items():
+        write_parquet(tmp_path / f"{split}.parquet", [0, 1], label=[0, 1])
+        rows = datasets.Dataset.from_parquet(str(tmp_path / f"{split}.parquet"))
+        rows.cast_column("label", datasets.ClassLabel(names=names)).to_parquet(tmp_path / f"{split}.parquet")
+    assert list(stream(tmp_path).train.features) == ["image"]
+    assert "the same in all its splits" in load_error(tmp_path, streaming=True, label_column="label")
+    assert list(stream(tmp_path, validation_split="train").train.features) == ["image", "label"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar"])
+def test_mistakes_with_streams(tmp_path, form):
+    if form == "parquet":
+        write_parquet(tmp_path / "train.parquet", range(2), other=[0, 1])
+        write_parquet(tmp_path / "test.parquet", [])
+        assert "split test is empty" in load_error(tmp_path, streaming=True)
+    else:
+        write_tar(tmp_path / "train.tar", {"0.png": png(0), "0.other": b"1"})
+        write_tar(tmp_path / "test.tar", {"0.jpg": png(0)})
+        assert "split test has no column png" in load_error(tmp_path, streaming=True, image_column="png")
+    assert "--image_column no: no such column, only" in load_error(tmp_path, streaming=True, image_column="no")
+    assert "--train_split no: no such split" in load_error(tmp_path, streaming=True, train_split="no")
+    (tmp_path / f"train.{form}").write_bytes(b"damaged")
+    assert f"train.{form}" in load_error(tmp_path, streaming=True)
+
+
+def test_hub_streams(monkeypatch, no_decoding):
+    """With all that a stream from the Hub can have: decoding on the way, counts of rows or none, no known features."""
+    calls = []
+    options = ParquetConfig()
+    train = saved_splits().to_iterable_dataset(num_shards=3).decode(num_threads=2)
+    train.info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=6)})
+    untyped = datasets.IterableDataset.from_generator(lambda: iter([{"image": png(7), "label": 1}]))
+    assert untyped.features is None
+
+    class Builder:
+        config = options
+
+        def as_streaming_dataset(self, split):
+            assert split is None
+            return datasets.IterableDatasetDict({"train": train, "raw": untyped})
+
+    def load_dataset_builder(*args, **kwargs):
+        calls.append((args, kwargs))
+        return Builder()
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    pictures = load_pictures("someone/some-pictures", streaming=True, dataset_config_name="small")
+    assert calls == [(("someone/some-pictures",), {"name": "small"})]
+    assert options.fragment_scan_options.pre_buffer is False
+    assert pictures.num_train == 6 and values_of(pictures.train) == list(range(6))
+    assert labels_in(pictures.train) == saved_splits()["species"][:]
+    assert [shard.name for shard in pictures.train_shards] == [f"shard {number} of train" for number in range(3)]
+    raw = load_pictures("someone/some-pictures", streaming=True, train_split="raw")
+    assert values_of(raw.train) == [7] and raw.num_train is None
+
+
 # Columns.
 
 
@@ -822,3 +970,14 @@ def test_file_name_that_is_not_utf_8(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
     assert "caf\\udce9.png" in load_error(tmp_path)
+
+
+@pytest.mark.parametrize("dataset", ["no_such_folder", "someone/no-such-data-set"])
+def test_hub_streams_out_of_reach(dataset):
+    message = load_error(dataset, streaming=True)
+    assert "no such file or folder" in message and "Hub" in message
+
+
+def test_compressed_tars_are_streamed(tmp_path):
+    write_tar(tmp_path / "train.tar.gz", {"0.png": png(5), "1.png": png(6)}, mode="w:gz")
+    assert values_of(stream(tmp_path).train) == [5, 6]
