@@ -11,22 +11,30 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from torch.nn import SyncBatchNorm
 from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from modeling_sit import SiTForPreTraining, SiTForPreTrainingOutput, SiTImageProcessor
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
-from modeling_sit.data.loading import UnreadablePictures, crop_for_preview, naming_unreadable, read_batches
-from modeling_sit.data.sampling import MONITOR, PREVIEW, STEP, PictureBatches, derive_seed
+from modeling_sit.data.loading import (
+    UnreadablePictures,
+    create_crops,
+    create_loader,
+    crop_first_pictures,
+    is_streamed,
+    read_batches,
+)
+from modeling_sit.data.sampling import MONITOR, PREVIEW, STEP, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
-from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, collate_crops, rotate_views
+from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
+from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, rotate_views
 from modeling_sit.evaluation.monitors import MonitorArguments, OnlineMonitors
 from modeling_sit.training.arguments import (
     CorruptionArguments,
@@ -36,6 +44,7 @@ from modeling_sit.training.arguments import (
     create_processor,
     num_workers,
 )
+from modeling_sit.training.batch_norm import synchronize_batch_norm
 from modeling_sit.training.checkpoints import (
     RunState,
     delete_checkpoints_after,
@@ -43,9 +52,11 @@ from modeling_sit.training.checkpoints import (
     load_checkpoint,
     prepare_output_dir,
     read_run_state,
+    read_stream_state,
     save_checkpoint,
 )
-from modeling_sit.training.contrast import gather_projections
+from modeling_sit.training.contrast import gather_projections, mean_num_corrupted_pixels
+from modeling_sit.training.engines import clip_gradients, create_accelerator, prepare_student
 from modeling_sit.training.export import export_model
 from modeling_sit.training.model_card import typed_command, write_pretraining_card
 from modeling_sit.training.optimization import create_optimizer, set_hyperparameters
@@ -67,7 +78,14 @@ TEST_SPLITS = ("test", "testing")
 
 def main() -> None:
     parser = RecipeArgumentParser(
-        (PretrainingArguments, ModelArguments, CorruptionArguments, ViewArguments, MonitorArguments),
+        (
+            PretrainingArguments,
+            StreamingArguments,
+            ModelArguments,
+            CorruptionArguments,
+            ViewArguments,
+            MonitorArguments,
+        ),
         description="Pretrain a Vision Transformer on your own pictures, without labels.",
     )
     with one_line_errors():
@@ -104,20 +122,26 @@ class Pretraining:
         if self.student.config.rotation_weight > 0:
             clean_views, rotation_labels = rotate_views(clean_views)
         corrupted_views, corruption_mask = corrupt_views(self.processor, clean_views)
+        num_corrupted_pixels = None
+        if corruption_mask is not None:
+            num_corrupted_pixels = mean_num_corrupted_pixels(accelerator, corruption_mask)
         teacher_projections, offset = self.project_clean_views(clean_views)
         with accelerator.accumulate(self.wrapped_student):
-            output = self.wrapped_student(
-                corrupted_views,
-                target_pixel_values=clean_views,
-                corruption_mask=corruption_mask if corrupts_pixels(self.processor) else None,
-                teacher_projections=teacher_projections,
-                teacher_projections_offset=offset,
-                rotation_labels=rotation_labels,
-            )
+            with accelerator.autocast():
+                output = self.wrapped_student(
+                    corrupted_views,
+                    target_pixel_values=clean_views,
+                    corruption_mask=corruption_mask,
+                    num_corrupted_pixels=num_corrupted_pixels,
+                    teacher_projections=teacher_projections,
+                    teacher_projections_offset=offset,
+                    gather_projections=partial(gather_projections, accelerator),
+                    rotation_labels=rotation_labels,
+                )
             accelerator.backward(output.loss)
             if accelerator.sync_gradients:
                 max_norm = self.arguments.max_grad_norm or float("inf")
-                gradient_norm = accelerator.clip_grad_norm_(self.wrapped_student.parameters(), max_norm)
+                gradient_norm = clip_gradients(accelerator, self.wrapped_student, max_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
         if accelerator.sync_gradients and self.teacher is not None:
@@ -135,6 +159,7 @@ class Pretraining:
 
 def pretrain(
     arguments: PretrainingArguments,
+    streaming_arguments: StreamingArguments,
     model_arguments: ModelArguments,
     corruption_arguments: CorruptionArguments,
     view_arguments: ViewArguments,
@@ -144,27 +169,37 @@ def pretrain(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     output_dir = Path(arguments.output_dir)
-    accelerator = Accelerator(
+    accelerator = create_accelerator(
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         log_with=choose_trackers(arguments.report_to) or None,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
     )
-    pictures = run_main_process_first(accelerator, lambda: load_training_pictures(arguments))
-    settings = {
-        name: value
-        for group in (arguments, model_arguments, corruption_arguments, view_arguments, monitor_arguments)
-        for name, value in asdict(group).items()
-    }
+    pictures = run_main_process_first(
+        accelerator, lambda: load_training_pictures(arguments, streaming_arguments.streaming)
+    )
+    groups = (
+        arguments,
+        streaming_arguments,
+        model_arguments,
+        corruption_arguments,
+        view_arguments,
+        monitor_arguments,
+    )
+    settings = {name: value for group in groups for name, value in asdict(group).items()}
 
     with fail_together(accelerator):
-        config = create_config(model_arguments, len(pictures.train))
+        config = create_config(model_arguments, pictures.num_train)
         processor = create_processor(config, model_arguments, corruption_arguments)
         augment = create_augmentation(view_arguments, processor).to(accelerator.device)
-        schedules = plan_schedules(arguments, len(pictures.train), accelerator.num_processes)
+        schedules = plan_schedules(
+            arguments, pictures.num_train, accelerator.num_processes, streaming_arguments.streaming
+        )
         student = create_student(config, model_arguments, arguments.seed).to(accelerator.device)
-        crops_dataset = TwoCropsDataset(pictures.train, config.image_shape, config.num_channels, view_arguments)
-        preview_crops = crop_first_pictures(crops_dataset, arguments)
+        crops = create_crops(pictures, config.image_shape, config.num_channels, view_arguments)
+        preview_crops = crop_first_pictures(
+            pictures, crops, NUM_PREVIEW_PICTURES, seeds=partial(derive_seed, arguments.seed, PREVIEW)
+        )
         monitors = OnlineMonitors(
             monitor_arguments,
             pictures,
@@ -175,18 +210,20 @@ def pretrain(
             batch_size=arguments.per_device_train_batch_size,
             num_workers=choose_num_workers(arguments, accelerator),
         )
+    student = synchronize_batch_norm(student)
     teacher = Teacher(student) if config.use_teacher and config.contrastive_weight > 0 else None
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        student, teacher = (model and SyncBatchNorm.convert_sync_batchnorm(model) for model in (student, teacher))
     optimizer = create_optimizer(student, (arguments.adam_beta1, arguments.adam_beta2), accelerator.device)
-    wrapped_student, optimizer = accelerator.prepare(student, optimizer)
+    wrapped_student, optimizer = prepare_student(accelerator, student, optimizer)
+    if teacher is not None:
+        teacher.spread(student)
     pretraining = Pretraining(
         accelerator, augment, processor, student, wrapped_student, teacher, optimizer, schedules, arguments
     )
     wrapped_student.train()
     accelerator.print(describe_run(pictures, pretraining))
     if arguments.dry_run:
-        loader = create_loader(crops_dataset, pretraining, 0, num_rehearsed_steps(schedules))
+        num_batches = num_rehearsed_steps(schedules) * schedules.batches_per_step
+        loader = load_batches(pictures, crops, pretraining, streaming_arguments, 0, num_batches)
         with closing(read_batches(loader, arguments.dataset)) as batches:
             rehearsal = rehearse(batches, pretraining.train_on, schedules, accelerator)
         accelerator.print(describe_plan(rehearsal, student, teacher, schedules, arguments, accelerator))
@@ -200,8 +237,8 @@ def pretrain(
         processor,
         schedules,
         pictures,
-        accelerator.num_processes,
-        accelerator.mixed_precision,
+        accelerator,
+        streaming_arguments.shuffle_buffer_size,
     )
     checkpoint = share_main_process_result(accelerator, lambda: prepare_output_dir(output_dir, arguments))
     resumed = resume(pretraining, checkpoint, determined_by) if checkpoint is not None else None
@@ -210,7 +247,15 @@ def pretrain(
     start_trackers(accelerator, output_dir, settings, first_step)
 
     unreadable = UnreadablePictures(arguments.on_bad_image, resumed.unreadable if resumed is not None else [])
-    loader = create_loader(crops_dataset, pretraining, first_step, schedules.num_steps)
+    first_batch = first_step * schedules.batches_per_step
+    num_batches = schedules.num_steps * schedules.batches_per_step - first_batch
+    stream_state = None
+    with fail_together(accelerator):
+        if checkpoint is not None and is_streamed(pictures):
+            stream_state = read_stream_state(checkpoint, accelerator.process_index)
+        loader = load_batches(
+            pictures, crops, pretraining, streaming_arguments, first_batch, num_batches, stream_state
+        )
     with (
         closing(read_batches(loader, arguments.dataset)) as batches,
         StopRequest(accelerator) as stop_request,
@@ -224,7 +269,6 @@ def pretrain(
             monitored=monitors.chosen,
         ) as progress,
     ):
-        first_batch = first_step * schedules.batches_per_step
         for number, batch in enumerate(progress.wait_for(batches), start=first_batch):
             unreadable.add(batch["unreadable"])
             if accelerator.num_processes == 1:
@@ -239,6 +283,7 @@ def pretrain(
             step = progress.step
             stopped_by = stop_request.agreed()
             is_last = step == schedules.num_steps
+            epoch = loader.epoch if is_streamed(pictures) else schedules.epoch(step)
             saves = is_last or stopped_by or is_due(step, arguments.checkpointing_steps, schedules)
             logs = is_last or step % arguments.logging_steps == 0
             if saves or logs:
@@ -246,14 +291,14 @@ def pretrain(
                     check_losses(progress, schedules.batches_per_step, output_dir)
                     unreadable.check()
             if logs:
-                progress.tell(schedules.epoch(step), schedules.at(step - 1))
+                progress.tell(epoch, schedules.at(step - 1))
             with progress.off_the_clock():
                 if is_due(step, arguments.preview_steps, schedules) or (is_last and arguments.preview_steps != 0):
                     path, seed = preview_path(output_dir, step), derive_seed(arguments.seed, PREVIEW)
                     save_preview(accelerator, student, processor, preview_crops, path, seed)
                     progress.tell_preview(path)
                 if is_due(step, monitor_arguments.monitor_steps, schedules) or is_last:
-                    progress.tell_monitors(schedules.epoch(step), monitors.run(student, teacher))
+                    progress.tell_monitors(epoch, monitors.run(student, teacher))
                 if saves and arguments.checkpointing_steps != "no":
                     progress.sync_logs()
                     state = RunState(
@@ -264,7 +309,8 @@ def pretrain(
                         unreadable=unreadable.named_by_all(),
                         seconds=time.time() - started + (resumed.seconds if resumed is not None else 0),
                     )
-                    save_checkpoint(accelerator, teacher, output_dir, state)
+                    stream_state = loader.state_dict() if is_streamed(pictures) else None
+                    save_checkpoint(accelerator, teacher, output_dir, state, stream_state)
                     delete_old_checkpoints(accelerator, output_dir, arguments.checkpoints_total_limit)
                 if saves:
                     export_model(accelerator, student, teacher, processor, output_dir, arguments.export)
@@ -281,7 +327,7 @@ def pretrain(
                 output_dir,
                 settings={**settings, "export": arguments.export if teacher is not None else "student"},
                 command=typed_command(),
-                num_pictures=len(pictures.train),
+                num_pictures=pictures.num_train,
                 num_unreadable=num_unreadable,
                 schedules=schedules,
                 num_processes=accelerator.num_processes,
@@ -294,7 +340,7 @@ def pretrain(
     accelerator.end_training()
 
 
-def load_training_pictures(arguments: PretrainingArguments) -> Pictures:
+def load_training_pictures(arguments: PretrainingArguments, streaming: bool) -> Pictures:
     pictures = load_pictures(
         arguments.dataset,
         dataset_config_name=arguments.dataset_config_name,
@@ -302,6 +348,7 @@ def load_training_pictures(arguments: PretrainingArguments) -> Pictures:
         label_column=arguments.label_column,
         train_split=arguments.train_split,
         validation_split=arguments.validation_split,
+        streaming=streaming,
     )
     if pictures.train is None:
         raise UserError(
@@ -322,33 +369,28 @@ def create_augmentation(arguments: ViewArguments, processor: SiTImageProcessor) 
         raise UserError(str(problem)) from problem
 
 
-def crop_first_pictures(crops_dataset: TwoCropsDataset, arguments: PretrainingArguments) -> torch.Tensor:
-    """One crop each of the first pictures, for previews."""
-    indices = range(min(NUM_PREVIEW_PICTURES, len(crops_dataset)))
-    with naming_unreadable(arguments.dataset):
-        return crop_for_preview(
-            crops_dataset, [(index, derive_seed(arguments.seed, PREVIEW, index)) for index in indices]
-        )
-
-
-def create_loader(
-    crops_dataset: TwoCropsDataset, pretraining: Pretraining, first_step: int, last_step: int
-) -> DataLoader:
-    """Batches of this process for the steps from `first_step` (counted from 0) to before `last_step`."""
+def load_batches(
+    pictures: Pictures,
+    crops: TwoCropsDataset | StreamedCrops,
+    pretraining: Pretraining,
+    streaming_arguments: StreamingArguments,
+    first_batch: int,
+    num_batches: int,
+    stream_state: dict | None = None,
+) -> DataLoader | StreamingLoader:
+    """This process's batches from number `first_batch` of the run on."""
     arguments, accelerator = pretraining.arguments, pretraining.accelerator
-    batches_per_step = pretraining.schedules.batches_per_step
-    return DataLoader(
-        crops_dataset,
-        batch_sampler=PictureBatches(
-            len(crops_dataset),
-            arguments.per_device_train_batch_size,
-            arguments.seed,
-            start=first_step * batches_per_step,
-            stop=last_step * batches_per_step,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-        ),
-        collate_fn=collate_crops,
+    return create_loader(
+        pictures,
+        crops,
+        batch_size=arguments.per_device_train_batch_size,
+        seed=arguments.seed,
+        first_batch=first_batch,
+        num_batches=num_batches,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        shuffle_buffer_size=streaming_arguments.shuffle_buffer_size,
+        stream_state=stream_state,
         num_workers=choose_num_workers(arguments, accelerator),
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=leave_signals_to_the_loop,
@@ -385,27 +427,29 @@ def describe_run(pictures: Pictures, pretraining: Pretraining) -> str:
     }
     losses = [f"{weight:g} x {name}" for name, weight in weights.items() if weight > 0]
     backbone = sum(parameter.numel() for parameter in pretraining.student.vit.parameters()) / 1e6
+    num_pictures, length = "an unknown number of", ""
+    if pictures.num_train is not None:
+        num_pictures = f"{pictures.num_train:,}"
+        length = f" ({schedules.epoch(schedules.num_steps):.4g} epochs of {schedules.batches_per_epoch:,.4g} batches)"
     return (
-        f"{pictures.name}: {len(pictures.train):,} pictures, {schedules.batches_per_epoch:,} batches an epoch\n"
+        f"{pictures.name}: {num_pictures} pictures{', streamed' if is_streamed(pictures) else ''}\n"
         f"model: {backbone:.2f} M parameters in the backbone, {height} x {width} pixels in patches of "
         f"{config.patch_size}, losses {' + '.join(losses)}\n"
-        f"run: {schedules.num_steps:,} steps ({schedules.epoch(schedules.num_steps):.4g} epochs), "
+        f"run: {schedules.num_steps:,} steps{length}, "
         f"warm-up {schedules.num_warmup_steps:,}, peak learning rate {schedules.peak_learning_rate:.3g}, "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision "
         f"{accelerator.mixed_precision}"
     )
 
 
-def corrupt_views(processor: SiTImageProcessor, clean_views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Corrupt view 1 and view 2 apart, so that what replaces a place comes from another picture, not its other view."""
+def corrupt_views(processor: SiTImageProcessor, clean_views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Corrupt view 1 and view 2 apart, so that what replaces a place comes from another picture, not its other view.
+
+    Where the settings corrupt no pixel there is no mask, and the loss counts all pixels.
+    """
     corrupted, masks = zip(*(processor.corrupt(view) for view in clean_views.chunk(2)), strict=True)
-    return torch.cat(corrupted), torch.cat(masks)
-
-
-def corrupts_pixels(processor: SiTImageProcessor) -> bool:
-    """Whether there is a corrupted pixel to reconstruct; where there is none, the loss counts all."""
     ratios = [getattr(processor, f"{kind}_ratio")[1] for kind in processor.corruption.split("+") if kind != "none"]
-    return any(ratios)
+    return torch.cat(corrupted), torch.cat(masks) if any(ratios) else None
 
 
 def is_due(step: int, every: str | int | None, schedules: Schedules) -> bool:

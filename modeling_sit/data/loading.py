@@ -1,9 +1,10 @@
 """Batches of crops for the training loop, and what it says of pictures that cannot be read."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+import datasets
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
@@ -11,9 +12,13 @@ from tqdm import tqdm
 
 from modeling_sit.cli.errors import UserError
 from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.sampling import PictureBatches
+from modeling_sit.data.sources import Pictures
+from modeling_sit.data.streaming import StreamedCrops, StreamingLoader, first_pictures
+from modeling_sit.data.views import TwoCropsDataset, ViewArguments, collate_crops
 
 
-def read_batches(loader: DataLoader, dataset: str) -> Iterator[dict]:
+def read_batches(loader: DataLoader | StreamingLoader, dataset: str) -> Iterator[dict]:
     """The batches of a loader; closing this generator ends the loader's workers.
 
     Raises:
@@ -66,6 +71,90 @@ class UnreadablePictures:
             raise UserError(f"{min(self.known)} (--on_bad_image skip would go on without it)")
 
 
-def crop_for_preview(crops_dataset: torch.utils.data.Dataset, keys: list) -> torch.Tensor:
-    """One crop each of the items of these keys, `(pictures, channels, height, width)`, uint8."""
-    return torch.stack([crops_dataset[key]["crops"][0] for key in keys])
+def create_crops(
+    pictures: Pictures, image_shape: tuple[int, int], num_channels: int, arguments: ViewArguments
+) -> TwoCropsDataset | StreamedCrops:
+    """What decodes the training pictures and crops each of them twice."""
+    if is_streamed(pictures):
+        return StreamedCrops(image_shape, num_channels, arguments)
+    return TwoCropsDataset(pictures.train, image_shape, num_channels, arguments)
+
+
+def is_streamed(pictures: Pictures) -> bool:
+    return isinstance(pictures.train, datasets.IterableDataset)
+
+
+def crop_first_pictures(
+    pictures: Pictures, crops: TwoCropsDataset | StreamedCrops, count: int, seeds: Callable[[int], int]
+) -> torch.Tensor:
+    """One crop each of the first `count` pictures, or as many as there are, `(pictures, channels, height, width)`, uint8.
+
+    Args:
+        seeds (callable): From a picture's number to the seed of its crop.
+
+    Raises:
+        [`UserError`]: If they cannot be read.
+    """
+    with naming_unreadable(pictures.name):
+        if isinstance(crops, StreamedCrops):
+            first = first_pictures(pictures.train, count, pictures.train_shards)
+            items = crops.__getitems__([(picture, seeds(number)) for number, picture in enumerate(first)])
+        else:
+            items = [crops[number, seeds(number)] for number in range(min(count, len(crops)))]
+    return torch.stack([item["crops"][0] for item in items])
+
+
+def create_loader(
+    pictures: Pictures,
+    crops: TwoCropsDataset | StreamedCrops,
+    *,
+    batch_size: int,
+    seed: int,
+    first_batch: int,
+    num_batches: int,
+    process_index: int,
+    num_processes: int,
+    shuffle_buffer_size: int | None = None,
+    stream_state: dict | None = None,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    worker_init_fn: Callable[[int], None] | None = None,
+) -> DataLoader | StreamingLoader:
+    """Batches of one process, as [`collate_crops`] makes them.
+
+    Args:
+        pictures (`Pictures`): The data set; `crops` is of it.
+        batch_size (`int`): Pictures in a batch of one process.
+        seed (`int`): Seed of the order and of the crops.
+        first_batch (`int`): Number of the first batch, counted from the start of the run.
+        num_batches (`int`): How many batches.
+        process_index, num_processes (`int`): Which process this is, of how many.
+        shuffle_buffer_size, stream_state (*optional*): As of [`StreamingLoader`], for streamed pictures.
+        num_workers, pin_memory, worker_init_fn (*optional*): As of `torch.utils.data.DataLoader`.
+    """
+    reading = {"num_workers": num_workers, "pin_memory": pin_memory, "worker_init_fn": worker_init_fn}
+    if isinstance(crops, StreamedCrops):
+        return StreamingLoader(
+            pictures.train,
+            crops,
+            batch_size,
+            seed,
+            num_batches,
+            shuffle_buffer_size,
+            start_state=stream_state,
+            shards=pictures.train_shards,
+            num_pictures=pictures.num_train,
+            process_index=process_index,
+            num_processes=num_processes,
+            **reading,
+        )
+    batches = PictureBatches(
+        len(crops),
+        batch_size,
+        seed,
+        start=first_batch,
+        stop=first_batch + num_batches,
+        process_index=process_index,
+        num_processes=num_processes,
+    )
+    return DataLoader(crops, batch_sampler=batches, collate_fn=collate_crops, **reading)

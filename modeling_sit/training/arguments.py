@@ -216,8 +216,10 @@ class PretrainingArguments(DatasetArguments):
             )
 
 
-def create_config(arguments: ModelArguments, num_pictures: int) -> SiTConfig:
+def create_config(arguments: ModelArguments, num_pictures: int | None) -> SiTConfig:
     """The configuration that the flags describe, or that of `--model_name_or_path` with the flags' loss weights.
+
+    A stream of unknown length (`None`) counts as a large set.
 
     Raises:
         `UserError`: If a field does not exist or has a value that does not fit, or the checkpoint cannot be read.
@@ -229,7 +231,7 @@ def create_config(arguments: ModelArguments, num_pictures: int) -> SiTConfig:
     }
     settings = {name: weight for name, weight in settings.items() if weight is not None}
     settings = {**parse_config_overrides(arguments.config_overrides), **settings}
-    small_set_weight = {"reconstruction_weight": 5.0 if num_pictures < SMALL_SET else 1.0}
+    small_set_weight = {"reconstruction_weight": 5.0 if num_pictures is not None and num_pictures < SMALL_SET else 1.0}
     try:
         if arguments.model_name_or_path is None:
             sizes = {

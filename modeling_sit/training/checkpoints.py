@@ -16,6 +16,7 @@ from tqdm import tqdm
 from modeling_sit.cli.errors import UserError
 from modeling_sit.training.arguments import PretrainingArguments
 from modeling_sit.training.durable_files import UNFINISHED, flush, flush_files, naming_what_cannot_be_written
+from modeling_sit.training.engines import full_state_dict, load_full_state_dict
 from modeling_sit.training.processes import fail_together
 from modeling_sit.training.teacher import Teacher
 
@@ -86,12 +87,13 @@ def save_checkpoint(
     try:
         with fail_together(accelerator), naming_what_cannot_be_written(path, remedy):
             accelerator.save_state(str(unfinished))
+            teacher_state = full_state_dict(teacher.model) if teacher is not None else None
             if stream_state is not None:
                 (unfinished / stream_file(accelerator.process_index)).write_text(json.dumps(stream_state))
         with fail_together(accelerator), naming_what_cannot_be_written(path, remedy):
             if accelerator.is_main_process:
                 if teacher is not None:
-                    save_file(teacher.model.state_dict(), unfinished / TEACHER_FILE)
+                    save_file(teacher_state, unfinished / TEACHER_FILE)
                 (unfinished / STATE_FILE).write_text(json.dumps(asdict(state), indent=2))
                 digests = {str(file.relative_to(unfinished)): digest(file) for file in _files_in(unfinished)}
                 (unfinished / MANIFEST_FILE).write_text(json.dumps(digests, indent=2))
@@ -252,7 +254,7 @@ def load_checkpoint(accelerator: Accelerator, teacher: Teacher | None, path: Pat
     try:
         accelerator.load_state(str(path))
         if teacher is not None:
-            teacher.model.load_state_dict(load_file(path / TEACHER_FILE))
+            load_full_state_dict(teacher.model, load_file(path / TEACHER_FILE))
     # The readers raise nearly everything.
     except Exception as problem:
         raise UserError(

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
 from modeling_sit.training.durable_files import naming_what_cannot_be_written, replace_files
+from modeling_sit.training.engines import full_state_dict
 from modeling_sit.training.processes import fail_together
 from modeling_sit.training.teacher import Teacher
 
@@ -27,10 +29,13 @@ def export_model(
         [`UserError`]: If they cannot be written; what was there stays as it was.
     """
     exported = teacher.model if teacher is not None and export == "teacher" else student
-    state_dict = exported.state_dict()
+    state_dict = full_state_dict(exported)
     remedy = "what was there is as it was, and so are the checkpoints; make room, and go on from there"
     with fail_together(accelerator), naming_what_cannot_be_written(output_dir, remedy):
         if accelerator.is_main_process:
             with replace_files(output_dir) as unfinished:
-                student.save_pretrained(unfinished, state_dict=state_dict)
+                # A sharded student is of a class that PyTorch made, whose code would be saved in place of SiT's.
+                with torch.device("meta"):
+                    plain_model = SiTForPreTraining(student.config)
+                plain_model.save_pretrained(unfinished, state_dict=state_dict)
                 processor.save_pretrained(unfinished)

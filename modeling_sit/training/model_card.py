@@ -57,12 +57,12 @@ def write_pretraining_card(
         model_name=output_dir.resolve().name,
         model_id=str(output_dir),
         dataset=settings["dataset"],
-        num_pictures=f"{num_pictures:,}",
+        num_pictures="an unknown number of" if num_pictures is None else f"{num_pictures:,}",
         num_unreadable=num_unreadable,
         preview=f"previews/{previews[-1].name}" if previews else None,
         command=command,
         steps=f"{schedules.num_steps:,}",
-        epochs=f"{schedules.epoch(schedules.num_steps):.4g}",
+        epochs=_describe_epochs(schedules),
         total_batch_size=settings["per_device_train_batch_size"] * num_processes * schedules.batches_per_step,
         export=settings["export"],
         hardware=f"{num_processes} x {_describe_device(device)}",
@@ -112,6 +112,11 @@ def write_finetuning_card(
         versions=_describe_versions(),
         **report,
     ).save(output_dir / "README.md")
+
+
+def _describe_epochs(schedules: Schedules) -> str:
+    epochs = schedules.epoch(schedules.num_steps)
+    return "unknown" if epochs is None else f"{epochs:.4g}"
 
 
 def typed_command() -> str:

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import datasets
+from accelerate import Accelerator
 
 from modeling_sit import SiTConfig, SiTImageProcessor
 from modeling_sit.cli.errors import UserError
+from modeling_sit.data.loading import is_streamed
 from modeling_sit.data.sources import Pictures
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.training.arguments import PretrainingArguments
@@ -17,8 +18,8 @@ from modeling_sit.training.schedules import Schedules
 
 NUM_FINGERPRINTED_ROWS = 1000
 
-# What says how large the networks and the optimiser's state are: no flag makes a checkpoint fit others.
-SIZES = {
+# What a checkpoint's files are made for: no flag makes them fit others.
+FORM_OF_CHECKPOINTS = {
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -33,7 +34,11 @@ SIZES = {
     "projection_size",
     "projection_output_norm",
     "use_teacher",
+    "engine",
+    "streaming",
 }
+# What a stream's place hangs on, beside.
+FORM_OF_STREAMS = {"num_processes", "seed", "shuffle_buffer_size", "pictures"}
 # Of the flags: those that go into the outcome as they are. Others are in the configuration, processor and schedules.
 FLAGS = (
     "per_device_train_batch_size",
@@ -69,8 +74,8 @@ def determining_settings(
     processor: SiTImageProcessor,
     schedules: Schedules,
     pictures: Pictures,
-    num_processes: int,
-    mixed_precision: str,
+    accelerator: Accelerator,
+    shuffle_buffer_size: int | None,
 ) -> dict[str, Any]:
     """All that a run's outcome follows from, by name, as JSON knows it.
 
@@ -84,32 +89,41 @@ def determining_settings(
         **{name: getattr(arguments, name) for name in FLAGS},
         "max_train_steps": schedules.num_steps,
         "warmup_steps": schedules.num_warmup_steps,
-        "num_processes": num_processes,
-        "mixed_precision": mixed_precision,
-        "num_pictures": len(pictures.train),
-        "pictures": fingerprint(pictures.train, pictures.name),
+        "engine": "FSDP2" if accelerator.is_fsdp2 else "data parallel",
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "streaming": is_streamed(pictures),
+        "shuffle_buffer_size": shuffle_buffer_size,
+        "num_pictures": pictures.num_train,
+        "pictures": fingerprint(pictures),
     }
     return json.loads(json.dumps(settings))
 
 
-def fingerprint(split: datasets.Dataset, name: str) -> str:
-    """A short checksum that differs, nearly always, where the pictures differ or come in another order.
+def fingerprint(pictures: Pictures) -> str:
+    """A short checksum that differs, nearly always, where the training pictures differ or come in another order.
 
     It is made from the number of pictures and, for a thousand of them evenly spread, from the path below the data set's
-    folder and the number of encoded bytes. So a data set that was moved as a whole keeps its fingerprint.
-
-    Args:
-        split (`datasets.Dataset`): Column `image` of encoded pictures.
-        name (`str`): `--dataset`, which paths are taken relative to.
+    folder and the number of encoded bytes; of a stream, from the names of its shards. So a data set that was moved as a
+    whole keeps its fingerprint.
     """
-    rows = range(0, len(split), -(-len(split) // NUM_FINGERPRINTED_ROWS))
-    folder = Path(name).expanduser().absolute()
-    checksum = hashlib.blake2b(str(len(split)).encode(), digest_size=8)
-    for image in split.select(rows)["image"]:
-        path = Path((image or {}).get("path") or "")
-        path = path.relative_to(folder) if path.is_relative_to(folder) else path.name
-        checksum.update(f"{path} {len((image or {}).get('bytes') or b'')}\n".encode())
+    folder = Path(pictures.name).expanduser().absolute()
+    checksum = hashlib.blake2b(str(pictures.num_train).encode(), digest_size=8)
+    if is_streamed(pictures):
+        for shard in pictures.train_shards or ():
+            checksum.update(f"{_below(shard.name, folder)} {shard.first_row}\n".encode())
+    else:
+        rows = range(0, len(pictures.train), -(-len(pictures.train) // NUM_FINGERPRINTED_ROWS))
+        for image in pictures.train.select(rows)["image"]:
+            path, encoded = (image or {}).get("path") or "", (image or {}).get("bytes") or b""
+            checksum.update(f"{_below(path, folder)} {len(encoded)}\n".encode())
     return checksum.hexdigest()
+
+
+def _below(path: str, folder: Path) -> str:
+    """A path as it is below the folder; of a file elsewhere, such as a cache, its name."""
+    path = Path(path)
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
 
 
 def check_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: Path, allow_changes: bool) -> list[str]:
@@ -128,9 +142,10 @@ def check_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: P
     """
     names = [name for name in current if saved.get(name) != current[name]]
     differences = [f"{name}: {current[name]} (the checkpoint: {saved.get(name)})" for name in names]
-    sizes = [difference for name, difference in zip(names, differences, strict=True) if name in SIZES]
-    if sizes:
-        raise UserError(f"checkpoint {checkpoint} is of another model: {'; '.join(sizes)}")
+    fixed = FORM_OF_CHECKPOINTS | (FORM_OF_STREAMS if current["streaming"] else set())
+    unfit = [difference for name, difference in zip(names, differences, strict=True) if name in fixed]
+    if unfit:
+        raise UserError(f"checkpoint {checkpoint} is of another model, or in another form: {'; '.join(unfit)}")
     if differences and not allow_changes:
         raise UserError(
             f"checkpoint {checkpoint} was written by a run with other settings: {'; '.join(differences)}. Give the same "

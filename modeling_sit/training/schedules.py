@@ -33,7 +33,8 @@ class Schedules:
     Args:
         num_steps (`int`): Optimiser steps.
         num_warmup_steps (`int`): Steps of the learning rate's linear rise.
-        batches_per_epoch (`int`): Batches of each process in an epoch.
+        batches_per_epoch (`float`, *optional*): Batches of each process in an epoch; whole where epochs begin with a batch
+            of their own. `None` for a stream of unknown length.
         batches_per_step (`int`): Batches that a step adds up.
         peak_learning_rate (`float`): Learning rate after the warm-up.
         min_learning_rate (`float`): Learning rate of the last step.
@@ -43,7 +44,7 @@ class Schedules:
 
     num_steps: int
     num_warmup_steps: int
-    batches_per_epoch: int
+    batches_per_epoch: float | None
     batches_per_step: int
     peak_learning_rate: float
     min_learning_rate: float
@@ -61,36 +62,51 @@ class Schedules:
             "teacher_momentum": cosine(self.teacher_momentum, 1.0, way),
         }
 
-    def epoch(self, steps: int) -> float:
-        """How many times `steps` steps have seen each picture."""
+    def epoch(self, steps: int) -> float | None:
+        """How many times `steps` steps have seen each picture; `None` where that is not known."""
+        if self.batches_per_epoch is None:
+            return None
         return steps * self.batches_per_step / self.batches_per_epoch
 
 
-def plan_schedules(arguments: PretrainingArguments, num_pictures: int, num_processes: int) -> Schedules:
-    """The schedules that the flags describe, for a set of `num_pictures`.
+def plan_schedules(
+    arguments: PretrainingArguments, num_pictures: int | None, num_processes: int, streaming: bool = False
+) -> Schedules:
+    """The schedules that the flags describe.
+
+    Args:
+        arguments (`PretrainingArguments`): The flags.
+        num_pictures (`int`, *optional*): Pictures of the data set; `None` for a stream of unknown length.
+        num_processes (`int`): How many processes share them.
+        streaming (`bool`, *optional*, defaults to `False`): Whether batches go on from one epoch into the next.
 
     Raises:
-        [`UserError`]: If the pictures do not fill one batch.
+        [`UserError`]: If the pictures do not fill one batch, or a stream's length would have to be known.
     """
     batch_size = arguments.per_device_train_batch_size * num_processes
-    batches_per_epoch = num_pictures // batch_size
-    if num_pictures < num_processes:
-        raise UserError(
-            f"--dataset {arguments.dataset} has {num_pictures} pictures, fewer than the {num_processes} processes: start "
-            "fewer of them"
-        )
-    if batches_per_epoch == 0:
-        raise UserError(
-            f"--dataset {arguments.dataset} has {num_pictures} pictures, fewer than one batch of {batch_size}: set "
-            f"--per_device_train_batch_size to {num_pictures // num_processes} or less"
-        )
     batches_per_step = arguments.gradient_accumulation_steps
-    steps_per_epoch = batches_per_epoch / batches_per_step
-    num_steps = arguments.max_train_steps or math.ceil(arguments.num_train_epochs * steps_per_epoch)
+    if num_pictures is None:
+        batches_per_epoch = None
+        for given, flag in (
+            (arguments.max_train_steps is not None, "--max_train_steps"),
+            (arguments.checkpointing_steps != "epoch", "--checkpointing_steps N"),
+        ):
+            if not given:
+                raise UserError(
+                    f"--dataset {arguments.dataset} does not tell how many pictures it has, so an epoch has no length: give "
+                    f"{flag}"
+                )
+        num_steps = arguments.max_train_steps
+        num_warmup_steps = num_steps // 10
+    else:
+        batches_per_epoch = _batches_per_epoch(arguments, num_pictures, num_processes, streaming)
+        steps_per_epoch = batches_per_epoch / batches_per_step
+        num_steps = arguments.max_train_steps or math.ceil(arguments.num_train_epochs * steps_per_epoch)
+        num_warmup_steps = min(round(arguments.warmup_epochs * steps_per_epoch), num_steps // 10)
     decay_end = arguments.weight_decay if arguments.weight_decay_end is None else arguments.weight_decay_end
     return Schedules(
         num_steps=num_steps,
-        num_warmup_steps=min(round(arguments.warmup_epochs * steps_per_epoch), num_steps // 10),
+        num_warmup_steps=num_warmup_steps,
         batches_per_epoch=batches_per_epoch,
         batches_per_step=batches_per_step,
         peak_learning_rate=arguments.base_learning_rate * batch_size * batches_per_step / 256,
@@ -98,3 +114,22 @@ def plan_schedules(arguments: PretrainingArguments, num_pictures: int, num_proce
         weight_decay=(arguments.weight_decay, decay_end),
         teacher_momentum=arguments.teacher_momentum,
     )
+
+
+def _batches_per_epoch(
+    arguments: PretrainingArguments, num_pictures: int, num_processes: int, streaming: bool
+) -> float:
+    batch_size = arguments.per_device_train_batch_size * num_processes
+    if num_pictures < num_processes:
+        raise UserError(
+            f"--dataset {arguments.dataset} has {num_pictures} pictures, fewer than the {num_processes} processes: start "
+            "fewer of them"
+        )
+    if streaming:
+        return num_pictures / batch_size
+    if num_pictures < batch_size:
+        raise UserError(
+            f"--dataset {arguments.dataset} has {num_pictures} pictures, fewer than one batch of {batch_size}: set "
+            f"--per_device_train_batch_size to {num_pictures // num_processes} or less"
+        )
+    return num_pictures // batch_size
