@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from modeling_sit.cli.errors import tells_errors
+
 
 @dataclass
 class DatasetArguments:
@@ -49,7 +51,7 @@ class RecipeArgumentParser(HfArgumentParser):
         )
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n" if tells_errors() else None)
 
     def parse(self, argv: list[str] | None = None) -> tuple[Any, ...]:
         """Parse `[RECIPE.yaml] --flag value ...` into the dataclasses, one instance each, in their order.

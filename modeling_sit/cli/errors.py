@@ -1,9 +1,11 @@
 """How a program tells its user of a mistake: one line that names the culprit and the remedy, never a traceback."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from accelerate.state import is_initialized
 from tqdm.auto import tqdm
 
 
@@ -17,9 +19,15 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        # Not behind a progress bar, on a line of its own.
-        tqdm.write("error: " + " ".join(str(error).split()), file=sys.stderr)
+        if tells_errors():
+            # Not behind a progress bar, on a line of its own.
+            tqdm.write("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         tqdm.write("error: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def tells_errors() -> bool:
+    """Whether this process is to tell its errors: until the processes of a run know of each other, all make the same."""
+    return is_initialized() or os.environ.get("RANK", "0") == "0"

@@ -83,7 +83,9 @@ class RunProgress:
         self._started = time.perf_counter()
         self._start_window()
         if window is not None:
-            self._losses = list(torch.tensor(window["losses"], device=accelerator.device).unbind())
+            # Of a checkpoint of fewer processes, those beyond have none.
+            mine = window["losses"][accelerator.process_index :][:1]
+            self._losses = [torch.tensor(batch, device=accelerator.device) for batches in mine for batch in batches]
             self._num_pictures, self._waited = window["num_pictures"], window["waited"]
             self._window_started -= window["elapsed"]
 
@@ -94,9 +96,9 @@ class RunProgress:
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted since the last telling, as JSON knows it. Every process must call this, after [`check`]."""
-        losses = []
+        losses = []  # of each process, of each batch
         if self._losses:
-            losses = self.accelerator.reduce(torch.stack(self._losses), reduction="mean").tolist()
+            losses = self.accelerator.gather(torch.stack(self._losses)[None]).tolist()
         return {
             "losses": losses,
             "num_pictures": self._num_pictures,

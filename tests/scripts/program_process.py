@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import socket
 import sys
 from pathlib import Path
 
@@ -35,11 +36,20 @@ class ProgramProcess(forking.Process):
         flags: Its flags.
         log (`Path`): File that gets what it says.
         max_file_size (`int`, *optional*): Bytes that it can write to a file; beyond, writing fails as on a full disk.
+        environment (`dict`, *optional*): Variables of its environment.
     """
 
-    def __init__(self, name: str, *flags, log: Path, max_file_size: int | None = None):
+    def __init__(
+        self,
+        name: str,
+        *flags,
+        log: Path,
+        max_file_size: int | None = None,
+        environment: dict[str, str] | None = None,
+    ):
+        arguments = (name, [str(flag) for flag in flags], str(log), max_file_size, environment or {})
         # No daemon: it has dataloader workers of its own.
-        super().__init__(target=run, args=(name, [str(flag) for flag in flags], str(log), max_file_size), daemon=False)
+        super().__init__(target=run, args=arguments, daemon=False)
         self.log = log
 
     def wait(self, seconds: float = 120) -> int:
@@ -55,8 +65,31 @@ class ProgramProcess(forking.Process):
         (os.killpg if group else os.kill)(self.pid, number)
 
 
-def run(name: str, flags: list[str], log: str, max_file_size: int | None) -> None:
+def start_together(name: str, *flags, log: Path, count: int = 2) -> list[ProgramProcess]:
+    """Start a program in several processes of one run on the CPU, as `torchrun` does; process 0 is the main one."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    processes = []
+    for rank in range(count):
+        environment = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "ACCELERATE_USE_CPU": "true",
+        }
+        environment = {variable: str(value) for variable, value in environment.items()}
+        processes.append(ProgramProcess(name, *flags, log=log, environment=environment))
+        processes[-1].start()
+    return processes
+
+
+def run(name: str, flags: list[str], log: str, max_file_size: int | None, environment: dict[str, str]) -> None:
     os.setsid()
+    os.environ.update(environment)
     # Its dataloader workers start as those of a program do that was called from a shell.
     multiprocessing.set_start_method(None, force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -652,7 +652,7 @@ class TestSettings:
     def test_without_a_teacher(self, pretrain, monkeypatch):
         losses = []
 
-        def slow_nt_xent(projections, temperature):
+        def slow_nt_xent(projections, temperature, *everyones):
             views = torch.nn.functional.normalize(projections, dim=-1)
             terms = []
             for one in range(len(views)):
@@ -661,7 +661,7 @@ class TestSettings:
                 terms.append(others.logsumexp(0) - same)
             if projections.requires_grad:  # not those of a preview
                 losses.append(torch.stack(terms).mean().item())
-            return modeling_sit.losses.nt_xent_loss(projections, temperature)
+            return modeling_sit.losses.nt_xent_loss(projections, temperature, *everyones)
 
         monkeypatch.setattr("modeling_sit.modeling_sit.nt_xent_loss", slow_nt_xent)
         folder = pretrain(steps=2, use_teacher="false")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from program_process import ProgramProcess
+from program_process import ProgramProcess, start_together
 from safetensors.torch import load_file
 
 NUM_STEPS = 16
@@ -228,4 +228,128 @@ class TestFullDisk:
 
         process = start(folder, "--resume_from_checkpoint", "auto")
         assert process.wait() == 0
+        assert_same_run(folder, whole)
+
+
+STREAMING = ("--streaming", "--shuffle_buffer_size", 300)
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("streamed")
+    process = ProgramProcess("pretrain", *flags_for(folder / "out", *STREAMING), log=folder / "log")
+    process.start()
+    assert process.wait() == 0, process.log.read_text()
+    return folder / "out"
+
+
+class TestStreamed:
+    """Streams, too, go on at the very picture."""
+
+    def test_killed_and_stopped_on_the_way(self, start, streamed, tmp_path):
+        folder, draws = tmp_path / "out", random.Random(3)
+        for step, workers in ((2, 0), (6, 2), (10, 1)):
+            flags = ["--resume_from_checkpoint", "auto", "--dataloader_num_workers", workers, *STREAMING]
+            process = start(folder, *flags)
+            wait_for_step(process, folder, step)
+            number = draws.choice((signal.SIGKILL, signal.SIGTERM))
+            process.signal(number, group=True)
+            assert process.wait() in (-signal.SIGKILL, 143), process.log.read_text()
+        process = start(folder, "--resume_from_checkpoint", "auto", *STREAMING)
+        assert process.wait() == 0, process.log.read_text()
+        assert_same_run(folder, streamed)
+
+    def test_place_of_another_stream_is_refused(self, start, streamed):
+        flags = [*STREAMING[:-1], 90, "--resume_from_checkpoint", "auto", "--allow_changed_settings"]
+        process = start(streamed, *flags)
+        assert process.wait() == 1
+        assert "shuffle_buffer_size: 90 (the checkpoint: 300)" in process.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    processes = start_together("pretrain", *flags_for(folder / "out"), log=folder / "log")
+    assert [process.wait() for process in processes] == [0, 0], (folder / "log").read_text()
+    said = (folder / "log").read_text()
+    assert said.count("step 5/16") == said.count("done:") == 1
+    return folder / "out"
+
+
+class TestSeveralProcesses:
+    """Two processes of one run, on the CPU."""
+
+    @pytest.fixture
+    def start_two(self, tmp_path):
+        def start_two(output_dir: Path, *flags) -> list[ProgramProcess]:
+            return start_together("pretrain", *flags_for(output_dir, *flags), log=tmp_path / "log")
+
+        return start_two
+
+    def test_killed_and_stopped_on_the_way(self, start_two, whole_of_two, tmp_path):
+        folder = tmp_path / "out"
+        processes = start_two(folder)
+        wait_for_step(processes[0], folder, 4)
+        for process in processes:
+            process.kill()
+        assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
+        # A scheduler may stop one of them alone: they leave together.
+        processes = start_two(folder, "--resume_from_checkpoint", "auto", "--checkpointing_steps", 1000)
+        while f"going on from {folder}" not in processes[0].log.read_text():
+            assert processes[0].is_alive(), processes[0].log.read_text()
+            time.sleep(0.005)
+        # Handlers are there as soon as the log of the run that goes on is.
+        while len(lines_of(folder)) < 2:
+            assert processes[0].is_alive(), processes[0].log.read_text()
+            time.sleep(0.005)
+        processes[1].signal(signal.SIGTERM)
+        assert [process.wait() for process in processes] == [143, 143], processes[0].log.read_text()
+        assert 10 <= newest_step(folder) < NUM_STEPS
+        processes = start_two(folder, "--resume_from_checkpoint", "auto")
+        assert [process.wait() for process in processes] == [0, 0], processes[0].log.read_text()
+        assert_same_run(folder, whole_of_two)
+
+    def test_another_number_of_processes(self, start, whole_of_two, tmp_path):
+        checkpoint = whole_of_two / f"checkpoints/step-{NUM_STEPS - 2:08d}"
+        process = start(tmp_path / "one", "--resume_from_checkpoint", checkpoint)
+        assert process.wait() == 1
+        assert "num_processes: 1 (the checkpoint: 2)" in process.log.read_text()
+        process = start(tmp_path / "one", "--resume_from_checkpoint", checkpoint, "--allow_changed_settings")
+        assert process.wait() == 0, process.log.read_text()
+        assert "changed since the checkpoint: num_processes: 1" in process.log.read_text()
+        assert [line["step"] for line in lines_of(tmp_path / "one")] == [15, 16]
+
+    @pytest.mark.parametrize(
+        "flags", [["--train_split", "nowhere"], ["--image_mean", 0.5, 0.5], ["--report_to", "no"]]
+    )
+    def test_mistake_ends_both_and_is_told_once(self, start_two, tmp_path, flags):
+        processes = start_two(tmp_path / "out", *flags)
+        assert [process.wait() for process in processes] == [1, 1]
+        said = processes[0].log.read_text()
+        assert said.count("error:") == 1 and flags[0] in said and "Traceback" not in said
+
+    def test_unreadable_picture_of_one_ends_both(self, tmp_path, save_pictures):
+        """Only one of them meets it in its first batch."""
+        pile = save_pictures(tmp_path / "pile", 20)
+        (pile / "99.png").write_bytes(b"")
+        flags = [*flags_for(tmp_path / "out", "--on_bad_image", "error"), "--per_device_train_batch_size", 10]
+        flags[flags.index("digits")] = pile
+        flags[flags.index("--config_overrides") + 1] = "num_channels=3,hidden_size=16,num_attention_heads=2"
+        processes = start_together("pretrain", *flags, log=tmp_path / "log")
+        assert [process.wait() for process in processes] == [1, 1]
+        said = (tmp_path / "log").read_text()
+        assert said.count("error:") == 1 and f"error: {pile / '99.png'}" in said
+
+    def test_streamed_and_killed(self, start_two, tmp_path):
+        """Each process goes on in its own part of the stream."""
+        whole, folder = tmp_path / "whole", tmp_path / "out"
+        processes = start_two(whole, *STREAMING)
+        assert [process.wait() for process in processes] == [0, 0], processes[0].log.read_text()
+        processes = start_two(folder, *STREAMING)
+        wait_for_step(processes[0], folder, 6)
+        for process in processes:
+            process.kill()
+            process.wait()
+        processes = start_two(folder, *STREAMING, "--resume_from_checkpoint", "auto")
+        assert [process.wait() for process in processes] == [0, 0], processes[0].log.read_text()
         assert_same_run(folder, whole)
