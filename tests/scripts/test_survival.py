@@ -1,15 +1,21 @@
 """Pretraining survives: real processes, killed and stopped, end in the weights of one that was left alone."""
 
 import json
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from program_process import ProgramProcess, start_together
+from program_process import SCRIPTS, ProgramProcess, start_together
 from safetensors.torch import load_file
+
+import modeling_sit
 
 NUM_STEPS = 16
 SETTINGS = {
@@ -23,11 +29,14 @@ SETTINGS = {
 }
 
 
+OVERRIDES = ",".join(f"{name}={value}" for name, value in SETTINGS.items())
+
+
 def flags_for(output_dir: Path, *flags) -> list:
     """A run of a second or two: an odd number of logging steps, so that checkpoints fall between the lines of the log."""
     return [
         *("--dataset", "digits", "--output_dir", output_dir, "--image_size", 16, "--patch_size", 8),
-        *("--config_overrides", ",".join(f"{name}={value}" for name, value in SETTINGS.items())),
+        *("--config_overrides", OVERRIDES),
         *("--per_device_train_batch_size", 100, "--max_train_steps", NUM_STEPS, "--base_learning_rate", 0.05),
         *("--checkpointing_steps", 2, "--logging_steps", 5, "--preview_steps", 6),
         *("--monitor_steps", 7, "--monitor_pictures", 64),
@@ -353,3 +362,45 @@ class TestSeveralProcesses:
         processes = start_two(folder, *STREAMING, "--resume_from_checkpoint", "auto")
         assert [process.wait() for process in processes] == [0, 0], processes[0].log.read_text()
         assert_same_run(folder, whole)
+
+
+@pytest.mark.slow
+def test_sharded(tmp_path):
+    """FSDP2 as the ready configuration launches it: stopped and resumed it ends where an uninterrupted run does, and its
+    model is the data-parallel one's up to rounding."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+    def launch(configuration: str, output_dir: Path, *flags) -> int:
+        program = [
+            SCRIPTS / "pretrain.py",
+            *flags_for(output_dir, "--config_overrides", f"{OVERRIDES},drop_path_rate=0"),
+        ]
+        if configuration == "fsdp2":
+            program = [Path(__file__).parents[1] / "training" / "fsdp2_on_cpu.py", *program]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+        command += [SCRIPTS / "accelerate_configs" / f"{configuration}.yaml", "--num_processes", 2]
+        command += ["--mixed_precision", "no", *program, "--base_learning_rate", 1e-4, *flags]
+        finished = subprocess.run(
+            list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    whole, folder, plain = tmp_path / "whole", tmp_path / "out", tmp_path / "plain"
+    launch("fsdp2", whole)
+    shutil.copytree(whole, folder)
+    for path in sorted((folder / "checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(path)
+    said = launch("fsdp2", folder, "--resume_from_checkpoint", "auto")
+    assert f"going on from {folder}" in said
+    assert lines_of(folder) == lines_of(whole)
+    weights, expected = load_file(folder / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+    assert sorted(path.name for path in folder.glob("*.py")) == sorted(
+        path.name for path in (Path(modeling_sit.__file__).parent).glob("*.py") if path.name != "__init__.py"
+    )
+    launch("multi_gpu", plain)
+    others = load_file(plain / "model.safetensors")
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], rtol=1e-3, atol=1e-4, msg=name)
