@@ -96,7 +96,7 @@ def fingerprint(split: datasets.Dataset, name: str) -> str:
     """A short checksum that differs, nearly always, where the pictures differ or come in another order.
 
     It is made from the number of pictures and, for a thousand of them evenly spread, from the path below the data set's
-    folder and the number of encoded bytes. So a data set that was moved as a whole keeps its fingerprint.
+    folder and the size of the file. So a data set that was moved as a whole keeps its fingerprint.
 
     Args:
         split (`datasets.Dataset`): Column `image` of encoded pictures.
@@ -107,9 +107,20 @@ def fingerprint(split: datasets.Dataset, name: str) -> str:
     checksum = hashlib.blake2b(str(len(split)).encode(), digest_size=8)
     for image in split.select(rows)["image"]:
         path = Path((image or {}).get("path") or "")
-        path = path.relative_to(folder) if path.is_relative_to(folder) else path.name
-        checksum.update(f"{path} {len((image or {}).get('bytes') or b'')}\n".encode())
+        name_in_folder = path.relative_to(folder) if path.is_relative_to(folder) else path.name
+        checksum.update(f"{name_in_folder} {_encoded_size(image, path)}\n".encode())
     return checksum.hexdigest()
+
+
+def _encoded_size(image: dict[str, Any] | None, path: Path) -> int:
+    """Bytes of an encoded picture, in memory or in its file; 0 where there is none."""
+    encoded = (image or {}).get("bytes")
+    if encoded is not None:
+        return len(encoded)
+    try:
+        return path.stat().st_size if path.name else 0
+    except OSError:  # whoever decodes it says so
+        return 0
 
 
 def check_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: Path, allow_changes: bool) -> list[str]:
