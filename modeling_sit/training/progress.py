@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ class RunProgress:
         if self._writes_lines:
             seconds_left = (now - self._started) / (self.step - self.first_step) * (self.num_steps - self.step)
             left = tqdm.format_interval(seconds_left)
-            tqdm.write(f"step {self.step:,}/{self.num_steps:,}, epoch {epoch:.4g}: {said}, {left} left", sys.stderr)
+            _say(f"step {self.step:,}/{self.num_steps:,}, epoch {epoch:.4g}: {said}, {left} left")
         self.accelerator.log(metrics, step=self.step)
         self._start_window()
 
@@ -172,7 +173,7 @@ class RunProgress:
             self.monitor_log.write({"step": self.step, "epoch": round(epoch, 4), **values})
         said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self.accelerator.is_main_process:
-            tqdm.write(f"step {self.step:,}: {said}", sys.stderr)
+            _say(f"step {self.step:,}: {said}")
         self.accelerator.log({f"monitors/{name}": value for name, value in values.items()}, step=self.step)
 
     def tell_preview(self, path: Path) -> None:
@@ -199,3 +200,9 @@ class RunProgress:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+def _say(line: str) -> None:
+    # Nobody may be listening any more: Ctrl-C ends a `| tee` before the checkpoint that it asks for is written.
+    with suppress(BrokenPipeError):
+        tqdm.write(line, sys.stderr)
