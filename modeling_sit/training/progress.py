@@ -82,9 +82,12 @@ class RunProgress:
         self._started = time.perf_counter()
         self._start_window()
         if window is not None:
-            self._losses = list(torch.tensor(window["losses"], device=accelerator.device).unbind())
             self._num_pictures, self._waited = window["num_pictures"], window["waited"]
             self._window_started -= window["elapsed"]
+            if window["losses"]:
+                losses = torch.tensor(window["losses"], device=accelerator.device)
+                is_as_before = len(losses) == accelerator.num_processes
+                self._losses = list(losses[accelerator.process_index] if is_as_before else losses.mean(dim=0))
 
     def _start_window(self) -> None:
         self._losses: list[torch.Tensor] = []
@@ -95,7 +98,8 @@ class RunProgress:
         """What was counted since the last telling, as JSON knows it. Every process must call this, after [`check`]."""
         losses = []
         if self._losses:
-            losses = self.accelerator.reduce(torch.stack(self._losses), reduction="mean").tolist()
+            # Of each process, for their mean would be rounded otherwise than in the line of a run that was not stopped.
+            losses = self.accelerator.gather(torch.stack(self._losses)[None]).tolist()
         return {
             "losses": losses,
             "num_pictures": self._num_pictures,

@@ -69,4 +69,8 @@ def leave_signals_to_the_loop(worker: int) -> None:
     After SIGTERM the worker goes on for a minute at most, for it may also come from an interpreter that is leaving.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP))
+    # With code 0, for a worker that a signal ends is an error that PyTorch raises in the loop, maybe amid its checkpoint.
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.signal(
+        signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP)
+    )

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from contextlib import redirect_stderr
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -214,6 +215,33 @@ class TestWindow:
             progress.count(output(3.0), 10)
             tell(progress)
         assert lines(tmp_path)[0]["reconstruction_loss"] == 3
+
+    @pytest.mark.parametrize("num_processes", [1, 2, 3])
+    def test_each_process_has_its_own_again(self, tmp_path, num_processes):
+        """Two processes counted 1 and 2, and 5 and 8; where there are not two any more, each has the means."""
+
+        def accelerator_of(process_index, num_processes):
+            return SimpleNamespace(
+                is_main_process=True,  # so that each of them writes its line
+                device=torch.device("cpu"),
+                num_processes=num_processes,
+                process_index=process_index,
+                gather=lambda own: torch.cat([own, own + torch.tensor([[4.0], [6.0]])]),
+                reduce=lambda own, reduction: own,
+                log=lambda values, step: None,
+            )
+
+        with RunProgress(accelerator_of(0, 2), tmp_path, 0, 4) as progress:
+            for loss in (1.0, 2.0):
+                progress.count(output(loss), 8)
+                progress.advance()
+            window = json.loads(json.dumps(progress.state_dict()))
+        expected = (1.5, 6.5) if num_processes == 2 else (4.0,) * num_processes
+        for process_index in range(num_processes):
+            accelerator = accelerator_of(process_index, num_processes)
+            with RunProgress(accelerator, tmp_path / "resumed", 2, 4, window=window) as progress:
+                tell(progress)
+            assert lines(tmp_path / "resumed")[-1]["reconstruction_loss"] == expected[process_index]
 
     def test_taking_it_changes_nothing(self, progress, tmp_path):
         progress.count(output(1.0), 4)

@@ -18,7 +18,7 @@ def handlers():
     """What a test installs does not outlive it; and SIGTERM to the tests' process does not end it."""
     saved = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
     yield saved
-    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in saved.items():
         signal.signal(number, handler)
 
@@ -148,11 +148,23 @@ class TestWorkers:
         assert torch.equal(torch.cat(received), torch.arange(12))
 
     def test_end_by_themselves_a_minute_after_sigterm(self, monkeypatch):
-        alarms = []
-        monkeypatch.setattr(signal, "alarm", alarms.append)
+        timers = []
+        monkeypatch.setattr(signal, "setitimer", lambda which, seconds: timers.append(seconds))
         leave_signals_to_the_loop(0)
         send(signal.SIGINT)
-        assert alarms == []
+        assert timers == []
         send(signal.SIGTERM)
-        assert alarms == [60]
-        assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+        assert timers == [60]
+
+    def test_that_end_by_themselves_leave_the_loop_alone(self, monkeypatch):
+        """It may be writing its checkpoint still, in which PyTorch would raise what it finds wrong with a worker."""
+        monkeypatch.setattr(stopping, "SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP", 0.05)
+        loader = DataLoader(
+            torch.arange(100), num_workers=1, worker_init_fn=leave_signals_to_the_loop, prefetch_factor=1
+        )
+        batches = iter(loader)
+        next(batches)
+        (worker,) = batches._workers
+        os.kill(worker.pid, signal.SIGTERM)
+        worker.join(10)
+        assert worker.exitcode == 0
