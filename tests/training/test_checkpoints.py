@@ -532,17 +532,26 @@ def full_disk(limit: int, function) -> UserError | None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard_limit, hard_limit))
 
 
-def test_without_the_rename_there_is_no_checkpoint(run, output_dir, monkeypatch):
-    """It is on the disk in full before it has its name."""
-    seen, rename = [], Path.rename
+def test_is_on_the_disk_before_it_has_its_name(run, output_dir, monkeypatch):
+    """Else a loss of power leaves a checkpoint of empty files; and after it the name has to be on the disk too."""
+    flushed, seen, fsync, rename = [], [], os.fsync, Path.rename
 
-    def looking(path, target):
+    def flushing(descriptor):
+        flushed.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+        fsync(descriptor)
+
+    def renaming(path, target):
         seen.append(find_damage(path))
+        for file in (path, *path.iterdir()):
+            assert (file.stat().st_ino, file.stat().st_size) in flushed, file.name
+        flushed.clear()
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", looking)
-    run.save(output_dir, 1)
+    monkeypatch.setattr(os, "fsync", flushing)
+    monkeypatch.setattr(Path, "rename", renaming)
+    path = run.save(output_dir, 1)
     assert seen == [None]
+    assert [inode for inode, _ in flushed] == [path.parent.stat().st_ino]
 
 
 def test_run_state_is_json_for_people(run, output_dir):
