@@ -9,7 +9,7 @@ The folder becomes a model repository: weights, configuration, image processor, 
 import signal
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ from modeling_sit.training.checkpoints import (
     RunState,
     delete_checkpoints_after,
     delete_old_checkpoints,
+    list_checkpoints,
     load_checkpoint,
     prepare_output_dir,
     read_run_state,
@@ -466,9 +467,13 @@ def check_losses(progress: RunProgress, batches_per_step: int, output_dir: Path)
     try:
         progress.check(batches_per_step)
     except NonFiniteLoss as problem:
+        checkpoints = list_checkpoints(output_dir)
+        newest = (
+            f"the newest checkpoint from before is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+        )
         raise UserError(
-            f"{problem} at step {progress.step - problem.batches_ago // batches_per_step}; the checkpoints in {output_dir} "
-            "are from before. Try a lower --base_learning_rate, longer --warmup_epochs, or --mixed_precision no"
+            f"{problem} at step {progress.step - problem.batches_ago // batches_per_step}; {newest}. Try a lower "
+            "--base_learning_rate, longer --warmup_epochs, or --mixed_precision no"
         ) from problem
 
 
@@ -479,7 +484,9 @@ def leave(accelerator: Accelerator, stopped_by: signal.Signals, step: int, argum
         if arguments.checkpointing_steps != "no"
         else "no checkpoint was written, as --checkpointing_steps no says"
     )
-    accelerator.print(f"stopped by {stopped_by.name} after step {step}: {how}")
+    # Ctrl-C ends a `| tee`, too.
+    with suppress(BrokenPipeError):
+        accelerator.print(f"stopped by {stopped_by.name} after step {step}: {how}")
     accelerator.end_training()
     sys.exit(128 + stopped_by)
 

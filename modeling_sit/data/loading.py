@@ -24,8 +24,14 @@ def read_batches(loader: DataLoader | StreamingLoader, dataset: str) -> Iterator
     Raises:
         [`UserError`]: Naming the data set, if too many pictures in a row cannot be read.
     """
-    with naming_unreadable(dataset):
+    try:
         yield from loader
+        return
+    except UnreadablePicture as problem:
+        error = _naming(dataset, problem)
+        # Its frames hold it, and it holds them, and by them the loader's workers, for which the program's end would wait.
+        problem.__traceback__ = None
+    raise error
 
 
 @contextmanager
@@ -33,12 +39,14 @@ def naming_unreadable(dataset: str) -> Iterator[None]:
     """Turn an `UnreadablePicture` into an error that names the data set."""
     try:
         yield
-        return
     except UnreadablePicture as problem:
-        # A worker's exception carries its traceback in front of what it says.
-        reason = str(problem).strip().splitlines()[-1].rpartition("UnreadablePicture: ")[2]
-    # Raised here, the error does not hold on to the frames, and by them to the loader and its workers.
-    raise UserError(f"--dataset {dataset} cannot be read: {reason}; mend or remove the damaged files")
+        raise _naming(dataset, problem) from problem
+
+
+def _naming(dataset: str, problem: UnreadablePicture) -> UserError:
+    # A worker's exception carries its traceback in front of what it says.
+    reason = str(problem).strip().splitlines()[-1].rpartition("UnreadablePicture: ")[2]
+    return UserError(f"--dataset {dataset} cannot be read: {reason}; mend or remove the damaged files")
 
 
 class UnreadablePictures:

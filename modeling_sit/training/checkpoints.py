@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,6 @@ from modeling_sit.training.processes import fail_together
 from modeling_sit.training.teacher import Teacher
 
 STATE_FILE = "run_state.json"
-# The checksum of every other file; the last to be written.
-MANIFEST_FILE = "files.json"
 TEACHER_FILE = "teacher.safetensors"
 DELETED = ".deleted-"
 RUN_FILES = ("metrics.jsonl", "monitors.jsonl", "checkpoints", "previews", "logs", "model.safetensors")
@@ -94,9 +93,12 @@ def save_checkpoint(
             if accelerator.is_main_process:
                 if teacher is not None:
                     save_file(teacher_state, unfinished / TEACHER_FILE)
-                (unfinished / STATE_FILE).write_text(json.dumps(asdict(state), indent=2))
+                flush_files(unfinished)
                 digests = {str(file.relative_to(unfinished)): digest(file) for file in _files_in(unfinished)}
-                (unfinished / MANIFEST_FILE).write_text(json.dumps(digests, indent=2))
+                written = {**asdict(state), "files": digests}
+                (unfinished / STATE_FILE).write_text(
+                    json.dumps({**written, "digest": _state_digest(written)}, indent=2)
+                )
                 flush_files(unfinished)
                 delete_checkpoint(path)
                 unfinished.rename(path)
@@ -118,34 +120,45 @@ def delete_checkpoint(path: Path) -> None:
 
 def delete_old_checkpoints(accelerator: Accelerator, output_dir: Path, limit: int) -> None:
     """Keep the newest `limit` checkpoints (all where it is 0)."""
-    if accelerator.is_main_process and limit > 0:
-        for path in list_checkpoints(output_dir)[:-limit]:
-            delete_checkpoint(path)
+    with fail_together(accelerator), _naming_what_cannot_be_deleted(output_dir):
+        if accelerator.is_main_process and limit > 0:
+            for path in list_checkpoints(output_dir)[:-limit]:
+                delete_checkpoint(path)
 
 
 def delete_checkpoints_after(accelerator: Accelerator, output_dir: Path, step: int) -> None:
     """Delete what a run that goes on from `step` is about to write anew; else the old ones would count as newer."""
-    if accelerator.is_main_process:
-        for path in list_checkpoints(output_dir):
-            if path.name > checkpoint_path(output_dir, step).name:
-                delete_checkpoint(path)
+    with fail_together(accelerator), _naming_what_cannot_be_deleted(output_dir):
+        if accelerator.is_main_process:
+            for path in list_checkpoints(output_dir):
+                if path.name > checkpoint_path(output_dir, step).name:
+                    delete_checkpoint(path)
     accelerator.wait_for_everyone()
 
 
+def _naming_what_cannot_be_deleted(output_dir: Path) -> AbstractContextManager[None]:
+    return naming_what_cannot_be_written(output_dir, "see to its permissions, or choose another --output_dir")
+
+
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted((output_dir / "checkpoints").glob("step-*"))
+    """The checkpoints of a run, oldest first; not what a user calls `step-00000500-good`, which is the user's."""
+    paths = (output_dir / "checkpoints").glob("step-*")
+    return sorted(path for path in paths if path.name.removeprefix("step-").isdecimal())
 
 
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, in a few words; `None` where each is what was written."""
     try:
-        digests = dict(json.loads((path / MANIFEST_FILE).read_text()))
+        state = json.loads((path / STATE_FILE).read_text())
+        is_as_written = state.pop("digest") == _state_digest(state)
+        files = state["files"]
     except FileNotFoundError:
-        return f"it has no {MANIFEST_FILE}"
-    except (OSError, ValueError, TypeError):
-        return f"{MANIFEST_FILE} is damaged"
-    for name, expected in digests.items():
+        return f"it has no {STATE_FILE}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{STATE_FILE} is damaged"
+    if not is_as_written:
+        return f"{STATE_FILE} is not what was written"
+    for name, expected in files.items():
         try:
             found = digest(path / name)
         except OSError as problem:
@@ -162,6 +175,11 @@ def digest(path: Path) -> str:
         while block := file.read(1 << 20):
             checksum.update(block)
     return checksum.hexdigest()
+
+
+def _state_digest(state: dict[str, Any]) -> str:
+    """Checksum of what is in the file that holds the checksums of the others."""
+    return hashlib.blake2b(json.dumps(state).encode(), digest_size=16).hexdigest()
 
 
 def prepare_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path | None:
@@ -183,12 +201,17 @@ def prepare_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Pat
             pass
     except OSError as problem:
         raise UserError(f"--output_dir {output_dir} cannot be written: {problem.strerror}") from problem
-    asked = arguments.resume_from_checkpoint
+    asked, checkpoint = arguments.resume_from_checkpoint, None
     if asked is not None and asked != "auto":
         damage = find_damage(Path(asked))
         if damage is not None:
             raise UserError(f"--resume_from_checkpoint {asked}: no checkpoint, or a damaged one: {damage}")
-        return Path(asked)
+        checkpoint = Path(asked)
+        is_its_own = checkpoint.resolve().is_relative_to((output_dir / "checkpoints").resolve())
+        # Of another run there is nothing to lose before its first checkpoint.
+        if is_its_own or not (list_checkpoints(output_dir) or (output_dir / "model.safetensors").exists()):
+            _clear_leftovers(output_dir)
+            return checkpoint
     if asked == "auto":
         checkpoint = _newest_undamaged(output_dir)
         # Without a model a run has not come to its first checkpoint, and can start again.
@@ -202,14 +225,18 @@ def prepare_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Pat
                 f"--output_dir {output_dir} holds a run without an undamaged checkpoint to go on from; "
                 "--overwrite_output_dir starts anew"
             )
+        if asked is not None:
+            raise UserError(
+                f"--output_dir {output_dir} holds a run already, to which --resume_from_checkpoint {asked} does not belong: "
+                "--resume_from_checkpoint auto goes on with it, --overwrite_output_dir replaces it"
+            )
         raise UserError(
             f"--output_dir {output_dir} holds a run already: --resume_from_checkpoint auto goes on with it, "
             "--overwrite_output_dir starts anew"
         )
-    for path in old_run:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _delete(output_dir, old_run)
     _clear_leftovers(output_dir)
-    return None
+    return checkpoint
 
 
 def _newest_undamaged(output_dir: Path) -> Path | None:
@@ -225,10 +252,17 @@ def _newest_undamaged(output_dir: Path) -> Path | None:
 
 def _clear_leftovers(output_dir: Path) -> None:
     """Delete what a killed process left behind of files that it was about to finish or to delete."""
-    for folder in (output_dir, output_dir / "checkpoints", output_dir / "previews"):
-        for prefix in (UNFINISHED, DELETED):
-            for path in folder.glob(f"{prefix}*"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folders = (output_dir, output_dir / "checkpoints", output_dir / "previews")
+    _delete(
+        output_dir,
+        [path for folder in folders for prefix in (UNFINISHED, DELETED) for path in folder.glob(f"{prefix}*")],
+    )
+
+
+def _delete(output_dir: Path, paths: list[Path]) -> None:
+    with _naming_what_cannot_be_deleted(output_dir):
+        for path in paths:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -237,7 +271,9 @@ def _files_in(folder: Path) -> list[Path]:
 
 def read_run_state(path: Path) -> RunState:
     """All of an undamaged checkpoint but the networks and the optimiser."""
-    return RunState(**json.loads((path / STATE_FILE).read_text()))
+    state = json.loads((path / STATE_FILE).read_text())
+    del state["files"], state["digest"]
+    return RunState(**state)
 
 
 def read_stream_state(path: Path, process_index: int) -> dict:
@@ -253,6 +289,8 @@ def load_checkpoint(accelerator: Accelerator, teacher: Teacher | None, path: Pat
     """
     try:
         accelerator.load_state(str(path))
+        # It counts batches, of which another run's steps may have had another number; a checkpoint lies between steps.
+        accelerator.step = 0
         if teacher is not None:
             load_full_state_dict(teacher.model, load_file(path / TEACHER_FILE))
     # The readers raise nearly everything.

@@ -31,7 +31,8 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Have what was written on the disk."""
-        flush(self.path)
+        with self._naming():
+            flush(self.path)
 
     def _naming(self):
         remedy = "checkpoints are as they were; make room, and go on with --resume_from_checkpoint auto"
@@ -41,7 +42,8 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a log; a last one that a crash cut short is left out."""
     lines = []
-    for line in path.read_text().splitlines():
+    # What a loss of power leaves at the end need not be text.
+    for line in path.read_text(errors="replace").splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,12 @@ class RunProgress:
         self._started = time.perf_counter()
         self._start_window()
         if window is not None:
-            # Of a checkpoint of fewer processes, those beyond have none.
-            mine = window["losses"][accelerator.process_index :][:1]
-            self._losses = [torch.tensor(batch, device=accelerator.device) for batches in mine for batch in batches]
             self._num_pictures, self._waited = window["num_pictures"], window["waited"]
             self._window_started -= window["elapsed"]
+            if window["losses"]:
+                losses = torch.tensor(window["losses"], device=accelerator.device)
+                is_as_before = len(losses) == accelerator.num_processes
+                self._losses = list(losses[accelerator.process_index] if is_as_before else losses.mean(dim=0))
 
     def _start_window(self) -> None:
         self._losses: list[torch.Tensor] = []
@@ -98,6 +99,7 @@ class RunProgress:
         """What was counted since the last telling, as JSON knows it. Every process must call this, after [`check`]."""
         losses = []  # of each process, of each batch
         if self._losses:
+            # Of each process, for their mean would be rounded otherwise than in the line of a run that was not stopped.
             losses = self.accelerator.gather(torch.stack(self._losses)[None]).tolist()
         return {
             "losses": losses,
@@ -166,7 +168,7 @@ class RunProgress:
         if self._writes_lines:
             seconds_left = (now - self._started) / (self.step - self.first_step) * (self.num_steps - self.step)
             left = tqdm.format_interval(seconds_left)
-            tqdm.write(f"step {self.step:,}/{self.num_steps:,}, epoch {epoch:.4g}: {said}, {left} left", sys.stderr)
+            _say(f"step {self.step:,}/{self.num_steps:,}, epoch {epoch:.4g}: {said}, {left} left")
         self.accelerator.log(metrics, step=self.step)
         self._start_window()
 
@@ -177,10 +179,10 @@ class RunProgress:
         if self.monitor_log is not None:
             self.monitor_log.write({"step": self.step, "epoch": round(epoch, 4), **values})
             said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            tqdm.write(f"step {self.step:,}: {said}", sys.stderr)
+            _say(f"step {self.step:,}: {said}")
             warning = collapse_warning(values)
             if warning is not None:
-                tqdm.write(f"step {self.step:,}: {warning}", sys.stderr)
+                _say(f"step {self.step:,}: {warning}")
         self.accelerator.log({f"monitors/{name}": value for name, value in values.items()}, step=self.step)
 
     def tell_preview(self, path: Path) -> None:
@@ -214,3 +216,9 @@ class RunProgress:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+def _say(line: str) -> None:
+    # Nobody may be listening any more: Ctrl-C ends a `| tee` before the checkpoint that it asks for is written.
+    with suppress(BrokenPipeError):
+        tqdm.write(line, sys.stderr)

@@ -117,6 +117,8 @@ def describe_plan(
         f"  model.safetensors ({_size(model_bytes)}), config.json, preprocessor_config.json, README.md, code",
         f"  metrics.jsonl: {-(-schedules.num_steps // arguments.logging_steps):,} lines",
         f"  checkpoints/: {_describe_checkpoints(arguments, checkpoint_bytes)}",
+        f"  previews/: {_describe_previews(student, schedules, arguments)}",
+        *(["  logs/: of trackers that keep files"] if arguments.report_to else []),
         "dry run: nothing was written",
     ]
     return "\n".join(lines)
@@ -136,6 +138,13 @@ def _describe_checkpoints(arguments: PretrainingArguments, checkpoint_bytes: int
     when = "every epoch" if every == "epoch" else f"every {int(every):,} steps"
     kept = "all of them" if limit == 0 else f"the newest {limit}"
     return f"{when} and at the end, {_size(checkpoint_bytes)} each, {kept} kept"
+
+
+def _describe_previews(student: SiTForPreTraining, schedules: Schedules, arguments: PretrainingArguments) -> str:
+    if arguments.preview_steps == 0 or student.config.reconstruction_weight == 0:
+        return "none"
+    every = arguments.preview_steps or -(-schedules.num_steps // 10)
+    return f"{-(-schedules.num_steps // every):,} pictures"
 
 
 def _what_is_there(output_dir: Path) -> str:

@@ -104,7 +104,7 @@ def fingerprint(pictures: Pictures) -> str:
     """A short checksum that differs, nearly always, where the training pictures differ or come in another order.
 
     It is made from the number of pictures and, for a thousand of them evenly spread, from the path below the data set's
-    folder and the number of encoded bytes; of a stream, from the names of its shards. So a data set that was moved as a
+    folder and the size of the file; of a stream, from the names of its shards. So a data set that was moved as a
     whole keeps its fingerprint.
     """
     folder = Path(pictures.name).expanduser().absolute()
@@ -115,8 +115,8 @@ def fingerprint(pictures: Pictures) -> str:
     else:
         rows = range(0, len(pictures.train), -(-len(pictures.train) // NUM_FINGERPRINTED_ROWS))
         for image in pictures.train.select(rows)["image"]:
-            path, encoded = (image or {}).get("path") or "", (image or {}).get("bytes") or b""
-            checksum.update(f"{_below(path, folder)} {len(encoded)}\n".encode())
+            path = (image or {}).get("path") or ""
+            checksum.update(f"{_below(path, folder)} {_encoded_size(image, Path(path))}\n".encode())
     return checksum.hexdigest()
 
 
@@ -124,6 +124,17 @@ def _below(path: str, folder: Path) -> str:
     """A path as it is below the folder; of a file elsewhere, such as a cache, its name."""
     path = Path(path)
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+
+
+def _encoded_size(image: dict[str, Any] | None, path: Path) -> int:
+    """Bytes of an encoded picture, in memory or in its file; 0 where there is none."""
+    encoded = (image or {}).get("bytes")
+    if encoded is not None:
+        return len(encoded)
+    try:
+        return path.stat().st_size if path.name else 0
+    except OSError:  # whoever decodes it says so
+        return 0
 
 
 def check_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: Path, allow_changes: bool) -> list[str]:

@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: leave at the end of a step, with a checkpoint, rather than at once."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -45,8 +46,9 @@ class StopRequest:
         if not self._received:
             self._received, self._received_at = number, now
             if self._is_main_process:
-                # Not by print, which the signal may have interrupted.
-                os.write(sys.__stderr__.fileno(), b"\nstopping after this step, with a checkpoint\n")
+                # Not by print, which the signal may have interrupted; and Ctrl-C has ended a `tee` that was to show it.
+                with contextlib.suppress(OSError, AttributeError, ValueError):
+                    os.write(sys.__stderr__.fileno(), b"\nstopping after this step, with a checkpoint\n")
         elif number == signal.SIGINT and now - self._received_at >= SECONDS_OF_ONE_REQUEST:
             raise KeyboardInterrupt
 
@@ -67,4 +69,8 @@ def leave_signals_to_the_loop(worker: int) -> None:
     After SIGTERM the worker goes on for a minute at most, for it may also come from an interpreter that is leaving.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP))
+    # With code 0, for a worker that a signal ends is an error that PyTorch raises in the loop, maybe amid its checkpoint.
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.signal(
+        signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP)
+    )

@@ -1,0 +1,139 @@
+"""Batches for the loop, and pictures that cannot be read: named once, told of the data set, by all processes."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from modeling_sit.cli.errors import UserError
+from modeling_sit.data import loading
+from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.loading import UnreadablePictures, crop_for_preview, naming_unreadable, read_batches
+from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.views import TwoCropsDataset, ViewArguments
+
+
+class Items(torch.utils.data.Dataset):
+    """0, 1, 2 and so on; one of them raises."""
+
+    def __init__(self, count: int, bad: int | None = None, problem: Exception | None = None):
+        self.count, self.bad, self.problem = count, bad, problem
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        if index == self.bad:
+            raise self.problem
+        return index
+
+
+class TestReadBatches:
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_in_the_loaders_order(self, workers):
+        batches = read_batches(DataLoader(Items(6), batch_size=2, num_workers=workers), "pictures")
+        assert [batch.tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5]]
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_unreadable_pictures_name_the_data_set(self, workers):
+        """A worker's exception carries its traceback as text; the user sees the last line of it."""
+        problem = UnreadablePicture("100 pictures in a row, the last of them a: b.png: it is empty (0 bytes)")
+        loader = DataLoader(Items(6, 3, problem), batch_size=2, num_workers=workers)
+        batches = read_batches(loader, "/my/pictures")
+        assert next(batches).tolist() == [0, 1]
+        with pytest.raises(UserError) as error:
+            next(batches)
+        assert (
+            str(error.value) == f"--dataset /my/pictures cannot be read: {problem}; mend or remove the damaged files"
+        )
+
+    def test_other_errors_stay_what_they_are(self):
+        with pytest.raises(ZeroDivisionError):
+            list(read_batches(DataLoader(Items(6, 3, ZeroDivisionError()), batch_size=2), "pictures"))
+
+    def test_closing_ends_the_workers(self):
+        others = torch.multiprocessing.active_children()
+        loader = DataLoader(Items(100), batch_size=1, num_workers=1)
+        batches = read_batches(loader, "pictures")
+        next(batches)
+        (worker,) = set(torch.multiprocessing.active_children()) - set(others)
+        batches.close()
+        worker.join(4)  # its own look for whether anyone still needs it takes 5 seconds
+        assert not worker.is_alive()
+
+    def test_an_error_ends_the_workers(self):
+        """Though the error is still told of: a program that ends by it would wait for them."""
+        others = torch.multiprocessing.active_children()
+        loader = DataLoader(Items(100, 3, UnreadablePicture("a.png: empty")), batch_size=1, num_workers=1)
+        batches = read_batches(loader, "pictures")
+        next(batches)
+        (worker,) = set(torch.multiprocessing.active_children()) - set(others)
+        with pytest.raises(UserError) as error:
+            list(batches)
+        worker.join(4)
+        assert not worker.is_alive() and "a.png" in str(error.value)
+
+
+def test_naming_unreadable_lets_all_else_pass():
+    with naming_unreadable("pictures"):
+        pass
+    with pytest.raises(KeyError), naming_unreadable("pictures"):
+        raise KeyError
+    with (
+        pytest.raises(UserError, match=r"--dataset pictures cannot be read: a\.png: empty"),
+        naming_unreadable("pictures"),
+    ):
+        raise UnreadablePicture("a.png: empty")
+
+
+class TestUnreadablePictures:
+    def test_each_is_named_once(self, capsys):
+        unreadable = UnreadablePictures("skip")
+        unreadable.add(["a.png: empty", "b.png: cut short"])
+        unreadable.add([])
+        unreadable.add(["a.png: empty", "c.png: no picture"])
+        assert capsys.readouterr().err.splitlines() == [
+            f"skipped an unreadable picture: {problem}"
+            for problem in ("a.png: empty", "b.png: cut short", "c.png: no picture")
+        ]
+        assert unreadable.named_by_all() == ["a.png: empty", "b.png: cut short", "c.png: no picture"]
+
+    def test_those_named_before_a_restart_are_counted_and_not_named_again(self, capsys):
+        before = UnreadablePictures("skip")
+        before.add(["b.png: cut short"])
+        capsys.readouterr()
+        unreadable = UnreadablePictures("skip", before.named_by_all())
+        unreadable.add(["b.png: cut short", "a.png: empty"])
+        assert capsys.readouterr().err == "skipped an unreadable picture: a.png: empty\n"
+        assert unreadable.named_by_all() == ["a.png: empty", "b.png: cut short"]
+
+    def test_skipping_is_no_error(self):
+        unreadable = UnreadablePictures("skip")
+        unreadable.add(["a.png: empty"])
+        unreadable.check()
+
+    def test_can_be_an_error(self, capsys):
+        unreadable = UnreadablePictures("error")
+        unreadable.check()
+        unreadable.add(["b.png: cut short", "a.png: empty"])
+        with pytest.raises(UserError, match=r"^a\.png: empty \(--on_bad_image skip would go on without it\)$"):
+            unreadable.check()
+        assert capsys.readouterr().err == ""  # it is not skipped
+
+    def test_of_all_processes(self, monkeypatch):
+        """Another process has met one that this one has met too, and one more."""
+        monkeypatch.setattr(loading, "gather_object", lambda own: [*own, "a.png: empty", "z.png: empty"])
+        unreadable = UnreadablePictures("skip", ["a.png: empty", "b.png: cut short"])
+        assert unreadable.named_by_all() == ["a.png: empty", "b.png: cut short", "z.png: empty"]
+
+
+def test_crops_for_previews(tmp_path, save_pictures):
+    """The first of each picture's two crops, the same for the same keys, whatever was drawn before."""
+    pictures = load_pictures(str(save_pictures(tmp_path, 4)))
+    dataset = TwoCropsDataset(pictures.train, (16, 12), 3, ViewArguments())
+    crops = crop_for_preview(dataset, [(2, 7), (0, 8)])
+    assert (crops.shape, crops.dtype) == ((2, 3, 16, 12), torch.uint8)
+    state = torch.get_rng_state()
+    assert torch.equal(crop_for_preview(dataset, [(2, 7)])[0], crops[0])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(crops[1], dataset[(0, 8)]["crops"][0])
+    assert not torch.equal(crops[0], crop_for_preview(dataset, [(2, 9)])[0])
