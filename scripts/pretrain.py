@@ -227,7 +227,8 @@ def pretrain(
         loader = load_batches(pictures, crops, pretraining, streaming_arguments, 0, num_batches)
         with closing(read_batches(loader, arguments.dataset)) as batches:
             rehearsal = rehearse(batches, pretraining.train_on, schedules, accelerator)
-        accelerator.print(describe_plan(rehearsal, student, teacher, schedules, arguments, accelerator))
+        monitor_steps = monitor_arguments.monitor_steps if monitors.chosen else 0
+        accelerator.print(describe_plan(rehearsal, student, teacher, schedules, arguments, accelerator, monitor_steps))
         return
 
     # Nothing of an earlier run is replaced before all that this one needs is known to be right.

@@ -84,8 +84,13 @@ def describe_plan(
     schedules: Schedules,
     arguments: PretrainingArguments,
     accelerator: Accelerator,
+    monitor_steps: int | None = 0,
 ) -> str:
-    """What the run would need and write, in lines to print."""
+    """What the run would need and write, in lines to print.
+
+    Args:
+        monitor_steps (`int`, *optional*, defaults to 0): Steps between rounds of monitors; 0 for none, `None` for ten rounds.
+    """
     numbers = {name: _count(getattr(student, name, None)) for name in PARTS}
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     total = _count(student)
@@ -118,6 +123,9 @@ def describe_plan(
         f"  metrics.jsonl: {-(-schedules.num_steps // arguments.logging_steps):,} lines",
         f"  checkpoints/: {_describe_checkpoints(arguments, checkpoint_bytes)}",
         f"  previews/: {_describe_previews(student, schedules, arguments)}",
+        f"  monitors.jsonl: {_count_rounds(monitor_steps, schedules)} lines"
+        if monitor_steps != 0
+        else "  no monitors.jsonl",
         *(["  logs/: of trackers that keep files"] if arguments.report_to else []),
         "dry run: nothing was written",
     ]
@@ -143,8 +151,12 @@ def _describe_checkpoints(arguments: PretrainingArguments, checkpoint_bytes: int
 def _describe_previews(student: SiTForPreTraining, schedules: Schedules, arguments: PretrainingArguments) -> str:
     if arguments.preview_steps == 0 or student.config.reconstruction_weight == 0:
         return "none"
-    every = arguments.preview_steps or -(-schedules.num_steps // 10)
-    return f"{-(-schedules.num_steps // every):,} pictures"
+    return f"{_count_rounds(arguments.preview_steps, schedules):,} pictures"
+
+
+def _count_rounds(every: int | None, schedules: Schedules) -> int:
+    """How often something is done that is done every so many steps, ten times by default, and at the end."""
+    return -(-schedules.num_steps // (every or -(-schedules.num_steps // 10)))
 
 
 def _what_is_there(output_dir: Path) -> str:

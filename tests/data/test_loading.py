@@ -1,5 +1,7 @@
 """Batches for the loop, and pictures that cannot be read: named once, told of the data set, by all processes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -7,9 +9,16 @@ from torch.utils.data import DataLoader
 from modeling_sit.cli.errors import UserError
 from modeling_sit.data import loading
 from modeling_sit.data.decoding import UnreadablePicture
-from modeling_sit.data.loading import UnreadablePictures, crop_for_preview, naming_unreadable, read_batches
+from modeling_sit.data.loading import (
+    UnreadablePictures,
+    create_crops,
+    create_loader,
+    crop_first_pictures,
+    naming_unreadable,
+    read_batches,
+)
 from modeling_sit.data.sources import load_pictures
-from modeling_sit.data.views import TwoCropsDataset, ViewArguments
+from modeling_sit.data.views import ViewArguments
 
 
 class Items(torch.utils.data.Dataset):
@@ -126,14 +135,43 @@ class TestUnreadablePictures:
         assert unreadable.named_by_all() == ["a.png: empty", "b.png: cut short", "z.png: empty"]
 
 
-def test_crops_for_previews(tmp_path, save_pictures):
-    """The first of each picture's two crops, the same for the same keys, whatever was drawn before."""
-    pictures = load_pictures(str(save_pictures(tmp_path, 4)))
-    dataset = TwoCropsDataset(pictures.train, (16, 12), 3, ViewArguments())
-    crops = crop_for_preview(dataset, [(2, 7), (0, 8)])
-    assert (crops.shape, crops.dtype) == ((2, 3, 16, 12), torch.uint8)
-    state = torch.get_rng_state()
-    assert torch.equal(crop_for_preview(dataset, [(2, 7)])[0], crops[0])
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(crops[1], dataset[(0, 8)]["crops"][0])
-    assert not torch.equal(crops[0], crop_for_preview(dataset, [(2, 9)])[0])
+@pytest.mark.parametrize("streaming", [False, True])
+class TestBothForms:
+    """Of a folder that is read as it is, and of one that is streamed."""
+
+    @pytest.fixture
+    def made(self, tmp_path, save_pictures, streaming):
+        pictures = load_pictures(str(save_pictures(tmp_path, 6)), streaming=streaming)
+        return pictures, create_crops(pictures, (16, 12), 3, ViewArguments())
+
+    def test_crops_of_the_first_pictures(self, made):
+        """The first of each picture's two crops, the same for the same seeds, whatever was drawn before."""
+        crops = crop_first_pictures(*made, 4, seeds=lambda number: number)
+        assert (crops.shape, crops.dtype) == ((4, 3, 16, 12), torch.uint8)
+        state = torch.get_rng_state()
+        assert torch.equal(crop_first_pictures(*made, 2, seeds=lambda number: number), crops[:2])
+        assert torch.equal(torch.get_rng_state(), state)
+        others = crop_first_pictures(*made, 4, seeds=lambda number: number + 1)
+        assert not any(torch.equal(crop, other) for crop, other in zip(crops, others, strict=True))
+        assert len(crop_first_pictures(*made, 99, seeds=lambda number: number)) == 6
+
+    def test_pictures_that_cannot_be_read_name_the_data_set(self, made):
+        pictures, crops = made
+        for path in Path(pictures.name).iterdir():
+            path.write_bytes(b"")
+        with pytest.raises(UserError, match=f"--dataset {pictures.name} cannot be read"):
+            crop_first_pictures(pictures, crops, 4, seeds=lambda number: number)
+
+    def test_batches(self, made, streaming):
+        pictures, crops = made
+        settings = {"batch_size": 2, "seed": 0, "process_index": 0, "num_processes": 1, "shuffle_buffer_size": 4}
+        loader = create_loader(pictures, crops, first_batch=0, num_batches=5, **settings)
+        batches = []
+        for batch in loader:
+            batches.append(batch["crops"])
+            if len(batches) == 3:
+                state = loader.state_dict() if streaming else None
+        assert [batch.shape for batch in batches] == [(2, 2, 3, 16, 12)] * 5
+        rest = create_loader(pictures, crops, first_batch=3, num_batches=2, stream_state=state, **settings)
+        for batch, expected in zip(rest, batches[3:], strict=True):
+            assert torch.equal(batch["crops"], expected)

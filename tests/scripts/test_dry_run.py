@@ -99,6 +99,8 @@ def test_figures_are_those_of_the_real_run(rehearse, run_program, tmp_path):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert f"metrics.jsonl: {len(lines)} lines" in plan and [json.loads(line)["step"] for line in lines] == [2, 4, 5]
     assert f"previews/: {len(list((folder / 'previews').iterdir()))} pictures" in plan
+    rounds = (folder / "monitors.jsonl").read_text().splitlines()
+    assert f"monitors.jsonl: {len(rounds)} lines" in plan
     named = plan.partition("would write to")[2]
     assert all(path.name in named or path.suffix == ".py" for path in folder.iterdir())
 

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import pytest
 
 from modeling_sit import SiTConfig, SiTForPreTraining
 from modeling_sit.cli.errors import UserError
-from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.training import run_settings
 from modeling_sit.training.arguments import (
@@ -19,7 +20,13 @@ from modeling_sit.training.arguments import (
     create_config,
     create_processor,
 )
-from modeling_sit.training.run_settings import SIZES, check_settings, determining_settings, fingerprint
+from modeling_sit.training.run_settings import (
+    FORM_OF_CHECKPOINTS,
+    FORM_OF_STREAMS,
+    check_settings,
+    determining_settings,
+    fingerprint,
+)
 from modeling_sit.training.schedules import plan_schedules
 
 TINY = "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,decoder_hidden_size=16,projection_hidden_size=16"
@@ -34,6 +41,12 @@ HARMLESS = {
 # Flags that go into the outcome by what is made of them.
 DERIVED = {"num_train_epochs": "max_train_steps", "warmup_epochs": "warmup_steps"}
 
+PLAIN = {"streaming": False}
+
+
+def pictures_of(train: datasets.Dataset) -> Pictures:
+    return Pictures("user/pictures", train, None, None, ["train"], num_train=len(train))
+
 
 @pytest.fixture(scope="module")
 def digits():
@@ -44,7 +57,15 @@ def digits():
 def settings_of(digits):
     """The settings of a run with these flags."""
 
-    def settings(num_processes=1, mixed_precision="no", pictures=digits, overrides="", **flags):
+    def settings(
+        num_processes=1,
+        mixed_precision="no",
+        is_fsdp2=False,
+        shuffle_buffer_size=None,
+        pictures=digits,
+        overrides="",
+        **flags,
+    ):
         groups = []
         flags = {"dataset": "digits", "output_dir": "out", "image_size": 16, "patch_size": 8, **flags}
         flags["config_overrides"] = f"{TINY},num_channels=1,{overrides}"
@@ -52,11 +73,19 @@ def settings_of(digits):
             names = {field.name for field in dataclasses.fields(group)}
             groups.append(group(**{name: value for name, value in flags.items() if name in names}))
         arguments, model_arguments, corruption_arguments, view_arguments = groups
-        config = create_config(model_arguments, len(pictures.train))
+        config = create_config(model_arguments, pictures.num_train)
         processor = create_processor(config, model_arguments, corruption_arguments)
-        schedules = plan_schedules(arguments, len(pictures.train), num_processes)
+        schedules = plan_schedules(arguments, pictures.num_train, num_processes)
+        accelerator = SimpleNamespace(num_processes=num_processes, mixed_precision=mixed_precision, is_fsdp2=is_fsdp2)
         return determining_settings(
-            arguments, view_arguments, config, processor, schedules, pictures, num_processes, mixed_precision
+            arguments,
+            view_arguments,
+            config,
+            processor,
+            schedules,
+            pictures,
+            accelerator,
+            shuffle_buffer_size,
         )
 
     return settings
@@ -102,6 +131,8 @@ class TestDeterminingSettings:
             ({"solarize_threshold": 0.25}, {"solarize_threshold"}),
             ({"num_processes": 2}, {"num_processes", "max_train_steps", "warmup_steps"}),
             ({"mixed_precision": "bf16"}, {"mixed_precision"}),
+            ({"is_fsdp2": True}, {"engine"}),
+            ({"shuffle_buffer_size": 10}, {"shuffle_buffer_size"}),
         ],
     )
     def test_say_what_changed(self, settings_of, changed, names):
@@ -133,7 +164,7 @@ class TestDeterminingSettings:
         assert {field.name for field in dataclasses.fields(SiTConfig)} & set(SiTConfig.__annotations__) <= set(
             settings_of()
         )
-        assert set(settings_of()) >= SIZES
+        assert set(settings_of()) >= FORM_OF_CHECKPOINTS | FORM_OF_STREAMS
 
     def test_of_other_pictures(self, settings_of, tmp_path, save_pictures):
         pictures = load_pictures(str(save_pictures(tmp_path, 70)))
@@ -144,7 +175,7 @@ class TestDeterminingSettings:
 class TestFingerprint:
     @staticmethod
     def of(folder) -> str:
-        return fingerprint(load_pictures(str(folder)).train, str(folder))
+        return fingerprint(load_pictures(str(folder)))
 
     def test_is_the_same_again_and_after_a_move(self, tmp_path, save_pictures):
         folder = save_pictures(tmp_path / "a", 5)
@@ -186,7 +217,7 @@ class TestFingerprint:
         def of(*sizes):
             rows = [None if size is None else {"bytes": b"x" * size, "path": None} for size in sizes]
             features = datasets.Features({"image": datasets.Image(decode=False)})
-            return fingerprint(datasets.Dataset.from_dict({"image": rows}, features=features), "user/pictures")
+            return fingerprint(pictures_of(datasets.Dataset.from_dict({"image": rows}, features=features)))
 
         assert of(3, 4) == of(3, 4)
         assert len({of(3, 4), of(4, 3), of(3, 5), of(3, 4, 4), of(3), of(3, None)}) == 6
@@ -199,7 +230,7 @@ class TestFingerprint:
 
         def of(sizes):
             rows = [{"bytes": b"x" * size, "path": None} for size in sizes]
-            return fingerprint(datasets.Dataset.from_dict({"image": rows}, features=features), "x")
+            return fingerprint(pictures_of(datasets.Dataset.from_dict({"image": rows}, features=features)))
 
         noticed = [index for index in range(47) if of([*sizes[:index], 200, *sizes[index + 1 :]]) != of(sizes)]
         assert noticed == list(range(0, 47, 10))
@@ -208,16 +239,16 @@ class TestFingerprint:
         folder = save_pictures(tmp_path / "a", 3)
         pictures = load_pictures(str(folder))
         (folder / "01.png").unlink()
-        assert len(fingerprint(pictures.train, str(folder))) == 16
+        assert len(fingerprint(pictures)) == 16
 
 
 class TestCheckSettings:
     def test_the_same(self, tmp_path):
-        assert check_settings({"seed": 1, "hidden_size": 16}, {"seed": 1, "hidden_size": 16}, tmp_path, False) == []
+        assert check_settings({"seed": 1, **PLAIN}, {"seed": 1, **PLAIN}, tmp_path, False) == []
 
     def test_differences_are_named(self, tmp_path):
-        saved = {"seed": 0, "base_learning_rate": 0.1, "crop_scale": [0.2, 1.0], "hidden_size": 16}
-        current = {"seed": 1, "base_learning_rate": 0.1, "crop_scale": [0.5, 1.0], "hidden_size": 16}
+        saved = {"seed": 0, "base_learning_rate": 0.1, "crop_scale": [0.2, 1.0], **PLAIN}
+        current = {"seed": 1, "base_learning_rate": 0.1, "crop_scale": [0.5, 1.0], **PLAIN}
         with pytest.raises(UserError) as error:
             check_settings(saved, current, tmp_path, allow_changes=False)
         assert str(tmp_path) in str(error.value) and "--allow_changed_settings" in str(error.value)
@@ -229,19 +260,35 @@ class TestCheckSettings:
         ]
 
     @pytest.mark.parametrize("allow_changes", [False, True])
-    @pytest.mark.parametrize("name", sorted(SIZES))
+    @pytest.mark.parametrize("name", sorted(FORM_OF_CHECKPOINTS - {"streaming"}))
     def test_another_model_is_never_allowed(self, tmp_path, name, allow_changes):
-        with pytest.raises(UserError, match=rf"another model: {name}: 2 \(the checkpoint: 1\)$"):
-            check_settings({name: 1, "seed": 0}, {name: 2, "seed": 1}, tmp_path, allow_changes)
+        with pytest.raises(UserError, match=rf"in another form: {name}: 2 \(the checkpoint: 1\)$"):
+            check_settings({name: 1, **PLAIN, "seed": 0}, {name: 2, **PLAIN, "seed": 1}, tmp_path, allow_changes)
+
+    @pytest.mark.parametrize("name", sorted(FORM_OF_STREAMS))
+    def test_what_a_stream_hangs_on_is_allowed_without_one(self, tmp_path, name):
+        for streaming in (False, True):
+            saved, current = {"streaming": streaming, name: 1}, {"streaming": streaming, name: 2}
+            if streaming:
+                with pytest.raises(UserError, match=f"in another form: {name}"):
+                    check_settings(saved, current, tmp_path, True)
+            else:
+                assert len(check_settings(saved, current, tmp_path, True)) == 1
+
+    def test_a_stream_does_not_go_on_where_another_reading_stopped(self, tmp_path):
+        with pytest.raises(UserError, match="streaming: True"):
+            check_settings({"streaming": False}, {"streaming": True}, tmp_path, True)
 
     def test_a_setting_that_the_checkpoint_does_not_know(self, tmp_path):
         """It was written by an older version: what it had is not known."""
-        assert check_settings({}, {"new_flag": 3}, tmp_path, True) == ["new_flag: 3 (the checkpoint: None)"]
+        assert check_settings(PLAIN, {**PLAIN, "new_flag": 3}, tmp_path, True) == [
+            "new_flag: 3 (the checkpoint: None)"
+        ]
         with pytest.raises(UserError, match="new_flag"):
-            check_settings({}, {"new_flag": 3}, tmp_path, False)
+            check_settings(PLAIN, {**PLAIN, "new_flag": 3}, tmp_path, False)
 
     def test_5_is_5(self, tmp_path):
-        assert check_settings({"reconstruction_weight": 5}, {"reconstruction_weight": 5.0}, tmp_path, False) == []
+        assert check_settings({"weight": 5, **PLAIN}, {"weight": 5.0, **PLAIN}, tmp_path, False) == []
 
 
 def test_sizes_are_what_the_trained_weights_hang_on(tiny_config):
@@ -258,4 +305,4 @@ def test_sizes_are_what_the_trained_weights_hang_on(tiny_config):
     others |= {"contrastive_weight": 2.0, "reconstruction_norm": "l2", "reconstruction_region": "all"}
     before = shapes()
     for name, value in {**sizes, **others}.items():
-        assert (shapes(**{name: value}) != before) == (name in sizes) == (name in SIZES), name
+        assert (shapes(**{name: value}) != before) == (name in sizes) == (name in FORM_OF_CHECKPOINTS), name
