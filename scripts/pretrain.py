@@ -10,9 +10,10 @@ import signal
 import sys
 import time
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -77,27 +78,84 @@ NUM_PREVIEW_PICTURES = 8
 TEST_SPLITS = ("test", "testing")
 
 
+@dataclass
+class Flags:
+    """What was asked for, as the command line has it."""
+
+    run: PretrainingArguments
+    streaming: StreamingArguments
+    model: ModelArguments
+    corruption: CorruptionArguments
+    views: ViewArguments
+    monitors: MonitorArguments
+
+    def settings(self) -> dict[str, Any]:
+        """Every flag's value by its name."""
+        groups = (getattr(self, group.name) for group in fields(self))
+        return {name: value for group in groups for name, value in asdict(group).items()}
+
+
 def main() -> None:
     parser = RecipeArgumentParser(
-        (
-            PretrainingArguments,
-            StreamingArguments,
-            ModelArguments,
-            CorruptionArguments,
-            ViewArguments,
-            MonitorArguments,
-        ),
+        tuple(group.type for group in fields(Flags)),
         description="Pretrain a Vision Transformer on your own pictures, without labels.",
     )
     with one_line_errors():
-        pretrain(*parser.parse())
+        pretrain(Flags(*parser.parse()))
+
+
+def pretrain(flags: Flags) -> None:
+    started = time.time()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    output_dir = Path(flags.run.output_dir)
+    accelerator = create_accelerator(
+        mixed_precision=flags.run.mixed_precision,
+        gradient_accumulation_steps=flags.run.gradient_accumulation_steps,
+        log_with=choose_trackers(flags.run.report_to) or None,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
+    )
+    pretraining = prepare(flags, accelerator)
+    accelerator.print(describe_run(pretraining))
+    if flags.run.dry_run:
+        accelerator.print(rehearse_run(pretraining))
+        return
+
+    # Nothing of an earlier run is replaced before all that this one needs is known to be right.
+    checkpoint = share_main_process_result(accelerator, lambda: prepare_output_dir(output_dir, flags.run))
+    determined_by = determining_settings(
+        flags.run,
+        flags.views,
+        pretraining.student.config,
+        pretraining.processor,
+        pretraining.schedules,
+        pretraining.pictures,
+        accelerator,
+        flags.streaming.shuffle_buffer_size,
+    )
+    state = RunState(settings=flags.settings(), determined_by=determined_by)
+    if checkpoint is not None:
+        state = resume(pretraining, checkpoint, state)
+    delete_checkpoints_after(accelerator, output_dir, state.step)
+    start_trackers(accelerator, output_dir, state.settings, state.step)
+
+    started -= state.seconds
+    train(pretraining, state, checkpoint, started)
+    write_card(pretraining, state, time.time() - started)
+    if state.unreadable:
+        accelerator.print(f"{len(state.unreadable)} unreadable picture(s) were skipped; they are named above")
+    accelerator.print(f"done: {output_dir} holds the model; its README.md says what was run")
+    accelerator.end_training()
 
 
 @dataclass
 class Pretraining:
-    """What a step works with, in the order in which the pictures pass through."""
+    """What a run works with, in the order in which the pictures pass through."""
 
+    flags: Flags
     accelerator: Accelerator
+    pictures: Pictures
+    crops: TwoCropsDataset | StreamedCrops
     augment: ViewAugmentation
     processor: SiTImageProcessor
     student: SiTForPreTraining
@@ -105,7 +163,8 @@ class Pretraining:
     teacher: Teacher | None
     optimizer: torch.optim.Optimizer
     schedules: Schedules
-    arguments: PretrainingArguments
+    preview_crops: torch.Tensor
+    monitors: OnlineMonitors
 
     def train_on(self, crops: torch.Tensor, number: int) -> tuple[SiTForPreTrainingOutput, torch.Tensor | None]:
         """Learn from batch `number` of the run, counted from 0.
@@ -117,7 +176,7 @@ class Pretraining:
         set_hyperparameters(self.optimizer, schedule["learning_rate"], schedule["weight_decay"])
         gradient_norm = None
         # From here to the next batch, what is random is a function of seed, batch and process.
-        torch.manual_seed(derive_seed(self.arguments.seed, STEP, number, accelerator.process_index))
+        torch.manual_seed(derive_seed(self.flags.run.seed, STEP, number, accelerator.process_index))
         clean_views = self.augment(crops.to(accelerator.device, non_blocking=True))
         rotation_labels = None
         if self.student.config.rotation_weight > 0:
@@ -141,7 +200,7 @@ class Pretraining:
                 )
             accelerator.backward(output.loss)
             if accelerator.sync_gradients:
-                max_norm = self.arguments.max_grad_norm or float("inf")
+                max_norm = self.flags.run.max_grad_norm or float("inf")
                 gradient_norm = clip_gradients(accelerator, self.wrapped_student, max_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -158,117 +217,89 @@ class Pretraining:
         return gather_projections(self.accelerator, projections)
 
 
-def pretrain(
-    arguments: PretrainingArguments,
-    streaming_arguments: StreamingArguments,
-    model_arguments: ModelArguments,
-    corruption_arguments: CorruptionArguments,
-    view_arguments: ViewArguments,
-    monitor_arguments: MonitorArguments,
-) -> None:
-    started = time.time()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    output_dir = Path(arguments.output_dir)
-    accelerator = create_accelerator(
-        mixed_precision=arguments.mixed_precision,
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        log_with=choose_trackers(arguments.report_to) or None,
-        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
-    )
-    pictures = run_main_process_first(
-        accelerator, lambda: load_training_pictures(arguments, streaming_arguments.streaming)
-    )
-    groups = (
-        arguments,
-        streaming_arguments,
-        model_arguments,
-        corruption_arguments,
-        view_arguments,
-        monitor_arguments,
-    )
-    settings = {name: value for group in groups for name, value in asdict(group).items()}
-
+def prepare(flags: Flags, accelerator: Accelerator) -> Pretraining:
+    """Find the pictures, make the networks, and hand them to Accelerate; writes nothing."""
+    pictures = run_main_process_first(accelerator, lambda: load_training_pictures(flags))
     with fail_together(accelerator):
-        config = create_config(model_arguments, pictures.num_train)
-        processor = create_processor(config, model_arguments, corruption_arguments)
-        augment = create_augmentation(view_arguments, processor).to(accelerator.device)
-        schedules = plan_schedules(
-            arguments, pictures.num_train, accelerator.num_processes, streaming_arguments.streaming
-        )
-        student = create_student(config, model_arguments, arguments.seed).to(accelerator.device)
-        crops = create_crops(pictures, config.image_shape, config.num_channels, view_arguments)
+        config = create_config(flags.model, pictures.num_train)
+        processor = create_processor(config, flags.model, flags.corruption)
+        augment = create_augmentation(flags.views, processor).to(accelerator.device)
+        schedules = plan_schedules(flags.run, pictures.num_train, accelerator.num_processes, flags.streaming.streaming)
+        student = create_student(config, flags.model, flags.run.seed).to(accelerator.device)
+        crops = create_crops(pictures, config.image_shape, config.num_channels, flags.views)
         preview_crops = crop_first_pictures(
-            pictures, crops, NUM_PREVIEW_PICTURES, seeds=partial(derive_seed, arguments.seed, PREVIEW)
+            pictures, crops, NUM_PREVIEW_PICTURES, seeds=partial(derive_seed, flags.run.seed, PREVIEW)
         )
         monitors = OnlineMonitors(
-            monitor_arguments,
+            flags.monitors,
             pictures,
             config,
             processor,
             accelerator,
-            seed=derive_seed(arguments.seed, MONITOR),
-            batch_size=arguments.per_device_train_batch_size,
-            num_workers=choose_num_workers(arguments, accelerator),
+            seed=derive_seed(flags.run.seed, MONITOR),
+            batch_size=flags.run.per_device_train_batch_size,
+            num_workers=choose_num_workers(flags.run, accelerator),
         )
     student = synchronize_batch_norm(student)
     teacher = Teacher(student) if config.use_teacher and config.contrastive_weight > 0 else None
-    optimizer = create_optimizer(student, (arguments.adam_beta1, arguments.adam_beta2), accelerator.device)
+    optimizer = create_optimizer(student, (flags.run.adam_beta1, flags.run.adam_beta2), accelerator.device)
     wrapped_student, optimizer = prepare_student(accelerator, student, optimizer)
     if teacher is not None:
         teacher.spread(student)
-    pretraining = Pretraining(
-        accelerator, augment, processor, student, wrapped_student, teacher, optimizer, schedules, arguments
-    )
     wrapped_student.train()
-    accelerator.print(describe_run(pictures, pretraining))
-    if arguments.dry_run:
-        num_batches = num_rehearsed_steps(schedules) * schedules.batches_per_step
-        loader = load_batches(pictures, crops, pretraining, streaming_arguments, 0, num_batches)
-        with closing(read_batches(loader, arguments.dataset)) as batches:
-            rehearsal = rehearse(batches, pretraining.train_on, schedules, accelerator)
-        monitor_steps = monitor_arguments.monitor_steps if monitors.chosen else 0
-        accelerator.print(describe_plan(rehearsal, student, teacher, schedules, arguments, accelerator, monitor_steps))
-        return
-
-    # Nothing of an earlier run is replaced before all that this one needs is known to be right.
-    determined_by = determining_settings(
-        arguments,
-        view_arguments,
-        config,
-        processor,
-        schedules,
-        pictures,
-        accelerator,
-        streaming_arguments.shuffle_buffer_size,
+    return Pretraining(
+        flags=flags,
+        accelerator=accelerator,
+        pictures=pictures,
+        crops=crops,
+        augment=augment,
+        processor=processor,
+        student=student,
+        wrapped_student=wrapped_student,
+        teacher=teacher,
+        optimizer=optimizer,
+        schedules=schedules,
+        preview_crops=preview_crops,
+        monitors=monitors,
     )
-    checkpoint = share_main_process_result(accelerator, lambda: prepare_output_dir(output_dir, arguments))
-    resumed = resume(pretraining, checkpoint, determined_by) if checkpoint is not None else None
-    first_step = resumed.step if resumed is not None else 0
-    delete_checkpoints_after(accelerator, output_dir, first_step)
-    start_trackers(accelerator, output_dir, settings, first_step)
 
-    unreadable = UnreadablePictures(arguments.on_bad_image, resumed.unreadable if resumed is not None else [])
-    first_batch = first_step * schedules.batches_per_step
-    num_batches = schedules.num_steps * schedules.batches_per_step - first_batch
-    stream_state = None
+
+def resume(pretraining: Pretraining, checkpoint: Path, state: RunState) -> RunState:
+    """Go on from a checkpoint, if it is of a run like this one; gives what it says, with this run's settings."""
+    accelerator = pretraining.accelerator
+    saved = read_run_state(checkpoint)
     with fail_together(accelerator):
-        if checkpoint is not None and is_streamed(pictures):
-            stream_state = read_stream_state(checkpoint, accelerator.process_index)
-        loader = load_batches(
-            pictures, crops, pretraining, streaming_arguments, first_batch, num_batches, stream_state
-        )
+        allow_changes = pretraining.flags.run.allow_changed_settings
+        changes = check_settings(saved.determined_by, state.determined_by, checkpoint, allow_changes)
+        num_steps = pretraining.schedules.num_steps
+        if saved.step > num_steps:
+            raise UserError(f"{checkpoint} is of step {saved.step}, beyond the {num_steps} steps asked for")
+        load_checkpoint(accelerator, pretraining.teacher, checkpoint)
+    for change in changes:
+        accelerator.print(f"changed since the checkpoint: {change}")
+    accelerator.print(f"going on from {checkpoint}")
+    return replace(saved, settings=state.settings, determined_by=state.determined_by)
+
+
+def train(pretraining: Pretraining, state: RunState, checkpoint: Path | None, started: float) -> None:
+    """Train from `state` to the end, keeping it up to date; `started` is when, if the run had never been cut off."""
+    accelerator, flags, schedules = pretraining.accelerator, pretraining.flags.run, pretraining.schedules
+    output_dir, batches_per_step = Path(flags.output_dir), schedules.batches_per_step
+    first_batch, last_batch = state.step * batches_per_step, schedules.num_steps * batches_per_step
+    with fail_together(accelerator):
+        loader = load_batches(pretraining, first_batch, last_batch, checkpoint)
+    unreadable = UnreadablePictures(flags.on_bad_image, state.unreadable)
     with (
-        closing(read_batches(loader, arguments.dataset)) as batches,
+        closing(read_batches(loader, flags.dataset)) as batches,
         StopRequest(accelerator) as stop_request,
         RunProgress(
             accelerator,
             output_dir,
-            first_step,
+            state.step,
             schedules.num_steps,
-            losses=logged_losses(config),
-            window=resumed.window if resumed is not None else None,
-            monitored=monitors.chosen,
+            losses=logged_losses(pretraining.student.config),
+            window=state.window,
+            monitored=bool(pretraining.monitors.chosen),
         ) as progress,
     ):
         for number, batch in enumerate(progress.wait_for(batches), start=first_batch):
@@ -276,7 +307,7 @@ def pretrain(
             if accelerator.num_processes == 1:
                 unreadable.check()
             output, gradient_norm = pretraining.train_on(batch["crops"], number)
-            progress.count(output, arguments.per_device_train_batch_size * accelerator.num_processes)
+            progress.count(output, flags.per_device_train_batch_size * accelerator.num_processes)
             if gradient_norm is None:
                 continue
 
@@ -285,64 +316,55 @@ def pretrain(
             step = progress.step
             stopped_by = stop_request.agreed()
             is_last = step == schedules.num_steps
-            epoch = loader.epoch if is_streamed(pictures) else schedules.epoch(step)
-            saves = is_last or stopped_by or is_due(step, arguments.checkpointing_steps, schedules)
-            logs = is_last or step % arguments.logging_steps == 0
+            epoch = loader.epoch if is_streamed(pretraining.pictures) else schedules.epoch(step)
+            saves = is_last or stopped_by or is_due(step, flags.checkpointing_steps, schedules)
+            logs = is_last or step % flags.logging_steps == 0
             if saves or logs:
                 with fail_together(accelerator):
-                    check_losses(progress, schedules.batches_per_step, output_dir)
+                    check_losses(progress, batches_per_step, output_dir)
                     unreadable.check()
             if logs:
                 progress.tell(epoch, schedules.at(step - 1))
             with progress.off_the_clock():
-                if is_due(step, arguments.preview_steps, schedules) or (is_last and arguments.preview_steps != 0):
-                    path, seed = preview_path(output_dir, step), derive_seed(arguments.seed, PREVIEW)
-                    save_preview(accelerator, student, processor, preview_crops, path, seed)
-                    progress.tell_preview(path)
-                if is_due(step, monitor_arguments.monitor_steps, schedules) or is_last:
-                    progress.tell_monitors(epoch, monitors.run(student, teacher))
-                if saves and arguments.checkpointing_steps != "no":
-                    progress.sync_logs()
-                    state = RunState(
-                        step=step,
-                        settings=settings,
-                        determined_by=determined_by,
-                        window=progress.state_dict(),
-                        unreadable=unreadable.named_by_all(),
-                        seconds=time.time() - started + (resumed.seconds if resumed is not None else 0),
-                    )
-                    stream_state = loader.state_dict() if is_streamed(pictures) else None
-                    save_checkpoint(accelerator, teacher, output_dir, state, stream_state)
-                    delete_old_checkpoints(accelerator, output_dir, arguments.checkpoints_total_limit)
+                if is_due(step, flags.preview_steps, schedules) or (is_last and flags.preview_steps != 0):
+                    preview(pretraining, progress)
+                if is_last or is_due(step, pretraining.flags.monitors.monitor_steps, schedules):
+                    values = pretraining.monitors.run(pretraining.student, pretraining.teacher)
+                    progress.tell_monitors(epoch, values)
                 if saves:
-                    export_model(accelerator, student, teacher, processor, output_dir, arguments.export)
+                    state.step, state.seconds = step, time.time() - started
+                    state.window, state.unreadable = progress.state_dict(), unreadable.named_by_all()
+                    if flags.checkpointing_steps != "no":
+                        progress.sync_logs()
+                        stream_state = loader.state_dict() if is_streamed(pretraining.pictures) else None
+                        save_checkpoint(accelerator, pretraining.teacher, output_dir, state, stream_state)
+                        delete_old_checkpoints(accelerator, output_dir, flags.checkpoints_total_limit)
+                    export(pretraining)
             if stopped_by and not is_last:
-                leave(accelerator, stopped_by, step, arguments)
-    if first_step == schedules.num_steps:  # a finished run, resumed to export other weights
-        export_model(accelerator, student, teacher, processor, output_dir, arguments.export)
-
-    num_unreadable = len(unreadable.named_by_all())
-    with fail_together(accelerator):
-        if accelerator.is_main_process:
-            write_pretraining_card(
-                CARD_TEMPLATE,
-                output_dir,
-                settings={**settings, "export": arguments.export if teacher is not None else "student"},
-                command=typed_command(),
-                num_pictures=pictures.num_train,
-                num_unreadable=num_unreadable,
-                schedules=schedules,
-                num_processes=accelerator.num_processes,
-                device=accelerator.device,
-                seconds=time.time() - started + (resumed.seconds if resumed is not None else 0),
-            )
-    if num_unreadable:
-        accelerator.print(f"{num_unreadable} unreadable picture(s) were skipped; they are named above")
-    accelerator.print(f"done: {output_dir} holds the model; its README.md says what was run")
-    accelerator.end_training()
+                leave(accelerator, stopped_by, step, flags)
+    if first_batch == last_batch:  # a finished run, resumed to export other weights
+        export(pretraining)
 
 
-def load_training_pictures(arguments: PretrainingArguments, streaming: bool) -> Pictures:
+def rehearse_run(pretraining: Pretraining) -> str:
+    """What a few steps tell of the whole run."""
+    flags, schedules, accelerator = pretraining.flags, pretraining.schedules, pretraining.accelerator
+    loader = load_batches(pretraining, 0, num_rehearsed_steps(schedules) * schedules.batches_per_step)
+    with closing(read_batches(loader, flags.run.dataset)) as batches:
+        rehearsal = rehearse(batches, pretraining.train_on, schedules, accelerator)
+    return describe_plan(
+        rehearsal,
+        pretraining.student,
+        pretraining.teacher,
+        schedules,
+        flags.run,
+        accelerator,
+        monitor_steps=flags.monitors.monitor_steps if pretraining.monitors.chosen else 0,
+    )
+
+
+def load_training_pictures(flags: Flags) -> Pictures:
+    arguments = flags.run
     pictures = load_pictures(
         arguments.dataset,
         dataset_config_name=arguments.dataset_config_name,
@@ -350,7 +372,7 @@ def load_training_pictures(arguments: PretrainingArguments, streaming: bool) -> 
         label_column=arguments.label_column,
         train_split=arguments.train_split,
         validation_split=arguments.validation_split,
-        streaming=streaming,
+        streaming=flags.streaming.streaming,
     )
     if pictures.train is None:
         raise UserError(
@@ -372,28 +394,26 @@ def create_augmentation(arguments: ViewArguments, processor: SiTImageProcessor) 
 
 
 def load_batches(
-    pictures: Pictures,
-    crops: TwoCropsDataset | StreamedCrops,
-    pretraining: Pretraining,
-    streaming_arguments: StreamingArguments,
-    first_batch: int,
-    num_batches: int,
-    stream_state: dict | None = None,
+    pretraining: Pretraining, first_batch: int, last_batch: int, checkpoint: Path | None = None
 ) -> DataLoader | StreamingLoader:
-    """This process's batches from number `first_batch` of the run on."""
-    arguments, accelerator = pretraining.arguments, pretraining.accelerator
+    """This process's batches from number `first_batch` of the run on, to before `last_batch`; a stream's from where the
+    checkpoint says."""
+    flags, accelerator = pretraining.flags, pretraining.accelerator
+    stream_state = None
+    if checkpoint is not None and is_streamed(pretraining.pictures):
+        stream_state = read_stream_state(checkpoint, accelerator.process_index)
     return create_loader(
-        pictures,
-        crops,
-        batch_size=arguments.per_device_train_batch_size,
-        seed=arguments.seed,
+        pretraining.pictures,
+        pretraining.crops,
+        batch_size=flags.run.per_device_train_batch_size,
+        seed=flags.run.seed,
         first_batch=first_batch,
-        num_batches=num_batches,
+        num_batches=last_batch - first_batch,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        shuffle_buffer_size=streaming_arguments.shuffle_buffer_size,
+        shuffle_buffer_size=flags.streaming.shuffle_buffer_size,
         stream_state=stream_state,
-        num_workers=choose_num_workers(arguments, accelerator),
+        num_workers=choose_num_workers(flags.run, accelerator),
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=leave_signals_to_the_loop,
     )
@@ -403,23 +423,8 @@ def choose_num_workers(arguments: PretrainingArguments, accelerator: Accelerator
     return num_workers(arguments.dataloader_num_workers, accelerator.device.type, accelerator.num_processes)
 
 
-def resume(pretraining: Pretraining, checkpoint: Path, determined_by: dict) -> RunState:
-    """Go on from a checkpoint, if it is of a run like this one."""
-    accelerator, arguments = pretraining.accelerator, pretraining.arguments
-    state = read_run_state(checkpoint)
-    with fail_together(accelerator):
-        changes = check_settings(state.determined_by, determined_by, checkpoint, arguments.allow_changed_settings)
-        num_steps = pretraining.schedules.num_steps
-        if state.step > num_steps:
-            raise UserError(f"{checkpoint} is of step {state.step}, beyond the {num_steps} steps asked for")
-        load_checkpoint(accelerator, pretraining.teacher, checkpoint)
-    for change in changes:
-        accelerator.print(f"changed since the checkpoint: {change}")
-    accelerator.print(f"going on from {checkpoint}")
-    return state
-
-
-def describe_run(pictures: Pictures, pretraining: Pretraining) -> str:
+def describe_run(pretraining: Pretraining) -> str:
+    pictures = pretraining.pictures
     config, schedules, accelerator = pretraining.student.config, pretraining.schedules, pretraining.accelerator
     height, width = config.image_shape
     weights = {
@@ -476,6 +481,46 @@ def check_losses(progress: RunProgress, batches_per_step: int, output_dir: Path)
             f"{problem} at step {progress.step - problem.batches_ago // batches_per_step}; {newest}. Try a lower "
             "--base_learning_rate, longer --warmup_epochs, or --mixed_precision no"
         ) from problem
+
+
+def preview(pretraining: Pretraining, progress: RunProgress) -> None:
+    """Save what the student makes of the first pictures."""
+    path = preview_path(Path(pretraining.flags.run.output_dir), progress.step)
+    seed = derive_seed(pretraining.flags.run.seed, PREVIEW)
+    student, processor = pretraining.student, pretraining.processor
+    save_preview(pretraining.accelerator, student, processor, pretraining.preview_crops, path, seed)
+    progress.tell_preview(path)
+
+
+def export(pretraining: Pretraining) -> None:
+    """Make the output folder the model repository of the weights as they are."""
+    flags = pretraining.flags.run
+    export_model(
+        pretraining.accelerator,
+        pretraining.student,
+        pretraining.teacher,
+        pretraining.processor,
+        Path(flags.output_dir),
+        flags.export,
+    )
+
+
+def write_card(pretraining: Pretraining, state: RunState, seconds: float) -> None:
+    flags, accelerator = pretraining.flags.run, pretraining.accelerator
+    with fail_together(accelerator):
+        if accelerator.is_main_process:
+            write_pretraining_card(
+                CARD_TEMPLATE,
+                Path(flags.output_dir),
+                settings={**state.settings, "export": flags.export if pretraining.teacher is not None else "student"},
+                command=typed_command(),
+                num_pictures=pretraining.pictures.num_train,
+                num_unreadable=len(state.unreadable),
+                schedules=pretraining.schedules,
+                num_processes=accelerator.num_processes,
+                device=accelerator.device,
+                seconds=seconds,
+            )
 
 
 def leave(accelerator: Accelerator, stopped_by: signal.Signals, step: int, arguments: PretrainingArguments) -> None:

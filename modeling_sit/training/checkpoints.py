@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +33,20 @@ class RunState:
     What of a run is neither in its networks nor in its optimiser.
 
     Args:
-        step (`int`): Steps done.
         settings (`dict`): The flags' values, for whoever reads the checkpoint.
         determined_by (`dict`): What the run's outcome follows from, as [`run_settings.determining_settings`] gives it.
-        window (`dict`): What was counted since the last line of the log, as `RunProgress.state_dict` gives it.
-        unreadable (`list` of `str`): Pictures that could not be read, and why.
-        seconds (`float`): How long the run has taken, all its starts together.
+        step (`int`, *optional*, defaults to 0): Steps done.
+        window (`dict`, *optional*): What was counted since the last line of the log, as `RunProgress.state_dict` gives it.
+        unreadable (`list` of `str`, *optional*): Pictures that could not be read, and why.
+        seconds (`float`, *optional*, defaults to 0): How long the run has taken, all its starts together.
     """
 
-    step: int
     settings: dict[str, Any]
     determined_by: dict[str, Any]
-    window: dict[str, Any]
-    unreadable: list[str]
-    seconds: float
+    step: int = 0
+    window: dict[str, Any] | None = None
+    unreadable: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:

@@ -47,7 +47,7 @@ def write_pretraining_card(
         num_pictures, num_unreadable (`int`): Pictures of the data set; those of them that could not be read.
         schedules (`Schedules`): The run's length.
         num_processes (`int`), device (`torch.device`): What it ran on.
-        seconds (`float`): How long, since the last start.
+        seconds (`float`): How long, all starts together.
     """
     previews = sorted((output_dir / "previews").glob("*.png"))
     lines = read_metrics(output_dir / "metrics.jsonl")
