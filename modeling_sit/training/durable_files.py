@@ -66,5 +66,8 @@ def naming_what_cannot_be_written(path: Path, remedy: str) -> Iterator[None]:
         yield
     # PyTorch and safetensors have errors of their own for a full disk.
     except (OSError, RuntimeError, SafetensorError) as problem:
+        # PyTorch's is of no type of its own, unlike those of memory that ran out and of processes that are gone.
+        if isinstance(problem, RuntimeError) and type(problem) is not RuntimeError:
+            raise
         reason = getattr(problem, "strerror", None) or (str(problem) or type(problem).__name__).splitlines()[0]
         raise UserError(f"{path} cannot be written: {reason}; {remedy}") from problem

@@ -154,6 +154,8 @@ def check_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: P
     names = [name for name in current if saved.get(name) != current[name]]
     differences = [f"{name}: {current[name]} (the checkpoint: {saved.get(name)})" for name in names]
     fixed = FORM_OF_CHECKPOINTS | (FORM_OF_STREAMS if current["streaming"] else set())
+    if "fp16" in (saved.get("mixed_precision"), current.get("mixed_precision")):
+        fixed = fixed | {"mixed_precision"}  # its gradient scaler has a state
     unfit = [difference for name, difference in zip(names, differences, strict=True) if name in fixed]
     if unfit:
         raise UserError(f"checkpoint {checkpoint} is of another model, or in another form: {'; '.join(unfit)}")

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from modeling_sit.cli.errors import UserError
@@ -159,7 +160,10 @@ class TestNaming:
         assert str(error.value) == f"/runs/a cannot be written: {reason}; make room"
         assert error.value.__cause__ is problem
 
-    @pytest.mark.parametrize("problem", [KeyboardInterrupt(), ValueError("a bug"), UserError("another line")])
+    @pytest.mark.parametrize(
+        "problem",
+        [KeyboardInterrupt(), ValueError("a bug"), UserError("another line"), torch.OutOfMemoryError("no memory")],
+    )
     def test_others_pass_as_they_are(self, problem):
         with pytest.raises(type(problem)) as error, naming_what_cannot_be_written(Path("a"), "make room"):
             raise problem

@@ -275,6 +275,15 @@ class TestCheckSettings:
             else:
                 assert len(check_settings(saved, current, tmp_path, True)) == 1
 
+    @pytest.mark.parametrize(("before", "after"), [("no", "fp16"), ("fp16", "bf16")])
+    def test_a_gradient_scaler_does_not_come_or_go(self, tmp_path, before, after):
+        saved, current = ({**PLAIN, "mixed_precision": precision} for precision in (before, after))
+        with pytest.raises(UserError, match=f"mixed_precision: {after}"):
+            check_settings(saved, current, tmp_path, True)
+        assert check_settings(
+            {**saved, "mixed_precision": "no"}, {**current, "mixed_precision": "bf16"}, tmp_path, True
+        )
+
     def test_a_stream_does_not_go_on_where_another_reading_stopped(self, tmp_path):
         with pytest.raises(UserError, match="streaming: True"):
             check_settings({"streaming": False}, {"streaming": True}, tmp_path, True)
