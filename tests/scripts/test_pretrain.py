@@ -1,6 +1,7 @@
 """scripts/pretrain.py from flags to a model repository: what it writes, how it goes on, and how it fails."""
 
 import ast
+import dataclasses
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -35,6 +37,7 @@ from transformers import (
 
 import modeling_sit.losses
 from modeling_sit import SiTForPreTraining, SiTImageProcessor, SiTModel
+from modeling_sit.data.decoding import read_picture
 from modeling_sit.data.sampling import PictureBatches
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
@@ -274,9 +277,11 @@ class TestBadPictures:
         (folder / "page.jpg").write_text("<html><body>404</body></html>")
         return folder
 
-    @pytest.mark.parametrize("workers", [0, 2])
-    def test_are_skipped_counted_and_named_once(self, pretrain, pile, capsys, workers):
-        folder = pretrain("--dataloader_num_workers", workers, dataset=pile, channels=3, batch_size=7, steps=9)
+    @pytest.mark.parametrize(
+        "flags", [(), ("--dataloader_num_workers", 2), ("--streaming", "--dataloader_num_workers", 1)]
+    )
+    def test_are_skipped_counted_and_named_once(self, pretrain, pile, capsys, flags):
+        folder = pretrain(*flags, dataset=pile, channels=3, batch_size=7, steps=9)
         assert len(metrics_of(folder)) == 9
         captured = capsys.readouterr()
         named = re.findall(r"skipped an unreadable picture: (.*?):", captured.err)
@@ -291,10 +296,9 @@ class TestBadPictures:
         assert len(lines) == 3
         assert all(line.startswith("skipped an unreadable picture: ") for line in lines), lines
 
-    @pytest.mark.parametrize("workers", [0, 1])
-    def test_can_be_an_error(self, refused, pile, workers):
-        flags = ["--on_bad_image", "error", "--dataloader_num_workers", workers]
-        error = refused(*flags, dataset=pile, channels=3, batch_size=7, steps=9)
+    @pytest.mark.parametrize("flags", [(), ("--dataloader_num_workers", 1), ("--streaming",)])
+    def test_can_be_an_error(self, refused, pile, flags):
+        error = refused("--on_bad_image", "error", *flags, dataset=pile, channels=3, batch_size=7, steps=9)
         assert any(str(pile / name) in error for name in ("empty.png", "page.jpg", "truncated.jpg"))
         assert "--on_bad_image skip" in error
 
@@ -366,6 +370,23 @@ class TestGoingOn:
         for moments, others in zip(*(state["state"].values() for state in states), strict=True):
             assert all(torch.equal(moments[name], others[name]) for name in moments)
 
+    @pytest.mark.parametrize("flags", [(), ("--streaming", "--shuffle_buffer_size", 40)])
+    def test_skipped_pictures_are_not_decoded(self, pretrain, monkeypatch, flags):
+        decoded = []
+
+        def counting(*arguments, **settings):
+            decoded.append(1)
+            return read_picture(*arguments, **settings)
+
+        for module in ("sources", "streaming"):
+            monkeypatch.setattr(f"modeling_sit.data.{module}.read_picture", counting)
+        folder = pretrain("--checkpointing_steps", 5, *flags, steps=6, batch_size=16)
+        whole = len(decoded)
+        shutil.rmtree(checkpoint(folder, 6))
+        pretrain("--resume_from_checkpoint", "auto", *flags, steps=6, batch_size=16)
+        previews = 8
+        assert (whole, len(decoded) - whole) == (6 * 16 + previews, 1 * 16 + previews)
+
     def test_from_a_path_into_another_folder(self, pretrain):
         whole = pretrain("--checkpointing_steps", 2, "--checkpoints_total_limit", 0, name="whole", steps=5)
         other = pretrain("--resume_from_checkpoint", checkpoint(whole, 2), name="other", steps=5)
@@ -410,6 +431,39 @@ class TestGoingOn:
 
 
 class TestRandomness:
+    def test_streams_of_processes_and_batches_are_apart(self, load_program):
+        """What is drawn in a step is a function of seed, batch and process."""
+
+        class Drawn(Exception):
+            pass
+
+        def augment(crops):
+            raise Drawn(torch.rand(()).item())
+
+        def draw(seed: int, number: int, process: int) -> float:
+            nothing = dict.fromkeys(field.name for field in dataclasses.fields(program.Pretraining))
+            accelerator = SimpleNamespace(process_index=process, device="cpu")
+            schedules = SimpleNamespace(batches_per_step=1, at=lambda step: {"learning_rate": 0, "weight_decay": 0})
+            pretraining = program.Pretraining(
+                **{
+                    **nothing,
+                    "flags": SimpleNamespace(run=SimpleNamespace(seed=seed)),
+                    "accelerator": accelerator,
+                    "augment": augment,
+                    "schedules": schedules,
+                    "optimizer": SimpleNamespace(param_groups=[]),
+                }
+            )
+            with pytest.raises(Drawn) as drawn:
+                pretraining.train_on(torch.zeros(1), number)
+            return drawn.value.args[0]
+
+        program = load_program("pretrain")
+        draws = {draw(seed, number, process) for seed in (0, 1) for number in (0, 1, 2) for process in (0, 1)}
+        assert len(draws) == 12
+        torch.rand(7)
+        assert draw(0, 2, 1) in draws
+
     def test_same_seed_same_run(self, pretrain):
         one, two = (pretrain(name=name, steps=3) for name in ("one", "two"))
         assert_equal(weights_in(one), weights_in(two))
