@@ -36,7 +36,7 @@ from modeling_sit.data.sampling import MONITOR, PREVIEW, STEP, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
 from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, rotate_views
-from modeling_sit.evaluation.monitors import MonitorArguments, OnlineMonitors
+from modeling_sit.evaluation.monitors import MonitorArguments, OnlineMonitors, collapse_warning
 from modeling_sit.training.arguments import (
     CorruptionArguments,
     ModelArguments,
@@ -330,7 +330,7 @@ def train(pretraining: Pretraining, state: RunState, checkpoint: Path | None, st
                     preview(pretraining, progress)
                 if is_last or is_due(step, pretraining.flags.monitors.monitor_steps, schedules):
                     values = pretraining.monitors.run(pretraining.student, pretraining.teacher)
-                    progress.tell_monitors(epoch, values)
+                    progress.tell_monitors(epoch, values, collapse_warning(values))
                 if saves:
                     state.step, state.seconds = step, time.time() - started
                     state.window, state.unreadable = progress.state_dict(), unreadable.named_by_all()

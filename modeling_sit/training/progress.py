@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from modeling_sit import SiTConfig
-from modeling_sit.evaluation.monitors import collapse_warning
 from modeling_sit.modeling_sit import SiTForPreTrainingOutput
 from modeling_sit.training.metrics_log import MetricsLog
 from modeling_sit.training.tracking import log_picture
@@ -172,15 +171,13 @@ class RunProgress:
         self.accelerator.log(metrics, step=self.step)
         self._start_window()
 
-    def tell_monitors(self, epoch: float, values: dict[str, float]) -> None:
-        """Tell what the monitors found, and warn of a collapse."""
+    def tell_monitors(self, epoch: float, values: dict[str, float], warning: str | None = None) -> None:
+        """Tell what the monitors found, and what there is to warn of."""
         if not values:
             return
         if self.monitor_log is not None:
             self.monitor_log.write({"step": self.step, "epoch": round(epoch, 4), **values})
-            said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            _say(f"step {self.step:,}: {said}")
-            warning = collapse_warning(values)
+            _say(f"step {self.step:,}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
             if warning is not None:
                 _say(f"step {self.step:,}: {warning}")
         self.accelerator.log({f"monitors/{name}": value for name, value in values.items()}, step=self.step)

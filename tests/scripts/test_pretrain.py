@@ -516,6 +516,36 @@ class TestCheckpoints:
         assert len(list((tmp_path / "out" / "previews").iterdir())) == 10
 
 
+class TestMonitors:
+    def test_are_logged_and_change_nothing(self, run_program, pretrain, tmp_path):
+        plain = pretrain(name="plain", steps=3)
+        flags = flags_for(tmp_path / "watched", "--monitor_pictures", 50, steps=3)
+        flags[flags.index("--monitor_steps") + 1] = "2"
+        assert run_program("pretrain", *flags) == 0
+        assert_equal(weights_in(tmp_path / "watched"), weights_in(plain))
+        lines = [json.loads(line) for line in (tmp_path / "watched" / "monitors.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [2, 3]
+        names = {"rankme", "projection_rankme", "embedding_spread", "teacher_agreement"}
+        assert set(lines[0]) == {"step", "epoch", "knn_accuracy", "linear_accuracy", *names}
+
+    def test_collapse_is_told(self, run_program, tmp_path, monkeypatch, load_program, capsys):
+        program = load_program("pretrain")
+        monkeypatch.setattr(program.OnlineMonitors, "run", lambda *networks: {"embedding_spread": 0.001})
+        flags = flags_for(tmp_path / "out", "--monitor_pictures", 50, steps=1)
+        flags[flags.index("--monitor_steps") + 1] = "1"
+        assert run_program("pretrain", *flags) == 0
+        assert "collapse" in capsys.readouterr().err
+
+    def test_pictures_of_a_test_split_are_left_alone(self, load_program, monkeypatch):
+        program = load_program("pretrain")
+        flags = program.Flags(*[None] * 6)
+        flags.streaming = program.StreamingArguments()
+        for asked, validation in ((None, None), ("test", "test")):
+            flags.run = program.PretrainingArguments(dataset="digits", output_dir="out", validation_split=asked)
+            pictures = program.load_training_pictures(flags)
+            assert (pictures.validation and str(pictures.validation.split)) == validation
+
+
 class TestDivergence:
     def test_stops_with_the_step_and_keeps_the_checkpoint(self, pretrain, refused):
         flags = ["--checkpointing_steps", 2, "--logging_steps", 1]

@@ -328,10 +328,11 @@ class TestTelling:
         (tmp_path / "monitors.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
         with RunProgress(Accelerator(cpu=True), tmp_path, 2, 10, monitored=True) as progress:
             progress.advance()
-            progress.tell_monitors(0.25, {"rank": 3.5, "knn_accuracy": 0.75})
+            progress.tell_monitors(0.25, {"rank": 3.5, "knn_accuracy": 0.75}, "look at that")
         written = [json.loads(line) for line in (tmp_path / "monitors.jsonl").read_text().splitlines()]
         assert written == [{"step": 2}, {"step": 3, "epoch": 0.25, "rank": 3.5, "knn_accuracy": 0.75}]
-        assert "step 3: rank 3.5, knn_accuracy 0.75" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "step 3: rank 3.5, knn_accuracy 0.75\nstep 3: look at that\n" in said
 
     def test_no_monitors_no_file(self, progress, tmp_path):
         progress.tell_monitors(0.25, {"rank": 3.5})
