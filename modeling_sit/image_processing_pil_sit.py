@@ -108,7 +108,10 @@ class SiTCorruptionMixin:
             image, do_convert_rgb = convert_picture(image, channels), False
         elif channels == 1:
             do_convert_rgb = False
-        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+        image = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+        if do_convert_rgb and channels == 3 and image.shape[0] == 1:  # a grey array, which not every release converts
+            return image.expand(3, -1, -1) if isinstance(image, torch.Tensor) else image.repeat(3, axis=0)
+        return image
 
     def _validate_preprocess_kwargs(self, **kwargs):
         super()._validate_preprocess_kwargs(**kwargs)

@@ -143,6 +143,8 @@ def prepare_student(
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         # Modules that return views of tensors may be sharded where nothing is done in place, as in SiT.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    # Of a dimension of one, such as a grey picture's channels, the stride says nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     student, optimizer = accelerator.prepare(student, optimizer)
     register_fsdp_forward_method(student, "encode")
     return student, optimizer
