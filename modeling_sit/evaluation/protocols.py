@@ -207,7 +207,7 @@ def fewshot(
     for budget in arguments.fewshot_labels:
         draws = []
         for draw in range(arguments.fewshot_draws):
-            seed = arguments.seed + draw
+            seed = arguments.seed * arguments.fewshot_draws + draw
             if budget.endswith("%"):
                 rows = draw_share(train.labels, label_names, float(budget[:-1]) / 100, seed)
             else:
