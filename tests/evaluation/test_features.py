@@ -217,38 +217,31 @@ def test_several_labels(vit, pictures, processor):
     assert (result.labels.dtype, result.labels.tolist()) == (torch.float32, expected)
 
 
-class EveryProcess:
-    """What `extract_features` asks of an accelerator, where every process has been run before: it recalls their batches."""
+class OneOfThree:
+    """What `extract_features` asks of an accelerator, in one of three processes that are run one after the other."""
 
-    def __init__(self, process_index, others):
+    def __init__(self, process_index):
         self.num_processes, self.process_index, self.device = 3, process_index, torch.device("cpu")
-        self.own, self.others = [], others
+        self.batches = []
 
-    def gather(self, tensors):
-        self.own.append(tensors)
-        number = len(self.own) - 1
-        return tuple(
-            torch.cat([process[number][column] for process in [*self.others, self.own]]) for column in range(2)
-        )
+    def gather(self, batch):
+        self.batches.append(batch)
+        return batch
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 64])
 def test_processes_share_the_pictures_in_order(vit, pictures, processor, batch_size, monkeypatch):
-    """Eleven pictures, one of them broken, on three processes; the last of which is played as the main one."""
     monkeypatch.setattr("modeling_sit.evaluation.features.gather_object", lambda own: own)
     dataset = make_dataset([*pictures[:6], b"broken", *pictures[7:]], list(range(11)))
     alone = extract_features(vit, dataset, processor, progress=False)
-    batches = []
-    for process_index in range(3):
-        accelerator = EveryProcess(process_index, [])
-        accelerator.gather = lambda tensors, own=accelerator.own: own.append(tensors) or tensors
-        extract_features(vit, dataset, processor, batch_size=batch_size, accelerator=accelerator, progress=False)
-        batches.append(accelerator.own)
-    rows = [torch.cat([process[number][0] for process in batches]) for number in range(len(batches[0]))]
-    flags = [torch.cat([process[number][1] for process in batches]) for number in range(len(batches[0]))]
-    features, readable = torch.cat(rows)[:11], torch.cat(flags)[:11].bool()
-    torch.testing.assert_close(features[readable], alone.features)
-    assert readable.tolist() == [True] * 6 + [False] + [True] * 4
+    processes = [OneOfThree(process_index) for process_index in range(3)]
+    for process in processes:
+        extract_features(vit, dataset, processor, batch_size=batch_size, accelerator=process, progress=False)
+    # What `gather` would give, batch after batch, with what is too much at the end.
+    gathered = [batch for number in zip(*(process.batches for process in processes), strict=True) for batch in number]
+    features, readable = (torch.cat(column)[:11] for column in zip(*gathered, strict=True))
+    assert readable.tolist() == [1] * 6 + [0] + [1] * 4
+    torch.testing.assert_close(features[readable.bool()], alone.features)
 
 
 def test_nothing_is_drawn_from_the_global_generator(vit, pictures, processor):
