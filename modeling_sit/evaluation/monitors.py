@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import datasets
@@ -103,8 +103,11 @@ class MonitorPictures:
     def sample(cls, pictures: Pictures, num_pictures: int, seed: int) -> "MonitorPictures":
         """
         Draw `num_pictures` of the training pictures and half as many of the validation pictures with labels (all, where
-        there are fewer); of a stream take the first, be they of one class. The draw is a function of the seed alone.
+        there are fewer); of a stream take the first, be they of one class. The draw is a function of the seed alone. Of
+        pictures with several labels each, the labels are left out.
         """
+        if pictures.multi_label:  # which the monitors that measure by labels do not know
+            pictures = replace(pictures, train=pictures.train.remove_columns("label"), label_names=None)
         validation, num_labels = None, len(pictures.label_names or ())
         if num_labels and pictures.validation is not None and not _are_same_split(pictures):
             validation = _sample(pictures.validation, num_pictures // 2, seed, labelled_only=True)
