@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import PIL.Image
 import pytest
 import torch
 import transformers
-from sklearn.metrics import accuracy_score
+from accelerate.state import AcceleratorState, GradientState
+from sklearn.metrics import accuracy_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
@@ -44,6 +46,9 @@ def run(program, monkeypatch):
             program.main()
         except SystemExit as end:
             return end.code
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
         return 0
 
     yield run
@@ -94,7 +99,7 @@ def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_
         text=True,
     )
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("knn ")
+    assert re.search(r"^knn +accuracy +0\.\d{4} +0\.\d{4} to 0\.\d{4}$", finished.stdout, re.MULTILINE)
     assert all(line.startswith("features:") for line in finished.stderr.splitlines() if line), finished.stderr
 
     pictures = load_pictures("digits")
@@ -109,10 +114,16 @@ def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_
         20, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
     )
     predictions = classifier.fit(features[0], labels[0]).predict(features[1])
-    assert results_in(model_folder) == {
+    results = results_in(model_folder)
+    intervals = results["knn"].pop("intervals")
+    assert set(intervals) == {"accuracy", "top_5_accuracy", "macro_f1"}
+    assert all(low < results["knn"][name] < high for name, (low, high) in intervals.items())
+    assert results == {
         "knn": {
             # one picture of 360 for ties that fall differently in rounding
             "accuracy": pytest.approx(accuracy_score(labels[1], predictions), abs=1.5 / 360),
+            "top_5_accuracy": pytest.approx(0.87, abs=0.1),
+            "macro_f1": pytest.approx(f1_score(labels[1], predictions, average="macro"), abs=0.01),
             "k": 20,
             "temperature": 0.07,
             "num_train": 1437,
@@ -121,6 +132,7 @@ def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_
             "dataset": "digits",
             "split": "test",
             "pooling": "token",
+            "layer": -1,
             "model_name_or_path": "model",
         }
     }
@@ -132,7 +144,7 @@ def test_flags_reach_what_they_set(run, model_folder, colours, tmp_path, capsys)
     flags = ["--pooling", "token_mean", "--knn_temperature", 0.5, "--per_device_eval_batch_size", 5]
     flags += ["--output_dir", tmp_path / "new" / "folder", "--dataloader_num_workers", 1]
     assert run(recipe, *flags) == 0
-    assert "accuracy 1  k 3  temperature 0.5" in capsys.readouterr().out
+    assert re.search(r"accuracy +1\.0000 +1\.0000 to 1\.0000", capsys.readouterr().out)
     results = results_in(tmp_path / "new" / "folder")["knn"]
     assert (results["accuracy"], results["num_train"], results["num_validation"]) == (1.0, 24, 9)
     assert (results["k"], results["temperature"], results["pooling"]) == (3, 0.5, "token_mean")
