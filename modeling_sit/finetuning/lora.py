@@ -43,9 +43,7 @@ class Adapters:
 
     def merged(self) -> PreTrainedModel:
         """A copy of the model with the adapters added into its weights: of the class and the weights that it began with."""
-        merged = copy.deepcopy(self._tuner).merge_and_unload()
-        del merged.peft_config
-        return merged
+        return copy.deepcopy(self._tuner).merge_and_unload()
 
 
 def layers_to_adapt(model: PreTrainedModel, asked: list[str] | None) -> list[str]:

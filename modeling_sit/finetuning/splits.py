@@ -86,7 +86,7 @@ def load_splits(arguments: FinetuningArguments, seed: int, measures_on_the_way: 
     train = select_label_fraction(train, arguments.label_fraction, seed) if arguments.label_fraction < 1 else train
     if validation is None and (measures_on_the_way or test is None):
         train, validation = hold_back(train, arguments.validation_share, seed)
-        validation_name = f"{arguments.validation_share:.4g} of {train_name}, held back"
+        validation_name = f"{100 * arguments.validation_share:.4g} % of {train_name}, held back"
     return Splits(
         name=pictures.name,
         label_names=pictures.label_names,
