@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -229,6 +230,12 @@ class TestStart:
         finetune(vit, colours)
 
 
+def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), name
+
+
 def assert_same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
     assert len(weights) > 30
     assert weights.keys() == others.keys()
@@ -288,16 +295,97 @@ class TestUnreadable:
         assert np.isfinite(results_of(folder)["loss"])
 
 
+EVERYTHING_RANDOM = (
+    *("--augmentation", "randaugment", "--random_erasing_probability", 0.5, "--mixup_alpha", 0.8, "--cutmix_alpha", 1),
+    *("--drop_path_rate", 0.3, "--ema_decay", 0.9, "--balanced_sampling", "--layer_decay", 0.75),
+    *("--class_weights", "balanced"),
+)
+
+
 class TestGoingOn:
-    def test_auto_is_the_run_that_was_not_stopped(self, finetune, sit, colours):
-        flags = ["--save_strategy", "steps", "--save_steps", 2, "--lr_scheduler_type", "constant", "--warmup_steps", 0]
-        whole = finetune(sit, colours, *flags, name="whole", steps=4)
-        finetune(sit, colours, *flags, name="stopped", steps=2)
-        stopped = finetune(sit, colours, *flags, "--resume_from_checkpoint", "auto", name="stopped", steps=4)
-        state = json.loads((stopped / "checkpoint-4" / "trainer_state.json").read_text())
-        assert state["global_step"] == 4
-        for name, value in weights_in(whole).items():
-            assert torch.equal(weights_in(stopped)[name], value), name
+    """A run that was stopped and goes on ends, weight for weight and to the last bit, where one ends that was not."""
+
+    checkpoints = (
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        2,
+        "--lr_scheduler_type",
+        "constant",
+        "--warmup_steps",
+        0,
+    )
+
+    def assert_goes_on(self, finetune, model, dataset, *flags, stop: int = 2, steps: int = 5, **settings) -> Path:
+        flags = [*self.checkpoints, *flags]
+        whole = finetune(model, dataset, *flags, name="whole", steps=steps, **settings)
+        finetune(model, dataset, *flags, name="stopped", steps=stop, **settings)
+        flags += ["--resume_from_checkpoint", "auto"]
+        stopped = finetune(model, dataset, *flags, name="stopped", steps=steps, **settings)
+        last = json.loads((stopped / "checkpoint-4" / "trainer_state.json").read_text())
+        assert last["global_step"] == 4
+        assert_equal(weights_in(whole), weights_in(stopped))
+        assert results_of(whole)["loss"] == results_of(stopped)["loss"]
+        return stopped
+
+    @pytest.mark.parametrize("batch_size", [16, 20])  # 40 pictures: amid an epoch, and where one ends
+    def test_with_everything_random(self, finetune, sit, colours, batch_size):
+        self.assert_goes_on(finetune, sit, colours, *EVERYTHING_RANDOM, batch_size=batch_size)
+
+    def test_with_accumulated_batches(self, finetune, sit, colours):
+        flags = ["--gradient_accumulation_steps", 2, "--augmentation", "3-augment", "--mixup_alpha", 0.8]
+        self.assert_goes_on(finetune, sit, colours, *flags, batch_size=6, stop=4)
+
+    def test_every_key_of_a_model_that_is_saved_under_other_names(self, finetune, vit, colours):
+        """transformers' ViT is one; `Trainer` alone would go on from a random encoder."""
+        folder = self.assert_goes_on(finetune, vit, colours, "--mixup_alpha", 0.8)
+        moved = backbone_in(folder)
+        for name, value in backbone_in(vit).items():
+            if value.std() > 0:
+                assert (moved[name] - value).abs().max() < 0.1 * value.abs().max() + 0.02, name
+
+    def test_with_adapters(self, finetune, sit, colours):
+        pytest.importorskip("peft")
+        self.assert_goes_on(finetune, sit, colours, "--lora_rank", 2, "--lora_dropout", 0.1, "--ema_decay", 0.9)
+
+    def test_whatever_the_number_of_workers(self, finetune, sit, colours):
+        alone = finetune(sit, colours, *EVERYTHING_RANDOM, name="alone")
+        flags = [*EVERYTHING_RANDOM, "--dataloader_num_workers", 2]
+        assert_equal(weights_in(alone), weights_in(finetune(sit, colours, *flags, name="workers")))
+
+    def test_settings_of_another_model(self, finetune, refused, sit, colours):
+        finetune(sit, colours, *self.checkpoints, name="stopped")
+        flags = ["--resume_from_checkpoint", "auto", "--ema_decay", 0.9]
+        assert "--ema_decay" in refused(sit, colours, *flags, name="stopped")
+
+    def test_without_asking_for_it(self, finetune, refused, sit, colours):
+        finetune(sit, colours, *self.checkpoints, name="stopped")
+        assert "--resume_from_checkpoint auto" in refused(sit, colours, name="stopped")
+
+    def test_sigterm_leaves_a_checkpoint(
+        self, finetune, run_program, load_program, sit, colours, tmp_path, monkeypatch
+    ):
+        """And what was measured on the way to it is what an uninterrupted run measures."""
+        flags = ["--eval_strategy", "epoch", "--save_strategy", "epoch", "--early_stopping_patience", 9]
+        flags += ["--lr_scheduler_type", "constant", "--warmup_steps", 0, "--mixup_alpha", 0.8]
+        whole = finetune(sit, colours, *flags, name="whole", steps=9)
+        trainer = sys.modules["modeling_sit.finetuning.trainer"].PictureTrainer
+        step = trainer.training_step
+
+        def stopping_step(self, *args, **kwargs):
+            if self.state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, *args, **kwargs)
+
+        monkeypatch.setattr(trainer, "training_step", stopping_step)
+        arguments = flags_for(sit, colours, tmp_path / "stopped", *flags, steps=9)
+        assert run_program("finetune", *arguments) == 128 + signal.SIGTERM
+        assert not (tmp_path / "stopped" / "eval_results.json").exists()
+        assert (tmp_path / "stopped" / "checkpoint-5" / "trainer_state.json").exists()
+        monkeypatch.undo()
+        stopped = finetune(sit, colours, *flags, "--resume_from_checkpoint", "auto", name="stopped", steps=9)
+        assert_equal(weights_in(whole), weights_in(stopped))
+        assert results_of(whole) == results_of(stopped)
 
     def test_auto_in_a_new_folder_starts(self, finetune, sit, colours):
         finetune(sit, colours, "--resume_from_checkpoint", "auto")
@@ -322,7 +410,6 @@ class TestMistakes:
         for split in ("train", "test"):
             save_pictures(tmp_path / "pile" / split, 3)
         assert "--label_column" in refused(sit, tmp_path / "pile")
-
 
     def test_validation_on_the_training_pictures(self, refused, sit, colours):
         assert "--validation_split train" in refused(sit, colours, "--validation_split", "train")
