@@ -141,14 +141,10 @@ class PictureTrainer(Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        loader = super().get_train_dataloader()
-        loader.worker_init_fn = leave_signals_to_the_loop
-        return loader
+        return with_steady_workers(super().get_train_dataloader())
 
     def get_eval_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
-        loader = super().get_eval_dataloader(*args, **kwargs)
-        loader.worker_init_fn = leave_signals_to_the_loop
-        return loader
+        return with_steady_workers(super().get_eval_dataloader(*args, **kwargs))
 
     def _get_train_sampler(self, train_dataset=None) -> EpochOrder:
         return self.order
@@ -222,6 +218,13 @@ class PictureTrainer(Trainer):
 
     def _averaged(self) -> dict[str, torch.Tensor] | None:
         return None if self.average is None else self.average.weights
+
+
+def with_steady_workers(loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
+    """The same loader; a signal to all processes of a run does not end its workers, whose batches the step still needs."""
+    # Accelerate's loader holds the one that starts the workers.
+    getattr(loader, "base_dataloader", loader).worker_init_fn = leave_signals_to_the_loop
+    return loader
 
 
 class FollowEpochs(TrainerCallback):

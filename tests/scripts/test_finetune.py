@@ -602,6 +602,29 @@ class TestSeveralLabels:
 
 
 @pytest.mark.slow
+def test_sigterm_to_the_workers_too(sit, tmp_path):
+    """A scheduler sends it to all processes of a run."""
+    flags = flags_for(sit, "digits", tmp_path / "out", "--dataloader_num_workers", 2, steps=10_000, batch_size=8)
+    process = subprocess.Popen(
+        [sys.executable, "-u", SCRIPT, *flags, "--logging_steps", "1", "--disable_tqdm", "True"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if "loss" in line:
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    rest = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGTERM, rest
+    assert "--resume_from_checkpoint auto goes on" in rest
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    assert (checkpoint / "trainer_state.json").exists()
+
+
+@pytest.mark.slow
 class TestTwoProcesses:
     def launch(self, *flags, processes: int = 2) -> subprocess.CompletedProcess:
         command = [
