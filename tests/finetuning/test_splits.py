@@ -136,3 +136,9 @@ def test_some_without_labels_are_counted(write, caplog):
 def test_a_class_with_one_picture(write):
     with pytest.raises(UserError, match="only one picture of b"):
         splits(write(train=3, test=2, labels={"train": [0, 0, 0, 0, 0, 1]}))
+
+
+def test_classes_that_train_does_not_know(write):
+    folder = write(train=3, test=2, labels={"train": [0] * 6})
+    with pytest.raises(UserError, match=r"--test_split test: 2 of its pictures .* train has: b"):
+        splits(folder, False)
