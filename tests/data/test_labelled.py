@@ -206,6 +206,16 @@ class TestHoldBack:
         # Pictures of no class are shared out as well.
         assert any(not labels for labels in held_back["label"]) and any(not labels for labels in rest["label"])
 
+    @pytest.mark.parametrize("share", [0.1, 0.5])
+    def test_multi_label_shares_where_all_classes_are_common(self, share):
+        """As in tiled pictures: what is chosen for one class must not spoil the shares of the others."""
+        tiles = np.random.default_rng(0).integers(0, 12, (300, 4))
+        given = [sorted(set(row)) for row in tiles.tolist()]
+        _, held_back = hold_back(multi_labelled(given, names="abcdefghijkl"), share, seed=0)
+        for count, total in zip(counts_of(held_back["label"][:], 12), counts_of(given, 12), strict=True):
+            assert abs(count - share * total) <= 1.5
+        assert abs(len(held_back) - share * 300) <= 2
+
     @pytest.mark.parametrize("seed", range(20))
     def test_every_class_is_left_a_picture(self, seed):
         """Also where classes come together so that they cannot all be in both parts."""
