@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.training.arguments import CorruptionArguments, ModelArguments, PretrainingArguments
@@ -19,6 +19,8 @@ from modeling_sit.training.schedules import Schedules
 
 NUM_METRICS_LINES = 10
 MAX_LISTED_LABELS = 20
+# What a classifier's card tells of what was measured; its loss is in eval_results.json.
+FIGURES = ("accuracy", "mean_average_precision", "macro_f1")
 PACKAGES = ("modeling-sit", "torch", "transformers", "accelerate")
 # Said elsewhere on the card, or of this machine only.
 NOT_SETTINGS = {"dataset", "output_dir", "export", "overwrite_output_dir", "resume_from_checkpoint"}
@@ -94,16 +96,25 @@ def write_finetuning_card(
         command (`str`): What was typed.
         num_processes (`int`), device (`torch.device`): What it ran on.
     """
+    name = output_dir.resolve().name
+    figures = _figures(report)
+    validation = report.get("validation")
     ModelCard.from_template(
         ModelCardData(
+            model_name=name,
             library_name="transformers",
             license="apache-2.0",
             pipeline_tag="image-classification",
             tags=["sit", "vit"],
-            metrics=["accuracy"],
+            metrics=list(figures),
+            eval_results=_eval_results(report, figures),
         ),
         template_path=str(template),
-        model_name=output_dir.resolve().name,
+        figures=figures,
+        validation_figures=_figures(validation or {}),
+        measures_what_chose=validation is not None and validation["split"] == report["split"],
+        multi_label="mean_average_precision" in figures,
+        model_name=name,
         model_id=str(output_dir),
         num_labels=len(label_names),
         labels=", ".join(label_names[:MAX_LISTED_LABELS]) + (", ..." if len(label_names) > MAX_LISTED_LABELS else ""),
@@ -112,6 +123,25 @@ def write_finetuning_card(
         versions=_describe_versions(),
         **report,
     ).save(output_dir / "README.md")
+
+
+def _figures(report: dict[str, Any]) -> dict[str, float]:
+    return {name: report[name] for name in FIGURES if name in report}
+
+
+def _eval_results(report: dict[str, Any], figures: dict[str, float]) -> list[EvalResult]:
+    """The figures as the Hub lists them beside a model."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=report["dataset"],
+            dataset_name=report["dataset"],
+            dataset_split=report["split"],
+            metric_type=name,
+            metric_value=value,
+        )
+        for name, value in figures.items()
+    ]
 
 
 def _describe_epochs(schedules: Schedules) -> str:

@@ -1,18 +1,21 @@
 """scripts/finetune.py from a pretrained folder to a classifier: what it learns from, measures, writes, and refuses."""
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, average_precision_score
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -229,6 +232,12 @@ class TestStart:
         finetune(vit, colours)
 
 
+def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), name
+
+
 def assert_same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
     assert len(weights) > 30
     assert weights.keys() == others.keys()
@@ -288,18 +297,97 @@ class TestUnreadable:
         assert np.isfinite(results_of(folder)["loss"])
 
 
+EVERYTHING_RANDOM = (
+    *("--augmentation", "randaugment", "--random_erasing_probability", 0.5, "--mixup_alpha", 0.8, "--cutmix_alpha", 1),
+    *("--drop_path_rate", 0.3, "--ema_decay", 0.9, "--balanced_sampling", "--layer_decay", 0.75),
+    *("--class_weights", "balanced"),
+)
+
+
 class TestGoingOn:
-    def test_auto_is_the_run_that_was_not_stopped(self, finetune, sit, colours):
-        flags = ["--save_strategy", "steps", "--save_steps", 2, "--lr_scheduler_type", "constant", "--warmup_steps", 0]
-        # Nothing random but the order: Trainer draws a batch ahead, and does not restore what that one drew.
-        flags += ["--crop_scale", 1, 1, "--horizontal_flip_probability", 0, "--drop_path_rate", 0]
-        whole = finetune(sit, colours, *flags, name="whole", steps=4)
-        finetune(sit, colours, *flags, name="stopped", steps=2)
-        stopped = finetune(sit, colours, *flags, "--resume_from_checkpoint", "auto", name="stopped", steps=4)
-        state = json.loads((stopped / "checkpoint-4" / "trainer_state.json").read_text())
-        assert state["global_step"] == 4
-        for name, value in weights_in(whole).items():
-            assert torch.equal(weights_in(stopped)[name], value), name
+    """A run that was stopped and goes on ends, weight for weight and to the last bit, where one ends that was not."""
+
+    checkpoints = (
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        2,
+        "--lr_scheduler_type",
+        "constant",
+        "--warmup_steps",
+        0,
+    )
+
+    def assert_goes_on(self, finetune, model, dataset, *flags, stop: int = 2, steps: int = 5, **settings) -> Path:
+        flags = [*self.checkpoints, *flags]
+        whole = finetune(model, dataset, *flags, name="whole", steps=steps, **settings)
+        finetune(model, dataset, *flags, name="stopped", steps=stop, **settings)
+        flags += ["--resume_from_checkpoint", "auto"]
+        stopped = finetune(model, dataset, *flags, name="stopped", steps=steps, **settings)
+        last = json.loads((stopped / "checkpoint-4" / "trainer_state.json").read_text())
+        assert last["global_step"] == 4
+        assert_equal(weights_in(whole), weights_in(stopped))
+        assert results_of(whole)["loss"] == results_of(stopped)["loss"]
+        return stopped
+
+    @pytest.mark.parametrize("batch_size", [16, 20])  # 40 pictures: amid an epoch, and where one ends
+    def test_with_everything_random(self, finetune, sit, colours, batch_size):
+        self.assert_goes_on(finetune, sit, colours, *EVERYTHING_RANDOM, batch_size=batch_size)
+
+    def test_with_accumulated_batches(self, finetune, sit, colours):
+        flags = ["--gradient_accumulation_steps", 2, "--augmentation", "3-augment", "--mixup_alpha", 0.8]
+        self.assert_goes_on(finetune, sit, colours, *flags, batch_size=6, stop=4)
+
+    def test_every_key_of_a_model_that_is_saved_under_other_names(self, finetune, vit, colours):
+        """transformers' ViT is one; `Trainer` alone would go on from a random encoder."""
+        folder = self.assert_goes_on(finetune, vit, colours, "--mixup_alpha", 0.8)
+        moved = backbone_in(folder)
+        for name, value in backbone_in(vit).items():
+            if value.std() > 0:
+                assert (moved[name] - value).abs().max() < 0.1 * value.abs().max() + 0.02, name
+
+    def test_with_adapters(self, finetune, sit, colours):
+        pytest.importorskip("peft")
+        self.assert_goes_on(finetune, sit, colours, "--lora_rank", 2, "--lora_dropout", 0.1, "--ema_decay", 0.9)
+
+    def test_whatever_the_number_of_workers(self, finetune, sit, colours):
+        alone = finetune(sit, colours, *EVERYTHING_RANDOM, name="alone")
+        flags = [*EVERYTHING_RANDOM, "--dataloader_num_workers", 2]
+        assert_equal(weights_in(alone), weights_in(finetune(sit, colours, *flags, name="workers")))
+
+    def test_settings_of_another_model(self, finetune, refused, sit, colours):
+        finetune(sit, colours, *self.checkpoints, name="stopped")
+        flags = ["--resume_from_checkpoint", "auto", "--ema_decay", 0.9]
+        assert "--ema_decay" in refused(sit, colours, *flags, name="stopped")
+
+    def test_without_asking_for_it(self, finetune, refused, sit, colours):
+        finetune(sit, colours, *self.checkpoints, name="stopped")
+        assert "--resume_from_checkpoint auto" in refused(sit, colours, name="stopped")
+
+    def test_sigterm_leaves_a_checkpoint(
+        self, finetune, run_program, load_program, sit, colours, tmp_path, monkeypatch
+    ):
+        """And what was measured on the way to it is what an uninterrupted run measures."""
+        flags = ["--eval_strategy", "epoch", "--save_strategy", "epoch", "--early_stopping_patience", 9]
+        flags += ["--lr_scheduler_type", "constant", "--warmup_steps", 0, "--mixup_alpha", 0.8]
+        whole = finetune(sit, colours, *flags, name="whole", steps=9)
+        trainer = sys.modules["modeling_sit.finetuning.trainer"].PictureTrainer
+        step = trainer.training_step
+
+        def stopping_step(self, *args, **kwargs):
+            if self.state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, *args, **kwargs)
+
+        monkeypatch.setattr(trainer, "training_step", stopping_step)
+        arguments = flags_for(sit, colours, tmp_path / "stopped", *flags, steps=9)
+        assert run_program("finetune", *arguments) == 128 + signal.SIGTERM
+        assert not (tmp_path / "stopped" / "eval_results.json").exists()
+        assert (tmp_path / "stopped" / "checkpoint-5" / "trainer_state.json").exists()
+        monkeypatch.undo()
+        stopped = finetune(sit, colours, *flags, "--resume_from_checkpoint", "auto", name="stopped", steps=9)
+        assert_equal(weights_in(whole), weights_in(stopped))
+        assert results_of(whole) == results_of(stopped)
 
     def test_auto_in_a_new_folder_starts(self, finetune, sit, colours):
         finetune(sit, colours, "--resume_from_checkpoint", "auto")
@@ -316,6 +404,269 @@ class TestGoingOn:
         assert f"--resume_from_checkpoint {tmp_path / 'nowhere'}" in error
 
 
+class TestChoosing:
+    on_the_way = ("--eval_strategy", "epoch", "--save_strategy", "epoch", "--learning_rate", 0.01)
+
+    def test_best_checkpoint_by_held_back_pictures(self, finetune, sit, colours):
+        """The rate rises until all is lost: the best is an early one, and it is what is saved and measured."""
+        flags = [*self.on_the_way, "--learning_rate", 1, "--lr_scheduler_type", "constant_with_warmup"]
+        folder = finetune(
+            sit, colours, *flags, "--warmup_steps", 30, "--validation_share", 0.3, steps=20, batch_size=14
+        )
+        newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+        state = json.loads((newest / "trainer_state.json").read_text())
+        measured = {line["step"]: line["eval_accuracy"] for line in state["log_history"] if "eval_accuracy" in line}
+        best = max(measured, key=lambda step: (measured[step], -step))
+        assert len(measured) == 10 and best < 20
+        assert state["best_global_step"] == best
+        assert_equal(weights_in(folder), weights_in(folder / f"checkpoint-{best}"))
+        results = results_of(folder)
+        assert results["validation"]["accuracy"] == measured[best]
+        assert results["validation"]["num_validation"] == 12 and results["num_train"] == 28
+        assert results["chosen_by"] == "accuracy on 30 % of train, held back"
+        assert (results["split"], results["num_validation"]) == ("test", 12)
+        assert results["accuracy"] == accuracy_by_hand(folder, colours)
+        assert "chosen_by" not in (folder / "README.md").read_text()
+        assert "best checkpoint by accuracy on 30 % of train" in (folder / "README.md").read_text()
+
+    def test_test_pictures_are_measured_once(self, finetune, sit, colours, load_program, monkeypatch):
+        load_program("finetune")
+        trainer = sys.modules["modeling_sit.finetuning.trainer"].PictureTrainer
+        evaluate, measured = trainer.evaluate, []
+
+        def spy(self, dataset=None, **kwargs):
+            dataset = self.eval_dataset if dataset is None else dataset
+            measured.append(str(dataset.split.split))
+            return evaluate(self, dataset, **kwargs)
+
+        monkeypatch.setattr(trainer, "evaluate", spy)
+        finetune(sit, colours, *self.on_the_way, steps=9)
+        assert measured == ["train"] * 4 + ["test"]
+
+    def test_early_stopping(self, finetune, sit, colours):
+        flags = [*self.on_the_way, "--learning_rate", 0, "--early_stopping_patience", 2]
+        folder = finetune(sit, colours, *flags, steps=30)
+        assert results_of(folder)["epochs"] == 3
+        again = results_of(finetune(sit, colours, *flags, "--resume_from_checkpoint", "auto", steps=30))
+        assert again == results_of(folder)
+
+    def test_the_last_checkpoint_on_request(self, finetune, sit, colours):
+        folder = finetune(sit, colours, *self.on_the_way, "--load_best_model_at_end", False, steps=6)
+        assert results_of(folder)["chosen_by"] is None
+        assert_equal(weights_in(folder), weights_in(folder / "checkpoint-6"))
+        assert "last step" in (folder / "README.md").read_text()
+
+    def test_mistakes(self, refused, sit, colours):
+        assert "--eval_strategy" in refused(sit, colours, "--early_stopping_patience", 2)
+        flags = [*self.on_the_way, "--metric_for_best_model", "mean_average_precision"]
+        assert "accuracy, macro_f1, loss" in refused(sit, colours, *flags)
+        assert "--validation_split test" in refused(sit, colours, *self.on_the_way, "--validation_split", "test")
+
+
+class TestWeights:
+    def test_the_moving_average_is_measured_and_saved(self, finetune, sit, colours):
+        flags = ["--learning_rate", 0.01, "--save_strategy", "steps", "--save_steps", 10]
+        folder = finetune(sit, colours, *flags, "--ema_decay", 0.99, steps=10)
+        live = load_file(folder / "checkpoint-10" / "training_weights.safetensors")
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colours)
+        for name, value in weights_in(folder).items():
+            assert torch.equal(value, live[f"average.{name}"])
+            assert not torch.equal(value, live[f"model.{name}"]), name
+
+    def test_frozen_backbone(self, finetune, sit, colours):
+        folder = finetune(sit, colours, "--freeze_backbone", "--learning_rate", 0.01, "--drop_path_rate", 0.5, steps=5)
+        assert_same(backbone_in(folder), backbone_in(sit))
+        assert weights_in(folder)["classifier.bias"].abs().min() > 0
+
+    def test_frozen_backbone_gives_features_without_stochastic_depth(self, finetune, sit, colours):
+        flags = ["--freeze_backbone", "--learning_rate", 0.01]
+        one, other = (
+            weights_in(finetune(sit, colours, *flags, "--drop_path_rate", rate, name=str(rate))) for rate in (0, 0.9)
+        )
+        assert_equal(one, other)
+
+    def test_adapters_are_merged(self, finetune, sit, colours):
+        pytest.importorskip("peft")
+        flags = ["--lora_rank", 4, "--lora_target_modules", "query", "value", "--learning_rate", 0.05]
+        folder = finetune(sit, colours, *flags, steps=20)
+        before, after = backbone_in(sit), backbone_in(folder)
+        assert after.keys() == before.keys()
+        changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        assert changed and all(name.endswith(("query.weight", "value.weight")) for name in changed)
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colours)
+        answers = pipeline("image-classification", model=str(folder))(PIL.Image.new("RGB", (20, 30), COLOURS["red"]))
+        assert {answer["label"] for answer in answers} == set(COLOURS)
+
+    @pytest.mark.parametrize("scratch", [[], ["--from_scratch"]])
+    def test_other_picture_size(self, finetune, sit, colours, scratch):
+        folder = finetune(sit, colours, "--image_size", 32, "--learning_rate", 0, *scratch)
+        assert weights_in(folder)["vit.embeddings.position_embeddings"].shape == (1, 17, 16)
+        assert json.loads((folder / "config.json").read_text())["image_size"] == 32
+        assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"height": 32, "width": 32}
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colours)
+
+    def test_other_picture_size_of_a_plain_vit(self, finetune, vit, colours):
+        folder = finetune(vit, colours, "--image_size", 32)
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colours)
+
+    def test_layer_decay(self, finetune, sit, colours):
+        """At a factor of nearly 0 the embeddings stay, and the classifier does not."""
+        folder = finetune(sit, colours, "--layer_decay", 1e-9, "--warmup_steps", 0)
+        before, after = backbone_in(sit), weights_in(folder)
+        moved = {name: (after[name] - value).abs().max() for name, value in before.items()}
+        assert moved["vit.embeddings.cls_token"] < 1e-8 < 1e-5 < moved["vit.layernorm.weight"]
+
+    @pytest.mark.parametrize(
+        ("flags", "expected"),
+        [([], 0.5), (["--class_weights", "balanced"], 1 / 3), (["--balanced_sampling"], 1 / 3)],
+    )
+    def test_class_imbalance(self, finetune, sit, colours, tmp_path, flags, expected):
+        """Where pictures do not tell classes apart, a classifier learns how frequent they are, or that they count alike."""
+        for path in colours.rglob("*.png"):
+            grey = tmp_path / "grey" / path.relative_to(colours)
+            grey.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.new("RGB", (16, 16), "grey").save(grey)
+        flags = [*flags, "--freeze_backbone", "--learning_rate", 0.02, "--weight_decay", 0]
+        flags += ["--label_smoothing_factor", 0, "--crop_scale", 1, 1]
+        folder = finetune(sit, tmp_path / "grey", *flags, steps=40, batch_size=40)
+        answers = pipeline("image-classification", model=str(folder))(PIL.Image.new("RGB", (16, 16), "grey"))
+        likely = {answer["label"]: answer["score"] for answer in answers}
+        assert likely["blue"] == pytest.approx(expected, abs=0.06)
+
+
+class TestSeveralLabels:
+    @pytest.fixture
+    def tiles(self, tmp_path) -> Path:
+        """Pictures of up to two colours side by side; every seventh of none."""
+        generator = np.random.default_rng(0)
+        names = list(COLOURS)
+        features = datasets.Features(
+            {"image": datasets.Image(), "labels": datasets.List(datasets.ClassLabel(names=names))}
+        )
+        for split, count in (("train", 42), ("test", 21)):
+            rows = {"image": [], "labels": []}
+            for number in range(count):
+                labels = sorted(set(generator.integers(0, 3, 2).tolist())) if number % 7 else []
+                pixels = generator.normal(128, 10, (16, 16, 3))
+                for place, label in enumerate(labels):
+                    pixels[:, 8 * place : 8 * place + 8] = COLOURS[names[label]]
+                buffer = io.BytesIO()
+                PIL.Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+                rows["image"].append({"bytes": buffer.getvalue(), "path": None})
+                rows["labels"].append(labels)
+            (tmp_path / "tiles").mkdir(exist_ok=True)
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "tiles" / f"{split}.parquet")
+        return tmp_path / "tiles"
+
+    @pytest.mark.parametrize("loss", ["binary_cross_entropy", "asymmetric"])
+    def test_learns_and_is_measured(self, finetune, sit, tiles, loss):
+        flags = ["--multi_label_loss", loss, "--learning_rate", 0.01, "--crop_scale", 1, 1]
+        folder = finetune(sit, tiles, *flags, steps=60)
+        results = results_of(folder)
+        assert results["mean_average_precision"] > 0.9 and "accuracy" not in results
+        pictures = load_pictures(str(tiles))
+        model = AutoModelForImageClassification.from_pretrained(folder).eval()
+        assert model.config.problem_type == "multi_label_classification"
+        read = [read_picture(picture, 3) for picture in pictures.validation["image"]]
+        with torch.no_grad():
+            logits = model(**AutoImageProcessor.from_pretrained(folder)(read, return_tensors="pt")).logits
+        truths = np.array([[label in labels for label in range(3)] for labels in pictures.validation["label"]])
+        expected = average_precision_score(truths, logits, average="macro")
+        assert results["mean_average_precision"] == pytest.approx(expected, abs=1e-6)
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.eval_results[0].metric_type == "mean_average_precision"
+        assert "may have several" in card.text
+
+    def test_pipeline_names_all_of_them(self, finetune, sit, tiles):
+        folder = finetune(sit, tiles, "--learning_rate", 0.01, "--crop_scale", 1, 1, steps=60)
+        two = PIL.Image.new("RGB", (16, 16), COLOURS["red"])
+        two.paste(PIL.Image.new("RGB", (8, 16), COLOURS["green"]))
+        scores = {answer["label"]: answer["score"] for answer in pipeline("image-classification", str(folder))(two)}
+        assert min(scores["red"], scores["green"]) > 0.5 > scores["blue"]
+
+    def test_everything_together(self, finetune, sit, tiles):
+        flags = [
+            *EVERYTHING_RANDOM,
+            "--label_smoothing_factor",
+            0.1,
+            "--eval_strategy",
+            "epoch",
+            "--save_strategy",
+            "epoch",
+        ]
+        results = results_of(finetune(sit, tiles, *flags, "--validation_share", 0.3))
+        assert results["chosen_by"] == "mean_average_precision on 30 % of train, held back"
+
+    def test_loss_of_several_labels_for_one(self, refused, sit, colours):
+        assert "--multi_label_loss asymmetric" in refused(sit, colours, "--multi_label_loss", "asymmetric")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_workers_too(sit, tmp_path):
+    """A scheduler sends it to all processes of a run."""
+    flags = flags_for(sit, "digits", tmp_path / "out", "--dataloader_num_workers", 2, steps=10_000, batch_size=8)
+    process = subprocess.Popen(
+        [sys.executable, "-u", SCRIPT, *flags, "--logging_steps", "1", "--disable_tqdm", "True"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if "loss" in line:
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    rest = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGTERM, rest
+    assert "--resume_from_checkpoint auto goes on" in rest
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    assert (checkpoint / "trainer_state.json").exists()
+
+
+@pytest.mark.slow
+class TestTwoProcesses:
+    def launch(self, *flags, processes: int = 2) -> subprocess.CompletedProcess:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            processes,
+            SCRIPT,
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(list(map(str, [*command, *flags])), env=environment, capture_output=True, text=True)
+
+    def test_equal_to_one(self, finetune, sit, colours, tmp_path):
+        """Half the batch each, and nothing random within a step: the same pictures, the same weights up to rounding."""
+        flags = ["--drop_path_rate", 0, "--augmentation", "3-augment", "--weight_decay", 0, "--ema_decay", 0.9]
+        alone = finetune(sit, colours, *flags, name="alone", steps=4, batch_size=10)
+        flags = flags_for(sit, colours, tmp_path / "two", *flags, steps=4, batch_size=5)
+        finished = self.launch(*flags)
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.count("written to") == 1
+        for name, value in weights_in(alone).items():
+            torch.testing.assert_close(weights_in(tmp_path / "two")[name], value, rtol=1e-3, atol=1e-4)
+        assert results_of(tmp_path / "two")["accuracy"] == results_of(alone)["accuracy"]
+
+    def test_goes_on_amid_an_epoch(self, sit, colours, tmp_path):
+        flags = [*EVERYTHING_RANDOM, "--lr_scheduler_type", "constant", "--warmup_steps", 0]
+        flags += ["--save_strategy", "steps", "--save_steps", 3]
+        runs = (("whole", 7, []), ("stopped", 3, []), ("stopped", 7, ["--resume_from_checkpoint", "auto"]))
+        for name, steps, more in runs:
+            command = flags_for(sit, colours, tmp_path / name, *flags, *more, steps=steps, batch_size=10)
+            finished = self.launch(*command)
+            assert finished.returncode == 0, finished.stderr
+        assert_equal(weights_in(tmp_path / "whole"), weights_in(tmp_path / "stopped"))
+
+    def test_mistakes_are_told_once(self, sit, tmp_path):
+        finished = self.launch(*flags_for(sit, tmp_path / "nowhere", tmp_path / "out"))
+        assert finished.returncode != 0
+        assert finished.stderr.count("error: --dataset") == 1
+
+
 class TestMistakes:
     def test_data_that_is_not_there(self, refused, sit, tmp_path):
         assert str(tmp_path / "nowhere") in refused(sit, tmp_path / "nowhere")
@@ -324,9 +675,6 @@ class TestMistakes:
         for split in ("train", "test"):
             save_pictures(tmp_path / "pile" / split, 3)
         assert "--label_column" in refused(sit, tmp_path / "pile")
-
-    def test_no_validation_split(self, refused, sit, colours):
-        assert "--validation_split" in refused(sit, colours / "train")
 
     def test_validation_on_the_training_pictures(self, refused, sit, colours):
         assert "--validation_split train" in refused(sit, colours, "--validation_split", "train")
@@ -369,6 +717,16 @@ class TestMistakes:
             ["--crop_scale", 0.5, 1.5],
             ["--horizontal_flip_probability", 2],
             ["--pooling", "sum"],
+            ["--validation_share", 1],
+            ["--ema_decay", 1],
+            ["--layer_decay", 0],
+            ["--mixup_alpha", -1],
+            ["--random_erasing_probability", 2],
+            ["--randaugment_magnitude", 31],
+            ["--early_stopping_patience", 0],
+            ["--lora_dropout", 0.5],
+            ["--label_smoothing_factor", 1],
+            ["--augmentation", "auto"],
             ["--eval_strategy", "sometimes"],
         ],
     )
@@ -379,6 +737,13 @@ class TestMistakes:
     def test_drop_path_rate_out_of_range(self, one_line_error, run_program, sit, colours, tmp_path, capsys):
         assert run_program("finetune", *flags_for(sit, colours, tmp_path / "out", "--drop_path_rate", 2)) in (1, 2)
         assert "drop_path_rate" in capsys.readouterr().err
+
+    def test_flags_that_exclude_each_other(self, refused, sit, colours):
+        assert "--lora_rank" in refused(sit, colours, "--freeze_backbone", "--lora_rank", 2, code=2)
+        assert "--from_scratch" in refused(sit, colours, "--freeze_backbone", "--from_scratch", code=2)
+
+    def test_picture_size_of_no_whole_patches(self, refused, sit, colours):
+        assert "--image_size 30" in refused(sit, colours, "--image_size", 30)
 
     def test_unknown_flag(self, refused, sit, colours):
         assert "--learning_rat" in refused(sit, colours, "--learning_rat=1", code=2)

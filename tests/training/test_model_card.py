@@ -209,6 +209,40 @@ class TestClassifier:
         card = self.card(tmp_path, from_scratch=True).read_text()
         assert "from random weights" in card and "from `my/pretrained`" not in card
 
+    held_back = {"split": "10 % of train, held back", "num_validation": 72, "accuracy": 0.875, "loss": 0.4}  # noqa: RUF012
+
+    def test_says_what_was_chosen_by_what(self, tmp_path):
+        chosen_by = "accuracy on 10 % of train, held back"
+        card = " ".join(self.card(tmp_path, chosen_by=chosen_by, validation=self.held_back).read_text().split())
+        assert (
+            "weights are those of the best checkpoint by accuracy on 10 % of train, held back, measured on the way"
+            in card
+        )
+        assert "by which nothing was chosen, measured once at the end" in card
+        assert "On the 72 pictures of split `10 % of train, held back`: accuracy 0.875." in card
+
+    def test_says_that_figures_flatter(self, tmp_path):
+        chosen = {"chosen_by": "accuracy on 10 % of train, held back", "validation": self.held_back, **self.held_back}
+        card = self.card(tmp_path, **chosen).read_text()
+        assert "0.875 on the 72 pictures" in card and "flatter" in card
+        assert "nothing was chosen" not in card and "On the 72 pictures" not in card
+
+    def test_says_that_nothing_was_chosen(self, tmp_path):
+        card = self.card(tmp_path, chosen_by=None, validation=None).read_text()
+        assert "those of the last step; no checkpoint was chosen" in card and "flatter" not in card
+
+    def test_lists_its_figures_for_the_hub(self, tmp_path):
+        report = {"macro_f1": 0.75, "mean_average_precision": 0.8}
+        data = ModelCard.load(self.card(tmp_path, **report)).data
+        listed = {result.metric_type: result.metric_value for result in data.eval_results}
+        assert listed == {"accuracy": 0.915625, "macro_f1": 0.75, "mean_average_precision": 0.8}
+        assert {result.dataset_split for result in data.eval_results} == {"test"}
+        assert data.metrics == ["accuracy", "mean_average_precision", "macro_f1"]
+
+    def test_several_labels(self, tmp_path):
+        assert "may have several" not in self.card(tmp_path).read_text()
+        assert "a picture may have several" in self.card(tmp_path, mean_average_precision=0.8).read_text()
+
     def test_long_lists_of_classes_are_cut(self, tmp_path):
         card = self.card(tmp_path, label_names=[f"class {number}" for number in range(1000)]).read_text()
         assert "| classes | 1000: class 0, class 1," in card

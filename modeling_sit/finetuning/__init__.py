@@ -1,0 +1,1 @@
+"""Fine-tuning a pretrained backbone to classify labelled pictures, on transformers' Trainer."""

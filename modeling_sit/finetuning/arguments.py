@@ -1,0 +1,217 @@
+"""The flags of `scripts/finetune.py`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from modeling_sit.cli.arguments import DatasetArguments
+
+PROBABILITIES = ("horizontal_flip_probability", "random_erasing_probability")
+AT_LEAST_ZERO = ("mixup_alpha", "cutmix_alpha", "color_jitter", "lora_rank", "randaugment_num_ops")
+ABOVE_ZERO = ("image_size", "early_stopping_patience", "lora_alpha")
+
+
+@dataclass(kw_only=True)
+class FinetuningArguments(DatasetArguments):
+    """What is fine-tuned, on what, with which augmentation and loss."""
+
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split to choose the best checkpoint by. Default: `validation`, where there is one; else a part of the "
+            "training split, see --validation_share."
+        },
+    )
+    test_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split to measure on once, at the end; nothing is chosen by it. Default: `test`, where there is one; else "
+            "the pictures that were chosen by are measured again."
+        },
+    )
+    validation_share: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of the training pictures of each class, in (0, 1), held back where no split is there to choose by. "
+            "With `--eval_strategy no` nothing is chosen, and nothing held back if there is a test split."
+        },
+    )
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
+    from_scratch: bool = field(
+        default=False,
+        metadata={"help": "Whether to start from random weights: what the pretrained ones are to be compared with."},
+    )
+    label_fraction: float = field(
+        default=1.0, metadata={"help": "Share of the training pictures of each class to learn from, in (0, 1]."}
+    )
+    pooling: Literal["token", "mean", "token_mean"] | None = field(
+        default=None,
+        metadata={"help": "What the classifier of a SiT model reads. Default: as its configuration says."},
+    )
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Stochastic depth of a SiT model. Default: as its configuration says."}
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Height and width in pixels of what the model sees, a multiple of its patches; positions are "
+            "interpolated. Default: as pretrained."
+        },
+    )
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "Whether only the classifier learns, on features that stay as they are."}
+    )
+    lora_rank: int = field(
+        default=0,
+        metadata={
+            "help": "Rank of low-rank adapters that learn in place of the backbone (with `peft`); 0 for none. The saved model "
+            "has them merged."
+        },
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "The adapters are scaled by this / --lora_rank. Default: twice the rank."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters, in [0, 1)."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Ends of the names of the linear layers that get adapters, such as `query value`. Default: all linear "
+            "layers of the blocks."
+        },
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Factor of the learning rate from each block to the one below it, in (0, 1]; 1: one rate."},
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Decay in [0, 1) of an exponential moving average of the weights, which is what is measured and saved; 0 "
+            "for none. It starts lower: at most (1 + step) / (10 + step)."
+        },
+    )
+    augmentation: Literal["plain", "3-augment", "randaugment"] = field(
+        default="plain",
+        metadata={
+            "help": "What a training picture goes through after crop and mirroring: nothing; one of grey, solarise and blur, "
+            "then colour jitter (DeiT III's 3-Augment); or RandAugment (DeiT)."
+        },
+    )
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.2, 1.0], metadata={"help": "Range of a crop's area, as share of the picture's."}
+    )
+    horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Chance of mirroring."})
+    randaugment_num_ops: int = field(default=2, metadata={"help": "RandAugment's operations on a picture."})
+    randaugment_magnitude: int = field(default=9, metadata={"help": "RandAugment's strength, 0 to 30."})
+    color_jitter: float = field(
+        default=0.3,
+        metadata={"help": "3-Augment's change of brightness, contrast and saturation, by up to this share."},
+    )
+    random_erasing_probability: float = field(
+        default=0.0, metadata={"help": "Chance that a rectangle of 2 to 33 %% of the picture becomes noise."}
+    )
+    mixup_alpha: float = field(
+        default=0.0,
+        metadata={"help": "Alpha of MixUp's Beta distribution; 0 for none. With CutMix, a batch draws one."},
+    )
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "Alpha of CutMix's Beta distribution; 0 for none."})
+    multi_label_loss: Literal["binary_cross_entropy", "asymmetric"] = field(
+        default="binary_cross_entropy",
+        metadata={"help": "Loss where a picture has several labels; the asymmetric one weighs down easy negatives."},
+    )
+    class_weights: Literal["none", "balanced"] = field(
+        default="none",
+        metadata={
+            "help": "Whether a class weighs in the loss by the inverse of its number of training pictures; of several labels, "
+            "the pictures that have one weigh by how many have it not."
+        },
+    )
+    balanced_sampling: bool = field(
+        default=False,
+        metadata={"help": "Whether an epoch draws pictures so that all classes come equally often, with replacement."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Measurements without a new best after which training ends. Default: never."}
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much a measurement must be better to count as a new best for stopping."}
+    )
+
+    def __post_init__(self):
+        if not 0 < self.label_fraction <= 1:
+            raise ValueError(f"--label_fraction must be in (0, 1], got {self.label_fraction}")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"--crop_scale takes a range 0 < low <= high <= 1, got {self.crop_scale}")
+        for names, is_in_range, range_name in (
+            (("validation_share",), lambda value: 0 < value < 1, "in (0, 1)"),
+            (("drop_path_rate", "ema_decay", "lora_dropout"), lambda value: 0 <= value < 1, "in [0, 1)"),
+            (("layer_decay",), lambda value: 0 < value <= 1, "in (0, 1]"),
+            (PROBABILITIES, lambda value: 0 <= value <= 1, "in [0, 1]"),
+            (("randaugment_magnitude",), lambda value: 0 <= value <= 30, "from 0 to 30"),
+            (AT_LEAST_ZERO, lambda value: value >= 0, "at least 0"),
+            (ABOVE_ZERO, lambda value: value > 0, "above 0"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not is_in_range(value):
+                    raise ValueError(f"--{name} must be {range_name}, got {value}")
+        if self.freeze_backbone and self.from_scratch:
+            raise ValueError("--freeze_backbone with --from_scratch: random weights would stay random; leave one out")
+        if self.freeze_backbone and self.lora_rank:
+            raise ValueError("--freeze_backbone with --lora_rank: adapters are of the backbone; leave one out")
+        if not self.lora_rank:
+            for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+                if getattr(self, name):
+                    raise ValueError(f"--{name} is of adapters: give --lora_rank too")
+
+
+@dataclass
+class FinetuningTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments, with defaults that suit a Vision Transformer."""
+
+    num_train_epochs: float = field(default=100, metadata={"help": "Times that each picture is seen."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pictures a step on each device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pictures measured at a time."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Decay of weights; biases, norms, tokens, positions: none."}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of linear warm-up; below 1, a share of all."})
+    label_smoothing_factor: float | None = field(
+        default=None, metadata={"help": "Label smoothing in [0, 1). Default: 0.1; of several labels a picture, 0."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to measure on the way: no, steps or epoch."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to write a checkpoint: no, steps, epoch or best."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, the best one among them."})
+    load_best_model_at_end: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the best checkpoint is what is left, rather than the last one. Default: where both are written "
+            "and measured at the same steps."
+        },
+    )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the best is the best in. Default: accuracy; of several labels, mean_average_precision."
+        },
+    )
+
+    def __post_init__(self):
+        if self.output_dir is None:
+            raise ValueError("the following arguments are required: --output_dir")
+        if self.label_smoothing_factor is not None and not 0 <= self.label_smoothing_factor < 1:
+            raise ValueError(f"--label_smoothing_factor must be in [0, 1), got {self.label_smoothing_factor}")
+        if self.load_best_model_at_end is None:
+            in_step = self.save_strategy == self.eval_strategy and (
+                self.eval_strategy != "steps" or (self.eval_steps or self.logging_steps) == self.save_steps
+            )
+            self.load_best_model_at_end = self.eval_strategy != "no" and (in_step or self.save_strategy == "best")
+        # transformers would choose by the loss; which figure is ours, the data have yet to tell.
+        chosen, self.metric_for_best_model = self.metric_for_best_model, self.metric_for_best_model or "accuracy"
+        super().__post_init__()
+        self.metric_for_best_model = chosen

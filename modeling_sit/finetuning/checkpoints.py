@@ -1,0 +1,86 @@
+"""What a run goes on from, beyond what transformers' `Trainer` restores: every weight, by the name it has in training.
+
+`Trainer` reads a checkpoint's model file into the live model and passes over names that do not fit; they do not for models
+that transformers saves under other names than they have in memory, such as its ViT, whose encoder would stay random.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from modeling_sit.cli.errors import UserError
+
+WEIGHTS = "training_weights.safetensors"
+# The last file that `Trainer` writes: where it is whole, so is the checkpoint.
+STATE = "trainer_state.json"
+
+
+def save_weights(folder: str | Path, model: nn.Module, average: dict[str, torch.Tensor] | None) -> None:
+    """Write the live weights, and their moving average if there is one, into a checkpoint's folder."""
+    weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
+    weights |= {f"average.{name}": weight for name, weight in (average or {}).items()}
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, Path(folder) / WEIGHTS)
+
+
+def load_weights(folder: str | Path, model: nn.Module, average: dict[str, torch.Tensor] | None) -> None:
+    """Read them back, all of them.
+
+    Raises:
+        [`UserError`]: If the file is not there or damaged, or has not exactly the weights of this model and this average.
+    """
+    try:
+        saved = load_file(Path(folder) / WEIGHTS)
+    except (OSError, SafetensorError) as problem:
+        raise UserError(f"--resume_from_checkpoint {folder}: {WEIGHTS} cannot be read: {problem}") from problem
+    live = {f"model.{name}": weight for name, weight in model.state_dict().items()}
+    live |= {f"average.{name}": weight for name, weight in (average or {}).items()}
+    for name in sorted(live.keys() ^ saved.keys()):
+        where = "lacks" if name in live else "has"
+        raise UserError(
+            f"--resume_from_checkpoint {folder}: it {where} {name}, so it is of a run with other settings of the model, "
+            "--lora_rank or --ema_decay; give the flags of that run"
+        )
+    with torch.no_grad():
+        for name, weight in live.items():
+            if weight.shape != saved[name].shape:
+                raise UserError(
+                    f"--resume_from_checkpoint {folder}: {name} is of shape {tuple(saved[name].shape)}, not "
+                    f"{tuple(weight.shape)}: it is of a run with another model or other labels"
+                )
+            weight.copy_(saved[name])
+
+
+def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` names, or with `auto` the newest of the output folder, if any.
+
+    Raises:
+        [`UserError`]: If it is none, or if none is asked for and the output folder has some, which would be mixed up.
+    """
+    written = sorted(Path(output_dir).glob("checkpoint-*"), key=_step)
+    complete = [path for path in written if _is_complete(path)]
+    if asked == "auto":
+        return str(complete[-1]) if complete else None
+    if asked is not None and not _is_complete(Path(asked)):
+        raise UserError(f"--resume_from_checkpoint {asked}: no checkpoint (it has no whole {STATE})")
+    if asked is None and complete:
+        raise UserError(
+            f"--output_dir {output_dir} holds the checkpoints of a run: go on with --resume_from_checkpoint auto, remove "
+            "them, or name another folder"
+        )
+    return asked
+
+
+def _step(checkpoint: Path) -> int:
+    step = checkpoint.name.partition("-")[2]
+    return int(step) if step.isdecimal() else -1
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        return isinstance(json.loads((checkpoint / STATE).read_text()), dict)
+    except (OSError, ValueError):
+        return False

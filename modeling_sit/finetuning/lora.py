@@ -1,0 +1,73 @@
+"""Low-rank adapters (Hu et al. 2021) by `peft`, for a backbone that stays as it is."""
+
+import copy
+import importlib.util
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from modeling_sit.cli.errors import UserError
+from modeling_sit.finetuning.arguments import FinetuningArguments
+from modeling_sit.finetuning.layer_rates import block_of
+
+ADAPTER = "default"
+
+
+class Adapters:
+    """
+    Puts adapters into a classifier, in place: they and the classifier's last layer learn, nothing else.
+
+    Args:
+        model (`PreTrainedModel`): The classifier.
+        arguments (`FinetuningArguments`): Rank, scale, dropout and places of the adapters.
+
+    Raises:
+        [`UserError`]: If `peft` is not installed, or there is no such place.
+    """
+
+    def __init__(self, model: PreTrainedModel, arguments: FinetuningArguments):
+        if importlib.util.find_spec("peft") is None:
+            raise UserError("--lora_rank needs peft: pip install 'modeling-sit[lora]'")
+        from peft import LoraConfig, LoraModel
+
+        config = LoraConfig(
+            r=arguments.lora_rank,
+            lora_alpha=arguments.lora_alpha or 2 * arguments.lora_rank,
+            lora_dropout=arguments.lora_dropout,
+            target_modules=layers_to_adapt(model, arguments.lora_target_modules),
+        )
+        head = [parameter for name, parameter in model.named_parameters() if is_of_head(model, name)]
+        self._tuner = LoraModel(model, config, ADAPTER)
+        for parameter in head:
+            parameter.requires_grad_(True)
+
+    def merged(self) -> PreTrainedModel:
+        """A copy of the model with the adapters added into its weights: of the class and the weights that it began with."""
+        return copy.deepcopy(self._tuner).merge_and_unload()
+
+
+def layers_to_adapt(model: PreTrainedModel, asked: list[str] | None) -> list[str]:
+    """Full names of the blocks' linear layers, or of those whose names end with one of `asked`.
+
+    Raises:
+        [`UserError`]: If one of `asked` is the end of no name.
+    """
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and block_of(f"{name}.") is not None
+    ]
+    if asked is None:
+        return layers
+    for ending in asked:
+        if not any(f".{name}".endswith(f".{ending}") for name in layers):
+            ends = sorted({name.rpartition(".")[2] for name in layers})
+            raise UserError(
+                f"--lora_target_modules {ending}: no such linear layer in the blocks, only {', '.join(ends)}"
+            )
+    return [name for name in layers if any(f".{name}".endswith(f".{ending}") for ending in asked)]
+
+
+def is_of_head(model: PreTrainedModel, name: str) -> bool:
+    """Whether a parameter of this name is of the classifier, not of the backbone."""
+    return not name.startswith(f"{model.base_model_prefix}.")

@@ -1,0 +1,107 @@
+"""What a classifier learns from: targets, smoothed and mixed, and losses over them."""
+
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+# Of Ridnik et al. 2021: how much easy negatives and positives are weighed down, and which negatives are dropped.
+NEGATIVE_FOCUS, POSITIVE_FOCUS, NEGATIVE_MARGIN = 4.0, 1.0, 0.05
+
+
+def soft_targets(labels: torch.Tensor, num_labels: int, smoothing: float = 0.0) -> torch.Tensor:
+    """Labels as probabilities, smoothed.
+
+    Args:
+        labels (`torch.Tensor`): Class indices `(batch,)`, or 0 and 1 `(batch, num_labels)`.
+        num_labels (`int`): Number of classes.
+        smoothing (`float` in [0, 1), *optional*, defaults to 0.0):
+            Share that goes to all classes alike (Szegedy et al. 2016); of several labels, each is moved towards 1/2.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, num_labels)`, float32.
+    """
+    if labels.ndim == 1:
+        return nn.functional.one_hot(labels, num_labels).float() * (1 - smoothing) + smoothing / num_labels
+    return labels.float() * (1 - smoothing) + smoothing / 2
+
+
+def create_mixing(mixup_alpha: float, cutmix_alpha: float) -> v2.Transform | None:
+    """MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019) of `(pixel_values, targets)`, targets as [`soft_targets`] gives
+    them; with both, each batch draws one with equal chances, as in DeiT. `None` if both alphas are 0."""
+    kinds = []
+    if mixup_alpha > 0:
+        kinds.append(v2.MixUp(alpha=mixup_alpha))
+    if cutmix_alpha > 0:
+        kinds.append(v2.CutMix(alpha=cutmix_alpha))
+    return v2.RandomChoice(kinds) if kinds else None
+
+
+class SingleLabelLoss(nn.Module):
+    """
+    Cross-entropy over probabilities, a mean in which each picture counts by the weights of its classes.
+
+    Args:
+        class_weights (`torch.Tensor` of shape `(num_labels,)`, *optional*): Default: all the same.
+    """
+
+    def __init__(self, class_weights: torch.Tensor | None = None):
+        super().__init__()
+        self.register_buffer("class_weights", class_weights)
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Scalar loss of logits and targets, both `(batch, num_labels)`."""
+        if self.class_weights is None:
+            return nn.functional.cross_entropy(logits.float(), targets)
+        weighted = targets * self.class_weights
+        return -(weighted * logits.float().log_softmax(dim=1)).sum() / weighted.sum()
+
+
+class MultiLabelLoss(nn.Module):
+    """
+    A loss of each label on its own, the mean over pictures and labels: binary cross-entropy, or the asymmetric loss (Ridnik
+    et al. 2021, "Asymmetric Loss for Multi-Label Classification", equation 7), which weighs down what is easy, negatives
+    more than positives, and drops negatives that are nearly certain.
+
+    Args:
+        asymmetric (`bool`): Which of the two.
+        positive_weights (`torch.Tensor` of shape `(num_labels,)`, *optional*):
+            Factors of the positives' loss. Default: 1.
+    """
+
+    def __init__(self, asymmetric: bool, positive_weights: torch.Tensor | None = None):
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.register_buffer("positive_weights", positive_weights)
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Scalar loss of logits and targets, both `(batch, num_labels)`, targets in [0, 1]."""
+        logits = logits.float()
+        if not self.asymmetric:
+            return nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.positive_weights)
+        probabilities = logits.sigmoid()
+        positive = (1 - probabilities) ** POSITIVE_FOCUS * nn.functional.logsigmoid(logits)
+        if self.positive_weights is not None:
+            positive = positive * self.positive_weights
+        shifted = (probabilities - NEGATIVE_MARGIN).clamp(min=0)
+        negative = shifted**NEGATIVE_FOCUS * torch.log1p(-shifted)
+        return -(targets * positive + (1 - targets) * negative).mean()
+
+
+def balanced_class_weights(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """Weights of the classes that make all weigh the same in the loss, `(num_labels,)`, float32.
+
+    Args:
+        labels (`torch.Tensor`): Of the training pictures: class indices `(n,)`, or 0 and 1 `(n, num_labels)`.
+        num_labels (`int`): Number of classes.
+
+    Returns:
+        For single labels, number of pictures / (classes that there are * pictures of the class), scikit-learn's "balanced";
+        for several, pictures without / with the label, for [`MultiLabelLoss`]. 1 for a class that no picture has.
+    """
+    if labels.ndim == 1:
+        counts = labels.bincount(minlength=num_labels).float()
+        weights = len(labels) / ((counts > 0).sum() * counts)
+    else:
+        counts = labels.float().sum(dim=0)
+        weights = (len(labels) - counts) / counts
+    return torch.where(counts > 0, weights, torch.ones_like(weights))

@@ -1,0 +1,120 @@
+"""Augmentation of training pictures: what it does, and that it is random by its seed only."""
+
+import random
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from modeling_sit.finetuning.arguments import FinetuningArguments
+from modeling_sit.finetuning.augmentation import create_augmentation, create_erasing, seeded, three_augment
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+PICTURE = PIL.Image.fromarray(PIXELS)
+
+
+def arguments(**settings) -> FinetuningArguments:
+    return FinetuningArguments(dataset="some", model_name_or_path="some", **settings)
+
+
+def augmented(seed: int, picture=PICTURE, shape=(8, 16), **settings) -> np.ndarray:
+    with seeded(seed):
+        return np.asarray(create_augmentation(shape, arguments(**settings))(picture))
+
+
+KINDS = ("plain", "3-augment", "randaugment")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_size_mode_and_randomness(kind, mode):
+    picture = PICTURE.convert(mode)
+    results = [augmented(seed, picture, augmentation=kind) for seed in (0, 0, 1, 2, 3, 4)]
+    assert all(result.shape == (8, 16, 3)[: 3 if mode == "RGB" else 2] for result in results)
+    np.testing.assert_array_equal(results[0], results[1])
+    assert any((results[0] != result).any() for result in results[2:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaves_the_global_generators_alone(kind):
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    results = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        random.seed(global_seed)
+        np.random.seed(global_seed)
+        results.append(augmented(0, augmentation=kind))
+    np.testing.assert_array_equal(*results)
+    torch.set_rng_state(before[0])
+    random.setstate(before[1])
+    augmented(5, augmentation=kind)
+    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+
+
+def test_plain_is_crop_and_mirroring():
+    square = PICTURE.resize((16, 16))
+    settings = {"picture": square, "shape": (16, 16), "crop_scale": [1.0, 1.0]}
+    kept = augmented(0, **settings, horizontal_flip_probability=0)
+    np.testing.assert_array_equal(kept, np.asarray(square))
+    np.testing.assert_array_equal(augmented(0, **settings, horizontal_flip_probability=1), kept[:, ::-1])
+
+
+def test_crop_scale_is_a_share_of_the_area():
+    column = PIL.Image.fromarray(np.tile(np.arange(240, dtype=np.uint8), (240, 1)))
+    for scale in (0.25, 1.0):
+        crops = [augmented(seed, column, (16, 16), crop_scale=[scale, scale]).astype(float) for seed in range(40)]
+        widths = [abs(crop[:, 12] - crop[:, 3]).mean() / 9 * 16 for crop in crops]
+        assert 0.85 * 240 * scale**0.5 < np.median(widths) < 1.15 * 240 * scale**0.5
+
+
+def test_three_augment_is_one_of_three():
+    steps = three_augment(0.0)
+    kinds = set()
+    for seed in range(30):
+        with seeded(seed):
+            pixels = np.asarray(steps[0](PICTURE)).astype(int)
+        if (pixels[..., 0] == pixels[..., 1]).all():
+            kinds.add("grey")
+        elif (np.where(PIXELS >= 128, 255 - PIXELS.astype(int), PIXELS) == pixels).all():
+            kinds.add("solarised")
+        else:
+            assert pixels.std() <= PIXELS.std()
+            kinds.add("blurred")
+    assert kinds == {"grey", "solarised", "blurred"}
+
+
+def test_color_jitter_changes_by_its_share():
+    bright = PIL.Image.new("RGB", (4, 4), (100, 100, 100))
+    jitter = three_augment(0.3)[1]
+    levels = []
+    for seed in range(40):
+        with seeded(seed):
+            levels.append(np.asarray(jitter(bright)).mean())
+    assert 68 <= min(levels) < 85 and 115 < max(levels) <= 132
+
+
+def test_randaugment_at_magnitude_0_and_30():
+    settings = {"augmentation": "randaugment", "crop_scale": [1, 1], "horizontal_flip_probability": 0}
+    square = PICTURE.resize((16, 16))
+    far = [augmented(seed, square, (16, 16), randaugment_magnitude=30, **settings) for seed in range(8)]
+    none = [augmented(seed, square, (16, 16), randaugment_num_ops=0, **settings) for seed in range(8)]
+    assert all((result == np.asarray(square)).all() for result in none)
+    assert sum((result != np.asarray(square)).mean() > 0.5 for result in far) >= 4
+
+
+class TestErasing:
+    def test_none(self):
+        assert create_erasing(0) is None
+
+    def test_share_and_chance(self):
+        erasing = create_erasing(0.25)
+        pixels = torch.full((3, 32, 32), 7.0)
+        shares = []
+        for seed in range(200):
+            with seeded(seed):
+                shares.append((erasing(pixels) != 7).float().mean().item())
+        erased = [share for share in shares if share > 0]
+        assert 30 < len(erased) < 70
+        assert min(erased) > 0.015 and max(erased) < 0.34
+        assert (pixels == 7).all()

@@ -1,0 +1,74 @@
+"""What a run goes on from: every weight, or an error."""
+
+import pytest
+import torch
+from torch import nn
+
+from modeling_sit.cli.errors import UserError
+from modeling_sit.finetuning.checkpoints import WEIGHTS, find_checkpoint, load_weights, save_weights
+
+
+def network(seed: int, width: int = 4) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width))
+
+
+class TestWeights:
+    def test_all_come_back(self, tmp_path):
+        saved, restored = network(0), network(1)
+        saved[1].running_mean.normal_()
+        average = {"0.weight": torch.randn(4, 3)}
+        save_weights(tmp_path, saved, average)
+        into = {"0.weight": torch.zeros(4, 3)}
+        load_weights(tmp_path, restored, into)
+        assert into["0.weight"].equal(average["0.weight"])
+        for name, value in restored.state_dict().items():
+            assert value.equal(saved.state_dict()[name]), name
+
+    def test_names_that_do_not_fit(self, tmp_path):
+        save_weights(tmp_path, network(0), None)
+        with pytest.raises(UserError, match=r"lacks average\.0\.weight.*--ema_decay"):
+            load_weights(tmp_path, network(0), {"0.weight": torch.zeros(4, 3)})
+        with pytest.raises(UserError, match=r"it has model\.1\.bias"):
+            load_weights(tmp_path, network(0)[:1], None)
+
+    def test_shapes_that_do_not_fit(self, tmp_path):
+        save_weights(tmp_path, network(0), None)
+        with pytest.raises(UserError, match=r"shape \(4, 3\), not \(5, 3\)"):
+            load_weights(tmp_path, network(0, width=5), None)
+
+    @pytest.mark.parametrize("content", [None, b"broken"])
+    def test_no_weights(self, tmp_path, content):
+        if content is not None:
+            (tmp_path / WEIGHTS).write_bytes(content)
+        with pytest.raises(UserError, match=f"--resume_from_checkpoint {tmp_path}: {WEIGHTS}"):
+            load_weights(tmp_path, network(0), None)
+
+
+class TestFindCheckpoint:
+    def checkpoint(self, folder, step, state="{}"):
+        (folder / f"checkpoint-{step}").mkdir()
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+        return str(folder / f"checkpoint-{step}")
+
+    def test_auto_is_the_newest_that_is_whole(self, tmp_path):
+        self.checkpoint(tmp_path, 9)
+        newest = self.checkpoint(tmp_path, 10)
+        self.checkpoint(tmp_path, 11, '{"cut sho')
+        (tmp_path / "checkpoint-12").mkdir()
+        self.checkpoint(tmp_path, "of-mine", "[]")
+        assert find_checkpoint(tmp_path, "auto") == newest
+        assert find_checkpoint(tmp_path, newest) == newest
+
+    def test_auto_in_a_new_folder(self, tmp_path):
+        assert find_checkpoint(tmp_path, "auto") is None
+        assert find_checkpoint(tmp_path, None) is None
+
+    def test_runs_are_not_mixed_up(self, tmp_path):
+        self.checkpoint(tmp_path, 9)
+        with pytest.raises(UserError, match="--resume_from_checkpoint auto"):
+            find_checkpoint(tmp_path, None)
+
+    def test_none(self, tmp_path):
+        with pytest.raises(UserError, match=f"--resume_from_checkpoint {tmp_path}"):
+            find_checkpoint(tmp_path, str(tmp_path))

@@ -1,0 +1,144 @@
+"""Who teaches, who chooses, who measures."""
+
+import io
+import logging
+
+import datasets
+import PIL.Image
+import pytest
+
+from modeling_sit.cli.errors import UserError
+from modeling_sit.finetuning.arguments import FinetuningArguments
+from modeling_sit.finetuning.splits import Splits, load_splits
+
+LABEL = datasets.ClassLabel(names=["a", "b"])
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a folder of parquet files, one for each split, with that many pictures of each class, all different."""
+    made = [0]
+
+    def write(labels=None, **counts) -> str:
+        for split, count in counts.items():
+            pictures = []
+            for _ in range(2 * count):
+                buffer = io.BytesIO()
+                made[0] += 1
+                PIL.Image.new("L", (8, 8), made[0]).save(buffer, "PNG")
+                pictures.append({"bytes": buffer.getvalue(), "path": None})
+            rows = {"image": pictures, "label": (labels or {}).get(split, [0, 1] * count)}
+            features = datasets.Features({"image": datasets.Image(), "label": LABEL})
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+        return str(tmp_path)
+
+    return write
+
+
+def splits(dataset: str, measures_on_the_way: bool = True, seed: int = 0, **settings) -> Splits:
+    arguments = FinetuningArguments(dataset=dataset, model_name_or_path="some", **settings)
+    return load_splits(arguments, seed, measures_on_the_way)
+
+
+def sizes(found: Splits) -> tuple[int | None, int | None, int | None]:
+    return tuple(None if split is None else len(split) for split in (found.train, found.validation, found.test))
+
+
+def encoded(split) -> set[bytes]:
+    return {picture["bytes"] for picture in split["image"]}
+
+
+def test_three_splits(write):
+    found = splits(write(train=10, validation=3, test=4))
+    assert sizes(found) == (20, 6, 8)
+    assert (found.validation_name, found.test_name) == ("validation", "test")
+    assert (str(found.validation.split), str(found.test.split)) == ("validation", "test")
+    assert found.label_names == ["a", "b"] and not found.multi_label
+
+
+def test_test_pictures_never_choose(write):
+    folder = write(train=10, test=4)
+    found = splits(folder, validation_share=0.2)
+    assert sizes(found) == (16, 4, 8)
+    assert found.validation_name == "20 % of train, held back"
+    assert found.validation["label"][:].count(0) == 2
+    parts = [encoded(found.train), encoded(found.validation), encoded(found.test)]
+    assert sum(map(len, parts)) == 28 and len(set.union(*parts)) == 28
+
+
+def test_held_back_is_a_function_of_the_seed(write):
+    folder = write(train=10, test=4)
+    first, same, other = (encoded(splits(folder, seed=seed).validation) for seed in (0, 0, 1))
+    assert first == same != other
+
+
+def test_nothing_is_held_back_where_nothing_is_chosen(write):
+    assert sizes(splits(write(train=10, test=4), measures_on_the_way=False)) == (20, None, 8)
+
+
+def test_something_is_measured_though_there_is_train_only(write):
+    assert sizes(splits(write(train=10), measures_on_the_way=False)) == (18, 2, None)
+
+
+def test_held_back_pictures_are_of_the_labels_that_are_used(write):
+    found = splits(write(train=20, test=4), label_fraction=0.5, validation_share=0.2)
+    assert sizes(found) == (16, 4, 8)
+
+
+def test_names_of_ones_own(write):
+    folder = write(train=10, dev=3, validation=5)
+    assert sizes(splits(folder, validation_split="dev", test_split="validation")) == (20, 6, 10)
+    assert sizes(splits(folder, test_split="validation")) == (20, 6, 10)
+    assert sizes(splits(folder, train_split="validation", validation_split="dev")) == (10, 6, None)
+
+
+def test_choosing_by_the_test_split_is_refused(write):
+    folder = write(train=10, test=4)
+    with pytest.raises(UserError, match="--validation_split test: nothing is chosen by test pictures"):
+        splits(folder, validation_split="test")
+    assert sizes(splits(folder, False, validation_split="test")) == (20, None, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"test_split": "train"}, "--test_split train"),
+        ({"validation_split": "train"}, "--validation_split train"),
+        ({"test_split": "dev", "validation_split": "dev"}, "--validation_split dev"),
+        ({"test_split": "nowhere"}, "nowhere"),
+    ],
+)
+def test_splits_that_cannot_be(write, settings, flag):
+    folder = write(train=10, dev=3)
+    with pytest.raises(UserError, match=flag):
+        splits(folder, **settings)
+
+
+def test_test_split_without_labels_is_not_measured(write):
+    folder = write(train=10, test=2, labels={"test": [-1] * 4})
+    assert sizes(splits(folder)) == (18, 2, None)
+    with pytest.raises(UserError, match="--test_split test"):
+        splits(folder, test_split="test")
+
+
+def test_train_without_labels(write):
+    with pytest.raises(UserError, match="train"):
+        splits(write(train=2, labels={"train": [-1] * 4}))
+
+
+def test_some_without_labels_are_counted(write, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = splits(write(train=3, test=2, labels={"train": [0, 1, -1, 0, 1, -1]}), False)
+    assert sizes(found) == (4, None, 4)
+    assert "2 of 6" in caplog.text
+
+
+def test_a_class_with_one_picture(write):
+    with pytest.raises(UserError, match="only one picture of b"):
+        splits(write(train=3, test=2, labels={"train": [0, 0, 0, 0, 0, 1]}))
+
+
+def test_classes_that_train_does_not_know(write):
+    folder = write(train=3, test=2, labels={"train": [0] * 6})
+    with pytest.raises(UserError, match=r"--test_split test: 2 of its pictures .* train has: b"):
+        splits(folder, False)
