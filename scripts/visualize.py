@@ -59,7 +59,6 @@ from modeling_sit.visualization.pictures import (
 )
 from modeling_sit.visualization.reconstructions import preview_sheet, to_uint8
 
-DOTS_PER_INCH = 150
 THUMBNAIL_SIZE = 96
 RANDOM = "random"
 
@@ -80,6 +79,17 @@ class FigureArguments:
     def __post_init__(self):
         if Path(self.output).suffix.lower() not in (".png", ".pdf"):
             raise ValueError(f"--output {self.output}: the name must end in .png or .pdf")
+
+
+@dataclass
+class ResolutionArguments:
+    """How fine a PNG is."""
+
+    dots_per_inch: int = field(default=150, metadata={"help": "Pixels an inch of the PNG; print wants 300."})
+
+    def __post_init__(self):
+        if not 20 <= self.dots_per_inch <= 1200:
+            raise ValueError(f"--dots_per_inch {self.dots_per_inch}: must be from 20 to 1200")
 
 
 @dataclass
@@ -244,20 +254,25 @@ def draw_reconstructions(
     save(figure.output, sheet.save)
 
 
-def draw_attention(figure: FigureArguments, arguments: AttentionArguments, chosen: ChosenPicturesArguments) -> None:
+def draw_attention(
+    figure: FigureArguments,
+    resolution: ResolutionArguments,
+    arguments: AttentionArguments,
+    chosen: ChosenPicturesArguments,
+) -> None:
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path)
     pictures, captions = read_chosen(chosen, figure.seed, model.config.num_channels)
     pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"]
     maps = attention_maps(model.to(device), pixel_values, arguments.layer)
     shown = to_uint8(pixel_values, processor.image_mean, processor.image_std)
-    save_figure(
-        figure.output, attention_figure(shown, maps, captions, arguments.layer or model.config.num_hidden_layers)
-    )
+    layer = arguments.layer or model.config.num_hidden_layers
+    save_figure(figure.output, resolution, attention_figure(shown, maps, captions, layer))
 
 
 def draw_embeddings(
     figure: FigureArguments,
+    resolution: ResolutionArguments,
     arguments: EmbeddingsArguments,
     feature_arguments: FeatureArguments,
     dataset_arguments: DatasetArguments,
@@ -300,9 +315,9 @@ def draw_embeddings(
         num_clusters = arguments.num_clusters or min(len(pictures.label_names or range(10)), len(features))
         order = [str(number + 1) for number in range(num_clusters)]
         classes = [order[number] for number in cluster_features(features, num_clusters, figure.seed)]
-        legend_title = "cluster (k-means)" if compared is None else "cluster of the right"
+        legend_title = "cluster (k-means)" if compared is None else "cluster (k-means) on the right"
     groups = style_groups(classes, order)
-    save_figure(figure.output, embedding_figure(maps, groups, legend_title))
+    save_figure(figure.output, resolution, embedding_figure(maps, groups, legend_title))
     if arguments.html is not None:
         page = hover_page(
             maps,
@@ -310,7 +325,7 @@ def draw_embeddings(
             legend_title,
             names=[picture_name(shown, row) for row in range(len(shown))],
             pictures=[data_uri(thumbnail(shown, row, THUMBNAIL_SIZE, num_channels)) for row in range(len(shown))],
-            title=f"{len(shown):,} pictures of {pictures.name}",
+            title=f"{len(shown):,} pictures of {Path(pictures.name).name or pictures.name}",
             subtitle=f"Split {split.split}, features of {figure.model_name_or_path}.",
         )
         save(arguments.html, lambda path: path.write_text(page, encoding="utf-8"))
@@ -318,6 +333,7 @@ def draw_embeddings(
 
 def draw_neighbours(
     figure: FigureArguments,
+    resolution: ResolutionArguments,
     arguments: NeighboursArguments,
     feature_arguments: FeatureArguments,
     dataset_arguments: DatasetArguments,
@@ -362,7 +378,7 @@ def draw_neighbours(
         )
         for number, (values, found) in enumerate(zip(similarities, nearest, strict=True))
     ]
-    save_figure(figure.output, neighbours_figure(sheet))
+    save_figure(figure.output, resolution, neighbours_figure(sheet))
 
 
 @dataclass
@@ -382,17 +398,17 @@ COMMANDS = {
     ),
     "embeddings": Command(
         "A map of the features, on which similar pictures lie close, coloured by label or by cluster.",
-        (FigureArguments, EmbeddingsArguments, FeatureArguments, DatasetArguments),
+        (FigureArguments, ResolutionArguments, EmbeddingsArguments, FeatureArguments, DatasetArguments),
         draw_embeddings,
     ),
     "attention": Command(
         "Where the contrastive token looks, for each head.",
-        (FigureArguments, AttentionArguments, ChosenPicturesArguments),
+        (FigureArguments, ResolutionArguments, AttentionArguments, ChosenPicturesArguments),
         draw_attention,
     ),
     "neighbours": Command(
         "Pictures, and those whose features are nearest to theirs.",
-        (FigureArguments, NeighboursArguments, FeatureArguments, DatasetArguments),
+        (FigureArguments, ResolutionArguments, NeighboursArguments, FeatureArguments, DatasetArguments),
         draw_neighbours,
     ),
 }
@@ -444,8 +460,8 @@ def read_chosen(arguments: ChosenPicturesArguments, seed: int, num_channels: int
     return shown, [label_text(labels[row]) or "" for row in rows]
 
 
-def save_figure(output: str, figure: Figure) -> None:
-    save(output, lambda path: figure.savefig(path, dpi=DOTS_PER_INCH))
+def save_figure(output: str, resolution: ResolutionArguments, figure: Figure) -> None:
+    save(output, lambda path: figure.savefig(path, dpi=resolution.dots_per_inch))
 
 
 def save(output: str, write: Callable[[Path], object]) -> None:

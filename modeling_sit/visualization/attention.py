@@ -2,17 +2,26 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from matplotlib.colors import Normalize
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from modeling_sit.cli.errors import UserError
 from modeling_sit.visualization.palette import shortened
 
-# Perceptually uniform, and made for colour-blind readers.
-COLORMAP = "cividis"
 PICTURE_INCHES = 1.15
+
+
+def _attention_colors() -> ListedColormap:
+    """Laid over a grey picture: what gets less than even attention lies in the dark, what gets more glows, from orange to
+    yellow. Lightness rises all the way, so that colour-blind readers, and grey prints, tell it too."""
+    dark = np.stack([*np.zeros((3, 128)), np.linspace(0.85, 0, 128)], axis=1)
+    glow = colormaps["inferno"](np.linspace(0.65, 1, 128))
+    glow[:, 3] = np.linspace(0, 0.95, 128) ** 0.7
+    return ListedColormap(np.concatenate([dark, glow]))
 
 
 @torch.no_grad()
@@ -77,8 +86,8 @@ def attention_figure(pictures: torch.Tensor, maps: torch.Tensor, captions: Seque
     )
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     grid = figure.subplots(num_pictures, len(titles), squeeze=False)
-    # One scale for all of them; a single patch that outshines the rest does not darken it.
-    scale = Normalize(0, max(2.0, float(maps.quantile(0.995))))
+    # One scale for all of them; a few patches that outshine the rest do not dim it.
+    scale = TwoSlopeNorm(1, 0, max(2.0, float(np.quantile(maps.numpy(), 0.98))))
     extent = (0, width, height, 0)
     colors = None
     for row, (picture, heads, caption) in enumerate(zip(pictures, maps, captions, strict=True)):
@@ -90,7 +99,7 @@ def attention_figure(pictures: torch.Tensor, maps: torch.Tensor, captions: Seque
         for axes, weights in zip(grid[row, 1:], (heads.mean(dim=0), *heads), strict=True):
             axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="bicubic")
             colors = axes.imshow(
-                weights.numpy(), cmap=COLORMAP, norm=scale, extent=extent, interpolation="bilinear", alpha=0.7
+                weights.numpy(), cmap=_attention_colors(), norm=scale, extent=extent, interpolation="bilinear"
             )
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
@@ -99,5 +108,7 @@ def attention_figure(pictures: torch.Tensor, maps: torch.Tensor, captions: Seque
         axes.set_title(title, fontsize=9)
     bar = figure.colorbar(colors, ax=grid, extend="max", shrink=min(1.0, 2.2 / (num_pictures * row_height)), aspect=18)
     bar.set_label(f"attention in layer {layer} (1 = even)", fontsize=8)
+    bar.ax.set_facecolor("0.5")
+    bar.ax.patch.set_visible(True)
     bar.ax.tick_params(labelsize=8)
     return figure

@@ -76,7 +76,7 @@ def neighbours_figure(rows: Sequence[tuple[ShownPicture, Sequence[ShownPicture]]
         figsize=(num_columns * (PICTURE_INCHES + 0.1) + 0.2, len(rows) * (PICTURE_INCHES + 0.34) + 0.5),
         layout="constrained",
     )
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.02, hspace=0.01)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.01)
     # A narrow column of nothing sets the query apart.
     grid = figure.subplots(len(rows), num_columns + 1, squeeze=False, width_ratios=[1, 0.08] + [1] * (num_columns - 1))
     legend = {}
@@ -108,7 +108,7 @@ def neighbours_figure(rows: Sequence[tuple[ShownPicture, Sequence[ShownPicture]]
 def _caption(shown: ShownPicture) -> str:
     name = None if shown.labels is None else " + ".join(shown.labels) or "none"
     lines = [shortened(name, CAPTION_LENGTH)] if name is not None else []
-    return "\n".join(lines + ([f"{shown.similarity:.2f}"] if shown.similarity is not None else []))
+    return "\n".join(lines + ([f"{shown.similarity:.3f}"] if shown.similarity is not None else []))
 
 
 def _square(picture: PIL.Image.Image) -> PIL.Image.Image:

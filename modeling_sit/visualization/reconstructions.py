@@ -8,6 +8,7 @@ from modeling_sit import SiTForPreTraining, SiTImageProcessor
 ROWS = ("clean", "corrupted", "reconstruction", "pasted")
 MARGIN = 4
 LABEL_WIDTH = 96
+FONT_SIZE = 12
 MIN_PICTURE_SIZE = 64
 
 
@@ -27,7 +28,8 @@ def reconstruction_sheet(
         clean, corrupted, reconstruction (`torch.Tensor` of shape `(pictures, channels, height, width)`): Normalised.
         corruption_mask (`torch.Tensor` of shape `(pictures, 1, height, width)`): Bool.
         image_mean, image_std (sequences of `float`): Undo the normalisation.
-        picture_size (`int`, *optional*, defaults to 64): Pixels of the longer side that pictures have at least.
+        picture_size (`int`, *optional*, defaults to 64):
+            Pixels that the longer side of a picture has at least; the labels grow with it.
 
     Returns:
         `PIL.Image.Image`: RGB; small pictures are enlarged by a whole factor, so that pixels stay visible.
@@ -37,15 +39,16 @@ def reconstruction_sheet(
     num_pictures, _, height, width = clean.shape
     factor = max(1, -(-picture_size // max(height, width)))
     cell_width, cell_height = width * factor + MARGIN, height * factor + MARGIN
-    sheet = Image.new("RGB", (LABEL_WIDTH + num_pictures * cell_width, MARGIN + len(rows) * cell_height), "white")
+    label_width, font_size = (size * picture_size // MIN_PICTURE_SIZE for size in (LABEL_WIDTH, FONT_SIZE))
+    sheet = Image.new("RGB", (label_width + num_pictures * cell_width, MARGIN + len(rows) * cell_height), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(12)
+    font = ImageFont.load_default(font_size)
     for number, (label, row) in enumerate(zip(ROWS, rows, strict=True)):
         top = MARGIN + number * cell_height
         draw.text((MARGIN, top + cell_height // 2), label, fill="black", anchor="lm", font=font)
         for column, pixels in enumerate(row):
             picture = _to_image(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
-            sheet.paste(picture, (LABEL_WIDTH + column * cell_width, top))
+            sheet.paste(picture, (label_width + column * cell_width, top))
     return sheet
 
 
