@@ -60,7 +60,9 @@ def main() -> None:
         output_dir = choose_output_dir(arguments)
         device = choose_device(arguments.device)
         model, processor = load_encoder(arguments.model_name_or_path)
-        pictures = load_pictures(**vars(dataset_arguments))
+        pictures = load_pictures(**vars(dataset_arguments), labels="required")
+        if pictures.multi_label:
+            raise UserError(f"--dataset {pictures.name}: several labels per picture, which no protocol supports yet")
         train_pictures, validation_pictures = labelled_splits(pictures)
 
         train = features_of(train_pictures, model, processor, arguments, device)

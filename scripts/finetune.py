@@ -125,7 +125,12 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
         label_column=arguments.label_column,
         train_split=arguments.train_split,
         validation_split=arguments.validation_split,
+        labels="required",
     )
+    if pictures.multi_label:
+        raise UserError(
+            f"--dataset {pictures.name}: several labels per picture, which fine-tuning does not support yet"
+        )
     train, validation = labelled_splits(pictures)
     train = select_label_fraction(train, arguments.label_fraction, training_arguments.seed)
     processor, model = load_classifier(arguments, pictures.label_names)

@@ -1,7 +1,12 @@
 """Labelled pictures, for fine-tuning and for measuring features."""
 
+import logging
+import os
+from typing import Literal
+
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
@@ -11,17 +16,29 @@ from modeling_sit.data.decoding import UnreadablePicture
 from modeling_sit.data.sources import Pictures, read_row
 from modeling_sit.picture_modes import MODES
 
+logger = logging.getLogger(__name__)
+
 # What cross-entropy leaves out, and what a picture that cannot be read therefore gets for a label.
 IGNORED_LABEL = -100
 
 
-def labelled_splits(pictures: Pictures) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """The training and the validation split, each without the pictures that have no label.
+def labelled_splits(
+    pictures: Pictures, validation: Literal["required", "if there"] = "required"
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The training and the validation split, each without the pictures that have no label; a warning counts them.
+
+    Args:
+        pictures ([`Pictures`]): Not streamed.
+        validation (`str`, *optional*, defaults to `"required"`):
+            With `"if there"`, a set without validation split gives `None` in its place.
 
     Raises:
-        [`UserError`]: If there is no such split, they are one and the same, or there are no labels.
+        [`UserError`]: If there is no such split, they are one and the same, there are no labels in one of them, or the
+            validation split has classes of which there is no training picture.
     """
     splits = {"--train_split": pictures.train, "--validation_split": pictures.validation}
+    if pictures.validation is None and validation == "if there":
+        del splits["--validation_split"]
     for flag, split in splits.items():
         if split is None:
             raise UserError(
@@ -29,33 +46,227 @@ def labelled_splits(pictures: Pictures) -> tuple[datasets.Dataset, datasets.Data
             )
     if pictures.label_names is None:
         raise UserError(f"--label_column: {pictures.name} has no labels; name their column")
-    if pictures.train.split == pictures.validation.split:
+    if pictures.validation is not None and pictures.train.split == pictures.validation.split:
         raise UserError(f"--validation_split {pictures.validation.split}: this is the training split; name another")
-    return tuple(_with_labels(split, flag) for flag, split in splits.items())
+    train, validation_split = (*(_with_labels(split, flag) for flag, split in splits.items()), None)[:2]
+    if validation_split is not None:
+        _check_known(train, validation_split)
+    return train, validation_split
 
 
 def _with_labels(split: datasets.Dataset, flag: str) -> datasets.Dataset:
-    labels = split.with_format("numpy")["label"][:]
-    if (labels < 0).all():
+    labels = labels_of(split)
+    is_labelled = _is_labelled(labels)
+    if not is_labelled.any():
         raise UserError(f"{flag} {split.split}: none of its pictures has a label")
-    return split if (labels >= 0).all() else split.select((labels >= 0).nonzero()[0])
+    if labels.ndim == 2 and not (labels > 0).any():
+        raise UserError(f"{flag} {split.split}: none of its pictures has any of the classes")
+    if is_labelled.all():
+        return split
+    if os.environ.get("RANK", "0") == "0":  # once, of several processes
+        num_left_out = int((~is_labelled).sum())
+        logger.warning(
+            "split %s: %d of %d pictures have no label and are left out", split.split, num_left_out, len(split)
+        )
+    return split.select(is_labelled.nonzero()[:, 0].numpy())
+
+
+def _check_known(train: datasets.Dataset, validation: datasets.Dataset) -> None:
+    has_class = _one_hot(validation)
+    is_unknown = has_class.any(axis=0) & ~_one_hot(train).any(axis=0)
+    if is_unknown.any():
+        num_pictures = int(has_class[:, is_unknown].any(axis=1).sum())
+        raise UserError(
+            f"--validation_split {validation.split}: {num_pictures} of its pictures are of classes that no picture of "
+            f"{train.split} has: {_named_classes(train, is_unknown)}; take them out, or add such pictures to {train.split}"
+        )
+
+
+def num_labels_of(split: datasets.Dataset) -> int:
+    """Number of classes of a split with the column `label`."""
+    return _class_label(split).num_classes
+
+
+def _class_label(split: datasets.Dataset) -> datasets.ClassLabel:
+    return getattr(split.features["label"], "feature", split.features["label"])
+
+
+def labels_of(split: datasets.Dataset) -> torch.Tensor:
+    """The labels of a split.
+
+    Args:
+        split (`datasets.Dataset`): Column `label`, as [`Pictures`] has it.
+
+    Returns:
+        `torch.Tensor`: Int64 `(num_pictures,)`, -1 for no label; of a multi-label set float32 `(num_pictures, num_labels)`,
+        1 for each class that a picture has and 0 for the others, -1 throughout for no label known.
+    """
+    column = split.select_columns(["label"]).with_format("arrow")[:].column("label")
+    if not isinstance(split.features["label"], datasets.List):
+        return torch.from_numpy(pc.fill_null(column, -1).to_numpy().astype(np.int64))
+    lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy()
+    labels = torch.zeros(len(split), num_labels_of(split))
+    labels[torch.from_numpy(lengths < 0)] = -1
+    rows = np.repeat(np.arange(len(split)), np.maximum(lengths, 0))
+    labels[torch.from_numpy(rows), torch.from_numpy(pc.list_flatten(column).to_numpy().astype(np.int64))] = 1
+    return labels
+
+
+def _is_labelled(labels: torch.Tensor) -> torch.Tensor:
+    return (labels if labels.ndim == 1 else labels[:, 0]) >= 0
+
+
+def _one_hot(split: datasets.Dataset) -> np.ndarray:
+    """Which classes each picture has, bool `(num_pictures, num_labels)`; none where no label is known."""
+    labels = labels_of(split)
+    if labels.ndim == 1:
+        labels = labels[:, None] == torch.arange(num_labels_of(split))
+    return (labels > 0).numpy()
+
+
+def _named_classes(split: datasets.Dataset, which: np.ndarray, limit: int = 5) -> str:
+    names = [_class_label(split).names[number] for number in np.flatnonzero(which)]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def select_label_fraction(split: datasets.Dataset, fraction: float, seed: int) -> datasets.Dataset:
     """A random share of the pictures of every class, at least one of each, in their old order.
+
+    Of a multi-label set, as near to the share of every class as classes that come together allow: [`hold_back`] says how.
+    Pictures without a label are left out.
 
     Args:
         split (`datasets.Dataset`): Column `label`.
         fraction (`float` in (0, 1]): Share of each class's pictures, rounded.
         seed (`int`): Seed of the choice.
     """
-    labels = split.with_format("numpy")["label"][:]
-    generator = np.random.default_rng(seed)
+    labels, generator = labels_of(split), np.random.default_rng(seed)
+    if labels.ndim == 2:
+        known = _is_labelled(labels).numpy()
+        has_class = (labels > 0).numpy()[known]
+        counts = np.maximum(np.rint(fraction * has_class.sum(axis=0)), 1)
+        is_chosen = _stratified(has_class, counts, round(fraction * len(has_class)), generator)
+        _add_missing(is_chosen, has_class, generator)
+        return split.select(np.flatnonzero(known)[is_chosen])
     chosen = []
-    for label in np.unique(labels):
+    for label in np.unique(labels[labels >= 0]):
         members = np.flatnonzero(labels == label)
         chosen.append(generator.permutation(members)[: max(1, round(fraction * len(members)))])
     return split.select(np.sort(np.concatenate(chosen)))
+
+
+def select_per_class(split: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
+    """The same number of random pictures of every class, in their old order: the few shots of few-shot learning.
+
+    In a multi-label set a picture counts for each of its classes, the rarest class is served first, and a class that comes
+    with others may have more than `count`.
+
+    Args:
+        split (`datasets.Dataset`): Column `label`. Classes without a picture in it are passed over.
+        count (`int`): Pictures of each class, at least 1.
+        seed (`int`): Seed of the choice.
+
+    Raises:
+        [`UserError`]: If a class has fewer pictures.
+    """
+    has_class, generator = _one_hot(split), np.random.default_rng(seed)
+    num_members = has_class.sum(axis=0)
+    is_short = (num_members > 0) & (num_members < count)
+    if is_short.any():
+        raise UserError(
+            f"split {split.split}: fewer than {count} pictures of {_named_classes(split, is_short)}; ask for fewer of each "
+            f"class, at most {num_members[is_short].min()}"
+        )
+    is_chosen = np.zeros(len(split), dtype=bool)
+    for label in np.argsort(num_members, kind="stable"):
+        candidates = generator.permutation(np.flatnonzero(has_class[:, label] & ~is_chosen))
+        num_wanted = count - int(has_class[is_chosen, label].sum())
+        is_chosen[candidates[: max(num_wanted, 0)]] = True
+    return split.select(np.flatnonzero(is_chosen))
+
+
+def hold_back(split: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Hold back a random share of the pictures of every class, to choose by what is not trained on.
+
+    At least one picture of every class is held back, and at least one is left. In a multi-label set a picture goes with all
+    its classes: by iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data"), the
+    pictures of the rarest class are shared out first; every class is left at least one picture, and the shares are as near
+    as classes that come together allow.
+
+    Args:
+        split (`datasets.Dataset`): Column `label`. Pictures without a label are in neither part.
+        share (`float` in (0, 1)): Share of each class's pictures, rounded.
+        seed (`int`): Seed of the choice.
+
+    Returns:
+        `tuple[datasets.Dataset, datasets.Dataset]`: The rest and the pictures held back, each in the old order.
+
+    Raises:
+        `ValueError`: If `share` is not in (0, 1).
+        [`UserError`]: If a class has only one picture.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"the share to hold back is in (0, 1), got {share}")
+    labels, generator = labels_of(split), np.random.default_rng(seed)
+    known = _is_labelled(labels).numpy()
+    has_class = _one_hot(split)[known]
+    num_members = has_class.sum(axis=0)
+    if (num_members == 1).any():
+        raise UserError(
+            f"split {split.split}: only one picture of {_named_classes(split, num_members == 1)}, so none can be held back "
+            "for validation; add pictures of it, take it out, or name a --validation_split"
+        )
+    counts = np.minimum(np.maximum(np.rint(share * num_members), 1), num_members - 1)
+    is_held_back = _stratified(has_class, counts, round(share * len(has_class)), generator)
+    is_rest = ~is_held_back
+    _add_missing(is_rest, has_class, generator)
+    rows = np.flatnonzero(known)
+    return split.select(rows[is_rest]), split.select(rows[~is_rest])
+
+
+def _stratified(
+    has_class: np.ndarray, counts: np.ndarray, num_pictures: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Choose pictures so that of each class about `counts` are chosen, and about `num_pictures` of all.
+
+    Iterative stratification into two parts, the chosen and the others: the rarest class among the pictures left is shared
+    out next, each picture to the part that lacks more of this class, or else more pictures.
+
+    Args:
+        has_class (`np.ndarray` of shape `(num_pictures, num_labels)`): Bool.
+        counts (`np.ndarray` of shape `(num_labels,)`): Of each class, how many to choose.
+        num_pictures (`int`): Of all pictures, how many to choose.
+        generator (`np.random.Generator`): Shuffles the pictures.
+
+    Returns:
+        `np.ndarray` of shape `(num_pictures,)`: Bool, whether a picture is chosen.
+    """
+    wanted = np.stack([has_class.sum(axis=0) - counts, counts]).astype(float)
+    wanted_pictures = np.array([len(has_class) - num_pictures, num_pictures], dtype=float)
+    part = np.full(len(has_class), -1)
+    order = generator.permutation(len(has_class))
+    num_left = has_class.sum(axis=0)
+
+    def put(picture: int, which: int) -> None:
+        part[picture] = which
+        wanted[which] -= has_class[picture]
+        wanted_pictures[which] -= 1
+        num_left[has_class[picture]] -= 1
+
+    while (num_left > 0).any():
+        label = int(np.where(num_left > 0, num_left, len(has_class) + 1).argmin())
+        for picture in order[has_class[order, label] & (part[order] < 0)]:
+            put(picture, int((wanted[1, label], wanted_pictures[1]) > (wanted[0, label], wanted_pictures[0])))
+    for picture in order[part[order] < 0]:  # of no class
+        put(picture, int(wanted_pictures[1] > wanted_pictures[0]))
+    return part == 1
+
+
+def _add_missing(is_chosen: np.ndarray, has_class: np.ndarray, generator: np.random.Generator) -> None:
+    """Choose one picture more of each class that has none among the chosen ones."""
+    for label in np.flatnonzero(has_class.any(axis=0)):
+        if not has_class[is_chosen, label].any():
+            is_chosen[generator.choice(np.flatnonzero(has_class[:, label]))] = True
 
 
 class LabelledPictures(torch.utils.data.Dataset):
@@ -67,14 +278,17 @@ class LabelledPictures(torch.utils.data.Dataset):
         num_channels (`int`): 1 (grey), 3 (RGB) or 4 (RGBA).
         transform (callable, *optional*): From picture to picture; random in training.
 
-    An item is a dict of `image` (`PIL.Image.Image`), `label` (`int`) and `unreadable` (`str` or `None`): a picture that
-    cannot be read is grey, and its label one that losses and metrics leave out.
+    An item is a dict of `image` (`PIL.Image.Image`), `label` and `unreadable` (`str` or `None`). The label is an `int`, or
+    of a multi-label set a `torch.Tensor` of shape `(num_labels,)`, float32, 1 for each class that the picture has and 0 for
+    the others. A picture that cannot be read is grey, and its label is one that losses and metrics leave out:
+    `IGNORED_LABEL`, of a multi-label set in every place.
     """
 
     def __init__(self, split: datasets.Dataset, num_channels: int, transform=None):
         self.split = split
         self.num_channels = num_channels
         self.transform = transform
+        self.num_labels = num_labels_of(split) if isinstance(split.features["label"], datasets.List) else None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -82,13 +296,22 @@ class LabelledPictures(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         try:
             picture, row = read_row(self.split, index, self.num_channels)
-            label, unreadable = row["label"], None
+            label, unreadable = self._label(row["label"]), None
         except UnreadablePicture as problem:
             picture = Image.new(MODES[self.num_channels], (32, 32), "grey")
-            label, unreadable = IGNORED_LABEL, str(problem)
+            label, unreadable = self._label(None), str(problem)
         if self.transform is not None:
             picture = self.transform(picture)
         return {"image": picture, "label": label, "unreadable": unreadable}
+
+    def _label(self, stored: int | list[int] | None) -> int | torch.Tensor:
+        if self.num_labels is None:
+            return IGNORED_LABEL if stored is None else stored
+        if stored is None:
+            return torch.full((self.num_labels,), float(IGNORED_LABEL))
+        label = torch.zeros(self.num_labels)
+        label[stored] = 1
+        return label
 
 
 def random_crop_and_flip(image_shape: tuple[int, int], crop_scale: tuple[float, float], flip: float) -> v2.Compose:

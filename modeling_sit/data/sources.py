@@ -11,7 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -21,7 +21,14 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from modeling_sit.cli.errors import UserError
-from modeling_sit.data.columns import encode_labels, find_image_column, find_label_column, listed
+from modeling_sit.data.columns import (
+    EncodedLabels,
+    described,
+    encode_labels,
+    find_image_column,
+    find_label_column,
+    listed,
+)
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
 
 logger = logging.getLogger(__name__)
@@ -53,8 +60,11 @@ class Pictures:
     """The pictures of a data set, not decoded yet.
 
     Each split has the columns `image` (a `datasets.Image(decode=False)`: `{"bytes": ..., "path": ...}`, or `None` in a
-    row without a picture) and, if `label_names` is not `None`, `label` (a `datasets.ClassLabel`, with the same encoding in
-    all splits; -1 where a picture has no label, as in the Hub's test sets).
+    row without a picture) and, if `label_names` is not `None`, `label`, with the same encoding in all splits:
+
+    - a `datasets.ClassLabel`, -1 where a picture has no label, as in the Hub's test sets;
+    - in a multi-label set a `datasets.List` of such, the indices of the picture's classes, ascending; null where no label is
+      known, and an empty list where the picture has none of the classes.
 
     Splits that are streamed have the same columns, with labels as they are stored: of classes whose names the data set
     does not tell, `label` holds integers, and `label_names` is `None`.
@@ -70,6 +80,7 @@ class Pictures:
         num_train (`int`, *optional*):
             Number of pictures to train on; `None` if that is not known without reading the whole stream.
         train_shards (`list[Shard]`, *optional*): What `train` is made of, in its order, where it is streamed.
+        multi_label (`bool`, *optional*, defaults to `False`): Whether a picture may have several classes.
     """
 
     name: str
@@ -79,6 +90,7 @@ class Pictures:
     splits: list[str]
     num_train: int | None = None
     train_shards: list[Shard] | None = None
+    multi_label: bool = False
 
 
 @dataclass
@@ -103,6 +115,7 @@ def load_pictures(
     train_split: str | None = None,
     validation_split: str | None = None,
     streaming: bool = False,
+    labels: Literal["required", "if clear"] = "if clear",
 ) -> Pictures:
     """Find the pictures, the labels and the splits of a data set, without decoding a picture.
 
@@ -122,21 +135,27 @@ def load_pictures(
             Column of the pictures. Default: the one of type `Image`, or else the one of encoded pictures (binary, or a
             struct of `bytes` and `path`).
         label_column (`str`, *optional*):
-            Column of the labels: a `ClassLabel`, integers or strings. Default: the one `ClassLabel`, or else the one with
-            a usual name (`label`, `cls`, ...). Classes without names are sorted and named after their values. -1 and
-            null are no label.
+            Column of the labels, or `COLUMN.FIELD` of a struct (such as `json.labels` of a webdataset): `ClassLabel`s,
+            integers or strings, or in a multi-label set lists of them or multi-hot vectors of booleans or of 0 and 1.
+            Default: the one column of `ClassLabel`s, or else the one with a usual name (`label`, `cls`, ...). Classes
+            without names are sorted and named after their values. -1 and null are no label.
         train_split (`str`, *optional*): Default: `train`, or the only split.
         validation_split (`str`, *optional*): Default: `validation`, or else `test`, where there is one.
         streaming (`bool`, *optional*, defaults to `False`):
             Give `datasets.IterableDataset`s, which read pictures when they are asked for. Parquet and tar files and data
-            sets on the Hub are then neither copied nor downloaded, so that they can be larger than the disk. Class labels
-            and integers are kept, other labels left out.
+            sets on the Hub are then neither copied nor downloaded, so that they can be larger than the disk. Class labels,
+            also lists of them, and integers are kept, other labels left out.
+        labels (`str`, *optional*, defaults to `"if clear"`):
+            With `"if clear"`, for those who can do without: if it is not clear which column holds the labels, or it holds
+            none, a warning says so, and the set has no labels. With `"required"` that is an error, and so is a set without
+            labels. A `label_column` that is named must hold labels in either case.
 
     Returns:
         [`Pictures`]
 
     Raises:
-        [`UserError`]: If there is no such data set, file, column or split, or it holds nothing to train on.
+        [`UserError`]: If there is no such data set, file, column or split, it holds nothing to train on, or labels are
+            required and there are none, or it is not clear which they are.
     """
     try:
         splits = _load_splits(dataset, dataset_config_name, streaming)
@@ -152,18 +171,33 @@ def load_pictures(
             raise UserError(f"which split? It has {listed(splits)}; choose with --train_split or --validation_split")
         features = {**splits[chosen[-1]].features, **splits[chosen[0]].features}
         image_column = find_image_column(features, image_column)
-        asked_label_column, label_column = label_column, find_label_column(features, label_column)
-        if any(isinstance(split, _Stream) for split in splits.values()):
-            used = {split: splits[split] for split in chosen}
-            pictures, label_names = _only_streamed_image_and_label(
-                used, image_column, label_column, asked_label_column
-            )
-        else:
+        are_streams = any(isinstance(split, _Stream) for split in splits.values())
+        used = {split: splits[split] for split in chosen}
+        try:
+            column = find_label_column(features, label_column)
             # The splits that are not used take part: a class has the same index whichever are.
-            labels, label_names = encode_labels(splits, label_column) if label_column else ({}, None)
+            found = (
+                (_labels_of_streams(used, column) if are_streams else encode_labels(splits, column))
+                if column
+                else None
+            )
+            if found is None and labels == "required":
+                reason = f"column {column} holds none" if column else f"no column of them among {listed(features)}"
+                raise UserError(f"no labels: {reason}; name their column with --label_column")
+        except UserError as problem:
+            if labels == "required" or label_column is not None:
+                raise
+            logger.warning("%s: labels are not read: %s", dataset, problem)
+            found = None
+        if are_streams:
+            label_column = found.column if found is not None else None
             pictures = {
-                split: _only_image_and_label(splits[split], split, image_column, labels.get(split), label_names)
-                for split in chosen
+                split: _only_streamed_image_and_label(stream, split, image_column, label_column)
+                for split, stream in used.items()
+            }
+        else:
+            pictures = {
+                split: _only_image_and_label(table, split, image_column, found) for split, table in used.items()
             }
             if streaming:
                 pictures = {split: _stream_table(table) for split, table in pictures.items()}
@@ -175,10 +209,11 @@ def load_pictures(
         name=dataset,
         train=rows.get(train_split),
         validation=rows.get(validation_split),
-        label_names=label_names,
+        label_names=found.label_names if found is not None else None,
         splits=list(splits),
         num_train=train.num_rows if train is not None else None,
         train_shards=train.shards if isinstance(train, _Stream) else None,
+        multi_label=found is not None and found.multi_label,
     )
 
 
@@ -486,7 +521,7 @@ def _dataset(
 
 
 def _only_image_and_label(
-    dataset: datasets.Dataset, split: str, image_column: str, labels: np.ndarray | None, label_names: list[str] | None
+    dataset: datasets.Dataset, split: str, image_column: str, labels: EncodedLabels | None
 ) -> datasets.Dataset:
     if image_column not in dataset.column_names:
         raise UserError(f"split {split} has no column {image_column}, only {listed(dataset.column_names)}")
@@ -496,47 +531,48 @@ def _only_image_and_label(
     if image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
     dataset = dataset.cast_column("image", datasets.Image(decode=False))
-    if label_names is not None:
-        dataset = dataset.add_column("label", labels, feature=datasets.ClassLabel(names=label_names))
+    if labels is not None:
+        dataset = dataset.add_column("label", labels.columns[split], feature=labels.feature)
     # Files and saved data sets do not always say which split they are; a split's name is one of word characters.
     return datasets.Dataset(dataset.data, info=dataset.info, split=datasets.NamedSplit(re.sub(r"\W+", "_", split)))
 
 
-def _only_streamed_image_and_label(
-    splits: dict[str, _Stream], image_column: str, label_column: str | None, asked_label_column: str | None
-) -> tuple[dict[str, _Stream], list[str] | None]:
-    """The streams of these splits with the columns `image` and, if all of them have the same labels, `label`."""
-    labels = [stream.features.get(label_column) for stream in splits.values()] if label_column else []
-    names = labels[0].names if labels and isinstance(labels[0], datasets.ClassLabel) else None
-    is_kept = [_is_class_index(label) and getattr(label, "names", None) == names for label in labels]
-    if not (is_kept and all(is_kept)):
-        if asked_label_column is not None:
-            raise UserError(
-                f"--label_column {label_column}: the labels of a stream are class labels or integers, the same in all its "
-                f"splits, not {listed(str(label) for label in labels)}; leave it out, for pretraining needs none"
-            )
-        label_column, names = None, None
-    streams = {}
-    for split, stream in splits.items():
-        if image_column not in stream.features:
-            raise UserError(f"split {split} has no column {image_column}, only {listed(stream.features)}")
-        if stream.num_rows == 0:
-            raise UserError(f"split {split} is empty; choose another with --train_split or --validation_split")
-        columns = {"image": image_column, **({"label": label_column} if label_column else {})}
-        # Before anything else: what is decoded on the way, even if only to rename it, is decoded in vain.
-        rows = stream.rows.decode(False).select_columns(list(columns.values()))
-        renamed = {column: name for name, column in columns.items() if column != name}
-        rows = rows.rename_columns(renamed) if renamed else rows
-        streams[split] = _Stream(
-            rows.cast_column("image", datasets.Image(decode=False)), stream.shards, stream.num_rows
+@dataclass
+class _StreamedLabels:
+    """Which column holds the labels of a stream, the classes' names where they are known, and whether it holds lists."""
+
+    column: str
+    label_names: list[str] | None
+    multi_label: bool
+
+
+def _labels_of_streams(streams: dict[str, _Stream], column: str) -> _StreamedLabels:
+    """The labels of these splits, which are left as they are stored: what they mean must be the same in all."""
+    features = [stream.features.get(column) for stream in streams.values()]
+    is_index = isinstance(features[0], datasets.Value) and re.fullmatch(r"u?int\d+", features[0].dtype) is not None
+    multi_label = isinstance(features[0], datasets.List)
+    one_class = features[0].feature if multi_label else features[0]
+    if not (is_index or isinstance(one_class, datasets.ClassLabel)) or any(other != features[0] for other in features):
+        raise UserError(
+            f"--label_column {column}: the labels of a stream are class labels, lists of them, or integers, the same in all "
+            f"its splits, not {listed(described(feature) for feature in features)}; leave it out, for pretraining needs none"
         )
-    return streams, names
+    return _StreamedLabels(column, getattr(one_class, "names", None), multi_label)
 
 
-def _is_class_index(feature: Any) -> bool:
-    if isinstance(feature, datasets.ClassLabel):
-        return True
-    return isinstance(feature, datasets.Value) and re.fullmatch(r"u?int\d+", feature.dtype) is not None
+def _only_streamed_image_and_label(
+    stream: _Stream, split: str, image_column: str, label_column: str | None
+) -> _Stream:
+    if image_column not in stream.features:
+        raise UserError(f"split {split} has no column {image_column}, only {listed(stream.features)}")
+    if stream.num_rows == 0:
+        raise UserError(f"split {split} is empty; choose another with --train_split or --validation_split")
+    columns = {"image": image_column, **({"label": label_column} if label_column else {})}
+    # Before anything else: what is decoded on the way, even if only to rename it, is decoded in vain.
+    rows = stream.rows.decode(False).select_columns(list(columns.values()))
+    renamed = {column: name for name, column in columns.items() if column != name}
+    rows = rows.rename_columns(renamed) if renamed else rows
+    return _Stream(rows.cast_column("image", datasets.Image(decode=False)), stream.shards, stream.num_rows)
 
 
 def _stream_table(table: datasets.Dataset) -> _Stream:

@@ -28,8 +28,8 @@ def knn_predict(
         train_features (`torch.Tensor` of shape `(num_train, hidden_size)`):
             Features of the training pictures, any float dtype; normalised here. They may lie on another device than
             `features`: they cross over one chunk at a time.
-        train_labels (`torch.Tensor` of shape `(num_train,)`):
-            Integer labels in `[0, num_labels)`.
+        train_labels (`torch.Tensor` of shape `(num_train,)`, or `(num_train, num_labels)`):
+            Integer labels in `[0, num_labels)`; or, where a picture can have several, 0 and 1 for each label.
         features (`torch.Tensor` of shape `(num_pictures, hidden_size)`):
             Features of the pictures to label. The computation is done on their device, in float32 at least.
         num_labels (`int`):
@@ -43,8 +43,9 @@ def knn_predict(
             pictures: 400 MB at most at 4096.
 
     Returns:
-        `torch.Tensor` of shape `(num_pictures, num_labels)`: Scores in `[0, 1]`, each row summing to 1, in float32 (float64
-        for float64 features), on the device of `features`.
+        `torch.Tensor` of shape `(num_pictures, num_labels)`: Scores in `[0, 1]`, the share of the votes for each label, in
+        float32 (float64 for float64 features), on the device of `features`. Each row sums to 1, unless pictures can have
+        several labels.
 
     Raises:
         `ValueError`: If shapes do not fit, `k` is not in `[1, num_train]`, `temperature` or `chunk_size` is not positive, a
@@ -56,27 +57,32 @@ def knn_predict(
             f"{tuple(train_features.shape)} and {tuple(features.shape)}"
         )
     num_train = len(train_features)
-    if train_labels.shape != (num_train,):
+    multi_label = train_labels.ndim == 2
+    if train_labels.shape != ((num_train, num_labels) if multi_label else (num_train,)):
         raise ValueError(f"{num_train} training features need as many labels, not {tuple(train_labels.shape)}")
     if not 1 <= k <= num_train:
         raise ValueError(f"k = {k} neighbours cannot be drawn from {num_train} training pictures")
     if temperature <= 0 or chunk_size < 1:
         raise ValueError(f"temperature ({temperature}) and chunk_size ({chunk_size}) must be positive")
-    if not 0 <= train_labels.min() <= train_labels.max() < num_labels:
+    num_values = 2 if multi_label else num_labels
+    if not 0 <= train_labels.min() <= train_labels.max() < num_values:
         raise ValueError(
-            f"train_labels run from {train_labels.min()} to {train_labels.max()}, outside [0, {num_labels})"
+            f"train_labels run from {train_labels.min()} to {train_labels.max()}, outside [0, {num_values})"
         )
 
-    train_labels = train_labels.to(features.device, torch.long)
     dtype = torch.promote_types(features.dtype, torch.float32)
+    train_labels = train_labels.to(features.device, dtype if multi_label else torch.long)
     scores = torch.zeros(len(features), num_labels, dtype=dtype, device=features.device)
     for start in range(0, len(features), chunk_size):
         chunk = _normalize(features[start : start + chunk_size], "features", start).to(dtype)
         similarities, neighbours = _nearest(chunk, train_features, k, chunk_size)
         votes = (similarities / temperature).softmax(dim=1)
         # One neighbour at a time: a single scatter over repeated labels adds in no fixed order on a GPU.
-        for vote, label in zip(votes.split(1, dim=1), train_labels[neighbours].split(1, dim=1), strict=True):
-            scores[start : start + chunk_size].scatter_add_(1, label, vote)
+        for vote, neighbour in zip(votes.split(1, dim=1), neighbours.T, strict=True):
+            if multi_label:
+                scores[start : start + chunk_size].addcmul_(vote, train_labels[neighbour])
+            else:
+                scores[start : start + chunk_size].scatter_add_(1, train_labels[neighbour][:, None], vote)
     return scores
 
 

@@ -1,12 +1,18 @@
-"""The linear probe: what one linear layer on frozen features tells of the labels."""
+"""The linear probe: what one linear layer on frozen features tells of the labels.
+
+Two ways to fit it: L-BFGS to the optimum, in memory, and stochastic gradients near to it, for any number of pictures.
+"""
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+
+# Fewer steps of stochastic gradients than these end far from the optimum, however small the set is.
+MIN_STEPS = 2000
 
 
 def linear_predict(
@@ -65,20 +71,201 @@ def linear_predict(
         if not values.isfinite().all():
             raise ValueError(f"{name} are not all finite")
 
-    scores = torch.zeros(len(features), num_labels)
-    known_labels = train_labels.unique().cpu()
-    if len(known_labels) == 1 or len(features) == 0:
-        # There is no boundary to learn, or nothing to put on either side of it: scikit-learn refuses both.
-        scores[:, known_labels[:1]] = 1.0
+    (probe,) = fit_by_lbfgs(train_features, train_labels, num_labels, [C], max_iterations=max_iterations)
+    return probe.predict(features)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """
+    Logistic regression on standardised features: multinomial where a picture has one label, and one against the rest for
+    each label where it has several.
+
+    Args:
+        mean (`torch.Tensor` of shape `(hidden_size,)`): Subtracted from the features.
+        scale (`torch.Tensor` of shape `(hidden_size,)`): By which they are then divided.
+        weight (`torch.Tensor` of shape `(num_labels, hidden_size)`): Weights on the standardised features.
+        bias (`torch.Tensor` of shape `(num_labels,)`): Added; minus infinity for a label that cannot be predicted.
+        multi_label (`bool`): Whether a picture can have several labels.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    multi_label: bool
+
+    @torch.no_grad()
+    def predict(self, features: torch.Tensor, chunk_size: int = 4096) -> torch.Tensor:
+        """Probabilities of the labels, `(num_pictures, num_labels)`, float32, on the CPU, from features on any device."""
+        scores = torch.empty(len(features), len(self.bias))
+        for start in range(0, len(features), chunk_size):
+            chunk = features[start : start + chunk_size].to(self.weight)
+            logits = (chunk - self.mean) / self.scale @ self.weight.T + self.bias
+            scores[start : start + chunk_size] = (
+                logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+            ).cpu()
         return scores
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iterations))
+
+
+def standardisation(features: torch.Tensor, chunk_size: int = 65536) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mean and standard deviation of every dimension, `(hidden_size,)` each, float64, on the CPU; a dimension that never
+    changes counts as of deviation 1.
+    """
+    features = features.detach()
+    mean = torch.zeros(features.shape[1], dtype=torch.float64)
+    for chunk in features.split(chunk_size):
+        mean += chunk.double().sum(dim=0).cpu() / len(features)
+    variance = torch.zeros_like(mean)
+    for chunk in features.split(chunk_size):
+        variance += (chunk.double().cpu() - mean).square().sum(dim=0) / len(features)
+    # What rounding leaves of a constant is no deviation either; so scikit-learn's StandardScaler has it.
+    is_constant = variance <= len(features) * torch.finfo(torch.float64).eps * (variance + mean.square())
+    return mean, torch.where(is_constant, 1.0, variance.sqrt())
+
+
+def fit_by_lbfgs(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    num_labels: int,
+    strengths: list[float],
+    *,
+    statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
+    max_iterations: int = 1000,
+) -> list[LinearProbe]:
+    """
+    Fit probes by L-BFGS (scikit-learn's `LogisticRegression`) in float64, to the optimum, nothing drawn.
+
+    Several copies of the features in float64 are made: for sets too large for that there is [`fit_by_sgd`].
+
+    Args:
+        features (`torch.Tensor` of shape `(num_pictures, hidden_size)`):
+            Features of the training pictures, finite.
+        labels (`torch.Tensor` of shape `(num_pictures,)` with values in `[0, num_labels)`, or `(num_pictures, num_labels)`
+            of 0 and 1):
+            Their labels. A label that no picture has is never predicted.
+        num_labels (`int`):
+            Number of labels.
+        strengths (`list[float]`):
+            Inverse strengths C of the L2 penalty: what minimises `C * sum of cross-entropies + half the squared norm of the
+            weights` is sought. Each fit starts from the one before, so let them rise.
+        statistics (pair of `torch.Tensor`, *optional*):
+            Mean and deviation to standardise by. Default: [`standardisation`] of these features.
+        max_iterations (`int`, *optional*, defaults to 1000):
+            Iterations of each fit at most.
+
+    Returns:
+        `list[LinearProbe]`: One for each of `strengths`.
+    """
+    mean, scale = statistics or standardisation(features)
+    standardised = ((features.detach().cpu().double() - mean) / scale).numpy()
+    labels = labels.cpu()
+    multi_label = labels.ndim == 2
+    targets = labels.T.numpy() > 0.5 if multi_label else [labels.numpy()]
+    coefficients = [_fit_path(standardised, target, strengths, max_iterations) for target in targets]
+    probes = []
+    for number in range(len(strengths)):
+        weight = torch.zeros(num_labels, features.shape[1], dtype=torch.float64)
+        bias = torch.full((num_labels,), -torch.inf, dtype=torch.float64)
+        if multi_label:
+            for label, path in enumerate(coefficients):
+                weight[label], bias[label] = torch.from_numpy(path[number][0][0]), float(path[number][1][0])
+        else:
+            known = labels.unique()
+            known_weight, known_bias = map(torch.from_numpy, coefficients[0][number])
+            if len(known) == 2:
+                # Of two classes scikit-learn keeps the weights of the second alone.
+                known_weight = torch.cat([-known_weight, known_weight]) / 2
+                known_bias = torch.cat([-known_bias, known_bias]) / 2
+            weight[known], bias[known] = known_weight, known_bias
+        probes.append(LinearProbe(mean, scale, weight, bias, multi_label))
+    return probes
+
+
+def _fit_path(
+    standardised: np.ndarray, target: np.ndarray, strengths: list[float], max_iterations: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights and biases for each strength, of the classes that occur (of two, the second's)."""
+    num_classes = len(np.unique(target))
+    if num_classes == 1:
+        # Nothing to tell apart: all pictures are of this class, or all or none have this label.
+        bias = 0.0 if target.dtype != bool else np.inf if target[0] else -np.inf
+        return [(np.zeros((1, standardised.shape[1])), np.array([bias]))] * len(strengths)
+    model = LogisticRegression(max_iter=max_iterations, warm_start=True)
+    path = []
     with warnings.catch_warnings():
-        # That it has not converged, and that labels are many for so few pictures: both are left to the caller's choice.
+        # That it has not converged, which is left to the caller's choice, and that labels are many for so few pictures.
         warnings.simplefilter("ignore", UserWarning)
-        probe.fit(_to_numpy(train_features), train_labels.cpu().numpy())
-    scores[:, known_labels] = torch.from_numpy(probe.predict_proba(_to_numpy(features))).float()
-    return scores
+        for strength in strengths:
+            model.set_params(C=strength).fit(standardised, target)
+            path.append((model.coef_.copy(), model.intercept_.copy()))
+    return path
 
 
-def _to_numpy(features: torch.Tensor) -> np.ndarray:
-    return features.detach().to("cpu", torch.float64).numpy()
+def fit_by_sgd(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    num_labels: int,
+    strengths: list[float],
+    *,
+    statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
+    epochs: int = 20,
+    batch_size: int = 256,
+    learning_rate: float = 0.01,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[LinearProbe]:
+    """
+    Fit probes by stochastic gradients (Adam, the rate falling to zero on a cosine), in float32, near the optimum of
+    [`fit_by_lbfgs`]. All of them are fitted in one pass over the features, of which no copy is made.
+
+    Args:
+        features, labels, num_labels, strengths, statistics: As for [`fit_by_lbfgs`].
+        epochs (`int`, *optional*, defaults to 20): Passes over the pictures; more of them where that makes less than
+            `MIN_STEPS` steps.
+        batch_size (`int`, *optional*, defaults to 256): Pictures a step.
+        learning_rate (`float`, *optional*, defaults to 0.01): The rate of the first step.
+        seed (`int`, *optional*, defaults to 0): Seed of the pictures' order.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the fit is computed.
+
+    Returns:
+        `list[LinearProbe]`: One for each of `strengths`, on `device`.
+    """
+    mean, scale = (each.float().to(device) for each in statistics or standardisation(features))
+    multi_label = labels.ndim == 2
+    shape = (len(strengths), num_labels)
+    weight = torch.zeros(*shape, features.shape[1], device=device, requires_grad=True)
+    bias = torch.zeros(shape, device=device, requires_grad=True)
+    # A label that no picture has stays out of the softmax.
+    known = labels.any(dim=0) if multi_label else torch.bincount(labels, minlength=num_labels) > 0
+    never = torch.zeros(num_labels, device=device).masked_fill_(~known.to(device), -torch.inf)
+    penalty = 0.5 / (torch.tensor(strengths, device=device) * len(features))
+    optimizer = torch.optim.Adam([weight, bias], lr=learning_rate)
+    steps_an_epoch = -(-len(features) // batch_size)
+    epochs = max(epochs, -(-MIN_STEPS // steps_an_epoch))
+    num_steps = epochs * steps_an_epoch
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(features), generator=generator).split(batch_size):
+            batch = (features[rows].to(device, torch.float32) - mean) / scale
+            targets = labels[rows].to(device)
+            logits = torch.einsum("bh,slh->sbl", batch, weight) + bias[:, None]
+            if multi_label:
+                targets = targets.float().expand_as(logits)
+                # The sum over the labels, each of which has a fit of its own.
+                losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=2)
+            else:
+                losses = F.cross_entropy(
+                    (logits + never).flatten(0, 1), targets.repeat(len(strengths)), reduction="none"
+                ).unflatten(0, logits.shape[:2])
+            loss = (losses.mean(dim=1) + penalty * weight.square().sum(dim=(1, 2))).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return [
+        LinearProbe(mean, scale, one_weight, one_bias + never, multi_label)
+        for one_weight, one_bias in zip(weight.detach(), bias.detach(), strict=True)
+    ]

@@ -4,11 +4,10 @@ A monitor is a function from the model and the pictures to (name, value) pairs, 
 embeds a set of pictures once a round, whichever monitors ask for it, and is left as it was found.
 """
 
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import datasets
@@ -26,6 +25,7 @@ from modeling_sit import SiTConfig, SiTForPreTraining
 from modeling_sit.cli.errors import UserError
 from modeling_sit.data.decoding import UnreadablePicture
 from modeling_sit.data.sources import Pictures, read_row
+from modeling_sit.evaluation.features import share_out
 from modeling_sit.evaluation.knn import knn_predict
 from modeling_sit.evaluation.linear import linear_predict
 from modeling_sit.picture_modes import MODES
@@ -103,8 +103,11 @@ class MonitorPictures:
     def sample(cls, pictures: Pictures, num_pictures: int, seed: int) -> "MonitorPictures":
         """
         Draw `num_pictures` of the training pictures and half as many of the validation pictures with labels (all, where
-        there are fewer); of a stream take the first, be they of one class. The draw is a function of the seed alone.
+        there are fewer); of a stream take the first, be they of one class. The draw is a function of the seed alone. Of
+        pictures with several labels each, the labels are left out.
         """
+        if pictures.multi_label:  # which the monitors that measure by labels do not know
+            pictures = replace(pictures, train=pictures.train.remove_columns("label"), label_names=None)
         validation, num_labels = None, len(pictures.label_names or ())
         if num_labels and pictures.validation is not None and not _are_same_split(pictures):
             validation = _sample(pictures.validation, num_pictures // 2, seed, labelled_only=True)
@@ -241,28 +244,6 @@ class MonitoredModel:
             # A loader draws a seed for its workers, by default from the global generator.
             generator=torch.Generator(),
         )
-
-
-def share_out(num_pictures: int, batch_size: int, num_processes: int, process_index: int) -> list[list[int]]:
-    """
-    Batches of indices of one process, so that every process has as many, of the same sizes.
-
-    The batches of the same number, one process after the other, hold consecutive indices; past the last they start again at
-    0. So what is gathered batch by batch has the pictures' order, with what is too much at its end.
-
-    Args:
-        num_pictures (`int`): Pictures to share out.
-        batch_size (`int`): Pictures at a time of one process, at most.
-        num_processes (`int`): Number of processes.
-        process_index (`int`): Which of them this is.
-    """
-    per_process = math.ceil(num_pictures / num_processes)
-    batches = []
-    for start in range(0, per_process, batch_size):
-        size = min(batch_size, per_process - start)
-        first = start * num_processes + process_index * size
-        batches.append([index % num_pictures for index in range(first, first + size)])
-    return batches
 
 
 # The monitors. They are asked in all processes, and tell the same in each.

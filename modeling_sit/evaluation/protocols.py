@@ -1,15 +1,26 @@
 """The protocols that say how good frozen features are: one function each, one line each in `PROTOCOLS`."""
 
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import torch
 
 from modeling_sit.cli.errors import UserError
+from modeling_sit.evaluation.bootstrap import confidence_interval, mean_of
 from modeling_sit.evaluation.features import Features
+from modeling_sit.evaluation.figures import Figure, Measurement, label_figures, main_value
 from modeling_sit.evaluation.knn import knn_predict
-from modeling_sit.evaluation.metrics import load_metric
+from modeling_sit.evaluation.linear import LinearProbe, fit_by_lbfgs, fit_by_sgd, standardisation
+from modeling_sit.evaluation.retrieval import rank_gallery
+from modeling_sit.evaluation.subsets import draw_held_back, draw_per_class, draw_share, features_of_rows
+
+# From so many numbers in the features and the scores of the training pictures on, L-BFGS is left for stochastic gradients:
+# it would hold several copies of 800 MB.
+LBFGS_MAX_NUMBERS = 10**8
+RECALL_RANKS = (1, 5, 10)
 
 
 @dataclass
@@ -20,36 +31,116 @@ class ProtocolArguments:
         `ValueError`: If a protocol does not exist, or a value is out of range.
     """
 
-    protocols: str = field(default="knn", metadata={"help": "Protocols to run, separated by commas."})
+    protocols: str = field(
+        default="knn",
+        metadata={
+            "help": "Protocols to run, separated by commas: `knn` (votes of the nearest training pictures), `linear` "
+            "(logistic regression), `fewshot` (the same from few labels), `retrieval` (what the nearest training pictures "
+            "have in common with a picture)."
+        },
+    )
     knn_k: int = field(default=20, metadata={"help": "Neighbours that vote in `knn`."})
     knn_temperature: float = field(
         default=0.07, metadata={"help": "A neighbour's vote in `knn` weighs exp(similarity / temperature)."}
+    )
+    linear_c: list[float] = field(
+        default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0],
+        metadata={
+            "help": "Inverse strengths C of the L2 penalty in `linear`. Of several, the one that does best on a held-back "
+            "part of the training pictures is taken; one alone is taken as it is."
+        },
+    )
+    linear_held_back: float = field(
+        default=0.2,
+        metadata={
+            "help": "Share of each class's training pictures that is held back to choose C by, and then put back."
+        },
+    )
+    linear_solver: Literal["auto", "lbfgs", "sgd"] = field(
+        default="auto",
+        metadata={
+            "help": "How `linear` and `fewshot` are fitted: `lbfgs` to the optimum, with several copies of the features in "
+            "float64 in memory, or `sgd`, stochastic gradients near to it on --device. `auto` is lbfgs up to 1e8 numbers, "
+            "pictures x (size of the features + classes), and sgd beyond."
+        },
+    )
+    linear_epochs: int = field(
+        default=20, metadata={"help": "Passes of `sgd` over the training pictures; in small sets more, to 2000 steps."}
+    )
+    linear_batch_size: int = field(default=256, metadata={"help": "Pictures of a step of `sgd`."})
+    fewshot_labels: list[str] = field(
+        default_factory=lambda: ["1%", "10%"],
+        metadata={
+            "help": "How many labels `fewshot` learns from: a share of each class such as 10%% (one picture at least), or a "
+            "number of pictures of each class such as 5."
+        },
+    )
+    fewshot_draws: int = field(
+        default=5, metadata={"help": "Random choices of these pictures; figures are their mean and spread."}
+    )
+    fewshot_c: float = field(
+        default=0.1,
+        metadata={"help": "Inverse strength of the L2 penalty in `fewshot`, where nothing can be held back."},
+    )
+    average_precision: Literal["step", "voc2007", "voc2010", "coco"] = field(
+        default="step",
+        metadata={
+            "help": "Average precision of multi-label data: `step` (scikit-learn's, and that of multi-label papers), `voc2007` "
+            "(11 points), `voc2010` (all points, interpolated), `coco` (101 points)."
+        },
+    )
+    bootstrap_resamples: int = field(
+        default=1000, metadata={"help": "Resamples of the validation pictures for the 95 %% intervals."}
+    )
+    seed: int = field(
+        default=0,
+        metadata={"help": "Seed of what is drawn: held-back pictures, few shots, order in `sgd`, resamples."},
     )
 
     def __post_init__(self):
         for name in self.chosen:
             if name not in PROTOCOLS:
                 raise ValueError(f"--protocols {self.protocols}: no protocol {name!r}, only {', '.join(PROTOCOLS)}")
-        if self.knn_k < 1:
-            raise ValueError(f"--knn_k {self.knn_k}: must be at least 1")
-        if not self.knn_temperature > 0:
-            raise ValueError(f"--knn_temperature {self.knn_temperature}: must be more than 0")
+        for name in ("knn_k", "linear_epochs", "linear_batch_size", "fewshot_draws", "bootstrap_resamples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
+        for name in ("knn_temperature", "fewshot_c"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} {getattr(self, name)}: must be more than 0")
+        for strength in self.linear_c:
+            if not 0 < strength < math.inf:
+                raise ValueError(f"--linear_c {strength}: must be more than 0")
+        if not 0 < self.linear_held_back < 1:
+            raise ValueError(f"--linear_held_back {self.linear_held_back}: must be between 0 and 1")
+        for budget in self.fewshot_labels:
+            share = re.fullmatch(r"(\d+(?:\.\d+)?)%", budget)
+            if not (0 < float(share[1]) <= 100 if share else re.fullmatch(r"[1-9]\d*", budget)):
+                raise ValueError(
+                    f"--fewshot_labels {budget}: give a share such as 1%, up to 100%, or a number of each class such as 5"
+                )
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: must be at least 0")
 
     @property
     def chosen(self) -> list[str]:
         """Names of the protocols to run, in the order given."""
         return [name.strip() for name in self.protocols.split(",")]
 
+    @property
+    def of_figures(self) -> dict:
+        """What [`label_figures`] has to know."""
+        return {"style": self.average_precision, "num_resamples": self.bootstrap_resamples, "seed": self.seed}
 
-Protocol = Callable[[Features, Features, int, ProtocolArguments, torch.device], dict[str, Any]]
-"""From the labelled features of the training and the validation pictures, the number of labels, the flags and the device to
-compute on, to what was measured, and under which settings, by name."""
+
+Protocol = Callable[[Features, Features, list[str], ProtocolArguments, torch.device], Measurement]
+"""From the labelled features of the training and the validation pictures, the names of the classes, the flags and the device
+to compute on, to what was measured. Labels that are `(num_pictures, num_labels)` are those of pictures with several."""
 
 
 def knn(
-    train: Features, validation: Features, num_labels: int, arguments: ProtocolArguments, device: torch.device
-) -> dict[str, Any]:
-    """Top-1 accuracy of the weighted k nearest neighbours ([`knn_predict`]).
+    train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
+) -> Measurement:
+    """The weighted votes of the k nearest training pictures ([`knn_predict`]).
 
     Raises:
         [`UserError`]: If there are fewer training pictures than `--knn_k`.
@@ -60,14 +151,174 @@ def knn(
         train.features,
         train.labels,
         validation.features.to(device),
-        num_labels,
+        len(label_names),
         k=arguments.knn_k,
         temperature=arguments.knn_temperature,
     )
-    accuracy = load_metric("accuracy").compute(predictions=scores.argmax(dim=1).cpu(), references=validation.labels)
-    return {**accuracy, "k": arguments.knn_k, "temperature": arguments.knn_temperature}
+    figures = label_figures([scores], validation.labels, **arguments.of_figures)
+    return Measurement(figures, {"k": arguments.knn_k, "temperature": arguments.knn_temperature})
+
+
+def linear(
+    train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
+) -> Measurement:
+    """Logistic regression on the standardised features, with the strength of its penalty chosen on a part of the training
+    pictures, and then fitted to all of them. The validation pictures have no part in the choice.
+
+    Raises:
+        [`UserError`]: If a class has one training picture, and there is a choice.
+    """
+    solver = _solver(train, label_names, arguments)
+    strengths = sorted(set(arguments.linear_c))
+    held_back_values = {}
+    if len(strengths) > 1:
+        _check_can_be_held_back(train, label_names)
+        rest, held_back = (
+            features_of_rows(train, rows)
+            for rows in draw_held_back(train.labels, label_names, arguments.linear_held_back, arguments.seed)
+        )
+        probes = _fit(rest, label_names, strengths, solver, arguments, device)
+        held_back_values = {
+            strength: main_value(probe.predict(held_back.features), held_back.labels)
+            for strength, probe in zip(strengths, probes, strict=True)
+        }
+        # Of equally good ones, the strongest penalty.
+        strengths = [max(strengths, key=lambda strength: held_back_values[strength])]
+    (probe,) = _fit(train, label_names, strengths, solver, arguments, device)
+    figures = label_figures([probe.predict(validation.features)], validation.labels, **arguments.of_figures)
+    settings = {"c": strengths[0], "solver": solver, "seed": arguments.seed}
+    if held_back_values:
+        settings["held_back"] = {f"{strength:g}": value for strength, value in held_back_values.items()}
+    return Measurement(figures, settings)
+
+
+def fewshot(
+    train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
+) -> Measurement:
+    """Logistic regression fitted to few of the training pictures, drawn several times. What the features are standardised by
+    is taken from all of them: it takes no labels.
+
+    Raises:
+        [`UserError`]: If a class has fewer pictures than `--fewshot_labels` asks for.
+    """
+    solver = _solver(train, label_names, arguments)
+    statistics = standardisation(train.features)
+    figures, num_chosen = [], {}
+    for budget in arguments.fewshot_labels:
+        draws = []
+        for draw in range(arguments.fewshot_draws):
+            seed = arguments.seed + draw
+            if budget.endswith("%"):
+                rows = draw_share(train.labels, label_names, float(budget[:-1]) / 100, seed)
+            else:
+                rows = _draw_per_class(train, label_names, int(budget), seed)
+            chosen = features_of_rows(train, rows)
+            (probe,) = _fit(chosen, label_names, [arguments.fewshot_c], solver, arguments, device, statistics)
+            draws.append(probe.predict(validation.features))
+            num_chosen[budget] = len(rows)
+        suffix = budget.replace("%", "_percent") if budget.endswith("%") else f"{budget}_per_class"
+        figures += [
+            Figure(f"{figure.name}_{suffix}", figure.value, figure.interval, figure.spread)
+            for figure in label_figures(draws, validation.labels, **arguments.of_figures)
+        ]
+    settings = {"c": arguments.fewshot_c, "solver": solver, "draws": arguments.fewshot_draws, "seed": arguments.seed}
+    return Measurement(figures, {**settings, "num_chosen": num_chosen})
+
+
+def retrieval(
+    train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
+) -> Measurement:
+    """Every validation picture as a query for the training pictures of its class, by cosine similarity ([`rank_gallery`]):
+    mean average precision of the whole ranking, and recall@k, the share of queries with a hit among the k nearest. Queries
+    of which the training pictures have none are left out, and counted.
+
+    Raises:
+        [`UserError`]: If they are all left out.
+    """
+    ranking = rank_gallery(train.features, train.labels, validation.features.to(device), validation.labels)
+    answerable = ranking.answerable
+    if not answerable.any():
+        raise UserError("no validation picture has a label that a training picture has: retrieval has nothing to find")
+    values = {"mean_average_precision": ranking.average_precision[answerable]}
+    for rank in RECALL_RANKS:
+        if rank <= len(train.features):
+            values[f"recall_at_{rank}"] = (ranking.first_hit[answerable] <= rank).double()
+    figures = [
+        Figure(
+            name,
+            value.mean().item(),
+            confidence_interval(
+                mean_of(value), len(value), num_resamples=arguments.bootstrap_resamples, seed=arguments.seed
+            ),
+        )
+        for name, value in values.items()
+    ]
+    return Measurement(figures, {"num_queries": len(answerable), "unanswerable": int((~answerable).sum())})
+
+
+def _solver(train: Features, label_names: list[str], arguments: ProtocolArguments) -> str:
+    if arguments.linear_solver != "auto":
+        return arguments.linear_solver
+    num_pictures, size = train.features.shape
+    return "lbfgs" if num_pictures * (size + len(label_names)) <= LBFGS_MAX_NUMBERS else "sgd"
+
+
+def _fit(
+    train: Features,
+    label_names: list[str],
+    strengths: list[float],
+    solver: str,
+    arguments: ProtocolArguments,
+    device: torch.device,
+    statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> list[LinearProbe]:
+    fixed = (train.features, train.labels, len(label_names), strengths)
+    if solver == "lbfgs":
+        return fit_by_lbfgs(*fixed, statistics=statistics)
+    return fit_by_sgd(
+        *fixed,
+        statistics=statistics,
+        epochs=arguments.linear_epochs,
+        batch_size=arguments.linear_batch_size,
+        seed=arguments.seed,
+        device=device,
+    )
+
+
+def _check_can_be_held_back(train: Features, label_names: list[str]) -> None:
+    counts = _pictures_of_each(train, label_names)
+    single = [name for name, count in zip(label_names, counts, strict=True) if count == 1]
+    if single:
+        raise UserError(
+            f"only one training picture of {_some(single)}, so none can be held back to choose the penalty of `linear` by: "
+            "give one --linear_c, such as 0.1, or add pictures"
+        )
+
+
+def _draw_per_class(train: Features, label_names: list[str], count: int, seed: int) -> torch.Tensor:
+    counts = _pictures_of_each(train, label_names)
+    short = [name for name, has in zip(label_names, counts, strict=True) if 0 < has < count]
+    if short:
+        raise UserError(
+            f"--fewshot_labels {count}: fewer training pictures than that of {_some(short)}; ask for "
+            f"{min(has for has in counts if has)} at most"
+        )
+    return draw_per_class(train.labels, label_names, count, seed)
+
+
+def _pictures_of_each(train: Features, label_names: list[str]) -> list[int]:
+    if train.labels.ndim == 2:
+        return train.labels.sum(dim=0).long().tolist()
+    return torch.bincount(train.labels, minlength=len(label_names)).tolist()
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 PROTOCOLS: dict[str, Protocol] = {
     "knn": knn,
+    "linear": linear,
+    "fewshot": fewshot,
+    "retrieval": retrieval,
 }

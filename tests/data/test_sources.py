@@ -81,7 +81,11 @@ def values_of(dataset):
 
 
 def labels_of(pictures, dataset):
-    return [pictures.label_names[label] if label >= 0 else None for label in dataset["label"]]
+    """Names of the classes; `None` for no label."""
+    names = pictures.label_names
+    if pictures.multi_label:
+        return [None if labels is None else [names[label] for label in labels] for labels in dataset["label"]]
+    return [names[label] if label >= 0 else None for label in dataset["label"]]
 
 
 def assert_form(pictures):
@@ -92,6 +96,8 @@ def assert_form(pictures):
         expected = {"image": datasets.Image(decode=False)}
         if pictures.label_names is not None:
             expected["label"] = datasets.ClassLabel(names=pictures.label_names)
+            if pictures.multi_label:
+                expected["label"] = datasets.List(expected["label"])
         assert dict(dataset.features) == expected
 
 
@@ -592,7 +598,7 @@ def test_encoded_columns_are_streamed(tmp_path, no_decoding):
     pictures = stream(tmp_path)
     assert list(pictures.train.features) == ["image"] and pictures.label_names is None
     message = load_error(tmp_path, streaming=True, label_column="label")
-    assert "--label_column label" in message and "class labels or integers" in message
+    assert "--label_column label" in message and "class labels, lists of them, or integers" in message
 
 
 def test_streams_of_other_labels(tmp_path):
@@ -691,21 +697,54 @@ def test_wrong_column_types(tmp_path):
     features = {
         "photo": IMAGE,
         "text": datasets.Value("string"),
-        "boxes": datasets.List(ABC),
+        "boxes": datasets.List(datasets.List(datasets.Value("int64"))),
+        "scores": datasets.List(datasets.Value("float32")),
         "score": datasets.Value("float32"),
     }
-    folder = save(tmp_path, features, photo=IMAGES, text=["a"] * 3, boxes=[[0]] * 3, score=[0.5] * 3)
+    columns = {"text": ["a"] * 3, "boxes": [[[0]]] * 3, "scores": [[0.5]] * 3, "score": [0.5] * 3}
+    folder = save(tmp_path, features, photo=IMAGES, **columns)
     assert "--image_column text" in load_error(folder, image_column="text")
-    assert "--label_column boxes" in load_error(folder, label_column="boxes")
-    assert "--label_column score" in load_error(folder, label_column="score")
+    for column in ("photo", "boxes", "scores", "score"):
+        message = load_error(folder, label_column=column)
+        assert message.startswith(f"--label_column {column}: not one class for each picture") and len(message) < 250
 
 
-def test_several_label_columns(tmp_path):
-    features = {"img": IMAGE, "fine_label": ABC, "coarse_label": ABC}
-    folder = save(tmp_path, features, img=IMAGES, fine_label=[0, 1, 2], coarse_label=[2, 2, 0])
-    message = load_error(folder)
+@pytest.mark.parametrize(
+    "feature, value",
+    [
+        (datasets.Value("float64"), 0.5),
+        (datasets.List(datasets.Value("float32")), [0.5]),
+        (datasets.List(datasets.List(datasets.Value("int64"))), [[1]]),
+        ({"left": datasets.Value("int64")}, {"left": 1}),
+        (IMAGE, {"bytes": png(1), "path": None}),
+    ],
+    ids=["float", "floats", "nested lists", "struct", "picture"],
+)
+def test_a_usual_name_for_what_is_no_label(tmp_path, caplog, feature, value):
+    folder = save(tmp_path, {"image": IMAGE, "label": feature}, image=IMAGES, label=[value] * 3)
+    message = load_error(folder, labels="required", image_column="image")
+    assert message.startswith("column label: not one class for each picture") and "--label_column" in message
+    pictures = load(folder, image_column="image")
+    assert pictures.label_names is None and values_of(pictures.train) == [1, 2, 3]
+    assert "labels are not read: column label" in caplog.text
+
+
+@pytest.mark.parametrize("coarse", [ABC, datasets.List(ABC)], ids=["classes", "lists"])
+def test_several_label_columns(tmp_path, caplog, coarse):
+    features = {"img": IMAGE, "fine_label": ABC, "coarse_label": coarse}
+    labels = [2, 2, 0] if coarse is ABC else [[2], [2], [0]]
+    folder = save(tmp_path, features, img=IMAGES, fine_label=[0, 1, 2], coarse_label=labels)
+    message = load_error(folder, labels="required")
     assert "fine_label, coarse_label" in message and "--label_column" in message
-    assert load(folder, label_column="coarse_label").train["label"][:] == [2, 2, 0]
+    for needed in ("required", "if clear"):
+        pictures = load(folder, label_column="coarse_label", labels=needed)
+        assert pictures.train["label"][:] == labels and pictures.multi_label == (coarse is not ABC)
+    assert not caplog.text
+    for streaming in (False, True):  # pretraining needs none
+        pictures = load_pictures(str(folder), streaming=streaming)
+        assert pictures.label_names is None and values_of(pictures.train) == [1, 2, 3]
+        assert pictures.train.column_names == ["image"]
+    assert caplog.text.count("several columns of labels: fine_label, coarse_label") == 2
 
 
 def test_a_class_label_column_goes_before_a_usual_name(tmp_path):
@@ -801,8 +840,9 @@ def test_columns_that_only_the_validation_split_has(tmp_path):
 def test_splits_whose_labels_are_of_different_types(tmp_path):
     write_parquet(tmp_path / "train.parquet", [1], label=[3])
     write_parquet(tmp_path / "test.parquet", [2], label=[3.5])
-    message = load_error(tmp_path)
-    assert "label" in message and "split test" in message
+    message = load_error(tmp_path, labels="required")
+    assert "column label of split test" in message
+    assert load(tmp_path).label_names is None
 
 
 def test_a_test_split_with_an_empty_label_column(tmp_path):
@@ -811,6 +851,221 @@ def test_a_test_split_with_an_empty_label_column(tmp_path):
         pq.write_table(table, tmp_path / f"{name}.parquet")
     pictures = load(tmp_path)
     assert pictures.train["label"][:] == [1, 0] and pictures.validation["label"][:] == [-1, -1]
+
+
+@pytest.mark.parametrize("columns", [{}, {"label": [None] * 3}, {"label": [-1] * 3}, {"label": [[], None, []]}])
+def test_labels_that_are_needed(tmp_path, columns):
+    table = pa.table({"image": [png(value) for value in (1, 2, 3)], **columns})
+    pq.write_table(table, tmp_path / "a.parquet")
+    message = load_error(tmp_path / "a.parquet", labels="required")
+    assert message.startswith("no labels: ") and "--label_column" in message
+    assert load(tmp_path / "a.parquet").label_names is None
+
+
+def test_a_class_without_a_name(tmp_path):
+    for labels, column in (([0, 7, 1], ABC), ([[0], [], [1, 7]], datasets.List(ABC))):
+        table = pa.table({"image": [png(value) for value in (1, 2, 3)], "label": labels})
+        table = table.replace_schema_metadata(
+            datasets.Features({"image": IMAGE, "label": column}).arrow_schema.metadata
+        )
+        pq.write_table(table, tmp_path / "a.parquet")
+        message = load_error(tmp_path / "a.parquet", label_column="label")
+        assert "column label of split train: a label 7, but names for 3 classes" in message
+
+
+# Several labels a picture.
+
+
+LISTS = [["oak", "fir"], [], ["fir", "ash"], None, ["fir", "fir", "fir"]]
+NAMES = ["ash", "fir", "oak"]
+SORTED_LISTS = [["fir", "oak"], [], ["ash", "fir"], None, ["fir"]]
+INDICES = [None if names is None else [NAMES.index(name) for name in names] for names in LISTS]
+MULTI_HOT = [[0, 1, 1], [0, 0, 0], [1, 1, 0], None, [0, 1, 0]]
+BOOLEANS = [None if row is None else [value == 1 for value in row] for row in MULTI_HOT]
+
+
+def padded(lists, size, padding):
+    return [None if values is None else [*values, *[padding] * (size - len(values))] for values in lists]
+
+
+LISTS_OF_CLASSES = {
+    "names": (pa.list_(pa.string()), LISTS),
+    "large names": (pa.large_list(pa.large_string()), LISTS),
+    "names of fixed size": (pa.list_(pa.string(), 3), padded(LISTS, 3, None)),
+    "indices": (pa.list_(pa.int64()), INDICES),
+    "unsigned indices": (pa.large_list(pa.uint8()), INDICES),
+    "indices of fixed size": (pa.list_(pa.int32(), 4), padded(INDICES, 4, -1)),
+    "booleans": (pa.list_(pa.bool_()), BOOLEANS),
+    "booleans of fixed size": (pa.list_(pa.bool_(), 3), BOOLEANS),
+    "zeros and ones": (pa.list_(pa.int64()), MULTI_HOT),
+    "zeros and ones of fixed size": (pa.list_(pa.uint8(), 3), MULTI_HOT),
+}
+
+
+def write_lists(path, form, rows=None, names=None):
+    """The labels in that form in a parquet file, as others write it or, with names, as `datasets` does."""
+    type_, labels = LISTS_OF_CLASSES[form]
+    rows = list(range(len(labels)) if rows is None else rows)
+    table = pa.table({"image": [png(row) for row in rows], "labels": pa.array([labels[row] for row in rows], type_)})
+    if names is not None:
+        wrap = datasets.LargeList if "large" in form or "unsigned" in form else datasets.List
+        fixed = {"length": type_.list_size} if "fixed" in form else {}
+        features = datasets.Features(
+            {"image": datasets.Value("binary"), "labels": wrap(datasets.ClassLabel(names=names), **fixed)}
+        )
+        table = table.cast(features.arrow_schema)
+    pq.write_table(table, path)
+    return path
+
+
+@pytest.mark.parametrize("form", LISTS_OF_CLASSES)
+def test_lists_of_classes(tmp_path, form):
+    pictures = load(write_lists(tmp_path / "a.parquet", form), labels="required")
+    has_names = "names" in form
+    assert pictures.multi_label and pictures.label_names == (NAMES if has_names else ["0", "1", "2"])
+    expected = [None if names is None else [NAMES.index(name) for name in names] for names in SORTED_LISTS]
+    assert pictures.train["label"][:] == expected
+    assert values_of(pictures.train) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("form", ["indices", "unsigned indices", "indices of fixed size"])
+def test_lists_of_class_labels(tmp_path, form):
+    """Names in the order that the data set gives them, with a class that no picture has."""
+    pictures = load(write_lists(tmp_path / "a.parquet", form, names=[*"xaz", "none"]))
+    assert pictures.label_names == ["x", "a", "z", "none"]
+    assert labels_of(pictures, pictures.train) == [["a", "z"], [], ["x", "a"], None, ["a"]]
+
+
+@pytest.mark.parametrize("rows", [[0, 4], [0, 2], [1, 3], [3]])
+def test_a_selection_of_lists(tmp_path, rows):
+    """Which has another start in its Arrow buffers."""
+    path = write_lists(tmp_path / "all.parquet", "names of fixed size")
+    datasets.Dataset.from_parquet(str(path)).select(rows).save_to_disk(tmp_path / "saved")
+    pictures = load(tmp_path / "saved")
+    if pictures.label_names is None:
+        assert rows in ([1, 3], [3])
+    else:
+        assert labels_of(pictures, pictures.train) == [SORTED_LISTS[row] for row in rows]
+
+
+def test_lists_have_one_encoding_in_all_splits(tmp_path):
+    write_lists(tmp_path / "train.parquet", "names", [0, 1])
+    write_lists(tmp_path / "val.parquet", "large names", [4, 3])
+    write_lists(tmp_path / "test.parquet", "names", [2])
+    pictures = load(tmp_path)
+    assert pictures.label_names == NAMES
+    assert labels_of(pictures, pictures.train) == [["fir", "oak"], []]
+    assert labels_of(pictures, pictures.validation) == [["fir"], None]
+    assert load(tmp_path, validation_split="test").train["label"][:] == pictures.train["label"][:]
+
+
+def test_class_labels_of_other_names_in_lists(tmp_path):
+    for split, names in {"train": ["a", "b", "c"], "test": ["b", "c", "d"]}.items():
+        write_lists(tmp_path / f"{split}.parquet", "indices", names=names)
+    pictures = load(tmp_path)
+    assert pictures.label_names == ["a", "b", "c", "d"]
+    assert labels_of(pictures, pictures.train) == [["b", "c"], [], ["a", "b"], None, ["b"]]
+    assert labels_of(pictures, pictures.validation) == [["c", "d"], [], ["b", "c"], None, ["c"]]
+
+
+@pytest.mark.parametrize("test", ["absent", "null", "empty lists"])
+def test_a_test_split_without_lists(tmp_path, test):
+    write_lists(tmp_path / "train.parquet", "names")
+    columns = {"absent": {}, "null": {"labels": [None]}, "empty lists": {"labels": [[]]}}[test]
+    pq.write_table(pa.table({"image": [png(9)], **columns}), tmp_path / "test.parquet")
+    pictures = load(tmp_path)
+    assert pictures.multi_label and labels_of(pictures, pictures.train) == SORTED_LISTS
+    assert pictures.validation["label"][:] == ([[]] if test == "empty lists" else [None])
+
+
+def test_lists_in_one_split_only(tmp_path):
+    write_lists(tmp_path / "train.parquet", "names")
+    pq.write_table(pa.table({"image": [png(9)], "labels": ["oak"]}), tmp_path / "test.parquet")
+    message = load_error(tmp_path, labels="required")
+    assert "column labels: lists of classes in some splits, and one class a picture in" in message
+
+
+@pytest.mark.parametrize(
+    "rows, expected",
+    [
+        ([[0, 1], [1, 0]], [["1"], ["0"]]),  # two classes, and each picture has one: all would have both otherwise
+        ([[0, 1], [1, 0], [0]], [["0", "1"], ["0", "1"], ["0"]]),
+        ([[0, 1], [1, 2]], [["0", "1"], ["1", "2"]]),
+        ([[0], [1]], [["0"], ["1"]]),
+        ([[0, 1, 0], None, [1, 1, 1]], [["1"], None, ["0", "1", "2"]]),
+    ],
+)
+def test_which_integers_are_multi_hot(tmp_path, rows, expected):
+    pq.write_table(pa.table({"image": [png(0)] * len(rows), "labels": rows}), tmp_path / "a.parquet")
+    pictures = load(tmp_path / "a.parquet")
+    assert labels_of(pictures, pictures.train) == expected
+
+
+def test_multi_hot_in_all_splits_or_none(tmp_path):
+    for split, rows in {"train": [[0, 1, 1], [1, 0, 0]], "test": [[0, 1, 2]]}.items():
+        pq.write_table(pa.table({"image": [png(0)] * len(rows), "labels": rows}), tmp_path / f"{split}.parquet")
+    pictures = load(tmp_path)
+    assert labels_of(pictures, pictures.train) == [["0", "1"], ["0", "1"]]
+
+
+def test_booleans_of_unequal_length(tmp_path):
+    rows = {"image": [png(0)] * 2, "labels": [[True, False], [True]]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    assert "vectors of booleans must tell of the same classes" in load_error(tmp_path, labels="required")
+
+
+@pytest.mark.parametrize("form", ["labels.json", "json"])
+def test_lists_in_a_webdataset(tmp_path, form):
+    members = {}
+    for row, names in enumerate([["oak", "fir"], [], ["fir", "ash"]]):
+        content = names if form == "labels.json" else {"labels": names, "width": 7}
+        members |= {f"{row}.png": png(row), f"{row}.{form}": json.dumps(content).encode()}
+    write_tar(tmp_path / "a.tar", members)
+    for flags in ({}, {"label_column": {"json": "json.labels"}.get(form, form)}):
+        pictures = load(tmp_path / "a.tar", labels="required", **flags)
+        assert labels_of(pictures, pictures.train) == [["fir", "oak"], [], ["ash", "fir"]]
+    assert values_of(stream(tmp_path / "a.tar").train) == [0, 1, 2]
+
+
+def test_fields_of_a_struct_are_for_those_who_ask(tmp_path):
+    """Classes of boxes stand so in a data set for detection."""
+    features = {
+        "image": IMAGE,
+        "objects": {"category": datasets.List(ABC), "area": datasets.List(datasets.Value("int64"))},
+    }
+    objects = [{"category": [0, 2, 0], "area": [5, 6, 7]}, {"category": [], "area": []}, None]
+    folder = save(tmp_path, features, image=IMAGES, objects=objects)
+    assert load(folder).label_names is None
+    pictures = load(folder, label_column="objects.category")
+    assert labels_of(pictures, pictures.train)[:2] == [["a", "c"], []]
+    assert "--label_column objects.no" in load_error(folder, label_column="objects.no")
+    assert "--label_column objects:" in load_error(folder, label_column="objects")
+
+
+@pytest.mark.parametrize("label_column", [None, "labels"])
+def test_lists_of_class_labels_are_streamed(tmp_path, no_decoding, label_column):
+    for split in ("train", "test"):
+        write_lists(tmp_path / f"{split}.parquet", "indices", names=["x", "y", "z"])
+    pictures = stream(tmp_path, label_column=label_column)
+    label = datasets.List(datasets.ClassLabel(names=["x", "y", "z"]))
+    assert pictures.multi_label and pictures.label_names == ["x", "y", "z"]
+    assert pictures.train.features["label"] == label and labels_in(pictures.train) == INDICES
+
+
+@pytest.mark.parametrize("form", LISTS_OF_CLASSES)
+def test_lists_of_any_kind_do_not_stop_a_stream(tmp_path, form):
+    write_lists(tmp_path / "a.parquet", form)
+    pictures = load_pictures(str(tmp_path / "a.parquet"), streaming=True)
+    assert pictures.label_names is None and not pictures.multi_label
+    assert values_of(pictures.train) == [0, 1, 2, 3, 4] and pictures.train.column_names == ["image"]
+    assert "--label_column labels" in load_error(tmp_path / "a.parquet", streaming=True, label_column="labels")
+
+
+def test_a_table_with_lists_is_streamed(tmp_path):
+    datasets.Dataset.from_parquet(str(write_lists(tmp_path / "a.parquet", "names"))).save_to_disk(tmp_path / "saved")
+    pictures = load_pictures(str(tmp_path / "saved"), streaming=True)
+    assert pictures.multi_label and pictures.label_names == NAMES
+    assert [row["label"] for row in pictures.train] == load(tmp_path / "saved").train["label"][:]
 
 
 # Splits.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 METRICS = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
 
-def load_metric(name: str) -> "evaluate.EvaluationModule":
+def load_metric(name: str, config_name: str | None = None) -> "evaluate.EvaluationModule":
     """
     Load one of this package's metrics with `evaluate`, from the file that came with the package.
 
@@ -19,6 +19,7 @@ def load_metric(name: str) -> "evaluate.EvaluationModule":
 
     Args:
         name (`str`): Name of the metric: that of its file in this folder, such as `"accuracy"`.
+        config_name (`str`, *optional*): `"multilabel"` for a metric of labels that is to take several a picture.
 
     Returns:
         `evaluate.EvaluationModule`: The metric; `metric.compute(predictions=..., references=...)` returns a `dict`.
@@ -28,7 +29,8 @@ def load_metric(name: str) -> "evaluate.EvaluationModule":
     """
     if name not in METRICS:
         raise ValueError(f"there is no metric {name!r} here, only {', '.join(METRICS)}")
-    return _evaluate_library().load(str(Path(__file__).with_name(f"{name}.py")), keep_in_memory=True)
+    path = str(Path(__file__).with_name(f"{name}.py"))
+    return _evaluate_library().load(path, config_name, keep_in_memory=True)
 
 
 def _evaluate_library():

@@ -1,0 +1,155 @@
+"""Confidence intervals by the bootstrap: how far a figure would move had other pictures of the same kind been measured.
+
+A statistic is a figure as a function of how often each picture was drawn, for many resamples at a time. With every picture
+drawn once it is the figure itself, the same that the metric of its name in `metrics/` gives.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+Statistic = Callable[[torch.Tensor], torch.Tensor]
+"""From how often each picture was drawn, `(num_resamples, num_pictures)`, float64, to the figure in each resample,
+`(num_resamples,)`; not a number where the resample has nothing to measure it on."""
+
+# Numbers in the counts of the resamples that are computed at a time: 32 MB.
+NUMBERS_AT_A_TIME = 2**22
+
+RECALL_STEPS = {"voc2007": 10, "coco": 100}
+
+
+def confidence_interval(
+    statistic: Statistic, num_pictures: int, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """
+    Percentile bootstrap interval of a figure (Efron and Tibshirani 1993, chapter 13).
+
+    Pictures are drawn with replacement; the encoder, the training pictures and what was fitted to them stay as they are.
+
+    Args:
+        statistic (callable): The figure in each resample, from the counts of the pictures ([`Statistic`]).
+        num_pictures (`int`): Pictures that the figure is measured on.
+        seed (`int`, *optional*, defaults to 0): Seed of the draws; with it, the interval is always the same.
+        num_resamples (`int`, *optional*, defaults to 1000): Resamples.
+        level (`float` in (0, 1), *optional*, defaults to 0.95): Share of the resamples whose figures lie in the interval.
+
+    Returns:
+        `tuple[float, float]`: Its two ends.
+
+    Raises:
+        `ValueError`: If an argument is out of range, or the figure is a number in no resample.
+    """
+    if num_pictures < 1 or num_resamples < 1 or not 0 < level < 1:
+        raise ValueError(
+            f"num_pictures ({num_pictures}) and num_resamples ({num_resamples}) must be at least 1, and level ({level}) "
+            "between 0 and 1"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    at_a_time = max(1, NUMBERS_AT_A_TIME // num_pictures)
+    figures = []
+    for start in range(0, num_resamples, at_a_time):
+        size = (min(at_a_time, num_resamples - start), num_pictures)
+        drawn = torch.randint(num_pictures, size, generator=generator)
+        counts = torch.zeros(size, dtype=torch.float64).scatter_add_(
+            1, drawn, torch.ones((), dtype=torch.float64).expand(size)
+        )
+        figures.append(statistic(counts))
+    figures = torch.cat(figures)
+    figures = figures[~figures.isnan()]
+    if len(figures) == 0:
+        raise ValueError("the figure is not a number in any resample")
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=figures.dtype)
+    low, high = torch.quantile(figures, ends).tolist()
+    return low, high
+
+
+# The statistics. Each takes what is known of the pictures, and gives a function of their counts.
+
+
+def mean_of(values: torch.Tensor) -> Statistic:
+    """Mean of something that each picture has by itself, such as whether it was labelled right: `(num_pictures,)`."""
+    values = values.double()
+    return lambda counts: counts @ values / counts.sum(dim=1)
+
+
+def macro_f1_of(predictions: torch.Tensor, references: torch.Tensor, num_labels: int) -> Statistic:
+    """
+    Mean over the labels of F1, as in `metrics/macro_f1.py`.
+
+    Args:
+        predictions (`torch.Tensor` of shape `(num_pictures,)`, or `(num_pictures, num_labels)` of 0 and 1): Predicted labels.
+        references (`torch.Tensor` like `predictions`): True labels.
+        num_labels (`int`): Number of labels.
+    """
+    if predictions.ndim == 2:
+        predicted, true = predictions.double(), references.double()
+        return lambda counts: _f1(counts @ (predicted * true), counts @ predicted, counts @ true).mean(dim=1)
+    hit = (predictions == references).double()
+
+    def macro_f1(counts: torch.Tensor) -> torch.Tensor:
+        empty = counts.new_zeros(len(counts), num_labels)
+        hits = empty.index_add(1, references, counts * hit)
+        predicted, true = empty.index_add(1, predictions, counts), empty.index_add(1, references, counts)
+        occurs = (predicted + true > 0).double()
+        return (_f1(hits, predicted, true) * occurs).sum(dim=1) / occurs.sum(dim=1)
+
+    return macro_f1
+
+
+def mean_average_precision_of(scores: torch.Tensor, references: torch.Tensor, style: str = "step") -> Statistic:
+    """
+    Mean average precision, as in `metrics/mean_average_precision.py`.
+
+    Args:
+        scores (`torch.Tensor` of shape `(num_pictures, num_labels)`): Scores, of any scale.
+        references (`torch.Tensor` like `scores`): 1 for each label that the picture has, 0 for the others.
+        style (`str`, *optional*, defaults to `"step"`): Or `"voc2007"`, `"voc2010"`, `"coco"`.
+    """
+    # Sorted here, once for all resamples.
+    columns = [
+        (order, references[order, label].double(), _last_of_equals(scores[order, label]))
+        for label, order in enumerate(scores.argsort(dim=0, descending=True, stable=True).T)
+    ]
+
+    def mean_average_precision(counts: torch.Tensor) -> torch.Tensor:
+        precisions = []
+        for order, truths, last_of_equals in columns:
+            drawn = counts[:, order]
+            hits = (drawn * truths).cumsum(dim=1)[:, last_of_equals]
+            precisions.append(_average_precision(hits, drawn.cumsum(dim=1)[:, last_of_equals], style))
+        return torch.stack(precisions).nanmean(dim=0)
+
+    return mean_average_precision
+
+
+def mean_of_statistics(statistics: list[Statistic]) -> Statistic:
+    """Mean of several figures of the same pictures."""
+    return lambda counts: torch.stack([statistic(counts) for statistic in statistics]).nanmean(dim=0)
+
+
+def _f1(hits: torch.Tensor, predicted: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    return 2 * hits / (predicted + true).clamp_min(1)
+
+
+def _last_of_equals(scores: torch.Tensor) -> torch.Tensor:
+    """Of sorted scores, the places after which another score follows, or none."""
+    is_last = torch.ones(len(scores), dtype=torch.bool)
+    is_last[:-1] = scores[:-1] != scores[1:]
+    return is_last.nonzero()[:, 0]
+
+
+def _average_precision(hits: torch.Tensor, retrieved: torch.Tensor, style: str) -> torch.Tensor:
+    """From the hits and the pictures down to each rank, `(num_resamples, num_ranks)`; NaN without a hit."""
+    total = hits[:, -1:]
+    precision = hits / retrieved.clamp_min(1)
+    rises = hits.diff(dim=1, prepend=torch.zeros_like(total))
+    if style == "step":
+        return ((rises * precision).sum(dim=1, keepdim=True) / total)[:, 0]
+    highest_beyond = precision.flip(1).cummax(dim=1).values.flip(1)
+    if style == "voc2010":
+        return ((rises * highest_beyond).sum(dim=1, keepdim=True) / total)[:, 0]
+    steps = RECALL_STEPS[style]
+    reached = torch.searchsorted(hits * steps, torch.arange(steps + 1, dtype=hits.dtype) * total)
+    return torch.where(total > 0, highest_beyond.gather(1, reached.clamp_max(hits.shape[1] - 1)), torch.nan).mean(
+        dim=1
+    )

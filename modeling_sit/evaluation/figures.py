@@ -1,0 +1,134 @@
+"""Figures of predicted labels: each from the metric of its name, with the interval in which it may lie."""
+
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from modeling_sit.evaluation.bootstrap import (
+    Statistic,
+    confidence_interval,
+    macro_f1_of,
+    mean_average_precision_of,
+    mean_of,
+    mean_of_statistics,
+)
+from modeling_sit.evaluation.metrics import load_metric
+
+# How many guesses a picture has in the second accuracy, where there are more labels than that.
+TOP_K = 5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """
+    One number that was measured.
+
+    Args:
+        name (`str`): Such as `"accuracy"`.
+        value (`float`): The number, in `[0, 1]`.
+        interval (`tuple[float, float]`): 95 % bootstrap interval over the validation pictures.
+        spread (`float`, *optional*): Standard deviation over the draws, where there were several.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float]
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """
+    What a protocol measured.
+
+    Args:
+        figures (`list[Figure]`): The numbers, the most telling one first.
+        settings (`dict[str, Any]`): Under which settings, by name; goes to `eval_results.json`.
+    """
+
+    figures: list[Figure]
+    settings: dict[str, Any]
+
+
+def label_figures(
+    draws: list[torch.Tensor], labels: torch.Tensor, *, style: str = "step", num_resamples: int = 1000, seed: int = 0
+) -> list[Figure]:
+    """
+    Figures of the labels that were predicted, once or, by different training pictures, several times.
+
+    Of labels of which a picture has one: accuracy, top-5 accuracy if there are more than five, macro-F1. Of labels of which
+    it has several: mean average precision, and macro-F1 of the labels with a score of more than 0.5.
+
+    Args:
+        draws (`list` of `torch.Tensor` of shape `(num_pictures, num_labels)`):
+            Scores in [0, 1] of every label. Of several, a figure is the mean, and it has a spread.
+        labels (`torch.Tensor` of shape `(num_pictures,)`, or `(num_pictures, num_labels)` of 0 and 1):
+            True labels.
+        style (`str`, *optional*, defaults to `"step"`): What average precision is: see `metrics/mean_average_precision.py`.
+        num_resamples (`int`, *optional*, defaults to 1000): Resamples of the bootstrap.
+        seed (`int`, *optional*, defaults to 0): Seed of the bootstrap.
+    """
+    draws = [scores.cpu() for scores in draws]
+    num_labels = draws[0].shape[1]
+    computed = _of_several_labels if labels.ndim == 2 else _of_one_label
+    measured = [computed(scores, labels, num_labels, style) for scores in draws]
+    figures = []
+    for name in measured[0]:
+        values, statistics = zip(*(draw[name] for draw in measured), strict=True)
+        interval = confidence_interval(
+            mean_of_statistics(list(statistics)), len(labels), num_resamples=num_resamples, seed=seed
+        )
+        spread = stdev(values) if len(values) > 1 else None
+        figures.append(Figure(name, mean(values), interval, spread))
+    return figures
+
+
+def main_value(scores: torch.Tensor, labels: torch.Tensor) -> float:
+    """The first figure of [`label_figures`] alone: accuracy, or mean average precision."""
+    if labels.ndim == 2:
+        return _metric("mean_average_precision", scores.cpu(), labels.long())
+    return _metric("accuracy", scores.cpu().argmax(dim=1), labels)
+
+
+Computed = dict[str, tuple[float, Statistic]]
+
+
+def _of_one_label(scores: torch.Tensor, labels: torch.Tensor, num_labels: int, style: str) -> Computed:
+    predictions = scores.argmax(dim=1)
+    computed: Computed = {"accuracy": (_metric("accuracy", predictions, labels), mean_of(predictions == labels))}
+    if num_labels > TOP_K:
+        guesses = scores.sort(dim=1, stable=True).indices[:, -TOP_K:]
+        name = f"top_{TOP_K}_accuracy"
+        value = _metric("top_k_accuracy", scores, labels, key=name, k=TOP_K)
+        computed[name] = (value, mean_of((guesses == labels[:, None]).any(dim=1)))
+    computed["macro_f1"] = (_metric("macro_f1", predictions, labels), macro_f1_of(predictions, labels, num_labels))
+    return computed
+
+
+def _of_several_labels(scores: torch.Tensor, labels: torch.Tensor, num_labels: int, style: str) -> Computed:
+    labels = labels.long()
+    predictions = (scores > 0.5).long()
+    return {
+        "mean_average_precision": (
+            _metric("mean_average_precision", scores, labels, style=style),
+            mean_average_precision_of(scores, labels, style),
+        ),
+        "macro_f1": (
+            _metric("macro_f1", predictions, labels, "multilabel"),
+            macro_f1_of(predictions, labels, num_labels),
+        ),
+    }
+
+
+def _metric(
+    name: str,
+    predictions: torch.Tensor,
+    references: torch.Tensor,
+    config_name: str | None = None,
+    key: str | None = None,
+    **options,
+) -> float:
+    metric = load_metric(name, config_name)
+    return metric.compute(predictions=predictions.numpy(), references=references.numpy(), **options)[key or name]

@@ -1,0 +1,46 @@
+"""Parts of the pictures whose features are known, drawn by their labels as `data/labelled.py` draws them."""
+
+import datasets
+import torch
+
+from modeling_sit.data.labelled import hold_back, select_label_fraction, select_per_class
+from modeling_sit.evaluation.features import Features
+
+
+def features_of_rows(features: Features, rows: torch.Tensor) -> Features:
+    """The features and labels of some of the pictures, by their indices `(num_rows,)`."""
+    return Features(features.features[rows], features.labels[rows], [])
+
+
+def draw_share(labels: torch.Tensor, label_names: list[str], share: float, seed: int) -> torch.Tensor:
+    """Indices of a random share of the pictures of every class: [`select_label_fraction`]."""
+    return _rows(select_label_fraction(_labelled_rows(labels, label_names), share, seed))
+
+
+def draw_per_class(labels: torch.Tensor, label_names: list[str], count: int, seed: int) -> torch.Tensor:
+    """Indices of as many random pictures of every class: [`select_per_class`]."""
+    return _rows(select_per_class(_labelled_rows(labels, label_names), count, seed))
+
+
+def draw_held_back(
+    labels: torch.Tensor, label_names: list[str], share: float, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the rest, and of the random share of the pictures of every class that is held back: [`hold_back`]."""
+    rest, held_back = hold_back(_labelled_rows(labels, label_names), share, seed)
+    return _rows(rest), _rows(held_back)
+
+
+def _labelled_rows(labels: torch.Tensor, label_names: list[str]) -> datasets.Dataset:
+    """A split of labels and row numbers without pictures."""
+    label, column = datasets.ClassLabel(names=label_names), labels.tolist()
+    if labels.ndim == 2:
+        label, column = datasets.List(label), [row.nonzero()[:, 0].tolist() for row in labels]
+    return datasets.Dataset.from_dict(
+        {"label": column, "row": range(len(labels))},
+        features=datasets.Features({"label": label, "row": datasets.Value("int64")}),
+        split=datasets.Split.TRAIN,
+    )
+
+
+def _rows(split: datasets.Dataset) -> torch.Tensor:
+    return torch.tensor(split["row"][:])
