@@ -48,10 +48,10 @@ def labelled_splits(
         raise UserError(f"--label_column: {pictures.name} has no labels; name their column")
     if pictures.validation is not None and pictures.train.split == pictures.validation.split:
         raise UserError(f"--validation_split {pictures.validation.split}: this is the training split; name another")
-    train, validation_split = (*(_with_labels(split, flag) for flag, split in splits.items()), None)[:2]
-    if validation_split is not None:
-        _check_known(train, validation_split)
-    return train, validation_split
+    labelled = {flag: _with_labels(split, flag) for flag, split in splits.items()}
+    if "--validation_split" in labelled:
+        _check_known(*labelled.values())
+    return labelled["--train_split"], labelled.get("--validation_split")
 
 
 def _with_labels(split: datasets.Dataset, flag: str) -> datasets.Dataset:
@@ -72,13 +72,14 @@ def _with_labels(split: datasets.Dataset, flag: str) -> datasets.Dataset:
 
 
 def _check_known(train: datasets.Dataset, validation: datasets.Dataset) -> None:
-    has_class = _one_hot(validation)
-    is_unknown = has_class.any(axis=0) & ~_one_hot(train).any(axis=0)
+    labels = labels_of(validation)
+    is_unknown = (class_counts(train) == 0) & (class_counts(validation) > 0)
     if is_unknown.any():
-        num_pictures = int(has_class[:, is_unknown].any(axis=1).sum())
+        has_unknown = is_unknown[labels] if labels.ndim == 1 else (labels[:, is_unknown] > 0).any(dim=1)
         raise UserError(
-            f"--validation_split {validation.split}: {num_pictures} of its pictures are of classes that no picture of "
-            f"{train.split} has: {_named_classes(train, is_unknown)}; take them out, or add such pictures to {train.split}"
+            f"--validation_split {validation.split}: {int(has_unknown.sum())} of its pictures are of classes that no picture "
+            f"of {train.split} has: {_listed_classes(train, is_unknown)}; take them out, or add such pictures to "
+            f"{train.split}"
         )
 
 
@@ -116,16 +117,21 @@ def _is_labelled(labels: torch.Tensor) -> torch.Tensor:
     return (labels if labels.ndim == 1 else labels[:, 0]) >= 0
 
 
-def _one_hot(split: datasets.Dataset) -> np.ndarray:
-    """Which classes each picture has, bool `(num_pictures, num_labels)`; none where no label is known."""
+def class_counts(split: datasets.Dataset) -> torch.Tensor:
+    """How many pictures of a split there are of each class, int64 `(num_labels,)`."""
     labels = labels_of(split)
-    if labels.ndim == 1:
-        labels = labels[:, None] == torch.arange(num_labels_of(split))
-    return (labels > 0).numpy()
+    if labels.ndim == 2:
+        return (labels > 0).sum(dim=0)
+    return torch.bincount(labels[labels >= 0], minlength=num_labels_of(split))
 
 
-def _named_classes(split: datasets.Dataset, which: np.ndarray, limit: int = 5) -> str:
-    names = [_class_label(split).names[number] for number in np.flatnonzero(which)]
+def _members(labels: torch.Tensor, label: int) -> np.ndarray:
+    """Rows of the pictures of a class."""
+    return np.flatnonzero(labels == label if labels.ndim == 1 else labels[:, label] > 0)
+
+
+def _listed_classes(split: datasets.Dataset, which: torch.Tensor, limit: int = 5) -> str:
+    names = [_class_label(split).names[number] for number in which.nonzero()[:, 0].tolist()]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
@@ -140,19 +146,9 @@ def select_label_fraction(split: datasets.Dataset, fraction: float, seed: int) -
         fraction (`float` in (0, 1]): Share of each class's pictures, rounded.
         seed (`int`): Seed of the choice.
     """
-    labels, generator = labels_of(split), np.random.default_rng(seed)
-    if labels.ndim == 2:
-        known = _is_labelled(labels).numpy()
-        has_class = (labels > 0).numpy()[known]
-        counts = np.maximum(np.rint(fraction * has_class.sum(axis=0)), 1)
-        is_chosen = _stratified(has_class, counts, round(fraction * len(has_class)), generator)
-        _add_missing(is_chosen, has_class, generator)
-        return split.select(np.flatnonzero(known)[is_chosen])
-    chosen = []
-    for label in np.unique(labels[labels >= 0]):
-        members = np.flatnonzero(labels == label)
-        chosen.append(generator.permutation(members)[: max(1, round(fraction * len(members)))])
-    return split.select(np.sort(np.concatenate(chosen)))
+    counts = (fraction * class_counts(split).double()).round().clamp(min=1)
+    is_chosen, _ = _choose(labels_of(split), counts, fraction, np.random.default_rng(seed))
+    return split.select(np.flatnonzero(is_chosen))
 
 
 def select_per_class(split: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
@@ -169,19 +165,19 @@ def select_per_class(split: datasets.Dataset, count: int, seed: int) -> datasets
     Raises:
         [`UserError`]: If a class has fewer pictures.
     """
-    has_class, generator = _one_hot(split), np.random.default_rng(seed)
-    num_members = has_class.sum(axis=0)
+    labels, num_members = labels_of(split), class_counts(split)
     is_short = (num_members > 0) & (num_members < count)
     if is_short.any():
         raise UserError(
-            f"split {split.split}: fewer than {count} pictures of {_named_classes(split, is_short)}; ask for fewer of each "
+            f"split {split.split}: fewer than {count} pictures of {_listed_classes(split, is_short)}; ask for fewer of each "
             f"class, at most {num_members[is_short].min()}"
         )
+    generator = np.random.default_rng(seed)
     is_chosen = np.zeros(len(split), dtype=bool)
-    for label in np.argsort(num_members, kind="stable"):
-        candidates = generator.permutation(np.flatnonzero(has_class[:, label] & ~is_chosen))
-        num_wanted = count - int(has_class[is_chosen, label].sum())
-        is_chosen[candidates[: max(num_wanted, 0)]] = True
+    for label in num_members.argsort(stable=True).tolist():
+        members = _members(labels, label)
+        num_wanted = max(0, count - int(is_chosen[members].sum()))
+        is_chosen[generator.permutation(members[~is_chosen[members]])[:num_wanted]] = True
     return split.select(np.flatnonzero(is_chosen))
 
 
@@ -207,21 +203,38 @@ def hold_back(split: datasets.Dataset, share: float, seed: int) -> tuple[dataset
     """
     if not 0 < share < 1:
         raise ValueError(f"the share to hold back is in (0, 1), got {share}")
-    labels, generator = labels_of(split), np.random.default_rng(seed)
-    known = _is_labelled(labels).numpy()
-    has_class = _one_hot(split)[known]
-    num_members = has_class.sum(axis=0)
+    num_members = class_counts(split)
     if (num_members == 1).any():
         raise UserError(
-            f"split {split.split}: only one picture of {_named_classes(split, num_members == 1)}, so none can be held back "
+            f"split {split.split}: only one picture of {_listed_classes(split, num_members == 1)}, so none can be held back "
             "for validation; add pictures of it, take it out, or name a --validation_split"
         )
-    counts = np.minimum(np.maximum(np.rint(share * num_members), 1), num_members - 1)
-    is_held_back = _stratified(has_class, counts, round(share * len(has_class)), generator)
-    is_rest = ~is_held_back
-    _add_missing(is_rest, has_class, generator)
-    rows = np.flatnonzero(known)
-    return split.select(rows[is_rest]), split.select(rows[~is_rest])
+    counts = num_members - (share * num_members.double()).round().clamp(min=1).minimum(num_members - 1)
+    is_rest, is_held_back = _choose(labels_of(split), counts, 1 - share, np.random.default_rng(seed))
+    return split.select(np.flatnonzero(is_rest)), split.select(np.flatnonzero(is_held_back))
+
+
+def _choose(
+    labels: torch.Tensor, counts: torch.Tensor, share: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose `counts` of the labelled pictures of each class; each multi-label class has one among those chosen at least.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: Of each picture, whether it is chosen, and whether it has a label and is not.
+    """
+    is_labelled = _is_labelled(labels).numpy()
+    is_chosen = np.zeros(len(labels), dtype=bool)
+    if labels.ndim == 1:
+        for label in labels[labels >= 0].unique().tolist():
+            is_chosen[generator.permutation(_members(labels, label))[: int(counts[label])]] = True
+    else:
+        has_class = (labels > 0).numpy()[is_labelled]
+        chosen = _stratified(has_class, counts.numpy(), round(share * len(has_class)), generator)
+        for label in np.flatnonzero(has_class.any(axis=0)):
+            if not has_class[chosen, label].any():
+                chosen[generator.choice(np.flatnonzero(has_class[:, label]))] = True
+        is_chosen[is_labelled] = chosen
+    return is_chosen, is_labelled & ~is_chosen
 
 
 def _stratified(
@@ -260,13 +273,6 @@ def _stratified(
     for picture in order[part[order] < 0]:  # of no class
         put(picture, int(wanted_pictures[1] > wanted_pictures[0]))
     return part == 1
-
-
-def _add_missing(is_chosen: np.ndarray, has_class: np.ndarray, generator: np.random.Generator) -> None:
-    """Choose one picture more of each class that has none among the chosen ones."""
-    for label in np.flatnonzero(has_class.any(axis=0)):
-        if not has_class[is_chosen, label].any():
-            is_chosen[generator.choice(np.flatnonzero(has_class[:, label]))] = True
 
 
 class LabelledPictures(torch.utils.data.Dataset):
