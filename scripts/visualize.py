@@ -29,7 +29,6 @@ from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser, c
 from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.sources import load_pictures, picture_name
 from modeling_sit.evaluation.encoder import load_encoder
-from modeling_sit.evaluation.features import POOLINGS
 from modeling_sit.gmml import CORRUPTIONS
 from modeling_sit.training.durable_files import naming_what_cannot_be_written, replace_file
 from modeling_sit.visualization.attention import attention_figure, attention_maps
@@ -40,6 +39,7 @@ from modeling_sit.visualization.embeddings import (
     map_features,
     neighbour_agreement,
 )
+from modeling_sit.visualization.feature_arguments import FeatureArguments, choose_device
 from modeling_sit.visualization.hover_page import hover_page
 from modeling_sit.visualization.models import load_reconstructing_model, random_encoder
 from modeling_sit.visualization.neighbours import ShownPicture, nearest_pictures, neighbours_figure
@@ -90,30 +90,6 @@ class ResolutionArguments:
     def __post_init__(self):
         if not 20 <= self.dots_per_inch <= 1200:
             raise ValueError(f"--dots_per_inch {self.dots_per_inch}: must be from 20 to 1200")
-
-
-@dataclass
-class FeatureArguments:
-    """How the frozen encoder reads the pictures."""
-
-    pooling: Literal[POOLINGS] = field(
-        default="token",
-        metadata={
-            "help": "What stands for a picture: the token in front, the patch tokens' mean, or both side by side."
-        },
-    )
-    per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Pictures that the encoder reads at a time."}
-    )
-    dataloader_num_workers: int = field(
-        default=0, metadata={"help": "Processes that read pictures; 0 reads them in the main one."}
-    )
-
-    def __post_init__(self):
-        if self.per_device_eval_batch_size < 1:
-            raise ValueError(f"--per_device_eval_batch_size {self.per_device_eval_batch_size}: must be at least 1")
-        if self.dataloader_num_workers < 0:
-            raise ValueError(f"--dataloader_num_workers {self.dataloader_num_workers}: must be at least 0")
 
 
 @dataclass
@@ -285,7 +261,9 @@ def draw_embeddings(
     split = split.select(choose_rows(len(split), arguments.max_pictures, figure.seed))
     num_channels = model.config.num_channels
 
-    features, rows = frozen_features(model, split, processor, device=device, **extraction(feature_arguments))
+    features, rows = frozen_features(
+        model, split, processor, device=device, **feature_arguments.settings(model.config)
+    )
     shown = split.select(rows)
     labels = label_sets(shown, pictures.label_names)
     classes = [label_text(names) for names in labels]
@@ -297,7 +275,7 @@ def draw_embeddings(
     if compared is not None:
         before, before_processor, title = compared
         before_features, before_rows = frozen_features(
-            before, shown, before_processor, device=device, **extraction(feature_arguments)
+            before, shown, before_processor, device=device, **feature_arguments.settings(before.config)
         )
         if len(before_rows) != len(rows):
             raise UserError(f"--compare_with {arguments.compare_with}: it cannot read all of the pictures")
@@ -358,7 +336,7 @@ def draw_neighbours(
         chosen, _ = read_first(queries, order, arguments.num_queries, num_channels)
     queries = queries.select(chosen)
 
-    settings = {"device": device, **extraction(feature_arguments)}
+    settings = {"device": device, **feature_arguments.settings(model.config)}
     query_features, _ = frozen_features(model, queries, processor, **settings)
     gallery_features, rows = frozen_features(model, gallery, processor, **settings)
     try:
@@ -412,23 +390,6 @@ COMMANDS = {
         draw_neighbours,
     ),
 }
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name, known to be there."""
-    try:
-        return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
-    except (RuntimeError, AssertionError) as problem:
-        raise UserError(f"--device {name}: {str(problem).splitlines()[0]}") from problem
-
-
-def extraction(arguments: FeatureArguments) -> dict:
-    """The flags as [`extract_features`] takes them."""
-    return {
-        "pooling": arguments.pooling,
-        "batch_size": arguments.per_device_eval_batch_size,
-        "num_workers": arguments.dataloader_num_workers,
-    }
 
 
 def load_compared(compare_with: str | None, model, processor, seed: int):

@@ -15,8 +15,8 @@ from modeling_sit.cli.errors import tells_errors
 
 
 @dataclass
-class PicturesArguments:
-    """Where the pictures come from, whichever their split."""
+class DatasetArguments:
+    """Where the pictures come from."""
 
     dataset: str = field(
         metadata={
@@ -34,12 +34,6 @@ class PicturesArguments:
         default=None,
         metadata={"help": "Column of the labels. Default: the one ClassLabel column, or one with a usual name."},
     )
-
-
-@dataclass
-class DatasetArguments(PicturesArguments):
-    """Where the pictures come from."""
-
     train_split: str | None = field(
         default=None, metadata={"help": "Split to train on. Default: `train`, or the only one."}
     )

@@ -20,7 +20,7 @@ def _attention_colors() -> ListedColormap:
     yellow. Lightness rises all the way, so that colour-blind readers, and grey prints, tell it too."""
     dark = np.stack([*np.zeros((3, 128)), np.linspace(0.85, 0, 128)], axis=1)
     glow = colormaps["inferno"](np.linspace(0.65, 1, 128))
-    glow[:, 3] = np.linspace(0, 0.95, 128) ** 0.7
+    glow[:, 3] = np.linspace(0, 0.8, 128) ** 0.7
     return ListedColormap(np.concatenate([dark, glow]))
 
 
@@ -81,7 +81,7 @@ def attention_figure(pictures: torch.Tensor, maps: torch.Tensor, captions: Seque
     titles = ("picture", "mean of heads", *(f"head {number + 1}" for number in range(num_heads)))
     row_height = PICTURE_INCHES * height / width
     figure = Figure(
-        figsize=(len(titles) * (PICTURE_INCHES + 0.06) + 0.95, num_pictures * (row_height + 0.06) + 0.5),
+        figsize=(len(titles) * (PICTURE_INCHES + 0.06) + 1.1, num_pictures * (row_height + 0.06) + 0.3),
         layout="constrained",
     )
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
