@@ -41,7 +41,10 @@ def attention_maps(model: PreTrainedModel, pixel_values: torch.Tensor, layer: in
     Raises:
         [`UserError`]: If there is no such layer, or the model gives no attention from one token to patches.
     """
-    num_layers = model.config.num_hidden_layers
+    no_attention = f"--model_name_or_path: a {model.config.model_type} gives no attention of one token to patches"
+    num_layers, patch = (getattr(model.config, name, None) for name in ("num_hidden_layers", "patch_size"))
+    if num_layers is None or patch is None:
+        raise UserError(no_attention)
     if layer is not None and not 1 <= layer <= num_layers:
         raise UserError(f"--layer {layer}: the model has layers 1 to {num_layers}")
     training_flags = [(module, module.training) for module in model.modules()]
@@ -56,7 +59,6 @@ def attention_maps(model: PreTrainedModel, pixel_values: torch.Tensor, layer: in
         for module, training in training_flags:
             module.training = training
     num_front = 1 + getattr(model.config, "num_register_tokens", 0)
-    patch = model.config.patch_size
     patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
     grid = (pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width)
     weights = attentions[-1 if layer is None else layer - 1] if attentions else None
