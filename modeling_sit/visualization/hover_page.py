@@ -36,7 +36,7 @@ svg.map { width: 100%; border: 1px solid #ccc; touch-action: none; cursor: cross
 svg path { stroke: #fff; stroke-width: .04; fill-opacity: .85; cursor: pointer; }
 svg path.open { fill: none; stroke: #999; stroke-width: .12; }
 svg path.faded { opacity: .07; }
-svg path.found { stroke: #000; stroke-width: .16; fill-opacity: 1; }
+svg path.found { stroke: #000; stroke-width: .16; fill-opacity: 1; opacity: 1; }
 ul { list-style: none; margin: 0; padding: 0; columns: $columns; column-width: 9em; flex: 0 1 $legend_width; }
 li button { all: unset; cursor: pointer; display: flex; gap: .4em; align-items: center; padding: .05em .3em; }
 li button:focus-visible, li button[aria-pressed=true] { outline: 2px solid #0072B2; border-radius: 3px; }

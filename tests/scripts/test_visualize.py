@@ -18,7 +18,7 @@ COMMANDS = ("reconstructions", "embeddings", "attention", "neighbours")
 
 @pytest.fixture
 def model(save_tiny_sit, tmp_path):
-    return save_tiny_sit(tmp_path / "model")
+    return save_tiny_sit(tmp_path / "model", seed=7)
 
 
 @pytest.fixture
@@ -188,7 +188,8 @@ class TestEmbeddings:
 
 def test_help_lists_the_commands_and_each_has_its_own(run_program, capsys):
     assert run_program("visualize", "--help") == 0
-    assert all(command in capsys.readouterr().out for command in COMMANDS)
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
     assert run_program("visualize", "embeddings", "--help") == 0
     out = capsys.readouterr().out
     assert "visualize.py embeddings" in out and "--compare_with" in out and "--corruption" not in out
@@ -201,7 +202,10 @@ def test_help_lists_the_commands_and_each_has_its_own(run_program, capsys):
         (["--dataset", "digits"], ["no command"]),
         (["neighbors"], ["unknown command 'neighbors'", "did you mean neighbours?"]),
         (["attention", "--model_name_or_path", "m"], ["--output"]),
-        (["attention", "--html", "x.html"], ["--html"]),
+        (
+            ["attention", "--model_name_or_path", "m", "--dataset", "d", "--output", "f.png", "--html", "x.html"],
+            ["--html"],
+        ),
     ],
 )
 def test_command_line_mistakes(one_line_error, arguments, messages):
