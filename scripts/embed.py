@@ -301,10 +301,12 @@ def write_shard(shard: Shard, features: torch.Tensor, rows: list[int], settings:
     arrays = [values[column.name].cast(column.type) for column in schema]
     with naming_what_cannot_be_written(shard.path, "make room, or choose another --output_dir, and start again"):
         shard.path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(shard.path) as unfinished:
-            with pq.ParquetWriter(unfinished, schema, use_dictionary=False) as writer:
-                if rows:  # datasets cannot read an empty row group, but a file without one
-                    writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        with (
+            replace_file(shard.path) as unfinished,
+            pq.ParquetWriter(unfinished, schema, use_dictionary=False) as writer,
+        ):
+            if rows:  # datasets cannot read an empty row group, but a file without one
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 def report(output_dir: str, shards: list[Shard], splits: dict[str, datasets.Dataset]) -> None:

@@ -36,6 +36,8 @@ def draw(run_program, model, flowers, tmp_path):
     def draw(command: str, *flags, dataset=flowers, output="figure.png"):
         source = [] if dataset is None else ["--dataset", dataset]
         path = tmp_path / "figures" / output
+        if command != "reconstructions":
+            flags = ("--dots_per_inch", 40, *flags)  # fast
         code = run_program(
             "visualize", command, "--model_name_or_path", model, *source, "--output", path, "--device", "cpu", *flags
         )
@@ -80,9 +82,9 @@ def test_recipe_and_pdf(draw, tmp_path):
     recipe.write_text("num_pictures: 2\n")
     assert draw("attention", output="figure.pdf").read_bytes().startswith(b"%PDF")
     path = tmp_path / "figures" / "figure.png"
-    assert draw("attention", "--num_pictures", 2, "--dots_per_inch", 50) == path
+    assert draw("attention", "--num_pictures", 2, "--dots_per_inch", 20) == path
     width = PIL.Image.open(path).width
-    draw("attention", "--num_pictures", 2, "--dots_per_inch", 100)
+    draw("attention", "--num_pictures", 2, "--dots_per_inch", 40)
     assert PIL.Image.open(path).width == pytest.approx(2 * width, abs=2)
 
 
