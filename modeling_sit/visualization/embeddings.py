@@ -13,7 +13,7 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
 from modeling_sit.cli.errors import UserError
-from modeling_sit.visualization.palette import Group, shortened
+from modeling_sit.visualization.palette import Group, shortened, shortened_apart
 
 METHODS = ("tsne", "umap", "pca")
 # So many principal components go into t-SNE, as its authors advise: what is left out is mostly noise.
@@ -131,7 +131,7 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
         legend_title (`str`): What the colours stand for.
     """
     columns = -(-len(groups) // LEGEND_ROWS)
-    names = [shortened(group.name, 28 if columns == 1 else 18) for group in groups]
+    names = shortened_apart([group.name for group in groups], 28 if columns == 1 else 18)
     legend_width = columns * (0.45 + 0.068 * max(map(len, (*names, legend_title[: 20 * columns]))))
     figure = Figure(figsize=(3.6 * len(maps) + legend_width, 3.9), layout="constrained")
     size = float(np.clip(8000 / len(maps[0].points), 5, 28))

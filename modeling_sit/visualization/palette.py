@@ -82,3 +82,24 @@ def shortened(text: str, length: int) -> str:
         return text
     tail = (length - 1) // 3
     return text[: length - 1 - tail].rstrip() + "…" + text[len(text) - tail :].lstrip()
+
+
+def shortened_apart(names: Sequence[str], length: int) -> list[str]:
+    """Different names cut so that they stay different: those that would come out the same lose what they begin with alike,
+    and are numbered where that does not help."""
+    short = [shortened(name, length) for name in names]
+    for same in [text for text, count in Counter(short).items() if count > 1]:
+        alike = [number for number, text in enumerate(short) if text == same]
+        first, last = (choose(names[number] for number in alike) for choose in (min, max))
+        length_alike = next(
+            (place for place, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), 0
+        )
+        start = 1 + max(first.rfind(mark, 0, length_alike) for mark in " _-/")  # whole words
+        for number in alike:
+            end = names[number][start:]
+            short[number] = "…" + (end if len(end) < length else end[: length - 2].rstrip() + "…")
+    for same in [text for text, count in Counter(short).items() if count > 1]:
+        alike = [number for number, text in enumerate(short) if text == same]
+        for place, number in enumerate(alike, 1):
+            short[number] = f"{short[number][: length - len(str(place)) - 2]}… {place}"
+    return short

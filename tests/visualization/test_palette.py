@@ -5,7 +5,15 @@ import re
 import numpy as np
 import pytest
 
-from modeling_sit.visualization.palette import COLORS, MARKERS, MAX_GROUPS, NO_LABEL, shortened, style_groups
+from modeling_sit.visualization.palette import (
+    COLORS,
+    MARKERS,
+    MAX_GROUPS,
+    NO_LABEL,
+    shortened,
+    shortened_apart,
+    style_groups,
+)
 
 
 def deuteranope(color: str) -> np.ndarray:
@@ -63,3 +71,21 @@ def test_names_are_cut_in_the_middle(length):
 
 def test_colours_are_hexadecimal():
     assert all(re.fullmatch("#[0-9A-F]{6}", color) for color in COLORS)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"species number {number} of a long name" for number in range(120)],
+        ["x" * 40 + str(number) + "y" * 40 for number in range(12)],
+        ["plain", "a name that is so long that it has to be cut", "another"],
+    ],
+)
+def test_different_names_stay_different(names):
+    for length in (18, 28):
+        short = shortened_apart(names, length)
+        assert len(set(short)) == len(names) and max(map(len, short)) <= length
+    if "plain" in names:
+        assert short[0] == "plain" and short[1] == shortened(names[1], 28)
+    if "species number 7 of a long name" in names:
+        assert shortened_apart(names, 18)[7] == "…7 of a long name"
