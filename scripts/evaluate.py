@@ -1,10 +1,12 @@
 #!/usr/bin/env python
 """Measure the frozen features of a pretrained encoder on labelled pictures.
 
-    python scripts/evaluate.py --model_name_or_path M --dataset D --protocols knn
+    python scripts/evaluate.py --model_name_or_path M --dataset D --protocols knn,linear,fewshot,retrieval
+    accelerate launch scripts/evaluate.py ...        the same on several processes
 
 The encoder reads every picture of the training and the validation split once; each protocol then tells from these features
-how well the labels can be predicted. Prints the figures, and adds them to `eval_results.json`.
+how well the labels can be predicted. Prints the figures with their 95 % bootstrap intervals, adds them to
+`eval_results.json`, and with --update_model_card to the model card.
 """
 
 import sys
@@ -12,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import datasets
 import torch
 import transformers
+from accelerate import Accelerator
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
@@ -21,9 +26,11 @@ from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.labelled import labelled_splits
 from modeling_sit.data.sources import load_pictures
 from modeling_sit.evaluation.encoder import load_encoder
-from modeling_sit.evaluation.features import Features, extract_features
+from modeling_sit.evaluation.features import Features, check_features_asked_for, extract_features
+from modeling_sit.evaluation.model_index import read_card, update_card
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
-from modeling_sit.evaluation.results import read_results, write_results
+from modeling_sit.evaluation.results import as_result, as_table, read_results, write_results
+from modeling_sit.training.processes import fail_together, run_main_process_first
 
 
 @dataclass
@@ -34,19 +41,35 @@ class EvaluationArguments:
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder for eval_results.json. Default: the model's, where it is a local one."}
     )
+    update_model_card: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to write the figures into the model-index of README.md in the model's folder, too."
+        },
+    )
     pooling: Literal["token", "mean", "token_mean"] = field(
         default="token",
         metadata={
             "help": "What stands for a picture: the token in front, the patch tokens' mean, or both side by side."
         },
     )
+    layer: int = field(
+        default=-1,
+        metadata={
+            "help": "Whose output the tokens are: -1 the encoder's, after its last norm; 0 the embeddings', from 1 up that "
+            "block's; -2 is the block before the last, and so on."
+        },
+    )
     per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Pictures that the encoder reads at a time."}
+        default=64, metadata={"help": "Pictures that the encoder reads at a time, in each process."}
     )
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that read pictures; 0 reads them in the main one."}
     )
-    device: str | None = field(default=None, metadata={"help": "cpu or cuda. Default: cuda where there is one."})
+    device: str | None = field(
+        default=None,
+        metadata={"help": "cpu, cuda or, in one process, such as cuda:1. Default: cuda where there is one."},
+    )
 
 
 def main() -> None:
@@ -57,42 +80,67 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with one_line_errors():
-        output_dir = choose_output_dir(arguments)
         device = choose_device(arguments.device)
-        model, processor = load_encoder(arguments.model_name_or_path)
-        pictures = load_pictures(**vars(dataset_arguments), labels="required")
-        if pictures.multi_label:
-            raise UserError(f"--dataset {pictures.name}: several labels per picture, which no protocol supports yet")
-        train_pictures, validation_pictures = labelled_splits(pictures)
+        accelerator = Accelerator(cpu=device.type == "cpu")
+        device = device if accelerator.num_processes == 1 else accelerator.device
+        with fail_together(accelerator):
+            output_dir = choose_output_dir(arguments)
+        model, processor = run_main_process_first(accelerator, lambda: load_encoder(arguments.model_name_or_path))
+        pictures = run_main_process_first(
+            accelerator, lambda: load_pictures(**vars(dataset_arguments), labels="required")
+        )
+        with fail_together(accelerator):
+            check_features_flags(arguments, model.config)
+            train_pictures, validation_pictures = labelled_splits(pictures)
 
-        train = features_of(train_pictures, model, processor, arguments, device)
-        validation = features_of(validation_pictures, model, processor, arguments, device)
+        train = features_of(train_pictures, model, processor, arguments, accelerator, device)
+        validation = features_of(validation_pictures, model, processor, arguments, accelerator, device)
+        accelerator.end_training()
+        if not accelerator.is_main_process:
+            return
 
-        results = {}
-        for name in protocol_arguments.chosen:
-            figures = PROTOCOLS[name](train, validation, len(pictures.label_names), protocol_arguments, device)
-            print(f"{name:<12}" + "  ".join(f"{figure} {value:.4g}" for figure, value in figures.items()))
-            results[name] = {
-                **figures,
-                "num_train": len(train.features),
-                "num_validation": len(validation.features),
-                "skipped": len(train.skipped) + len(validation.skipped),
-                "dataset": pictures.name,
-                "split": str(validation_pictures.split),
-                "pooling": arguments.pooling,
-                "model_name_or_path": arguments.model_name_or_path,
-            }
+        measurements = {
+            name: PROTOCOLS[name](train, validation, pictures.label_names, protocol_arguments, device)
+            for name in protocol_arguments.chosen
+        }
+        print(as_table(measurements))
+        settings = {"pooling": arguments.pooling, "layer": arguments.layer}
+        measured_on = {
+            "num_train": len(train.features),
+            "num_validation": len(validation.features),
+            "skipped": len(train.skipped) + len(validation.skipped),
+            "dataset": pictures.name,
+            "split": str(validation_pictures.split),
+            **settings,
+            "model_name_or_path": arguments.model_name_or_path,
+        }
+        results = {name: {**as_result(measurement), **measured_on} for name, measurement in measurements.items()}
         print(f"written to {write_results(output_dir, results)}")
+        if arguments.update_model_card:
+            card = update_card(
+                Path(arguments.model_name_or_path),
+                measurements,
+                dataset=pictures.name,
+                dataset_config=dataset_arguments.dataset_config_name,
+                split=str(validation_pictures.split),
+                settings=settings,
+            )
+            print(f"written to {card}")
 
 
 def choose_output_dir(arguments: EvaluationArguments) -> Path:
-    """The folder for the figures, with any earlier results there known to be readable."""
-    output_dir = Path(arguments.output_dir or arguments.model_name_or_path)
-    if arguments.output_dir is None and not output_dir.is_dir():
+    """The folder for the figures, with any earlier results there, and the card that is to be updated, known to be readable."""
+    output_dir, model_dir = (
+        Path(arguments.output_dir or arguments.model_name_or_path),
+        Path(arguments.model_name_or_path),
+    )
+    if arguments.output_dir is None and not model_dir.is_dir():
         raise UserError(
-            f"--model_name_or_path {arguments.model_name_or_path}: no such folder; if it is a model on the Hub, say with "
+            f"--model_name_or_path {model_dir}: no such folder; if it is a model on the Hub, say with "
             "--output_dir where eval_results.json goes"
         )
+    if arguments.update_model_card:
+        read_card(model_dir)
     read_results(output_dir)
     return output_dir
 
@@ -105,26 +153,44 @@ def choose_device(name: str | None) -> torch.device:
         raise UserError(f"--device {name}: {str(problem).splitlines()[0]}") from problem
 
 
-def features_of(split, model, processor, arguments: EvaluationArguments, device: torch.device) -> Features:
-    """Features of a split, with a line on stderr for each picture that was skipped."""
+def check_features_flags(arguments: EvaluationArguments, config: PreTrainedConfig) -> None:
     try:
-        features = extract_features(
-            model,
-            split,
-            processor,
-            batch_size=arguments.per_device_eval_batch_size,
-            pooling=arguments.pooling,
-            num_workers=arguments.dataloader_num_workers,
-            device=device,
-        )
+        check_features_asked_for(config, arguments.pooling, arguments.layer)
     except ValueError as problem:
-        raise UserError(f"split {split.split}: {problem}") from problem
-    for name, reason in features.skipped:
-        print(f"skipped {name}: {reason}", file=sys.stderr)
-    if not features.features.isfinite().all():
-        raise UserError(
-            f"{arguments.model_name_or_path} gives features that are not finite: its training has diverged"
-        )
+        raise UserError(f"--layer {arguments.layer}: {problem}") from problem
+
+
+def features_of(
+    split: datasets.Dataset,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    arguments: EvaluationArguments,
+    accelerator: Accelerator,
+    device: torch.device,
+) -> Features | None:
+    """Features of a split, in the main process, with a line on stderr for each picture that was skipped."""
+    with fail_together(accelerator):
+        try:
+            features = extract_features(
+                model,
+                split,
+                processor,
+                batch_size=arguments.per_device_eval_batch_size,
+                pooling=arguments.pooling,
+                layer=arguments.layer,
+                num_workers=arguments.dataloader_num_workers,
+                device=device,
+                accelerator=accelerator,
+            )
+        except ValueError as problem:
+            raise UserError(f"split {split.split}: {problem}") from problem
+        if features is not None:
+            for name, reason in features.skipped:
+                print(f"skipped {name}: {reason}", file=sys.stderr)
+            if not features.features.isfinite().all():
+                raise UserError(
+                    f"{arguments.model_name_or_path} gives features that are not finite: its training has diverged"
+                )
     return features
 
 

@@ -71,7 +71,9 @@ def linear_predict(
         if not values.isfinite().all():
             raise ValueError(f"{name} are not all finite")
 
-    (probe,) = fit_by_lbfgs(train_features, train_labels, num_labels, [C], max_iterations=max_iterations)
+    (probe,) = fit_by_lbfgs(
+        train_features, train_labels, num_labels, [C], max_iterations=max_iterations, tolerance=1e-4
+    )
     return probe.predict(features)
 
 
@@ -133,6 +135,7 @@ def fit_by_lbfgs(
     *,
     statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
     max_iterations: int = 1000,
+    tolerance: float = 1e-6,
 ) -> list[LinearProbe]:
     """
     Fit probes by L-BFGS (scikit-learn's `LogisticRegression`) in float64, to the optimum, nothing drawn.
@@ -154,6 +157,8 @@ def fit_by_lbfgs(
             Mean and deviation to standardise by. Default: [`standardisation`] of these features.
         max_iterations (`int`, *optional*, defaults to 1000):
             Iterations of each fit at most.
+        tolerance (`float`, *optional*, defaults to 1e-6):
+            Largest component of the gradient, of the mean over the pictures, at which a fit has ended.
 
     Returns:
         `list[LinearProbe]`: One for each of `strengths`.
@@ -163,7 +168,7 @@ def fit_by_lbfgs(
     labels = labels.cpu()
     multi_label = labels.ndim == 2
     targets = labels.T.numpy() > 0.5 if multi_label else [labels.numpy()]
-    coefficients = [_fit_path(standardised, target, strengths, max_iterations) for target in targets]
+    coefficients = [_fit_path(standardised, target, strengths, max_iterations, tolerance) for target in targets]
     probes = []
     for number in range(len(strengths)):
         weight = torch.zeros(num_labels, features.shape[1], dtype=torch.float64)
@@ -184,7 +189,7 @@ def fit_by_lbfgs(
 
 
 def _fit_path(
-    standardised: np.ndarray, target: np.ndarray, strengths: list[float], max_iterations: int
+    standardised: np.ndarray, target: np.ndarray, strengths: list[float], max_iterations: int, tolerance: float
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Weights and biases for each strength, of the classes that occur (of two, the second's)."""
     num_classes = len(np.unique(target))
@@ -192,7 +197,7 @@ def _fit_path(
         # Nothing to tell apart: all pictures are of this class, or all or none have this label.
         bias = 0.0 if target.dtype != bool else np.inf if target[0] else -np.inf
         return [(np.zeros((1, standardised.shape[1])), np.array([bias]))] * len(strengths)
-    model = LogisticRegression(max_iter=max_iterations, warm_start=True)
+    model = LogisticRegression(max_iter=max_iterations, tol=tolerance, warm_start=True)
     path = []
     with warnings.catch_warnings():
         # That it has not converged, which is left to the caller's choice, and that labels are many for so few pictures.

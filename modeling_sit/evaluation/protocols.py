@@ -1,5 +1,6 @@
 """The protocols that say how good frozen features are: one function each, one line each in `PROTOCOLS`."""
 
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from modeling_sit.evaluation.knn import knn_predict
 from modeling_sit.evaluation.linear import LinearProbe, fit_by_lbfgs, fit_by_sgd, standardisation
 from modeling_sit.evaluation.retrieval import rank_gallery
 from modeling_sit.evaluation.subsets import draw_held_back, draw_per_class, draw_share, features_of_rows
+
+logger = logging.getLogger(__name__)
 
 # From so many numbers in the features and the scores of the training pictures on, L-BFGS is left for stochastic gradients:
 # it would hold several copies of 800 MB.
@@ -44,7 +47,7 @@ class ProtocolArguments:
         default=0.07, metadata={"help": "A neighbour's vote in `knn` weighs exp(similarity / temperature)."}
     )
     linear_c: list[float] = field(
-        default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0],
+        default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0],
         metadata={
             "help": "Inverse strengths C of the L2 penalty in `linear`. Of several, the one that does best on a held-back "
             "part of the training pictures is taken; one alone is taken as it is."
@@ -79,7 +82,7 @@ class ProtocolArguments:
         default=5, metadata={"help": "Random choices of these pictures; figures are their mean and spread."}
     )
     fewshot_c: float = field(
-        default=0.1,
+        default=1.0,
         metadata={"help": "Inverse strength of the L2 penalty in `fewshot`, where nothing can be held back."},
     )
     average_precision: Literal["step", "voc2007", "voc2010", "coco"] = field(
@@ -183,7 +186,10 @@ def linear(
             for strength, probe in zip(strengths, probes, strict=True)
         }
         # Of equally good ones, the strongest penalty.
-        strengths = [max(strengths, key=lambda strength: held_back_values[strength])]
+        chosen = max(strengths, key=lambda strength: held_back_values[strength])
+        if chosen in (strengths[0], strengths[-1]):
+            logger.warning("linear: the best --linear_c, %g, is the first or the last one; try others beyond", chosen)
+        strengths = [chosen]
     (probe,) = _fit(train, label_names, strengths, solver, arguments, device)
     figures = label_figures([probe.predict(validation.features)], validation.labels, **arguments.of_figures)
     settings = {"c": strengths[0], "solver": solver, "seed": arguments.seed}
@@ -207,7 +213,7 @@ def fewshot(
     for budget in arguments.fewshot_labels:
         draws = []
         for draw in range(arguments.fewshot_draws):
-            seed = arguments.seed + draw
+            seed = arguments.seed * arguments.fewshot_draws + draw
             if budget.endswith("%"):
                 rows = draw_share(train.labels, label_names, float(budget[:-1]) / 100, seed)
             else:

@@ -6,8 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from modeling_sit.cli.errors import UserError
+from modeling_sit.evaluation.figures import Measurement
 
 RESULTS_FILE = "eval_results.json"
+
+
+def as_result(measurement: Measurement) -> dict[str, Any]:
+    """A measurement as `eval_results.json` has it: each figure by its name, the ends of their 95 % intervals in `intervals`,
+    the standard deviations over draws, if any, in `spread`, and the settings."""
+    result: dict[str, Any] = {figure.name: figure.value for figure in measurement.figures}
+    result["intervals"] = {figure.name: list(figure.interval) for figure in measurement.figures}
+    spread = {figure.name: figure.spread for figure in measurement.figures if figure.spread is not None}
+    return {**result, **({"spread": spread} if spread else {}), **measurement.settings}
+
+
+def as_table(measurements: dict[str, Measurement]) -> str:
+    """Measurements as a table to read, a line for each figure."""
+    rows = [("protocol", "figure", "value", "95 % interval", "spread")]
+    for protocol, measurement in measurements.items():
+        for figure in measurement.figures:
+            low, high = figure.interval
+            spread = "" if figure.spread is None else f"{figure.spread:.4f}"
+            rows.append((protocol, figure.name, f"{figure.value:.4f}", f"{low:.4f} to {high:.4f}", spread))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:

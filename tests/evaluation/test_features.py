@@ -184,3 +184,72 @@ def test_encoder_without_tokens_is_an_error(pictures, processor):
     resnet = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
     with pytest.raises(ValueError, match=r"resnet gives .*\(11, 8, 2, 2\), not \(batch, tokens, hidden_size\)"):
         extract_features(resnet, make_dataset(pictures), processor, progress=False)
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+def test_layer_is_what_that_block_gives(vit, pictures, processor, pooling):
+    vit.eval()
+    dataset = make_dataset(pictures)
+    inputs = processor([PIL.Image.open(io.BytesIO(picture)) for picture in pictures], return_tensors="pt")
+    with torch.no_grad():
+        embedded = vit.embeddings(inputs["pixel_values"])
+        first = vit.layers[0](embedded, None)
+        second = vit.layers[1](first, None)
+    tokens = {0: embedded, 1: first, 2: second, -1: vit.layernorm(second), -2: first, -3: embedded}
+    for layer, expected in tokens.items():
+        result = extract_features(vit, dataset, processor, layer=layer, pooling=pooling, progress=False)
+        expected = expected[:, 0] if pooling == "token" else expected[:, 1:].mean(dim=1)
+        torch.testing.assert_close(result.features, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [3, -4])
+def test_layer_that_is_not_there(vit, pictures, processor, layer):
+    with pytest.raises(ValueError, match=f"layer must be -1.* to 2 .*back to -3, not {layer}"):
+        extract_features(vit, make_dataset(pictures), processor, layer=layer)
+
+
+def test_several_labels(vit, pictures, processor):
+    column = [[0, 2], [], [1], None, *[[2]] * 7]
+    dataset = make_dataset([*pictures[:4], b"broken", *pictures[5:]], column)
+    dataset = dataset.cast_column("label", datasets.List(datasets.ClassLabel(names=["a", "b", "c"])))
+    result = extract_features(vit, dataset, processor, progress=False)
+    expected = [[1, 0, 1], [0, 0, 0], [0, 1, 0], [-1, -1, -1], *[[0, 0, 1]] * 6]
+    assert (result.labels.dtype, result.labels.tolist()) == (torch.float32, expected)
+
+
+class OneOfThree:
+    """What `extract_features` asks of an accelerator, in one of three processes that are run one after the other."""
+
+    def __init__(self, process_index):
+        self.num_processes, self.process_index, self.device = 3, process_index, torch.device("cpu")
+        self.batches = []
+
+    def gather(self, batch):
+        self.batches.append(batch)
+        return batch
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 64])
+def test_processes_share_the_pictures_in_order(vit, pictures, processor, batch_size, monkeypatch):
+    monkeypatch.setattr("modeling_sit.evaluation.features.gather_object", lambda own: own)
+    dataset = make_dataset([*pictures[:6], b"broken", *pictures[7:]], list(range(11)))
+    alone = extract_features(vit, dataset, processor, progress=False)
+    processes = [OneOfThree(process_index) for process_index in range(3)]
+    for process in processes:
+        extract_features(vit, dataset, processor, batch_size=batch_size, accelerator=process, progress=False)
+    # What `gather` would give, batch after batch, with what is too much at the end.
+    gathered = [batch for number in zip(*(process.batches for process in processes), strict=True) for batch in number]
+    features, readable = (torch.cat(column)[:11] for column in zip(*gathered, strict=True))
+    assert readable.tolist() == [1] * 6 + [0] + [1] * 4
+    torch.testing.assert_close(features[readable.bool()], alone.features)
+
+
+def test_nothing_is_drawn_from_the_global_generator(vit, pictures, processor):
+    before = torch.get_rng_state()
+    extract_features(vit, make_dataset(pictures), processor, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batch_of_nothing(vit, pictures, processor):
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        extract_features(vit, make_dataset(pictures), processor, batch_size=0)

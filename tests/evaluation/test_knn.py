@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from modeling_sit.evaluation.knn import knn_predict
@@ -153,6 +154,30 @@ def test_features_that_are_not_finite_are_an_error(which, value):
         knn_predict(train_features, train_labels, features, num_labels, chunk_size=5)
 
 
+@pytest.mark.parametrize("k", [1, 20])
+def test_labels_digits_exactly_as_scikit_learn_does(k):
+    digits = load_digits()
+    pixels, labels = digits.data, digits.target
+    classifier = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    )
+    expected = classifier.fit(pixels[:900], labels[:900]).predict(pixels[900:])
+    train, features = torch.from_numpy(pixels[:900]), torch.from_numpy(pixels[900:])
+    predictions = knn_predict(train, torch.from_numpy(labels[:900]), features, 10, k=k).argmax(dim=1)
+    assert (predictions.numpy() == expected).all()
+
+
+@pytest.mark.parametrize("chunk_size", [5, 4096])
+def test_of_several_labels_each_gets_the_votes_of_those_that_have_it(chunk_size):
+    train_features, _, features, num_labels = random_problem()
+    train_labels = (torch.rand(53, num_labels, generator=torch.Generator().manual_seed(5)) < 0.4).float()
+    scores = knn_predict(train_features, train_labels, features, num_labels, k=7, chunk_size=chunk_size)
+    for label in range(num_labels):
+        # One label alone is a matter of two classes: those that have it, and those that do not.
+        alone = slow_knn(train_features, train_labels[:, label], features, 2, 7, 0.07)[:, 1]
+        torch.testing.assert_close(scores[:, label].double(), alone, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -163,6 +188,8 @@ def test_features_that_are_not_finite_are_an_error(which, value):
         ({"num_labels": 4}, r"outside \[0, 4\)"),
         ({"train_labels": torch.full((53,), -1)}, r"from -1 to -1"),
         ({"train_labels": torch.zeros(52, dtype=torch.long)}, "53 training features need as many labels"),
+        ({"train_labels": torch.zeros(53, 4)}, "53 training features need as many labels"),
+        ({"train_labels": torch.full((53, 5), -1.0)}, r"outside \[0, 2\)"),
         ({"features": torch.zeros(3, 7)}, r"\(53, 6\) and \(3, 7\)"),
         ({"features": torch.zeros(6)}, r"\(53, 6\) and \(6,\)"),
     ],

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
-from modeling_sit.evaluation.linear import linear_predict
+from modeling_sit.evaluation.linear import fit_by_lbfgs, fit_by_sgd, linear_predict, standardisation
 
 
 def blobs(num_pictures: int, num_labels: int, size: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,3 +134,104 @@ def test_refuses(change, message):
     arguments = {"train_features": train, "train_labels": labels, "features": train, "num_labels": 3}
     with pytest.raises(ValueError, match=message):
         linear_predict(**{**arguments, **change})
+
+
+# The probes of the protocols.
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    monkeypatch.setattr("modeling_sit.evaluation.linear.MIN_STEPS", 100)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    digits = load_digits()
+    pixels, labels = torch.from_numpy(digits.data).float(), torch.from_numpy(digits.target)
+    return pixels[:600], labels[:600], pixels[600:1200], labels[600:1200]
+
+
+def standardised(train, features):
+    scaler = StandardScaler().fit(train.double().numpy())
+    return scaler.transform(train.double().numpy()), scaler.transform(features.double().numpy())
+
+
+def test_lbfgs_is_scikit_learn_at_every_strength(digits):
+    train, train_labels, features, _ = digits
+    x, y = standardised(train, features)
+    for strength, probe in zip((0.01, 1.0), fit_by_lbfgs(train, train_labels, 10, [0.01, 1.0]), strict=True):
+        model = LogisticRegression(C=strength, max_iter=1000, tol=1e-6)
+        expected = model.fit(x, train_labels.numpy()).predict_proba(y)
+        torch.testing.assert_close(probe.predict(features), torch.from_numpy(expected).float(), atol=2e-3, rtol=0)
+
+
+def test_sgd_is_within_half_a_point_of_scikit_learn(digits):
+    train, train_labels, features, labels = digits
+    x, y = standardised(train, features)
+    for strength, probe in zip((0.01, 1.0), fit_by_sgd(train, train_labels, 10, [0.01, 1.0]), strict=True):
+        expected = LogisticRegression(C=strength, max_iter=1000).fit(x, train_labels.numpy()).score(y, labels.numpy())
+        accuracy = (probe.predict(features).argmax(dim=1) == labels).double().mean().item()
+        assert accuracy == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize(("fit", "tolerance"), [(fit_by_lbfgs, 2e-3), (fit_by_sgd, 0.02)])
+def test_several_labels_are_one_against_the_rest(digits, fit, tolerance):
+    train, train_labels, features, _ = digits
+    targets = torch.stack([train_labels < 3, train_labels % 2 == 0, torch.zeros(600), torch.ones(600)], dim=1).float()
+    x, y = standardised(train, features)
+    (probe,) = fit(train, targets, 4, [0.1])
+    scores = probe.predict(features)
+    for label in range(2):
+        expected = LogisticRegression(C=0.1, max_iter=1000).fit(x, targets[:, label].numpy()).predict_proba(y)[:, 1]
+        assert (scores[:, label] - torch.from_numpy(expected)).abs().mean() < tolerance
+    # What no picture has is never predicted, what all have always is.
+    assert (scores[:, 2] == 0).all() and (scores[:, 3] > 0.9).all()
+
+
+@pytest.mark.parametrize("fit", [fit_by_lbfgs, fit_by_sgd])
+def test_labels_that_no_picture_has_get_no_score(few_steps, fit):
+    train, labels = blobs(40, 2)
+    (probe,) = fit(train, labels * 3 + 1, 6, [1.0])
+    scores = probe.predict(train)
+    assert not scores[:, [0, 2, 3, 5]].any()
+    torch.testing.assert_close(scores.sum(dim=1), torch.ones(40))
+
+
+def test_sgd_draws_from_its_seed_alone(few_steps):
+    train, labels = blobs(300, 3)
+    before = torch.get_rng_state()
+    first, second, other = (fit_by_sgd(train, labels, 3, [1.0], seed=seed)[0].weight for seed in (0, 0, 1))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fits_of_one_pass_are_those_of_several(few_steps):
+    train, labels = blobs(60, 3)
+    together = fit_by_sgd(train, labels, 3, [0.01, 1.0])
+    for strength, probe in zip((0.01, 1.0), together, strict=True):
+        (alone,) = fit_by_sgd(train, labels, 3, [strength])
+        torch.testing.assert_close(probe.weight, alone.weight, atol=1e-4, rtol=1e-3)
+
+
+def test_standardisation_is_scikit_learns():
+    train, _ = blobs(100, 3)
+    train[:, 2] = 0.1  # whose mean is not 0.1 to the last bit
+    scaler = StandardScaler().fit(train.double().numpy())
+    for chunk_size in (7, 1000):
+        mean, scale = standardisation(train, chunk_size)
+        torch.testing.assert_close(mean, torch.from_numpy(scaler.mean_))
+        torch.testing.assert_close(scale, torch.from_numpy(scaler.scale_))
+
+
+def test_statistics_of_other_pictures_are_used(few_steps):
+    train, labels = blobs(40, 3)
+    others, _ = blobs(50, 3, seed=3)
+    for fit in (fit_by_lbfgs, fit_by_sgd):
+        (probe,) = fit(train, labels, 3, [1.0], statistics=standardisation(others))
+        torch.testing.assert_close(probe.mean.double(), others.double().mean(dim=0), atol=1e-4, rtol=1e-4)
+
+
+def test_prediction_in_chunks():
+    train, labels = blobs(40, 3)
+    (probe,) = fit_by_lbfgs(train, labels, 3, [1.0])
+    torch.testing.assert_close(probe.predict(train, chunk_size=7), probe.predict(train))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,10 @@ import PIL.Image
 import pytest
 import torch
 import transformers
-from sklearn.metrics import accuracy_score
+from accelerate.state import AcceleratorState, GradientState
+from huggingface_hub import ModelCard
+from program_process import start_together
+from sklearn.metrics import accuracy_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
@@ -44,6 +48,9 @@ def run(program, monkeypatch):
             program.main()
         except SystemExit as end:
             return end.code
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
         return 0
 
     yield run
@@ -94,7 +101,7 @@ def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_
         text=True,
     )
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("knn ")
+    assert re.search(r"^knn +accuracy +0\.\d{4} +0\.\d{4} to 0\.\d{4}$", finished.stdout, re.MULTILINE)
     assert all(line.startswith("features:") for line in finished.stderr.splitlines() if line), finished.stderr
 
     pictures = load_pictures("digits")
@@ -109,10 +116,16 @@ def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_
         20, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
     )
     predictions = classifier.fit(features[0], labels[0]).predict(features[1])
-    assert results_in(model_folder) == {
+    results = results_in(model_folder)
+    intervals = results["knn"].pop("intervals")
+    assert set(intervals) == {"accuracy", "top_5_accuracy", "macro_f1"}
+    assert all(low < results["knn"][name] < high for name, (low, high) in intervals.items())
+    assert results == {
         "knn": {
             # one picture of 360 for ties that fall differently in rounding
             "accuracy": pytest.approx(accuracy_score(labels[1], predictions), abs=1.5 / 360),
+            "top_5_accuracy": pytest.approx(0.87, abs=0.1),
+            "macro_f1": pytest.approx(f1_score(labels[1], predictions, average="macro"), abs=0.01),
             "k": 20,
             "temperature": 0.07,
             "num_train": 1437,
@@ -121,6 +134,7 @@ def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_
             "dataset": "digits",
             "split": "test",
             "pooling": "token",
+            "layer": -1,
             "model_name_or_path": "model",
         }
     }
@@ -132,12 +146,89 @@ def test_flags_reach_what_they_set(run, model_folder, colours, tmp_path, capsys)
     flags = ["--pooling", "token_mean", "--knn_temperature", 0.5, "--per_device_eval_batch_size", 5]
     flags += ["--output_dir", tmp_path / "new" / "folder", "--dataloader_num_workers", 1]
     assert run(recipe, *flags) == 0
-    assert "accuracy 1  k 3  temperature 0.5" in capsys.readouterr().out
+    assert re.search(r"accuracy +1\.0000 +1\.0000 to 1\.0000", capsys.readouterr().out)
     results = results_in(tmp_path / "new" / "folder")["knn"]
     assert (results["accuracy"], results["num_train"], results["num_validation"]) == (1.0, 24, 9)
     assert (results["k"], results["temperature"], results["pooling"]) == (3, 0.5, "token_mean")
     assert (results["dataset"], results["split"]) == (str(colours), "val")
     assert not (model_folder / "eval_results.json").exists()
+
+
+def test_every_protocol_at_once_and_into_the_card(run, model_folder, colours, capsys):
+    card = model_folder / "README.md"
+    card.write_text("---\nlicense: apache-2.0\n---\n\n# A card\n")
+    flags = ["--model_name_or_path", model_folder, "--dataset", colours, "--knn_k", 3, "--bootstrap_resamples", 20]
+    flags += ["--protocols", "knn,linear,fewshot,retrieval", "--fewshot_labels", "50%", "2", "--update_model_card"]
+    assert run(*flags, "--layer", 1) == 0
+    first = ModelCard.load(card)
+    results = results_in(model_folder)
+    assert list(results) == ["knn", "linear", "fewshot", "retrieval"]
+    assert {result["layer"] for result in results.values()} == {1}
+    assert results["fewshot"]["num_chosen"] == {"50%": 12, "2": 6}
+    assert set(results["fewshot"]["spread"]) == set(results["fewshot"]["intervals"])
+    out = capsys.readouterr().out
+    for protocol, result in results.items():
+        for name, ends in result["intervals"].items():
+            assert ends[0] <= result[name] <= ends[1]
+            assert re.search(rf"^{protocol} +{name} +{result[name]:.4f} ", out, re.MULTILINE)
+    figures = {result.metric_name: result for result in first.data.eval_results}
+    assert figures["knn accuracy"].metric_value == pytest.approx(results["knn"]["accuracy"])
+    assert (figures["knn accuracy"].dataset_type, figures["knn accuracy"].dataset_split) == (colours.name, "val")
+    assert run(*flags) == 0
+    assert len(ModelCard.load(card).data.eval_results) == len(first.data.eval_results)
+    assert ModelCard.load(card).data.eval_results[0].metric_args["layer"] == -1
+
+
+def test_several_labels_per_picture(run, model_folder, colours, tmp_path):
+    pictures = load_pictures(str(colours))
+    names = ["blue", "not red", "not blue"]
+    label = datasets.List(datasets.ClassLabel(names=names))
+    splits = {}
+    for split, rows in (("train", pictures.train), ("test", pictures.validation)):
+        labels = [[[0, 1], [1, 2], [2]][number] for number in rows["label"]]
+        splits[split] = rows.remove_columns("label").add_column("label", labels, feature=label)
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    flags = ["--protocols", "knn,linear,fewshot,retrieval", "--knn_k", 3, "--fewshot_labels", "2"]
+    assert run("--model_name_or_path", model_folder, "--dataset", tmp_path / "saved", *flags) == 0
+    results = results_in(model_folder)
+    for protocol, name in (("knn", ""), ("linear", ""), ("fewshot", "_2_per_class"), ("retrieval", "")):
+        assert results[protocol][f"mean_average_precision{name}"] > 0.9
+    assert results["knn"]["macro_f1"] == 1.0
+
+
+def test_two_processes_measure_what_one_does(run, model_folder, colours, tmp_path):
+    flags = ["--model_name_or_path", model_folder, "--dataset", colours, "--protocols", "knn,linear", "--knn_k", 3]
+    flags += ["--per_device_eval_batch_size", 5, "--device", "cpu", "--output_dir"]
+    assert run(*flags, tmp_path / "one") == 0
+    processes = start_together("evaluate", *flags, tmp_path / "two", log=tmp_path / "log")
+    assert [process.wait() for process in processes] == [0, 0], (tmp_path / "log").read_text()
+    assert results_in(tmp_path / "two") == results_in(tmp_path / "one")
+    assert (tmp_path / "log").read_text().count("written to") == 1
+
+
+def test_two_processes_tell_a_mistake_once(model_folder, colours, tmp_path):
+    flags = ["--model_name_or_path", model_folder, "--dataset", colours / "train", "--device", "cpu"]
+    processes = start_together("evaluate", *flags, log=tmp_path / "log")
+    assert [process.wait() for process in processes] == [1, 1]
+    log = (tmp_path / "log").read_text()
+    assert log.count("error: ") == 1 and "--validation_split" in log and "Traceback" not in log
+
+
+def test_classes_without_a_training_picture(run, model_folder, colours, tmp_path, capsys):
+    shutil.copytree(colours, tmp_path / "colours")
+    shutil.rmtree(tmp_path / "colours" / "train" / "red")
+    error = one_line_error(run, capsys, "--model_name_or_path", model_folder, "--dataset", tmp_path / "colours")
+    assert "--validation_split val" in error and "red" in error
+
+
+def test_class_with_one_picture(run, model_folder, colours, tmp_path, capsys):
+    shutil.copytree(colours, tmp_path / "colours")
+    for path in sorted((tmp_path / "colours" / "train" / "red").iterdir())[1:]:
+        path.unlink()
+    flags = ["--model_name_or_path", model_folder, "--dataset", tmp_path / "colours", "--protocols", "linear"]
+    error = one_line_error(run, capsys, *flags)
+    assert "one training picture of red" in error and "--linear_c" in error
+    assert run(*flags, "--linear_c", 0.1) == 0
 
 
 def test_splits_can_be_exchanged(run, model_folder, colours):
@@ -208,6 +299,17 @@ def one_line_error(run, capsys, *flags, code: int = 1) -> str:
         (["--protocols", ""], 2, ["--protocols", "only knn"]),
         (["--knn_k", "0"], 2, ["--knn_k 0", "at least 1"]),
         (["--knn_k", "25"], 1, ["--knn_k 25", "24 training pictures"]),
+        (
+            ["--protocols", "linear,fewshot", "--fewshot_labels", "9"],
+            1,
+            ["--fewshot_labels 9", "blue, green, red", "8"],
+        ),
+        (["--fewshot_labels", "200%"], 2, ["--fewshot_labels 200%"]),
+        (["--layer", "3"], 1, ["--layer 3", "to 2"]),
+        (["--layer", "-4"], 1, ["--layer -4", "-3"]),
+        (["--pooling", "both"], 2, ["--pooling", "token_mean"]),
+        (["--linear_solver", "adam"], 2, ["--linear_solver", "lbfgs"]),
+        (["--update_model_card"], 1, ["--update_model_card", "README.md"]),
         (["--knn_temperature", "0"], 2, ["--knn_temperature 0"]),
         (["--knn_temperature", "nan"], 2, ["--knn_temperature nan"]),
         (["--device", "gpu"], 1, ["--device gpu"]),

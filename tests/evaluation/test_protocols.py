@@ -1,0 +1,209 @@
+"""The protocols on features of which it is known what can be read from them."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from modeling_sit.cli.errors import UserError
+from modeling_sit.evaluation.features import Features
+from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
+
+CPU = torch.device("cpu")
+NAMES = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Features, Features]:
+    """Pixels as features, in float64 so that nothing hangs on rounding: 500 pictures to train, 300 to validate."""
+    digits = load_digits()
+    pixels, labels = torch.from_numpy(digits.data), torch.from_numpy(digits.target)
+    return Features(pixels[:500], labels[:500], []), Features(pixels[500:800], labels[500:800], [])
+
+
+@pytest.fixture(scope="module")
+def several(digits) -> tuple[Features, Features]:
+    """The same, with three labels that overlap: small, even, and eight."""
+    return tuple(
+        Features(
+            split.features,
+            torch.stack([split.labels < 3, split.labels % 2 == 0, split.labels == 8], dim=1).float(),
+            [],
+        )
+        for split in digits
+    )
+
+
+def measure(protocol, splits, names=NAMES, **flags):
+    measurement = PROTOCOLS[protocol](*splits, names, ProtocolArguments(bootstrap_resamples=50, **flags), CPU)
+    for figure in measurement.figures:
+        assert 0 <= figure.interval[0] <= figure.value <= figure.interval[1] <= 1
+    return {figure.name: figure.value for figure in measurement.figures}, measurement
+
+
+def test_knn_is_scikit_learns(digits):
+    figures, measurement = measure("knn", digits, knn_k=7)
+    train, validation = digits
+    classifier = KNeighborsClassifier(
+        7, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    )
+    predictions = classifier.fit(train.features.numpy(), train.labels.numpy()).predict(validation.features.numpy())
+    assert figures["accuracy"] == accuracy_score(validation.labels, predictions)
+    assert figures["macro_f1"] == pytest.approx(f1_score(validation.labels, predictions, average="macro"), abs=1e-6)
+    assert figures["accuracy"] < figures["top_5_accuracy"] <= 1
+    assert measurement.settings == {"k": 7, "temperature": 0.07}
+
+
+def test_linear_is_scikit_learns_at_the_strength_that_did_best_on_what_was_held_back(digits):
+    figures, measurement = measure("linear", digits, linear_c=[1.0, 1e-5, 0.1])
+    held_back = measurement.settings["held_back"]
+    assert list(held_back) == ["1e-05", "0.1", "1"]
+    assert held_back[f"{measurement.settings['c']:g}"] == max(held_back.values()) > held_back["1e-05"]
+    train, validation = digits
+    scaler = StandardScaler().fit(train.features.numpy())
+    model = LogisticRegression(C=measurement.settings["c"], max_iter=1000)
+    model.fit(scaler.transform(train.features.numpy()), train.labels.numpy())
+    expected = model.score(scaler.transform(validation.features.numpy()), validation.labels.numpy())
+    assert figures["accuracy"] == pytest.approx(expected, abs=0.005)
+    assert measurement.settings["solver"] == "lbfgs"
+
+
+def test_validation_pictures_have_no_part_in_the_choice(digits):
+    train, validation = digits
+    wrong = Features(validation.features, (validation.labels + 1) % 10, [])
+    chosen = [measure("linear", (train, split), linear_c=[0.001, 0.1])[1].settings for split in (validation, wrong)]
+    assert chosen[0] == chosen[1]
+
+
+def test_one_strength_is_taken_as_it_is(digits):
+    _, measurement = measure("linear", digits, linear_c=[0.3])
+    assert measurement.settings == {"c": 0.3, "solver": "lbfgs", "seed": 0}
+
+
+def test_solver_is_chosen_by_size_or_by_flag(digits, monkeypatch):
+    monkeypatch.setattr("modeling_sit.evaluation.linear.MIN_STEPS", 100)
+    for flag, limit, solver in (("auto", 0, "lbfgs"), ("sgd", 0, "sgd"), ("auto", 1, "sgd"), ("lbfgs", 1, "lbfgs")):
+        monkeypatch.setattr("modeling_sit.evaluation.protocols.LBFGS_MAX_NUMBERS", 500 * 74 - limit)
+        figures, measurement = measure("linear", digits, linear_c=[0.1], linear_solver=flag)
+        assert measurement.settings["solver"] == solver and figures["accuracy"] > 0.8
+
+
+def test_strength_at_the_end_of_the_sweep_is_told(digits, caplog):
+    measure("linear", digits, linear_c=[1e-4, 0.01])
+    assert "the best --linear_c, 0.01, is the first or the last one" in caplog.text
+
+
+def test_few_shots_are_drawn_anew_and_averaged(digits):
+    figures, measurement = measure("fewshot", digits, fewshot_labels=["1%", "10%", "5"], fewshot_draws=3)
+    assert measurement.settings["num_chosen"]["1%"] == 10  # one of each class at least
+    assert 45 <= measurement.settings["num_chosen"]["10%"] <= 55
+    assert measurement.settings["num_chosen"]["5"] == 50
+    assert figures["accuracy_1_percent"] < figures["accuracy_5_per_class"] < 1
+    assert {"top_5_accuracy_10_percent", "macro_f1_5_per_class"} < set(figures)
+    alone = []
+    for seed in range(3):
+        one, other = measure("fewshot", digits, fewshot_labels=["5"], fewshot_draws=1, seed=seed)
+        assert other.figures[0].spread is None
+        alone.append(one["accuracy_5_per_class"])
+    (figure,) = (figure for figure in measurement.figures if figure.name == "accuracy_5_per_class")
+    assert figure.value == pytest.approx(np.mean(alone))
+    assert figure.spread == pytest.approx(np.std(alone, ddof=1)) and figure.spread > 0
+
+
+def test_few_shots_are_standardised_by_all_training_pictures(digits):
+    """Of one picture a class, many pixels are the same in all ten, and not at all in the others."""
+    figures, _ = measure("fewshot", digits, fewshot_labels=["1%"])
+    assert figures["accuracy_1_percent"] > 0.35
+
+
+def test_retrieval(digits):
+    figures, measurement = measure("retrieval", digits)
+    train, validation = (
+        Features(split.features / split.features.norm(dim=1, keepdim=True), split.labels, []) for split in digits
+    )
+    similarities = (validation.features @ train.features.T).numpy()
+    hits = (validation.labels[:, None] == train.labels).numpy()
+    expected = np.mean([average_precision_score(*row) for row in zip(hits, similarities, strict=True)])
+    assert figures["mean_average_precision"] == pytest.approx(expected, abs=1e-6)
+    for k in (1, 5, 10):
+        nearest = np.argsort(-similarities, axis=1)[:, :k]
+        assert figures[f"recall_at_{k}"] == pytest.approx(np.take_along_axis(hits, nearest, axis=1).any(axis=1).mean())
+    assert measurement.settings == {"num_queries": 300, "unanswerable": 0}
+
+
+def test_queries_without_an_answer_are_left_out_and_counted(digits):
+    train, validation = digits
+    small = Features(train.features[train.labels < 9], train.labels[train.labels < 9], [])
+    figures, measurement = measure("retrieval", (small, validation))
+    known = Features(validation.features[validation.labels < 9], validation.labels[validation.labels < 9], [])
+    assert figures == measure("retrieval", (small, known))[0]
+    assert measurement.settings["unanswerable"] == int((validation.labels == 9).sum()) > 0
+
+
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_several_labels(several, protocol):
+    figures, _ = measure(
+        protocol, several, ["small", "even", "eight"], linear_c=[0.01, 0.1], fewshot_labels=["10%", "20"]
+    )
+    names = {"fewshot": ["mean_average_precision_10_percent", "mean_average_precision_20_per_class"]}
+    for name in names.get(protocol, ["mean_average_precision"]):
+        # By chance: the share of the pictures that have a label, some 0.3 on average.
+        assert figures[name] > 0.5
+    if protocol in ("knn", "linear"):
+        assert list(figures) == ["mean_average_precision", "macro_f1"]
+
+
+def test_style_of_average_precision(several):
+    figures = [
+        measure("knn", several, ["small", "even", "eight"], average_precision=style)[0]["mean_average_precision"]
+        for style in ("step", "voc2007", "voc2010", "coco")
+    ]
+    assert len(set(figures)) == 4
+
+
+def test_mistakes(digits):
+    train, validation = digits
+    few = Features(train.features[:12], torch.tensor([*range(10), 0, 1]), [])
+    with pytest.raises(UserError, match="--knn_k 20: more than the 12 training pictures"):
+        measure("knn", (few, validation))
+    with pytest.raises(UserError, match=r"only one training picture of 2, 3, 4, 5, 6 and 3 more.* one --linear_c"):
+        measure("linear", (few, validation))
+    measure("linear", (few, validation), linear_c=[0.1])
+    with pytest.raises(
+        UserError, match=r"--fewshot_labels 2: fewer .* of 2, 3, 4, 5, 6 and 3 more; ask for 1 at most"
+    ):
+        measure("fewshot", (few, validation), fewshot_labels=["2"])
+    with pytest.raises(UserError, match="nothing to find"):
+        measure(
+            "retrieval",
+            (
+                Features(train.features[:2], torch.tensor([0, 0]), []),
+                Features(train.features[:2], torch.tensor([1, 1]), []),
+            ),
+        )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"protocols": "knn,liner"}, "no protocol 'liner'"),
+        ({"knn_k": 0}, "--knn_k 0: must be at least 1"),
+        ({"fewshot_draws": 0}, "--fewshot_draws 0"),
+        ({"bootstrap_resamples": 0}, "--bootstrap_resamples 0"),
+        ({"linear_c": [1.0, 0.0]}, "--linear_c 0.0"),
+        ({"linear_c": [float("nan")]}, "--linear_c nan"),
+        ({"fewshot_c": -1.0}, "--fewshot_c -1.0"),
+        ({"linear_held_back": 1.0}, "--linear_held_back 1.0"),
+        ({"fewshot_labels": ["0%"]}, "--fewshot_labels 0%"),
+        ({"fewshot_labels": ["5", "101%"]}, "--fewshot_labels 101%"),
+        ({"fewshot_labels": ["0.1"]}, "--fewshot_labels 0.1: give a share such as 1%"),
+        ({"seed": -1}, "--seed -1"),
+    ],
+)
+def test_flags_out_of_range(flags, message):
+    with pytest.raises(ValueError, match=message):
+        ProtocolArguments(**flags)

@@ -1,0 +1,59 @@
+"""Rankings against a loop over queries and scikit-learn's average precision."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+from sklearn.metrics.pairwise import cosine_similarity
+
+from modeling_sit.evaluation import retrieval
+from modeling_sit.evaluation.retrieval import rank_gallery
+
+
+def features(count, seed):
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(seed)) * torch.logspace(-1, 1, count)[:, None]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("at_a_time", [2**22, 1, 100])
+def test_equals_a_loop_over_queries(monkeypatch, multi_label, at_a_time):
+    monkeypatch.setattr(retrieval, "SIMILARITIES_AT_A_TIME", at_a_time)
+    gallery, queries = features(30, 0), features(12, 1)
+    generator = torch.Generator().manual_seed(2)
+    if multi_label:
+        gallery_labels, query_labels = ((torch.rand(n, 5, generator=generator) < 0.3).float() for n in (30, 12))
+        query_labels[3] = 0
+    else:
+        gallery_labels, query_labels = (torch.randint(4, (n,), generator=generator) for n in (30, 12))
+        query_labels[3] = 4
+    ranking = rank_gallery(gallery, gallery_labels, queries, query_labels)
+    similarities = cosine_similarity(queries.numpy(), gallery.numpy())
+    for query in range(12):
+        hits = [
+            bool(set(query_labels[query].nonzero()[:, 0].tolist()) & set(labels.nonzero()[:, 0].tolist()))
+            if multi_label
+            else labels == query_labels[query]
+            for labels in gallery_labels
+        ]
+        hits = np.array(hits, dtype=bool)
+        assert ranking.answerable[query] == hits.any()
+        if hits.any():
+            expected = average_precision_score(hits, similarities[query])
+            assert ranking.average_precision[query].item() == pytest.approx(expected, abs=1e-6)
+            assert ranking.first_hit[query] == 1 + np.flatnonzero(hits[np.argsort(-similarities[query])])[0]
+    assert not ranking.answerable[3]
+
+
+def test_a_perfect_and_the_worst_ranking():
+    gallery = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    labels = torch.tensor([0, 0, 1, 1])
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert rank_gallery(gallery, labels, queries, torch.tensor([0, 1])).average_precision.tolist() == [1.0, 1.0]
+    worst = rank_gallery(gallery, labels, queries, torch.tensor([1, 0]))
+    assert worst.average_precision.tolist() == pytest.approx([(1 / 3 + 2 / 4) / 2] * 2)
+    assert worst.first_hit.tolist() == [3, 3]
+
+
+def test_of_pictures_equally_near_the_earlier_comes_first():
+    ranking = rank_gallery(torch.ones(5, 2), torch.tensor([1, 1, 0, 1, 0]), torch.ones(1, 2), torch.tensor([0]))
+    assert ranking.first_hit.item() == 3
