@@ -1,7 +1,9 @@
 """Flags and recipes: dataclasses give the flags, a YAML recipe gives defaults, flags override it."""
 
+import argparse
 import difflib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,3 +110,36 @@ class RecipeArgumentParser(HfArgumentParser):
     def _did_you_mean(self, flag: str) -> str:
         close = difflib.get_close_matches(flag.split("=")[0], self._option_string_actions, n=1)
         return f"; did you mean {close[0]}?" if close else ""
+
+
+def choose_command(
+    commands: Mapping[str, str], description: str, argv: list[str] | None = None
+) -> tuple[str, list[str]]:
+    """The command that a program's first argument names, and the arguments behind it.
+
+    Args:
+        commands (`Mapping[str, str]`): What each command does, by its name.
+        description (`str`): What the program does.
+        argv (`list[str]`, *optional*): The command line without the program's name. Default: `sys.argv[1:]`.
+
+    Raises:
+        `SystemExit`: With code 0 after `--help`, and with code 2 and one line on stderr for no or an unknown command.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in commands:
+        return argv[0], argv[1:]
+    width = max(map(len, commands))
+    parser = argparse.ArgumentParser(
+        description=description,
+        usage="%(prog)s COMMAND [RECIPE.yaml] [flags]",
+        epilog="commands (each has a --help of its own):\n"
+        + "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in commands.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if argv and argv[0] in ("-h", "--help"):
+        parser.print_help()
+        parser.exit()
+    found = f"unknown command {argv[0]!r}; " if argv and not argv[0].startswith("-") else "no command; "
+    close = difflib.get_close_matches(argv[0], commands, n=1) if argv else []
+    remedy = f"did you mean {close[0]}?" if close else f"the first argument is one of {', '.join(commands)}"
+    parser.exit(2, f"error: {found}{remedy} (see {parser.prog} --help)\n" if tells_errors() else None)

@@ -8,6 +8,7 @@ from modeling_sit import SiTForPreTraining, SiTImageProcessor
 ROWS = ("clean", "corrupted", "reconstruction", "pasted")
 MARGIN = 4
 LABEL_WIDTH = 96
+FONT_SIZE = 12
 MIN_PICTURE_SIZE = 64
 
 
@@ -18,6 +19,7 @@ def reconstruction_sheet(
     corruption_mask: torch.Tensor,
     image_mean,
     image_std,
+    picture_size: int = MIN_PICTURE_SIZE,
 ) -> Image.Image:
     """A sheet of four labelled rows: clean view, corrupted view, reconstruction, and the reconstruction pasted into the
     clean pixels where they had been corrupted.
@@ -26,6 +28,8 @@ def reconstruction_sheet(
         clean, corrupted, reconstruction (`torch.Tensor` of shape `(pictures, channels, height, width)`): Normalised.
         corruption_mask (`torch.Tensor` of shape `(pictures, 1, height, width)`): Bool.
         image_mean, image_std (sequences of `float`): Undo the normalisation.
+        picture_size (`int`, *optional*, defaults to 64):
+            Pixels that the longer side of a picture has at least; the labels grow with it.
 
     Returns:
         `PIL.Image.Image`: RGB; small pictures are enlarged by a whole factor, so that pixels stay visible.
@@ -33,17 +37,18 @@ def reconstruction_sheet(
     pasted = torch.where(corruption_mask, reconstruction.to(clean.dtype), clean)
     rows = [to_uint8(row, image_mean, image_std) for row in (clean, corrupted, reconstruction, pasted)]
     num_pictures, _, height, width = clean.shape
-    factor = max(1, -(-MIN_PICTURE_SIZE // max(height, width)))
+    factor = max(1, -(-picture_size // max(height, width)))
     cell_width, cell_height = width * factor + MARGIN, height * factor + MARGIN
-    sheet = Image.new("RGB", (LABEL_WIDTH + num_pictures * cell_width, MARGIN + len(rows) * cell_height), "white")
+    label_width, font_size = (size * picture_size // MIN_PICTURE_SIZE for size in (LABEL_WIDTH, FONT_SIZE))
+    sheet = Image.new("RGB", (label_width + num_pictures * cell_width, MARGIN + len(rows) * cell_height), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(12)
+    font = ImageFont.load_default(font_size)
     for number, (label, row) in enumerate(zip(ROWS, rows, strict=True)):
         top = MARGIN + number * cell_height
         draw.text((MARGIN, top + cell_height // 2), label, fill="black", anchor="lm", font=font)
         for column, pixels in enumerate(row):
             picture = _to_image(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
-            sheet.paste(picture, (LABEL_WIDTH + column * cell_width, top))
+            sheet.paste(picture, (label_width + column * cell_width, top))
     return sheet
 
 
@@ -61,7 +66,11 @@ def _to_image(pixels: torch.Tensor) -> Image.Image:
 
 @torch.no_grad()
 def preview_sheet(
-    model: SiTForPreTraining, processor: SiTImageProcessor, crops: torch.Tensor, seed: int
+    model: SiTForPreTraining,
+    processor: SiTImageProcessor,
+    crops: torch.Tensor,
+    seed: int,
+    picture_size: int = MIN_PICTURE_SIZE,
 ) -> Image.Image | None:
     """Corrupt `crops` (uint8, `(pictures, channels, height, width)`) and reconstruct them; `None` from a model without a
     reconstruction.
@@ -78,4 +87,6 @@ def preview_sheet(
     was_training = model.training
     reconstruction = model.eval()(corrupted).reconstruction
     model.train(was_training)
-    return reconstruction_sheet(clean, corrupted, reconstruction, mask, processor.image_mean, processor.image_std)
+    return reconstruction_sheet(
+        clean, corrupted, reconstruction, mask, processor.image_mean, processor.image_std, picture_size
+    )

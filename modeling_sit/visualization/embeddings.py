@@ -1,0 +1,180 @@
+"""Maps of the features: thousands of dimensions brought down to two, coloured by class or by cluster."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.neighbors import NearestNeighbors
+
+from modeling_sit.cli.errors import UserError
+from modeling_sit.visualization.palette import Group, shortened, shortened_apart
+
+METHODS = ("tsne", "umap", "pca")
+# So many principal components go into t-SNE, as its authors advise: what is left out is mostly noise.
+TSNE_COMPONENTS = 50
+PERPLEXITY = 30
+MIN_PICTURES = 4
+LEGEND_ROWS = 16
+
+
+@dataclass
+class FeatureMap:
+    """
+    One panel of the figure.
+
+    Args:
+        title (`str`): Which model's features these are.
+        points (`numpy.ndarray` of shape `(num_pictures, 2)`): Float64.
+        axes (pair of `str`): What the two axes are.
+        note (`str`, *optional*): A second line below the title.
+    """
+
+    title: str
+    points: np.ndarray
+    axes: tuple[str, str]
+    note: str | None = None
+
+
+def map_features(features: torch.Tensor, method: str, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
+    """Bring features down to two dimensions, in which pictures of similar features (cosine) lie close to each other.
+
+    Args:
+        features (`torch.Tensor` of shape `(num_pictures, width)`): Of at least 4 pictures.
+        method (`str`):
+            `"tsne"` (van der Maaten and Hinton 2008; perplexity 30, or a third of the pictures), `"umap"` (McInnes et al.
+            2018; needs umap-learn) or `"pca"`. Only PCA's distances mean the same everywhere on the map.
+        seed (`int`): Of t-SNE's and UMAP's randomness.
+
+    Returns:
+        `tuple[numpy.ndarray, tuple[str, str]]`: Points `(num_pictures, 2)`, float64, and what the axes are.
+
+    Raises:
+        `ValueError`: If there is no such method.
+        [`UserError`]: If there are too few pictures, their features are all the same, or umap-learn is missing.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if len(features) < MIN_PICTURES:
+        raise UserError(f"{len(features)} pictures are too few for a map; it takes at least {MIN_PICTURES}")
+    vectors = unit_vectors(features)
+    if np.ptp(vectors, axis=0).max() < 1e-6:
+        raise UserError("the features of all pictures are the same: the model has collapsed, there is nothing to map")
+    if method == "pca":
+        pca = PCA(n_components=2, svd_solver="full")
+        points = pca.fit_transform(vectors)
+        shares = pca.explained_variance_ratio_
+        return points, tuple(
+            f"component {number + 1} ({share:.0%} of the variance)" for number, share in enumerate(shares)
+        )
+    if method == "umap":
+        if importlib.util.find_spec("umap") is None:
+            raise UserError(
+                "--method umap: umap-learn is not installed; pip install umap-learn, or take --method tsne"
+            )
+        from umap import UMAP
+
+        # One thread, without which UMAP's seed does not settle the result.
+        umap = UMAP(n_neighbors=min(15, len(vectors) - 1), metric="cosine", random_state=seed, n_jobs=1)
+        return umap.fit_transform(vectors).astype(np.float64), ("UMAP 1", "UMAP 2")
+    components = min(TSNE_COMPONENTS, *vectors.shape)
+    reduced = PCA(n_components=components, svd_solver="full").fit_transform(vectors)
+    perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return points.astype(np.float64), ("t-SNE 1", "t-SNE 2")
+
+
+def unit_vectors(features: torch.Tensor) -> np.ndarray:
+    """Features `(num_pictures, width)` of length 1, float64: their Euclidean distances go by the cosine."""
+    return torch.nn.functional.normalize(features.double(), dim=1).numpy()
+
+
+def cluster_features(features: torch.Tensor, num_clusters: int, seed: int) -> np.ndarray:
+    """The cluster of each picture `(num_pictures,)`, int64, by k-means on unit vectors, the largest cluster first.
+
+    Raises:
+        [`UserError`]: If there are fewer pictures than clusters.
+    """
+    if len(features) < num_clusters:
+        raise UserError(f"--num_clusters {num_clusters}: more than the {len(features)} pictures; lower it")
+    found = KMeans(num_clusters, n_init=10, random_state=seed).fit_predict(unit_vectors(features))
+    by_size = np.argsort(-np.bincount(found, minlength=num_clusters), kind="stable")
+    return np.argsort(by_size)[found].astype(np.int64)
+
+
+def neighbour_agreement(features: torch.Tensor, classes: Sequence[str | None]) -> float | None:
+    """Share of the pictures with a class whose nearest other picture of those (cosine) is of the same class.
+
+    A map distorts; this is measured on the features themselves. `None` if fewer than two pictures have a class.
+    """
+    labelled = [row for row, name in enumerate(classes) if name is not None]
+    if len(labelled) < 2:
+        return None
+    vectors = unit_vectors(features[labelled])
+    # Without a query, a picture is not a neighbour of its own.
+    nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(vectors).kneighbors(return_distance=False)[:, 0]
+    names = np.array([classes[row] for row in labelled], dtype=object)
+    return float((names == names[nearest]).mean())
+
+
+def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend_title: str) -> Figure:
+    """The maps side by side, with one legend.
+
+    Args:
+        maps (sequence of [`FeatureMap`]): Of the same pictures.
+        groups (sequence of [`Group`]): Which points have which colour and shape.
+        legend_title (`str`): What the colours stand for.
+    """
+    columns = -(-len(groups) // LEGEND_ROWS)
+    names = shortened_apart([group.name for group in groups], 28 if columns == 1 else 18)
+    legend_width = columns * (0.45 + 0.068 * max(map(len, (*names, legend_title[: 20 * columns]))))
+    figure = Figure(figsize=(3.6 * len(maps) + legend_width, 3.9), layout="constrained")
+    size = float(np.clip(8000 / len(maps[0].points), 5, 28))
+    handles = []
+    for axes, feature_map in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
+        handles = [
+            axes.scatter(
+                *feature_map.points[group.members].T,
+                s=size,
+                c=group.color,
+                marker=group.marker,
+                alpha=0.8,
+                linewidths=0.8 if group.marker == "x" else 0.2,
+                **({} if group.marker == "x" else {"edgecolors": "white"}),
+            )
+            for group in groups
+        ]
+        title = shortened(feature_map.title, 44) + (f"\n{feature_map.note}" if feature_map.note else "")
+        axes.set_title(title, fontsize=9, parse_math=False)
+        axes.set_xlabel(feature_map.axes[0], fontsize=8)
+        axes.set_ylabel(feature_map.axes[1], fontsize=8)
+        # The numbers of such a map have no meaning; PCA's have, but no unit.
+        axes.set(xticks=[], yticks=[])
+        axes.set_box_aspect(1)
+        axes.margins(0.04)
+        axes.spines[["top", "right"]].set_visible(False)
+    legend = figure.legend(
+        handles,
+        [str(number) for number in range(len(groups))],
+        title=legend_title,
+        loc="outside right upper",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        title_fontsize=8,
+        alignment="left",
+        handletextpad=0.3,
+    )
+    for handle in legend.legend_handles:
+        handle.set_sizes([28])
+        handle.set_alpha(1)
+    # Set here, where a name may start with an underscore or hold dollars without meaning anything by it.
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
+    return figure

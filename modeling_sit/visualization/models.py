@@ -1,0 +1,59 @@
+"""Models that figures need beside the frozen encoder: with the decoder, and before any training."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
+
+from modeling_sit import SiTConfig, SiTForPreTraining
+from modeling_sit.cli.errors import UserError
+
+
+def load_reconstructing_model(model_name_or_path: str) -> tuple[SiTForPreTraining, BaseImageProcessor]:
+    """
+    Load a SiT checkpoint with its decoder, in float32, and the image processor that goes with it.
+
+    Args:
+        model_name_or_path (`str`): A folder that `scripts/pretrain.py` wrote, or the id of such a model on the Hub.
+
+    Returns:
+        `tuple[SiTForPreTraining, BaseImageProcessor]`: The model in evaluation mode, on the CPU, and the processor.
+
+    Raises:
+        [`UserError`]: If there is no such model, it is not SiT, or it does not reconstruct.
+    """
+    named = f"--model_name_or_path {model_name_or_path}"
+    folder = Path(model_name_or_path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"{named}: no config.json in this folder, so it holds no model")
+    try:
+        config = AutoConfig.from_pretrained(model_name_or_path)
+        if not isinstance(config, SiTConfig):
+            raise UserError(
+                f"{named}: a model of type {config.model_type} reconstructs nothing; give a pretrained SiT"
+            )
+        if config.reconstruction_weight == 0:
+            raise UserError(f"{named}: pretrained with reconstruction_weight=0, so it reconstructs nothing")
+        model, info = SiTForPreTraining.from_pretrained(
+            model_name_or_path, dtype=torch.float32, output_loading_info=True
+        )
+        processor = AutoImageProcessor.from_pretrained(model_name_or_path)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
+        reason = " ".join(str(problem).split())
+        where = "this model cannot be loaded" if folder.is_dir() else "no such folder, nor a model that the Hub gives"
+        raise UserError(f"{named}: {where}: {reason}") from problem
+    missing = sorted(name for name in info["missing_keys"] if name.startswith(("vit.", "decoder.")))
+    if missing:
+        raise UserError(
+            f"{named}: {len(missing)} weights are not there, such as {missing[0]}, so it reconstructs nothing; give the "
+            "pretrained model, not the fine-tuned one"
+        )
+    return model, processor
+
+
+def random_encoder(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """An encoder like `model`, with the weights that training starts from; a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModel.from_config(model.config, dtype=torch.float32).eval()

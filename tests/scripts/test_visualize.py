@@ -1,0 +1,277 @@
+"""`scripts/visualize.py`: every kind of figure from the command line, and what it says of mistakes."""
+
+import json
+import re
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from transformers import ResNetConfig, ResNetModel
+
+from modeling_sit import SiTForImageClassification
+from modeling_sit.data.sources import load_pictures
+
+COMMANDS = ("reconstructions", "embeddings", "attention", "neighbours")
+
+
+@pytest.fixture
+def model(save_tiny_sit, tmp_path):
+    return save_tiny_sit(tmp_path / "model", seed=7)
+
+
+@pytest.fixture
+def flowers(save_pictures, tmp_path):
+    """Two splits of two classes."""
+    for number, folder in enumerate(("train/rose", "train/tulip", "val/rose", "val/tulip")):
+        save_pictures(tmp_path / "flowers" / folder, 6, seed=number)
+    return tmp_path / "flowers"
+
+
+@pytest.fixture
+def draw(run_program, model, flowers, tmp_path):
+    """Draw a figure; gives it, or the exit code where there is none."""
+
+    def draw(command: str, *flags, dataset=flowers, output="figure.png"):
+        source = [] if dataset is None else ["--dataset", dataset]
+        path = tmp_path / "figures" / output
+        if command != "reconstructions":
+            flags = ("--dots_per_inch", 40, *flags)  # fast
+        code = run_program(
+            "visualize", command, "--model_name_or_path", model, *source, "--output", path, "--device", "cpu", *flags
+        )
+        return code if code else path
+
+    return draw
+
+
+@pytest.fixture
+def error(one_line_error, model, tmp_path):
+    """The one line that a mistake gets; nothing is left behind."""
+
+    def error(command: str, *flags, code: int = 1, model=model) -> str:
+        flags = ["--model_name_or_path", model, "--output", tmp_path / "none.png", *flags]
+        message = one_line_error("visualize", command, *flags, code=code)
+        assert not list(tmp_path.glob("*none*"))
+        return message
+
+    return error
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(PIL.Image.open(path).convert("RGB"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_figures_are_a_function_of_the_seed(draw, command):
+    state = torch.get_rng_state()
+    extra = {"embeddings": ["--method", "pca"], "neighbours": ["--num_neighbours", 2, "--num_queries", 2]}
+    flags = extra.get(command, ["--num_pictures", 3])
+    first, again = (pixels(draw(command, *flags, "--seed", 1, output=name)) for name in ("1.png", "2.png"))
+    np.testing.assert_array_equal(first, again)
+    assert first.std() > 10
+    assert torch.equal(torch.get_rng_state(), state)
+    if command != "embeddings":  # PCA has no seed, and all pictures are shown
+        other = pixels(draw(command, *flags, "--seed", 2, output="3.png"))
+        assert first.shape != other.shape or (first != other).any()
+
+
+def test_recipe_and_pdf(draw, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("num_pictures: 2\n")
+    assert draw("attention", output="figure.pdf").read_bytes().startswith(b"%PDF")
+    path = tmp_path / "figures" / "figure.png"
+    assert draw("attention", "--num_pictures", 2, "--dots_per_inch", 20) == path
+    width = PIL.Image.open(path).width
+    draw("attention", "--num_pictures", 2, "--dots_per_inch", 40)
+    assert PIL.Image.open(path).width == pytest.approx(2 * width, abs=2)
+
+
+def test_recipe_behind_the_command(run_program, model, flowers, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"dataset: {flowers}\nmodel_name_or_path: {model}\noutput: {tmp_path}/figure.png\n")
+    assert run_program("visualize", "reconstructions", recipe, "--num_pictures", 3) == 0
+    assert PIL.Image.open(tmp_path / "figure.png").width == 144 + 3 * (96 + 4)
+
+
+def test_pictures_from_outside(draw, flowers, save_pictures, tmp_path):
+    """Whatever their size and mode, each as it is."""
+    PIL.Image.new("L", (100, 30), 200).save(tmp_path / "grey.png")
+    files = [tmp_path / "grey.png", flowers / "val" / "rose" / "00.png"]
+    sheet = pixels(draw("reconstructions", "--pictures", *files, "--corruption", "none", dataset=None))
+    left, top = 144, 4
+    assert (sheet[top : top + 96, left : left + 96] == 200).all()
+    with PIL.Image.open(files[1]) as picture:
+        expected = np.asarray(picture.resize((16, 16), PIL.Image.Resampling.BICUBIC)).astype(int)
+    shown = sheet[top : top + 96 : 6, left + 100 : left + 196 : 6].astype(int)
+    assert np.abs(shown - expected).mean() < 3  # the processor resizes by torchvision
+    assert draw("attention", "--pictures", *files, dataset=None).exists()
+    assert draw("neighbours", "--pictures", *files).exists()
+
+
+def test_neighbours_of_a_picture_from_outside(draw, load_program, flowers, monkeypatch):
+    """A copy of a training picture finds its original first, and no class is made up for it."""
+    program = load_program("visualize")
+    drawn = []
+    monkeypatch.setattr(
+        program, "neighbours_figure", lambda rows: drawn.append(rows) or program.Figure(figsize=(1, 1))
+    )
+    original = flowers / "train" / "tulip" / "03.png"
+    draw("neighbours", "--pictures", original, "--num_neighbours", 3)
+    draw("neighbours", "--train_split", "val", "--validation_split", "val", "--num_queries", 12)
+    ((query, neighbours),) = drawn[0]
+    assert query.labels is None and neighbours[0].labels == ("tulip",)
+    assert neighbours[0].similarity == pytest.approx(1) and neighbours[1].similarity < 0.9999
+    np.testing.assert_array_equal(np.asarray(neighbours[0].picture), np.asarray(query.picture))
+    # Of one split, every picture once, and none is its own neighbour.
+    assert len({query.picture.tobytes() for query, _ in drawn[1]}) == 12
+    for query, neighbours in drawn[1]:
+        assert query.picture.tobytes() not in {shown.picture.tobytes() for shown in neighbours}
+
+
+class TestEmbeddings:
+    @pytest.fixture
+    def drawn(self, load_program, monkeypatch):
+        """What the figure is made of."""
+        program, calls = load_program("visualize"), []
+        figure = program.embedding_figure
+        monkeypatch.setattr(program, "embedding_figure", lambda *parts: calls.append(parts) or figure(*parts))
+        return calls
+
+    def test_before_and_after_with_a_page(self, draw, drawn, flowers, tmp_path, capsys):
+        page = tmp_path / "pages" / "map.html"
+        assert draw("embeddings", "--compare_with", "random", "--html", page, "--method", "pca").exists()
+        ((maps, groups, legend_title),) = drawn
+        assert [feature_map.title for feature_map in maps] == ["before training (random weights)", "after training"]
+        assert (maps[0].points != maps[1].points).any()
+        assert [group.name for group in groups] == ["rose", "tulip"] and legend_title == "class"
+        assert "nearest neighbour of the same class" in capsys.readouterr().out
+        points = json.loads(re.search(r'id="points">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+        assert len(points) == 12 and {point["group"] for point in points} == {"rose", "tulip"}
+        assert all(point["picture"].startswith("data:image/png;base64,") for point in points)
+        assert {point["name"] for point in points} == {str(path) for path in (flowers / "val").rglob("*.png")}
+
+    def test_another_checkpoint(self, draw, drawn, save_tiny_sit, tmp_path):
+        other = save_tiny_sit(tmp_path / "other", seed=1, num_hidden_layers=1)
+        draw("embeddings", "--compare_with", other, "--train_split", "train", "--method", "pca")
+        assert [feature_map.title for feature_map in drawn[0][0]] == ["other", "model"]
+
+    def test_clusters(self, draw, drawn):
+        draw("embeddings", "--color_by", "cluster", "--num_clusters", 3, "--method", "pca")
+        _, groups, legend_title = drawn[0]
+        assert [group.name for group in groups] == ["1", "2", "3"] and "cluster" in legend_title
+
+    def test_a_pile_without_labels_and_with_a_damaged_picture(self, draw, drawn, save_pictures, tmp_path, capsys):
+        pile = save_pictures(tmp_path / "pile", 8)
+        (pile / "03.png").write_bytes(b"broken")
+        page = tmp_path / "map.html"
+        draw("embeddings", "--method", "pca", "--compare_with", "random", "--html", page, dataset=pile)
+        maps, groups, _ = drawn[0]
+        assert [len(feature_map.points) for feature_map in maps] == [7, 7]
+        assert sum(len(group.members) for group in groups) == 7 and len(groups) == 7
+        assert capsys.readouterr().err.count("03.png") == 1 and "03.png" not in page.read_text()
+
+    def test_several_labels_a_picture(self, draw, drawn, flowers, tmp_path):
+        rows = load_pictures(str(flowers)).train.remove_columns("label")
+        feature = datasets.List(datasets.ClassLabel(names=["red", "thorny"]))
+        labels = [[0], [1, 0], [], None] * 3
+        rows.add_column("label", labels, feature=feature).save_to_disk(tmp_path / "several")
+        draw("embeddings", "--method", "pca", dataset=tmp_path / "several")
+        names = [group.name for group in drawn[0][1]]
+        assert names == ["red", "none of the classes", "red + thorny", "no label"]
+        for command in ("neighbours", "attention", "reconstructions"):
+            assert draw(command, dataset=tmp_path / "several").exists()
+
+    def test_sample(self, draw, drawn):
+        draw("embeddings", "--max_pictures", 5, "--method", "pca")
+        assert len(drawn[0][0][0].points) == 5
+
+
+def test_help_lists_the_commands_and_each_has_its_own(run_program, capsys):
+    assert run_program("visualize", "--help") == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+    assert run_program("visualize", "embeddings", "--help") == 0
+    out = capsys.readouterr().out
+    assert "visualize.py embeddings" in out and "--compare_with" in out and "--corruption" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        ([], ["no command", "reconstructions, embeddings, attention, neighbours"]),
+        (["--dataset", "digits"], ["no command"]),
+        (["neighbors"], ["unknown command 'neighbors'", "did you mean neighbours?"]),
+        (["attention", "--model_name_or_path", "m"], ["--output"]),
+        (
+            ["attention", "--model_name_or_path", "m", "--dataset", "d", "--output", "f.png", "--html", "x.html"],
+            ["--html"],
+        ),
+    ],
+)
+def test_command_line_mistakes(one_line_error, arguments, messages):
+    error = one_line_error("visualize", *arguments, code=2)
+    assert all(message in error for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("attention", ["--output", "figure.jpg"], "must end in .png or .pdf"),
+        ("attention", [], "--dataset or --pictures"),
+        ("attention", ["--dataset", "digits", "--pictures", "a.png"], "not both"),
+        ("attention", ["--dataset", "digits", "--num_pictures", "0"], "--num_pictures 0"),
+        ("attention", ["--dataset", "digits", "--dots_per_inch", "5"], "--dots_per_inch 5"),
+        ("reconstructions", ["--dataset", "digits", "--picture_size", "0"], "--picture_size 0"),
+        ("embeddings", ["--dataset", "digits", "--html", "page.pdf"], "--html page.pdf"),
+        ("embeddings", ["--dataset", "digits", "--max_pictures", "3"], "--max_pictures 3"),
+        ("embeddings", ["--dataset", "digits", "--color_by", "label", "--num_clusters", "3"], "--num_clusters"),
+        ("embeddings", ["--dataset", "digits", "--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0"),
+        ("neighbours", ["--dataset", "digits", "--num_queries", "0"], "--num_queries 0"),
+    ],
+)
+def test_flags_out_of_range(error, command, flags, message):
+    assert message in error(command, *flags, code=2)
+
+
+def test_mistakes_with_pictures(error, flowers, save_pictures, tmp_path):
+    data = ["--dataset", flowers]
+    assert "one split is shown" in error("attention", *data, "--train_split", "train", "--validation_split", "val")
+    assert "--layer 9" in error("attention", *data, "--layer", 9)
+    assert "--layer 9" in error("embeddings", *data, "--layer", 9)
+    assert "from 1 to 12" in error("neighbours", *data, "--num_neighbours", 13)
+    assert "--num_clusters 13" in error("embeddings", *data, "--color_by", "cluster", "--num_clusters", 13)
+    assert "none.jpg: no such file" in error("reconstructions", "--pictures", tmp_path / "none.jpg")
+    one = flowers / "val" / "rose" / "00.png"
+    assert "--corruption noise" in error("reconstructions", "--pictures", one)
+    pile = save_pictures(tmp_path / "pile", 5)
+    assert "--label_column" in error("embeddings", "--dataset", pile, "--color_by", "label")
+    for path in pile.iterdir():
+        path.write_bytes(b"broken")
+    for command in COMMANDS:
+        assert "can be read" in error(command, "--dataset", pile) or "could be read" in error(
+            command, "--dataset", pile
+        )
+
+
+def test_mistakes_with_models(error, flowers, model, save_tiny_sit, tiny_config, tmp_path):
+    data = ["--dataset", flowers]
+    for command in COMMANDS:
+        assert "no such folder" in error(command, *data, model=tmp_path / "nowhere")
+    assert "--compare_with" in error("embeddings", *data, "--compare_with", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in error("reconstructions", *data, model=tmp_path / "empty")
+    plain = save_tiny_sit(tmp_path / "plain", reconstruction_weight=0.0)
+    assert "reconstruction_weight=0" in error("reconstructions", *data, model=plain)
+    SiTForImageClassification(tiny_config()).save_pretrained(model)
+    assert "give the pretrained model" in error("reconstructions", *data, model=model)
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(model)
+    assert "resnet reconstructs nothing" in error("reconstructions", *data, model=model)
+    assert "no attention" in error("attention", *data, model=model)
+
+
+def test_place_that_cannot_be_written(error, flowers, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    message = error("attention", "--dataset", flowers, "--output", tmp_path / "file" / "figure.png")
+    assert "cannot be written" in message and "give another place" in message

@@ -1,0 +1,93 @@
+"""Attention of the first token, against the attention weights written out."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ResNetConfig, ResNetModel
+
+from modeling_sit import SiTModel
+from modeling_sit.cli.errors import UserError
+from modeling_sit.visualization.attention import attention_figure, attention_maps
+
+
+@pytest.fixture
+def model(tiny_config) -> SiTModel:
+    torch.manual_seed(0)
+    return SiTModel(tiny_config(image_size=(16, 24), initializer_range=0.5, drop_path_rate=0.9)).train()
+
+
+PICTURES = torch.randn(3, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def slow_maps(model: SiTModel, layer: int) -> torch.Tensor:
+    """From the queries and keys of a layer, one head, picture and patch at a time."""
+    model.eval()
+    states = model(PICTURES, output_hidden_states=True).hidden_states[layer - 1]
+    block = model.encoder.layer[layer - 1]
+    normed = block.layernorm_before(states)
+    attention = block.attention.attention
+    query, key = attention.query(normed), attention.key(normed)
+    maps = torch.zeros(3, 2, 2, 3)
+    for picture in range(3):
+        for head in range(2):
+            part = slice(head * 8, (head + 1) * 8)
+            scores = key[picture, :, part] @ query[picture, 0, part] / 8**0.5
+            weights = scores.exp() / scores.exp().sum()
+            for patch in range(6):
+                maps[picture, head, patch // 3, patch % 3] = 7 * weights[1 + patch]
+    return maps
+
+
+@pytest.mark.parametrize("layer", [1, 2, None])
+def test_maps_against_a_slow_version(model, layer):
+    torch.testing.assert_close(attention_maps(model, PICTURES, layer), slow_maps(model, layer or 2))
+
+
+def test_model_is_left_as_it_was(model):
+    implementation = model.config._attn_implementation
+    model.encoder.layer[0].eval()
+    modes = [module.training for module in model.modules()]
+    first = attention_maps(model, PICTURES)
+    assert [module.training for module in model.modules()] == modes
+    assert model.config._attn_implementation == implementation == "sdpa"
+    assert torch.equal(first, attention_maps(model, PICTURES))  # without stochastic depth
+
+
+def test_register_tokens_are_no_patches():
+    config = Dinov2WithRegistersConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8, num_register_tokens=3
+    )
+    model = Dinov2WithRegistersModel(config).eval()
+    pictures = PICTURES[..., :16]
+    model.set_attn_implementation("eager")
+    weights = model(pictures, output_attentions=True).attentions[0]
+    expected = (weights[:, :, 0, 4:] * 8).unflatten(2, (2, 2))
+    torch.testing.assert_close(attention_maps(model, pictures), expected.detach())
+
+
+@pytest.mark.parametrize("layer", [0, 3, -1])
+def test_layer_that_is_not_there(model, layer):
+    with pytest.raises(UserError, match=f"--layer {layer}: the model has layers 1 to 2"):
+        attention_maps(model, PICTURES, layer)
+
+
+def test_model_without_attention():
+    model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))
+    with pytest.raises(UserError, match="a resnet gives no attention"):
+        attention_maps(model, PICTURES)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_figure_has_the_picture_the_mean_and_every_head(channels, tmp_path):
+    pictures = torch.randint(256, (2, channels, 16, 24), dtype=torch.uint8)
+    maps = torch.rand(2, 3, 2, 3)
+    figure = attention_figure(pictures, maps, ["a $dollar$", ""], layer=5)
+    *grid, bar = figure.axes
+    assert [axes.get_title() for axes in grid[:5]] == ["picture", "mean of heads", "head 1", "head 2", "head 3"]
+    assert len(grid) == 10 and grid[0].get_ylabel() == "a $dollar$"
+    assert "layer 5" in bar.get_ylabel()
+    np.testing.assert_allclose(grid[1].images[-1].get_array(), maps[0].mean(dim=0), rtol=1e-6)
+    np.testing.assert_allclose(grid[9].images[-1].get_array(), maps[1, 2], rtol=1e-6)
+    assert {axes.images[-1].norm for axes in grid if len(axes.images) == 2} == {grid[1].images[-1].norm}
+    figure.savefig(tmp_path / "figure.png", dpi=30)

@@ -1,0 +1,154 @@
+"""Maps of features, and the figure that shows them."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from modeling_sit.cli.errors import UserError
+from modeling_sit.visualization import embeddings
+from modeling_sit.visualization.embeddings import (
+    FeatureMap,
+    cluster_features,
+    embedding_figure,
+    map_features,
+    neighbour_agreement,
+)
+from modeling_sit.visualization.palette import style_groups
+
+
+@pytest.fixture
+def blobs() -> tuple[torch.Tensor, list[int]]:
+    """Three groups of directions; lengths say nothing."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(30) % 3
+    directions = 5 * torch.eye(3, 8)[labels] + 0.3 * torch.randn(30, 8, generator=generator)
+    return directions * (1 + 10 * torch.rand(30, 1, generator=generator)), labels.tolist()
+
+
+def far_and_near(points: np.ndarray, labels: list[int]) -> tuple[float, float]:
+    """Smallest distance between the groups' centres, and the largest from a point to its own."""
+    labels = np.array(labels)
+    centres = np.stack([points[labels == label].mean(axis=0) for label in range(3)])
+    near = np.linalg.norm(points - centres[labels], axis=1).max()
+    return min(np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2))), near
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_what_is_alike_lies_close(blobs, method):
+    features, labels = blobs
+    before = features.clone()
+    points, axes = map_features(features, method, seed=0)
+    far, near = far_and_near(points, labels)
+    assert points.shape == (30, 2) and points.dtype == np.float64 and far > 2 * near
+    assert len(axes) == 2 and axes[0] != axes[1]
+    assert torch.equal(features, before)
+
+
+def test_umap():
+    pytest.importorskip("umap")
+    features = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    points, axes = map_features(features, "umap", seed=0)
+    assert points.shape == (20, 2) and axes == ("UMAP 1", "UMAP 2")
+    np.testing.assert_array_equal(points, map_features(features, "umap", seed=0)[0])
+
+
+def test_umap_that_is_not_installed(blobs, monkeypatch):
+    monkeypatch.setattr(embeddings.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install umap-learn"):
+        map_features(blobs[0], "umap", seed=0)
+
+
+def test_pca_against_the_eigenvectors_of_the_covariance(blobs):
+    features, _ = blobs
+    points, axes = map_features(features, "pca", seed=0)
+    vectors = features.double() / features.double().norm(dim=1, keepdim=True)
+    centred = vectors - vectors.mean(dim=0)
+    values, directions = torch.linalg.eigh(centred.T @ centred)
+    expected = (centred @ directions[:, [-1, -2]]).numpy()
+    np.testing.assert_allclose(np.abs(points), np.abs(expected), atol=1e-9)
+    assert axes[0] == f"component 1 ({float(values[-1] / values.sum()):.0%} of the variance)"
+
+
+def test_tsne_is_a_function_of_the_seed(blobs):
+    state = np.random.get_state()[1].copy()
+    first, second = (map_features(blobs[0], "tsne", seed=3)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_four_pictures_are_enough_and_three_are_not(blobs, method):
+    assert np.isfinite(map_features(blobs[0][:4], method, seed=0)[0]).all()
+    with pytest.raises(UserError, match="3 pictures are too few"):
+        map_features(blobs[0][:3], method, seed=0)
+
+
+def test_collapsed_model():
+    with pytest.raises(UserError, match="collapsed"):
+        map_features(torch.ones(10, 4) * torch.arange(1, 11)[:, None], "tsne", seed=0)
+
+
+def test_clusters_are_the_groups_largest_first(blobs):
+    features, labels = blobs
+    rows = [row for row, label in enumerate(labels) if label != 1 or row < 20]
+    clusters = cluster_features(features[rows], 3, seed=0)
+    assert adjusted_rand_score([labels[row] for row in rows], clusters) == 1
+    assert (np.diff(np.bincount(clusters)) <= 0).all()
+    with pytest.raises(UserError, match="--num_clusters 31"):
+        cluster_features(features, 31, seed=0)
+
+
+def test_neighbour_agreement_one_by_one(blobs):
+    features, _ = blobs
+    classes = [("a", "b", None)[row % 5 % 3] for row in range(30)]
+    hits = []
+    for row in range(30):
+        cosines = [
+            (float(torch.cosine_similarity(features[row].double(), features[other].double(), dim=0)), other)
+            for other in range(30)
+            if other != row and classes[other] is not None
+        ]
+        if classes[row] is not None:
+            hits.append(classes[row] == classes[max(cosines)[1]])
+    assert neighbour_agreement(features, classes) == pytest.approx(np.mean(hits))
+    assert neighbour_agreement(features, [None] * 29 + ["a"]) is None
+
+
+class TestFigure:
+    names = ("_hidden", "$5 or $6", "plain")
+
+    @pytest.fixture
+    def figure(self):
+        generator = np.random.default_rng(0)
+        self.maps = [
+            FeatureMap(title, generator.normal(size=(12, 2)), ("across", "up"), "a note")
+            for title in ("one $x$", "two")
+        ]
+        self.groups = style_groups([self.names[number % 3] for number in range(12)], self.names)
+        return embedding_figure(self.maps, self.groups, "class")
+
+    def test_all_points_are_there_in_their_colours(self, figure):
+        assert len(figure.axes) == 2
+        for axes, feature_map in zip(figure.axes, self.maps, strict=True):
+            assert axes.get_xlabel() == "across" and axes.get_ylabel() == "up"
+            assert axes.get_title() == f"{feature_map.title}\na note"
+            drawn = np.concatenate([scatter.get_offsets() for scatter in axes.collections])
+            expected = np.concatenate([feature_map.points[group.members] for group in self.groups])
+            np.testing.assert_array_equal(drawn, expected)
+
+    def test_legend_takes_names_as_they_are(self, figure, tmp_path):
+        (legend,) = figure.legends
+        assert tuple(text.get_text() for text in legend.get_texts()) == self.names
+        figure.savefig(tmp_path / "figure.png", dpi=30)  # dollars would be mathematics
+
+    def test_many_classes_with_long_names_stay_on_the_paper(self):
+        names = [f"a class with a rather long name, number {number}" for number in range(100)]
+        points = np.random.default_rng(0).normal(size=(100, 2))
+        figure = embedding_figure([FeatureMap("map", points, ("x", "y"))], style_groups(names), "class")
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert len(legend.get_texts()) == 28
+        assert box.x0 > figure.axes[0].get_window_extent().x1
+        assert box.x1 <= figure.bbox.x1 + 1 and box.y0 >= -1

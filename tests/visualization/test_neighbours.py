@@ -1,0 +1,81 @@
+"""Nearest pictures, against a search one by one."""
+
+import PIL.Image
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from modeling_sit.visualization.neighbours import ShownPicture, nearest_pictures, neighbours_figure
+from modeling_sit.visualization.palette import AGREES, DIFFERS
+
+GENERATOR = torch.Generator().manual_seed(0)
+QUERIES, GALLERY = torch.randn(4, 8, generator=GENERATOR), 3 * torch.randn(20, 8, generator=GENERATOR)
+
+
+def slow_nearest(query: torch.Tensor, count: int, without: int | None = None) -> list[int]:
+    cosines = [float(query @ other / query.norm() / other.norm()) for other in GALLERY]
+    rows = [row for row in range(len(GALLERY)) if row != without]
+    return sorted(rows, key=lambda row: -cosines[row])[:count]
+
+
+def test_nearest_against_a_slow_search():
+    similarities, rows = nearest_pictures(QUERIES, GALLERY, 5)
+    for query, found, cosines in zip(QUERIES, rows.tolist(), similarities, strict=True):
+        assert found == slow_nearest(query, 5)
+        expected = torch.stack([torch.cosine_similarity(query, GALLERY[row], dim=0) for row in found])
+        torch.testing.assert_close(cosines, expected)
+
+
+def test_a_query_of_the_gallery_is_not_its_own_neighbour():
+    own = [7, 0, 19]
+    similarities, rows = nearest_pictures(GALLERY[own], GALLERY, 19, own)
+    for row, found in zip(own, rows.tolist(), strict=True):
+        assert found == slow_nearest(GALLERY[row], 19, without=row)
+    assert similarities.isfinite().all()
+
+
+@pytest.mark.parametrize(("count", "own", "most"), [(21, None, 20), (20, [0, 1, 2, 3], 19), (0, None, 20)])
+def test_more_neighbours_than_pictures(count, own, most):
+    with pytest.raises(ValueError, match=f"from 1 to {most}.*not {count}"):
+        nearest_pictures(QUERIES, GALLERY, count, own)
+
+
+@pytest.mark.parametrize(
+    ("query", "neighbour", "agrees"),
+    [
+        (("a",), ("a",), True),
+        (("a",), ("b",), False),
+        (("a", "b"), ("b", "c"), True),
+        ((), (), True),
+        (("a",), (), False),
+        (None, ("a",), None),
+        (("a",), None, None),
+    ],
+)
+def test_agreement_is_a_shared_class(query, neighbour, agrees):
+    picture = PIL.Image.new("RGB", (8, 8))
+    assert ShownPicture(picture, neighbour, 0.5).agrees_with(ShownPicture(picture, query)) is agrees
+
+
+def test_figure(tmp_path):
+    def shown(labels, similarity=None, size=(20, 10)):
+        return ShownPicture(PIL.Image.new("RGB", size, "red"), labels, similarity)
+
+    long = "a class whose name is far too long"
+    figure = neighbours_figure(
+        [
+            (shown(("a",)), [shown(("a",), 0.9), shown((long,), 0.8), shown(None, 0.7)]),
+            (shown((), size=(10, 20)), [shown(("a",), 0.9), shown((), 0.8), shown(("$1", "$2"), 0.7)]),
+        ]
+    )
+    panels = [axes for axes in figure.axes if axes.images]
+    assert len(panels) == 8 and all(axes.images[0].get_array().shape[:2] == (20, 20) for axes in panels)
+    frames = [[to_hex(frame.get_edgecolor()).upper() for frame in axes.patches] for axes in panels]
+    assert frames == [[], [AGREES], [DIFFERS], [], [], [DIFFERS], [AGREES], [DIFFERS]]
+    assert [panels[1].get_xlabel(), panels[3].get_xlabel(), panels[4].get_xlabel()] == ["a\n0.900", "0.700", "none"]
+    assert "…" in panels[2].get_xlabel() and panels[7].get_xlabel().startswith("$1 + $2")
+    styles = {frame.get_linestyle() for axes in panels for frame in axes.patches}
+    assert len(styles) == 2  # not by colour alone
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 2
+    figure.savefig(tmp_path / "figure.png", dpi=30)
