@@ -164,9 +164,10 @@ def leave(trainer: PictureTrainer, stopped_by: signal.Signals) -> None:
     """End the run before its time, with the exit code by which shells and schedulers know the signal."""
     if trainer.is_world_process_zero():
         step = trainer.state.global_step
-        print(
-            f"stopped by {stopped_by.name} after step {step}: its checkpoint is written; --resume_from_checkpoint auto goes on"
-        )
+        # With `--save_strategy best`, `Trainer` writes none where it measures at that very step and finds it worse.
+        is_written = (Path(trainer.args.output_dir) / f"checkpoint-{step}").is_dir()
+        which = "its checkpoint is written" if is_written else "the checkpoint is an earlier one"
+        print(f"stopped by {stopped_by.name} after step {step}: {which}; --resume_from_checkpoint auto goes on")
     trainer.accelerator.end_training()
     sys.exit(128 + stopped_by)
 
