@@ -6,10 +6,12 @@
 The folder becomes a model repository: weights, configuration, image processor, model card, and the code to load them.
 """
 
+import os
 import signal
 import sys
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -48,10 +50,12 @@ from modeling_sit.training.arguments import (
 from modeling_sit.training.batch_norm import synchronize_batch_norm
 from modeling_sit.training.checkpoints import (
     RunState,
+    check_output_dir,
     delete_checkpoints_after,
     delete_old_checkpoints,
     list_checkpoints,
     load_checkpoint,
+    lock_output_dir,
     prepare_output_dir,
     read_run_state,
     read_stream_state,
@@ -68,7 +72,7 @@ from modeling_sit.training.progress import NonFiniteLoss, RunProgress, logged_lo
 from modeling_sit.training.rehearsal import describe_plan, num_rehearsed_steps, rehearse
 from modeling_sit.training.run_settings import check_settings, determining_settings
 from modeling_sit.training.schedules import Schedules, plan_schedules
-from modeling_sit.training.stopping import StopRequest, leave_signals_to_the_loop
+from modeling_sit.training.stopping import StopRequest, leave_signals_to_the_loop, stop_with_the_launcher
 from modeling_sit.training.student import create_student
 from modeling_sit.training.teacher import Teacher
 from modeling_sit.training.tracking import choose_trackers, start_trackers
@@ -93,59 +97,6 @@ class Flags:
         """Every flag's value by its name."""
         groups = (getattr(self, group.name) for group in fields(self))
         return {name: value for group in groups for name, value in asdict(group).items()}
-
-
-def main() -> None:
-    parser = RecipeArgumentParser(
-        tuple(group.type for group in fields(Flags)),
-        description="Pretrain a Vision Transformer on your own pictures, without labels.",
-    )
-    with one_line_errors():
-        pretrain(Flags(*parser.parse()))
-
-
-def pretrain(flags: Flags) -> None:
-    started = time.time()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    output_dir = Path(flags.run.output_dir)
-    accelerator = create_accelerator(
-        mixed_precision=flags.run.mixed_precision,
-        gradient_accumulation_steps=flags.run.gradient_accumulation_steps,
-        log_with=choose_trackers(flags.run.report_to) or None,
-        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
-    )
-    pretraining = prepare(flags, accelerator)
-    accelerator.print(describe_run(pretraining))
-    if flags.run.dry_run:
-        accelerator.print(rehearse_run(pretraining))
-        return
-
-    # Nothing of an earlier run is replaced before all that this one needs is known to be right.
-    checkpoint = share_main_process_result(accelerator, lambda: prepare_output_dir(output_dir, flags.run))
-    determined_by = determining_settings(
-        flags.run,
-        flags.views,
-        pretraining.student.config,
-        pretraining.processor,
-        pretraining.schedules,
-        pretraining.pictures,
-        accelerator,
-        flags.streaming.shuffle_buffer_size,
-    )
-    state = RunState(settings=flags.settings(), determined_by=determined_by)
-    if checkpoint is not None:
-        state = resume(pretraining, checkpoint, state)
-    delete_checkpoints_after(accelerator, output_dir, state.step)
-    start_trackers(accelerator, output_dir, state.settings, state.step)
-
-    started -= state.seconds
-    train(pretraining, state, checkpoint, started)
-    write_card(pretraining, state, time.time() - started)
-    if state.unreadable:
-        accelerator.print(f"{len(state.unreadable)} unreadable picture(s) were skipped; they are named above")
-    accelerator.print(f"done: {output_dir} holds the model; its README.md says what was run")
-    accelerator.end_training()
 
 
 @dataclass
@@ -217,6 +168,73 @@ class Pretraining:
         return gather_projections(self.accelerator, projections)
 
 
+def main() -> None:
+    parser = RecipeArgumentParser(
+        tuple(group.type for group in fields(Flags)),
+        description="Pretrain a Vision Transformer on your own pictures, without labels.",
+    )
+    with one_line_errors():
+        pretrain(Flags(*parser.parse()))
+
+
+def pretrain(flags: Flags) -> None:
+    started = time.time()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    stop_with_the_launcher(os.environ)
+    output_dir = Path(flags.run.output_dir)
+    accelerator = create_accelerator(
+        mixed_precision=flags.run.mixed_precision,
+        gradient_accumulation_steps=flags.run.gradient_accumulation_steps,
+        log_with=choose_trackers(flags.run.report_to) or None,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
+    )
+    pretraining = prepare(flags, accelerator)
+    accelerator.print(describe_run(pretraining))
+    determined_by = determining_settings(
+        flags.run,
+        flags.views,
+        pretraining.student.config,
+        pretraining.processor,
+        pretraining.schedules,
+        pretraining.pictures,
+        accelerator,
+        flags.streaming.shuffle_buffer_size,
+    )
+    state = RunState(settings=flags.settings(), determined_by=determined_by)
+    if flags.run.dry_run:
+        checkpoint = share_main_process_result(accelerator, lambda: check_output_dir(output_dir, flags.run))
+        if checkpoint is not None:
+            resume(pretraining, checkpoint, state)
+        accelerator.print(rehearse_run(pretraining))
+        return
+
+    with running_alone(accelerator, output_dir):
+        run(pretraining, state, started)
+    accelerator.end_training()
+
+
+def run(pretraining: Pretraining, state: RunState, started: float) -> None:
+    """Train in the output folder, from the start or from a checkpoint, and leave the model and its card."""
+    accelerator, flags, output_dir = pretraining.accelerator, pretraining.flags, Path(pretraining.flags.run.output_dir)
+    # Nothing of an earlier run is replaced before all that this one needs is known to be right.
+    checkpoint = share_main_process_result(accelerator, lambda: prepare_output_dir(output_dir, flags.run))
+    if checkpoint is not None:
+        state = resume(pretraining, checkpoint, state)
+    if is_finished(pretraining, state):
+        accelerator.print(f"done before: {output_dir} holds the model, and is left as it is")
+        return
+    delete_checkpoints_after(accelerator, output_dir, state.step)
+    start_trackers(accelerator, output_dir, state.settings, state.step)
+
+    started -= state.seconds
+    train(pretraining, state, checkpoint, started)
+    write_card(pretraining, state, time.time() - started)
+    if state.unreadable:
+        accelerator.print(f"{len(state.unreadable)} unreadable picture(s) were skipped; they are named above")
+    accelerator.print(f"done: {output_dir} holds the model; its README.md says what was run")
+
+
 def prepare(flags: Flags, accelerator: Accelerator) -> Pretraining:
     """Find the pictures, make the networks, and hand them to Accelerate; writes nothing."""
     pictures = run_main_process_first(accelerator, lambda: load_training_pictures(flags))
@@ -279,6 +297,30 @@ def resume(pretraining: Pretraining, checkpoint: Path, state: RunState) -> RunSt
         accelerator.print(f"changed since the checkpoint: {change}")
     accelerator.print(f"going on from {checkpoint}")
     return replace(saved, settings=state.settings, determined_by=state.determined_by)
+
+
+@contextmanager
+def running_alone(accelerator: Accelerator, output_dir: Path) -> Iterator[None]:
+    """Keep other runs out of the output folder."""
+    with fail_together(accelerator):
+        lock = lock_output_dir(output_dir) if accelerator.is_main_process else None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def is_finished(pretraining: Pretraining, state: RunState) -> bool:
+    """Whether the run is done, and its folder holds the model and a card of the weights that are asked for."""
+    card = Path(pretraining.flags.run.output_dir) / "README.md"
+    export = pretraining.flags.run.export if pretraining.teacher is not None else "student"
+    return (
+        state.step == pretraining.schedules.num_steps
+        and (card.parent / "model.safetensors").exists()
+        and card.exists()
+        and f"| weights in this folder | {export} |" in card.read_text()
+    )
 
 
 def train(pretraining: Pretraining, state: RunState, checkpoint: Path | None, started: float) -> None:

@@ -29,6 +29,7 @@ from modeling_sit.evaluation.features import share_out
 from modeling_sit.evaluation.knn import knn_predict
 from modeling_sit.evaluation.linear import linear_predict
 from modeling_sit.picture_modes import MODES
+from modeling_sit.training.stopping import leave_signals_to_the_loop
 from modeling_sit.training.teacher import Teacher
 
 # Below these the embeddings count as collapsed. Networks with random weights, and trained ones, have a spread from 0.06 and
@@ -53,8 +54,8 @@ class MonitorArguments:
     monitors: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Of `rankme`, `embedding_spread`, `teacher_agreement` and, with labels, `knn` and `linear`; or `none`. "
-            "Default: all that apply."
+            "help": "Of `rankme`, `embedding_spread`, `teacher_agreement` and, with labels, `knn` and `linear`; or `none`; several by spaces "
+            "or commas. Default: all that apply."
         },
     )
     monitor_steps: int | None = field(
@@ -70,6 +71,8 @@ class MonitorArguments:
     )
 
     def __post_init__(self):
+        if self.monitors is not None:
+            self.monitors = [name for names in self.monitors for name in names.split(",") if name]
         for name in self.monitors or ():
             if name not in (*MONITORS, "none"):
                 raise ValueError(f"--monitors {name}: no such monitor, only {', '.join(MONITORS)}, or none")
@@ -240,6 +243,7 @@ class MonitoredModel:
             collate_fn=partial(
                 _read_batch, pictures=pictures, processor=self.processor, num_channels=config.num_channels
             ),
+            worker_init_fn=leave_signals_to_the_loop,
             num_workers=self.num_workers,
             # A loader draws a seed for its workers, by default from the global generator.
             generator=torch.Generator(),

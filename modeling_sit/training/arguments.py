@@ -116,6 +116,13 @@ class CorruptionArguments:
 class PretrainingArguments(DatasetArguments):
     """The run."""
 
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split that the monitors measure on. Default: `validation`, where there is one; a `test` split is used only "
+            "if this names it."
+        },
+    )
     output_dir: str = field(metadata={"help": "Folder for the model and all else. Required."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Whether to start anew in a folder that holds a run; its files are replaced."}

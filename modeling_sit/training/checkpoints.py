@@ -1,14 +1,16 @@
 """Checkpoints of a run: complete or not there, and known to be undamaged before anything is read from them."""
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
@@ -183,7 +185,17 @@ def _state_digest(state: dict[str, Any]) -> str:
 
 
 def prepare_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path | None:
-    """Make the output folder ready; for the main process.
+    """Make the output folder ready, as [`check_output_dir`] allows; for the main process."""
+    checkpoint = check_output_dir(output_dir, arguments)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not _goes_on(output_dir, arguments, checkpoint):
+        _delete(output_dir, _old_run(output_dir))
+    _clear_leftovers(output_dir)
+    return checkpoint
+
+
+def check_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path | None:
+    """Which checkpoint a run in the output folder goes on from; changes nothing. For the main process.
 
     With `--resume_from_checkpoint auto` damaged and half-written checkpoints are passed over, with a line that says so.
 
@@ -195,48 +207,72 @@ def prepare_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Pat
         [`UserError`]: If the folder cannot be written, holds a run that nothing was said about, or there is no
             undamaged checkpoint where one was asked for.
     """
+    existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as problem:
         raise UserError(f"--output_dir {output_dir} cannot be written: {problem.strerror}") from problem
     asked, checkpoint = arguments.resume_from_checkpoint, None
-    if asked is not None and asked != "auto":
-        damage = find_damage(Path(asked))
-        if damage is not None:
-            raise UserError(f"--resume_from_checkpoint {asked}: no checkpoint, or a damaged one: {damage}")
-        checkpoint = Path(asked)
-        is_its_own = checkpoint.resolve().is_relative_to((output_dir / "checkpoints").resolve())
-        # Of another run there is nothing to lose before its first checkpoint.
-        if is_its_own or not (list_checkpoints(output_dir) or (output_dir / "model.safetensors").exists()):
-            _clear_leftovers(output_dir)
-            return checkpoint
     if asked == "auto":
         checkpoint = _newest_undamaged(output_dir)
-        # Without a model a run has not come to its first checkpoint, and can start again.
-        if checkpoint is not None or not (output_dir / "model.safetensors").exists():
-            _clear_leftovers(output_dir)
-            return checkpoint
-    old_run = [output_dir / name for name in RUN_FILES if (output_dir / name).exists()]
-    if old_run and not arguments.overwrite_output_dir:
-        if asked == "auto":
-            raise UserError(
-                f"--output_dir {output_dir} holds a run without an undamaged checkpoint to go on from; "
-                "--overwrite_output_dir starts anew"
-            )
-        if asked is not None:
-            raise UserError(
-                f"--output_dir {output_dir} holds a run already, to which --resume_from_checkpoint {asked} does not belong: "
-                "--resume_from_checkpoint auto goes on with it, --overwrite_output_dir replaces it"
-            )
+    elif asked is not None:
+        checkpoint = Path(asked)
+        damage = find_damage(checkpoint)
+        if damage is not None:
+            raise UserError(f"--resume_from_checkpoint {asked}: no checkpoint, or a damaged one: {damage}")
+    if _goes_on(output_dir, arguments, checkpoint) or arguments.overwrite_output_dir or not _old_run(output_dir):
+        return checkpoint
+    if asked == "auto":
         raise UserError(
-            f"--output_dir {output_dir} holds a run already: --resume_from_checkpoint auto goes on with it, "
+            f"--output_dir {output_dir} holds a run without an undamaged checkpoint to go on from; "
             "--overwrite_output_dir starts anew"
         )
-    _delete(output_dir, old_run)
-    _clear_leftovers(output_dir)
-    return checkpoint
+    if asked is not None:
+        raise UserError(
+            f"--output_dir {output_dir} holds a run already, to which --resume_from_checkpoint {asked} does not belong: "
+            "--resume_from_checkpoint auto goes on with it, --overwrite_output_dir replaces it"
+        )
+    raise UserError(
+        f"--output_dir {output_dir} holds a run already: --resume_from_checkpoint auto goes on with it, "
+        "--overwrite_output_dir starts anew"
+    )
+
+
+def _goes_on(output_dir: Path, arguments: PretrainingArguments, checkpoint: Path | None) -> bool:
+    """Whether what the folder holds is of the run that is about to go on, or has nothing to lose."""
+    has_model = (output_dir / "model.safetensors").exists()
+    if arguments.resume_from_checkpoint is None:
+        return False
+    if arguments.resume_from_checkpoint == "auto":
+        # Without a model a run has not come to its first checkpoint, and can start again.
+        return checkpoint is not None or not has_model
+    is_its_own = checkpoint.resolve().is_relative_to((output_dir / "checkpoints").resolve())
+    # Of another run there is nothing to lose before its first checkpoint.
+    return is_its_own or not (list_checkpoints(output_dir) or has_model)
+
+
+def _old_run(output_dir: Path) -> list[Path]:
+    return [output_dir / name for name in RUN_FILES if (output_dir / name).exists()]
+
+
+def lock_output_dir(output_dir: Path) -> TextIO:
+    """Keep other processes of this machine from running in the same folder, as long as the file that this gives is open.
+
+    Raises:
+        [`UserError`]: If one does already.
+    """
+    name = hashlib.blake2b(str(output_dir.resolve()).encode(), digest_size=8).hexdigest()
+    # Not in the folder, which is a model repository; and by a lock that forked dataloader workers do not inherit.
+    file = open(Path(tempfile.gettempdir()) / f"modeling-sit-{os.getuid()}-{name}.lock", "w")  # noqa: SIM115
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        file.close()
+        raise UserError(
+            f"--output_dir {output_dir}: another process is running there; wait for it, or end it"
+        ) from problem
+    return file
 
 
 def _newest_undamaged(output_dir: Path) -> Path | None:

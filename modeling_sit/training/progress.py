@@ -1,12 +1,13 @@
 """What a run tells while it goes: its losses, its speed, and what it waits for."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,8 @@ from modeling_sit.modeling_sit import SiTForPreTrainingOutput
 from modeling_sit.training.metrics_log import MetricsLog
 from modeling_sit.training.tracking import log_picture
 
+# The figures first: on a narrow terminal it is the bar that gives way.
+BAR = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}] {bar}"
 LOSSES = ("loss", "reconstruction_loss", "contrastive_loss")
 
 
@@ -70,13 +73,17 @@ class RunProgress:
         self.accelerator = accelerator
         self.losses = losses
         self.first_step, self.step, self.num_steps = first_step, first_step, num_steps
-        is_main_process, on_terminal = accelerator.is_main_process, sys.stderr.isatty()
+        is_main_process, on_terminal = accelerator.is_main_process, _is_terminal(sys.stderr)
         self.log = MetricsLog(output_dir / "metrics.jsonl", first_step) if is_main_process else None
         self.monitor_log = (
             MetricsLog(output_dir / "monitors.jsonl", first_step) if is_main_process and monitored else None
         )
         self.bar = tqdm(
-            total=num_steps, initial=first_step, unit="step", disable=not (is_main_process and on_terminal)
+            total=num_steps,
+            initial=first_step,
+            bar_format=BAR,
+            dynamic_ncols=True,
+            disable=not (is_main_process and on_terminal),
         )
         self._writes_lines = is_main_process and not on_terminal
         self._started = time.perf_counter()
@@ -163,7 +170,10 @@ class RunProgress:
             self.log.write(metrics)
         terms = ", ".join(f"{name.removesuffix('_loss')} {metrics[name]:.3f}" for name in self.losses)
         said = f"{terms}, {metrics['images_per_second']:.0f} images/s, data wait {metrics['data_wait']:.0%}"
-        self.bar.set_postfix_str(said)
+        self.bar.set_postfix_str(
+            ", ".join(f"{name.removesuffix('_loss')[:5]} {metrics[name]:.3g}" for name in self.losses)
+            + f", {metrics['images_per_second']:.0f} img/s, wait {metrics['data_wait']:.0%}"
+        )
         if self._writes_lines:
             seconds_left = (now - self._started) / (self.step - self.first_step) * (self.num_steps - self.step)
             left = tqdm.format_interval(seconds_left)
@@ -213,6 +223,14 @@ class RunProgress:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether it shows a bar; some that call themselves terminals have no width."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
 
 
 def _say(line: str) -> None:

@@ -1,6 +1,5 @@
 """`--dry_run`: a few steps that leave nothing behind, and what they tell of the whole run."""
 
-import os
 import resource
 import statistics
 import sys
@@ -160,9 +159,6 @@ def _count_rounds(every: int | None, schedules: Schedules) -> int:
 
 
 def _what_is_there(output_dir: Path) -> str:
-    parent = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        return " (which cannot be written)"
     return " (which holds a run already)" if any((output_dir / name).exists() for name in RUN_FILES) else ""
 
 

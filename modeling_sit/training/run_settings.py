@@ -37,6 +37,8 @@ FORM_OF_CHECKPOINTS = {
     "engine",
     "streaming",
 }
+# A weight of 0 leaves out the task's head.
+TASKS = ("reconstruction_weight", "contrastive_weight", "rotation_weight")
 # What a stream's place hangs on, beside.
 FORM_OF_STREAMS = {"num_processes", "seed", "shuffle_buffer_size", "pictures"}
 # Of the flags: those that go into the outcome as they are. Others are in the configuration, processor and schedules.
@@ -156,6 +158,9 @@ def check_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: P
     fixed = FORM_OF_CHECKPOINTS | (FORM_OF_STREAMS if current["streaming"] else set())
     if "fp16" in (saved.get("mixed_precision"), current.get("mixed_precision")):
         fixed = fixed | {"mixed_precision"}  # its gradient scaler has a state
+    for name in TASKS:
+        if bool(saved.get(name)) != bool(current.get(name)):
+            fixed = fixed | {name}  # a head that is trained, and what the optimiser knows of it
     unfit = [difference for name, difference in zip(names, differences, strict=True) if name in fixed]
     if unfit:
         raise UserError(f"checkpoint {checkpoint} is of another model, or in another form: {'; '.join(unfit)}")

@@ -1,15 +1,19 @@
 """SIGTERM and SIGINT: leave at the end of a step, with a checkpoint, rather than at once."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# From Linux's <linux/prctl.h>.
+PR_SET_PDEATHSIG = 1
 # A launcher passes on to its processes what a terminal or a scheduler has already sent to all of them.
 SECONDS_OF_ONE_REQUEST = 2.0
 SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP = 60
@@ -27,6 +31,7 @@ class StopRequest:
 
     def __init__(self, accelerator: Accelerator):
         self._received, self._received_at = 0, 0.0
+        self._process = os.getpid()
         self._is_main_process = accelerator.is_main_process
         self._group = None
         if accelerator.num_processes > 1:
@@ -42,13 +47,18 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame) -> None:
+        if os.getpid() != self._process:  # a dataloader worker that has just been forked, and is to go on
+            return
         now = time.monotonic()
         if not self._received:
             self._received, self._received_at = number, now
             if self._is_main_process:
                 # Not by print, which the signal may have interrupted; and Ctrl-C has ended a `tee` that was to show it.
                 with contextlib.suppress(OSError, AttributeError, ValueError):
-                    os.write(sys.__stderr__.fileno(), b"\nstopping after this step, with a checkpoint\n")
+                    os.write(
+                        sys.__stderr__.fileno(),
+                        b"\nstopping after this step, with a checkpoint (Ctrl-C again, later, to leave at once)\n",
+                    )
         elif number == signal.SIGINT and now - self._received_at >= SECONDS_OF_ONE_REQUEST:
             raise KeyboardInterrupt
 
@@ -60,6 +70,19 @@ class StopRequest:
             torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=self._group)
             number = int(highest)
         return signal.Signals(number) if number else None
+
+
+def stop_with_the_launcher(environment: Mapping[str, str]) -> None:
+    """Have the system send SIGTERM to this process when the launcher that started it is gone (Linux only).
+
+    `accelerate launch` does not pass on the SIGTERM by which it is ended; its program would go on alone.
+
+    Args:
+        environment (mapping): Tells whether a launcher of Accelerate's or PyTorch's has started this process.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in environment or "TORCHELASTIC_RUN_ID" in environment
+    if launched and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def leave_signals_to_the_loop(worker: int) -> None:
