@@ -74,7 +74,8 @@ class TilingArguments(DatasetArguments):
 
 
 def main() -> None:
-    (arguments,) = RecipeArgumentParser((TilingArguments,), description=__doc__.partition("\n\n")[0]).parse()
+    summary, _, *details = __doc__.split("\n\n")
+    (arguments,) = RecipeArgumentParser((TilingArguments,), description=" ".join([summary, *details])).parse()
     with one_line_errors():
         output_dir = Path(arguments.output_dir)
         check_output_dir(output_dir)

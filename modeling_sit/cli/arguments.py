@@ -30,7 +30,10 @@ class DatasetArguments:
     )
     label_column: str | None = field(
         default=None,
-        metadata={"help": "Column of the labels. Default: the one ClassLabel column, or one with a usual name."},
+        metadata={
+            "help": "Column of the labels, or COLUMN.FIELD of a struct; lists of them if a picture may have several. "
+            "Default: the one ClassLabel column, or one with a usual name."
+        },
     )
     train_split: str | None = field(
         default=None, metadata={"help": "Split to train on. Default: `train`, or the only one."}

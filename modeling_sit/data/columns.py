@@ -233,8 +233,9 @@ def _from_multi_hot(found: dict[str, _Values], column: str) -> dict[str, _Values
 def _encode_values(found: dict[str, _Values], column: str) -> tuple[dict[str, np.ndarray], list[str]]:
     """Class indices of each split's values, -1 for none, and the classes' names, of which there may be none."""
     values = {split: part.values for split, part in found.items()}
-    features = [part.feature for part in found.values()]
-    names = features[0].names if isinstance(features[0], datasets.ClassLabel) else None
+    # Lists that are all empty have elements of no type, and nothing to say of the names.
+    features = [part.feature for part in found.values() if part.feature != NO_TYPE]
+    names = features[0].names if features and isinstance(features[0], datasets.ClassLabel) else None
     for split, part in found.items():
         if isinstance(part.feature, datasets.ClassLabel) and part.feature.names:
             largest = pc.max(part.values).as_py()
@@ -249,7 +250,7 @@ def _encode_values(found: dict[str, _Values], column: str) -> tuple[dict[str, np
         classes = sorted(set().union(*(array.unique().to_pylist() for array in values.values())) - {None, -1})
         names = [str(value) for value in classes]
         values = {split: pc.index_in(array, pa.array(classes, array.type)) for split, array in values.items()}
-    indices = {split: array.fill_null(-1).to_numpy().astype(np.int64) for split, array in values.items()}
+    indices = {split: array.cast(pa.int64()).fill_null(-1).to_numpy() for split, array in values.items()}
     return {split: np.maximum(array, -1) for split, array in indices.items()}, names
 
 

@@ -185,9 +185,7 @@ def hold_back(split: datasets.Dataset, share: float, seed: int) -> tuple[dataset
     """Hold back a random share of the pictures of every class, to choose by what is not trained on.
 
     At least one picture of every class is held back, and at least one is left. In a multi-label set a picture goes with all
-    its classes: by iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data"), the
-    pictures of the rarest class are shared out first; every class is left at least one picture, and the shares are as near
-    as classes that come together allow.
+    its classes, so the shares are as near as that allows, mostly to one picture; every class is still left at least one.
 
     Args:
         split (`datasets.Dataset`): Column `label`. Pictures without a label are in neither part.
@@ -242,8 +240,8 @@ def _stratified(
 ) -> np.ndarray:
     """Choose pictures so that of each class about `counts` are chosen, and about `num_pictures` of all.
 
-    Iterative stratification into two parts, the chosen and the others: the rarest class among the pictures left is shared
-    out next, each picture to the part that lacks more of this class, or else more pictures.
+    Pictures of most classes come first, for they are the hardest to place. Each goes to the part, the chosen or the others,
+    that still lacks the larger share of what it is to have: of each of the picture's classes, and of pictures.
 
     Args:
         has_class (`np.ndarray` of shape `(num_pictures, num_labels)`): Bool.
@@ -254,25 +252,20 @@ def _stratified(
     Returns:
         `np.ndarray` of shape `(num_pictures,)`: Bool, whether a picture is chosen.
     """
-    wanted = np.stack([has_class.sum(axis=0) - counts, counts]).astype(float)
-    wanted_pictures = np.array([len(has_class) - num_pictures, num_pictures], dtype=float)
-    part = np.full(len(has_class), -1)
+    # Of the others and the chosen ones, how many pictures of each class, and in the last column of all, are still lacking.
+    wanted = np.stack(
+        [np.append(has_class.sum(axis=0) - counts, len(has_class) - num_pictures), np.append(counts, num_pictures)]
+    )
+    lacking = wanted.astype(float)
     order = generator.permutation(len(has_class))
-    num_left = has_class.sum(axis=0)
-
-    def put(picture: int, which: int) -> None:
-        part[picture] = which
-        wanted[which] -= has_class[picture]
-        wanted_pictures[which] -= 1
-        num_left[has_class[picture]] -= 1
-
-    while (num_left > 0).any():
-        label = int(np.where(num_left > 0, num_left, len(has_class) + 1).argmin())
-        for picture in order[has_class[order, label] & (part[order] < 0)]:
-            put(picture, int((wanted[1, label], wanted_pictures[1]) > (wanted[0, label], wanted_pictures[0])))
-    for picture in order[part[order] < 0]:  # of no class
-        put(picture, int(wanted_pictures[1] > wanted_pictures[0]))
-    return part == 1
+    order = order[np.argsort(-has_class[order].sum(axis=1), kind="stable")]
+    is_chosen = np.zeros(len(has_class), dtype=bool)
+    for picture in order:
+        columns = np.append(np.flatnonzero(has_class[picture]), -1)
+        need_of_others, need = (lacking[:, columns] / np.maximum(wanted[:, columns], 1)).sum(axis=1)
+        is_chosen[picture] = need > need_of_others
+        lacking[int(is_chosen[picture]), columns] -= 1
+    return is_chosen
 
 
 class LabelledPictures(torch.utils.data.Dataset):

@@ -437,7 +437,8 @@ def choose_monitors(asked: list[str] | None, has_labels: bool, has_teacher: bool
     if not has_labels:
         lacks |= dict.fromkeys(
             LABEL_MONITORS,
-            "needs labels, and none or too few of the pictures drawn have one; name their column with --label_column",
+            "needs one label for each picture, and none or too few of the pictures drawn have one; name their column with "
+            "--label_column",
         )
     if not has_teacher:
         lacks |= dict.fromkeys(

@@ -968,13 +968,16 @@ def test_class_labels_of_other_names_in_lists(tmp_path):
     assert labels_of(pictures, pictures.validation) == [["c", "d"], [], ["b", "c"], None, ["c"]]
 
 
+@pytest.mark.parametrize("names", [None, ["x", "a", "z", "none"]])
 @pytest.mark.parametrize("test", ["absent", "null", "empty lists"])
-def test_a_test_split_without_lists(tmp_path, test):
-    write_lists(tmp_path / "train.parquet", "names")
+def test_a_test_split_without_lists(tmp_path, test, names):
+    write_lists(tmp_path / "train.parquet", "indices" if names else "names", names=names)
     columns = {"absent": {}, "null": {"labels": [None]}, "empty lists": {"labels": [[]]}}[test]
     pq.write_table(pa.table({"image": [png(9)], **columns}), tmp_path / "test.parquet")
     pictures = load(tmp_path)
-    assert pictures.multi_label and labels_of(pictures, pictures.train) == SORTED_LISTS
+    assert pictures.multi_label and pictures.label_names == (names or NAMES)
+    expected = [["a", "z"], [], ["x", "a"], None, ["a"]] if names else SORTED_LISTS
+    assert labels_of(pictures, pictures.train) == expected
     assert pictures.validation["label"][:] == ([[]] if test == "empty lists" else [None])
 
 

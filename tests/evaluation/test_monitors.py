@@ -446,6 +446,20 @@ class TestSample:
         sample = MonitorPictures.sample(plain, 30, seed=0)
         assert (len(sample.train), sample.validation, sample.has_labels) == (30, None, False)
 
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_several_labels_a_picture_are_as_good_as_none(self, digits, streamed, processor, student):
+        feature = datasets.List(digits.train.features["label"])
+        splits = [
+            split.select(range(20)).remove_columns("label").add_column("label", [[0, 3], None] * 10, feature=feature)
+            for split in (digits.train, digits.validation)
+        ]
+        if streamed:
+            splits = [split.to_iterable_dataset() for split in splits]
+        several = replace(digits, train=splits[0], validation=splits[1], multi_label=True)
+        sample = MonitorPictures.sample(several, 12, seed=0)
+        assert (len(sample.train), sample.validation, sample.has_labels) == (12, None, False)
+        assert MonitoredModel(student, None, processor, lone_process()).embed(sample.train).labels is None
+
     def test_streams_give_their_first_pictures(self, digits, processor, student):
         stream = replace(
             digits, train=digits.train.to_iterable_dataset(), validation=digits.validation.to_iterable_dataset()
@@ -479,7 +493,7 @@ class TestChoice:
         assert choose_monitors(["none"], True, True) == []
 
     def test_what_does_not_apply_is_refused(self):
-        with pytest.raises(UserError, match=r"--monitors knn: needs labels.*--label_column"):
+        with pytest.raises(UserError, match=r"--monitors knn: needs one label for each picture.*--label_column"):
             choose_monitors(["rankme", "knn"], has_labels=False, has_teacher=True)
         with pytest.raises(UserError, match="--monitors teacher_agreement: needs a teacher"):
             choose_monitors(["teacher_agreement"], has_labels=True, has_teacher=False)
@@ -491,7 +505,7 @@ class TestChoice:
     def test_labels_are_asked_for_by_default_only_where_there_are_any(self, monitors_of, tiny_config, digits):
         plain = replace(digits, train=digits.train.remove_columns("label"), label_names=None)
         assert monitors_of(tiny_config(), plain).chosen == ["rankme", "embedding_spread", "teacher_agreement"]
-        with pytest.raises(UserError, match="--monitors linear: needs labels"):
+        with pytest.raises(UserError, match="--monitors linear: needs one label"):
             monitors_of(tiny_config(), plain, monitors=["linear"])
 
 

@@ -36,6 +36,7 @@ from transformers import (
 import modeling_sit.losses
 from modeling_sit import SiTForPreTraining, SiTImageProcessor, SiTModel
 from modeling_sit.data.sampling import PictureBatches
+from modeling_sit.data.sources import load_pictures
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 
@@ -927,3 +928,20 @@ def test_two_processes_say_a_mistake_once(tmp_path):
     said = finished.stderr.partition("ChildFailedError")[0]
     assert len(re.findall(r"^error: ", said, re.MULTILINE)) == 1, finished.stderr
     assert 'pretrain.py", line' not in finished.stderr
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_labels_of_any_kind_are_no_obstacle(pretrain, refused, tmp_path, streaming):
+    """Two columns of labels, one of them of lists: which is meant, pretraining need not know."""
+    label = datasets.ClassLabel(names=["a", "b"])
+    features = {"image": datasets.Image(), "fine": label, "coarse": datasets.List(label)}
+    digits = load_pictures("digits").train[:9]
+    rows = {"image": digits["image"], "fine": [0, 1, 0] * 3, "coarse": [[0, 1], [], None] * 3}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(tmp_path / "train.parquet")
+    flags = ["--monitor_steps", 1, *(["--streaming", True] if streaming else [])]
+    for column in ([], ["--label_column", "coarse"]):
+        folder = pretrain(*flags, *column, "--overwrite_output_dir", dataset=tmp_path / "train.parquet")
+        measured = json.loads((folder / "monitors.jsonl").read_text().splitlines()[-1])
+        assert "rankme" in measured and "knn_accuracy" not in measured
+    message = refused(*flags, "--monitors", "knn", dataset=tmp_path / "train.parquet")
+    assert "--monitors knn: needs one label for each picture" in message and "--label_column" in message
