@@ -227,10 +227,12 @@ class RunProgress:
 
 def _is_terminal(stream: TextIO) -> bool:
     """Whether it shows a bar; some that call themselves terminals have no width."""
-    try:
-        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
-    except (OSError, ValueError):
+    if not stream.isatty():
         return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:  # it has no number that the system knows
+        return True
 
 
 def _say(line: str) -> None:

@@ -53,9 +53,31 @@ def test_nothing_is_written(rehearse, tmp_path, monkeypatch, flags):
 def test_a_run_that_is_there_stays_as_it_is(rehearse, run_program, tmp_path):
     assert run_program("pretrain", *flags_for(tmp_path / "out")) == 0
     before = all_files(tmp_path)
-    for flags in ((), ("--overwrite_output_dir",), ("--resume_from_checkpoint", "auto")):
+    for flags in (("--overwrite_output_dir",), ("--resume_from_checkpoint", "auto")):
         assert "(which holds a run already)" in rehearse(*flags)
     assert all_files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "holds a run already"),
+        (("--resume_from_checkpoint", "nowhere"), "--resume_from_checkpoint nowhere"),
+        (("--resume_from_checkpoint", "auto", "--seed", 7), "seed: 7"),
+    ],
+)
+def test_what_the_folder_forbids_is_said(run_program, one_line_error, tmp_path, flags, said):
+    """As the real run would, and with nothing touched."""
+    assert run_program("pretrain", *flags_for(tmp_path / "out")) == 0
+    before = all_files(tmp_path)
+    assert said in one_line_error("pretrain", *flags_for(tmp_path / "out", "--dry_run", *flags))
+    assert all_files(tmp_path) == before
+
+
+def test_folder_that_cannot_be_written(one_line_error, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+        assert "cannot be written" in one_line_error("pretrain", *flags_for(folder, "--dry_run"))
 
 
 def test_trackers_are_not_started(rehearse, tmp_path):

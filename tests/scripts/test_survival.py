@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -173,6 +174,19 @@ class TestStopped:
         assert process.wait() == 0, process.log.read_text()
         assert_same_run(folder, whole)
 
+    def test_while_monitors_have_workers_of_their_own(self, start, tmp_path):
+        folder = tmp_path / "out"
+        flags = ["--monitor_steps", 1, "--monitor_pictures", 1000, "--dataloader_num_workers", 2]
+        process = start(folder, *flags, "--checkpointing_steps", 1000)
+        while not (folder / "monitors.jsonl").exists() or not (folder / "monitors.jsonl").read_text():
+            assert process.is_alive(), process.log.read_text()
+            time.sleep(0.005)
+        process.signal(signal.SIGTERM, group=True)
+        assert process.wait() == 143, process.log.read_text()
+        said = process.log.read_text()
+        assert newest_step(folder) >= 1 and "Traceback" not in said
+        assert said.count("stopping after this step") == 1
+
     def test_without_checkpoints_says_so(self, start, tmp_path):
         folder = tmp_path / "out"
         process = start(folder, "--checkpointing_steps", "no")
@@ -182,6 +196,56 @@ class TestStopped:
         assert process.wait() == 143
         assert "no checkpoint was written" in process.log.read_text()
         assert not (folder / "checkpoints").exists()
+
+
+class TestTwoRuns:
+    def test_a_second_one_in_the_same_folder_is_refused(self, start, whole, tmp_path):
+        folder = tmp_path / "out"
+        first = start(folder)
+        wait_for_step(first, folder, 2)
+        second = ProgramProcess(
+            "pretrain", *flags_for(folder, "--resume_from_checkpoint", "auto"), log=tmp_path / "second"
+        )
+        second.start()
+        assert second.wait() == 1
+        assert "another process is running there" in second.log.read_text()
+        assert first.wait() == 0, first.log.read_text()
+        assert_same_run(folder, whole)
+
+    def test_a_finished_one_is_left_as_it_is(self, start, whole):
+        with (whole / "README.md").open("a") as card:
+            card.write("my own notes\n")
+        before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+        process = start(whole, "--resume_from_checkpoint", "auto")
+        assert process.wait() == 0
+        assert "done before" in process.log.read_text()
+        assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+class TestLauncher:
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's death")
+    def test_run_stops_with_it(self, tmp_path):
+        """`accelerate launch` does not pass SIGTERM on; the program notices that it is gone."""
+        folder = tmp_path / "out"
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+        program = [SCRIPTS / "pretrain.py", *flags_for(folder, "--max_train_steps", 100_000)]
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(
+                list(map(str, [*launcher, *program])), env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        said = (tmp_path / "log").read_text
+        while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
+            assert process.poll() is None, said()
+            time.sleep(0.05)
+        process.terminate()
+        process.wait(60)
+        started = time.monotonic()
+        while "stopped by SIGTERM after step" not in said():
+            assert time.monotonic() - started < 60, said()
+            time.sleep(0.05)
+        step = int(re.search(r"after step (\d+)", said())[1])
+        assert newest_step(folder) == step
 
 
 class TestDamaged:

@@ -308,7 +308,7 @@ class TestTelling:
             progress.count(output(), 4)
             tell(progress)
         said = terminal.getvalue()
-        assert "4/10" in said and "loss 3.000" in said
+        assert "4/10" in said and "loss 3, recon 1, contr 2" in said
         assert "step 4/10, epoch" not in said  # no line beside it
 
     def test_nobody_listens_any_more(self, progress, monkeypatch, tmp_path):

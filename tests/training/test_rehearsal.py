@@ -155,8 +155,6 @@ class TestPlan:
             return line.removeprefix(f"would write to {folder}").removesuffix(":")
 
         assert where(tmp_path / "a" / "b") == "" == where(tmp_path)
-        (tmp_path / "file").write_text("")
-        assert where(tmp_path / "file" / "out") == " (which cannot be written)"
         (tmp_path / "metrics.jsonl").write_text("")
         assert where(tmp_path) == " (which holds a run already)"
 

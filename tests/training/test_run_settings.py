@@ -284,6 +284,14 @@ class TestCheckSettings:
             {**saved, "mixed_precision": "no"}, {**current, "mixed_precision": "bf16"}, tmp_path, True
         )
 
+    @pytest.mark.parametrize("name", ["reconstruction_weight", "contrastive_weight", "rotation_weight"])
+    def test_a_task_does_not_come_or_go(self, tmp_path, name):
+        """Its head would be new, or nothing would train it; another weight above 0 is safe."""
+        for before, after in ((0.0, 1.0), (1.0, 0.0)):
+            with pytest.raises(UserError, match=f"in another form: {name}"):
+                check_settings({**PLAIN, name: before}, {**PLAIN, name: after}, tmp_path, True)
+        assert len(check_settings({**PLAIN, name: 1.0}, {**PLAIN, name: 2.0}, tmp_path, True)) == 1
+
     def test_a_stream_does_not_go_on_where_another_reading_stopped(self, tmp_path):
         with pytest.raises(UserError, match="streaming: True"):
             check_settings({"streaming": False}, {"streaming": True}, tmp_path, True)
