@@ -22,6 +22,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
+from modeling_sit.cli.devices import choose_device
 from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.labelled import labelled_splits
 from modeling_sit.data.sources import load_pictures
@@ -143,14 +144,6 @@ def choose_output_dir(arguments: EvaluationArguments) -> Path:
         read_card(model_dir)
     read_results(output_dir)
     return output_dir
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name, known to be there."""
-    try:
-        return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
-    except (RuntimeError, AssertionError) as problem:
-        raise UserError(f"--device {name}: {str(problem).splitlines()[0]}") from problem
 
 
 def check_features_flags(arguments: EvaluationArguments, config: PreTrainedConfig) -> None:

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser, choose_command
+from modeling_sit.cli.devices import choose_device
 from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.sources import load_pictures, picture_name
 from modeling_sit.evaluation.encoder import load_encoder
@@ -39,7 +40,7 @@ from modeling_sit.visualization.embeddings import (
     map_features,
     neighbour_agreement,
 )
-from modeling_sit.visualization.feature_arguments import FeatureArguments, choose_device
+from modeling_sit.visualization.feature_arguments import FeatureArguments
 from modeling_sit.visualization.hover_page import hover_page
 from modeling_sit.visualization.models import load_reconstructing_model, random_encoder
 from modeling_sit.visualization.neighbours import ShownPicture, nearest_pictures, neighbours_figure

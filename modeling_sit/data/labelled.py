@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode, v2
 
 from modeling_sit.cli.errors import UserError
 from modeling_sit.data.decoding import UnreadablePicture
@@ -311,15 +310,3 @@ class LabelledPictures(torch.utils.data.Dataset):
         label = torch.zeros(self.num_labels)
         label[stored] = 1
         return label
-
-
-def random_crop_and_flip(image_shape: tuple[int, int], crop_scale: tuple[float, float], flip: float) -> v2.Compose:
-    """The plain augmentation of a classifier's training pictures: random resized crop, bicubic, and mirroring.
-
-    Args:
-        image_shape (pair of `int`): Height and width of the crop in pixels.
-        crop_scale (pair of `float` in (0, 1]): Range of the crop's area, as share of the picture's.
-        flip (`float` in [0, 1]): Chance of mirroring.
-    """
-    crop = v2.RandomResizedCrop(image_shape, scale=crop_scale, interpolation=InterpolationMode.BICUBIC)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(flip)])

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedConfig
 
 from modeling_sit.cli.errors import UserError
@@ -60,15 +59,3 @@ class FeatureArguments:
             "batch_size": self.per_device_eval_batch_size,
             "num_workers": self.dataloader_num_workers,
         }
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name, known to be there.
-
-    Raises:
-        [`UserError`]: If it is not.
-    """
-    try:
-        return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
-    except (RuntimeError, AssertionError) as problem:
-        raise UserError(f"--device {name}: {str(problem).splitlines()[0]}") from problem

@@ -17,7 +17,6 @@ from modeling_sit.data.labelled import (
     labelled_splits,
     labels_of,
     num_labels_of,
-    random_crop_and_flip,
     select_label_fraction,
     select_per_class,
 )
@@ -343,37 +342,3 @@ class TestLabelledPictures:
         split = labelled([2, 1], pictures=[encoded(0), b"broken"])
         dataset = LabelledPictures(split, 3, lambda picture: picture.resize((3, 5)))
         assert dataset[0]["image"].size == dataset[1]["image"].size == (3, 5)
-
-
-class TestRandomCropAndFlip:
-    picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8))
-
-    def test_size(self):
-        assert random_crop_and_flip((8, 16), (0.5, 1.0), 0.5)(self.picture).size == (16, 8)
-
-    def test_flip(self):
-        square = self.picture.resize((16, 16))
-        torch.manual_seed(0)
-        kept = np.asarray(random_crop_and_flip((16, 16), (1.0, 1.0), 0.0)(square))
-        torch.manual_seed(0)
-        flipped = np.asarray(random_crop_and_flip((16, 16), (1.0, 1.0), 1.0)(square))
-        np.testing.assert_array_equal(flipped, kept[:, ::-1])
-
-    def test_is_a_function_of_torch_manual_seed(self):
-        augment = random_crop_and_flip((8, 8), (0.2, 1.0), 0.5)
-        results = []
-        for seed in (0, 0, 1):
-            torch.manual_seed(seed)
-            results.append(np.asarray(augment(self.picture)))
-        np.testing.assert_array_equal(results[0], results[1])
-        assert (results[0] != results[2]).any()
-
-    def test_scale_is_a_share_of_the_area(self):
-        column = PIL.Image.fromarray(np.tile(np.arange(240, dtype=np.uint8), (240, 1)))
-        for scale in (0.25, 1.0):
-            augment = random_crop_and_flip((16, 16), (scale, scale), 0.0)
-            torch.manual_seed(0)
-            crops = [np.asarray(augment(column)).astype(float) for _ in range(40)]
-            widths = [(crop[:, 12] - crop[:, 3]).mean() / 9 * 16 for crop in crops]
-            expected = 240 * scale**0.5
-            assert 0.85 * expected < np.median(widths) < 1.15 * expected
