@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.training.arguments import CorruptionArguments, ModelArguments, PretrainingArguments
 from modeling_sit.training.metrics_log import read_metrics
@@ -167,7 +168,7 @@ def _describe_device(device: torch.device) -> str:
 
 def _changed_settings(settings: dict[str, Any]) -> dict[str, Any]:
     changed = {}
-    for group in (PretrainingArguments, ModelArguments, CorruptionArguments, ViewArguments):
+    for group in (PretrainingArguments, StreamingArguments, ModelArguments, CorruptionArguments, ViewArguments):
         for item in fields(group):
             default = item.default if item.default_factory is MISSING else item.default_factory()
             if settings[item.name] != default and item.name not in NOT_SETTINGS:

@@ -9,6 +9,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.training.arguments import CorruptionArguments, ModelArguments, PretrainingArguments
 from modeling_sit.training.model_card import write_finetuning_card, write_pretraining_card
@@ -35,7 +36,7 @@ def write_card(tmp_path):
             (output_dir / "previews").mkdir(exist_ok=True)
             (output_dir / "previews" / f"step-{step:08d}.png").write_bytes(b"")
         given = {name: settings.pop(name) for name in ("num_pictures", "num_unreadable") if name in settings}
-        groups = [ModelArguments, CorruptionArguments, ViewArguments]
+        groups = [StreamingArguments, ModelArguments, CorruptionArguments, ViewArguments]
         arguments = PretrainingArguments(dataset=dataset, output_dir=str(output_dir))
         flags = {
             name: value for group in (arguments, *(made() for made in groups)) for name, value in asdict(group).items()
@@ -63,6 +64,13 @@ def write_card(tmp_path):
 
 def settings_on(card: str) -> list[str]:
     return [line for line in card.splitlines() if line.startswith("- `--")]
+
+
+def test_a_stream_is_told(write_card):
+    """Also one whose length nobody knows."""
+    text = write_card(streaming=True, shuffle_buffer_size=500, num_pictures=None).read_text()
+    assert "- `--streaming`: `True`" in text and "- `--shuffle_buffer_size`: `500`" in text
+    assert "an unknown number of pictures of" in text
 
 
 def test_loads_as_a_model_card(write_card):
