@@ -12,13 +12,13 @@ how well the labels can be predicted. Prints the figures with their 95 % bootstr
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
@@ -27,15 +27,16 @@ from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.labelled import labelled_splits
 from modeling_sit.data.sources import load_pictures
 from modeling_sit.evaluation.encoder import load_encoder
-from modeling_sit.evaluation.features import Features, check_features_asked_for, extract_features
+from modeling_sit.evaluation.feature_arguments import FeatureArguments
+from modeling_sit.evaluation.features import Features, extract_features
 from modeling_sit.evaluation.model_index import read_card, update_card
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 from modeling_sit.evaluation.results import as_result, as_table, read_results, write_results
 from modeling_sit.training.processes import fail_together, run_main_process_first
 
 
-@dataclass
-class EvaluationArguments:
+@dataclass(kw_only=True)
+class EvaluationArguments(FeatureArguments):
     """What is measured, where, and where the figures go."""
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
@@ -47,25 +48,6 @@ class EvaluationArguments:
         metadata={
             "help": "Whether to write the figures into the model-index of README.md in the model's folder, too."
         },
-    )
-    pooling: Literal["token", "mean", "token_mean"] = field(
-        default="token",
-        metadata={
-            "help": "What stands for a picture: the token in front, the patch tokens' mean, or both side by side."
-        },
-    )
-    layer: int = field(
-        default=-1,
-        metadata={
-            "help": "Whose output the tokens are: -1 the encoder's, after its last norm; 0 the embeddings', from 1 up that "
-            "block's; -2 is the block before the last, and so on."
-        },
-    )
-    per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Pictures that the encoder reads at a time, in each process."}
-    )
-    dataloader_num_workers: int = field(
-        default=0, metadata={"help": "Processes that read pictures; 0 reads them in the main one."}
     )
     device: str | None = field(
         default=None,
@@ -91,11 +73,11 @@ def main() -> None:
             accelerator, lambda: load_pictures(**vars(dataset_arguments), labels="required")
         )
         with fail_together(accelerator):
-            check_features_flags(arguments, model.config)
+            extraction = arguments.settings(model.config)
             train_pictures, validation_pictures = labelled_splits(pictures)
 
-        train = features_of(train_pictures, model, processor, arguments, accelerator, device)
-        validation = features_of(validation_pictures, model, processor, arguments, accelerator, device)
+        train = features_of(train_pictures, model, processor, extraction, accelerator, device)
+        validation = features_of(validation_pictures, model, processor, extraction, accelerator, device)
         accelerator.end_training()
         if not accelerator.is_main_process:
             return
@@ -146,18 +128,11 @@ def choose_output_dir(arguments: EvaluationArguments) -> Path:
     return output_dir
 
 
-def check_features_flags(arguments: EvaluationArguments, config: PreTrainedConfig) -> None:
-    try:
-        check_features_asked_for(config, arguments.pooling, arguments.layer)
-    except ValueError as problem:
-        raise UserError(f"--layer {arguments.layer}: {problem}") from problem
-
-
 def features_of(
     split: datasets.Dataset,
     model: PreTrainedModel,
     processor: BaseImageProcessor,
-    arguments: EvaluationArguments,
+    extraction: dict[str, Any],
     accelerator: Accelerator,
     device: torch.device,
 ) -> Features | None:
@@ -168,12 +143,9 @@ def features_of(
                 model,
                 split,
                 processor,
-                batch_size=arguments.per_device_eval_batch_size,
-                pooling=arguments.pooling,
-                layer=arguments.layer,
-                num_workers=arguments.dataloader_num_workers,
                 device=device,
                 accelerator=accelerator,
+                **extraction,
             )
         except ValueError as problem:
             raise UserError(f"split {split.split}: {problem}") from problem
@@ -181,9 +153,7 @@ def features_of(
             for name, reason in features.skipped:
                 print(f"skipped {name}: {reason}", file=sys.stderr)
             if not features.features.isfinite().all():
-                raise UserError(
-                    f"{arguments.model_name_or_path} gives features that are not finite: its training has diverged"
-                )
+                raise UserError(f"{model.name_or_path} gives features that are not finite: its training has diverged")
     return features
 
 

@@ -118,7 +118,8 @@ class TestUnreadablePictures:
     def test_skipping_is_no_error(self):
         unreadable = UnreadablePictures("skip")
         unreadable.add(["a.png: empty"])
-        unreadable.check()
+        assert unreadable.check() is None
+        assert unreadable.named_by_all() == ["a.png: empty"]
 
     def test_can_be_an_error(self, capsys):
         unreadable = UnreadablePictures("error")

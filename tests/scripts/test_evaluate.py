@@ -315,7 +315,7 @@ def one_line_error(run, capsys, *flags, code: int = 1) -> str:
         (["--device", "gpu"], 1, ["--device gpu"]),
         (["--validation_split", "train"], 1, ["--validation_split train", "training split"]),
         (["--validation_split", "valid"], 1, ["--validation_split valid", "val"]),
-        (["--per_device_eval_batch_size", "0"], 1, ["batch_size"]),
+        (["--per_device_eval_batch_size", "0"], 2, ["--per_device_eval_batch_size 0", "at least 1"]),
     ],
 )
 def test_flag_out_of_range(run, model_folder, colours, capsys, flags, code, messages):

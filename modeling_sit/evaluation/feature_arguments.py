@@ -31,7 +31,7 @@ class FeatureArguments:
         },
     )
     per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Pictures that the encoder reads at a time."}
+        default=64, metadata={"help": "Pictures that the encoder reads at a time, in each process."}
     )
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that read pictures; 0 reads them in the main one."}
