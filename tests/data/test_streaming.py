@@ -7,7 +7,6 @@ import json
 import re
 import tarfile
 import threading
-import time
 
 import datasets
 import numpy as np
@@ -470,20 +469,29 @@ def test_pictures_elsewhere_are_fetched_where_they_are_decoded(tmp_path):
 
 def test_reading_ends_with_the_loop(pictures, monkeypatch):
     """Who leaves in the middle of a run need not wait until a big block is read."""
-    plain_read = streaming._OpenShard.read
+    threads_before = set(threading.enumerate())
+    plain_read_block, plain_read = streaming.ProcessStream.read_block, streaming._OpenShard.read
+    wanted_no_more, num_reads = None, 0
 
-    def slow_read(shard):
-        time.sleep(0.01)
+    def read_block(stream, size, stop):
+        nonlocal wanted_no_more
+        wanted_no_more = stop
+        return plain_read_block(stream, size, stop)
+
+    def read(shard):
+        nonlocal num_reads
+        num_reads += 1
+        if num_reads == 12:  # in the second block of ten
+            assert wanted_no_more.wait(60)
         return plain_read(shard)
 
-    monkeypatch.setattr(streaming._OpenShard, "read", slow_read)
-    batches = iter(loader(pictures, 10, shuffle_buffer_size=4))
+    monkeypatch.setattr(streaming.ProcessStream, "read_block", read_block)
+    monkeypatch.setattr(streaming._OpenShard, "read", read)
+    batches = iter(loader(pictures, 10, shuffle_buffer_size=10))
     next(batches)
-    started = time.perf_counter()
     batches.close()
-    assert time.perf_counter() - started < 1
-    time.sleep(0.05)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("picture-stream")]
+    assert num_reads <= 12
+    assert set(threading.enumerate()) <= threads_before
 
 
 # Others.
