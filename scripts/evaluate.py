@@ -26,7 +26,7 @@ from modeling_sit.cli.devices import choose_device
 from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.labelled import labelled_splits
 from modeling_sit.data.sources import load_pictures
-from modeling_sit.evaluation.encoder import load_encoder
+from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.evaluation.features import Features, extract_features
 from modeling_sit.evaluation.model_index import read_card, update_card
@@ -40,6 +40,13 @@ class EvaluationArguments(FeatureArguments):
     """What is measured, where, and where the figures go."""
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
+    from_scratch: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to leave the pretrained weights aside and measure the same encoder with the weights that training "
+            "starts from: what pretraining is to be compared with. Wants an --output_dir of its own."
+        },
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder for eval_results.json. Default: the model's, where it is a local one."}
     )
@@ -53,6 +60,14 @@ class EvaluationArguments(FeatureArguments):
         default=None,
         metadata={"help": "cpu, cuda or, in one process, such as cuda:1. Default: cuda where there is one."},
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.from_scratch and (self.output_dir is None or self.update_model_card):
+            raise ValueError(
+                "--from_scratch: these figures are not the pretrained model's; give an --output_dir for them and no "
+                "--update_model_card"
+            )
 
 
 def main() -> None:
@@ -69,6 +84,8 @@ def main() -> None:
         with fail_together(accelerator):
             output_dir = choose_output_dir(arguments)
         model, processor = run_main_process_first(accelerator, lambda: load_encoder(arguments.model_name_or_path))
+        if arguments.from_scratch:
+            model = random_encoder(model, protocol_arguments.seed)
         pictures = run_main_process_first(
             accelerator, lambda: load_pictures(**vars(dataset_arguments), labels="required")
         )
@@ -96,6 +113,7 @@ def main() -> None:
             "split": str(validation_pictures.split),
             **settings,
             "model_name_or_path": arguments.model_name_or_path,
+            "from_scratch": arguments.from_scratch,
         }
         results = {name: {**as_result(measurement), **measured_on} for name, measurement in measurements.items()}
         print(f"written to {write_results(output_dir, results)}")

@@ -29,7 +29,7 @@ from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser, c
 from modeling_sit.cli.devices import choose_device
 from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.sources import load_pictures, picture_name
-from modeling_sit.evaluation.encoder import load_encoder
+from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.gmml import CORRUPTIONS
 from modeling_sit.training.durable_files import naming_what_cannot_be_written, replace_file
@@ -42,7 +42,7 @@ from modeling_sit.visualization.embeddings import (
     neighbour_agreement,
 )
 from modeling_sit.visualization.hover_page import hover_page
-from modeling_sit.visualization.models import load_reconstructing_model, random_encoder
+from modeling_sit.visualization.models import load_reconstructing_model
 from modeling_sit.visualization.neighbours import ShownPicture, nearest_pictures, neighbours_figure
 from modeling_sit.visualization.palette import style_groups
 from modeling_sit.visualization.pictures import (

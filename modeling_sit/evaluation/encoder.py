@@ -1,4 +1,4 @@
-"""The frozen encoder that the protocols measure, with its image processor."""
+"""The frozen encoder that the protocols measure, with its image processor, and the same before any training."""
 
 from pathlib import Path
 
@@ -43,3 +43,10 @@ def load_encoder(model_name_or_path: str) -> tuple[PreTrainedModel, BaseImagePro
     # SiT's processor can be saved with corruption switched on; frozen features are of pictures as they are.
     processor.do_corrupt = False
     return model, processor
+
+
+def random_encoder(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """An encoder like `model`, with the weights that training starts from; a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModel.from_config(model.config, dtype=torch.float32).eval()

@@ -97,7 +97,9 @@ class ProtocolArguments:
     )
     seed: int = field(
         default=0,
-        metadata={"help": "Seed of what is drawn: held-back pictures, few shots, order in `sgd`, resamples."},
+        metadata={
+            "help": "Seed of what is drawn: held-back pictures, few shots, order in `sgd`, resamples, weights of --from_scratch."
+        },
     )
 
     def __post_init__(self):

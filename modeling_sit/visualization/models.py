@@ -1,10 +1,10 @@
-"""Models that figures need beside the frozen encoder: with the decoder, and before any training."""
+"""The model that reconstructs: the one that figures need beside the frozen encoder."""
 
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
 from modeling_sit import SiTConfig, SiTForPreTraining
 from modeling_sit.cli.errors import UserError
@@ -50,10 +50,3 @@ def load_reconstructing_model(model_name_or_path: str) -> tuple[SiTForPreTrainin
             "pretrained model, not the fine-tuned one"
         )
     return model, processor
-
-
-def random_encoder(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """An encoder like `model`, with the weights that training starts from; a function of the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AutoModel.from_config(model.config, dtype=torch.float32).eval()

@@ -136,6 +136,7 @@ def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_
             "pooling": "token",
             "layer": -1,
             "model_name_or_path": "model",
+            "from_scratch": False,
         }
     }
 
@@ -151,6 +152,24 @@ def test_flags_reach_what_they_set(run, model_folder, colours, tmp_path, capsys)
     assert (results["accuracy"], results["num_train"], results["num_validation"]) == (1.0, 24, 9)
     assert (results["k"], results["temperature"], results["pooling"]) == (3, 0.5, "token_mean")
     assert (results["dataset"], results["split"]) == (str(colours), "val")
+    assert not (model_folder / "eval_results.json").exists()
+
+
+def test_before_any_training(run, program, vit, model_folder, colours, tmp_path, monkeypatch):
+    encoders = []
+    extract_features = program.extract_features
+    monkeypatch.setattr(
+        program,
+        "extract_features",
+        lambda model, *rest, **settings: encoders.append(model) or extract_features(model, *rest, **settings),
+    )
+    for name, seed in {"a": 3, "b": 3, "c": 4}.items():
+        flags = ["--from_scratch", "--seed", seed, "--output_dir", tmp_path / name]
+        assert run("--model_name_or_path", model_folder, "--dataset", colours, *flags) == 0
+        assert results_in(tmp_path / name)["knn"]["from_scratch"] is True
+    first, again, other = (encoder.embeddings.patch_embeddings.projection.weight for encoder in encoders[::2])
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first, vit.embeddings.patch_embeddings.projection.weight)
     assert not (model_folder / "eval_results.json").exists()
 
 
@@ -307,6 +326,7 @@ def one_line_error(run, capsys, *flags, code: int = 1) -> str:
         (["--fewshot_labels", "200%"], 2, ["--fewshot_labels 200%"]),
         (["--layer", "3"], 1, ["--layer 3", "to 2"]),
         (["--layer", "-4"], 1, ["--layer -4", "-3"]),
+        (["--from_scratch"], 2, ["--from_scratch", "--output_dir"]),
         (["--pooling", "both"], 2, ["--pooling", "token_mean"]),
         (["--linear_solver", "adam"], 2, ["--linear_solver", "lbfgs"]),
         (["--update_model_card"], 1, ["--update_model_card", "README.md"]),
