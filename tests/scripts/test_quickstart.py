@@ -37,7 +37,7 @@ def test_everything(quick, run_program, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
 
     figures = json.loads((output_dir / "results.json").read_text())
-    accuracies = {(entry["label_fraction"], entry["start"]): entry["accuracies"] for entry in figures}
+    accuracies = {(entry["label_fraction"], entry["start"]): entry["values"] for entry in figures["fine_tuned"]}
     assert set(accuracies) == {(0.1, "scratch"), (0.1, "pretrained"), (1.0, "scratch"), (1.0, "pretrained")}
     for (fraction, start), values in accuracies.items():
         assert len(values) == 2
@@ -50,9 +50,9 @@ def test_everything(quick, run_program, tmp_path, monkeypatch, capsys):
             assert results["num_validation"] == 360
 
     table = (output_dir / "results.md").read_text()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
     assert rows[0] == ["labels", "scratch", "pretrained"]
-    assert [row[0] for row in rows[2:]] == ["10%", "100%"]
+    assert [row[0] for row in rows[2:]] == ["10 %", "100 %"]
     for row, fraction in zip(rows[2:], (0.1, 1.0), strict=True):
         for cell, start in zip(row[1:], ("scratch", "pretrained"), strict=True):
             values = [100 * value for value in accuracies[fraction, start]]
@@ -61,7 +61,7 @@ def test_everything(quick, run_program, tmp_path, monkeypatch, capsys):
 
     previews = sorted((output_dir / "pretrained" / "previews").iterdir())
     assert (output_dir / "reconstructions.png").read_bytes() == previews[-1].read_bytes()
-    for name in ("accuracy.png", "reconstructions.png"):
+    for name in ("results.png", "reconstructions.png"):
         with PIL.Image.open(output_dir / name) as picture:
             picture.load()
             assert min(picture.size) > 200
