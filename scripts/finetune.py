@@ -60,6 +60,8 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
         train_labels=labels_of(splits.train),
         validation=LabelledPictures(splits.validation, num_channels) if splits.validation is not None else None,
     )
+    if trainer.is_world_process_zero():
+        print(splits.summary())
     with StopRequest(trainer.accelerator) as stop_request:
         stop = StopAtSignal(stop_request)
         trainer.add_callback(stop)

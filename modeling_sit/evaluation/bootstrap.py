@@ -5,6 +5,7 @@ drawn once it is the figure itself, the same that the metric of its name in `met
 """
 
 from collections.abc import Callable
+from statistics import NormalDist
 
 import torch
 
@@ -22,9 +23,11 @@ def confidence_interval(
     statistic: Statistic, num_pictures: int, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
     """
-    Percentile bootstrap interval of a figure (Efron and Tibshirani 1993, chapter 13).
+    Bias-corrected percentile interval of a figure by the bootstrap (Efron 1987, the acceleration taken as 0).
 
     Pictures are drawn with replacement; the encoder, the training pictures and what was fitted to them stay as they are.
+    The correction matters for average precision: with pictures that are drawn twice it comes out too high, and so would the
+    percentiles.
 
     Args:
         statistic (callable): The figure in each resample, from the counts of the pictures ([`Statistic`]).
@@ -58,8 +61,14 @@ def confidence_interval(
     figures = figures[~figures.isnan()]
     if len(figures) == 0:
         raise ValueError("the figure is not a number in any resample")
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=figures.dtype)
-    low, high = torch.quantile(figures, ends).tolist()
+    normal = NormalDist()
+    figure = statistic(torch.ones(1, num_pictures, dtype=torch.float64))
+    share_below = ((figures < figure).double().mean() + (figures == figure).double().mean() / 2).item()
+    # As if half a resample more lay on either side, where there is none.
+    share_below = min(max(share_below, 0.5 / len(figures)), 1 - 0.5 / len(figures))
+    bias = normal.inv_cdf(share_below)
+    ends = [normal.cdf(2 * bias + normal.inv_cdf(end)) for end in ((1 - level) / 2, (1 + level) / 2)]
+    low, high = torch.quantile(figures, torch.tensor(ends, dtype=figures.dtype)).tolist()
     return low, high
 
 

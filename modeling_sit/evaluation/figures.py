@@ -30,12 +30,14 @@ class Figure:
         value (`float`): The number, in `[0, 1]`.
         interval (`tuple[float, float]`): 95 % bootstrap interval over the validation pictures.
         spread (`float`, *optional*): Standard deviation over the draws, where there were several.
+        chance (`float`, *optional*): What features that say nothing give, where that does not go without saying.
     """
 
     name: str
     value: float
     interval: tuple[float, float]
     spread: float | None = None
+    chance: float | None = None
 
 
 @dataclass(frozen=True)

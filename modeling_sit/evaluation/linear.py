@@ -89,6 +89,8 @@ class LinearProbe:
         weight (`torch.Tensor` of shape `(num_labels, hidden_size)`): Weights on the standardised features.
         bias (`torch.Tensor` of shape `(num_labels,)`): Added; minus infinity for a label that cannot be predicted.
         multi_label (`bool`): Whether a picture can have several labels.
+        converged (`bool`, *optional*, defaults to `True`): Whether the fit ended at its optimum, rather than by the number of
+            its iterations. Not known of [`fit_by_sgd`]'s.
     """
 
     mean: torch.Tensor
@@ -96,6 +98,7 @@ class LinearProbe:
     weight: torch.Tensor
     bias: torch.Tensor
     multi_label: bool
+    converged: bool = True
 
     @torch.no_grad()
     def predict(self, features: torch.Tensor, chunk_size: int = 4096) -> torch.Tensor:
@@ -134,11 +137,12 @@ def fit_by_lbfgs(
     strengths: list[float],
     *,
     statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
-    max_iterations: int = 1000,
-    tolerance: float = 1e-6,
+    max_iterations: int = 10_000,
+    tolerance: float = 1e-8,
 ) -> list[LinearProbe]:
     """
-    Fit probes by L-BFGS (scikit-learn's `LogisticRegression`) in float64, to the optimum, nothing drawn.
+    Fit probes by L-BFGS (scikit-learn's `LogisticRegression`) in float64, to the optimum unless the iterations run out, nothing
+    drawn.
 
     Several copies of the features in float64 are made: for sets too large for that there is [`fit_by_sgd`].
 
@@ -155,9 +159,9 @@ def fit_by_lbfgs(
             weights` is sought. Each fit starts from the one before, so let them rise.
         statistics (pair of `torch.Tensor`, *optional*):
             Mean and deviation to standardise by. Default: [`standardisation`] of these features.
-        max_iterations (`int`, *optional*, defaults to 1000):
-            Iterations of each fit at most.
-        tolerance (`float`, *optional*, defaults to 1e-6):
+        max_iterations (`int`, *optional*, defaults to 10000):
+            Iterations of each fit at most. With hardly any penalty thousands are needed.
+        tolerance (`float`, *optional*, defaults to 1e-8):
             Largest component of the gradient, of the mean over the pictures, at which a fit has ended.
 
     Returns:
@@ -176,35 +180,38 @@ def fit_by_lbfgs(
         if multi_label:
             for label, path in enumerate(coefficients):
                 weight[label], bias[label] = torch.from_numpy(path[number][0][0]), float(path[number][1][0])
+            converged = all(path[number][2] for path in coefficients)
         else:
             known = labels.unique()
-            known_weight, known_bias = map(torch.from_numpy, coefficients[0][number])
+            *known_coefficients, converged = coefficients[0][number]
+            known_weight, known_bias = map(torch.from_numpy, known_coefficients)
             if len(known) == 2:
                 # Of two classes scikit-learn keeps the weights of the second alone.
                 known_weight = torch.cat([-known_weight, known_weight]) / 2
                 known_bias = torch.cat([-known_bias, known_bias]) / 2
             weight[known], bias[known] = known_weight, known_bias
-        probes.append(LinearProbe(mean, scale, weight, bias, multi_label))
+        probes.append(LinearProbe(mean, scale, weight, bias, multi_label, converged))
     return probes
 
 
 def _fit_path(
     standardised: np.ndarray, target: np.ndarray, strengths: list[float], max_iterations: int, tolerance: float
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Weights and biases for each strength, of the classes that occur (of two, the second's)."""
+) -> list[tuple[np.ndarray, np.ndarray, bool]]:
+    """Weights and biases for each strength, of the classes that occur (of two, the second's), and whether the fit ended."""
     num_classes = len(np.unique(target))
     if num_classes == 1:
         # Nothing to tell apart: all pictures are of this class, or all or none have this label.
         bias = 0.0 if target.dtype != bool else np.inf if target[0] else -np.inf
-        return [(np.zeros((1, standardised.shape[1])), np.array([bias]))] * len(strengths)
+        return [(np.zeros((1, standardised.shape[1])), np.array([bias]), True)] * len(strengths)
     model = LogisticRegression(max_iter=max_iterations, tol=tolerance, warm_start=True)
     path = []
     with warnings.catch_warnings():
-        # That it has not converged, which is left to the caller's choice, and that labels are many for so few pictures.
+        # That it has not converged, which the probe says, and that labels are many for so few pictures.
         warnings.simplefilter("ignore", UserWarning)
         for strength in strengths:
             model.set_params(C=strength).fit(standardised, target)
-            path.append((model.coef_.copy(), model.intercept_.copy()))
+            converged = bool(model.n_iter_.max() < max_iterations)
+            path.append((model.coef_.copy(), model.intercept_.copy(), converged))
     return path
 
 
@@ -223,7 +230,8 @@ def fit_by_sgd(
 ) -> list[LinearProbe]:
     """
     Fit probes by stochastic gradients (Adam, the rate falling to zero on a cosine), in float32, near the optimum of
-    [`fit_by_lbfgs`]. All of them are fitted in one pass over the features, of which no copy is made.
+    [`fit_by_lbfgs`] for C up to about 1: weaker penalties call for more steps than these, and ending early takes the
+    penalty's place. All of them are fitted in one pass over the features, of which no copy is made.
 
     Args:
         features, labels, num_labels, strengths, statistics: As for [`fit_by_lbfgs`].

@@ -15,7 +15,7 @@ from modeling_sit.evaluation.features import Features
 from modeling_sit.evaluation.figures import Figure, Measurement, label_figures, main_value
 from modeling_sit.evaluation.knn import knn_predict
 from modeling_sit.evaluation.linear import LinearProbe, fit_by_lbfgs, fit_by_sgd, standardisation
-from modeling_sit.evaluation.retrieval import rank_gallery
+from modeling_sit.evaluation.retrieval import average_precision_by_chance, rank_gallery, recall_by_chance
 from modeling_sit.evaluation.subsets import draw_held_back, draw_per_class, draw_share, features_of_rows
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class ProtocolArguments:
         default="auto",
         metadata={
             "help": "How `linear` and `fewshot` are fitted: `lbfgs` to the optimum, with several copies of the features in "
-            "float64 in memory, or `sgd`, stochastic gradients near to it on --device. `auto` is lbfgs up to 1e8 numbers, "
+            "float64 in memory, or `sgd`, stochastic gradients on --device, near to it for C up to about 1. `auto` is lbfgs up to 1e8 numbers, "
             "pictures x (size of the features + classes), and sgd beyond."
         },
     )
@@ -193,6 +193,8 @@ def linear(
             logger.warning("linear: the best --linear_c, %g, is the first or the last one; try others beyond", chosen)
         strengths = [chosen]
     (probe,) = _fit(train, label_names, strengths, solver, arguments, device)
+    if not probe.converged:
+        logger.warning("linear: at --linear_c %g the fit stopped before its optimum; try smaller ones", strengths[0])
     figures = label_figures([probe.predict(validation.features)], validation.labels, **arguments.of_figures)
     settings = {"c": strengths[0], "solver": solver, "seed": arguments.seed}
     if held_back_values:
@@ -236,7 +238,7 @@ def fewshot(
 def retrieval(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
 ) -> Measurement:
-    """Every validation picture as a query for the training pictures of its class, by cosine similarity ([`rank_gallery`]):
+    """Every validation picture as a query for the training pictures of its class (of any of its classes), by cosine similarity ([`rank_gallery`]):
     mean average precision of the whole ranking, and recall@k, the share of queries with a hit among the k nearest. Queries
     of which the training pictures have none are left out, and counted.
 
@@ -244,13 +246,16 @@ def retrieval(
         [`UserError`]: If they are all left out.
     """
     ranking = rank_gallery(train.features, train.labels, validation.features.to(device), validation.labels)
-    answerable = ranking.answerable
+    answerable = ranking.num_hits > 0
     if not answerable.any():
         raise UserError("no validation picture has a label that a training picture has: retrieval has nothing to find")
+    num_gallery, num_hits = len(train.features), ranking.num_hits[answerable]
     values = {"mean_average_precision": ranking.average_precision[answerable]}
+    chances = {"mean_average_precision": average_precision_by_chance(num_hits, num_gallery)}
     for rank in RECALL_RANKS:
-        if rank <= len(train.features):
+        if rank <= num_gallery:
             values[f"recall_at_{rank}"] = (ranking.first_hit[answerable] <= rank).double()
+            chances[f"recall_at_{rank}"] = recall_by_chance(num_hits, num_gallery, rank)
     figures = [
         Figure(
             name,
@@ -258,6 +263,7 @@ def retrieval(
             confidence_interval(
                 mean_of(value), len(value), num_resamples=arguments.bootstrap_resamples, seed=arguments.seed
             ),
+            chance=chances[name].mean().item(),
         )
         for name, value in values.items()
     ]

@@ -13,21 +13,28 @@ RESULTS_FILE = "eval_results.json"
 
 def as_result(measurement: Measurement) -> dict[str, Any]:
     """A measurement as `eval_results.json` has it: each figure by its name, the ends of their 95 % intervals in `intervals`,
-    the standard deviations over draws, if any, in `spread`, and the settings."""
+    the standard deviations over draws, if any, in `spread`, what chance gives in `chance`, and the settings."""
     result: dict[str, Any] = {figure.name: figure.value for figure in measurement.figures}
     result["intervals"] = {figure.name: list(figure.interval) for figure in measurement.figures}
     spread = {figure.name: figure.spread for figure in measurement.figures if figure.spread is not None}
-    return {**result, **({"spread": spread} if spread else {}), **measurement.settings}
+    chance = {figure.name: figure.chance for figure in measurement.figures if figure.chance is not None}
+    return {
+        **result,
+        **({"spread": spread} if spread else {}),
+        **({"chance": chance} if chance else {}),
+        **measurement.settings,
+    }
 
 
 def as_table(measurements: dict[str, Measurement]) -> str:
     """Measurements as a table to read, a line for each figure."""
-    rows = [("protocol", "figure", "value", "95 % interval", "spread")]
+    rows = [("protocol", "figure", "value", "95 % interval", "spread", "chance")]
     for protocol, measurement in measurements.items():
         for figure in measurement.figures:
             low, high = figure.interval
             spread = "" if figure.spread is None else f"{figure.spread:.4f}"
-            rows.append((protocol, figure.name, f"{figure.value:.4f}", f"{low:.4f} to {high:.4f}", spread))
+            chance = "" if figure.chance is None else f"{figure.chance:.4f}"
+            rows.append((protocol, figure.name, f"{figure.value:.4f}", f"{low:.4f} to {high:.4f}", spread, chance))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -17,13 +17,29 @@ class Ranking:
     Args:
         average_precision (`torch.Tensor` of shape `(num_queries,)`): Of the whole gallery's ranking, float64.
         first_hit (`torch.Tensor` of shape `(num_queries,)`): Rank, from 1, of the first picture with the query's label, int64.
-        answerable (`torch.Tensor` of shape `(num_queries,)`):
-            Whether the gallery has any such picture. Where not, the other two are 0 and say nothing.
+        num_hits (`torch.Tensor` of shape `(num_queries,)`):
+            Pictures of the gallery with the query's label, int64. Where there are none, the other two are 0 and say nothing.
     """
 
     average_precision: torch.Tensor
     first_hit: torch.Tensor
-    answerable: torch.Tensor
+    num_hits: torch.Tensor
+
+
+def average_precision_by_chance(num_hits: torch.Tensor, num_gallery: int) -> torch.Tensor:
+    """Mean average precision of a gallery in random order, by the number of its pictures that are hits, at least 1."""
+    if num_gallery == 1:
+        return torch.ones_like(num_hits, dtype=torch.float64)
+    harmonic = (1 / torch.arange(1, num_gallery + 1, dtype=torch.float64)).sum()
+    hits = num_hits.double()
+    return (hits - 1) / (num_gallery - 1) + harmonic / num_gallery * (num_gallery - hits) / (num_gallery - 1)
+
+
+def recall_by_chance(num_hits: torch.Tensor, num_gallery: int, rank: int) -> torch.Tensor:
+    """Chance of a hit among the first `rank` of a gallery in random order, by the number of its pictures that are hits."""
+    misses = num_gallery - num_hits.double()
+    places = torch.arange(rank, dtype=torch.float64)
+    return 1 - ((misses[:, None] - places).clamp_min(0) / (num_gallery - places)).prod(dim=1)
 
 
 @torch.no_grad()
@@ -58,7 +74,7 @@ def rank_gallery(
     # Made beforehand: small results that are kept among large ones that are freed leave holes which memory does not fill.
     average_precision = torch.zeros(num_queries, dtype=torch.float64)
     first_hit = torch.zeros(num_queries, dtype=torch.long)
-    answerable = torch.zeros(num_queries, dtype=torch.bool)
+    num_hits_of_all = torch.zeros(num_queries, dtype=torch.long)
     ranks = torch.arange(1, len(gallery) + 1, device=device)
     at_a_time = max(1, SIMILARITIES_AT_A_TIME // len(gallery))
     for start in range(0, num_queries, at_a_time):
@@ -75,5 +91,5 @@ def rank_gallery(
         precision = torch.where(hits, num_hits.double() / ranks, 0.0).sum(dim=1)
         average_precision[queries] = (precision / total.clamp_min(1)).cpu()
         first_hit[queries] = torch.where(total > 0, hits.long().argmax(dim=1) + 1, 0).cpu()
-        answerable[queries] = (total > 0).cpu()
-    return Ranking(average_precision, first_hit, answerable)
+        num_hits_of_all[queries] = total.cpu()
+    return Ranking(average_precision, first_hit, num_hits_of_all)

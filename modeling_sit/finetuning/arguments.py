@@ -118,7 +118,10 @@ class FinetuningArguments(DatasetArguments):
     cutmix_alpha: float = field(default=0.0, metadata={"help": "Alpha of CutMix's Beta distribution; 0 for none."})
     multi_label_loss: Literal["binary_cross_entropy", "asymmetric"] = field(
         default="binary_cross_entropy",
-        metadata={"help": "Loss where a picture has several labels; the asymmetric one weighs down easy negatives."},
+        metadata={
+            "help": "Loss where a picture has several labels; the asymmetric one weighs down easy negatives. "
+            "The loss that is measured on the way is binary cross-entropy either way."
+        },
     )
     class_weights: Literal["none", "balanced"] = field(
         default="none",
@@ -182,6 +185,15 @@ class FinetuningTrainingArguments(TrainingArguments):
     label_smoothing_factor: float | None = field(
         default=None, metadata={"help": "Label smoothing in [0, 1). Default: 0.1; of several labels a picture, 0."}
     )
+    logging_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "When to log the training loss: no, steps or epoch. Default: every epoch, or as --logging_steps says."
+        },
+    )
+    logging_steps: float | None = field(
+        default=None, metadata={"help": "Steps from one log to the next; below 1, a share of all."}
+    )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to measure on the way: no, steps or epoch."})
     save_strategy: str = field(
         default="epoch", metadata={"help": "When to write a checkpoint: no, steps, epoch or best."}
@@ -206,6 +218,10 @@ class FinetuningTrainingArguments(TrainingArguments):
             raise ValueError("the following arguments are required: --output_dir")
         if self.label_smoothing_factor is not None and not 0 <= self.label_smoothing_factor < 1:
             raise ValueError(f"--label_smoothing_factor must be in [0, 1), got {self.label_smoothing_factor}")
+        if self.logging_strategy is None:
+            self.logging_strategy = "epoch" if self.logging_steps is None else "steps"
+        if self.logging_steps is None:
+            self.logging_steps = TrainingArguments.logging_steps
         if self.load_best_model_at_end is None:
             in_step = self.save_strategy == self.eval_strategy and (
                 self.eval_strategy != "steps" or (self.eval_steps or self.logging_steps) == self.save_steps

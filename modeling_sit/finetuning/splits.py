@@ -39,6 +39,15 @@ class Splits:
     test: datasets.Dataset | None = None
     test_name: str | None = None
 
+    def summary(self) -> str:
+        """How many pictures do what, in a line."""
+        parts = [f"{self.name}: {len(self.train):,} pictures of {len(self.label_names)} classes to learn from"]
+        if self.validation is not None:
+            parts.append(f"{len(self.validation):,} to choose by ({self.validation_name})")
+        if self.test is not None:
+            parts.append(f"{len(self.test):,} to measure on ({self.test_name})")
+        return ", ".join(parts)
+
 
 def load_splits(arguments: FinetuningArguments, seed: int, measures_on_the_way: bool) -> Splits:
     """The labelled pictures to learn from, to choose by and to measure on.
@@ -86,7 +95,8 @@ def load_splits(arguments: FinetuningArguments, seed: int, measures_on_the_way: 
     train = select_label_fraction(train, arguments.label_fraction, seed) if arguments.label_fraction < 1 else train
     if validation is None and (measures_on_the_way or test is None):
         train, validation = hold_back(train, arguments.validation_share, seed)
-        validation_name = f"{100 * arguments.validation_share:.4g} % of {train_name}, held back"
+        at_least = ", one of each class at least" if arguments.label_fraction < 1 else ""
+        validation_name = f"{100 * arguments.validation_share:.4g} % of {train_name}{at_least}, held back"
     return Splits(
         name=pictures.name,
         label_names=pictures.label_names,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from modeling_sit.evaluation import bootstrap
@@ -83,6 +84,27 @@ def test_is_that_of_the_normal_distribution_for_a_mean():
     assert narrow[1] - narrow[0] == pytest.approx(2 * 0.674 * standard_error, rel=0.1)
 
 
+def test_bias_is_corrected():
+    """Average precision of resamples is too high, for pictures come twice; the interval of it must not be."""
+    scores, references = several_labels()
+    statistic = mean_average_precision_of(scores + 2.0 * references, references)
+    kept = []
+    low, high = confidence_interval(lambda counts: kept.append(statistic(counts)) or kept[-1], NUM_PICTURES)
+    figure, figures = kept.pop().item(), sorted(torch.cat(kept).tolist())
+    below = sum(value < figure for value in figures) + sum(value == figure for value in figures) / 2
+    bias = scipy.stats.norm.ppf(below / 1000)
+    assert bias < -0.2
+    for end, z in ((low, -1.959964), (high, 1.959964)):
+        assert end == pytest.approx(np.quantile(figures, scipy.stats.norm.cdf(2 * bias + z)), abs=1e-6)
+    assert low < figure < high and high < np.quantile(figures, 0.975)
+
+
+def test_interval_of_what_never_differs():
+    assert confidence_interval(mean_of(torch.ones(5)), 5) == (1.0, 1.0)
+    low, high = confidence_interval(lambda counts: torch.where(counts[:, 0] == 1, 0.5, 0.75).double(), 5)
+    assert (low, high) == (0.5, 0.75)
+
+
 def test_seed_alone_decides_and_nothing_else_is_drawn(monkeypatch):
     values = torch.rand(300, generator=torch.Generator().manual_seed(0))
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -101,7 +123,7 @@ def test_memory_is_bounded(monkeypatch):
         return counts[:, 0]
 
     confidence_interval(statistic, 300, num_resamples=10)
-    assert sizes == [3, 3, 3, 1]
+    assert sizes == [3, 3, 3, 1, 1]  # the last is the figure itself
 
 
 def test_several_draws_are_averaged():

@@ -165,6 +165,18 @@ def test_lbfgs_is_scikit_learn_at_every_strength(digits):
         torch.testing.assert_close(probe.predict(features), torch.from_numpy(expected).float(), atol=2e-3, rtol=0)
 
 
+def test_hardly_any_penalty_is_fitted_to_the_end_too(digits):
+    train, train_labels, features, _ = digits
+    (probe,), (hasty,) = (
+        fit_by_lbfgs(train, train_labels, 10, [1000.0], **limit) for limit in ({}, {"max_iterations": 20})
+    )
+    assert probe.converged and not hasty.converged
+    x, y = standardised(train, features)
+    newton = LogisticRegression(C=1000.0, solver="newton-cg", tol=1e-8, max_iter=1000).fit(x, train_labels.numpy())
+    expected = torch.from_numpy(newton.predict_proba(y)).float()
+    torch.testing.assert_close(probe.predict(features), expected, atol=1e-2, rtol=0)
+
+
 def test_sgd_is_within_half_a_point_of_scikit_learn(digits):
     train, train_labels, features, labels = digits
     x, y = standardised(train, features)

@@ -10,6 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from modeling_sit.cli.errors import UserError
+from modeling_sit.evaluation import protocols
 from modeling_sit.evaluation.features import Features
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 
@@ -97,6 +98,17 @@ def test_strength_at_the_end_of_the_sweep_is_told(digits, caplog):
     assert "the best --linear_c, 0.01, is the first or the last one" in caplog.text
 
 
+def test_fit_that_did_not_end_is_told(digits, caplog, monkeypatch):
+    fit_by_lbfgs = protocols.fit_by_lbfgs
+    measure("linear", digits, linear_c=[1.0])
+    assert "optimum" not in caplog.text
+    monkeypatch.setattr(
+        protocols, "fit_by_lbfgs", lambda *rest, **named: fit_by_lbfgs(*rest, **named, max_iterations=3)
+    )
+    measure("linear", digits, linear_c=[1.0])
+    assert "--linear_c 1 the fit stopped before its optimum" in caplog.text
+
+
 def test_few_shots_are_drawn_anew_and_averaged(digits):
     figures, measurement = measure("fewshot", digits, fewshot_labels=["1%", "10%", "5"], fewshot_draws=3)
     assert measurement.settings["num_chosen"]["1%"] == 10  # one of each class at least
@@ -133,6 +145,10 @@ def test_retrieval(digits):
         nearest = np.argsort(-similarities, axis=1)[:, :k]
         assert figures[f"recall_at_{k}"] == pytest.approx(np.take_along_axis(hits, nearest, axis=1).any(axis=1).mean())
     assert measurement.settings == {"num_queries": 300, "unanswerable": 0}
+    chance = {figure.name: figure.chance for figure in measurement.figures}
+    assert chance["recall_at_1"] == pytest.approx(hits.mean())
+    assert hits.mean() < chance["mean_average_precision"] < hits.mean() + 0.02
+    assert chance["recall_at_1"] < chance["recall_at_5"] < chance["recall_at_10"] < 1
 
 
 def test_queries_without_an_answer_are_left_out_and_counted(digits):

@@ -1,5 +1,7 @@
 """Rankings against a loop over queries and scikit-learn's average precision."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from modeling_sit.evaluation import retrieval
-from modeling_sit.evaluation.retrieval import rank_gallery
+from modeling_sit.evaluation.retrieval import average_precision_by_chance, rank_gallery, recall_by_chance
 
 
 def features(count, seed):
@@ -36,12 +38,12 @@ def test_equals_a_loop_over_queries(monkeypatch, multi_label, at_a_time):
             for labels in gallery_labels
         ]
         hits = np.array(hits, dtype=bool)
-        assert ranking.answerable[query] == hits.any()
+        assert ranking.num_hits[query] == hits.sum()
         if hits.any():
             expected = average_precision_score(hits, similarities[query])
             assert ranking.average_precision[query].item() == pytest.approx(expected, abs=1e-6)
             assert ranking.first_hit[query] == 1 + np.flatnonzero(hits[np.argsort(-similarities[query])])[0]
-    assert not ranking.answerable[3]
+    assert ranking.num_hits[3] == 0
 
 
 def test_a_perfect_and_the_worst_ranking():
@@ -57,3 +59,14 @@ def test_a_perfect_and_the_worst_ranking():
 def test_of_pictures_equally_near_the_earlier_comes_first():
     ranking = rank_gallery(torch.ones(5, 2), torch.tensor([1, 1, 0, 1, 0]), torch.ones(1, 2), torch.tensor([0]))
     assert ranking.first_hit.item() == 3
+
+
+@pytest.mark.parametrize("num_hits", [1, 2, 5, 6])
+def test_chance_is_the_mean_over_all_orders(num_hits):
+    orders = [np.isin(np.arange(6), hits) for hits in itertools.combinations(range(6), num_hits)]
+    expected = np.mean([average_precision_score(order, -np.arange(6)) for order in orders])
+    count = torch.tensor([num_hits])
+    assert average_precision_by_chance(count, 6).item() == pytest.approx(expected)
+    for rank in (1, 3, 6):
+        assert recall_by_chance(count, 6, rank).item() == pytest.approx(np.mean([o[:rank].any() for o in orders]))
+    assert average_precision_by_chance(torch.tensor([1]), 1).item() == 1

@@ -61,3 +61,17 @@ def test_the_best_is_chosen_where_there_is_a_choice(parse, flags, chooses):
 def test_higher_is_better_but_for_the_loss(parse):
     assert parse()[1].greater_is_better is True
     assert parse("--metric_for_best_model", "loss")[1].greater_is_better is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "strategy", "steps"),
+    [
+        ([], "epoch", 500),
+        (["--logging_steps", "10"], "steps", 10),
+        (["--logging_strategy", "no", "--logging_steps", "10"], "no", 10),
+        (["--logging_strategy", "steps"], "steps", 500),
+    ],
+)
+def test_every_epoch_is_logged_unless_steps_are_asked_for(parse, flags, strategy, steps):
+    _, training = parse(*flags)
+    assert (training.logging_strategy.value, training.logging_steps) == (strategy, steps)
