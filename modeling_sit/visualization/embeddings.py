@@ -107,19 +107,52 @@ def cluster_features(features: torch.Tensor, num_clusters: int, seed: int) -> np
     return np.argsort(by_size)[found].astype(np.int64)
 
 
-def neighbour_agreement(features: torch.Tensor, classes: Sequence[str | None]) -> float | None:
-    """Share of the pictures with a class whose nearest other picture of those (cosine) is of the same class.
-
-    A map distorts; this is measured on the features themselves. `None` if fewer than two pictures have a class.
+@dataclass
+class NeighbourAgreement:
     """
-    labelled = [row for row, name in enumerate(classes) if name is not None]
+    How often the nearest picture is of the same kind. A map distorts; this is measured on the features themselves.
+
+    Args:
+        share (`float` in [0, 1]):
+            Of the pictures with a label, those whose nearest other one (cosine) shares a class with them, or has none like
+            them.
+        chance (`float` in [0, 1]): The same for an other one at random.
+    """
+
+    share: float
+    chance: float
+
+
+def neighbour_agreement(features: torch.Tensor, labels: Sequence[tuple[str, ...] | None]) -> NeighbourAgreement | None:
+    """How often pictures whose features are nearest share a class.
+
+    Args:
+        features (`torch.Tensor` of shape `(num_pictures, width)`): Of all pictures.
+        labels (sequence of tuples of `str`, or `None`): The classes of each picture; `None` where no label is known.
+
+    Returns:
+        [`NeighbourAgreement`], or `None` if fewer than two pictures have a label.
+    """
+    labelled = [row for row, names in enumerate(labels) if names is not None]
     if len(labelled) < 2:
         return None
     vectors = unit_vectors(features[labelled])
     # Without a query, a picture is not a neighbour of its own.
     nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(vectors).kneighbors(return_distance=False)[:, 0]
-    names = np.array([classes[row] for row in labelled], dtype=object)
-    return float((names == names[nearest]).mean())
+    classes = [labels[row] or (None,) for row in labelled]  # to have none of the classes is one more class
+    column = {name: number for number, name in enumerate(dict.fromkeys(name for names in classes for name in names))}
+    has_class = np.zeros((len(classes), len(column)), dtype=np.float32)
+    for row, names in enumerate(classes):
+        has_class[row, [column[name] for name in names]] = 1
+    shares = (has_class * has_class[nearest]).any(axis=1)
+    # A picture at a time, for all pairs together could be more than the memory holds.
+    others = [int(np.count_nonzero(has_class @ mine)) - 1 for mine in has_class]
+    return NeighbourAgreement(float(shares.mean()), float(np.mean(others) / (len(classes) - 1)))
+
+
+def default_num_clusters(num_pictures: int, num_classes: int | None) -> int:
+    """As many clusters as classes, or else 10, but few enough that a cluster has five pictures on average, and at least 2."""
+    return max(2, min(num_classes or 10, num_pictures // 5))
 
 
 def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend_title: str) -> Figure:
