@@ -13,7 +13,8 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
 from modeling_sit.cli.errors import UserError
-from modeling_sit.visualization.palette import Group, shortened, shortened_apart
+from modeling_sit.visualization.page import fitted
+from modeling_sit.visualization.palette import Group, shortened_apart
 
 METHODS = ("tsne", "umap", "pca")
 # So many principal components go into t-SNE, as its authors advise: what is left out is mostly noise.
@@ -21,6 +22,8 @@ TSNE_COMPONENTS = 50
 PERPLEXITY = 30
 MIN_PICTURES = 4
 LEGEND_ROWS = 16
+PANEL_INCHES = 3.8
+TITLE_SIZE = 9
 
 
 @dataclass
@@ -166,7 +169,7 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
     columns = -(-len(groups) // LEGEND_ROWS)
     names = shortened_apart([group.name for group in groups], 28 if columns == 1 else 18)
     legend_width = columns * (0.45 + 0.068 * max(map(len, (*names, legend_title[: 20 * columns]))))
-    figure = Figure(figsize=(3.6 * len(maps) + legend_width, 3.9), layout="constrained")
+    figure = Figure(figsize=(PANEL_INCHES * len(maps) + legend_width, 3.9), layout="constrained")
     size = float(np.clip(8000 / len(maps[0].points), 5, 28))
     handles = []
     for axes, feature_map in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
@@ -182,8 +185,9 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
             )
             for group in groups
         ]
-        title = shortened(feature_map.title, 44) + (f"\n{feature_map.note}" if feature_map.note else "")
-        axes.set_title(title, fontsize=9, parse_math=False)
+        lines = [line for line in (feature_map.title, feature_map.note) if line]
+        title = "\n".join(fitted(line, TITLE_SIZE, PANEL_INCHES - 0.3) for line in lines)
+        axes.set_title(title, fontsize=TITLE_SIZE, parse_math=False)
         axes.set_xlabel(feature_map.axes[0], fontsize=8)
         axes.set_ylabel(feature_map.axes[1], fontsize=8)
         # The numbers of such a map have no meaning; PCA's have, but no unit.
