@@ -117,7 +117,7 @@ def test_colours_are_read_off_the_bar_on_any_picture(lightness):
 
     def place(axes):
         box = axes.get_window_extent()
-        return [int(round(end)) for end in (len(page) - box.y1, len(page) - box.y0, box.x0, box.x1)]
+        return [round(end) for end in (len(page) - box.y1, len(page) - box.y0, box.x0, box.x1)]
 
     top, bottom, left, right = place(bar)
     scale = page[(top + bottom) // 2, left + 2 : right - 2]

@@ -104,7 +104,11 @@ def test_clusters_are_the_groups_largest_first(blobs):
 def test_neighbour_agreement_one_by_one(blobs, choices):
     features, _ = blobs
     labels = [choices[row * row % 7 % len(choices)] for row in range(30)]
-    shares, hits, pairs = lambda one, other: bool(set(one) & set(other)) or one == other, [], []
+    hits, pairs = [], []
+
+    def shares(one, other):
+        return bool(set(one) & set(other)) or one == other
+
     for row in range(30):
         others = [other for other in range(30) if other != row and labels[other] is not None]
         if labels[row] is not None:

@@ -60,7 +60,7 @@ def test_agreement_is_a_shared_class(query, neighbour, agrees):
 
 
 def test_figure(texts_on, tmp_path):
-    def shown(labels, similarity=None, size=(20, 10, texts_on)):
+    def shown(labels, similarity=None, size=(20, 10)):
         return ShownPicture(PIL.Image.new("RGB", size, "red"), labels, similarity)
 
     long = "a class whose name is far too long"
