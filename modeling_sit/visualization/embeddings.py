@@ -13,7 +13,7 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
 from modeling_sit.cli.errors import UserError
-from modeling_sit.visualization.page import fitted
+from modeling_sit.visualization.page import fitted, text_width
 from modeling_sit.visualization.palette import Group, shortened_apart
 
 METHODS = ("tsne", "umap", "pca")
@@ -22,8 +22,8 @@ TSNE_COMPONENTS = 50
 PERPLEXITY = 30
 MIN_PICTURES = 4
 LEGEND_ROWS = 16
-PANEL_INCHES = 3.8
-TITLE_SIZE = 9
+PANEL_INCHES = 3.9
+TITLE_SIZE, LEGEND_SIZE = 8, 8
 
 
 @dataclass
@@ -168,7 +168,8 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
     """
     columns = -(-len(groups) // LEGEND_ROWS)
     names = shortened_apart([group.name for group in groups], 28 if columns == 1 else 18)
-    legend_width = columns * (0.45 + 0.068 * max(map(len, (*names, legend_title[: 20 * columns]))))
+    legend_width = columns * (0.45 + max(text_width(name, LEGEND_SIZE) for name in names))
+    legend_width = max(legend_width, 0.3 + text_width(legend_title, LEGEND_SIZE))
     figure = Figure(figsize=(PANEL_INCHES * len(maps) + legend_width, 3.9), layout="constrained")
     size = float(np.clip(8000 / len(maps[0].points), 5, 28))
     handles = []
@@ -186,7 +187,7 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
             for group in groups
         ]
         lines = [line for line in (feature_map.title, feature_map.note) if line]
-        title = "\n".join(fitted(line, TITLE_SIZE, PANEL_INCHES - 0.3) for line in lines)
+        title = "\n".join(fitted(line, TITLE_SIZE, PANEL_INCHES - 0.4) for line in lines)
         axes.set_title(title, fontsize=TITLE_SIZE, parse_math=False)
         axes.set_xlabel(feature_map.axes[0], fontsize=8)
         axes.set_ylabel(feature_map.axes[1], fontsize=8)
@@ -202,8 +203,8 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
         loc="outside right upper",
         ncols=columns,
         frameon=False,
-        fontsize=8,
-        title_fontsize=8,
+        fontsize=LEGEND_SIZE,
+        title_fontsize=LEGEND_SIZE,
         alignment="left",
         handletextpad=0.3,
     )

@@ -100,4 +100,4 @@ def test_classes_that_are_shared_come_first(texts_on):
     picture = PIL.Image.new("RGB", (8, 8))
     query = ShownPicture(picture, ("rose", "tulip"))
     figure = neighbours_figure([(query, [ShownPicture(picture, ("aster", "daffodil", "tulip"), 0.5)])])
-    assert "tulip + 2 more" in texts_on(figure)
+    assert "tulip + aster + daffodil" in texts_on(figure)
