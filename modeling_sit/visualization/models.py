@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
 from modeling_sit import SiTConfig, SiTForPreTraining
 from modeling_sit.cli.errors import UserError
+from modeling_sit.evaluation.encoder import check_is_no_missing_folder
 
 
 def load_reconstructing_model(model_name_or_path: str) -> tuple[SiTForPreTraining, BaseImageProcessor]:
@@ -23,6 +24,7 @@ def load_reconstructing_model(model_name_or_path: str) -> tuple[SiTForPreTrainin
     Raises:
         [`UserError`]: If there is no such model, it is not SiT, or it does not reconstruct.
     """
+    check_is_no_missing_folder(model_name_or_path)
     named = f"--model_name_or_path {model_name_or_path}"
     folder = Path(model_name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
