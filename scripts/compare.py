@@ -8,7 +8,6 @@ features of both, and leaves tables in `results.md`, the figures in `results.jso
 folder already is not run again, so a comparison that was cut off goes on.
 """
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from finetune import FinetuningArguments, FinetuningTrainingArguments, finetune
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.evaluation.results import read_results
+from modeling_sit.training.checkpoints import digest
 from modeling_sit.visualization.comparison import comparison_chart
 
 STARTS = ("scratch", "pretrained")
@@ -124,23 +124,23 @@ def compare(arguments: ComparisonArguments) -> None:
 
 
 def settings_of(arguments: ComparisonArguments) -> dict[str, Any]:
-    """What the figures depend on, as JSON has it. More seeds and protocols only add to what is there."""
+    """What the figures depend on, as JSON has it. More seeds and protocols only add to what is there.
+
+    Raises:
+        [`UserError`]: If the recipe cannot be read.
+    """
     settings = asdict(arguments)
     for name in ("output_dir", "overwrite_output_dir", "seeds", "protocols"):
         del settings[name]
     if arguments.finetuning_recipe is not None:
-        settings["finetuning_recipe"] = digest(Path(arguments.finetuning_recipe))
+        try:
+            settings["finetuning_recipe"] = digest(Path(arguments.finetuning_recipe))
+        except OSError as problem:
+            raise UserError(f"--finetuning_recipe {arguments.finetuning_recipe}: {problem.strerror}") from problem
     weights = Path(arguments.model_name_or_path) / "model.safetensors"
     if weights.is_file():
         settings["model_name_or_path"] = digest(weights)
     return settings
-
-
-def digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as problem:
-        raise UserError(f"{path} cannot be read: {problem.strerror}") from problem
 
 
 def claim_folder(output_dir: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -185,7 +185,7 @@ def fine_tuned_result(arguments: ComparisonArguments, fraction: float, start: st
             *arguments.dataset_flags(validation_split="test_split"),
         ),
         *("--output_dir", str(run_dir), "--from_scratch", str(start == "scratch"), "--seed", str(seed)),
-        *("--label_fraction", str(fraction)),
+        *("--label_fraction", str(fraction), "--resume_from_checkpoint", "auto"),
         *(("--num_train_epochs", str(epochs)) if epochs is not None else ()),
     ]
     print(f"\nFine-tuning with {100 * fraction:g} % of the labels, {start}, seed {seed}", flush=True)

@@ -101,6 +101,20 @@ def test_other_settings_need_another_folder(compare, one_line_error, tmp_path):
     assert results_of(compare)["frozen"] == {}
 
 
+def test_a_run_that_was_cut_off_goes_on(compare):
+    compare.recipe.write_text("num_train_epochs: 1\neval_strategy: 'no'\nsave_strategy: steps\nsave_steps: 1\n")
+    flags = ["--label_fractions", 0.05, "--protocols", "none", "--seeds", 0]
+    assert compare(*flags) == 0
+    run_dir = compare.output_dir / "finetuned-pretrained-5%-seed0"
+    whole = (run_dir / "eval_results.json").read_bytes()
+    (run_dir / "eval_results.json").unlink()
+    checkpoints = sorted(run_dir.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    before = [path.stat().st_mtime_ns for path in checkpoints]
+    assert before and compare(*flags) == 0
+    assert [path.stat().st_mtime_ns for path in checkpoints] == before
+    assert (run_dir / "eval_results.json").read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "messages"),
     [
