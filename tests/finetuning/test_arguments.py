@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
@@ -22,7 +23,12 @@ def parse(tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*_finetune.yaml")))
 def test_recipes_are_read(parse, recipe):
-    parse(recipe=recipe)
+    parsed = parse(recipe=recipe)
+    given = yaml.safe_load((RECIPES / recipe).read_text())
+    given.pop("dataset", None)  # a flag here names another
+    for name, value in given.items():
+        (holder,) = (arguments for arguments in parsed if hasattr(arguments, name))
+        assert getattr(holder, name) == value, name
 
 
 def test_deit_recipe(parse):

@@ -229,7 +229,9 @@ class TestStart:
         settings.update(size={"shortest_edge": 16}, do_center_crop=True, crop_size={"height": 16, "width": 16})
         settings["image_processor_type"] = "CLIPImageProcessor"
         (vit / "preprocessor_config.json").write_text(json.dumps(settings))
-        finetune(vit, colours)
+        folder = finetune(vit, colours)
+        assert AutoImageProcessor.from_pretrained(folder).crop_size == {"height": 16, "width": 16}
+        assert accuracy_by_hand(folder, colours) == results_of(folder)["accuracy"]
 
 
 def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
@@ -390,7 +392,8 @@ class TestGoingOn:
         assert results_of(whole) == results_of(stopped)
 
     def test_auto_in_a_new_folder_starts(self, finetune, sit, colours):
-        finetune(sit, colours, "--resume_from_checkpoint", "auto")
+        begun = finetune(sit, colours, "--resume_from_checkpoint", "auto", name="auto")
+        assert_same(weights_in(begun), weights_in(finetune(sit, colours, name="plain")))
 
     def test_auto_does_not_take_an_unfinished_one(self, finetune, sit, colours, tmp_path):
         flags = ["--save_strategy", "steps", "--save_steps", 2]
