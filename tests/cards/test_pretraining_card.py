@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from modeling_sit.training.model_card import write_finetuning_card, write_pretraining_card
 
 from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.training.arguments import CorruptionArguments, ModelArguments, PretrainingArguments
-from modeling_sit.training.model_card import write_finetuning_card, write_pretraining_card
 from modeling_sit.training.schedules import plan_schedules
 
 CARDS = Path(__file__).parents[2] / "model_cards"
