@@ -94,12 +94,16 @@ def test_a_section_that_is_missing_comes_at_the_end(body):
 
 @pytest.mark.parametrize(
     "marks",
-    ["<!-- sit:begin results -->", "<!-- sit:end results -->", "<!-- sit:end results --> <!-- sit:begin results -->"]
-    + ["<!-- sit:begin results --><!-- sit:end results -->" * 2],
+    [
+        "<!-- sit:begin results -->",
+        "<!-- sit:end results -->",
+        "<!-- sit:end results --> <!-- sit:begin results -->",
+        "<!-- sit:begin results --><!-- sit:end results -->" * 2,
+    ],
 )
 def test_damaged_marks(marks):
     damaged = Card.parse(f"# Mine\n{marks}\nmore")
-    with pytest.raises(DamagedCard, match="sit:begin results.*sit:end results"):
+    with pytest.raises(DamagedCard, match=r"sit:begin results.*sit:end results"):
         damaged.put_section("results", "new")
     assert str(damaged) == f"# Mine\n{marks}\nmore"
 

@@ -38,7 +38,9 @@ def command(monkeypatch, tmp_path):
 
 
 def read_by_a_shell(command: str, home: Path) -> list[str]:
-    print_words = f"{shlex.quote(sys.executable)} -c 'import sys; print(*sys.argv[1:], sep=chr(0), end=\"\")' {command}"
+    print_words = (
+        f"{shlex.quote(sys.executable)} -c 'import sys; print(*sys.argv[1:], sep=chr(0), end=\"\")' {command}"
+    )
     output = subprocess.run(
         ["bash", "-c", print_words], env={"HOME": str(home)}, capture_output=True, text=True, check=True
     ).stdout
@@ -50,7 +52,7 @@ def test_a_shell_reads_what_was_typed(command, tmp_path):
     words = [*words, "--a", tmp_path / "with space", f"--b={tmp_path}/c", f"{tmp_path}"]
     typed = command(*words)
     assert str(tmp_path) not in typed
-    read = read_by_a_shell(typed.replace("'~'", "'~'"), tmp_path)
+    read = read_by_a_shell(typed, tmp_path)
     assert read[:2] == ["python", "scripts/pretrain.py"]
     home = str(tmp_path)
     # `~` as a word of its own was expanded by the shell that it was typed into: here it came from quotes.
@@ -88,7 +90,9 @@ def test_tokens_anywhere(command, monkeypatch):
 
 def test_home_is_a_folder_and_no_prefix(monkeypatch):
     monkeypatch.setenv("HOME", "/home/al")
-    assert without_private_paths("/home/al/x,/home/al /home/alice /mnt/home/al/x") == "~/x,~ /home/alice /mnt/home/al/x"
+    assert (
+        without_private_paths("/home/al/x,/home/al /home/alice /mnt/home/al/x") == "~/x,~ /home/alice /mnt/home/al/x"
+    )
     monkeypatch.setenv("HOME", "/")
     assert without_private_paths("/data/x") == "/data/x"
 

@@ -23,9 +23,7 @@ def update(folder, accuracy, split="test", protocol="knn", dataset="flowers", co
     figures = [Figure("accuracy", accuracy, (0.1, 0.9), 0.01), Figure("macro_f1", accuracy / 2, (0.0, 0.5))]
     measurements = {protocol: Measurement(figures, {"k": 20})}
     settings = {"layer": -1, **settings}
-    return update_card(
-        folder, measurements, dataset=dataset, dataset_config=config, split=split, settings=settings
-    )
+    return update_card(folder, measurements, dataset=dataset, dataset_config=config, split=split, settings=settings)
 
 
 def shown(page, folder) -> list[list[str]]:
@@ -178,7 +176,9 @@ def test_card_without_metadata(folder):
 )
 def test_card_that_cannot_be_updated_is_left_alone(folder, content):
     path = folder / "README.md"
-    path.unlink() if content is None else path.write_bytes(b"---\n" + content + b"\n---\n" if content[:1] == b"{" else content)
+    path.unlink() if content is None else path.write_bytes(
+        b"---\n" + content + b"\n---\n" if content[:1] == b"{" else content
+    )
     before = None if content is None else path.read_bytes()
     with pytest.raises(UserError, match=r"--update_model_card: .*README\.md") as raised:
         update(folder, 0.1)

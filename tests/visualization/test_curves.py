@@ -10,7 +10,9 @@ TITLES = {"loss": "sum", "first_loss": "first", "second_loss": "second"}
 
 
 def lines(count, **others):
-    return [{"step": 10 * number, "loss": 2.0 * number, "first_loss": -1.0, **others} for number in range(1, count + 1)]
+    return [
+        {"step": 10 * number, "loss": 2.0 * number, "first_loss": -1.0, **others} for number in range(1, count + 1)
+    ]
 
 
 def drawn(figure):
