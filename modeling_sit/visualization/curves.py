@@ -32,8 +32,16 @@ def curves_figure(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str])
             drawn[name] = np.array(points, dtype=np.float64)
     if not drawn:
         return None
-    figure = Figure(figsize=(PANEL_WIDTH * len(drawn), PANEL_HEIGHT), layout="constrained")
-    panels = figure.subplots(1, len(drawn), squeeze=False)[0]
+    width = PANEL_WIDTH * len(drawn)
+    figure = Figure(figsize=(width, PANEL_HEIGHT))
+    # In inches: a layout that measures the labels would draw everything twice.
+    edges = {
+        "left": 0.6 / width,
+        "right": 1 - 0.15 / width,
+        "bottom": 0.5 / PANEL_HEIGHT,
+        "top": 1 - 0.3 / PANEL_HEIGHT,
+    }
+    panels = figure.subplots(1, len(drawn), squeeze=False, gridspec_kw={**edges, "wspace": 0.24})[0]
     for axes, (name, points) in zip(panels, drawn.items(), strict=True):
         steps, values = averaged(points, MAX_POINTS).T
         few = len(steps) <= 30
