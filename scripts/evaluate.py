@@ -21,6 +21,8 @@ from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
+from modeling_sit.cards.card_file import card_to_update
+from modeling_sit.cards.results import update_card
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
 from modeling_sit.cli.devices import choose_device
 from modeling_sit.cli.errors import UserError, one_line_errors
@@ -29,7 +31,6 @@ from modeling_sit.data.sources import load_pictures
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.evaluation.features import Features, extract_features
-from modeling_sit.evaluation.model_index import read_card, update_card
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 from modeling_sit.evaluation.results import as_result, as_table, read_results, write_results
 from modeling_sit.training.processes import fail_together, run_main_process_first
@@ -53,7 +54,8 @@ class EvaluationArguments(FeatureArguments):
     update_model_card: bool = field(
         default=False,
         metadata={
-            "help": "Whether to write the figures into the model-index of README.md in the model's folder, too."
+            "help": "Whether to write the figures into the model card, README.md in the model's folder, too: into its "
+            "model-index and its table of results."
         },
     )
     device: str | None = field(
@@ -124,7 +126,7 @@ def main() -> None:
                 dataset=pictures.name,
                 dataset_config=dataset_arguments.dataset_config_name,
                 split=str(validation_pictures.split),
-                settings=settings,
+                settings={**{name: measured_on[name] for name in ("num_train", "num_validation")}, **settings},
             )
             print(f"written to {card}")
 
@@ -141,7 +143,7 @@ def choose_output_dir(arguments: EvaluationArguments) -> Path:
             "--output_dir where eval_results.json goes"
         )
     if arguments.update_model_card:
-        read_card(model_dir)
+        card_to_update(model_dir)
     read_results(output_dir)
     return output_dir
 

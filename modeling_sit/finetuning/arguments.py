@@ -5,6 +5,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+from modeling_sit.cards.arguments import CardArguments
 from modeling_sit.cli.arguments import DatasetArguments
 
 PROBABILITIES = ("horizontal_flip_probability", "random_erasing_probability")
@@ -13,7 +14,7 @@ ABOVE_ZERO = ("image_size", "early_stopping_patience", "lora_alpha")
 
 
 @dataclass(kw_only=True)
-class FinetuningArguments(DatasetArguments):
+class FinetuningArguments(CardArguments, DatasetArguments):
     """What is fine-tuned, on what, with which augmentation and loss."""
 
     validation_split: str | None = field(
@@ -142,6 +143,7 @@ class FinetuningArguments(DatasetArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 < self.label_fraction <= 1:
             raise ValueError(f"--label_fraction must be in (0, 1], got {self.label_fraction}")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:

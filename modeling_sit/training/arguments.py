@@ -11,6 +11,7 @@ import yaml
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_sit import SiTConfig, SiTImageProcessor
+from modeling_sit.cards.arguments import CardArguments
 from modeling_sit.cli.arguments import DatasetArguments
 from modeling_sit.cli.errors import UserError
 from modeling_sit.gmml import CORRUPTIONS
@@ -113,7 +114,7 @@ class CorruptionArguments:
 
 
 @dataclass(kw_only=True)
-class PretrainingArguments(DatasetArguments):
+class PretrainingArguments(CardArguments, DatasetArguments):
     """The run."""
 
     validation_split: str | None = field(
@@ -203,6 +204,7 @@ class PretrainingArguments(DatasetArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         for names, is_in_range, range_name in (
             (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
             (AT_LEAST_ZERO, lambda value: value >= 0, "at least 0"),
