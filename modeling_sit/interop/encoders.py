@@ -25,6 +25,8 @@ TIMM_LAYER_NORM_EPS = 1e-6
 
 # What reads an encoder's tokens, or is used in its training only: without it they stay the same.
 TIMM_HEADS = re.compile(r"(head|head_dist|fc_norm|pre_logits|attn_pool|mask_token|decoder_\w+)(\.|$)")
+# Of timm's and of DINOv2's own code.
+REGISTERS = ("reg_token", "register_tokens")
 TRANSFORMERS_HEADS = re.compile(
     r"(pooler|classifier|cls_classifier|distillation_classifier|decoder|embeddings\.mask_token)(\.|$)"
 )
@@ -114,6 +116,9 @@ def from_timm_network(
         left_out.append("dist_token")
         notes.append(DISTILLATION)
         weights["pos_embed"] = without_distillation(weights["pos_embed"])
+    registers = [name for name in weights if name in REGISTERS]
+    if registers:
+        raise ValueError(f"it has register tokens ({', '.join(registers)}), which a SiT has not and every token reads")
     grid, weights["pos_embed"] = _fit_positions(weights["pos_embed"], patch_shape, image_shape)
     if num_attention_heads is None:
         num_attention_heads = conventional_num_attention_heads(hidden_size)
@@ -154,7 +159,8 @@ def from_transformers_network(network: Mapping[str, torch.Tensor], config: PreTr
     prefix = TRANSFORMERS_PREFIXES[config.model_type]
     if not any(name.startswith(prefix) for name in network):
         prefix = ""
-    names = {name: name.removeprefix(prefix) for name in network if name.startswith(prefix)}
+    # Folders of MSN's classifier have the prefix in front of some weights only.
+    names = {name: name.removeprefix(prefix) for name in network if name.startswith((prefix, "encoder."))}
     weights = {ours: network[name] for name, ours in names.items() if not TRANSFORMERS_HEADS.match(ours)}
     left_out = [name for name in network if names.get(name) not in weights]
     notes = []
@@ -182,13 +188,18 @@ def from_transformers_network(network: Mapping[str, torch.Tensor], config: PreTr
 
 def check_transformers_config(config: PreTrainedConfig) -> None:
     """Raise `ValueError`, with the reason, if a SiT cannot give the outputs of such a model."""
-    if config.model_type in UNFIT_TRANSFORMERS:
-        raise ValueError(f"a SiT cannot be a {config.model_type}: {UNFIT_TRANSFORMERS[config.model_type]}")
-    if config.model_type not in TRANSFORMERS_PREFIXES:
-        known = ", ".join(TRANSFORMERS_PREFIXES)
-        raise ValueError(f"a SiT cannot be a {config.model_type or 'model of no type'}; it can be a {known}")
+    check_model_type(config.model_type)
     if getattr(config, "use_swiglu_ffn", False):
         raise ValueError("a SiT cannot be a dinov2 with gated MLPs (use_swiglu_ffn)")
+
+
+def check_model_type(model_type: str | None) -> None:
+    """Raise `ValueError`, with the reason, if a SiT cannot give the outputs of such a model of transformers."""
+    if model_type in UNFIT_TRANSFORMERS:
+        raise ValueError(f"a SiT cannot be a {model_type}: {UNFIT_TRANSFORMERS[model_type]}")
+    if model_type not in TRANSFORMERS_PREFIXES:
+        known = ", ".join(TRANSFORMERS_PREFIXES)
+        raise ValueError(f"a SiT cannot be a {model_type or 'model of no type'}; it can be a {known}, or timm's vit_*")
 
 
 def conventional_num_attention_heads(hidden_size: int) -> int:

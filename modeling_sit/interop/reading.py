@@ -18,6 +18,7 @@ from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.authors import from_authors_network, is_authors_network
 from modeling_sit.interop.encoders import (
     Encoder,
+    check_model_type,
     check_transformers_config,
     from_timm_network,
     from_transformers_network,
@@ -27,9 +28,10 @@ from modeling_sit.interop.weights_files import check_is_state_dict, load_folder_
 
 # What a file of weights is called by `find_format`; a folder by its config's `model_type`, and one of timm's vit_* by this.
 WEIGHTS_FILE, TIMM = "weights file", "timm"
-# Types that SiT can start from, though it does not load them as they are, and of those what transformers' Auto classes
-# give no encoder of: MAE's drops three quarters of the patches, by chance, even in evaluation mode.
-CONVERTED_TYPES = ("deit", "vit_mae", "vit_msn", "dinov2")
+# What SiT's classes load as it is.
+OWN_TYPES = (SiTConfig.model_type, "vit")
+# What transformers' Auto classes give no encoder of: MAE's drops three quarters of the patches, by chance, even in
+# evaluation mode.
 WITHOUT_AUTO_ENCODER = ("vit_mae",)
 TIMM_ARCHITECTURES = ("vit_", "deit_", "deit3_")
 # In timm's config: what would change the outputs and leaves no trace in the weights.
@@ -133,8 +135,8 @@ def find_format(model_name_or_path: str) -> str | None:
 
 
 def needs_conversion(model_name_or_path: str) -> bool:
-    """Whether SiT's classes load it by way of [`read_checkpoint`] only."""
-    return find_format(model_name_or_path) in (WEIGHTS_FILE, TIMM, *CONVERTED_TYPES)
+    """Whether SiT's classes load it by way of [`read_checkpoint`], if at all; `False` where there is nothing."""
+    return find_format(model_name_or_path) not in (None, *OWN_TYPES)
 
 
 def has_no_auto_encoder(model_name_or_path: str) -> bool:
@@ -185,7 +187,7 @@ def read_checkpoint(
         elif found == TIMM:
             read = _read_timm_folder(model_name_or_path)
         else:
-            read = _read_transformers_folder(model_name_or_path)
+            read = _read_transformers_folder(model_name_or_path, found)
     except (ValueError, OSError) as problem:
         reason = " ".join(str(problem).split())
         raise UserError(f"{flag} {model_name_or_path}: {reason}") from problem
@@ -238,7 +240,8 @@ def _read_timm_folder(model_name_or_path: str) -> ReadCheckpoint:
     return _as_read(encoder, read_normalisation(model_name_or_path))
 
 
-def _read_transformers_folder(model_name_or_path: str) -> ReadCheckpoint:
+def _read_transformers_folder(model_name_or_path: str, model_type: str | None) -> ReadCheckpoint:
+    check_model_type(model_type)
     config = AutoConfig.from_pretrained(model_name_or_path)
     check_transformers_config(config)
     weights = load_folder_weights(model_name_or_path)
