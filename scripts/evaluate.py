@@ -125,7 +125,7 @@ def choose_output_dir(arguments: EvaluationArguments) -> Path:
     )
     if arguments.output_dir is None and not model_dir.is_dir():
         raise UserError(
-            f"--model_name_or_path {model_dir}: no such folder; if it is a model on the Hub, say with "
+            f"--model_name_or_path {model_dir}: no such folder; if it is a file of weights, or a model on the Hub, say with "
             "--output_dir where eval_results.json goes"
         )
     if arguments.update_model_card:
