@@ -33,14 +33,17 @@ from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.evaluation.features import Features, extract_features
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 from modeling_sit.evaluation.results import as_result, as_table, read_results, write_results
+from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.training.processes import fail_together, run_main_process_first
 
 
 @dataclass(kw_only=True)
-class EvaluationArguments(FeatureArguments):
+class EvaluationArguments(WeightsFileArguments, FeatureArguments):
     """What is measured, where, and where the figures go."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder, Hub id or file of weights of the pretrained model. Required."}
+    )
     from_scratch: bool = field(
         default=False,
         metadata={
@@ -85,7 +88,10 @@ def main() -> None:
         device = device if accelerator.num_processes == 1 else accelerator.device
         with fail_together(accelerator):
             output_dir = choose_output_dir(arguments)
-        model, processor = run_main_process_first(accelerator, lambda: load_encoder(arguments.model_name_or_path))
+        model, processor = run_main_process_first(
+            accelerator,
+            lambda: load_encoder(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads),
+        )
         if arguments.from_scratch:
             model = random_encoder(model, protocol_arguments.seed)
         pictures = run_main_process_first(
@@ -139,7 +145,7 @@ def choose_output_dir(arguments: EvaluationArguments) -> Path:
     )
     if arguments.output_dir is None and not model_dir.is_dir():
         raise UserError(
-            f"--model_name_or_path {model_dir}: no such folder; if it is a model on the Hub, say with "
+            f"--model_name_or_path {model_dir}: no such folder; if it is a file of weights, or a model on the Hub, say with "
             "--output_dir where eval_results.json goes"
         )
     if arguments.update_model_card:
