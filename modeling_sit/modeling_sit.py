@@ -299,7 +299,8 @@ class SiTEncoder(nn.Module):
 
 class SiTProjectionHead(nn.Module):
     """Contrastive token `(batch, hidden_size)` to projection `(batch, projection_size)`: three linear layers, batch norm
-    and GELU between them, and on request a batch norm without affine parameters at the end (the authors' code)."""
+    and an activation between them, and on request a batch norm without affine parameters at the end (the authors'
+    code)."""
 
     def __init__(self, config: SiTConfig):
         super().__init__()
@@ -307,7 +308,7 @@ class SiTProjectionHead(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(config.hidden_size, width),
             nn.BatchNorm1d(width),
-            nn.GELU(),
+            ACT2FN[config.projection_first_act],
             nn.Linear(width, width),
             nn.BatchNorm1d(width),
             nn.GELU(),
@@ -321,16 +322,15 @@ class SiTProjectionHead(nn.Module):
 
 
 class SiTDecoder(nn.Module):
-    """Patch tokens `(batch, patches, hidden_size)` to pixels: two layers with GELU, then a transposed convolution."""
+    """Patch tokens `(batch, patches, hidden_size)` to pixels: linear layers with GELU, then a transposed convolution."""
 
     def __init__(self, config: SiTConfig):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(config.hidden_size, config.decoder_hidden_size),
-            nn.GELU(),
-            nn.Linear(config.decoder_hidden_size, config.decoder_hidden_size),
-            nn.GELU(),
-        )
+        width_in, width = config.hidden_size, config.decoder_hidden_size
+        self.mlp = nn.Sequential()
+        for _ in range(config.decoder_num_hidden_layers):
+            self.mlp.extend([nn.Linear(width_in, width), nn.GELU()])
+            width_in = width
         self.projection = nn.ConvTranspose2d(
             config.decoder_hidden_size,
             config.num_channels,

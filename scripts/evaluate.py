@@ -32,14 +32,17 @@ from modeling_sit.evaluation.features import Features, extract_features
 from modeling_sit.evaluation.model_index import read_card, update_card
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 from modeling_sit.evaluation.results import as_result, as_table, read_results, write_results
+from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.training.processes import fail_together, run_main_process_first
 
 
 @dataclass(kw_only=True)
-class EvaluationArguments(FeatureArguments):
+class EvaluationArguments(WeightsFileArguments, FeatureArguments):
     """What is measured, where, and where the figures go."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder, Hub id or file of weights of the pretrained model. Required."}
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder for eval_results.json. Default: the model's, where it is a local one."}
     )
@@ -68,7 +71,10 @@ def main() -> None:
         device = device if accelerator.num_processes == 1 else accelerator.device
         with fail_together(accelerator):
             output_dir = choose_output_dir(arguments)
-        model, processor = run_main_process_first(accelerator, lambda: load_encoder(arguments.model_name_or_path))
+        model, processor = run_main_process_first(
+            accelerator,
+            lambda: load_encoder(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads),
+        )
         pictures = run_main_process_first(
             accelerator, lambda: load_pictures(**vars(dataset_arguments), labels="required")
         )
