@@ -9,7 +9,8 @@
     python scripts/convert_checkpoint.py FROM TO.safetensors --format safetensors  # SiT's weights in one file
     python scripts/convert_checkpoint.py FROM TO --format sit           # a SiT repository
 
-FROM is a folder that `scripts/pretrain.py` or `scripts/finetune.py` wrote, or the id of such a model on the Hub.
+FROM is a folder that `scripts/pretrain.py` or `scripts/finetune.py` wrote, or the id of such a model on the Hub; or a
+checkpoint of the authors' code (.pth), or a plain Vision Transformer of transformers or timm.
 
 What was written is loaded again by the library that it is for, and its outputs are compared with the source's: on random
 pictures (`--seed`), or on pictures of `--dataset`, one at a time and several. The largest difference is printed. If rounding
@@ -29,6 +30,7 @@ from transformers import HfArgumentParser, PreTrainedModel
 from modeling_sit.cli.arguments import DatasetArguments
 from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.sources import load_pictures
+from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.interop.formats import FORMATS, Format
 from modeling_sit.interop.onnx import OPSET
 from modeling_sit.interop.source import Source, choose_model, load_source, num_parameters
@@ -39,7 +41,7 @@ from modeling_sit.visualization.pictures import choose_split, read_first
 
 
 @dataclass(kw_only=True)
-class ConversionArguments(DatasetArguments):
+class ConversionArguments(WeightsFileArguments, DatasetArguments):
     """What is written, and how it is compared.
 
     Raises:
@@ -101,7 +103,7 @@ def convert(source_name: str, destination: Path, arguments: ConversionArguments)
     output_format = FORMATS[arguments.format]
     output_format.check_installed(arguments.format)
     check_destination(source_name, destination, output_format.suffix, arguments.overwrite_output_dir)
-    source = load_source(source_name)
+    source = load_source(source_name, arguments.network, arguments.num_attention_heads)
     model, left_out = choose_model(source.model, arguments.outputs, output_format.keeps_heads)
     pictures = pictures_to_compare(source, arguments)
     tolerance = output_format.tolerance if arguments.tolerance is None else arguments.tolerance
@@ -189,7 +191,7 @@ class ConversionArgumentParser(HfArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__((ConversionArguments,), allow_abbrev=False, **kwargs)
-        self.add_argument("source", metavar="FROM", help="The checkpoint: a SiT repository, a folder or on the Hub.")
+        self.add_argument("source", metavar="FROM", help="The checkpoint: a folder, a file of weights, or a Hub id.")
         self.add_argument("destination", metavar="TO", help="The file or folder to write; new.")
 
     def error(self, message: str):

@@ -1,18 +1,12 @@
 """A SiT as SiT: a repository folder, or one file of safetensors; both keep every head."""
 
-import json
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from modeling_sit import SiTConfig
-from modeling_sit.interop.source import MODEL_CLASSES, load_source
+from modeling_sit.interop.source import ARCHITECTURE, CONFIG, PREPROCESSOR, load_source, read_sit_file
 from modeling_sit.interop.verification import Predict, outputs_of
-
-CONFIG, ARCHITECTURE, PREPROCESSOR = "config.json", "architecture", "preprocessor_config.json"
 
 
 def write_sit_folder(model: PreTrainedModel, processor: BaseImageProcessor | None, folder: Path) -> list[str]:
@@ -41,18 +35,12 @@ def write_safetensors(model: PreTrainedModel, processor: BaseImageProcessor | No
         metadata[PREPROCESSOR] = processor.to_json_string()
     save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, path, metadata=metadata)
     return [
-        f"load it with safetensors: {type(model).__name__}(config).load_state_dict(load_file({str(path)!r})); config.json is "
-        "in its metadata"
+        f"load it with safetensors.torch: {type(model).__name__}(config).load_state_dict(load_file({str(path)!r})); "
+        f"{', '.join(name for name in metadata if name.endswith('.json'))} in its metadata"
     ]
 
 
 def load_safetensors(path: Path) -> Predict:
-    """What this package makes of a file of [`write_safetensors`], strictly."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    config = SiTConfig.from_dict(json.loads(metadata[CONFIG]))
-    with torch.random.fork_rng(devices=[]):
-        model = MODEL_CLASSES[metadata[ARCHITECTURE]](config)
-    model.load_state_dict(load_file(path), strict=True)
-    model.eval()
+    """What this package makes of a file of [`write_safetensors`]."""
+    model = read_sit_file(path)[0].eval()
     return lambda pixel_values: outputs_of(model, pixel_values)

@@ -4,11 +4,16 @@ import json
 
 import pytest
 import torch
+from authors_network import random_network, save_checkpoint
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTModel
 from modeling_sit.cli.errors import UserError
+from modeling_sit.interop.plain_vit import write_plain_vit
+from modeling_sit.interop.sit import write_safetensors
 from modeling_sit.interop.source import choose_model, load_source, training_settings_left_out
+from modeling_sit.interop.timm_folder import write_timm_folder
 
 
 @pytest.mark.parametrize("model_class", [SiTModel, SiTForPreTraining, SiTForImageClassification])
@@ -74,3 +79,48 @@ def test_settings_of_training_are_named_where_they_do_something():
         SiTConfig(drop_path_rate=0.2, hidden_dropout_prob=0.1), kept=("hidden_dropout_prob",)
     )
     assert note.endswith("drop_path_rate=0.2")
+
+
+def test_a_classifier_of_vit_keeps_its_classifier(make_model, make_processor, tmp_path):
+    model = make_model(SiTForImageClassification, id2label={0: "daisy", 1: "rose"})
+    write_plain_vit(model, make_processor(model), tmp_path / "vit")
+    source = load_source(str(tmp_path / "vit"))
+    assert type(source.model) is SiTForImageClassification
+    assert source.model.config.id2label == {0: "daisy", 1: "rose"}
+    assert list(source.processor.image_mean) == [0.3, 0.4, 0.5]
+    assert all(torch.equal(source.model.state_dict()[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_what_was_written_for_timm_or_in_one_file_is_read_again(make_model, make_processor, tmp_path):
+    model = make_model(SiTModel)
+    write_timm_folder(model, make_processor(model), tmp_path / "timm")
+    source = load_source(str(tmp_path / "timm"))
+    assert list(source.processor.image_mean) == [0.3, 0.4, 0.5]
+    assert all(torch.equal(source.model.state_dict()[name], weight) for name, weight in model.state_dict().items())
+    model = make_model(SiTForPreTraining)
+    path = tmp_path / "weights.safetensors"
+    write_safetensors(model, make_processor(model, corruption="zeros"), path)
+    source = load_source(str(path))
+    assert type(source.model) is SiTForPreTraining and source.processor.corruption == "zeros"
+    assert all(torch.equal(source.model.state_dict()[name], weight) for name, weight in model.state_dict().items())
+    # One that has lost a weight since is not filled up.
+    weights = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    del weights["decoder.projection.bias"]
+    save_file(weights, path, metadata=metadata)
+    with pytest.raises(UserError, match=r"decoder\.projection\.bias"):
+        load_source(str(path))
+
+
+def test_the_authors_checkpoints_are_read_with_their_heads(make_model, tmp_path):
+    student, teacher = random_network(0), random_network(1)
+    checkpoint = str(save_checkpoint(tmp_path / "checkpoint.pth", student, teacher))
+    source = load_source(checkpoint, network="student", num_attention_heads=student.heads)
+    assert type(source.model) is SiTForPreTraining
+    assert torch.equal(source.model.vit.embeddings.position_embeddings, student.backbone.pos_embed)
+    assert torch.equal(source.model.decoder.projection.weight, student.head_recons.convTrans.weight)
+    assert any("student" in note for note in source.notes)
+    make_model(SiTModel).save_pretrained(tmp_path / "sit")
+    with pytest.raises(UserError, match="--network student is for a file of weights"):
+        load_source(str(tmp_path / "sit"), network="student")

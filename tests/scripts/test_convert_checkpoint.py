@@ -9,6 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from authors_network import random_network, save_checkpoint
+from transformers import ViTModel
 
 from modeling_sit import SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
 
@@ -170,11 +172,14 @@ def test_mistakes_are_told_in_one_line(save_tiny_sit, one_line_error, load_progr
         (("--format", "vit", "--tolerance", "nan"), "--tolerance"),
         (("--format", "vit", "--train_split", "train"), "--train_split"),
         (("--format", "vit", "--frobnicate"), "--frobnicate"),
+        (("--format", "vit", "--network", "pupil"), "--network"),
     ):
         assert named in one_line_error("convert_checkpoint", source, tmp_path / "to", *flags, code=2)
     assert "TO" in one_line_error("convert_checkpoint", source, "--format", "vit", code=2)
     nowhere = tmp_path / "nowhere"
     assert str(nowhere) in one_line_error("convert_checkpoint", nowhere, tmp_path / "to", "--format", "vit")
+    flags = ("--format", "vit", "--num_attention_heads", 2)
+    assert "--num_attention_heads 2" in one_line_error("convert_checkpoint", source, tmp_path / "to", *flags)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find_spec(name, *rest)
@@ -200,3 +205,20 @@ def test_what_is_written_needs_no_package(save_classifier, run_program, tmp_path
     command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, *(str(tmp_path / name) for name in names)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_authors_checkpoint_goes_into_other_formats(run_program, capsys, tmp_path):
+    """Which one it is has to be said, and each step is compared: what timm has at the end is what the authors' had."""
+    teacher = random_network(1)
+    checkpoint = save_checkpoint(tmp_path / "checkpoint.pth", random_network(0), teacher)
+    flags = ("--format", "sit", "--num_attention_heads", teacher.heads)
+    assert run_program("convert_checkpoint", checkpoint, tmp_path / "sit", *flags) == 0
+    said = capsys.readouterr().out
+    assert "its teacher is taken" in said and "reconstruction 0, projection 0" in said
+    assert run_program("convert_checkpoint", tmp_path / "sit", tmp_path / "timm", "--format", "timm") == 0
+    assert run_program("convert_checkpoint", tmp_path / "timm", tmp_path / "vit", "--format", "vit") == 0
+    vit = ViTModel.from_pretrained(tmp_path / "vit").eval()
+    pictures = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        tokens = teacher(pictures)[0]
+        torch.testing.assert_close(vit(pictures).last_hidden_state, tokens, rtol=0, atol=1e-5 * tokens.abs().max())
