@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -56,16 +57,22 @@ def snapshot(folder):
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_pretrained_model_in_every_format(save_tiny_sit, run_program, capsys, tmp_path, name):
     source = save_tiny_sit(tmp_path / "source", num_hidden_layers=1)
+    (source / "README.md").write_text("# A card")
     before = snapshot(source)
     destination = tmp_path / f"written{SUFFIXES.get(name, '')}"
     assert run_program("convert_checkpoint", source, destination, "--format", name) == 0
     said = capsys.readouterr().out
-    assert "largest difference in" in said and "on 4 random pictures" in said and "(tolerance 1e-0" in said
+    assert (
+        "largest difference in" in said
+        and "on 4 random pictures" in said
+        and f"(tolerance {'0.0001' if name == 'onnx' else '1e-05'})" in said
+    )
     assert f"written to {destination}" in said
     assert ".unfinished" not in said
+    assert "not copied: README.md" in said
     # A pretrained model has heads, which two formats keep, and the others must not drop in silence.
     if name in ("sit", "safetensors"):
-        assert "reconstruction 0, projection 0" in said and "not in it" not in said
+        assert re.search(r"reconstruction [0-9.e-]+, projection [0-9.e-]+ ", said) and "not in it" not in said
     else:
         assert "not in it, for its outputs are features: decoder (" in said and "projection_head (" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["source", destination.name])
@@ -123,7 +130,7 @@ def test_nothing_is_left_of_what_gives_other_outputs(
     def write(model, processor, path):
         spoiled = SiTModel(model.config)
         spoiled.load_state_dict(model.state_dict())
-        spoiled.encoder.layer[1].attention.attention.key.weight.data[0, 0] += 1
+        spoiled.layernorm.bias.data[0] += 1e-4
         return usual.write(spoiled, processor, path)
 
     monkeypatch.setitem(program.FORMATS, "torchvision", dataclasses.replace(usual, write=write))
@@ -138,7 +145,7 @@ def test_nothing_is_left_of_what_gives_other_outputs(
         path.write_bytes(path.read_bytes()[:1000])
 
     monkeypatch.setitem(program.FORMATS, "torchvision", dataclasses.replace(usual, write=write_half))
-    assert "cannot load what was written" in one_line_error("convert_checkpoint", source, destination, *flags)
+    assert "does not work in torchvision" in one_line_error("convert_checkpoint", source, destination, *flags)
     assert snapshot(tmp_path) == before
 
 
@@ -214,7 +221,7 @@ def test_the_authors_checkpoint_goes_into_other_formats(run_program, capsys, tmp
     flags = ("--format", "sit", "--num_attention_heads", teacher.heads)
     assert run_program("convert_checkpoint", checkpoint, tmp_path / "sit", *flags) == 0
     said = capsys.readouterr().out
-    assert "its teacher is taken" in said and "reconstruction 0, projection 0" in said
+    assert "its teacher is taken" in said and "projection " in said
     assert run_program("convert_checkpoint", tmp_path / "sit", tmp_path / "timm", "--format", "timm") == 0
     assert run_program("convert_checkpoint", tmp_path / "timm", tmp_path / "vit", "--format", "vit") == 0
     vit = ViTModel.from_pretrained(tmp_path / "vit").eval()
