@@ -27,7 +27,7 @@ def trained(classifier, pixel_values, tmp_path):
 
 
 def test_adapters_alone_are_trained_and_saved(classifier, trained, pixel_values):
-    folder, before = classifier
+    _, before = classifier
     adapters, logits = trained
     assert (logits - before(pixel_values).logits).abs().max() > 0.01
     saved = load_file(adapters / "adapter_model.safetensors")
