@@ -7,8 +7,18 @@
 `O/data` then holds `train-00000-of-00003.parquet` and so on, one row for each picture that could be read: `row`, its number
 in the split; `path`, where its file is, or was; `vector`, its features, float32; and its `label`, where it has one.
 
+Search the vectors by faiss (pip install faiss-cpu), best of all those of --normalize, whose inner products are cosines:
+
     vectors = datasets.load_dataset("parquet", data_dir="O", split="train").with_format("numpy")
-    index = faiss.IndexFlatIP(width); index.add(vectors["vector"][:])     # with --normalize: by the cosine
+    index = faiss.IndexFlatIP(vectors["vector"][:].shape[1])
+    index.add(vectors["vector"][:])
+    scores, rows = index.search(query[None], 6)               # query: float32, (width,)
+
+or by faiss within `datasets`, which gives the rows with all their columns:
+
+    vectors.add_faiss_index("vector", metric_type=faiss.METRIC_INNER_PRODUCT)
+    scores, nearest = vectors.get_nearest_examples("vector", query, k=6)
+    nearest["path"], nearest["row"]
 
 Pictures are read shard by shard, and a shard's file is there when it is whole. What is there already is left as it is: the
 same command goes on where a killed one stopped, and ends with the same files. A split that is neither for training nor for
@@ -38,6 +48,7 @@ import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImagePro
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
 from modeling_sit.cli.devices import choose_device
 from modeling_sit.cli.errors import UserError, one_line_errors
+from modeling_sit.cli.help_text import ExampleHelpFormatter
 from modeling_sit.data.decoding import UnreadablePicture
 from modeling_sit.data.sources import load_pictures, picture_name, read_row
 from modeling_sit.evaluation.encoder import load_encoder
@@ -119,7 +130,9 @@ class Shard:
 
 def main() -> None:
     arguments, feature_arguments, dataset_arguments = RecipeArgumentParser(
-        (EmbedArguments, FeatureArguments, DatasetArguments), description=__doc__.partition("\n")[0]
+        (EmbedArguments, FeatureArguments, DatasetArguments),
+        description=__doc__,
+        formatter_class=ExampleHelpFormatter,
     ).parse()
     # What matters of loading a model, `load_encoder` says itself.
     transformers.logging.set_verbosity_error()
@@ -325,6 +338,7 @@ def report(output_dir: str, shards: list[Shard], splits: dict[str, datasets.Data
         skipped = f", {len(split) - num_rows} pictures skipped" if num_rows < len(split) else ""
         print(f"{name}: {num_rows} vectors of {width} numbers in {len(files)} files{skipped}")
     print(f'written to {output_dir}; load_dataset("parquet", data_dir="{os.path.abspath(output_dir)}") reads them')
+    print("embed.py --help tells how to search them by faiss")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,13 @@
 Each tiled picture shows as many pictures of one split as the grid has places (2 x 2 by default), and its labels are the
 classes that they are of: one to four of them, for pictures of one class may meet. The pictures of a split are shuffled and
 dealt out, so that none meets itself and all are seen equally often, and that again in every pass (up to the few that are left
-over in each). Pictures of the validation split are tiled among themselves: nothing that is trained on is in them.
+over in each). The splits are tiled apart: nothing that is trained on is in the others.
+
+Each picture of the training split is in several tilings, so pictures that are held back of the tiled ones would share what
+they show with those that are trained on, and what is chosen by them would be chosen on training pictures. So where a set
+has no validation split, a tenth of the training pictures (--validation_share) is set aside before the tiling, and becomes
+one. scripts/finetune.py then chooses by it and measures on the test split; give scripts/evaluate.py --validation_split test
+to measure there.
 
 Every picture is cut to its place's shape around its centre and resized to it. `--output_dir` gets parquet files for each
 split, with the columns `image` (JPEG) and `label` (a list of class labels), which every program here takes as `--dataset`,
@@ -14,6 +20,7 @@ and `datasets.load_dataset` reads. The same flags make the same set.
 """
 
 import io
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,14 +37,17 @@ from tqdm import tqdm
 from modeling_sit.cards.provenance import typed_command
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
+from modeling_sit.cli.help_text import ExampleHelpFormatter
 from modeling_sit.data.decoding import UnreadablePicture
-from modeling_sit.data.labelled import labelled_splits, labels_of
+from modeling_sit.data.labelled import hold_back, labelled_splits, labels_of
 from modeling_sit.data.sources import VALIDATION_SPLITS, Pictures, load_pictures, read_row
+from modeling_sit.finetuning.splits import TEST_SPLITS
 from modeling_sit.training.durable_files import naming_what_cannot_be_written, replace_files
 
 PICTURES_IN_A_FILE = 10_000
 PICTURES_IN_A_ROW_GROUP = 100
 JPEG_QUALITY = 95
+SET_ASIDE = "validation"
 
 
 @dataclass(kw_only=True)
@@ -56,13 +66,27 @@ class TilingArguments(DatasetArguments):
             "as many tiled pictures as there are pictures."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the shuffling."})
+    validation_share: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of each class's training pictures, in [0, 1), to set aside before the tiling for a validation split, "
+            "where the set has none; 0 makes none."
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the shuffling, and of what is set aside."})
 
     def __post_init__(self):
         if len(self.grid) != 2 or min(self.grid) < 1 or self.num_places < 2:
             raise ValueError(f"--grid takes two numbers, rows and columns of 2 places at least, got {self.grid}")
         if self.image_size < 1 or any(self.image_size % places for places in self.grid):
-            raise ValueError(f"--image_size {self.image_size} cannot be divided among {self.grid} rows and columns")
+            step = math.lcm(*self.grid)
+            nearest = max(1, round(self.image_size / step)) * step
+            raise ValueError(
+                f"--image_size {self.image_size} cannot be divided among {self.grid[0]} rows and {self.grid[1]} columns; the "
+                f"nearest that can is {nearest}"
+            )
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"--validation_share {self.validation_share}: must be in [0, 1)")
         if self.passes is not None and self.passes < 1:
             raise ValueError(f"--passes must be at least 1, got {self.passes}")
         if self.seed < 0:
@@ -74,8 +98,9 @@ class TilingArguments(DatasetArguments):
 
 
 def main() -> None:
-    summary, _, *details = __doc__.split("\n\n")
-    (arguments,) = RecipeArgumentParser((TilingArguments,), description=" ".join([summary, *details])).parse()
+    (arguments,) = RecipeArgumentParser(
+        (TilingArguments,), description=__doc__, formatter_class=ExampleHelpFormatter
+    ).parse()
     with one_line_errors():
         output_dir = Path(arguments.output_dir)
         check_output_dir(output_dir)
@@ -101,17 +126,17 @@ def check_output_dir(output_dir: Path) -> None:
 
 def tile_pictures(pictures: Pictures, output_dir: Path, arguments: TilingArguments) -> None:
     """Tile each split, and write all of it, or nothing."""
-    train, validation = labelled_splits(pictures, validation="if there")
-    splits = {"train": train}
-    if validation is not None:
-        name = str(validation.split).lower()
-        splits[name if name in VALIDATION_SPLITS else "validation"] = validation
+    splits = choose_splits(pictures, arguments)
     drawn = {}
     for number, (name, split) in enumerate(splits.items()):
         if len(split) < arguments.num_places:
-            raise UserError(
-                f"split {split.split}: {len(split)} pictures with a label do not fill a grid of {arguments.grid}"
-            )
+            grid = f"a grid of {arguments.grid[0]} x {arguments.grid[1]}"
+            if name == SET_ASIDE and split.split == splits["train"].split:
+                raise UserError(
+                    f"--validation_share {arguments.validation_share}: the {len(split)} pictures set aside do not fill {grid}; "
+                    "raise it, or give 0 for no validation split"
+                )
+            raise UserError(f"split {split.split}: {len(split)} pictures with a label do not fill {grid}")
         generator = np.random.default_rng([arguments.seed, number])
         drawn[name] = draw_tilings(
             len(split), arguments.num_places, arguments.passes or arguments.num_places, generator
@@ -127,11 +152,39 @@ def tile_pictures(pictures: Pictures, output_dir: Path, arguments: TilingArgumen
                 f"{name}: {len(labels):,} pictures of {len(split):,}, each with "
                 f"{np.mean([len(classes) for classes in labels]):.2f} of {len(pictures.label_names)} labels on average"
             )
-        (folder / "README.md").write_text(
-            f"Pictures of {pictures.name}, tiled {arguments.grid[0]} x {arguments.grid[1]} within each split; `label` lists "
-            f"the classes in a picture. Made by\n\n    {typed_command()}\n"
-        )
+        (folder / "README.md").write_text(description(pictures, splits, arguments))
     print(f"written to {output_dir}")
+
+
+def description(pictures: Pictures, splits: dict[str, datasets.Dataset], arguments: TilingArguments) -> str:
+    """What the set's README.md says."""
+    rows, columns = arguments.grid
+    text = f"Pictures of {pictures.name}, tiled {rows} x {columns} within each split; `label` lists the classes in a picture."
+    if SET_ASIDE in splits and splits[SET_ASIDE].split == splits["train"].split:
+        text += (
+            f"\n\n`validation` is made of {len(splits[SET_ASIDE])} pictures of {splits['train'].split} (--validation_share "
+            f"{arguments.validation_share:g}), set aside before the tiling: none of them is in `train`. Choose by it, not by "
+            "pictures held back of `train`, each of which shows pictures that others of `train` show too."
+        )
+    if set(splits) & set(TEST_SPLITS) and SET_ASIDE in splits:
+        text += "\n\nTo measure on the test pictures, give `scripts/evaluate.py` `--validation_split test`."
+    return f"{text}\n\nMade by\n\n    {typed_command()}\n"
+
+
+def choose_splits(pictures: Pictures, arguments: TilingArguments) -> dict[str, datasets.Dataset]:
+    """The splits to tile, by the names that they get; where none is to choose by, one is made of training pictures.
+
+    Raises:
+        [`UserError`]: If a class has only one training picture, so that none can be set aside.
+    """
+    train, other = labelled_splits(pictures, validation="if there")
+    splits = {"train": train}
+    if other is not None:
+        name = str(other.split).lower()
+        splits[name if name in VALIDATION_SPLITS else SET_ASIDE] = other
+    if arguments.validation_share > 0 and set(splits) <= {"train", *TEST_SPLITS}:
+        splits["train"], splits[SET_ASIDE] = hold_back(train, arguments.validation_share, arguments.seed)
+    return splits
 
 
 def draw_tilings(num_pictures: int, num_places: int, passes: int, generator: np.random.Generator) -> np.ndarray:

@@ -15,6 +15,7 @@ which colour-blind readers tell apart, in four shapes.
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,9 @@ import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImagePro
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser, choose_command
 from modeling_sit.cli.devices import choose_device
 from modeling_sit.cli.errors import UserError, one_line_errors
-from modeling_sit.data.sources import load_pictures, picture_name
+from modeling_sit.cli.help_text import ExampleHelpFormatter
+from modeling_sit.data.columns import listed
+from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.gmml import CORRUPTIONS
@@ -38,6 +41,7 @@ from modeling_sit.visualization.attention import attention_figure, attention_map
 from modeling_sit.visualization.embeddings import (
     FeatureMap,
     cluster_features,
+    default_num_clusters,
     embedding_figure,
     map_features,
     neighbour_agreement,
@@ -50,6 +54,7 @@ from modeling_sit.visualization.pictures import (
     choose_rows,
     choose_split,
     data_uri,
+    file_name,
     frozen_features,
     label_sets,
     label_text,
@@ -57,12 +62,18 @@ from modeling_sit.visualization.pictures import (
     picture_files,
     read_first,
     read_given_files,
+    short_name,
+    tell_shortage,
     thumbnail,
 )
 from modeling_sit.visualization.reconstructions import preview_sheet, to_uint8
 
 THUMBNAIL_SIZE = 96
 RANDOM = "random"
+NUM_PICTURES = 8
+MAX_PICTURES_OF_A_MAP = 2000
+MAX_PICTURES_OF_A_GALLERY = 20000
+NUM_QUERIES = 6
 
 
 @dataclass
@@ -110,7 +121,7 @@ class ChosenPicturesArguments(DatasetArguments):
     pictures: list[str] | None = field(
         default=None, metadata={"help": "Picture files to show, from anywhere, in place of a data set."}
     )
-    num_pictures: int = field(default=8, metadata={"help": "How many pictures of the data set to show."})
+    num_pictures: int = field(default=NUM_PICTURES, metadata={"help": "How many pictures of the data set to show."})
 
     def __post_init__(self):
         if (self.dataset is None) == (not self.pictures):
@@ -157,14 +168,24 @@ class EmbeddingsArguments:
         },
     )
     color_by: Literal["label", "cluster"] | None = field(
-        default=None, metadata={"help": "What the colours stand for. Default: the label where there is one."}
+        default=None,
+        metadata={
+            "help": "What the colours stand for. Default: the label where pictures have one each, else clusters."
+        },
+    )
+    color_label: str | None = field(
+        default=None,
+        metadata={"help": "One label, by its name: colours tell which pictures have it, among others perhaps."},
     )
     num_clusters: int | None = field(
         default=None,
-        metadata={"help": "Clusters of --color_by cluster (k-means). Default: as many as classes, or else 10."},
+        metadata={
+            "help": "Clusters of --color_by cluster (k-means). Default: as many as classes, or else 10, but at most one for "
+            "each five pictures."
+        },
     )
     max_pictures: int = field(
-        default=2000, metadata={"help": "Pictures on the map; of more, so many are chosen at random."}
+        default=MAX_PICTURES_OF_A_MAP, metadata={"help": "Pictures on the map; of more, so many are chosen at random."}
     )
     html: str | None = field(
         default=None, metadata={"help": "File for a page, .html, that shows each picture when hovered over."}
@@ -175,8 +196,10 @@ class EmbeddingsArguments:
             raise ValueError(f"--max_pictures {self.max_pictures}: must be at least 4")
         if self.num_clusters is not None and self.num_clusters < 2:
             raise ValueError(f"--num_clusters {self.num_clusters}: must be at least 2")
-        if self.num_clusters is not None and self.color_by == "label":
+        if self.num_clusters is not None and (self.color_by == "label" or self.color_label is not None):
             raise ValueError("--num_clusters is for --color_by cluster")
+        if self.color_label is not None and self.color_by == "cluster":
+            raise ValueError("--color_label is for --color_by label")
         if self.html is not None and Path(self.html).suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"--html {self.html}: the name must end in .html")
 
@@ -186,12 +209,15 @@ class NeighboursArguments:
     """Whose neighbours are shown. They are sought in the training split; where there is no other, queries are of it too."""
 
     num_neighbours: int = field(default=6, metadata={"help": "Neighbours of each query."})
-    num_queries: int = field(default=6, metadata={"help": "How many pictures of the validation split are queries."})
+    num_queries: int = field(
+        default=NUM_QUERIES, metadata={"help": "How many pictures of the validation split are queries."}
+    )
     pictures: list[str] | None = field(
         default=None, metadata={"help": "Picture files, from anywhere, as queries in place of the data set's."}
     )
     max_pictures: int = field(
-        default=20000, metadata={"help": "Pictures to seek neighbours in; of more, so many are chosen at random."}
+        default=MAX_PICTURES_OF_A_GALLERY,
+        metadata={"help": "Pictures to seek neighbours in; of more, so many are chosen at random."},
     )
 
     def __post_init__(self):
@@ -205,13 +231,18 @@ def main() -> None:
     name, argv = choose_command(purposes, __doc__.partition("\n")[0])
     command = COMMANDS[name]
     parser = RecipeArgumentParser(
-        command.arguments, prog=f"{os.path.basename(sys.argv[0])} {name}", description=command.purpose
+        command.arguments,
+        prog=f"{os.path.basename(sys.argv[0])} {name}",
+        description=f"{command.purpose}\n\n{command.example}\n\n{command.rule}",
+        formatter_class=ExampleHelpFormatter,
     )
     arguments = parser.parse(argv)
     # What matters of loading a model, `load_encoder` says itself.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with one_line_errors():
+        figure, *_ = arguments
+        check_writable(figure.output)
         command.draw(*arguments)
 
 
@@ -222,7 +253,7 @@ def draw_reconstructions(
     model, processor = load_reconstructing_model(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     if arguments.corruption is not None:
         processor.corruption = arguments.corruption
-    pictures, _ = read_chosen(chosen, figure.seed, model.config.num_channels)
+    pictures, captions = read_chosen(chosen, figure.seed, model.config.num_channels)
     if len(pictures) == 1 and "replace" in processor.corruption:
         raise UserError(
             f"corruption {processor.corruption} fills a picture from another one, and there is one alone; give several, "
@@ -230,7 +261,7 @@ def draw_reconstructions(
         )
     crops = processor(pictures, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
     crops = crops.round().clamp(0, 255).to(torch.uint8)
-    sheet = preview_sheet(model.to(device), processor, crops, figure.seed, arguments.picture_size)
+    sheet = preview_sheet(model.to(device), processor, crops, figure.seed, arguments.picture_size, captions)
     save(figure.output, sheet.save)
 
 
@@ -257,11 +288,15 @@ def draw_embeddings(
     feature_arguments: FeatureArguments,
     dataset_arguments: DatasetArguments,
 ) -> None:
+    if arguments.html is not None:
+        check_writable(arguments.html)
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     compared = load_compared(arguments.compare_with, model, processor, figure.seed)
     pictures = load_pictures(**vars(dataset_arguments))
     split = choose_split(pictures, dataset_arguments.train_split, dataset_arguments.validation_split)
+    color_by = choose_colors(arguments, pictures)
+    tell_shortage("--max_pictures", arguments.max_pictures, MAX_PICTURES_OF_A_MAP, len(split))
     split = split.select(choose_rows(len(split), arguments.max_pictures, figure.seed))
     num_channels = model.config.num_channels
 
@@ -270,10 +305,10 @@ def draw_embeddings(
     )
     shown = split.select(rows)
     labels = label_sets(shown, pictures.label_names)
-    classes = [label_text(names) for names in labels]
-    color_by = arguments.color_by or ("label" if any(classes) else "cluster")
-    if color_by == "label" and not any(classes):
-        raise UserError(f"--color_by label: {pictures.name} has no labels; name their column with --label_column")
+    if color_by == "label" and not any(names is not None for names in labels):
+        if arguments.color_by is not None or arguments.color_label is not None:
+            raise UserError(f"--color_by label: none of the pictures of split {split.split} has a label")
+        color_by = "cluster"
 
     panels = [(title_of(figure.model_name_or_path, arguments.compare_with), features)]
     if compared is not None:
@@ -287,17 +322,25 @@ def draw_embeddings(
     maps = []
     for title, panel_features in panels:
         points, axes = map_features(panel_features, arguments.method, figure.seed)
-        agreement = neighbour_agreement(panel_features, classes) if color_by == "label" else None
-        note = f"nearest neighbour of the same class: {agreement:.0%}" if agreement is not None else None
+        agreement, note = neighbour_agreement(panel_features, labels), None
+        if agreement is not None:
+            kind = "shares a class" if pictures.multi_label else "of the same class"
+            note = f"nearest neighbour {kind}: {agreement.share:.0%} (by chance {agreement.chance:.0%})"
         maps.append(FeatureMap(title, points, axes, note))
         print(": ".join(filter(None, (title, note))))
 
-    order, legend_title = pictures.label_names, "class"
     if color_by == "cluster":
-        num_clusters = arguments.num_clusters or min(len(pictures.label_names or range(10)), len(features))
+        num_clusters = arguments.num_clusters or default_num_clusters(len(features), len(pictures.label_names or ()))
         order = [str(number + 1) for number in range(num_clusters)]
         classes = [order[number] for number in cluster_features(features, num_clusters, figure.seed)]
         legend_title = "cluster (k-means)" if compared is None else "cluster (k-means) on the right"
+    elif arguments.color_label is not None:
+        order = [arguments.color_label, f"without {arguments.color_label}"]
+        classes = [None if names is None else order[arguments.color_label not in names] for names in labels]
+        legend_title = "label"
+    else:
+        order, legend_title = pictures.label_names, "class"
+        classes = [label_text(names) for names in labels]
     groups = style_groups(classes, order)
     save_figure(figure.output, resolution, embedding_figure(maps, groups, legend_title))
     if arguments.html is not None:
@@ -305,10 +348,10 @@ def draw_embeddings(
             maps,
             groups,
             legend_title,
-            names=[picture_name(shown, row) for row in range(len(shown))],
+            names=[caption_on_page(shown, row, labels[row], classes[row], pictures.name) for row in range(len(shown))],
             pictures=[data_uri(thumbnail(shown, row, THUMBNAIL_SIZE, num_channels)) for row in range(len(shown))],
             title=f"{len(shown):,} pictures of {Path(pictures.name).name or pictures.name}",
-            subtitle=f"Split {split.split}, features of {figure.model_name_or_path}.",
+            subtitle=f"Split {split.split}, features of {title_of(figure.model_name_or_path)}.",
         )
         save(arguments.html, lambda path: path.write_text(page, encoding="utf-8"))
 
@@ -328,6 +371,7 @@ def draw_neighbours(
     of_gallery = arguments.pictures is None and (
         pictures.validation is None or pictures.validation.split == gallery.split
     )
+    tell_shortage("--max_pictures", arguments.max_pictures, MAX_PICTURES_OF_A_GALLERY, len(gallery))
     gallery = gallery.select(choose_rows(len(gallery), arguments.max_pictures, figure.seed))
 
     if arguments.pictures is not None:
@@ -338,6 +382,7 @@ def draw_neighbours(
         queries = gallery if of_gallery else pictures.validation
         order = order_of_choice(label_sets(queries, pictures.label_names), figure.seed)
         chosen, _ = read_first(queries, order, arguments.num_queries, num_channels)
+        tell_shortage("--num_queries", arguments.num_queries, NUM_QUERIES, len(chosen))
     queries = queries.select(chosen)
 
     settings = {"device": device, **feature_arguments.settings(model.config)}
@@ -365,35 +410,98 @@ def draw_neighbours(
 
 @dataclass
 class Command:
-    """A kind of figure: the flags that it takes, and the function that draws it from them."""
+    """A kind of figure: the flags that it takes, the function that draws it from them, and what `--help` says of it."""
 
     purpose: str
     arguments: tuple[type, ...]
     draw: Callable[..., None]
+    example: str
+    rule: str
 
 
+SPLIT_RULE = (
+    "Pictures are those of the validation split where there is one, else of the training split; --train_split or\n"
+    "--validation_split names another. The first few show as many classes as they can."
+)
+MAP_RULE = SPLIT_RULE.partition(" The first")[0] + " Of more than --max_pictures, so many are chosen at random."
+NEIGHBOURS_RULE = (
+    "Queries are pictures of the validation split, and their neighbours are sought in the training split. Where there is\n"
+    "one split alone, both are of it, and no picture is its own neighbour. --train_split and --validation_split name others."
+)
 COMMANDS = {
     "reconstructions": Command(
         "Pictures clean, corrupted, reconstructed, and with the reconstruction pasted into the holes.",
         (FigureArguments, ReconstructionArguments, ChosenPicturesArguments),
         draw_reconstructions,
+        "    python scripts/visualize.py reconstructions --model_name_or_path M --dataset D --output FILE.png\n"
+        "    python scripts/visualize.py reconstructions --model_name_or_path M --pictures a.jpg b.jpg --output FILE.png",
+        SPLIT_RULE,
     ),
     "embeddings": Command(
         "A map of the features, on which similar pictures lie close, coloured by label or by cluster.",
         (FigureArguments, ResolutionArguments, EmbeddingsArguments, FeatureArguments, DatasetArguments),
         draw_embeddings,
+        "    python scripts/visualize.py embeddings --model_name_or_path M --dataset D --output FILE.png \\\n"
+        "        --compare_with random --html FILE.html",
+        MAP_RULE,
     ),
     "attention": Command(
         "Where the contrastive token looks, for each head.",
         (FigureArguments, ResolutionArguments, AttentionArguments, ChosenPicturesArguments),
         draw_attention,
+        "    python scripts/visualize.py attention --model_name_or_path M --dataset D --output FILE.png",
+        SPLIT_RULE,
     ),
     "neighbours": Command(
         "Pictures, and those whose features are nearest to theirs.",
         (FigureArguments, ResolutionArguments, NeighboursArguments, FeatureArguments, DatasetArguments),
         draw_neighbours,
+        "    python scripts/visualize.py neighbours --model_name_or_path M --dataset D --output FILE.png",
+        NEIGHBOURS_RULE,
     ),
 }
+
+
+def choose_colors(arguments: EmbeddingsArguments, pictures: Pictures) -> Literal["label", "cluster"]:
+    """What the colours of a map stand for.
+
+    Raises:
+        [`UserError`]: If it is the label, and there is none, or it is not clear which.
+    """
+    names = pictures.label_names
+    flag = "--color_by label" if arguments.color_label is None else f"--color_label {arguments.color_label}"
+    if arguments.color_by is None and arguments.color_label is None:
+        if pictures.multi_label:
+            print(
+                "pictures may have several labels, so colours tell clusters; --color_label NAME tells which have that label"
+            )
+        return "cluster" if names is None or pictures.multi_label else "label"
+    if arguments.color_by == "cluster":
+        return "cluster"
+    if names is None:
+        raise UserError(f"{flag}: {pictures.name} has no labels; name their column with --label_column")
+    known = listed(names if len(names) <= 20 else [*names[:20], "..."])
+    if arguments.color_label is None and pictures.multi_label:
+        raise UserError(f"{flag}: pictures of {pictures.name} may have several; name one with --color_label: {known}")
+    if arguments.color_label not in (None, *names):
+        raise UserError(f"{flag}: no such label, only {known}")
+    return "label"
+
+
+def caption_on_page(split, row: int, labels: tuple[str, ...] | None, color: str | None, folder: str) -> str:
+    """A picture's file or row, and its labels where the colours tell something else."""
+    name, text = short_name(split, row, folder), label_text(labels)
+    return name if text is None or text == color else f"{text} ({name})"
+
+
+def check_writable(output: str) -> None:
+    """Raise [`UserError`] if there can be no such file, before anything is computed for it. Leaves nothing behind."""
+    path = Path(output)
+    if path.is_dir():
+        raise UserError(f"{path} cannot be written: it is a folder; give another place")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    with naming_what_cannot_be_written(path, "give another place"), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def load_compared(compare_with: str | None, model, processor, seed: int):
@@ -422,6 +530,9 @@ def read_chosen(arguments: ChosenPicturesArguments, seed: int, num_channels: int
     split = choose_split(pictures, arguments.train_split, arguments.validation_split)
     labels = label_sets(split, pictures.label_names)
     rows, shown = read_first(split, order_of_choice(labels, seed), arguments.num_pictures, num_channels)
+    tell_shortage("--num_pictures", arguments.num_pictures, NUM_PICTURES, len(rows))
+    if pictures.label_names is None:
+        return shown, [file_name(split, row) for row in rows]
     return shown, [label_text(labels[row]) or "" for row in rows]
 
 

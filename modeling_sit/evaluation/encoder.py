@@ -29,6 +29,7 @@ def load_encoder(
     Raises:
         [`UserError`]: If there is no such model, a file of it is missing or damaged, or it lacks weights of the encoder.
     """
+    check_is_no_missing_folder(model_name_or_path)
     folder = Path(model_name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"--model_name_or_path {folder}: no config.json in this folder, so it holds no model")
@@ -54,6 +55,16 @@ def load_encoder(
     # SiT's processor can be saved with corruption switched on; frozen features are of pictures as they are.
     processor.do_corrupt = False
     return model, processor
+
+
+def check_is_no_missing_folder(model_name_or_path: str, flag: str = "--model_name_or_path") -> None:
+    """Raise [`UserError`] for what can only be meant as a path, for it is no id on the Hub, where there is no such folder."""
+    path = Path(model_name_or_path)
+    is_path = path.is_absolute() or model_name_or_path.startswith((".", "~")) or model_name_or_path.count("/") > 1
+    if path.is_file():
+        raise UserError(f"{flag} {path}: a file; give the folder that it lies in")
+    if is_path and not path.exists():
+        raise UserError(f"{flag} {path}: no such folder")
 
 
 def random_encoder(model: PreTrainedModel, seed: int) -> PreTrainedModel:

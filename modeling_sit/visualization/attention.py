@@ -4,24 +4,34 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.colors import ListedColormap, TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from modeling_sit.cli.errors import UserError
-from modeling_sit.visualization.palette import shortened
+from modeling_sit.visualization.page import (
+    frame_lightly,
+    line_height,
+    place_axes,
+    place_text,
+    text_width,
+    wrapped,
+)
 
 PICTURE_INCHES = 1.15
-
-
-def _attention_colors() -> ListedColormap:
-    """Laid over a grey picture: what gets less than even attention lies in the dark, what gets more glows, from orange to
-    yellow. Lightness rises all the way, so that colour-blind readers, and grey prints, tell it too."""
-    dark = np.stack([*np.zeros((3, 128)), np.linspace(0.85, 0, 128)], axis=1)
-    glow = colormaps["inferno"](np.linspace(0.65, 1, 128))
-    glow[:, 3] = np.linspace(0, 0.8, 128) ** 0.7
-    return ListedColormap(np.concatenate([dark, glow]))
+GAP = 0.06
+MARGIN = 0.08
+TITLE_SIZE, CAPTION_SIZE = 9, 8
+CAPTION_INCHES = 1.1
+BAR_INCHES = 2.6
+# From nothing by way of even attention, in the middle, to a multiple of it. Lightness rises all the way, so that
+# colour-blind readers, and grey prints, tell it too; blue and orange differ for both.
+ATTENTION_COLORS = LinearSegmentedColormap.from_list(
+    "attention", [(0, "#06173f"), (0.5, "#7c7c7c"), (0.75, "#f08a1d"), (1, "#ffffc8")]
+)
+# The picture below shows through, but little: a colour means the same on a dark picture as on a bright one.
+OPACITY = 0.7
+GREY_BAND = 0.6
 
 
 @torch.no_grad()
@@ -70,7 +80,7 @@ def attention_maps(model: PreTrainedModel, pixel_values: torch.Tensor, layer: in
 
 
 def attention_figure(pictures: torch.Tensor, maps: torch.Tensor, captions: Sequence[str], layer: int) -> Figure:
-    """One row a picture: as the model sees it, the mean over the heads, then each head, over the picture in grey.
+    """One row a picture: as the model sees it, the mean over the heads, then each head, over the picture in faint grey.
 
     Args:
         pictures (`torch.Tensor` of shape `(pictures, channels, height, width)`): Uint8.
@@ -82,35 +92,68 @@ def attention_figure(pictures: torch.Tensor, maps: torch.Tensor, captions: Seque
     height, width = pictures.shape[2:]
     titles = ("picture", "mean of heads", *(f"head {number + 1}" for number in range(num_heads)))
     row_height = PICTURE_INCHES * height / width
-    figure = Figure(
-        figsize=(len(titles) * (PICTURE_INCHES + 0.06) + 1.1, num_pictures * (row_height + 0.06) + 0.3),
-        layout="constrained",
-    )
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    grid = figure.subplots(num_pictures, len(titles), squeeze=False)
+    num_lines = max(1, min(3, int(row_height / line_height(CAPTION_SIZE))))
+    captions = [wrapped(caption, CAPTION_SIZE, CAPTION_INCHES, num_lines) for caption in captions]
+    lines = [line for caption in captions for line in caption.splitlines()]
+    left = MARGIN + (max(text_width(line, CAPTION_SIZE) for line in lines) + 2 * GAP if lines else 0)
+    top = MARGIN + line_height(TITLE_SIZE) + GAP
+    right = left + len(titles) * (PICTURE_INCHES + GAP) - GAP
+    bottom = top + num_pictures * (row_height + GAP) - GAP
+    bar_height = 0.13
+    bar_label = f"attention in layer {layer} (1 = even)"
+    figure = Figure(figsize=(right + MARGIN, bottom + 0.14 + bar_height + 3 * line_height(CAPTION_SIZE) + MARGIN))
+
     # One scale for all of them; a few patches that outshine the rest do not dim it.
     scale = TwoSlopeNorm(1, 0, max(2.0, float(np.quantile(maps.numpy(), 0.98))))
     extent = (0, width, height, 0)
-    colors = None
+    for column, title in enumerate(titles):
+        center = left + column * (PICTURE_INCHES + GAP) + PICTURE_INCHES / 2
+        place_text(figure, center, MARGIN + line_height(TITLE_SIZE), title, TITLE_SIZE, ha="center", va="baseline")
     for row, (picture, heads, caption) in enumerate(zip(pictures, maps, captions, strict=True)):
+        row_top = top + row * (row_height + GAP)
+        place_text(figure, left - 2 * GAP, row_top + row_height / 2, caption, CAPTION_SIZE, ha="right", va="center")
         channels = picture[:3].float()
-        grey = channels.mean(dim=0).numpy()
+        grey = flattened(channels.mean(dim=0).numpy())
         colored = (channels.expand(3, -1, -1) if len(channels) == 1 else channels).permute(1, 2, 0).numpy() / 255
-        grid[row, 0].imshow(colored, extent=extent, interpolation="bicubic")
-        grid[row, 0].set_ylabel(shortened(caption, 20), fontsize=8, parse_math=False)
-        for axes, weights in zip(grid[row, 1:], (heads.mean(dim=0), *heads), strict=True):
-            axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="bicubic")
-            colors = axes.imshow(
-                weights.numpy(), cmap=_attention_colors(), norm=scale, extent=extent, interpolation="bilinear"
-            )
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-        axes.spines[:].set_visible(False)
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=9)
-    bar = figure.colorbar(colors, ax=grid, extend="max", shrink=min(1.0, 2.2 / (num_pictures * row_height)), aspect=18)
-    bar.set_label(f"attention in layer {layer} (1 = even)", fontsize=8)
+        for column, weights in enumerate((None, heads.mean(dim=0), *heads)):
+            axes = place_axes(figure, left + column * (PICTURE_INCHES + GAP), row_top, PICTURE_INCHES, row_height)
+            if weights is None:
+                axes.imshow(colored, extent=extent, interpolation="bicubic", aspect="auto")
+            else:
+                axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bicubic", aspect="auto")
+                colors = axes.imshow(
+                    weights.numpy(),
+                    cmap=ATTENTION_COLORS,
+                    norm=scale,
+                    alpha=OPACITY,
+                    extent=extent,
+                    interpolation="bilinear",
+                    aspect="auto",
+                )
+            axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+            frame_lightly(axes)
+
+    bar_width = min(BAR_INCHES, right - left)
+    bar_axes = place_axes(figure, (left + right - bar_width) / 2, bottom + 0.14, bar_width, bar_height)
+    bar = figure.colorbar(colors, cax=bar_axes, orientation="horizontal", extend="max")
+    bar.set_label(bar_label, fontsize=CAPTION_SIZE, labelpad=2)
+    # As it is laid over the grey that a picture has in the middle.
     bar.ax.set_facecolor("0.5")
     bar.ax.patch.set_visible(True)
-    bar.ax.tick_params(labelsize=8)
+    bar.ax.tick_params(labelsize=CAPTION_SIZE, pad=2)
     return figure
+
+
+def flattened(grey: np.ndarray) -> np.ndarray:
+    """A grey picture with its lightness brought to the middle and its contrast to a narrow band, the same of all pictures.
+
+    Args:
+        grey (`numpy.ndarray` of shape `(height, width)`): From 0 to 255.
+
+    Returns:
+        `numpy.ndarray` of shape `(height, width)`: 0.5 on average but for what is cut off, at most `GREY_BAND / 2` from it.
+    """
+    values = grey / 255
+    # A picture of nearly one colour stays so: noise is not blown up.
+    spread = 4 * max(float(values.std()), 0.05)
+    return 0.5 + GREY_BAND * ((values - values.mean()) / spread).clip(-0.5, 0.5)

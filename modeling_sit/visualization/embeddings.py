@@ -13,7 +13,8 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
 from modeling_sit.cli.errors import UserError
-from modeling_sit.visualization.palette import Group, shortened, shortened_apart
+from modeling_sit.visualization.page import fitted, text_width
+from modeling_sit.visualization.palette import Group, shortened_apart
 
 METHODS = ("tsne", "umap", "pca")
 # So many principal components go into t-SNE, as its authors advise: what is left out is mostly noise.
@@ -21,6 +22,8 @@ TSNE_COMPONENTS = 50
 PERPLEXITY = 30
 MIN_PICTURES = 4
 LEGEND_ROWS = 16
+PANEL_INCHES = 3.9
+TITLE_SIZE, LEGEND_SIZE = 8, 8
 
 
 @dataclass
@@ -107,19 +110,52 @@ def cluster_features(features: torch.Tensor, num_clusters: int, seed: int) -> np
     return np.argsort(by_size)[found].astype(np.int64)
 
 
-def neighbour_agreement(features: torch.Tensor, classes: Sequence[str | None]) -> float | None:
-    """Share of the pictures with a class whose nearest other picture of those (cosine) is of the same class.
-
-    A map distorts; this is measured on the features themselves. `None` if fewer than two pictures have a class.
+@dataclass
+class NeighbourAgreement:
     """
-    labelled = [row for row, name in enumerate(classes) if name is not None]
+    How often the nearest picture is of the same kind. A map distorts; this is measured on the features themselves.
+
+    Args:
+        share (`float` in [0, 1]):
+            Of the pictures with a label, those whose nearest other one (cosine) shares a class with them, or has none like
+            them.
+        chance (`float` in [0, 1]): The same for an other one at random.
+    """
+
+    share: float
+    chance: float
+
+
+def neighbour_agreement(features: torch.Tensor, labels: Sequence[tuple[str, ...] | None]) -> NeighbourAgreement | None:
+    """How often pictures whose features are nearest share a class.
+
+    Args:
+        features (`torch.Tensor` of shape `(num_pictures, width)`): Of all pictures.
+        labels (sequence of tuples of `str`, or `None`): The classes of each picture; `None` where no label is known.
+
+    Returns:
+        [`NeighbourAgreement`], or `None` if fewer than two pictures have a label.
+    """
+    labelled = [row for row, names in enumerate(labels) if names is not None]
     if len(labelled) < 2:
         return None
     vectors = unit_vectors(features[labelled])
     # Without a query, a picture is not a neighbour of its own.
     nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(vectors).kneighbors(return_distance=False)[:, 0]
-    names = np.array([classes[row] for row in labelled], dtype=object)
-    return float((names == names[nearest]).mean())
+    classes = [labels[row] or (None,) for row in labelled]  # to have none of the classes is one more class
+    column = {name: number for number, name in enumerate(dict.fromkeys(name for names in classes for name in names))}
+    has_class = np.zeros((len(classes), len(column)), dtype=np.float32)
+    for row, names in enumerate(classes):
+        has_class[row, [column[name] for name in names]] = 1
+    shares = (has_class * has_class[nearest]).any(axis=1)
+    # A picture at a time, for all pairs together could be more than the memory holds.
+    others = [int(np.count_nonzero(has_class @ mine)) - 1 for mine in has_class]
+    return NeighbourAgreement(float(shares.mean()), float(np.mean(others) / (len(classes) - 1)))
+
+
+def default_num_clusters(num_pictures: int, num_classes: int | None) -> int:
+    """As many clusters as classes, or else 10, but few enough that a cluster has five pictures on average, and at least 2."""
+    return max(2, min(num_classes or 10, num_pictures // 5))
 
 
 def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend_title: str) -> Figure:
@@ -132,8 +168,9 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
     """
     columns = -(-len(groups) // LEGEND_ROWS)
     names = shortened_apart([group.name for group in groups], 28 if columns == 1 else 18)
-    legend_width = columns * (0.45 + 0.068 * max(map(len, (*names, legend_title[: 20 * columns]))))
-    figure = Figure(figsize=(3.6 * len(maps) + legend_width, 3.9), layout="constrained")
+    legend_width = columns * (0.45 + max(text_width(name, LEGEND_SIZE) for name in names))
+    legend_width = max(legend_width, 0.3 + text_width(legend_title, LEGEND_SIZE))
+    figure = Figure(figsize=(PANEL_INCHES * len(maps) + legend_width, 3.9), layout="constrained")
     size = float(np.clip(8000 / len(maps[0].points), 5, 28))
     handles = []
     for axes, feature_map in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
@@ -149,8 +186,9 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
             )
             for group in groups
         ]
-        title = shortened(feature_map.title, 44) + (f"\n{feature_map.note}" if feature_map.note else "")
-        axes.set_title(title, fontsize=9, parse_math=False)
+        lines = [line for line in (feature_map.title, feature_map.note) if line]
+        title = "\n".join(fitted(line, TITLE_SIZE, PANEL_INCHES - 0.4) for line in lines)
+        axes.set_title(title, fontsize=TITLE_SIZE, parse_math=False)
         axes.set_xlabel(feature_map.axes[0], fontsize=8)
         axes.set_ylabel(feature_map.axes[1], fontsize=8)
         # The numbers of such a map have no meaning; PCA's have, but no unit.
@@ -165,8 +203,8 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
         loc="outside right upper",
         ncols=columns,
         frameon=False,
-        fontsize=8,
-        title_fontsize=8,
+        fontsize=LEGEND_SIZE,
+        title_fontsize=LEGEND_SIZE,
         alignment="left",
         handletextpad=0.3,
     )

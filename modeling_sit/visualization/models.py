@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
 from modeling_sit import SiTConfig, SiTForPreTraining
 from modeling_sit.cli.errors import UserError
+from modeling_sit.evaluation.encoder import check_is_no_missing_folder
 from modeling_sit.interop.reading import check_weights_file_flags, has_no_auto_encoder, read_checkpoint
 
 
@@ -28,6 +29,7 @@ def load_reconstructing_model(
     Raises:
         [`UserError`]: If there is no such model, it is not SiT, or it does not reconstruct.
     """
+    check_is_no_missing_folder(model_name_or_path)
     named = f"--model_name_or_path {model_name_or_path}"
     folder = Path(model_name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():

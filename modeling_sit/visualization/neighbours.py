@@ -5,13 +5,22 @@ from dataclasses import dataclass
 
 import PIL.Image
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Transform
 
-from modeling_sit.visualization.palette import AGREES, DIFFERS, shortened
+from modeling_sit.visualization.page import FRAME_COLOR, fitted, line_height, place_axes, place_text, text_width
+from modeling_sit.visualization.palette import AGREES, DIFFERS
 
 PICTURE_INCHES = 1.15
-CAPTION_LENGTH = 17
+GAP, ROW_GAP, MARGIN = 0.1, 0.06, 0.08
+# Sets the query apart.
+QUERY_GAP = 0.25
+TITLE_SIZE, CAPTION_SIZE, LEGEND_SIZE = 9, 7, 8
+LEGEND_MARK = 0.35
+NEIGHBOURS_TITLE = "nearest, with cosine"
+SHARES = {True: "shares a class with the query", False: "does not"}
 
 
 @dataclass
@@ -71,49 +80,96 @@ def neighbours_figure(rows: Sequence[tuple[ShownPicture, Sequence[ShownPicture]]
     Args:
         rows (sequence of pairs of a [`ShownPicture`] and a sequence of them): Queries with their neighbours, as many each.
     """
-    num_columns = 1 + len(rows[0][1])
-    figure = Figure(
-        figsize=(num_columns * (PICTURE_INCHES + 0.1) + 0.2, len(rows) * (PICTURE_INCHES + 0.34) + 0.5),
-        layout="constrained",
+    num_neighbours = len(rows[0][1])
+    line = line_height(CAPTION_SIZE)
+    first = MARGIN + PICTURE_INCHES + QUERY_GAP  # where the neighbours begin
+    # A row has lines for the label and the cosine, where there are any.
+    shown = [picture for query, neighbours in rows for picture in (query, *neighbours)]
+    row_height = PICTURE_INCHES + GAP + (1 + any(picture.labels is not None for picture in shown)) * line
+    top = MARGIN + line_height(TITLE_SIZE) + GAP
+    bottom = top + len(rows) * (row_height + ROW_GAP)
+    kinds = {picture.agrees_with(query) for query, neighbours in rows for picture in neighbours} - {None}
+    legend_width = max((text_width(SHARES[kind], LEGEND_SIZE) for kind in kinds), default=0) + LEGEND_MARK + GAP
+    page_width = max(
+        first + num_neighbours * (PICTURE_INCHES + GAP) - GAP,
+        first + text_width(NEIGHBOURS_TITLE, TITLE_SIZE),
+        MARGIN + (legend_width if kinds else 0),
     )
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.04, wspace=0.02, hspace=0.01)
-    # A narrow column of nothing sets the query apart.
-    grid = figure.subplots(len(rows), num_columns + 1, squeeze=False, width_ratios=[1, 0.08] + [1] * (num_columns - 1))
-    legend = {}
-    for axes_row, (query, neighbours) in zip(grid, rows, strict=True):
-        axes_row[1].set_axis_off()
-        for axes, shown in zip((axes_row[0], *axes_row[2:]), (query, *neighbours), strict=True):
-            axes.imshow(_square(shown.picture), interpolation="antialiased")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            axes.set_xlabel(_caption(shown), fontsize=7, labelpad=3, parse_math=False)
-            agrees = shown.agrees_with(query) if shown.similarity is not None else None
-            if agrees is not None:
-                color, style = (AGREES, "solid") if agrees else (DIFFERS, (0, (3, 1.5)))
-                frame = Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, clip_on=False)
-                frame.set(edgecolor=color, linestyle=style, linewidth=2.4)
-                legend["shares a class with the query" if agrees else "does not"] = axes.add_patch(frame)
-    grid[0, 0].set_title("query", fontsize=9)
-    grid[0, 2].set_title("nearest, with cosine", fontsize=9, loc="left")
-    if legend:
-        names = sorted(legend, reverse=True)
-        handles = [Rectangle((0, 0), 1, 1, fill=False) for _ in names]
-        for handle, name in zip(handles, names, strict=True):
-            handle.update_from(legend[name])
-            handle.set_transform(None)
-        figure.legend(handles, names, loc="outside lower right", ncols=2, frameon=False, fontsize=8)
+    figure = Figure(figsize=(page_width + MARGIN, bottom + len(kinds) * 1.2 * line_height(LEGEND_SIZE) + MARGIN))
+
+    baseline = MARGIN + line_height(TITLE_SIZE)
+    place_text(figure, MARGIN + PICTURE_INCHES / 2, baseline, "query", TITLE_SIZE, ha="center", va="baseline")
+    place_text(figure, first, baseline, NEIGHBOURS_TITLE, TITLE_SIZE, va="baseline")
+    for row, (query, neighbours) in enumerate(rows):
+        row_top = top + row * (row_height + ROW_GAP)
+        lefts = (MARGIN, *(first + column * (PICTURE_INCHES + GAP) for column in range(num_neighbours)))
+        for left, picture in zip(lefts, (query, *neighbours), strict=True):
+            axes = place_axes(figure, left, row_top, PICTURE_INCHES, PICTURE_INCHES)
+            axes.set_axis_off()
+            _draw_in_the_middle(axes, picture.picture)
+            agrees = picture.agrees_with(query) if picture is not query else None
+            axes.add_patch(_outline(picture.picture, axes) if agrees is None else _frame(agrees, axes.transAxes))
+            for number, text in enumerate(_caption(picture, query)):
+                place_text(
+                    figure,
+                    left + PICTURE_INCHES / 2,
+                    row_top + PICTURE_INCHES + GAP + number * line,
+                    text,
+                    CAPTION_SIZE,
+                    ha="center",
+                    va="top",
+                )
+    for number, kind in enumerate(sorted(kinds, reverse=True)):
+        legend_top = bottom + number * 1.2 * line_height(LEGEND_SIZE)
+        mark = place_axes(figure, MARGIN, legend_top, LEGEND_MARK - GAP, 0.7 * line_height(LEGEND_SIZE))
+        mark.set_axis_off()
+        mark.add_patch(_frame(kind, mark.transAxes))
+        place_text(figure, MARGIN + LEGEND_MARK, legend_top, SHARES[kind], LEGEND_SIZE, va="top")
     return figure
 
 
-def _caption(shown: ShownPicture) -> str:
-    name = None if shown.labels is None else " + ".join(shown.labels) or "none"
-    lines = [shortened(name, CAPTION_LENGTH)] if name is not None else []
-    return "\n".join(lines + ([f"{shown.similarity:.3f}"] if shown.similarity is not None else []))
+def _caption(shown: ShownPicture, query: ShownPicture) -> list[str]:
+    """Its classes, those that the query has too first, and the cosine."""
+    lines = []
+    if shown.labels is not None:
+        labels = sorted(shown.labels, key=lambda name: name not in (query.labels or ()))
+        lines.append(_fitted_labels(labels) if labels else "none")
+    return [*lines, f"{shown.similarity:.3f}"] if shown.similarity is not None else lines
 
 
-def _square(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture in the middle of a white square, so that all columns are of one size."""
+def _fitted_labels(labels: Sequence[str]) -> str:
+    """As many of the labels as there is room for."""
+    for number in range(len(labels), 0, -1):
+        more = f" + {len(labels) - number} more" if number < len(labels) else ""
+        text = " + ".join(labels[:number]) + more
+        if text_width(text, CAPTION_SIZE) <= PICTURE_INCHES:
+            return text
+    return fitted(labels[0], CAPTION_SIZE, PICTURE_INCHES - text_width(more, CAPTION_SIZE)) + more
+
+
+def _draw_in_the_middle(axes: Axes, picture: PIL.Image.Image) -> None:
+    """The picture in the middle of a square, so that all columns are of one size."""
     side = max(picture.size)
-    square = PIL.Image.new("RGB", (side, side), "white")
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square
+    axes.imshow(picture, interpolation="antialiased", extent=(0, picture.width, picture.height, 0), aspect="auto")
+    left, above = (side - picture.width) / 2, (side - picture.height) / 2
+    axes.set(xlim=(-left, side - left), ylim=(side - above, -above))
+
+
+def _outline(picture: PIL.Image.Image, axes: Axes) -> Rectangle:
+    """A thin line around a picture without a frame: a white one would be one with the page."""
+    return Rectangle(
+        (0, 0),
+        *picture.size,
+        fill=False,
+        clip_on=False,
+        edgecolor=FRAME_COLOR,
+        linewidth=0.5,
+        transform=axes.transData,
+    )
+
+
+def _frame(agrees: bool, transform: Transform) -> Rectangle:
+    color, style = (AGREES, "solid") if agrees else (DIFFERS, (0, (3, 1.5)))
+    frame = Rectangle((0, 0), 1, 1, transform=transform, fill=False, clip_on=False)
+    frame.set(edgecolor=color, linestyle=style, linewidth=2.4)
+    return frame

@@ -1,5 +1,6 @@
 """Colours and shapes that tell classes apart, by colour-blind readers too, and names cut to fit."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,12 +77,24 @@ def style_groups(names: Sequence[str | None], order: Sequence[str] | None = None
 
 def shortened(text: str, length: int) -> str:
     """The text on one line, with its middle cut out if it is longer than `length` characters: names that start alike
-    often differ at their ends."""
+    often differ at their ends. It is cut between words where that leaves the better part of them."""
     text = " ".join(text.split())
     if len(text) <= length:
         return text
     tail = (length - 1) // 3
-    return text[: length - 1 - tail].rstrip() + "…" + text[len(text) - tail :].lstrip()
+    short = f"{text[: length - 1 - tail].rstrip()}…{text[len(text) - tail :].lstrip()}"
+    # Words with what parts them from the next: spaces, or what stands for them in the names of files.
+    words = re.findall(r"[^ ]+ ?" if " " in text else r"[^_/-]+[_/-]*", text)
+    candidates = []
+    for num_last in range(1, len(words)):
+        end = "".join(words[len(words) - num_last :])
+        for num_first in range(1, len(words) - num_last):
+            start = "".join(words[:num_first])
+            whole_words = f"{start}… {end}" if start.endswith(" ") else f"{start}…{end}"
+            if len(whole_words) <= length and len(end) <= length // 2:
+                candidates.append(whole_words)
+    whole_words = max(candidates, key=len, default="")
+    return whole_words if len(whole_words) >= 0.6 * length else short
 
 
 def shortened_apart(names: Sequence[str], length: int) -> list[str]:
@@ -97,9 +110,14 @@ def shortened_apart(names: Sequence[str], length: int) -> list[str]:
         start = 1 + max(first.rfind(mark, 0, length_alike) for mark in " _-/")  # whole words
         for number in alike:
             end = names[number][start:]
-            short[number] = "…" + (end if len(end) < length else end[: length - 2].rstrip() + "…")
+            short[number] = "…" + (end if len(end) < length else _cut_at_the_end(end, length - 1))
     for same in [text for text, count in Counter(short).items() if count > 1]:
         alike = [number for number, text in enumerate(short) if text == same]
         for place, number in enumerate(alike, 1):
             short[number] = f"{short[number][: length - len(str(place)) - 2]}… {place}"
     return short
+
+
+def _cut_at_the_end(text: str, length: int) -> str:
+    whole_words, space, _ = text[:length].rpartition(" ")
+    return (whole_words if space and len(whole_words) >= 0.6 * length else text[: length - 1].rstrip()) + "…"

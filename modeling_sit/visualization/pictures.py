@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -64,6 +65,32 @@ def label_sets(split: datasets.Dataset, label_names: Sequence[str] | None) -> li
         else:
             named.append(tuple(label_names[index] for index in ([label] if single else sorted(label))))
     return named
+
+
+def short_name(split: datasets.Dataset, row: int, folder: str | Path) -> str:
+    """What a page calls a picture: its path below the data set's folder, or its file's name, or the row where its bytes are.
+
+    Unlike [`picture_name`] it says nothing of where a set lies on this machine.
+    """
+    picture = split[row]["image"] or {"bytes": None, "path": None}
+    name = f"row {row} of {split.split or 'the data set'}"
+    if not picture["path"]:
+        return name
+    path, folder = Path(os.path.abspath(picture["path"])), Path(os.path.abspath(Path(folder).expanduser()))
+    if picture["bytes"] is not None:
+        return f"{name} ({path.name})"
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+
+
+def file_name(split: datasets.Dataset, row: int) -> str:
+    """Name of a picture's file without what it ends in; empty where it has none."""
+    return Path((split[row]["image"] or {}).get("path") or "").stem
+
+
+def tell_shortage(flag: str, asked: int, default: int, there: int) -> None:
+    """Say on stderr that a flag asks for more than there is; not of its default, which nobody asked for."""
+    if asked > there and asked != default:
+        print(f"{flag} {asked}: there are {there}", file=sys.stderr)
 
 
 def label_text(labels: tuple[str, ...] | None) -> str | None:

@@ -1,15 +1,20 @@
 """Sheets of reconstructions: what the model was shown, and what it made of it."""
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
+from modeling_sit.visualization.palette import shortened
 
 ROWS = ("clean", "corrupted", "reconstruction", "pasted")
 MARGIN = 4
 LABEL_WIDTH = 96
 FONT_SIZE = 12
+CAPTION_SIZE = 9
 MIN_PICTURE_SIZE = 64
+MAX_COLUMNS = 8
 
 
 def reconstruction_sheet(
@@ -20,9 +25,10 @@ def reconstruction_sheet(
     image_mean,
     image_std,
     picture_size: int = MIN_PICTURE_SIZE,
+    captions: Sequence[str] | None = None,
 ) -> Image.Image:
     """A sheet of four labelled rows: clean view, corrupted view, reconstruction, and the reconstruction pasted into the
-    clean pixels where they had been corrupted.
+    clean pixels where they had been corrupted. More than 8 pictures stand in several such blocks, one below the other.
 
     Args:
         clean, corrupted, reconstruction (`torch.Tensor` of shape `(pictures, channels, height, width)`): Normalised.
@@ -30,6 +36,8 @@ def reconstruction_sheet(
         image_mean, image_std (sequences of `float`): Undo the normalisation.
         picture_size (`int`, *optional*, defaults to 64):
             Pixels that the longer side of a picture has at least; the labels grow with it.
+        captions (sequence of `str`, *optional*):
+            What each picture is, above it; cut where they are wider. Default: none, and no room for them.
 
     Returns:
         `PIL.Image.Image`: RGB; small pictures are enlarged by a whole factor, so that pixels stay visible.
@@ -37,19 +45,48 @@ def reconstruction_sheet(
     pasted = torch.where(corruption_mask, reconstruction.to(clean.dtype), clean)
     rows = [to_uint8(row, image_mean, image_std) for row in (clean, corrupted, reconstruction, pasted)]
     num_pictures, _, height, width = clean.shape
+    num_blocks = -(-num_pictures // MAX_COLUMNS)
+    num_columns = -(-num_pictures // num_blocks)
     factor = max(1, -(-picture_size // max(height, width)))
     cell_width, cell_height = width * factor + MARGIN, height * factor + MARGIN
-    label_width, font_size = (size * picture_size // MIN_PICTURE_SIZE for size in (LABEL_WIDTH, FONT_SIZE))
-    sheet = Image.new("RGB", (label_width + num_pictures * cell_width, MARGIN + len(rows) * cell_height), "white")
+    label_width, font_size, caption_size = (
+        size * picture_size // MIN_PICTURE_SIZE for size in (LABEL_WIDTH, FONT_SIZE, CAPTION_SIZE)
+    )
+    caption_font = ImageFont.load_default(max(1, caption_size))
+    caption_height = 3 * caption_size // 2 if captions and any(captions) else 0
+    block_height = caption_height + len(rows) * cell_height
+    block_gap = cell_height // 4
+    sheet = Image.new(
+        "RGB",
+        (label_width + num_columns * cell_width, MARGIN + num_blocks * (block_height + block_gap) - block_gap),
+        "white",
+    )
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(font_size)
-    for number, (label, row) in enumerate(zip(ROWS, rows, strict=True)):
-        top = MARGIN + number * cell_height
-        draw.text((MARGIN, top + cell_height // 2), label, fill="black", anchor="lm", font=font)
-        for column, pixels in enumerate(row):
-            picture = _to_image(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
-            sheet.paste(picture, (label_width + column * cell_width, top))
+    font = ImageFont.load_default(max(1, font_size))
+    for block in range(num_blocks):
+        block_top = MARGIN + block * (block_height + block_gap)
+        shown = range(block * num_columns, min((block + 1) * num_columns, num_pictures))
+        if caption_height:
+            for column, number in enumerate(shown):
+                place = (label_width + column * cell_width, block_top + caption_height - caption_size // 4)
+                text = _fitted(captions[number], caption_font, cell_width - MARGIN)
+                draw.text(place, text, fill="black", anchor="ld", font=caption_font)
+        for number, (label, row) in enumerate(zip(ROWS, rows, strict=True)):
+            top = block_top + caption_height + number * cell_height
+            draw.text((MARGIN, top + cell_height // 2), label, fill="black", anchor="lm", font=font)
+            for column, pixels in enumerate(row[shown.start : shown.stop]):
+                picture = _to_image(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+                sheet.paste(picture, (label_width + column * cell_width, top))
     return sheet
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text cut to at most so many pixels."""
+    for length in range(len(text), 0, -1):
+        short = shortened(text, length)
+        if font.getlength(short) <= width:
+            return short
+    return ""
 
 
 def to_uint8(pixel_values: torch.Tensor, image_mean, image_std) -> torch.Tensor:
@@ -71,6 +108,7 @@ def preview_sheet(
     crops: torch.Tensor,
     seed: int,
     picture_size: int = MIN_PICTURE_SIZE,
+    captions: Sequence[str] | None = None,
 ) -> Image.Image | None:
     """Corrupt `crops` (uint8, `(pictures, channels, height, width)`) and reconstruct them; `None` from a model without a
     reconstruction.
@@ -88,5 +126,5 @@ def preview_sheet(
     reconstruction = model.eval()(corrupted).reconstruction
     model.train(was_training)
     return reconstruction_sheet(
-        clean, corrupted, reconstruction, mask, processor.image_mean, processor.image_std, picture_size
+        clean, corrupted, reconstruction, mask, processor.image_mean, processor.image_std, picture_size, captions
     )

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModel
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor, SiTModel
+from modeling_sit.cli.errors import UserError
 from modeling_sit.evaluation.encoder import load_encoder
 
 
@@ -36,3 +37,15 @@ def test_pictures_are_not_corrupted_though_the_processor_was_saved_so(pretrained
     assert list(inputs) == ["pixel_values"]
     clean = SiTImageProcessor(size={"height": 16, "width": 16})(pictures, return_tensors="pt")
     torch.testing.assert_close(inputs["pixel_values"], clean["pixel_values"])
+
+
+@pytest.mark.parametrize("path", ["/nowhere/model", "./model", "../model", "outputs/my/model", "~/model"])
+def test_what_looks_like_a_path_is_not_sought_on_the_hub(path):
+    with pytest.raises(UserError, match=r"^--model_name_or_path \S+: no such folder$"):
+        load_encoder(path)
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match="a file; give the folder that it lies in"):
+        load_encoder(str(tmp_path / "model.safetensors"))

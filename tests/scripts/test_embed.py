@@ -215,3 +215,10 @@ def test_mistakes(one_line_error, flags, model, tmp_path, save_tiny_sit):
     encoder.layernorm.bias.data[0] = float("inf")
     encoder.save_pretrained(model)
     assert "not finite" in one_line_error("embed", *flags)
+
+
+def test_help_tells_what_is_written_and_how_to_search_it(run_program, capsys):
+    assert run_program("embed", "--help") == 0
+    out = capsys.readouterr().out
+    for part in ("`row`", "`path`", "`vector`", "`label`", "killed", "faiss.IndexFlatIP", 'add_faiss_index("vector"'):
+        assert part in out

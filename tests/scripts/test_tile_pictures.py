@@ -45,7 +45,8 @@ def colours(tmp_path):
 
 @pytest.fixture
 def tiled(run_program, tmp_path, capsys):
-    def run(dataset, *flags, name="tiled"):
+    def run(dataset, *flags, name="tiled", share=0):
+        flags = ("--validation_share", share, *flags)
         assert run_program("tile_pictures", "--dataset", dataset, "--output_dir", tmp_path / name, *flags) == 0
         return load_pictures(str(tmp_path / name), labels="required")
 
@@ -101,6 +102,29 @@ def test_splits_are_not_mixed(tiled, colours):
     pictures = tiled(colours, "--image_size", 32)
     assert all(brightest(row) > 190 for row in pictures.train)
     assert all(brightest(row) < 180 for row in pictures.validation)
+
+
+def test_what_is_set_aside_for_validation_is_not_trained_on(tiled, colours, tmp_path):
+    """Pictures of every class, before the tiling: no picture of one split is in another."""
+    pictures = tiled(colours, "--image_size", 32, share=0.4)
+    assert set(pictures.splits) == {"test", "train", "validation"}
+    held_back = {number for row in pictures.validation for _, number in places_of(row)}
+    trained_on = {number for row in pictures.train for _, number in places_of(row)}
+    assert not held_back & trained_on and held_back | trained_on <= set(range(13))
+    assert {number % 3 for number in held_back} == {0, 1, 2}
+    assert all(brightest(row) > 190 for row in pictures.validation)  # of the training pictures
+    readme = (tmp_path / "tiled" / "README.md").read_text()
+    assert "set aside before the tiling" in readme and "--validation_split test" in readme
+    again = tiled(colours, "--image_size", 32, share=0.4, name="again")
+    assert again.validation[:] == pictures.validation[:]
+
+
+def test_a_set_with_a_validation_split_keeps_it(tiled, colours, tmp_path):
+    (colours / "test.parquet").rename(colours / "validation.parquet")
+    pictures = tiled(colours, "--image_size", 32, share=0.4)
+    assert set(pictures.splits) == {"train", "validation"} and len(pictures.train) == 12
+    assert all(brightest(row) < 180 for row in pictures.validation)
+    assert "set aside" not in (tmp_path / "tiled" / "README.md").read_text()
 
 
 def test_grid(tiled, colours):
@@ -168,6 +192,7 @@ def test_unreadable_pictures_and_those_without_a_label(run_program, tmp_path, co
     rows = {"image": [*images, picture(4, "train")], "label": [0, 1, 2, 0, -1]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "damaged" / "train.parquet")
     flags = ["--dataset", tmp_path / "damaged", "--output_dir", tmp_path / "tiled", "--image_size", 32]
+    flags += ["--validation_share", 0]
     assert run_program("tile_pictures", *flags) == 0
     pictures = load_pictures(str(tmp_path / "tiled"))
     assert pictures.train["label"][:] == [[0, 1]] * 4 and pictures.splits == ["train"]
@@ -183,13 +208,30 @@ def test_unreadable_pictures_and_those_without_a_label(run_program, tmp_path, co
 class TestMistakes:
     @pytest.mark.parametrize(
         "flags",
-        [["--grid", 2], ["--grid", 1, 1], ["--grid", 0, 4], ["--passes", 0], ["--seed", -1], ["--image_size", 33]],
+        [
+            ["--grid", 2],
+            ["--grid", 1, 1],
+            ["--grid", 0, 4],
+            ["--passes", 0],
+            ["--seed", -1],
+            ["--image_size", 33],
+            ["--validation_share", 1],
+        ],
     )
     def test_flags(self, one_line_error, tmp_path, flags):
         message = one_line_error(
             "tile_pictures", "--dataset", "digits", "--output_dir", tmp_path / "o", *flags, code=2
         )
         assert flags[0] in message and not (tmp_path / "o").exists()
+
+    @pytest.mark.parametrize(("grid", "size", "nearest"), [((3, 3), 224, 225), ((2, 3), 100, 102), ((5, 1), 1, 5)])
+    def test_size_that_cannot_be_divided(self, one_line_error, tmp_path, grid, size, nearest):
+        flags = ["--dataset", "digits", "--output_dir", tmp_path / "o", "--grid", *grid, "--image_size", size]
+        assert f"the nearest that can is {nearest}" in one_line_error("tile_pictures", *flags, code=2)
+
+    def test_too_few_pictures_set_aside(self, one_line_error, tmp_path, colours):
+        flags = ["--dataset", colours, "--output_dir", tmp_path / "o", "--image_size", 32]
+        assert "give 0 for no validation split" in one_line_error("tile_pictures", *flags)
 
     def test_a_folder_with_something_in_it(self, one_line_error, tmp_path):
         (tmp_path / "notes.txt").touch()
@@ -203,5 +245,6 @@ class TestMistakes:
 
     def test_too_few_pictures(self, one_line_error, tmp_path, colours):
         flags = ["--dataset", colours, "--output_dir", tmp_path / "o", "--grid", 3, 3, "--image_size", 9]
+        flags += ["--validation_share", 0]
         assert "split test: 8 pictures" in one_line_error("tile_pictures", *flags)
         assert not list((tmp_path / "o").iterdir())

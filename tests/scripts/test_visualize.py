@@ -100,7 +100,8 @@ def test_pictures_from_outside(draw, flowers, save_pictures, tmp_path):
     PIL.Image.new("L", (100, 30), 200).save(tmp_path / "grey.png")
     files = [tmp_path / "grey.png", flowers / "val" / "rose" / "00.png"]
     sheet = pixels(draw("reconstructions", "--pictures", *files, "--corruption", "none", dataset=None))
-    left, top = 144, 4
+    left, top = 144, 4 + 3 * (9 * 96 // 64) // 2  # below the files' names
+    assert (sheet[4:top, left : left + 96] < 100).any()
     assert (sheet[top : top + 96, left : left + 96] == 200).all()
     with PIL.Image.open(files[1]) as picture:
         expected = np.asarray(picture.resize((16, 16), PIL.Image.Resampling.BICUBIC)).astype(int)
@@ -146,11 +147,14 @@ class TestEmbeddings:
         assert [feature_map.title for feature_map in maps] == ["before training (random weights)", "after training"]
         assert (maps[0].points != maps[1].points).any()
         assert [group.name for group in groups] == ["rose", "tulip"] and legend_title == "class"
-        assert "nearest neighbour of the same class" in capsys.readouterr().out
+        assert re.search(r"nearest neighbour of the same class: \d+% \(by chance 45%\)", capsys.readouterr().out)
         points = json.loads(re.search(r'id="points">(.*?)</script>', page.read_text(), re.DOTALL)[1])
         assert len(points) == 12 and {point["group"] for point in points} == {"rose", "tulip"}
         assert all(point["picture"].startswith("data:image/png;base64,") for point in points)
-        assert {point["name"] for point in points} == {str(path) for path in (flowers / "val").rglob("*.png")}
+        assert {point["name"] for point in points} == {
+            str(path.relative_to(flowers)) for path in (flowers / "val").rglob("*.png")
+        }
+        assert str(tmp_path) not in page.read_text()
 
     def test_another_checkpoint(self, draw, drawn, save_tiny_sit, tmp_path):
         other = save_tiny_sit(tmp_path / "other", seed=1, num_hidden_layers=1)
@@ -169,23 +173,61 @@ class TestEmbeddings:
         draw("embeddings", "--method", "pca", "--compare_with", "random", "--html", page, dataset=pile)
         maps, groups, _ = drawn[0]
         assert [len(feature_map.points) for feature_map in maps] == [7, 7]
-        assert sum(len(group.members) for group in groups) == 7 and len(groups) == 7
+        assert sum(len(group.members) for group in groups) == 7 and len(groups) == 2
         assert capsys.readouterr().err.count("03.png") == 1 and "03.png" not in page.read_text()
 
-    def test_several_labels_a_picture(self, draw, drawn, flowers, tmp_path):
+    def test_several_labels_a_picture(self, draw, drawn, flowers, tmp_path, capsys):
         rows = load_pictures(str(flowers)).train.remove_columns("label")
         feature = datasets.List(datasets.ClassLabel(names=["red", "thorny"]))
         labels = [[0], [1, 0], [], None] * 3
         rows.add_column("label", labels, feature=feature).save_to_disk(tmp_path / "several")
-        draw("embeddings", "--method", "pca", dataset=tmp_path / "several")
-        names = [group.name for group in drawn[0][1]]
-        assert names == ["red", "none of the classes", "red + thorny", "no label"]
+        several = tmp_path / "several"
+        page = tmp_path / "map.html"
+        draw("embeddings", "--method", "pca", "--html", page, dataset=several)
+        output = capsys.readouterr().out
+        assert "--color_label NAME" in output and "nearest neighbour shares a class" in output
+        assert drawn[0][2] == "cluster (k-means)"
+        assert "red + thorny (" in page.read_text()
+        draw("embeddings", "--method", "pca", "--color_label", "thorny", dataset=several)
+        groups = {group.name: group.members.tolist() for group in drawn[1][1]}
+        assert groups == {"thorny": [1, 5, 9], "without thorny": [0, 2, 4, 6, 8, 10], "no label": [3, 7, 11]}
+        assert draw("embeddings", "--color_by", "label", dataset=several) == 1
+        assert "name one with --color_label: red, thorny" in capsys.readouterr().err
+        assert draw("embeddings", "--color_label", "blue", dataset=several) == 1
+        assert "--color_label blue: no such label, only red, thorny" in capsys.readouterr().err
         for command in ("neighbours", "attention", "reconstructions"):
             assert draw(command, dataset=tmp_path / "several").exists()
 
     def test_sample(self, draw, drawn):
         draw("embeddings", "--max_pictures", 5, "--method", "pca")
         assert len(drawn[0][0][0].points) == 5
+
+
+def test_more_pictures_asked_than_there_are(draw, capsys):
+    for command in ("attention", "reconstructions"):
+        draw(command, "--num_pictures", 100)
+        assert "--num_pictures 100: there are 12\n" in capsys.readouterr().err
+    draw("neighbours", "--num_queries", 100, "--max_pictures", 50)
+    error = capsys.readouterr().err
+    assert "--num_queries 100: there are 12\n" in error and "--max_pictures 50: there are 12\n" in error
+    draw("embeddings", "--max_pictures", 100, "--method", "pca")
+    assert "--max_pictures 100: there are 12\n" in capsys.readouterr().err
+    draw("embeddings", "--method", "pca")
+    assert "there are" not in capsys.readouterr().err
+
+
+def test_pictures_without_labels_are_called_by_their_files(load_program, save_pictures, tmp_path):
+    program = load_program("visualize")
+    pile = program.ChosenPicturesArguments(dataset=str(save_pictures(tmp_path / "pile", 3)))
+    assert sorted(program.read_chosen(pile, 0, 3)[1]) == ["00", "01", "02"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_says_which_split_is_shown(run_program, capsys, command):
+    assert run_program("visualize", command, "--help") == 0
+    out = capsys.readouterr().out
+    assert f"    python scripts/visualize.py {command} --model_name_or_path M" in out
+    assert "validation split" in out and "--validation_split name" in out
 
 
 def test_help_lists_the_commands_and_each_has_its_own(run_program, capsys):
@@ -271,7 +313,15 @@ def test_mistakes_with_models(error, flowers, model, save_tiny_sit, tiny_config,
     assert "no attention" in error("attention", *data, model=model)
 
 
-def test_place_that_cannot_be_written(error, flowers, tmp_path):
+@pytest.mark.parametrize("flag", ["--output", "--html"])
+def test_places_that_cannot_be_written_are_found_before_anything_is_computed(
+    error, load_program, flowers, monkeypatch, tmp_path, flag
+):
+    monkeypatch.delattr(load_program("visualize"), "load_encoder")
     (tmp_path / "file").write_text("in the way")
-    message = error("attention", "--dataset", flowers, "--output", tmp_path / "file" / "figure.png")
-    assert "cannot be written" in message and "give another place" in message
+    ending = {"--output": ".png", "--html": ".html"}[flag]
+    (tmp_path / f"folder{ending}").mkdir()
+    for path in (tmp_path / "file" / "figure", tmp_path / "folder"):
+        message = error("embeddings", "--dataset", flowers, flag, f"{path}{ending}")
+        assert f"{path}{ending} cannot be written" in message and "give another place" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "flowers", f"folder{ending}", "model"]

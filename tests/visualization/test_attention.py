@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ResNetConfig, ResNetModel
 
 from modeling_sit import SiTModel
@@ -79,15 +80,51 @@ def test_model_without_attention():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_figure_has_the_picture_the_mean_and_every_head(channels, tmp_path):
+def test_figure_has_the_picture_the_mean_and_every_head(channels, tmp_path, texts_on):
     pictures = torch.randint(256, (2, channels, 16, 24), dtype=torch.uint8)
     maps = torch.rand(2, 3, 2, 3)
     figure = attention_figure(pictures, maps, ["a $dollar$", ""], layer=5)
     *grid, bar = figure.axes
-    assert [axes.get_title() for axes in grid[:5]] == ["picture", "mean of heads", "head 1", "head 2", "head 3"]
-    assert len(grid) == 10 and grid[0].get_ylabel() == "a $dollar$"
-    assert "layer 5" in bar.get_ylabel()
+    assert {"picture", "mean of heads", "head 1", "head 2", "head 3", "a $dollar$"} <= set(texts_on(figure))
+    assert len(grid) == 10 and "layer 5" in bar.get_xlabel()
     np.testing.assert_allclose(grid[1].images[-1].get_array(), maps[0].mean(dim=0), rtol=1e-6)
     np.testing.assert_allclose(grid[9].images[-1].get_array(), maps[1, 2], rtol=1e-6)
     assert {axes.images[-1].norm for axes in grid if len(axes.images) == 2} == {grid[1].images[-1].norm}
     figure.savefig(tmp_path / "figure.png", dpi=30)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 8])
+@pytest.mark.parametrize("caption", ["", "iris", "a class whose name is very long, of many words", "x" * 60])
+def test_texts_stay_on_the_page(num_rows, caption, assert_texts_stay_on_the_page):
+    pictures = torch.zeros(num_rows, 3, 8, 16, dtype=torch.uint8)
+    assert_texts_stay_on_the_page(attention_figure(pictures, torch.rand(num_rows, 1, 1, 2), [caption] * num_rows, 12))
+
+
+@pytest.mark.parametrize("lightness", [0, 128, 255, "stripes"])
+def test_colours_are_read_off_the_bar_on_any_picture(lightness):
+    """A map of one value has about the colour that the bar has there, and no other value's, even where the picture is black
+    and white: of the scale from 0 to 2, a reader is a seventh off at most."""
+    picture = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    picture[:] = torch.arange(32) // 8 % 2 * 255 if lightness == "stripes" else lightness
+    values = torch.linspace(0, 2, 9)
+    maps = values[None, :, None, None].expand(1, 9, 4, 4)
+    figure = attention_figure(picture, maps, [""], 1)
+    figure.set_dpi(100)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    page = np.asarray(canvas.buffer_rgba())[..., :3].astype(float)
+    *panels, bar = figure.axes
+
+    def place(axes):
+        box = axes.get_window_extent()
+        return [round(end) for end in (len(page) - box.y1, len(page) - box.y0, box.x0, box.x1)]
+
+    top, bottom, left, right = place(bar)
+    scale = page[(top + bottom) // 2, left + 2 : right - 2]
+    # The bar's halves are even and more; its places are values in between.
+    marks = np.interp(np.linspace(0, 1, len(scale)), [0, 0.5, 1], [0, 1, 2])
+    for value, axes in zip(values.tolist(), panels[2:], strict=True):
+        top, bottom, left, right = place(axes)
+        colors = page[top + 4 : bottom - 4 : 5, left + 4 : right - 4 : 5].reshape(-1, 3)
+        read = marks[np.linalg.norm(colors[:, None] - scale, axis=2).argmin(axis=1)]
+        assert np.abs(read - value).max() < 2 / 7, value

@@ -10,6 +10,7 @@ from modeling_sit.visualization import embeddings
 from modeling_sit.visualization.embeddings import (
     FeatureMap,
     cluster_features,
+    default_num_clusters,
     embedding_figure,
     map_features,
     neighbour_agreement,
@@ -99,20 +100,28 @@ def test_clusters_are_the_groups_largest_first(blobs):
         cluster_features(features, 31, seed=0)
 
 
-def test_neighbour_agreement_one_by_one(blobs):
+@pytest.mark.parametrize("choices", [[("a",), ("b",), None], [("a", "b"), ("b", "c"), (), None, ("c",)]])
+def test_neighbour_agreement_one_by_one(blobs, choices):
     features, _ = blobs
-    classes = [("a", "b", None)[row % 5 % 3] for row in range(30)]
-    hits = []
+    labels = [choices[row * row % 7 % len(choices)] for row in range(30)]
+    hits, pairs = [], []
+
+    def shares(one, other):
+        return bool(set(one) & set(other)) or one == other
+
     for row in range(30):
-        cosines = [
-            (float(torch.cosine_similarity(features[row].double(), features[other].double(), dim=0)), other)
-            for other in range(30)
-            if other != row and classes[other] is not None
-        ]
-        if classes[row] is not None:
-            hits.append(classes[row] == classes[max(cosines)[1]])
-    assert neighbour_agreement(features, classes) == pytest.approx(np.mean(hits))
-    assert neighbour_agreement(features, [None] * 29 + ["a"]) is None
+        others = [other for other in range(30) if other != row and labels[other] is not None]
+        if labels[row] is not None:
+            cosine = [float(torch.cosine_similarity(features[row], features[other], dim=0)) for other in others]
+            hits.append(shares(labels[row], labels[others[int(np.argmax(cosine))]]))
+            pairs += [shares(labels[row], labels[other]) for other in others]
+    agreement = neighbour_agreement(features, labels)
+    assert agreement.share == pytest.approx(np.mean(hits)) and agreement.chance == pytest.approx(np.mean(pairs))
+    assert neighbour_agreement(features, [None] * 29 + [("a",)]) is None
+
+
+def test_default_clusters_have_some_pictures_each():
+    assert [default_num_clusters(*of) for of in ((1000, 3), (1000, None), (30, 12), (4, None))] == [3, 10, 6, 2]
 
 
 class TestFigure:
@@ -152,3 +161,13 @@ class TestFigure:
         assert len(legend.get_texts()) == 28
         assert box.x0 > figure.axes[0].get_window_extent().x1
         assert box.x1 <= figure.bbox.x1 + 1 and box.y0 >= -1
+
+    @pytest.mark.parametrize("num_maps", [1, 2])
+    def test_texts_stay_on_the_page(self, num_maps, assert_texts_stay_on_the_page, texts_on):
+        names = ["an exceedingly long name of a class indeed", "W" * 40, "b"] * 4
+        points = np.random.default_rng(0).normal(size=(12, 2))
+        note = "nearest neighbour of the same class: 100% (by chance 100%)"
+        maps = [FeatureMap("a rather long name of a model " * 3, points, ("across", "up"), note)] * num_maps
+        figure = embedding_figure(maps, style_groups(names), "cluster (k-means) on the right")
+        assert_texts_stay_on_the_page(figure)
+        assert any(note in text for text in texts_on(figure))  # whole

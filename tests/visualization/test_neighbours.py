@@ -1,11 +1,13 @@
 """Nearest pictures, against a search one by one."""
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
 from matplotlib.colors import to_hex
 
 from modeling_sit.visualization.neighbours import ShownPicture, nearest_pictures, neighbours_figure
+from modeling_sit.visualization.page import FRAME_COLOR
 from modeling_sit.visualization.palette import AGREES, DIFFERS
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -57,7 +59,7 @@ def test_agreement_is_a_shared_class(query, neighbour, agrees):
     assert ShownPicture(picture, neighbour, 0.5).agrees_with(ShownPicture(picture, query)) is agrees
 
 
-def test_figure(tmp_path):
+def test_figure(texts_on, tmp_path):
     def shown(labels, similarity=None, size=(20, 10)):
         return ShownPicture(PIL.Image.new("RGB", size, "red"), labels, similarity)
 
@@ -69,13 +71,33 @@ def test_figure(tmp_path):
         ]
     )
     panels = [axes for axes in figure.axes if axes.images]
-    assert len(panels) == 8 and all(axes.images[0].get_array().shape[:2] == (20, 20) for axes in panels)
+    assert len(panels) == 8 and {axes.get_window_extent().width for axes in panels} == {panels[0].bbox.width}
+    assert all(abs(np.ptp(axes.get_xlim())) == abs(np.ptp(axes.get_ylim())) == 20 for axes in panels)  # not stretched
     frames = [[to_hex(frame.get_edgecolor()).upper() for frame in axes.patches] for axes in panels]
-    assert frames == [[], [AGREES], [DIFFERS], [], [], [DIFFERS], [AGREES], [DIFFERS]]
-    assert [panels[1].get_xlabel(), panels[3].get_xlabel(), panels[4].get_xlabel()] == ["a\n0.900", "0.700", "none"]
-    assert "…" in panels[2].get_xlabel() and panels[7].get_xlabel().startswith("$1 + $2")
-    styles = {frame.get_linestyle() for axes in panels for frame in axes.patches}
+    # What has no frame has a thin line at the picture's edge.
+    line = to_hex(FRAME_COLOR).upper()
+    assert frames == [[line], [AGREES], [DIFFERS], [line], [line], [DIFFERS], [AGREES], [DIFFERS]]
+    assert panels[4].patches[0].get_bbox().bounds == (0, 0, 10, 20)
+    texts = set(texts_on(figure))
+    assert {"a", "0.900", "0.700", "none", "$1 + $2", "query", "shares a class with the query", "does not"} <= texts
+    assert long not in texts and any("…" in text for text in texts)
+    styles = {frame.get_linestyle() for axes in panels for frame in axes.patches if frame.get_linewidth() > 1}
     assert len(styles) == 2  # not by colour alone
-    (legend,) = figure.legends
-    assert len(legend.get_texts()) == 2
     figure.savefig(tmp_path / "figure.png", dpi=30)
+
+
+@pytest.mark.parametrize("num_queries", [1, 3, 8])
+@pytest.mark.parametrize("num_neighbours", [1, 3])
+@pytest.mark.parametrize("labels", [None, ("iris",), ("a class whose name is very long", "w" * 40, "c")])
+def test_texts_stay_on_the_page(num_queries, num_neighbours, labels, assert_texts_stay_on_the_page):
+    picture = PIL.Image.new("RGB", (8, 8), "white")
+    neighbours = [ShownPicture(picture, labels, -0.125)] * (num_neighbours - 1) + [ShownPicture(picture, labels, 1.0)]
+    figure = neighbours_figure([(ShownPicture(picture, labels), neighbours)] * num_queries)
+    assert_texts_stay_on_the_page(figure)
+
+
+def test_classes_that_are_shared_come_first(texts_on):
+    picture = PIL.Image.new("RGB", (8, 8))
+    query = ShownPicture(picture, ("rose", "tulip"))
+    figure = neighbours_figure([(query, [ShownPicture(picture, ("aster", "daffodil", "tulip"), 0.5)])])
+    assert "tulip + aster + daffodil" in texts_on(figure)

@@ -89,3 +89,15 @@ def test_different_names_stay_different(names):
         assert short[0] == "plain" and short[1] == shortened(names[1], 28)
     if "species number 7 of a long name" in names:
         assert shortened_apart(names, 18)[7] == "…7 of a long name"
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "short"),
+    [
+        ("Northern hawk-owl of the forest, adult male", 24, "Northern hawk-owl … male"),
+        ("a class whose name is far too long", 18, "a class … too long"),
+        ("IMG_20200312_173355_edited_crop.png", 24, "IMG_20200312_…crop.png"),
+    ],
+)
+def test_names_are_cut_between_words(name, length, short):
+    assert shortened(name, length) == short

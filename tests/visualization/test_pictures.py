@@ -23,6 +23,8 @@ from modeling_sit.visualization.pictures import (
     picture_files,
     read_first,
     read_given_files,
+    short_name,
+    tell_shortage,
     thumbnail,
 )
 
@@ -142,3 +144,22 @@ def test_small_pictures_are_kept_exactly(size, kind):
 def test_thumbnails_keep_their_shape(pile):
     assert thumbnail(pile, 0, 12).size == (12, 10)
     assert thumbnail(pile, 0, 100, num_channels=1).mode == "RGB"
+
+
+def test_names_on_a_page_say_nothing_of_where_the_set_lies(save_pictures, tmp_path):
+    folder = save_pictures(tmp_path / "set" / "rose", 2).parent
+    split = load_pictures(str(folder)).train
+    assert [short_name(split, row, folder) for row in range(2)] == ["rose/00.png", "rose/01.png"]
+    assert short_name(split, 0, tmp_path / "elsewhere") == "00.png"
+    encoded = (folder / "rose" / "00.png").read_bytes()
+    rows = {"image": [{"bytes": encoded, "path": "/home/me/x.png"}, {"bytes": encoded, "path": None}]}
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    embedded = datasets.Dataset.from_dict(rows, split="test", features=features)
+    assert [short_name(embedded, row, folder) for row in range(2)] == ["row 0 of test (x.png)", "row 1 of test"]
+
+
+def test_shortage_is_told_where_it_was_asked_for(capsys):
+    tell_shortage("--num_pictures", 100, 8, 12)
+    tell_shortage("--num_pictures", 8, 8, 5)
+    tell_shortage("--num_pictures", 12, 8, 12)
+    assert capsys.readouterr().err == "--num_pictures 100: there are 12\n"

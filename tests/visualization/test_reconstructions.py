@@ -86,6 +86,31 @@ def test_rows_are_labelled():
     assert (labels[:, 0] == 255).all() and (labels[:, -1] == 255).all()  # none is cut off
 
 
+def test_many_pictures_stand_in_blocks_below_each_other():
+    """Each block is the sheet of its own pictures."""
+    views = random_views(3, (16, 16), count=19)
+    sheet = np.asarray(reconstruction_sheet(**views, image_mean=MEAN, image_std=STD))
+    for block in range(3):
+        part = {name: value[7 * block : 7 * (block + 1)] for name, value in views.items()}
+        alone = np.asarray(reconstruction_sheet(**part, image_mean=MEAN, image_std=STD))[MARGIN:]
+        top = MARGIN + block * (4 * (64 + MARGIN) + (64 + MARGIN) // 4)
+        np.testing.assert_array_equal(sheet[top : top + len(alone), : alone.shape[1]], alone)
+    assert sheet.shape[:2] == (MARGIN + 12 * 68 + 2 * 17, LABEL_WIDTH + 7 * 68)
+
+
+def test_captions_stand_above_the_pictures_and_are_cut_to_their_width():
+    views = random_views(3, (16, 16))
+    plain = np.asarray(reconstruction_sheet(**views, image_mean=MEAN, image_std=STD))
+    captions = ["W" * 50, "", "g"]
+    sheet = np.asarray(reconstruction_sheet(**views, image_mean=MEAN, image_std=STD, captions=captions))
+    height = len(sheet) - len(plain)
+    np.testing.assert_array_equal(sheet[MARGIN + height :], plain[MARGIN:])
+    inked = (sheet[: MARGIN + height] < 200).any(axis=(0, 2))
+    cells = [inked[LABEL_WIDTH + column * 68 :][:64].any() for column in range(3)]
+    assert cells == [True, False, True] and not inked[LABEL_WIDTH + 64 : LABEL_WIDTH + 68].any()
+    assert (sheet[MARGIN + height - 1] == 255).all() and (sheet[0] == 255).all()
+
+
 def test_half_precision_reconstruction():
     views = random_views(3, (16, 16))
     views["reconstruction"] = views["reconstruction"].to(torch.bfloat16).requires_grad_()
