@@ -20,6 +20,7 @@ POSITIVE_WHOLE_NUMBERS = (
     "patch_size",
     "num_channels",
     "decoder_hidden_size",
+    "decoder_num_hidden_layers",
     "projection_hidden_size",
     "projection_size",
 )
@@ -52,8 +53,13 @@ class SiTConfig(PreTrainedConfig):
         pooling (`str`, *optional*, defaults to `"token"`):
             What the classifier reads: `"token"` (the contrastive token), `"mean"` (the mean of the patch tokens) or
             `"token_mean"` (both side by side).
-        decoder_hidden_size (`int`, *optional*, defaults to 2048): Width of the two layers of the pixel decoder.
+        decoder_hidden_size (`int`, *optional*, defaults to 2048): Width of the pixel decoder's layers.
+        decoder_num_hidden_layers (`int`, *optional*, defaults to 2):
+            Linear layers of the pixel decoder, each with GELU, before its transposed convolution. The authors' code has
+            3, as wide as the tokens.
         projection_hidden_size (`int`, *optional*, defaults to 4096): Width of the projection head's two hidden layers.
+        projection_first_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the projection head's first layer; `"relu"` in the authors' code. The second's is GELU.
         projection_size (`int`, *optional*, defaults to 256): Width of the projections that are contrasted.
         projection_output_norm (`bool`, *optional*, defaults to `True`):
             Whether a batch norm without affine parameters ends the projection head, as in the authors' code.
@@ -102,7 +108,9 @@ class SiTConfig(PreTrainedConfig):
     position_embedding_type: str = "learnable"
     pooling: str = "token"
     decoder_hidden_size: int = 2048
+    decoder_num_hidden_layers: int = 2
     projection_hidden_size: int = 4096
+    projection_first_act: str = "gelu"
     projection_size: int = 256
     projection_output_norm: bool = True
     temperature: float = 0.2
@@ -136,8 +144,9 @@ class SiTConfig(PreTrainedConfig):
             for value in values if isinstance(values, (list, tuple)) else [values]:
                 if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                     raise ValueError(f"{name} must be a whole number above 0, got {values!r}")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}")
+        for name in ("hidden_act", "projection_first_act"):
+            if getattr(self, name) not in ACT2FN:
+                raise ValueError(f"{name} must be one of {', '.join(sorted(ACT2FN))}, got {getattr(self, name)!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"

@@ -299,7 +299,8 @@ class SiTEncoder(nn.Module):
 
 class SiTProjectionHead(nn.Module):
     """Contrastive token `(batch, hidden_size)` to projection `(batch, projection_size)`: three linear layers, batch norm
-    and GELU between them, and on request a batch norm without affine parameters at the end (the authors' code)."""
+    and an activation between them, and on request a batch norm without affine parameters at the end (the authors'
+    code)."""
 
     def __init__(self, config: SiTConfig):
         super().__init__()
@@ -307,7 +308,7 @@ class SiTProjectionHead(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(config.hidden_size, width),
             nn.BatchNorm1d(width),
-            nn.GELU(),
+            ACT2FN[config.projection_first_act],
             nn.Linear(width, width),
             nn.BatchNorm1d(width),
             nn.GELU(),
@@ -321,16 +322,15 @@ class SiTProjectionHead(nn.Module):
 
 
 class SiTDecoder(nn.Module):
-    """Patch tokens `(batch, patches, hidden_size)` to pixels: two layers with GELU, then a transposed convolution."""
+    """Patch tokens `(batch, patches, hidden_size)` to pixels: linear layers with GELU, then a transposed convolution."""
 
     def __init__(self, config: SiTConfig):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(config.hidden_size, config.decoder_hidden_size),
-            nn.GELU(),
-            nn.Linear(config.decoder_hidden_size, config.decoder_hidden_size),
-            nn.GELU(),
-        )
+        width_in, width = config.hidden_size, config.decoder_hidden_size
+        self.mlp = nn.Sequential()
+        for _ in range(config.decoder_num_hidden_layers):
+            self.mlp.extend([nn.Linear(width_in, width), nn.GELU()])
+            width_in = width
         self.projection = nn.ConvTranspose2d(
             config.decoder_hidden_size,
             config.num_channels,
@@ -560,10 +560,12 @@ class SiTForPreTraining(SiTPreTrainedModel):
         )
         losses: dict[str, torch.Tensor] = {}
         reconstruction = projection = None
+        # Where `device_map` has put the heads on several devices, their outputs meet where the targets are.
+        device = pixel_values.device
         if self.config.reconstruction_weight > 0:
             sides = zip(pixel_values.shape[2:], self.config.patch_shape, strict=True)
             grid = tuple(side // patch for side, patch in sides)
-            reconstruction = self.decoder(encoded.last_hidden_state[:, 1:], grid)
+            reconstruction = self.decoder(encoded.last_hidden_state[:, 1:], grid).to(device)
             if target_pixel_values is not None:
                 counts_corrupted = self.config.reconstruction_region == "corrupted"
                 losses["reconstruction"] = reconstruction_loss(
@@ -574,7 +576,7 @@ class SiTForPreTraining(SiTPreTrainedModel):
                     num_corrupted_pixels if counts_corrupted else None,
                 )
         if self.config.contrastive_weight > 0:
-            projection = self.projection_head(encoded.last_hidden_state[:, 0])
+            projection = self.projection_head(encoded.last_hidden_state[:, 0]).to(device)
             if not self.config.use_teacher:
                 # Outside training an odd number of pictures is no mistake: who reconstructs them has no second views.
                 if self.training or len(projection) % 2 == 0:
@@ -585,7 +587,7 @@ class SiTForPreTraining(SiTPreTrainedModel):
                     projection, teacher_projections, self.config.temperature, teacher_projections_offset
                 )
         if self.rotation_head is not None and rotation_labels is not None:
-            logits = self.rotation_head(encoded.last_hidden_state[:, 1:].mean(dim=1))
+            logits = self.rotation_head(encoded.last_hidden_state[:, 1:].mean(dim=1)).to(device)
             losses["rotation"] = rotation_loss(logits, rotation_labels)
         weights = {
             "reconstruction": self.config.reconstruction_weight,

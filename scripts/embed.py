@@ -54,6 +54,7 @@ from modeling_sit.data.sources import load_pictures, picture_name, read_row
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.evaluation.features import extract_features
+from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.training.durable_files import naming_what_cannot_be_written, replace_file
 from modeling_sit.training.processes import fail_together, run_main_process_first, share_main_process_result
 from modeling_sit.visualization.pictures import rows_left
@@ -73,14 +74,16 @@ UNIMPORTANT_CONFIG = {
 
 
 @dataclass
-class EmbedArguments:
+class EmbedArguments(WeightsFileArguments):
     """The model, and where its features go.
 
     Raises:
         `ValueError`: If a value is out of range.
     """
 
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder, Hub id or file of weights of the pretrained model. Required."}
+    )
     output_dir: str = field(metadata={"help": "Folder for the parquet files; they lie in its `data`. Required."})
     normalize: bool = field(
         default=False, metadata={"help": "Whether to scale each vector to length 1: inner products are cosines then."}
@@ -140,7 +143,10 @@ def main() -> None:
         patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
         accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
         device = device if accelerator.num_processes == 1 else accelerator.device
-        model, processor = run_main_process_first(accelerator, lambda: load_encoder(arguments.model_name_or_path))
+        model, processor = run_main_process_first(
+            accelerator,
+            lambda: load_encoder(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads),
+        )
         pictures = run_main_process_first(accelerator, lambda: load_pictures(**vars(dataset_arguments)))
         with fail_together(accelerator):
             extraction = feature_arguments.settings(model.config)

@@ -21,6 +21,8 @@ from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
+from modeling_sit.cards.card_file import card_to_update
+from modeling_sit.cards.results import update_card
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
 from modeling_sit.cli.devices import choose_device
 from modeling_sit.cli.errors import UserError, one_line_errors
@@ -29,17 +31,19 @@ from modeling_sit.data.sources import load_pictures
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.evaluation.features import Features, extract_features
-from modeling_sit.evaluation.model_index import read_card, update_card
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 from modeling_sit.evaluation.results import as_result, as_table, read_results, write_results
+from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.training.processes import fail_together, run_main_process_first
 
 
 @dataclass(kw_only=True)
-class EvaluationArguments(FeatureArguments):
+class EvaluationArguments(WeightsFileArguments, FeatureArguments):
     """What is measured, where, and where the figures go."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder, Hub id or file of weights of the pretrained model. Required."}
+    )
     from_scratch: bool = field(
         default=False,
         metadata={
@@ -53,7 +57,8 @@ class EvaluationArguments(FeatureArguments):
     update_model_card: bool = field(
         default=False,
         metadata={
-            "help": "Whether to write the figures into the model-index of README.md in the model's folder, too."
+            "help": "Whether to write the figures into the model card, README.md in the model's folder, too: into its "
+            "model-index and its table of results."
         },
     )
     device: str | None = field(
@@ -83,7 +88,10 @@ def main() -> None:
         device = device if accelerator.num_processes == 1 else accelerator.device
         with fail_together(accelerator):
             output_dir = choose_output_dir(arguments)
-        model, processor = run_main_process_first(accelerator, lambda: load_encoder(arguments.model_name_or_path))
+        model, processor = run_main_process_first(
+            accelerator,
+            lambda: load_encoder(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads),
+        )
         if arguments.from_scratch:
             model = random_encoder(model, protocol_arguments.seed)
         pictures = run_main_process_first(
@@ -124,7 +132,7 @@ def main() -> None:
                 dataset=pictures.name,
                 dataset_config=dataset_arguments.dataset_config_name,
                 split=str(validation_pictures.split),
-                settings=settings,
+                settings={**{name: measured_on[name] for name in ("num_train", "num_validation")}, **settings},
             )
             print(f"written to {card}")
 
@@ -137,11 +145,11 @@ def choose_output_dir(arguments: EvaluationArguments) -> Path:
     )
     if arguments.output_dir is None and not model_dir.is_dir():
         raise UserError(
-            f"--model_name_or_path {model_dir}: no such folder; if it is a model on the Hub, say with "
+            f"--model_name_or_path {model_dir}: no such folder; if it is a file of weights, or a model on the Hub, say with "
             "--output_dir where eval_results.json goes"
         )
     if arguments.update_model_card:
-        read_card(model_dir)
+        card_to_update(model_dir)
     read_results(output_dir)
     return output_dir
 

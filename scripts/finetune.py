@@ -6,6 +6,7 @@ accelerate launch scripts/finetune.py [RECIPE.yaml] --model_name_or_path MODEL -
 
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,20 @@ import torch
 import transformers
 from transformers.trainer_utils import set_seed
 
+from modeling_sit.cards.finetuning import write_finetuning_card
+from modeling_sit.cards.provenance import Start, describe_start
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.labelled import LabelledPictures, labels_of
 from modeling_sit.evaluation.results import write_results
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
-from modeling_sit.finetuning.checkpoints import find_checkpoint
+from modeling_sit.finetuning.checkpoints import find_checkpoint, step_of
 from modeling_sit.finetuning.classifier import load_classifier
+from modeling_sit.finetuning.history import RunHistory
 from modeling_sit.finetuning.measuring import main_metric
 from modeling_sit.finetuning.splits import Splits, load_splits
 from modeling_sit.finetuning.trainer import PictureTrainer, StopAtSignal
-from modeling_sit.training.model_card import typed_command, write_finetuning_card
+from modeling_sit.training.checkpoints import digest
 from modeling_sit.training.stopping import StopRequest
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "finetuning_template.md"
@@ -38,6 +42,7 @@ def main() -> None:
 
 
 def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments) -> None:
+    started = time.time()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     check_output_dir(training_arguments.output_dir, arguments.model_name_or_path)
@@ -62,6 +67,11 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
     )
     if trainer.is_world_process_zero():
         print(splits.summary())
+    history = RunHistory.read(checkpoint, started)
+    history.starts.append(
+        describe_start(step_of(checkpoint), training_arguments.device, training_arguments.world_size)
+    )
+    trainer.add_callback(history)
     with StopRequest(trainer.accelerator) as stop_request:
         stop = StopAtSignal(stop_request)
         trainer.add_callback(stop)
@@ -69,7 +79,10 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
     if stop.received is not None:
         leave(trainer, stop.received)
 
+    log = list(trainer.state.log_history)  # before the finished model is measured, at the last step once more
     report = measure(trainer, splits, arguments, training_arguments, num_channels)
+    weights = Path(training_arguments.output_dir) / "model.safetensors"
+    earlier_weights = digest(weights) if trainer.is_world_process_zero() and weights.exists() else None
     trainer.save_model()
     if trainer.is_world_process_zero():
         write_finetuning_card(
@@ -77,9 +90,12 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
             Path(training_arguments.output_dir),
             report=report,
             label_names=splits.label_names,
-            command=typed_command(),
-            num_processes=training_arguments.world_size,
-            device=training_arguments.device,
+            log=log,
+            starts=[Start(**start) for start in history.starts],
+            seconds=history.seconds,
+            license=arguments.license,
+            # What else was measured of these very weights is still true.
+            keep_results=weights.exists() and digest(weights) == earlier_weights,
         )
         metric = main_metric(splits.multi_label)
         print(f"{metric} {report[metric]:.4f} on {report['num_validation']} pictures of {report['split']}")

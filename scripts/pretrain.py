@@ -24,6 +24,8 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from modeling_sit import SiTForPreTraining, SiTForPreTrainingOutput, SiTImageProcessor
+from modeling_sit.cards.pretraining import write_pretraining_card
+from modeling_sit.cards.provenance import Start, describe_start
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.loading import (
@@ -64,7 +66,6 @@ from modeling_sit.training.checkpoints import (
 from modeling_sit.training.contrast import gather_projections, mean_num_corrupted_pixels
 from modeling_sit.training.engines import clip_gradients, create_accelerator, prepare_student
 from modeling_sit.training.export import export_model
-from modeling_sit.training.model_card import typed_command, write_pretraining_card
 from modeling_sit.training.optimization import create_optimizer, set_hyperparameters
 from modeling_sit.training.previews import preview_path, save_preview
 from modeling_sit.training.processes import fail_together, run_main_process_first, share_main_process_result
@@ -227,6 +228,7 @@ def run(pretraining: Pretraining, state: RunState, started: float) -> None:
     delete_checkpoints_after(accelerator, output_dir, state.step)
     start_trackers(accelerator, output_dir, state.settings, state.step)
 
+    state.starts.append(describe_start(state.step, accelerator.device, accelerator.num_processes))
     started -= state.seconds
     train(pretraining, state, checkpoint, started)
     write_card(pretraining, state, time.time() - started)
@@ -555,12 +557,15 @@ def write_card(pretraining: Pretraining, state: RunState, seconds: float) -> Non
                 CARD_TEMPLATE,
                 Path(flags.output_dir),
                 settings={**state.settings, "export": flags.export if pretraining.teacher is not None else "student"},
-                command=typed_command(),
-                num_pictures=pretraining.pictures.num_train,
+                starts=[Start(**start) for start in state.starts],
+                pictures=pretraining.pictures,
                 num_unreadable=len(state.unreadable),
+                config=pretraining.student.config,
+                num_parameters=sum(parameter.numel() for parameter in pretraining.student.vit.parameters()),
                 schedules=pretraining.schedules,
+                step=state.step,
                 num_processes=accelerator.num_processes,
-                device=accelerator.device,
+                mixed_precision=accelerator.mixed_precision,
                 seconds=seconds,
             )
 

@@ -35,6 +35,7 @@ from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.gmml import CORRUPTIONS
+from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.training.durable_files import naming_what_cannot_be_written, replace_file
 from modeling_sit.visualization.attention import attention_figure, attention_maps
 from modeling_sit.visualization.embeddings import (
@@ -76,14 +77,16 @@ NUM_QUERIES = 6
 
 
 @dataclass
-class FigureArguments:
+class FigureArguments(WeightsFileArguments):
     """The model, and the figure's file.
 
     Raises:
         `ValueError`: If the file is of another kind.
     """
 
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder, Hub id or file of weights of the pretrained model. Required."}
+    )
     output: str = field(metadata={"help": "File for the figure, .png or .pdf; replaced if it is there. Required."})
     seed: int = field(default=0, metadata={"help": "Seed of which pictures are shown, and of all that is random."})
     device: str | None = field(default=None, metadata={"help": "cpu or cuda. Default: cuda where there is one."})
@@ -247,7 +250,7 @@ def draw_reconstructions(
     figure: FigureArguments, arguments: ReconstructionArguments, chosen: ChosenPicturesArguments
 ) -> None:
     device = choose_device(figure.device)
-    model, processor = load_reconstructing_model(figure.model_name_or_path)
+    model, processor = load_reconstructing_model(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     if arguments.corruption is not None:
         processor.corruption = arguments.corruption
     pictures, captions = read_chosen(chosen, figure.seed, model.config.num_channels)
@@ -269,7 +272,7 @@ def draw_attention(
     chosen: ChosenPicturesArguments,
 ) -> None:
     device = choose_device(figure.device)
-    model, processor = load_encoder(figure.model_name_or_path)
+    model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     pictures, captions = read_chosen(chosen, figure.seed, model.config.num_channels)
     pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"]
     maps = attention_maps(model.to(device), pixel_values, arguments.layer)
@@ -288,7 +291,7 @@ def draw_embeddings(
     if arguments.html is not None:
         check_writable(arguments.html)
     device = choose_device(figure.device)
-    model, processor = load_encoder(figure.model_name_or_path)
+    model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     compared = load_compared(arguments.compare_with, model, processor, figure.seed)
     pictures = load_pictures(**vars(dataset_arguments))
     split = choose_split(pictures, dataset_arguments.train_split, dataset_arguments.validation_split)
@@ -361,7 +364,7 @@ def draw_neighbours(
     dataset_arguments: DatasetArguments,
 ) -> None:
     device = choose_device(figure.device)
-    model, processor = load_encoder(figure.model_name_or_path)
+    model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     num_channels = model.config.num_channels
     pictures = load_pictures(**vars(dataset_arguments))
     gallery = pictures.train if pictures.train is not None else pictures.validation

@@ -1099,16 +1099,24 @@ def slow_batch_norm(module, x):
     return normed if module.weight is None else normed * module.weight + module.bias
 
 
-@pytest.mark.parametrize("output_norm", [True, False])
-def test_projection_head_is_that_of_the_paper(output_norm):
-    """Two layers with batch norm and GELU, a linear layer, and on request a batch norm without parameters."""
-    model = randomise(SiTForPreTraining(small_config(projection_output_norm=output_norm)))
+@pytest.mark.parametrize(
+    ("fields", "output_norm", "first_act"),
+    [
+        ({}, True, F.gelu),
+        ({"projection_output_norm": False}, False, F.gelu),
+        ({"projection_first_act": "relu"}, True, F.relu),
+    ],
+)
+def test_projection_head_is_that_of_the_paper(fields, output_norm, first_act):
+    """Two layers with batch norm and GELU (or ReLU after the first, as in the authors' code), a linear layer, and on request
+    a batch norm without parameters."""
+    model = randomise(SiTForPreTraining(small_config(**fields)))
     linear = [module for module in model.projection_head.modules() if isinstance(module, nn.Linear)]
     norms = [module for module in model.projection_head.modules() if isinstance(module, nn.BatchNorm1d)]
     assert [tuple(layer.weight.shape) for layer in linear] == [(20, 32), (20, 20), (12, 20)]
     assert len(norms) == (3 if output_norm else 2)
     x = model.vit(pictures()).last_hidden_state[:, 0]
-    x = F.gelu(slow_batch_norm(norms[0], F.linear(x, linear[0].weight, linear[0].bias)))
+    x = first_act(slow_batch_norm(norms[0], F.linear(x, linear[0].weight, linear[0].bias)))
     x = F.gelu(slow_batch_norm(norms[1], F.linear(x, linear[1].weight, linear[1].bias)))
     x = F.linear(x, linear[2].weight, linear[2].bias)
     if output_norm:
@@ -1117,14 +1125,20 @@ def test_projection_head_is_that_of_the_paper(output_norm):
     assert_equal(model(pictures()).projection, x)
 
 
-@pytest.mark.parametrize(("image_size", "patch_size"), [(32, 8), ((32, 48), 8), ((24, 48), (12, 8))])
-def test_decoder_puts_each_patch_in_its_place(image_size, patch_size):
-    model = randomise(SiTForPreTraining(small_config(image_size=image_size, patch_size=patch_size)))
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "num_layers"), [(32, 8, 2), ((32, 48), 8, 3), ((24, 48), (12, 8), 1)]
+)
+def test_decoder_puts_each_patch_in_its_place(image_size, patch_size, num_layers):
+    config = small_config(image_size=image_size, patch_size=patch_size, decoder_num_hidden_layers=num_layers)
+    model = randomise(SiTForPreTraining(config))
     (height, width), (patch_height, patch_width) = model.config.image_shape, model.config.patch_shape
     x = pictures(height=height, width=width)
     tokens = model.vit(x).last_hidden_state[:, 1:]
-    hidden, last = (module for module in model.decoder.mlp if isinstance(module, nn.Linear))
-    features = F.gelu(last(F.gelu(hidden(tokens))))
+    layers = [module for module in model.decoder.mlp if isinstance(module, nn.Linear)]
+    assert len(layers) == num_layers
+    features = tokens
+    for layer in layers:
+        features = F.gelu(layer(features))
     expected = torch.zeros_like(x)
     projection = model.decoder.projection
     for number in range(tokens.shape[1]):

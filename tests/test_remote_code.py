@@ -11,9 +11,19 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import transformers
+from packaging.version import Version
+from transformers import AutoImageProcessor, pipeline
 
 import modeling_sit
-from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
+from modeling_sit import (
+    SiTConfig,
+    SiTForImageClassification,
+    SiTForPreTraining,
+    SiTImageProcessor,
+    SiTImageProcessorPil,
+    SiTModel,
+)
 
 ROOT = Path(modeling_sit.__file__).parent
 ROOT_FILES = sorted(path.name for path in ROOT.glob("*.py"))
@@ -24,6 +34,10 @@ MODELS = {
     "AutoModelForPreTraining": SiTForPreTraining,
     "AutoModelForImageClassification": SiTForImageClassification,
 }
+TASKS = {
+    "image-classification": ("AutoModelForImageClassification", {}),
+    "image-feature-extraction": ("AutoModelForPreTraining", {"pool": True}),
+}
 
 # Runs where nothing called modeling_sit can be imported; what is loaded is saved again, to be loaded once more.
 PROGRAM = """
@@ -33,7 +47,7 @@ import numpy as np
 import PIL.Image
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, pipeline
 
 
 class Blocker(importlib.abc.MetaPathFinder):
@@ -77,10 +91,39 @@ for turn, folder in (("first", source), ("again", saved)):
     generator = torch.Generator().manual_seed(0)
     tensors["corrupted"] = dict(processor([image] * 3, do_corrupt=True, generator=generator, return_tensors="pt"))
     tensors["pil"] = dict(pil(image, return_tensors="pt"))
+    pipelines = {
+        "image-classification": ("AutoModelForImageClassification", {}),
+        "image-feature-extraction": ("AutoModelForPreTraining", {"pool": True}),
+    }
+    for task, (name, options) in pipelines.items():
+        run = pipeline(task, model=f"{folder}/{name}", trust_remote_code=True, device="cpu")
+        modules[task] = type(run.model).__module__
+        tensors[task] = run([image, image], **options)
     torch.save(tensors, f"{results}/{turn}.pt")
     report[turn] = modules
 with open(f"{results}/report.json", "w") as file:
     json.dump(report, file)
+"""
+
+# Runs where neither modeling_sit nor torchvision can be imported.
+PROGRAM_WITHOUT_TORCHVISION = """
+import json, sys
+
+sys.modules["modeling_sit"] = sys.modules["torchvision"] = None
+
+import numpy as np
+import PIL.Image
+from transformers import AutoImageProcessor, pipeline
+
+saved, *folders = sys.argv[1:]
+image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+report = []
+for folder in folders:
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    classify = pipeline("image-classification", model=folder, trust_remote_code=True, device="cpu")
+    report.append([f"{type(processor).__module__}.{type(processor).__name__}", classify(image)])
+processor.save_pretrained(saved)
+print(json.dumps(report))
 """
 
 
@@ -115,12 +158,17 @@ def source(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def elsewhere(source, tmp_path_factory):
-    """What a process without the package made of these checkpoints: its report, and tensors by turn."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    saved, results = folder / "saved", folder / "results"
-    results.mkdir()
+@pytest.fixture
+def source_by_pillow(source, tmp_path):
+    """A classifier's folder as it is saved where torchvision is missing."""
+    folder = tmp_path / "by_pillow"
+    SiTForImageClassification.from_pretrained(source / "AutoModelForImageClassification").save_pretrained(folder)
+    SiTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def run_elsewhere(folder: Path, program: str, *arguments) -> str:
+    """Run a program in a process of its own with empty caches, and give what it prints."""
     environment = {
         **os.environ,
         "HF_HOME": str(folder / "home"),
@@ -128,13 +176,23 @@ def elsewhere(source, tmp_path_factory):
         "HF_HUB_OFFLINE": "1",
     }
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(source), str(saved), str(results)],
+        [sys.executable, "-c", program, *map(str, arguments)],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def elsewhere(source, tmp_path_factory):
+    """What a process without the package made of these checkpoints: its report, and tensors by turn."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    saved, results = folder / "saved", folder / "results"
+    results.mkdir()
+    run_elsewhere(folder, PROGRAM, source, saved, results)
     report = json.loads((results / "report.json").read_text())
     tensors = {turn: torch.load(results / f"{turn}.pt", weights_only=True) for turn in ("first", "again")}
     return report, tensors
@@ -147,7 +205,7 @@ def image():
 @pytest.mark.parametrize("turn", ["first", "again"])
 def test_classes_come_from_the_checkpoint(elsewhere, turn):
     report, _ = elsewhere
-    assert set(report[turn]) == {*MODELS, "AutoConfig", "AutoImageProcessor", "pil"}
+    assert set(report[turn]) == {*MODELS, *TASKS, "AutoConfig", "AutoImageProcessor", "pil"}
     for name, module in report[turn].items():
         assert module.startswith("transformers_modules."), name
     assert report[turn]["AutoImageProcessor"].endswith(".image_processing_sit")
@@ -177,6 +235,51 @@ def test_corruption_is_equal(elsewhere, turn):
     for name, value in expected.items():
         assert torch.equal(tensors[turn]["corrupted"][name], value), name
     assert tensors[turn]["pil"]["pixel_values"].shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("turn", ["first", "again"])
+@pytest.mark.parametrize("task", TASKS)
+def test_pipelines_give_the_same(elsewhere, source, task, turn):
+    _, tensors = elsewhere
+    name, options = TASKS[task]
+    for actual, expected in zip(
+        tensors[turn][task],
+        pipeline(task, model=str(source / name), device="cpu")([image()] * 2, **options),
+        strict=True,
+    ):
+        if task == "image-classification":
+            assert same_scores(actual, expected)
+        else:
+            assert np.allclose(actual, expected, atol=1e-5)
+
+
+def same_scores(actual: list[dict], expected: list[dict]) -> bool:
+    assert [entry["label"] for entry in actual] == [entry["label"] for entry in expected]
+    return [entry["score"] for entry in actual] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
+
+
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="the AutoImageProcessor of transformers 5.17 needs torchvision for every image processor",
+)
+def test_without_torchvision(source, source_by_pillow, tmp_path):
+    folders = [source / "AutoModelForImageClassification", source_by_pillow]
+    report = json.loads(run_elsewhere(tmp_path, PROGRAM_WITHOUT_TORCHVISION, tmp_path / "saved", *folders))
+    by_pillow = SiTImageProcessorPil.from_pretrained(folders[0])
+    expected = pipeline("image-classification", model=str(folders[0]), image_processor=by_pillow, device="cpu")(
+        image()
+    )
+    for processor_class, actual in report:
+        assert processor_class.startswith("transformers_modules.")
+        assert processor_class.endswith(".image_processing_pil_sit.SiTImageProcessorPil")
+        assert same_scores(actual, expected)
+    # What it saved names what it brought along, and loads where torchvision is.
+    settings = json.loads((tmp_path / "saved/preprocessor_config.json").read_text())
+    modules = {reference.partition(".")[0] for reference in settings["auto_map"]["AutoImageProcessor"]}
+    assert modules == {"image_processing_pil_sit"}
+    brought = {path.stem for path in (tmp_path / "saved").glob("*.py")}
+    assert brought == {"image_processing_pil_sit", "gmml", "picture_modes"}
+    assert type(AutoImageProcessor.from_pretrained(tmp_path / "saved")) is SiTImageProcessor
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,16 +6,22 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
+from modeling_sit import SiTModel
 from modeling_sit.cli.errors import UserError
+from modeling_sit.interop.reading import check_weights_file_flags, has_no_auto_encoder, read_checkpoint
 
 
-def load_encoder(model_name_or_path: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
+def load_encoder(
+    model_name_or_path: str, network: str | None = None, num_attention_heads: int | None = None
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
     Load the encoder of a checkpoint, without heads, in float32, and the image processor that goes with it.
 
     Args:
         model_name_or_path (`str`):
-            A folder of `save_pretrained` or the id of a model on the Hub: SiT, or any model that `AutoModel` knows.
+            A folder of `save_pretrained` or the id of a model on the Hub: SiT, or any model that `AutoModel` knows; or what
+            [`~interop.reading.read_checkpoint`] reads, a file of weights.
+        network, num_attention_heads (*optional*): Of a file of weights, as for [`~interop.reading.read_checkpoint`].
 
     Returns:
         `tuple[PreTrainedModel, BaseImageProcessor]`: The encoder in evaluation mode, on the CPU, and the processor.
@@ -27,6 +33,11 @@ def load_encoder(model_name_or_path: str) -> tuple[PreTrainedModel, BaseImagePro
     folder = Path(model_name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"--model_name_or_path {folder}: no config.json in this folder, so it holds no model")
+    check_weights_file_flags(model_name_or_path, network, num_attention_heads)
+    if has_no_auto_encoder(model_name_or_path):
+        read = read_checkpoint(model_name_or_path, network=network, num_attention_heads=num_attention_heads)
+        read.tell_notes()
+        return read.create_model(SiTModel), read.create_processor()
     try:
         model, info = AutoModel.from_pretrained(model_name_or_path, dtype=torch.float32, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(model_name_or_path)

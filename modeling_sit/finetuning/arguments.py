@@ -5,7 +5,9 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+from modeling_sit.cards.arguments import CardArguments
 from modeling_sit.cli.arguments import DatasetArguments
+from modeling_sit.interop.arguments import WeightsFileArguments
 
 PROBABILITIES = ("horizontal_flip_probability", "random_erasing_probability")
 AT_LEAST_ZERO = ("mixup_alpha", "cutmix_alpha", "color_jitter", "lora_rank", "randaugment_num_ops")
@@ -13,7 +15,7 @@ ABOVE_ZERO = ("image_size", "early_stopping_patience", "lora_alpha")
 
 
 @dataclass(kw_only=True)
-class FinetuningArguments(DatasetArguments):
+class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments):
     """What is fine-tuned, on what, with which augmentation and loss."""
 
     validation_split: str | None = field(
@@ -37,7 +39,9 @@ class FinetuningArguments(DatasetArguments):
             "With `--eval_strategy no` nothing is chosen, and nothing held back if there is a test split."
         },
     )
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder, Hub id or file of weights of the pretrained model. Required."}
+    )
     from_scratch: bool = field(
         default=False,
         metadata={"help": "Whether to start from random weights: what the pretrained ones are to be compared with."},
@@ -142,6 +146,7 @@ class FinetuningArguments(DatasetArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 < self.label_fraction <= 1:
             raise ValueError(f"--label_fraction must be in (0, 1], got {self.label_fraction}")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:

@@ -60,7 +60,7 @@ def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
     Raises:
         [`UserError`]: If it is none, or if none is asked for and the output folder has some, which would be mixed up.
     """
-    written = sorted(Path(output_dir).glob("checkpoint-*"), key=_step)
+    written = sorted(Path(output_dir).glob("checkpoint-*"), key=_number)
     complete = [path for path in written if _is_complete(path)]
     if asked == "auto":
         return str(complete[-1]) if complete else None
@@ -74,7 +74,12 @@ def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
     return asked
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: str | None) -> int:
+    """Steps done at a complete checkpoint; 0 without one."""
+    return json.loads((Path(checkpoint) / STATE).read_text())["global_step"] if checkpoint is not None else 0
+
+
+def _number(checkpoint: Path) -> int:
     step = checkpoint.name.partition("-")[2]
     return int(step) if step.isdecimal() else -1
 

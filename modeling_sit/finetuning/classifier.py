@@ -13,11 +13,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-import modeling_sit  # noqa: F401  registers SiT with the Auto classes
+from modeling_sit import SiTConfig, SiTForImageClassification
 from modeling_sit.cli.errors import UserError
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.image_size import check_image_size, resize_model, resize_processor
 from modeling_sit.finetuning.lora import is_of_head
+from modeling_sit.interop.reading import ReadCheckpoint, check_weights_file_flags, has_no_auto_encoder, read_checkpoint
 
 
 def load_classifier(
@@ -31,8 +32,13 @@ def load_classifier(
     name = arguments.model_name_or_path
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(f"--model_name_or_path {name}: no config.json in this folder, so it holds no model")
+    check_weights_file_flags(name, arguments.network, arguments.num_attention_heads)
+    read = None
+    if has_no_auto_encoder(name):
+        read = read_checkpoint(name, network=arguments.network, num_attention_heads=arguments.num_attention_heads)
+        read.tell_notes()
     try:
-        processor, model, missing = _load(arguments, _classifier_settings(label_names, multi_label))
+        processor, model, missing = _load(arguments, _classifier_settings(label_names, multi_label), read)
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         reason = " ".join(str(problem).split())
         raise UserError(f"--model_name_or_path {name}: cannot be loaded: {reason}") from problem
@@ -60,23 +66,28 @@ def _classifier_settings(label_names: list[str], multi_label: bool) -> dict[str,
 
 
 def _load(
-    arguments: FinetuningArguments, settings: dict[str, Any]
+    arguments: FinetuningArguments, settings: dict[str, Any], read: ReadCheckpoint | None
 ) -> tuple[BaseImageProcessor, PreTrainedModel, list[str]]:
     name = arguments.model_name_or_path
     of_sit = {
         key: getattr(arguments, key) for key in ("pooling", "drop_path_rate") if getattr(arguments, key) is not None
     }
-    config = AutoConfig.from_pretrained(name, **settings, **of_sit)
+    if read is None:
+        config = AutoConfig.from_pretrained(name, **settings, **of_sit)
+    else:
+        config = SiTConfig.from_dict({**read.config.to_dict(), **settings, **of_sit})
     for key in of_sit:
         if key not in config.to_dict():
             raise UserError(f"--{key}: {type(config).__name__} has no such setting")
     if arguments.image_size is not None:
         check_image_size(config, arguments.image_size)
-    processor = AutoImageProcessor.from_pretrained(name)
+    processor = AutoImageProcessor.from_pretrained(name) if read is None else read.create_processor()
     if arguments.from_scratch:
         if arguments.image_size is not None:
             config.image_size = arguments.image_size
         return processor, AutoModelForImageClassification.from_config(config), []
+    if read is not None:
+        return processor, read.create_model(SiTForImageClassification, config), []
     model, info = AutoModelForImageClassification.from_pretrained(
         name, config=config, ignore_mismatched_sizes=True, dtype=torch.float32, output_loading_info=True
     )

@@ -11,9 +11,17 @@ import yaml
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_sit import SiTConfig, SiTImageProcessor
+from modeling_sit.cards.arguments import CardArguments
 from modeling_sit.cli.arguments import DatasetArguments
 from modeling_sit.cli.errors import UserError
 from modeling_sit.gmml import CORRUPTIONS
+from modeling_sit.interop.arguments import WeightsFileArguments
+from modeling_sit.interop.reading import (
+    check_weights_file_flags,
+    needs_conversion,
+    read_checkpoint,
+    read_normalisation,
+)
 
 MODEL_SIZES = {
     "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
@@ -39,7 +47,7 @@ SMALL_SET = 100_000
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(WeightsFileArguments):
     """What is trained."""
 
     model_size: Literal["tiny", "small", "base"] | None = field(
@@ -48,10 +56,17 @@ class ModelArguments:
     )
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Checkpoint to go on from, a SiT or a plain ViT; its sizes are the run's."},
+        metadata={
+            "help": "Checkpoint to go on from: a SiT, a plain ViT, DeiT, DINO or MAE of transformers or timm, or a .pth file of "
+            "the authors' code; its sizes are the run's."
+        },
     )
     image_size: int | None = field(
-        default=None, metadata={"help": "Height and width of the views, in pixels. Default: 224."}
+        default=None,
+        metadata={
+            "help": "Height and width of the views, in pixels; a checkpoint's positions are interpolated to it. Default: 224, or "
+            "the checkpoint's."
+        },
     )
     patch_size: int | None = field(
         default=None, metadata={"help": "Height and width of the patches, in pixels. Default: 16."}
@@ -113,7 +128,7 @@ class CorruptionArguments:
 
 
 @dataclass(kw_only=True)
-class PretrainingArguments(DatasetArguments):
+class PretrainingArguments(CardArguments, DatasetArguments):
     """The run."""
 
     validation_split: str | None = field(
@@ -203,6 +218,7 @@ class PretrainingArguments(DatasetArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         for names, is_in_range, range_name in (
             (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
             (AT_LEAST_ZERO, lambda value: value >= 0, "at least 0"),
@@ -239,6 +255,7 @@ def create_config(arguments: ModelArguments, num_pictures: int | None) -> SiTCon
     settings = {name: weight for name, weight in settings.items() if weight is not None}
     settings = {**parse_config_overrides(arguments.config_overrides), **settings}
     small_set_weight = {"reconstruction_weight": 5.0 if num_pictures is not None and num_pictures < SMALL_SET else 1.0}
+    check_weights_file_flags(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads)
     try:
         if arguments.model_name_or_path is None:
             sizes = {
@@ -248,8 +265,8 @@ def create_config(arguments: ModelArguments, num_pictures: int | None) -> SiTCon
             }
             config = SiTConfig(**{**sizes, **small_set_weight, **settings})
         else:
-            saved = _read_saved_config(arguments)
-            if saved.get("model_type") != SiTConfig.model_type:
+            saved, is_sit = _read_saved_config(arguments)
+            if not is_sit:
                 settings = {**small_set_weight, **settings}
             config = SiTConfig.from_dict({**saved, **settings})
     except (ValueError, TypeError) as problem:
@@ -268,9 +285,13 @@ def create_config(arguments: ModelArguments, num_pictures: int | None) -> SiTCon
     return config
 
 
-def _read_saved_config(arguments: ModelArguments) -> dict[str, Any]:
-    """The configuration of `--model_name_or_path`, whose sizes the flags must not contradict."""
+def _read_saved_config(arguments: ModelArguments) -> tuple[dict[str, Any], bool]:
+    """The configuration of `--model_name_or_path` for pictures of `--image_size`, and whether it is a SiT of this package.
+    The other sizes must not be contradicted."""
     name = arguments.model_name_or_path
+    if needs_conversion(name):
+        read = read_checkpoint(name, network=arguments.network, num_attention_heads=arguments.num_attention_heads)
+        return _with_flags_sizes(read.config.to_dict(), arguments), False
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
         raise UserError(f"--model_name_or_path {name}: no config.json in this folder, so it holds no model")
     try:
@@ -281,13 +302,18 @@ def _read_saved_config(arguments: ModelArguments) -> dict[str, Any]:
         ) from problem
     if not saved:
         raise UserError(f"--model_name_or_path {name}: no such folder, and no model on the Hub that could be reached")
-    for flag in ("image_size", "patch_size"):
-        asked = getattr(arguments, flag)
-        if asked is not None and asked != saved.get(flag, asked):
-            raise UserError(f"--{flag} {asked}: {name} was made for {flag} {saved[flag]}; leave the flag out")
+    return _with_flags_sizes(saved, arguments), saved.get("model_type") == SiTConfig.model_type
+
+
+def _with_flags_sizes(saved: dict[str, Any], arguments: ModelArguments) -> dict[str, Any]:
+    name, patch_size = arguments.model_name_or_path, arguments.patch_size
+    if patch_size is not None and saved.get("patch_size", patch_size) not in (patch_size, [patch_size] * 2):
+        raise UserError(
+            f"--patch_size {patch_size}: {name} was made for patch_size {saved['patch_size']}; leave the flag out"
+        )
     if arguments.model_size is not None:
         raise UserError(f"--model_size {arguments.model_size}: the size is that of {name}; leave the flag out")
-    return saved
+    return saved if arguments.image_size is None else {**saved, "image_size": arguments.image_size}
 
 
 def create_processor(
@@ -326,6 +352,8 @@ def _read_saved_processor(model_name_or_path: str | None) -> dict[str, Any]:
     """Settings of the checkpoint's image processor; none where it has no processor."""
     if model_name_or_path is None:
         return {}
+    if needs_conversion(model_name_or_path):
+        return read_normalisation(model_name_or_path)
     try:
         settings, _ = SiTImageProcessor.get_image_processor_dict(model_name_or_path)
     except (OSError, ValueError):

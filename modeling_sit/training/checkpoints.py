@@ -41,6 +41,7 @@ class RunState:
         window (`dict`, *optional*): What was counted since the last line of the log, as `RunProgress.state_dict` gives it.
         unreadable (`list` of `str`, *optional*): Pictures that could not be read, and why.
         seconds (`float`, *optional*, defaults to 0): How long the run has taken, all its starts together.
+        starts (`list` of `dict`, *optional*): Its starts, as `cards.provenance.describe_start` gives them, oldest first.
     """
 
     settings: dict[str, Any]
@@ -49,6 +50,7 @@ class RunState:
     window: dict[str, Any] | None = None
     unreadable: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    starts: list[dict[str, Any]] = field(default_factory=list)
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:

@@ -30,13 +30,17 @@ FORM_OF_CHECKPOINTS = {
     "qkv_bias",
     "position_embedding_type",
     "decoder_hidden_size",
+    "decoder_num_hidden_layers",
     "projection_hidden_size",
+    "projection_first_act",
     "projection_size",
     "projection_output_norm",
     "use_teacher",
     "engine",
     "streaming",
 }
+# What checkpoints of before there were such fields do not say.
+SETTINGS_BEFORE_THEIR_FIELDS = {"decoder_num_hidden_layers": 2, "projection_first_act": "gelu"}
 # A weight of 0 leaves out the task's head.
 TASKS = ("reconstruction_weight", "contrastive_weight", "rotation_weight")
 # What a stream's place hangs on, beside.
@@ -153,6 +157,7 @@ def check_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: P
     Raises:
         [`UserError`]: If something differs that must not.
     """
+    saved = {**SETTINGS_BEFORE_THEIR_FIELDS, **saved}
     names = [name for name in current if saved.get(name) != current[name]]
     differences = [f"{name}: {current[name]} (the checkpoint: {saved.get(name)})" for name in names]
     fixed = FORM_OF_CHECKPOINTS | (FORM_OF_STREAMS if current["streaming"] else set())

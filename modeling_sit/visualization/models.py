@@ -9,14 +9,19 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 from modeling_sit import SiTConfig, SiTForPreTraining
 from modeling_sit.cli.errors import UserError
 from modeling_sit.evaluation.encoder import check_is_no_missing_folder
+from modeling_sit.interop.reading import check_weights_file_flags, has_no_auto_encoder, read_checkpoint
 
 
-def load_reconstructing_model(model_name_or_path: str) -> tuple[SiTForPreTraining, BaseImageProcessor]:
+def load_reconstructing_model(
+    model_name_or_path: str, network: str | None = None, num_attention_heads: int | None = None
+) -> tuple[SiTForPreTraining, BaseImageProcessor]:
     """
     Load a SiT checkpoint with its decoder, in float32, and the image processor that goes with it.
 
     Args:
-        model_name_or_path (`str`): A folder that `scripts/pretrain.py` wrote, or the id of such a model on the Hub.
+        model_name_or_path (`str`):
+            A folder that `scripts/pretrain.py` wrote, the id of such a model on the Hub, or a file of the authors' code.
+        network, num_attention_heads (*optional*): Of a file of weights, as for [`~interop.reading.read_checkpoint`].
 
     Returns:
         `tuple[SiTForPreTraining, BaseImageProcessor]`: The model in evaluation mode, on the CPU, and the processor.
@@ -29,6 +34,13 @@ def load_reconstructing_model(model_name_or_path: str) -> tuple[SiTForPreTrainin
     folder = Path(model_name_or_path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"{named}: no config.json in this folder, so it holds no model")
+    check_weights_file_flags(model_name_or_path, network, num_attention_heads)
+    if has_no_auto_encoder(model_name_or_path):
+        read = read_checkpoint(model_name_or_path, network=network, num_attention_heads=num_attention_heads)
+        if not read.reconstructs:
+            raise UserError(f"{named}: it has no decoder of SiT, so it reconstructs nothing; give a pretrained SiT")
+        read.tell_notes()
+        return read.create_model(SiTForPreTraining), read.create_processor()
     try:
         config = AutoConfig.from_pretrained(model_name_or_path)
         if not isinstance(config, SiTConfig):

@@ -16,7 +16,7 @@ LIBRARIES = (
     "modeling_sit.evaluation.monitors",
     "modeling_sit.training.checkpoints",
     "modeling_sit.training.engines",
-    "modeling_sit.training.model_card",
+    "modeling_sit.cards.pretraining",
     "modeling_sit.training.tracking",
     "sklearn.datasets",
     "sklearn.model_selection",

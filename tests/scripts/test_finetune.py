@@ -330,6 +330,8 @@ class TestGoingOn:
         assert last["global_step"] == 4
         assert_equal(weights_in(whole), weights_in(stopped))
         assert results_of(whole)["loss"] == results_of(stopped)["loss"]
+        card = (stopped / "README.md").read_text()
+        assert f"\n# going on from step {stop}:\n" in card and card.count("scripts/finetune.py --") == 2
         return stopped
 
     @pytest.mark.parametrize("batch_size", [16, 20])  # 40 pictures: amid an epoch, and where one ends

@@ -365,6 +365,10 @@ class TestGoingOn:
                 assert_equal(weights_in(checkpoint(stopped, step) / name), weights_in(checkpoint(whole, step) / name))
         assert_equal(weights_in(stopped), weights_in(whole))
         assert losses_of(stopped) == losses_of(whole)
+        commands = (stopped / "README.md").read_text().partition("## What was run\n\n```\n")[2].partition("```")[0]
+        first, note, second, _ = commands.split("\n")
+        assert first != second and "--resume_from_checkpoint auto" in second
+        assert note == "# going on from step 3:"
         states = [
             torch.load(checkpoint(folder, 7) / "optimizer.bin", weights_only=True) for folder in (stopped, whole)
         ]

@@ -36,7 +36,7 @@ HARMLESS = {
     *("output_dir", "overwrite_output_dir", "export", "dataloader_num_workers", "on_bad_image", "logging_steps"),
     *("preview_steps", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "report_to"),
     *("allow_changed_settings", "dry_run", "model_name_or_path", "attn_implementation", "gradient_checkpointing"),
-    *("model_size", "config_overrides"),  # in the configuration's fields
+    *("model_size", "config_overrides", "network"),  # in the configuration's fields
 }
 # Flags that go into the outcome by what is made of them.
 DERIVED = {"num_train_epochs": "max_train_steps", "warmup_epochs": "warmup_steps"}
@@ -304,6 +304,13 @@ class TestCheckSettings:
         with pytest.raises(UserError, match="new_flag"):
             check_settings(PLAIN, {**PLAIN, "new_flag": 3}, tmp_path, False)
 
+    def test_a_checkpoint_of_before_there_were_other_heads(self, tmp_path):
+        """It has those that are the default: a run of then goes on, but not with others."""
+        heads = {"decoder_num_hidden_layers": 2, "projection_first_act": "gelu"}
+        assert check_settings(PLAIN, {**PLAIN, **heads}, tmp_path, False) == []
+        with pytest.raises(UserError, match=r"projection_first_act: relu \(the checkpoint: gelu\)"):
+            check_settings(PLAIN, {**PLAIN, **heads, "projection_first_act": "relu"}, tmp_path, True)
+
     def test_5_is_5(self, tmp_path):
         assert check_settings({"weight": 5, **PLAIN}, {"weight": 5.0, **PLAIN}, tmp_path, False) == []
 
@@ -317,7 +324,7 @@ def test_sizes_are_what_the_trained_weights_hang_on(tiny_config):
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "image_size": 32, "patch_size": 4, "num_channels": 1}
     sizes |= {"qkv_bias": False, "position_embedding_type": "sincos", "decoder_hidden_size": 8}
-    sizes |= {"projection_hidden_size": 8, "projection_size": 8}
+    sizes |= {"projection_hidden_size": 8, "projection_size": 8, "decoder_num_hidden_layers": 3}
     others = {"drop_path_rate": 0.5, "pooling": "mean", "temperature": 0.5, "reconstruction_weight": 2.0}
     others |= {"contrastive_weight": 2.0, "reconstruction_norm": "l2", "reconstruction_region": "all"}
     before = shapes()

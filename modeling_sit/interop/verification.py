@@ -1,0 +1,80 @@
+"""Whether what was written gives the outputs of the model that it was made from."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining
+
+Outputs = dict[str, torch.Tensor]
+# What a format's reader gives: pictures `(batch, channels, height, width)` to outputs by their names.
+Predict = Callable[[torch.Tensor], Outputs]
+
+
+@torch.no_grad()
+def outputs_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> Outputs:
+    """
+    What a SiT says of normalised pictures, by name.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Of a classifier `logits`; of a backbone `last_hidden_state`, `pooler_output` (what
+        `config.pooling` reads) and `contrastive_token`; of a pretraining model all but the logits, `reconstruction` and
+        `projection`.
+    """
+    if isinstance(model, SiTForImageClassification):
+        return {"logits": model(pixel_values).logits}
+    encoded = model.base_model(pixel_values)
+    outputs = {
+        "last_hidden_state": encoded.last_hidden_state,
+        "pooler_output": encoded.pooler_output,
+        "contrastive_token": encoded.last_hidden_state[:, 0],
+    }
+    if isinstance(model, SiTForPreTraining):
+        heads = model(pixel_values)
+        outputs |= {"reconstruction": heads.reconstruction, "projection": heads.projection}
+    return {name: output for name, output in outputs.items() if output is not None}
+
+
+def random_pictures(config: SiTConfig, count: int, seed: int) -> torch.Tensor:
+    """Pictures `(count, channels, height, width)` of standard normal pixels, a function of the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, config.num_channels, *config.image_shape, generator=generator)
+
+
+def one_and_the_rest(pictures: torch.Tensor) -> list[torch.Tensor]:
+    """Pictures as batches of two sizes: a size that a format has frozen shows."""
+    return [batch for batch in (pictures[:1], pictures[1:]) if len(batch) > 0]
+
+
+@torch.no_grad()
+def largest_differences(
+    model: PreTrainedModel, predict: Predict, batches: Iterable[torch.Tensor]
+) -> Mapping[str, float]:
+    """
+    The largest absolute difference of each output that a written model gives from that of the model it was made from.
+
+    Args:
+        model (`PreTrainedModel`): What was written, in evaluation mode.
+        predict (`Callable`): What was read back.
+        batches (`Iterable[torch.Tensor]`): Normalised pictures, `(batch, channels, height, width)` each.
+
+    Raises:
+        `ValueError`: If an output is unknown, of another shape, or not finite on either side.
+    """
+    largest: dict[str, float] = {}
+    for pixel_values in batches:
+        expected, found = outputs_of(model, pixel_values), predict(pixel_values)
+        for name, output in found.items():
+            if name not in expected:
+                raise ValueError(f"{name} is no output of a {type(model).__name__}")
+            if output.shape != expected[name].shape:
+                raise ValueError(f"{name} is of shape {tuple(output.shape)}, not {tuple(expected[name].shape)}")
+            for side, values in (("of the source", expected[name]), ("of what was written", output)):
+                if not values.isfinite().all():
+                    raise ValueError(f"{name} {side} is not finite")
+            difference = (output.double() - expected[name].double()).abs().max().item()
+            largest[name] = max(largest.get(name, 0.0), difference)
+    if not largest:
+        raise ValueError("there is nothing to compare")
+    return largest

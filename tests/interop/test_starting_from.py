@@ -1,0 +1,289 @@
+"""Checkpoints of other formats where `--model_name_or_path` stands: to go on from, to fine-tune, to measure, to look at."""
+
+import json
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import transformers
+from authors_network import random_network, save_checkpoint
+from timm.models import save_for_hf
+
+from modeling_sit import SiTForPreTraining
+from modeling_sit.cli.errors import UserError
+from modeling_sit.evaluation.encoder import load_encoder
+from modeling_sit.finetuning.arguments import FinetuningArguments
+from modeling_sit.finetuning.classifier import load_classifier
+from modeling_sit.finetuning.image_size import interpolate_positions
+from modeling_sit.training.arguments import CorruptionArguments, ModelArguments, create_config, create_processor
+from modeling_sit.training.student import create_student
+from modeling_sit.visualization.models import load_reconstructing_model
+
+POSITIONS = "vit.embeddings.position_embeddings"
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+PICTURES = {"image_size": 16, "patch_size": 8}
+SMALL_HEADS = "decoder_hidden_size=8,projection_hidden_size=8,projection_size=8"
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return {"student": random_network(0), "teacher": random_network(1)}
+
+
+@pytest.fixture(scope="module")
+def authors(networks, tmp_path_factory):
+    return str(save_checkpoint(tmp_path_factory.mktemp("authors") / "checkpoint.pth", **networks))
+
+
+@pytest.fixture(scope="module")
+def mae(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mae")
+    decoder = {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    transformers.ViTMAEModel(transformers.ViTMAEConfig(**SIZES, **PICTURES, **decoder)).save_pretrained(folder)
+    transformers.ViTImageProcessor(image_mean=[0.1] * 3, image_std=[0.2] * 3).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def timm_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("timm")
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    save_for_hf(timm.create_model("vit_tiny_patch16_224", num_classes=3, **sizes), folder, model_args=sizes)
+    return str(folder)
+
+
+def pictures():
+    return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+def student_of(seed=0, **flags):
+    arguments = ModelArguments(**flags)
+    return create_student(create_config(arguments, 10), arguments, seed)
+
+
+class TestPretraining:
+    @pytest.mark.parametrize("chosen", ["student", None])
+    def test_goes_on_from_the_authors_checkpoint(self, authors, networks, chosen, capsys):
+        student = student_of(model_name_or_path=authors, network=chosen, num_attention_heads=3).eval()
+        with torch.no_grad():
+            _, reconstruction, projection = networks[chosen or "teacher"](pictures())
+            output = student(pictures())
+        torch.testing.assert_close(output.reconstruction, reconstruction, rtol=0, atol=1e-4)
+        torch.testing.assert_close(output.projection, projection, rtol=0, atol=1e-4)
+        assert student.config.reconstruction_weight == 5  # as for any start on few pictures
+        assert f"checkpoint.pth: its {chosen or 'teacher'} is taken" in capsys.readouterr().err
+
+    def test_of_other_heads_on_request(self, authors, networks):
+        """The backbone stays."""
+        student = student_of(model_name_or_path=authors, num_attention_heads=3, config_overrides=SMALL_HEADS).eval()
+        assert student.projection_head.mlp[-2].weight.shape == (8, 8)
+        with torch.no_grad():
+            features = student.vit(pictures()).last_hidden_state
+            torch.testing.assert_close(features, networks["teacher"].tokens(pictures()), rtol=0, atol=1e-4)
+
+    def test_of_another_backbone_than_asked_for(self, authors):
+        with pytest.raises(UserError, match=r"checkpoint\.pth.*another backbone"):
+            student_of(model_name_or_path=authors, num_attention_heads=3, config_overrides="hidden_size=48")
+
+    @pytest.mark.parametrize("source", ["authors", "mae", "timm_folder"])
+    def test_starts_from(self, request, source):
+        """New heads come from the seed, whatever else is random."""
+        name = request.getfixturevalue(source)
+        flags = {"model_name_or_path": name, "config_overrides": SMALL_HEADS}
+        flags |= {"num_attention_heads": 3} if source == "authors" else {}
+        first, second = student_of(**flags).state_dict(), student_of(**flags).state_dict()
+        other = student_of(seed=1, **flags).state_dict()
+        for weight in first:
+            assert torch.equal(first[weight], second[weight])
+            assert not weight.startswith("vit.") or torch.equal(first[weight], other[weight])
+        assert not torch.equal(first["decoder.mlp.0.weight"], other["decoder.mlp.0.weight"])
+
+    def test_of_mae_keeps_its_heads_to_itself(self, mae):
+        config = create_config(ModelArguments(model_name_or_path=mae), 10)
+        assert (config.decoder_hidden_size, config.decoder_num_hidden_layers) == (2048, 2)
+
+    def test_normalises_as_the_source_does(self, mae, timm_folder, authors):
+        def normalisation(**flags):
+            arguments = ModelArguments(**flags)
+            processor = create_processor(create_config(arguments, 10), arguments, CorruptionArguments())
+            return processor.image_mean[0], processor.image_std[0]
+
+        assert normalisation(model_name_or_path=mae) == (0.1, 0.2)
+        assert normalisation(model_name_or_path=timm_folder) == (0.5, 0.5)
+        assert normalisation(model_name_or_path=authors, num_attention_heads=3) == (0.485, 0.229)
+        assert normalisation(model_name_or_path=mae, image_mean=[0.3] * 3) == (0.3, 0.2)
+
+    @pytest.mark.parametrize("source", ["authors", "sit", "vit", "mae"])
+    def test_for_pictures_of_another_size(self, request, source, tmp_path, save_tiny_sit):
+        """Positions are interpolated, nothing else is touched; without the flag they stay as they are."""
+        flags = {"config_overrides": SMALL_HEADS}
+        if source == "sit":
+            name = str(save_tiny_sit(tmp_path))
+            flags = {}
+        elif source == "vit":
+            transformers.ViTModel(transformers.ViTConfig(**SIZES, **PICTURES)).save_pretrained(tmp_path)
+            name = str(tmp_path)
+        else:
+            name = request.getfixturevalue(source)
+            flags = {"num_attention_heads": 3} if source == "authors" else flags
+        before = student_of(model_name_or_path=name, **flags)
+        after = student_of(model_name_or_path=name, image_size=40, **flags)
+        assert (before.config.image_size, after.config.image_size) == (16, 40)
+        assert after.eval()(torch.zeros(2, 3, 40, 40)).reconstruction.shape == (2, 3, 40, 40)
+        before, after = before.state_dict(), after.state_dict()
+        expected = interpolate_positions(before[POSITIONS], (2, 2), (5, 5))
+        assert after[POSITIONS].shape == (1, 26, expected.shape[-1])
+        torch.testing.assert_close(after[POSITIONS], expected)
+        for weight in before.keys() - {POSITIONS}:
+            if source in ("authors", "sit") or weight.startswith("vit."):
+                assert torch.equal(before[weight], after[weight]), weight
+
+    def test_for_pictures_of_the_size_that_it_knows(self, authors):
+        flags = {"model_name_or_path": authors, "num_attention_heads": 3}
+        before, after = student_of(**flags).state_dict(), student_of(image_size=16, **flags).state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+    @pytest.mark.parametrize(
+        ("flags", "named"),
+        [
+            ({"image_size": 20}, "--image_size 20 is not made of whole patches"),
+            ({"patch_size": 4}, r"--patch_size 4: .*checkpoint\.pth was made for patch_size 8"),
+            ({"model_size": "tiny"}, "--model_size tiny"),
+            ({"num_attention_heads": None}, "--num_attention_heads"),
+        ],
+    )
+    def test_flags_that_do_not_fit(self, authors, flags, named):
+        with pytest.raises(UserError, match=named):
+            create_config(ModelArguments(**{"model_name_or_path": authors, "num_attention_heads": 3, **flags}), 10)
+
+    @pytest.mark.parametrize("flag", [{"network": "student"}, {"num_attention_heads": 2}])
+    def test_flags_of_files_are_not_ignored(self, flag, mae):
+        for name in (None, mae, "someone/some-vit"):
+            with pytest.raises(
+                UserError, match=f"--{next(iter(flag))} .* is for a --model_name_or_path that is a file"
+            ):
+                create_config(ModelArguments(model_name_or_path=name, **flag), 10)
+
+    def test_of_what_a_sit_cannot_be(self, tmp_path):
+        """Else its weights were silently random, or its config's numbers meant something else."""
+        transformers.BeitConfig().save_pretrained(tmp_path)
+        transformers.IJepaModel(transformers.IJepaConfig(**SIZES, **PICTURES)).save_pretrained(tmp_path / "ijepa")
+        with pytest.raises(UserError, match=r"--model_name_or_path .*ijepa: .*no token in front"):
+            student_of(model_name_or_path=str(tmp_path / "ijepa"))
+        with pytest.raises(UserError, match=r"--model_name_or_path .*beit"):
+            student_of(model_name_or_path=str(tmp_path))
+
+
+def finetuning(name, **flags):
+    return FinetuningArguments(dataset="some", model_name_or_path=name, **flags)
+
+
+class TestFinetuning:
+    @pytest.mark.parametrize("source", ["authors", "mae", "timm_folder"])
+    def test_starts_from(self, request, source, capsys):
+        name = request.getfixturevalue(source)
+        flags = {"num_attention_heads": 3} if source == "authors" else {}
+        processor, model = load_classifier(finetuning(name, pooling="mean", **flags), ["a", "b"], False)
+        encoder, _ = load_encoder(name, **flags)
+        with torch.no_grad():
+            tokens = encoder(pictures()).last_hidden_state
+            expected = model.classifier(tokens[:, 1:].mean(dim=1))
+            torch.testing.assert_close(model.eval()(pictures()).logits, expected)
+        assert model.config.id2label == {0: "a", 1: "b"}
+        assert (processor.size.height, processor.size.width) == (16, 16)
+
+    def test_of_another_size_and_from_scratch(self, authors):
+        flags = {"num_attention_heads": 3, "image_size": 24}
+        processor, model = load_classifier(finetuning(authors, **flags), ["a", "b"], False)
+        assert model.config.image_size == processor.size.height == 24
+        _, scratch = load_classifier(finetuning(authors, from_scratch=True, **flags), ["a", "b"], False)
+        assert scratch(torch.zeros(1, 3, 24, 24)).logits.shape == (1, 2)
+        name = "vit.encoder.layer.0.output.dense.weight"
+        assert not torch.equal(scratch.state_dict()[name], model.state_dict()[name])
+
+    def test_survives_its_folder(self, authors, tmp_path):
+        """What a fine-tuned model's folder holds is a SiT, not what it came from."""
+        _, model = load_classifier(finetuning(authors, num_attention_heads=3), ["a", "b"], False)
+        model.eval().save_pretrained(tmp_path)
+        loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(pictures()).logits, model(pictures()).logits)
+        assert json.loads((tmp_path / "config.json").read_text())["projection_first_act"] == "relu"
+
+    def test_flags_of_files_are_not_ignored(self, mae):
+        with pytest.raises(UserError, match="--network teacher is for"):
+            load_classifier(finetuning(mae, network="teacher"), ["a", "b"], False)
+
+
+class TestMeasuring:
+    @pytest.mark.parametrize("chosen", ["student", "teacher"])
+    def test_of_the_authors_checkpoint(self, authors, networks, chosen, capsys):
+        encoder, processor = load_encoder(authors, chosen, 3)
+        with torch.no_grad():
+            expected = networks[chosen].tokens(pictures())
+            torch.testing.assert_close(encoder(pictures()).last_hidden_state, expected, rtol=0, atol=1e-4)
+        assert not encoder.training and not processor.do_corrupt
+        assert "its" in capsys.readouterr().err
+
+    def test_of_mae_is_the_same_every_time(self, mae):
+        """transformers' `AutoModel` gives it with three quarters of the patches dropped, by chance."""
+        encoder, _ = load_encoder(mae)
+        with torch.no_grad():
+            tokens = [encoder(pictures()).last_hidden_state for _ in range(2)]
+        assert tokens[0].shape == (2, 5, 16)
+        assert torch.equal(*tokens)
+
+    def test_of_a_timm_folder(self, timm_folder):
+        encoder, _ = load_encoder(timm_folder)
+        model = timm.create_model(f"local-dir:{timm_folder}", pretrained=True).eval()
+        with torch.no_grad():
+            expected = model.forward_features(pictures())
+            torch.testing.assert_close(encoder(pictures()).last_hidden_state, expected, rtol=0, atol=1e-5)
+
+    def test_flags_of_files_are_not_ignored(self, mae):
+        with pytest.raises(UserError, match="--num_attention_heads 2 is for"):
+            load_encoder(mae, None, 2)
+
+
+class TestReconstructions:
+    def test_of_the_authors_checkpoint(self, authors, networks):
+        model, _ = load_reconstructing_model(authors, "student", 3)
+        with torch.no_grad():
+            expected = networks["student"](pictures())[1]
+            torch.testing.assert_close(model(pictures()).reconstruction, expected, rtol=0, atol=1e-4)
+
+    def test_of_an_encoder_alone(self, tmp_path, networks):
+        weights = networks["student"].backbone.state_dict()
+        safetensors.torch.save_file(weights, tmp_path / "encoder.safetensors")
+        with pytest.raises(UserError, match=r"encoder\.safetensors: .*reconstructs nothing"):
+            load_reconstructing_model(str(tmp_path / "encoder.safetensors"), None, 3)
+
+
+def test_the_programs_take_a_file(run_program, authors, save_pictures, tmp_path, networks, capsys):
+    """One step of pretraining at a rate of 0 writes back what was read, and figures are measured on it."""
+    save_pictures(tmp_path / "pictures" / "a", 4)
+    save_pictures(tmp_path / "pictures" / "b", 4, seed=1)
+    flags = ["--dataset", tmp_path / "pictures", "--model_name_or_path", authors, "--num_attention_heads", 3]
+    pretraining = ["--per_device_train_batch_size", 8, "--max_train_steps", 1, "--preview_steps", 0]
+    pretraining += ["--base_learning_rate", 0, "--min_learning_rate", 0, "--export", "student", "--network", "student"]
+    assert run_program("pretrain", *flags, *pretraining, "--output_dir", tmp_path / "out") == 0
+    assert capsys.readouterr().err.count("its student is taken, not the teacher") == 1
+    model = SiTForPreTraining.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        expected = networks["student"](pictures())
+        torch.testing.assert_close(model(pictures()).reconstruction, expected[1], rtol=0, atol=1e-4)
+    drawing = [
+        "--corruption",
+        "zeros",
+        "--model_name_or_path",
+        authors,
+        "--num_attention_heads",
+        3,
+        "--device",
+        "cpu",
+        "--pictures",
+    ]
+    drawing += [tmp_path / "pictures" / "a" / "00.png", "--output", tmp_path / "figure.png"]
+    assert run_program("visualize", "reconstructions", *drawing) == 0
+    assert (tmp_path / "figure.png").stat().st_size > 0
