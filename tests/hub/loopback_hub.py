@@ -380,3 +380,10 @@ def environment_for(url: str, home: Path, token: str | None = TOKEN) -> dict[str
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     return {**variables, **({"HF_TOKEN": token} if token else {})}
+
+
+def wait_for_pushes() -> None:
+    """Until what a program has left on its way is over: it would get into the next test's connections."""
+    for thread in threading.enumerate():
+        if thread.name == "push to the Hub":
+            thread.join()
