@@ -261,9 +261,11 @@ class FindBestCheckpoint(TrainerCallback):
 
     def __init__(self, resumed: Path):
         self.resumed = resumed
+        # `Trainer` forgets one that is not where it was, and would leave the last one in its place.
+        self.best = TrainerState.load_from_json(str(resumed / STATE)).best_model_checkpoint
 
     def on_train_begin(self, args, state, control, **kwargs):
-        best = state.best_model_checkpoint
+        best = self.best
         if best is None or not args.load_best_model_at_end or (Path(best) / WEIGHTS).is_file():
             return
         beside = (self.resumed.with_name(BEST_CHECKPOINT), self.resumed.with_name(Path(best).name))

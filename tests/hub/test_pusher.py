@@ -99,7 +99,9 @@ class TestInTheBackground:
 
 
 class TestHubThatIsDown:
-    @pytest.mark.parametrize(("status", "reason"), [(500, "the Hub fails: error 500"), (None, "no answer from the Hub")])
+    @pytest.mark.parametrize(
+        ("status", "reason"), [(500, "the Hub fails: error 500"), (None, "no answer from the Hub")]
+    )
     def test_at_the_start_and_back_later(self, logged_in, folder, capfd, status, reason):
         logged_in.fail("whoami", status, times=1)
         pusher = create_pusher(folder)

@@ -66,8 +66,16 @@ class TestPretraining:
         assert repository.private
         assert len(repository.commits) == 1
         pushed = set(repository.files)
-        assert {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "modeling_sit.py"} < pushed
-        assert not [name for name in pushed if "checkpoint" in name or "logs" in name or name.endswith((".bin", ".pkl"))]
+        assert {
+            "model.safetensors",
+            "config.json",
+            "preprocessor_config.json",
+            "README.md",
+            "modeling_sit.py",
+        } < pushed
+        assert not [
+            name for name in pushed if "checkpoint" in name or "logs" in name or name.endswith((".bin", ".pkl"))
+        ]
         # Of the previews, the one that the card shows.
         previews = [name for name in pushed if name.startswith("previews/")]
         assert previews == ["previews/step-00000006.png"]
@@ -165,7 +173,9 @@ class TestPretraining:
         assert expected in message
         assert not (tmp_path / "vit").exists()
 
-    def test_dry_run_pushes_nothing_but_tells_of_a_wrong_login(self, run_program, one_line_error, hub, connect, tmp_path):
+    def test_dry_run_pushes_nothing_but_tells_of_a_wrong_login(
+        self, run_program, one_line_error, hub, connect, tmp_path
+    ):
         flags = pretraining_flags(tmp_path / "vit", "--push_to_hub", "--dry_run")
         connect(hub.url)
         assert run_program("pretrain", *flags) == 0
@@ -185,7 +195,9 @@ class TestFinetuning:
         assert card.data.pipeline_tag == "image-classification"
         assert repository.files["README.md"].decode() == (folder / "README.md").read_text()
         assert {"model.safetensors", "eval_results.json", "modeling_sit.py"} < set(repository.files)
-        assert not [name for name in repository.files if "checkpoint" in name or name.endswith((".bin", ".pt", ".pth"))]
+        assert not [
+            name for name in repository.files if "checkpoint" in name or name.endswith((".bin", ".pt", ".pth"))
+        ]
         captured = capfd.readouterr()
         assert_token_nowhere(folder, captured.out + captured.err)
         loaded = SiTForImageClassification.from_pretrained("ada/cats-and-dogs")
@@ -231,7 +243,9 @@ class TestFinetuning:
         flags = finetuning_flags(model, classes, tmp_path / "out", "--push_to_hub", "--hub_model_id", "bell/vit")
         assert "may not write to bell/vit" in one_line_error("finetune", *flags)
         flags = finetuning_flags(model, classes, tmp_path / "out", "--push_to_hub", "--hub_strategy", "checkpoint")
-        assert "--save_strategy no" in one_line_error("finetune", *flags, "--save_strategy", "no", "--eval_strategy", "no")
+        assert "--save_strategy no" in one_line_error(
+            "finetune", *flags, "--save_strategy", "no", "--eval_strategy", "no"
+        )
 
 
 def test_pretrained_model_of_the_hub_is_fine_tuned(run_program, logged_in, save_tiny_sit, classes, tmp_path):
