@@ -142,7 +142,7 @@ class TestHubThatIsDown:
     @pytest.mark.parametrize("path", ["whoami", "repos/create", "auth-check"])
     def test_certain_mistakes_are_errors_before_the_training(self, logged_in, folder, path):
         logged_in.fail(path, 401 if path == "whoami" else 403)
-        with pytest.raises(UserError, match="your token|may not write"):
+        with pytest.raises(UserError, match=r"your token|may not write"):
             create_pusher(folder)
 
     def test_what_a_killed_run_left_is_cleared(self, logged_in, folder):
