@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from finetune import FinetuningArguments, FinetuningTrainingArguments, finetune
+from finetune import FinetuningArguments, FinetuningTrainingArguments, HubArguments, finetune
 
 from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
@@ -190,7 +190,9 @@ def fine_tuned_result(arguments: ComparisonArguments, fraction: float, start: st
     ]
     print(f"\nFine-tuning with {100 * fraction:g} % of the labels, {start}, seed {seed}", flush=True)
     try:
-        finetune(*RecipeArgumentParser((FinetuningArguments, FinetuningTrainingArguments)).parse(flags))
+        parser = RecipeArgumentParser((FinetuningArguments, FinetuningTrainingArguments, HubArguments))
+        finetuning_arguments, training_arguments, _ = parser.parse(flags)
+        finetune(finetuning_arguments, training_arguments, HubArguments())  # of many runs, none is the one to share
     except UserError as problem:
         raise UserError(str(problem).replace("--test_split", "--validation_split")) from problem
     return read_results(run_dir)["finetune"]

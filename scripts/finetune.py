@@ -7,6 +7,8 @@ accelerate launch scripts/finetune.py [RECIPE.yaml] --model_name_or_path MODEL -
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,11 @@ from modeling_sit.finetuning.classifier import load_classifier
 from modeling_sit.finetuning.history import RunHistory
 from modeling_sit.finetuning.measuring import main_metric
 from modeling_sit.finetuning.splits import Splits, load_splits
-from modeling_sit.finetuning.trainer import PictureTrainer, StopAtSignal
+from modeling_sit.finetuning.trainer import PictureTrainer, PushCheckpoints, StopAtSignal
+from modeling_sit.sharing.arguments import HubArguments
+from modeling_sit.sharing.pushing import HubPusher
 from modeling_sit.training.checkpoints import digest
+from modeling_sit.training.processes import fail_together
 from modeling_sit.training.stopping import StopRequest
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "finetuning_template.md"
@@ -35,13 +40,15 @@ CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "finetunin
 
 def main() -> None:
     parser = RecipeArgumentParser(
-        (FinetuningArguments, FinetuningTrainingArguments), description=__doc__.partition("\n")[0]
+        (FinetuningArguments, FinetuningTrainingArguments, HubArguments), description=__doc__.partition("\n")[0]
     )
     with one_line_errors():
         finetune(*parser.parse())
 
 
-def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments) -> None:
+def finetune(
+    arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments, hub_arguments: HubArguments
+) -> None:
     started = time.time()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -72,14 +79,37 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
         describe_start(step_of(checkpoint), training_arguments.device, training_arguments.world_size)
     )
     trainer.add_callback(history)
+    with pushing_to_the_hub(trainer, hub_arguments) as pusher:
+        train(trainer, checkpoint, pusher)
+        model_id = pusher.repository.name if pusher is not None else None
+        write_model(trainer, splits, arguments, training_arguments, history, model_id)
+        if pusher is not None:
+            pusher.push_finished()
+
+
+def train(trainer: PictureTrainer, checkpoint: str | None, pusher: HubPusher | None) -> None:
+    """Train from the start, or from a checkpoint; a signal ends the program here."""
     with StopRequest(trainer.accelerator) as stop_request:
         stop = StopAtSignal(stop_request)
         trainer.add_callback(stop)
+        if pusher is not None:
+            trainer.add_callback(PushCheckpoints(pusher))
         trainer.train(checkpoint)
     if stop.received is not None:
         leave(trainer, stop.received)
 
+
+def write_model(
+    trainer: PictureTrainer,
+    splits: Splits,
+    arguments: FinetuningArguments,
+    training_arguments: FinetuningTrainingArguments,
+    history: RunHistory,
+    model_id: str | None,
+) -> None:
+    """Measure the finished model, and leave it in the output folder with its card and results."""
     log = list(trainer.state.log_history)  # before the finished model is measured, at the last step once more
+    num_channels = trainer.model.config.num_channels
     report = measure(trainer, splits, arguments, training_arguments, num_channels)
     weights = Path(training_arguments.output_dir) / "model.safetensors"
     earlier_weights = digest(weights) if trainer.is_world_process_zero() and weights.exists() else None
@@ -94,12 +124,32 @@ def finetune(arguments: FinetuningArguments, training_arguments: FinetuningTrain
             starts=[Start(**start) for start in history.starts],
             seconds=history.seconds,
             license=arguments.license,
+            model_id=model_id,
             # What else was measured of these very weights is still true.
             keep_results=weights.exists() and digest(weights) == earlier_weights,
         )
         metric = main_metric(splits.multi_label)
         print(f"{metric} {report[metric]:.4f} on {report['num_validation']} pictures of {report['split']}")
         print(f"written to {write_results(training_arguments.output_dir, {'finetune': report})}")
+
+
+@contextmanager
+def pushing_to_the_hub(trainer: PictureTrainer, hub_arguments: HubArguments) -> Iterator[HubPusher | None]:
+    """What pushes to the Hub, known to be let in; in the main process, if the flags ask for it. Lets nothing be cut off that
+    is on its way, for a while."""
+    pusher = None
+    with fail_together(trainer.accelerator):
+        if hub_arguments.hub_strategy == "checkpoint" and trainer.args.save_strategy == "no":
+            raise UserError("--hub_strategy checkpoint: there is none with --save_strategy no; leave one out")
+        if hub_arguments.push_to_hub and trainer.is_world_process_zero():
+            pusher = HubPusher(hub_arguments, Path(trainer.args.output_dir))
+            pusher.check_login()
+            pusher.create_repository()
+    try:
+        yield pusher
+    finally:
+        if pusher is not None:
+            pusher.close()
 
 
 def measure(

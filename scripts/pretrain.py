@@ -41,6 +41,8 @@ from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
 from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, rotate_views
 from modeling_sit.evaluation.monitors import MonitorArguments, OnlineMonitors, collapse_warning
+from modeling_sit.sharing.arguments import HubArguments
+from modeling_sit.sharing.pushing import HubPusher
 from modeling_sit.training.arguments import (
     CorruptionArguments,
     ModelArguments,
@@ -93,6 +95,7 @@ class Flags:
     corruption: CorruptionArguments
     views: ViewArguments
     monitors: MonitorArguments
+    hub: HubArguments
 
     def settings(self) -> dict[str, Any]:
         """Every flag's value by its name."""
@@ -117,6 +120,7 @@ class Pretraining:
     schedules: Schedules
     preview_crops: torch.Tensor
     monitors: OnlineMonitors
+    pusher: HubPusher | None  # in the main process, if it is to push
 
     def train_on(self, crops: torch.Tensor, number: int) -> tuple[SiTForPreTrainingOutput, torch.Tensor | None]:
         """Learn from batch `number` of the run, counted from 0.
@@ -210,7 +214,7 @@ def pretrain(flags: Flags) -> None:
         accelerator.print(rehearse_run(pretraining))
         return
 
-    with running_alone(accelerator, output_dir):
+    with running_alone(accelerator, output_dir), pushing_to_the_end(pretraining):
         run(pretraining, state, started)
     accelerator.end_training()
 
@@ -224,6 +228,8 @@ def run(pretraining: Pretraining, state: RunState, started: float) -> None:
         state = resume(pretraining, checkpoint, state)
     if is_finished(pretraining, state):
         accelerator.print(f"done before: {output_dir} holds the model, and is left as it is")
+        if pretraining.pusher is not None:
+            pretraining.pusher.push_finished()
         return
     delete_checkpoints_after(accelerator, output_dir, state.step)
     start_trackers(accelerator, output_dir, state.settings, state.step)
@@ -235,10 +241,13 @@ def run(pretraining: Pretraining, state: RunState, started: float) -> None:
     if state.unreadable:
         accelerator.print(f"{len(state.unreadable)} unreadable picture(s) were skipped; they are named above")
     accelerator.print(f"done: {output_dir} holds the model; its README.md says what was run")
+    if pretraining.pusher is not None:
+        pretraining.pusher.push_finished()
 
 
 def prepare(flags: Flags, accelerator: Accelerator) -> Pretraining:
     """Find the pictures, make the networks, and hand them to Accelerate; writes nothing."""
+    pusher = create_pusher(flags, accelerator)
     pictures = run_main_process_first(accelerator, lambda: load_training_pictures(flags))
     with fail_together(accelerator):
         config = create_config(flags.model, pictures.num_train)
@@ -281,7 +290,20 @@ def prepare(flags: Flags, accelerator: Accelerator) -> Pretraining:
         schedules=schedules,
         preview_crops=preview_crops,
         monitors=monitors,
+        pusher=pusher,
     )
+
+
+def create_pusher(flags: Flags, accelerator: Accelerator) -> HubPusher | None:
+    """What pushes to the Hub, known to be let in; in the main process, if the flags ask for it."""
+    pusher = None
+    with fail_together(accelerator):
+        if flags.hub.hub_strategy == "checkpoint" and flags.run.checkpointing_steps == "no":
+            raise UserError("--hub_strategy checkpoint: there is none with --checkpointing_steps no; leave one out")
+        if flags.hub.push_to_hub and accelerator.is_main_process:
+            pusher = HubPusher(flags.hub, Path(flags.run.output_dir))
+            pusher.check_login()
+    return pusher
 
 
 def resume(pretraining: Pretraining, checkpoint: Path, state: RunState) -> RunState:
@@ -311,6 +333,20 @@ def running_alone(accelerator: Accelerator, output_dir: Path) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.close()
+
+
+@contextmanager
+def pushing_to_the_end(pretraining: Pretraining) -> Iterator[None]:
+    """Make sure that there is a repository to push to, and let nothing be cut off that is on its way, for a while."""
+    pusher = pretraining.pusher
+    with fail_together(pretraining.accelerator):
+        if pusher is not None:
+            pusher.create_repository()
+    try:
+        yield
+    finally:
+        if pusher is not None:
+            pusher.close()
 
 
 def is_finished(pretraining: Pretraining, state: RunState) -> bool:
@@ -384,6 +420,8 @@ def train(pretraining: Pretraining, state: RunState, checkpoint: Path | None, st
                         save_checkpoint(accelerator, pretraining.teacher, output_dir, state, stream_state)
                         delete_old_checkpoints(accelerator, output_dir, flags.checkpoints_total_limit)
                     export(pretraining)
+                    if pretraining.pusher is not None and not is_last:
+                        pretraining.pusher.push_checkpoint(step, with_model=True)
             if stopped_by and not is_last:
                 leave(accelerator, stopped_by, step, flags)
     if first_batch == last_batch:  # a finished run, resumed to export other weights
@@ -567,6 +605,7 @@ def write_card(pretraining: Pretraining, state: RunState, seconds: float) -> Non
                 num_processes=accelerator.num_processes,
                 mixed_precision=accelerator.mixed_precision,
                 seconds=seconds,
+                model_id=pretraining.pusher.repository.name if pretraining.pusher is not None else None,
             )
 
 

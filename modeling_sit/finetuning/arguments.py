@@ -217,6 +217,15 @@ class FinetuningTrainingArguments(TrainingArguments):
             "help": "What the best is the best in. Default: accuracy; of several labels, mean_average_precision."
         },
     )
+    # No flags here: `sharing.HubArguments` has those of the Hub. `Trainer` would push before the model's card is written, and
+    # a token that was typed stays in shells' histories.
+    push_to_hub: bool = field(default=False, init=False)
+    hub_token: str | None = field(default=None, init=False)
+    hub_private_repo: bool | None = field(default=None, init=False)
+    hub_model_id: str | None = field(default=None, init=False)
+    hub_strategy: str = field(default="end", init=False)
+    hub_always_push: bool = field(default=False, init=False)
+    hub_revision: str | None = field(default=None, init=False)
 
     def __post_init__(self):
         if self.output_dir is None:

@@ -60,8 +60,7 @@ def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
     Raises:
         [`UserError`]: If it is none, or if none is asked for and the output folder has some, which would be mixed up.
     """
-    written = sorted(Path(output_dir).glob("checkpoint-*"), key=_number)
-    complete = [path for path in written if _is_complete(path)]
+    complete = complete_checkpoints(output_dir)
     if asked == "auto":
         return str(complete[-1]) if complete else None
     if asked is not None and not _is_complete(Path(asked)):
@@ -77,6 +76,12 @@ def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
 def step_of(checkpoint: str | None) -> int:
     """Steps done at a complete checkpoint; 0 without one."""
     return json.loads((Path(checkpoint) / STATE).read_text())["global_step"] if checkpoint is not None else 0
+
+
+def complete_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints of a run that are whole, oldest first."""
+    written = sorted(Path(output_dir).glob("checkpoint-*"), key=_number)
+    return [path for path in written if _is_complete(path)]
 
 
 def _number(checkpoint: Path) -> int:

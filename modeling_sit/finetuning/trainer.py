@@ -21,7 +21,7 @@ from modeling_sit.data.sampling import STEP, derive_seed
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
 from modeling_sit.finetuning.augmentation import create_augmentation, create_erasing
 from modeling_sit.finetuning.averaging import WeightAverage
-from modeling_sit.finetuning.checkpoints import STATE, load_weights, save_weights
+from modeling_sit.finetuning.checkpoints import STATE, WEIGHTS, load_weights, save_weights
 from modeling_sit.finetuning.image_size import picture_shape
 from modeling_sit.finetuning.layer_rates import parameter_groups
 from modeling_sit.finetuning.lora import Adapters
@@ -35,6 +35,8 @@ from modeling_sit.finetuning.objective import (
 )
 from modeling_sit.finetuning.pictures import AugmentedPictures, Collator, is_readable
 from modeling_sit.finetuning.sampling import EpochOrder, balancing_weights
+from modeling_sit.sharing.model_files import BEST_CHECKPOINT
+from modeling_sit.sharing.pushing import HubPusher
 from modeling_sit.training.stopping import StopRequest, leave_signals_to_the_loop
 
 
@@ -121,6 +123,8 @@ class PictureTrainer(Trainer):
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
                 self._load_best_model()
             return
+        if resume_from_checkpoint is not None:
+            self.add_callback(FindBestCheckpoint(Path(resume_from_checkpoint)))
         super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def _stopped_early(self, checkpoint: str) -> bool:
@@ -245,6 +249,45 @@ class FollowWeights(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.average.update(model, state.global_step)
+
+
+class FindBestCheckpoint(TrainerCallback):
+    """
+    Tells a run that goes on where the best checkpoint so far is, if its folder was moved, or came from the Hub.
+
+    Args:
+        resumed (`Path`): The checkpoint that the run goes on from.
+    """
+
+    def __init__(self, resumed: Path):
+        self.resumed = resumed
+        # `Trainer` forgets one that is not where it was, and would leave the last one in its place.
+        self.best = TrainerState.load_from_json(str(resumed / STATE)).best_model_checkpoint
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        best = self.best
+        if best is None or not args.load_best_model_at_end or (Path(best) / WEIGHTS).is_file():
+            return
+        beside = (self.resumed.with_name(BEST_CHECKPOINT), self.resumed.with_name(Path(best).name))
+        is_this_one = Path(best).name == f"checkpoint-{state.global_step}"
+        for found in (self.resumed,) if is_this_one else beside:
+            if (found / WEIGHTS).is_file():
+                state.best_model_checkpoint = str(found)
+                return
+        raise UserError(
+            f"--resume_from_checkpoint {self.resumed}: the best checkpoint so far is not here: put {Path(best).name} beside it, "
+            "or give --load_best_model_at_end False"
+        )
+
+
+class PushCheckpoints(TrainerCallback):
+    """Has every checkpoint pushed to the Hub, if the flags say so, while training goes on."""
+
+    def __init__(self, pusher: HubPusher):
+        self.pusher = pusher
+
+    def on_save(self, args, state, control, **kwargs):
+        self.pusher.push_checkpoint(state.global_step, with_model=False)
 
 
 class StopAtSignal(TrainerCallback):
