@@ -61,8 +61,6 @@ def check_is_no_missing_folder(model_name_or_path: str, flag: str = "--model_nam
     """Raise [`UserError`] for what can only be meant as a path, for it is no id on the Hub, where there is no such folder."""
     path = Path(model_name_or_path)
     is_path = path.is_absolute() or model_name_or_path.startswith((".", "~")) or model_name_or_path.count("/") > 1
-    if path.is_file():
-        raise UserError(f"{flag} {path}: a file; give the folder that it lies in")
     if is_path and not path.exists():
         raise UserError(f"{flag} {path}: no such folder")
 

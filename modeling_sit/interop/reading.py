@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor, SiTModel
+from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
 from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.authors import from_authors_network, is_authors_network
 from modeling_sit.interop.encoders import (
@@ -24,7 +24,13 @@ from modeling_sit.interop.encoders import (
     from_transformers_network,
     name_weights,
 )
-from modeling_sit.interop.weights_files import check_is_state_dict, load_folder_weights, load_weights_file
+from modeling_sit.interop.sit_file import is_sit_file, read_sit_file
+from modeling_sit.interop.weights_files import (
+    WEIGHTS_NAMES,
+    check_is_state_dict,
+    load_folder_weights,
+    load_weights_file,
+)
 
 # What a file of weights is called by `find_format`; a folder by its config's `model_type`, and one of timm's vit_* by this.
 WEIGHTS_FILE, TIMM = "weights file", "timm"
@@ -168,8 +174,8 @@ def read_checkpoint(
 
     Args:
         model_name_or_path (`str`):
-            A file of weights, `.safetensors` or a pickle of `torch.save`, by the names of the authors' code or timm's; a
-            folder or repository of timm's (`vit_*`) or transformers' (`vit`, `deit`, `vit_mae`, `vit_msn`, `dinov2`).
+            A file of weights, `.safetensors` or a pickle of `torch.save`, by the names of the authors' code or timm's, or of
+            [`~interop.sit.write_safetensors`]; a folder or repository of timm's (`vit_*`) or transformers' (`vit`, `deit`, `vit_mae`, `vit_msn`, `dinov2`).
         network (`str`, *optional*):
             `"teacher"` or `"student"` of a checkpoint that has both. Default: the teacher, the better encoder.
         num_attention_heads (`int`, *optional*):
@@ -195,6 +201,13 @@ def read_checkpoint(
 
 
 def _read_file(path: Path, network: str | None, num_attention_heads: int | None) -> ReadCheckpoint:
+    if is_sit_file(path):
+        for flag, value in (("network", network), ("num_attention_heads", num_attention_heads)):
+            if value is not None:
+                raise ValueError(f"--{flag} {value} is for other files of weights; this one says that itself")
+        return _read_sit_file(path)
+    if path.name in WEIGHTS_NAMES and path.with_name("config.json").is_file():
+        raise ValueError("a file of a model's folder; give the folder that it lies in")
     weights, notes = _choose_network(load_weights_file(path), network)
     if is_authors_network(weights):
         encoder = from_authors_network(weights, num_attention_heads)
@@ -204,6 +217,22 @@ def _read_file(path: Path, network: str | None, num_attention_heads: int | None)
     read = _as_read(encoder, {})
     read.notes.append("normalised as ImageNet's pictures are, for the file does not say how it was trained")
     return read
+
+
+def _read_sit_file(path: Path) -> ReadCheckpoint:
+    model, processor = read_sit_file(path)
+    prefix = "vit." if isinstance(model, SiTModel) else ""
+    state_dict = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
+    notes = []
+    if isinstance(model, SiTForImageClassification):
+        state_dict = {name: value for name, value in state_dict.items() if name.startswith("vit.")}
+        notes.append("left out, for it is another task's: its classifier")
+    normalisation = {}
+    if processor is None:
+        notes.append("normalised as ImageNet's pictures are, for the file does not say how it was trained")
+    else:
+        normalisation = {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
+    return ReadCheckpoint("", model.config, state_dict, notes, normalisation)
 
 
 def _choose_network(contents: Any, network: str | None) -> tuple[dict[str, torch.Tensor], list[str]]:

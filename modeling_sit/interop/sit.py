@@ -5,7 +5,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from modeling_sit.interop.source import ARCHITECTURE, CONFIG, PREPROCESSOR, load_source, read_sit_file
+from modeling_sit.interop.sit_file import ARCHITECTURE, CONFIG, PREPROCESSOR, read_sit_file
+from modeling_sit.interop.source import load_source
 from modeling_sit.interop.verification import Predict, outputs_of
 
 

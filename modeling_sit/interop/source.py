@@ -1,26 +1,20 @@
 """The checkpoint that is converted, and what of it goes into another format."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import nn
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
 from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.reading import find_format, read_checkpoint
+from modeling_sit.interop.sit_file import MODEL_CLASSES, is_sit_file, read_sit_file
 
-MODEL_CLASSES = {
-    model_class.__name__: model_class for model_class in (SiTModel, SiTForPreTraining, SiTForImageClassification)
-}
 # Of transformers' ViT, whose weights have SiT's names in files.
 CLASSIFIERS = {"ViTForImageClassification": SiTForImageClassification}
-# What the metadata of a file of safetensors has.
-CONFIG, ARCHITECTURE, PREPROCESSOR = "config.json", "architecture", "preprocessor_config.json"
 # Of the configuration: they change nothing but training.
 TRAINING_SETTINGS = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
 
@@ -60,7 +54,10 @@ def load_source(name: str, network: str | None = None, num_attention_heads: int 
             if value is not None:
                 raise UserError(f"--{flag} {value} is for a file of weights; FROM {name} says that itself")
     elif is_sit_file(Path(name)):
-        model, processor = read_sit_file(Path(name))
+        try:
+            model, processor = read_sit_file(Path(name))
+        except ValueError as problem:
+            raise UserError(f"FROM {name}: {problem}") from problem
         return _source(model, processor, [])
     found = find_format(name)
     if found in (None, SiTConfig.model_type) or (found == "vit" and _architecture(name) in CLASSIFIERS):
@@ -114,36 +111,6 @@ def _source(model: PreTrainedModel, processor: BaseImageProcessor | None, notes:
     else:
         processor.do_corrupt = False
     return Source(model.eval(), processor, notes)
-
-
-def is_sit_file(path: Path) -> bool:
-    """Whether a file is of [`~interop.sit.write_safetensors`]."""
-    if path.suffix != ".safetensors":
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {CONFIG, ARCHITECTURE} <= (file.metadata() or {}).keys()
-    except (OSError, SafetensorError):
-        return False
-
-
-def read_sit_file(path: Path) -> tuple[PreTrainedModel, BaseImageProcessor | None]:
-    """The model, with all its weights, and the image processor of a file of [`~interop.sit.write_safetensors`].
-
-    Raises:
-        [`UserError`]: If a weight is missing, left over or of another shape.
-    """
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    try:
-        config = SiTConfig.from_dict(json.loads(metadata[CONFIG]))
-        with torch.random.fork_rng(devices=[]):
-            model = MODEL_CLASSES[metadata[ARCHITECTURE]](config)
-        model.load_state_dict(load_file(path), strict=True)
-    except (ValueError, KeyError, RuntimeError) as problem:
-        raise UserError(f"FROM {path}: {' '.join(str(problem).split())}") from problem
-    described = metadata.get(PREPROCESSOR)
-    return model, SiTImageProcessor(**json.loads(described)) if described is not None else None
 
 
 def load_processor(name: str) -> BaseImageProcessor | None:

@@ -118,7 +118,7 @@ def describe_plan(
         f"steps: {schedules.num_steps:,}, in all about {_duration(rehearsal.seconds_per_step * schedules.num_steps)}, "
         "checkpoints, previews and monitors not counted",
         f"would write to {output_dir}{_what_is_there(output_dir)}:",
-        f"  model.safetensors ({_size(model_bytes)}), config.json, preprocessor_config.json, README.md, code",
+        f"  model.safetensors ({_size(model_bytes)}), config.json, preprocessor_config.json, README.md, loss_curve.png, code",
         f"  metrics.jsonl: {-(-schedules.num_steps // arguments.logging_steps):,} lines",
         f"  checkpoints/: {_describe_checkpoints(arguments, checkpoint_bytes)}",
         f"  previews/: {_describe_previews(student, schedules, arguments)}",

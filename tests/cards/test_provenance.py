@@ -139,7 +139,10 @@ def test_another_program_as_the_parent(command, monkeypatch):
 def test_words_of_a_real_process(command, monkeypatch):
     """By the operating system's own account of a launcher."""
     words = ["-c", "input()", "torchrun", "--nproc_per_node", "2", "scripts/pretrain.py", "--seed", "7"]
-    with subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as launcher:
+    words[1] = "print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, *words], **pipes) as launcher:
+        launcher.stdout.readline()  # until it runs, its words are those of the process that it was forked from
         monkeypatch.setattr(os, "getppid", lambda: launcher.pid)
         typed = command("--seed", "7")
         launcher.stdin.close()

@@ -45,7 +45,6 @@ def test_what_looks_like_a_path_is_not_sought_on_the_hub(path):
         load_encoder(path)
 
 
-def test_a_file_is_no_model(tmp_path):
-    (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UserError, match="a file; give the folder that it lies in"):
-        load_encoder(str(tmp_path / "model.safetensors"))
+def test_a_file_of_a_folder_is_not_the_model(pretrained):
+    with pytest.raises(UserError, match="give the folder that it lies in"):
+        load_encoder(f"{pretrained[1]}/model.safetensors")

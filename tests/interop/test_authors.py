@@ -137,10 +137,10 @@ def test_a_weight_that_is_missing_is_named(tmp_path, networks, name):
 
 def test_weights_without_a_place_are_named(tmp_path, networks):
     def change(weights):
-        weights["module.backbone.reg_token"] = torch.zeros(1, 4, 24)
         weights["module.backbone.blocks.0.attn.q_norm.weight"] = torch.zeros(8)
+        weights["module.backbone.blocks.1.attn.k_norm.weight"] = torch.zeros(8)
 
-    with pytest.raises(UserError, match=r"also has.*reg_token.*blocks\.0\.attn\.q_norm\.weight"):
+    with pytest.raises(UserError, match=r"also has.*blocks\.0\.attn\.q_norm\.weight.*blocks\.1\.attn\.k_norm\.weight"):
         read_checkpoint(save_changed(tmp_path / "c.pth", networks["teacher"], change), num_attention_heads=3)
 
 

@@ -8,14 +8,17 @@ import timm
 import torch
 import transformers
 from authors_network import random_network, save_checkpoint
+from safetensors import safe_open
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 
-from modeling_sit import SiTForPreTraining
+from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor
 from modeling_sit.cli.errors import UserError
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.classifier import load_classifier
 from modeling_sit.finetuning.image_size import interpolate_positions
+from modeling_sit.interop.sit import write_safetensors
 from modeling_sit.training.arguments import CorruptionArguments, ModelArguments, create_config, create_processor
 from modeling_sit.training.student import create_student
 from modeling_sit.visualization.models import load_reconstructing_model
@@ -60,6 +63,56 @@ def pictures():
 def student_of(seed=0, **flags):
     arguments = ModelArguments(**flags)
     return create_student(create_config(arguments, 10), arguments, seed)
+
+
+@pytest.fixture(scope="module")
+def sit_file(tmp_path_factory):
+    """A pretrained SiT in one file, and the model."""
+    sizes = {"decoder_hidden_size": 8, "projection_hidden_size": 8, "projection_size": 8}
+    model = SiTForPreTraining(SiTConfig(**SIZES, **PICTURES, **sizes)).eval()
+    path = tmp_path_factory.mktemp("sit") / "sit.safetensors"
+    write_safetensors(model, SiTImageProcessor(image_mean=[0.1] * 3, image_std=[0.2] * 3), path)
+    return str(path), model
+
+
+class TestSitFile:
+    """What `convert_checkpoint.py --format safetensors` writes."""
+
+    def test_pretraining_goes_on_with_every_head(self, sit_file):
+        path, model = sit_file
+        student = student_of(model_name_or_path=path).eval()
+        torch.testing.assert_close(student.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+    def test_is_measured_and_looked_at(self, sit_file):
+        path, model = sit_file
+        encoder, processor = load_encoder(path)
+        reconstructing, _ = load_reconstructing_model(path)
+        with torch.no_grad():
+            expected = model(pictures())
+            assert torch.equal(encoder(pictures()).last_hidden_state, model.vit(pictures()).last_hidden_state)
+            assert torch.equal(reconstructing(pictures()).reconstruction, expected.reconstruction)
+        assert list(processor.image_mean) == [0.1] * 3
+
+    def test_a_classifier_gives_its_encoder(self, tmp_path, capsys):
+        model = SiTForImageClassification(SiTConfig(**SIZES, **PICTURES, num_labels=3)).eval()
+        write_safetensors(model, None, tmp_path / "classifier.safetensors")
+        encoder, _ = load_encoder(str(tmp_path / "classifier.safetensors"))
+        torch.testing.assert_close(encoder.state_dict(), model.vit.state_dict(), rtol=0, atol=0)
+        told = capsys.readouterr().err
+        assert "its classifier" in told and "normalised as ImageNet's" in told
+
+    @pytest.mark.parametrize("flag", [{"network": "teacher"}, {"num_attention_heads": 3}])
+    def test_says_itself_what_other_files_do_not(self, sit_file, flag):
+        with pytest.raises(UserError, match=f"--{next(iter(flag))} .* this one says that itself"):
+            load_encoder(sit_file[0], **flag)
+
+    def test_damaged(self, sit_file, tmp_path):
+        with safe_open(sit_file[0], framework="pt") as file:
+            weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        del weights["vit.layernorm.bias"]
+        save_file(weights, tmp_path / "sit.safetensors", metadata)
+        with pytest.raises(UserError, match=r"--model_name_or_path \S+: .*vit\.layernorm\.bias"):
+            load_encoder(str(tmp_path / "sit.safetensors"))
 
 
 class TestPretraining:

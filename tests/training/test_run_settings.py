@@ -36,7 +36,7 @@ HARMLESS = {
     *("output_dir", "overwrite_output_dir", "export", "dataloader_num_workers", "on_bad_image", "logging_steps"),
     *("preview_steps", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "report_to"),
     *("allow_changed_settings", "dry_run", "model_name_or_path", "attn_implementation", "gradient_checkpointing"),
-    *("model_size", "config_overrides", "network"),  # in the configuration's fields
+    *("license", "model_size", "config_overrides", "network"),  # in the configuration's fields
 }
 # Flags that go into the outcome by what is made of them.
 DERIVED = {"num_train_epochs": "max_train_steps", "warmup_epochs": "warmup_steps"}
