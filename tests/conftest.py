@@ -7,6 +7,8 @@ from pathlib import Path
 
 # Before anything imports the Hub's client: no test needs the network, and none should wait for it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# torchao, where it is installed, has PyTorch warn of itself in every program that imports transformers.
+os.environ.setdefault("TORCH_LOGS", "-torch.utils._pytree")
 
 import numpy as np
 import PIL.Image
