@@ -16,9 +16,10 @@ from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 
+from modeling_sit.cards.writing import name_repository
 from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.sharing.arguments import HubArguments
-from modeling_sit.sharing.hub import HubRepository, HubUnreachable
+from modeling_sit.sharing.hub import HubRepository, HubUnreachable, check_for_token
 from modeling_sit.sharing.model_files import (
     CARD,
     CHECKPOINT_FOLDERS,
@@ -66,7 +67,10 @@ def push(folder: Path, hub_model_id: str | None, hub_private_repo: bool, hub_str
             raise UserError(f"--hub_strategy checkpoint: {folder} has no checkpoint; leave the flag out")
         files |= checkpoint_files
     repository = HubRepository(hub_model_id or folder.resolve().name, hub_private_repo)
+    check_for_token(files)
     try:
+        repository.check_login()
+        name_repository(folder, repository.name)
         repository.commit(files, "The model and its card", CHECKPOINT_FOLDERS if hub_strategy == "checkpoint" else ())
     except HubUnreachable as problem:
         raise UserError(f"not pushed to {repository.name}: {problem}; try again later") from problem

@@ -1,12 +1,14 @@
 """What the cards of pretraining and fine-tuning have in common."""
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 
-from modeling_sit.cards.card_file import Card
+from modeling_sit.cards.card_file import Card, DamagedCard, read_card
 from modeling_sit.cards.markdown import code_block
 from modeling_sit.cards.provenance import Start
 from modeling_sit.cards.results import put_results
@@ -15,6 +17,8 @@ from modeling_sit.visualization.curves import curves_figure
 
 DEFAULT_LICENCE = "apache-2.0"
 LOSS_CURVE = "loss_curve.png"
+# The section that says how to load the model, and in it what the model is called.
+USAGE, REPOSITORY = "usage", re.compile(r'^repository = ("[^"\n]*")', re.MULTILINE)
 # What a run says of its model in the metadata. All else in there is other people's, once the card is written.
 METADATA = ("library_name", "license", "pipeline_tag", "datasets", "base_model")
 
@@ -51,6 +55,23 @@ def write_card(
             card.put_section(name, new.section(name))
     put_results(card, results, output_dir.resolve().name, keep_others=keep_results)
     return card.save(output_dir)
+
+
+def name_repository(folder: Path, model_id: str) -> None:
+    """Have the card of a folder load the model by its id on the Hub. A card that programs do not write into stays as it is.
+
+    Raises:
+        [`UserError`]: If it cannot be written.
+    """
+    try:
+        card = read_card(folder)
+        usage = card.section(USAGE) if USAGE in card.sections else ""
+    except (FileNotFoundError, DamagedCard):
+        return
+    named = REPOSITORY.search(usage)
+    if named is not None and named[1] != json.dumps(model_id):
+        card.put_section(USAGE, usage.replace(named[1], json.dumps(model_id)))
+        card.save(folder)
 
 
 def licence_of(asked: str | None, earlier: Card | None) -> str:

@@ -111,6 +111,15 @@ class TestPushed:
         assert run_program("push_to_hub", run_folder) == 0
         assert "has no README.md" in capsys.readouterr().out
 
+    def test_the_card_loads_it_from_where_it_is(self, run_program, logged_in, run_folder):
+        loading = 'repository = "{0}"  # or the folder\n\nViTModel.from_pretrained("{0}")'
+        card = "---\nlicense: mit\n---\n\n# {1}\n\nMy own flowers-vit.\n\n<!-- sit:begin usage -->\n\n{0}\n\n<!-- sit:end usage -->\n"
+        for written, model_id in (("flowers-vit", "ada/flowers-vit"), ("ada/flowers-vit", "lab/vit")):
+            (run_folder / "README.md").write_text(card.format(loading.format(written), "flowers-vit"))
+            assert run_program("push_to_hub", run_folder, "--hub_model_id", model_id) == 0
+            pushed = logged_in.repositories[model_id].files["README.md"].decode()
+            assert pushed == card.format(loading.format(model_id), "flowers-vit")
+
     def test_token_of_the_login(self, run_program, hub, connect, run_folder):
         connect(hub.url, token=None)
         Path(constants.HF_TOKEN_PATH).parent.mkdir(parents=True)

@@ -1,0 +1,170 @@
+"""What README and docs tell to type: each block is run, as it stands, on small pictures and a tiny model, or says why not."""
+
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
+
+# What stands for the reader's own pictures.
+PLACEHOLDERS = {
+    "PATH/TO/PICTURES": "pictures",
+    "LABELLED_PICTURES": "pictures",
+    "PICTURES": "pictures",
+    "USER/DATASET": "pictures.parquet",
+}
+# What makes the commands small. The flags that stand in the docs come first; of a flag that is there twice, the last counts.
+MODEL = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,decoder_hidden_size=8,projection_hidden_size=8,projection_size=8"
+BATCH = ["--per_device_train_batch_size", "4"]
+SMALL = {
+    "pretrain": [
+        *(*BATCH, "--max_train_steps", "2", "--monitors", "none"),
+        *("--image_size", "16", "--patch_size", "8", "--config_overrides", MODEL),
+    ],
+    "finetune": [*BATCH, "--num_train_epochs", "1"],
+    "compare": ["--label_fractions", "1", "--num_train_epochs", "1", "--seeds", "0", "--protocols", "none"],
+}
+# Not programs of scripts/: their own tests run them.
+MAKE = ("make quickstart", "make install && source .venv/bin/activate")
+
+
+@dataclass
+class Block:
+    """A fenced block of a page: its language, its text, and what the comment above it says, if there is one."""
+
+    page: Path
+    language: str
+    text: str
+    mark: str | None
+
+    @property
+    def commands(self) -> list[str]:
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+    def __str__(self) -> str:
+        return f"{self.page.stem}: {self.text.splitlines()[0][:60]}"
+
+
+def blocks_of(page: Path) -> list[Block]:
+    return [Block(page, found["language"], found["text"], found["mark"]) for found in BLOCK.finditer(page.read_text())]
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Where the first test that needs it leaves what the others copy."""
+    return tmp_path_factory.mktemp("prepared") / "workspace"
+
+
+@pytest.fixture
+def workspace(prepared, tmp_path, monkeypatch, run_program, save_pictures):
+    """A folder with labelled pictures, `outputs/mine` pretrained and `outputs/classifier` fine-tuned, to work in."""
+    if not prepared.exists():
+        for split, count in (("train", 24), ("test", 6)):
+            for seed, label in enumerate(("daisy", "rose")):
+                save_pictures(prepared / "pictures" / split / label, count, seed=seed)
+        monkeypatch.chdir(prepared)
+        files = sorted(Path("pictures/train").rglob("*.png"))
+        rows = {"image": [str(file) for file in files], "label": [file.parent.name for file in files]}
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=["daisy", "rose"])}
+        )
+        datasets.Dataset.from_dict(rows, features=features).to_parquet("pictures.parquet")
+        start = "--dataset LABELLED_PICTURES --output_dir"
+        run(run_program, f"python scripts/pretrain.py {start} outputs/mine")
+        run(run_program, f"python scripts/finetune.py --model_name_or_path outputs/mine {start} outputs/classifier")
+    shutil.copytree(prepared, tmp_path / "workspace")
+    monkeypatch.chdir(tmp_path / "workspace")
+    return tmp_path / "workspace"
+
+
+def run(run_program, command: str) -> None:
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
+    place = next(number for number, word in enumerate(words) if word.startswith("scripts/") and word.endswith(".py"))
+    assert words[0] == "python" or words[:2] == ["accelerate", "launch"], command
+    name, flags = Path(words[place]).stem, words[place + 1 :]
+    if "--help" not in flags:
+        flags += SMALL.get(name, [])
+    if "--output_dir" in flags:  # where a reader would have none yet
+        shutil.rmtree(flags[flags.index("--output_dir") + 1], ignore_errors=True)
+    assert run_program(name, *flags) == 0, command
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.mark is None and block.language == "bash"], ids=str
+)
+def test_commands(block, workspace, run_program):
+    for command in block.commands:
+        if command not in MAKE:
+            run(run_program, command)
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.mark is None and block.language == "python"], ids=str
+)
+def test_python(block, workspace):
+    exec(compile(block.text, str(block.page), "exec"), {})
+
+
+def test_every_mark_gives_a_reason():
+    marks = [block.mark for block in BLOCKS if block.mark is not None]
+    assert marks and all(re.match(r"(not run by a test: |run by tests/)\S", mark) for mark in marks)
+    for path in re.findall(r"run by (tests/[\w/]+(?:\.py)?)", "\n".join(marks)):
+        assert (ROOT / path).exists()
+
+
+def test_every_page_is_looked_at():
+    assert {page.name for page in PAGES} >= {
+        "README.md",
+        "pretraining.md",
+        "transfer.md",
+        "sharing.md",
+        "other_formats.md",
+    }
+    for page in PAGES:
+        fences = len(re.findall(r"^```(?:bash|python)$", page.read_text(), re.MULTILINE))
+        assert len(blocks_of(page)) == fences > 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+# Each program, and each of those that it is made of.
+PROGRAMS = [
+    *("pretrain", "finetune", "evaluate", "compare", "embed", "tile_pictures", "convert_checkpoint", "push_to_hub"),
+    *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
+]
+# Of accelerate, of the Hub's own command, of SLURM and of the benchmarks.
+OTHERS = {
+    "--config_file",
+    "--num_processes",
+    "--quiet",
+    "--include",
+    "--local-dir",
+    "--requeue",
+    "--signal",
+    "--threads",
+}
+
+
+def test_every_flag_that_a_page_names_exists(run_program, capsys):
+    """In running text too, where no command is."""
+    for program in PROGRAMS:
+        assert run_program(*program.split(), "--help") == 0
+    known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+    for page in PAGES:
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", page.read_text()))
+        assert named - known <= OTHERS, page.name
