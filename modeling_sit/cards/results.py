@@ -67,7 +67,8 @@ def update_card(
                 "interval": [round(end, 6) for end in figure.interval],
                 **({} if figure.spread is None else {"spread": round(figure.spread, 6)}),
                 **settings,
-                **measurement.settings,
+                # Tables of how a setting was chosen are in eval_results.json.
+                **{name: value for name, value in measurement.settings.items() if not isinstance(value, dict)},
             },
         )
         for protocol, measurement in measurements.items()
