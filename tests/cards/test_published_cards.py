@@ -26,7 +26,9 @@ class TestCard:
         assert data.eval_results
         rows = Card.parse(path.read_text()).section("results")
         for result in data.eval_results:
-            assert re.search(rf"{re.escape(result.metric_name)} \| {result.metric_value:.4f}", rows.replace("\\_", "_"))
+            assert re.search(
+                rf"{re.escape(result.metric_name)} \| {result.metric_value:.4f}", rows.replace("\\_", "_")
+            )
 
     def test_is_of_the_template(self, path):
         card = Card.parse(path.read_text())

@@ -5,13 +5,15 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard, snapshot_download
-from loopback_hub import TOKEN, wait_for_pushes
+from loopback_hub import TOKEN, environment_for, wait_for_pushes
 from safetensors.torch import load_file
 
 from modeling_sit import SiTForImageClassification, SiTForPreTraining, SiTImageProcessor
@@ -253,3 +255,37 @@ def test_pretrained_model_of_the_hub_is_fine_tuned(run_program, logged_in, save_
     SiTImageProcessor(size={"height": 16, "width": 16}, patch_size=8).push_to_hub("ada/sit")
     flags = finetuning_flags("ada/sit", classes, tmp_path / "out", "--num_train_epochs", 1)
     assert run_program("finetune", *flags) == 0
+
+
+@pytest.mark.slow
+class TestSeveralProcesses:
+    """Two processes of one run, on the CPU, as `torchrun` starts them: one of them speaks to the Hub."""
+
+    @pytest.fixture
+    def run_two(self, logged_in, tmp_path):
+        def run_two(*flags) -> subprocess.CompletedProcess:
+            script = Path(__file__).parents[2] / "scripts" / "pretrain.py"
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+            environment = environment_for(logged_in.url, tmp_path / "home")
+            environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+            command = [*launcher, script, *pretraining_flags(tmp_path / "vit", "--push_to_hub", *flags)]
+            return subprocess.run(
+                list(map(str, command)), env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+            )
+
+        return run_two
+
+    def test_one_commit_for_each_push(self, run_two, logged_in, tmp_path):
+        finished = run_two("--max_train_steps", 2)
+        assert finished.returncode == 0, finished.stderr
+        repository = logged_in.repositories["ada/vit"]
+        assert len(repository.commits) == 1
+        assert repository.files["README.md"].decode() == (tmp_path / "vit" / "README.md").read_text()
+        assert finished.stderr.count(f"pushed to {logged_in.url}/ada/vit") == 1
+
+    def test_both_end_where_the_hub_lets_nobody_in(self, run_two, logged_in, tmp_path):
+        logged_in.fail("whoami", 401)
+        finished = run_two()
+        assert finished.returncode != 0
+        assert finished.stderr.count("error: ") == 1 and "log in with `hf auth login`" in finished.stderr
+        assert not (tmp_path / "vit").exists()
