@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from modeling_sit.cli.errors import UserError
+from modeling_sit.data.crops import TwoCropsDataset, collate_crops
 from modeling_sit.data.decoding import UnreadablePicture
 from modeling_sit.data.sampling import PictureBatches
 from modeling_sit.data.sources import Pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingLoader, first_pictures
-from modeling_sit.data.views import TwoCropsDataset, ViewArguments, collate_crops
+from modeling_sit.data.views import ViewArguments
 
 
 def read_batches(loader: DataLoader | StreamingLoader, dataset: str) -> Iterator[dict]:

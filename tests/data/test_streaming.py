@@ -17,11 +17,12 @@ import torch
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.cli.errors import UserError
 from modeling_sit.data import sources, streaming
+from modeling_sit.data.crops import TwoCropsDataset
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
 from modeling_sit.data.sampling import CROPS, ORDER, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader, first_pictures
-from modeling_sit.data.views import TwoCropsDataset, ViewArguments
+from modeling_sit.data.views import ViewArguments
 
 SHARD_SIZES = [5, 3, 7, 4, 6]
 NUM_PICTURES = sum(SHARD_SIZES)
