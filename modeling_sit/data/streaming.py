@@ -20,7 +20,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from modeling_sit.cli.errors import UserError
-from modeling_sit.data.crops import TwoRandomCrops, collate_crops
+from modeling_sit.data.crops import TwoRandomCrops, as_pixels, collate_crops
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
 from modeling_sit.data.sampling import CROPS, ORDER, derive_seed
 from modeling_sit.data.sources import Shard
@@ -266,7 +266,8 @@ class StreamedCrops(torch.utils.data.Dataset):
         image = picture.image
         if image is not None and image["bytes"] is None and "://" in (image["path"] or ""):
             image = _fetch(image["path"], picture.name)
-        return self.two_crops(read_picture(image, self.num_channels, name=picture.name), seed)
+        decoded = read_picture(image, self.num_channels, picture.name, self.two_crops.reduction)
+        return self.two_crops(as_pixels(decoded), seed)
 
 
 def _fetch(address: str, name: str) -> bytes:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from modeling_sit.data import crops as crops_module
-from modeling_sit.data.crops import TwoCropsDataset, collate_crops
+from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset, TwoRandomCrops, collate_crops
 from modeling_sit.data.decoding import UnreadablePicture
 from modeling_sit.data.sampling import PictureBatches
 from modeling_sit.data.views import ViewArguments
@@ -36,7 +36,8 @@ def random_pictures(count: int, seed: int = 0) -> list[bytes]:
 
 
 def two_crops(encoded: list[bytes | None], num_channels: int = 3, shape=SHAPE, **settings) -> TwoCropsDataset:
-    return TwoCropsDataset(as_dataset(encoded), shape, num_channels, ViewArguments(**settings))
+    cut = TwoRandomCrops(shape, ViewArguments(**settings))
+    return TwoCropsDataset(DecodedPictures(as_dataset(encoded), num_channels, cut.reduction), cut)
 
 
 class TestTwoCrops:
