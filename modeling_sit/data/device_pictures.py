@@ -30,7 +30,7 @@ class DevicePictures:
             self.pixels[part] = torch.from_numpy(cache.pixels[part].copy())
 
     def crop(self, indices: list[int], boxes: torch.Tensor, image_shape: tuple[int, int]) -> torch.Tensor:
-        """Cut boxes out of pictures and resample them to one size, bicubic and antialiased as Pillow does.
+        """Cut boxes out of pictures and resample them to one size, bicubic and antialiased, as on the CPU to 1 of 255.
 
         Args:
             indices (`list` of `int`): The pictures.
@@ -59,9 +59,9 @@ class DevicePictures:
             place[:, :height, :width] = crop.permute(2, 0, 1)
         across = resampling_weights(widths.to(device), max_width, image_shape[1])
         down = resampling_weights(heights.to(device), max_height, image_shape[0])
-        # Pillow rounds after the one direction, too.
-        narrow = (canvas.flatten(1, 2) @ across.mT).unflatten(1, canvas.shape[1:3]).round_().clamp_(0, 255)
-        return (down[:, None] @ narrow).round_().clamp_(0, 255).byte()
+        # As where crops are cut on the CPU: across, rounded and clipped, then down.
+        narrow = (canvas.flatten(1, 2) @ across.mT).unflatten(1, canvas.shape[1:3]).add_(0.5).floor_().clamp_(0, 255)
+        return (down[:, None] @ narrow).add_(0.5).floor_().clamp_(0, 255).byte()
 
     def _picture(self, index: int) -> torch.Tensor:
         start, height, width = self.index.place(index)

@@ -1,13 +1,17 @@
 """Crops as functions of index and seed."""
 
 import io
+import warnings
 
 import datasets
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torchvision
 from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
 
 from modeling_sit.data import crops as crops_module
 from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset, TwoRandomCrops, collate_crops
@@ -151,3 +155,67 @@ class TestTwoCrops:
             for view in range(2):
                 assert torch.equal(batch["crops"][view, picture], item["crops"][view])
         assert batch["unreadable"] == items[2]["unreadable"] != []
+
+
+class TestAgainstTorchvision:
+    """torchvision draws and cuts in one go, of the full picture."""
+
+    @pytest.mark.parametrize("settings", [{}, {"crop_scale": [0.05, 0.1]}, {"crop_ratio": [3.0, 4.0]}])
+    @pytest.mark.parametrize("size", [(40, 30), (300, 20), (20, 300), (1, 1)])
+    def test_boxes_are_its_draws(self, size, settings):
+        """So their area, ratio and place are distributed as its are; long pictures get its central crop."""
+        arguments = ViewArguments(**settings)
+        picture = PIL.Image.new("L", size)
+        for seed in range(20):
+            boxes = TwoRandomCrops(SHAPE, arguments).draw_boxes(size[1], size[0], seed)
+            torch.manual_seed(seed)
+            expected = [
+                torchvision.transforms.RandomResizedCrop.get_params(
+                    picture, arguments.crop_scale, arguments.crop_ratio
+                )
+                for _ in range(2)
+            ]
+            assert boxes == expected
+
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_crops_are_those_of_its_transform(self, channels):
+        pixels = np.random.default_rng(0).integers(0, 256, (60, 50, channels), dtype=np.uint8)
+        cut = TwoRandomCrops((16, 24), ViewArguments())
+        transform = RandomResizedCrop((16, 24), scale=(0.2, 1.0), interpolation=InterpolationMode.BICUBIC)
+        for seed in range(20):
+            crops = cut(pixels, seed)
+            torch.manual_seed(seed)
+            picture = torch.from_numpy(pixels).permute(2, 0, 1)
+            assert torch.equal(crops, torch.stack([transform(picture), transform(picture)]))
+
+    def test_crops_are_pillows_to_two_levels(self):
+        pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+        cut = TwoRandomCrops(SHAPE, ViewArguments())
+        for seed in range(20):
+            for crop, (top, left, height, width) in zip(cut(pixels, seed), cut.draw_boxes(60, 50, seed), strict=True):
+                cropped = PIL.Image.fromarray(pixels).crop((left, top, left + width, top + height))
+                # Across, then down: which of the two Pillow does first hangs on its version.
+                for size in ((SHAPE[1], height), SHAPE[::-1]):
+                    cropped = cropped.resize(size, PIL.Image.Resampling.BICUBIC)
+                expected = np.asarray(cropped).astype(int)
+                assert np.abs(crop.permute(1, 2, 0).numpy() - expected).max() <= 2
+
+    def test_pictures_are_not_changed_and_may_be_read_only(self):
+        pixels = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+        before = pixels.copy()
+        pixels.flags.writeable = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            TwoRandomCrops((30, 30), ViewArguments(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0]))(pixels, 0)
+        np.testing.assert_array_equal(pixels, before)
+
+
+def test_large_pictures_are_decoded_smaller():
+    """Nothing is lost to views of 4 pixels: boxes are drawn in, and crops are cut from, the reduced picture."""
+    row, column = np.mgrid[:128, :128]
+    smooth = encode(np.stack([row, column, row + column], axis=-1).astype(np.uint8))
+    dataset = two_crops([smooth], shape=(4, 4))
+    assert dataset.pictures[0].shape == (32, 32, 3)
+    whole = two_crops([smooth], shape=(4, 4), crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0])
+    expected = PIL.Image.open(io.BytesIO(smooth)).resize((4, 4), PIL.Image.Resampling.BOX)
+    assert (whole[0, 0]["crops"][0].int() - torch.from_numpy(np.array(expected)).permute(2, 0, 1)).abs().max() <= 3
