@@ -5,9 +5,8 @@ from typing import Protocol
 import datasets
 import numpy as np
 import torch
-from torchvision.transforms import InterpolationMode
+from torch.nn import functional as F
 from torchvision.transforms.v2 import RandomResizedCrop
-from torchvision.transforms.v2 import functional as F
 
 from modeling_sit.data.decoding import Reduction, UnreadablePicture
 from modeling_sit.data.sources import read_row
@@ -51,7 +50,7 @@ class TwoRandomCrops:
         # PyTorch's kernel for 8 bits is four times as fast as Pillow's, and does the same to 2 of 255. A copy, for what
         # it is cut from may be read-only, which PyTorch does not know.
         crop = torch.from_numpy(picture[top : top + height, left : left + width].copy()).permute(2, 0, 1)
-        return F.resize(crop, self.image_shape, InterpolationMode.BICUBIC, antialias=True)
+        return F.interpolate(crop[None], self.image_shape, mode="bicubic", antialias=True)[0]
 
 
 class PictureSource(Protocol):

@@ -266,7 +266,7 @@ class StreamedCrops(torch.utils.data.Dataset):
         image = picture.image
         if image is not None and image["bytes"] is None and "://" in (image["path"] or ""):
             image = _fetch(image["path"], picture.name)
-        decoded = read_picture(image, self.num_channels, picture.name, self.two_crops.reduction)
+        decoded = read_picture(image, self.num_channels, name=picture.name, reduction=self.two_crops.reduction)
         return self.two_crops(as_pixels(decoded), seed)
 
 

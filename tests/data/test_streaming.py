@@ -334,9 +334,9 @@ def test_skipped_pictures_are_not_decoded_and_one_block_at_most_is_read_again(pi
     decoded, read = [], []
     plain_read = streaming._OpenShard.read
 
-    def counted_decode(image, *arguments, name):
+    def counted_decode(image, *arguments, name, **settings):
         decoded.append(name)
-        return read_picture(image, *arguments, name=name)
+        return read_picture(image, *arguments, name=name, **settings)
 
     def counted_read(shard):
         picture = plain_read(shard)

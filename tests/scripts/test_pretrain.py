@@ -543,7 +543,7 @@ class TestMonitors:
 
     def test_pictures_of_a_test_split_are_left_alone(self, load_program, monkeypatch):
         program = load_program("pretrain")
-        flags = program.Flags(*[None] * 6)
+        flags = program.Flags(*[None] * len(dataclasses.fields(program.Flags)))
         flags.streaming = program.StreamingArguments()
         for asked, validation in ((None, None), ("test", "test")):
             flags.run = program.PretrainingArguments(dataset="digits", output_dir="out", validation_split=asked)
