@@ -28,6 +28,9 @@ from modeling_sit.cards.pretraining import write_pretraining_card
 from modeling_sit.cards.provenance import Start, describe_start
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
+from modeling_sit.data.caching import PictureCacheArguments, cache_pictures, check_picture_cache
+from modeling_sit.data.crops import TwoCropsDataset
+from modeling_sit.data.device_pictures import CropLoader
 from modeling_sit.data.loading import (
     UnreadablePictures,
     create_crops,
@@ -39,7 +42,7 @@ from modeling_sit.data.loading import (
 from modeling_sit.data.sampling import MONITOR, PREVIEW, STEP, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
-from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, rotate_views
+from modeling_sit.data.views import ViewArguments, ViewAugmentation, rotate_views
 from modeling_sit.evaluation.monitors import MonitorArguments, OnlineMonitors, collapse_warning
 from modeling_sit.sharing.arguments import HubArguments
 from modeling_sit.sharing.pushing import HubPusher
@@ -91,6 +94,7 @@ class Flags:
 
     run: PretrainingArguments
     streaming: StreamingArguments
+    cache: PictureCacheArguments
     model: ModelArguments
     corruption: CorruptionArguments
     views: ViewArguments
@@ -232,6 +236,7 @@ def run(pretraining: Pretraining, state: RunState, started: float) -> None:
             pretraining.pusher.push_finished()
         return
     delete_checkpoints_after(accelerator, output_dir, state.step)
+    cache_crops(pretraining, state.step)
     start_trackers(accelerator, output_dir, state.settings, state.step)
 
     state.starts.append(describe_start(state.step, accelerator.device, accelerator.num_processes))
@@ -250,6 +255,7 @@ def prepare(flags: Flags, accelerator: Accelerator) -> Pretraining:
     pusher = create_pusher(flags, accelerator)
     pictures = run_main_process_first(accelerator, lambda: load_training_pictures(flags))
     with fail_together(accelerator):
+        check_picture_cache(flags.cache, pictures)
         config = create_config(flags.model, pictures.num_train)
         processor = create_processor(config, flags.model, flags.corruption)
         augment = create_augmentation(flags.views, processor).to(accelerator.device)
@@ -475,9 +481,20 @@ def create_augmentation(arguments: ViewArguments, processor: SiTImageProcessor) 
         raise UserError(str(problem)) from problem
 
 
+def cache_crops(pretraining: Pretraining, first_step: int) -> None:
+    """Have the pictures decoded once for the rest of the run, where that is asked for or pays."""
+    if is_streamed(pretraining.pictures):
+        return
+    schedules = pretraining.schedules
+    num_epochs = schedules.epoch(schedules.num_steps) - schedules.epoch(first_step)
+    pretraining.crops = cache_pictures(
+        pretraining.accelerator, pretraining.pictures.name, pretraining.crops, pretraining.flags.cache, num_epochs
+    )
+
+
 def load_batches(
     pretraining: Pretraining, first_batch: int, last_batch: int, checkpoint: Path | None = None
-) -> DataLoader | StreamingLoader:
+) -> DataLoader | StreamingLoader | CropLoader:
     """This process's batches from number `first_batch` of the run on, to before `last_batch`; a stream's from where the
     checkpoint says."""
     flags, accelerator = pretraining.flags, pretraining.accelerator

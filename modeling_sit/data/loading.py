@@ -11,14 +11,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from modeling_sit.cli.errors import UserError
+from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset, TwoRandomCrops, collate_crops
 from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.device_pictures import CropLoader, CropsOnDevice
 from modeling_sit.data.sampling import PictureBatches
 from modeling_sit.data.sources import Pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingLoader, first_pictures
-from modeling_sit.data.views import TwoCropsDataset, ViewArguments, collate_crops
+from modeling_sit.data.views import ViewArguments
 
 
-def read_batches(loader: DataLoader | StreamingLoader, dataset: str) -> Iterator[dict]:
+def read_batches(loader: DataLoader | StreamingLoader | CropLoader, dataset: str) -> Iterator[dict]:
     """The batches of a loader; closing this generator ends the loader's workers.
 
     Raises:
@@ -85,7 +87,8 @@ def create_crops(
     """What decodes the training pictures and crops each of them twice."""
     if is_streamed(pictures):
         return StreamedCrops(image_shape, num_channels, arguments)
-    return TwoCropsDataset(pictures.train, image_shape, num_channels, arguments)
+    two_crops = TwoRandomCrops(image_shape, arguments)
+    return TwoCropsDataset(DecodedPictures(pictures.train, num_channels, two_crops.reduction), two_crops)
 
 
 def is_streamed(pictures: Pictures) -> bool:
@@ -127,7 +130,7 @@ def create_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
     worker_init_fn: Callable[[int], None] | None = None,
-) -> DataLoader | StreamingLoader:
+) -> DataLoader | StreamingLoader | CropLoader:
     """Batches of one process, as [`collate_crops`] makes them.
 
     Args:
@@ -165,4 +168,6 @@ def create_loader(
         process_index=process_index,
         num_processes=num_processes,
     )
+    if isinstance(crops, CropsOnDevice):
+        return CropLoader(crops, batch_sampler=batches, **reading)
     return DataLoader(crops, batch_sampler=batches, collate_fn=collate_crops, **reading)

@@ -29,7 +29,7 @@ from modeling_sit.data.columns import (
     find_label_column,
     listed,
 )
-from modeling_sit.data.decoding import UnreadablePicture, read_picture
+from modeling_sit.data.decoding import Reduction, UnreadablePicture, read_picture
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +234,9 @@ def picture_name(dataset: datasets.Dataset, index: int) -> str:
     return f"{row} ({picture['path']})" if picture["path"] else row
 
 
-def read_row(dataset: datasets.Dataset, index: int, num_channels: int = 3) -> tuple[PIL.Image.Image, dict[str, Any]]:
+def read_row(
+    dataset: datasets.Dataset, index: int, num_channels: int = 3, reduction: Reduction | None = None
+) -> tuple[PIL.Image.Image, dict[str, Any]]:
     """A picture of a data set, decoded, and its row.
 
     Raises:
@@ -242,7 +244,7 @@ def read_row(dataset: datasets.Dataset, index: int, num_channels: int = 3) -> tu
     """
     row, name = dataset[index], str(index)
     try:
-        return read_picture(row["image"], num_channels, name=name), row
+        return read_picture(row["image"], num_channels, name=name, reduction=reduction), row
     except UnreadablePicture as problem:
         # The full name takes another look at the row, which the many readable pictures can do without.
         reason = str(problem).removeprefix(f"{name}: ")

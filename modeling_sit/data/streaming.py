@@ -20,10 +20,11 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from modeling_sit.cli.errors import UserError
+from modeling_sit.data.crops import TwoRandomCrops, as_pixels, collate_crops
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
 from modeling_sit.data.sampling import CROPS, ORDER, derive_seed
 from modeling_sit.data.sources import Shard
-from modeling_sit.data.views import TwoRandomCrops, ViewArguments, collate_crops
+from modeling_sit.data.views import ViewArguments
 
 DEFAULT_BUFFER_SIZE = 1000
 # Read in turns, so that a block holds pictures of several places of a set that is sorted by class.
@@ -235,7 +236,7 @@ class StreamedCrops(torch.utils.data.Dataset):
         arguments (`ViewArguments`): Ranges of the crops' area and ratio.
 
     A batch is asked for by a list of ([`EncodedPicture`], seed), and is a list of items like
-    [`~modeling_sit.data.views.TwoCropsDataset`]'s. The next readable picture of the batch stands in for an unreadable one,
+    [`~modeling_sit.data.crops.TwoCropsDataset`]'s. The next readable picture of the batch stands in for an unreadable one,
     with crops of its own.
     """
 
@@ -265,7 +266,8 @@ class StreamedCrops(torch.utils.data.Dataset):
         image = picture.image
         if image is not None and image["bytes"] is None and "://" in (image["path"] or ""):
             image = _fetch(image["path"], picture.name)
-        return self.two_crops(read_picture(image, self.num_channels, name=picture.name), seed)
+        decoded = read_picture(image, self.num_channels, name=picture.name, reduction=self.two_crops.reduction)
+        return self.two_crops(as_pixels(decoded), seed)
 
 
 def _fetch(address: str, name: str) -> bytes:

@@ -3,13 +3,18 @@ import os
 import pickle
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.JpegImagePlugin
+import pyarrow.parquet
 import pytest
+import torch
 from PIL.PngImagePlugin import PngInfo
+from torchvision.transforms import RandomResizedCrop
 
-from modeling_sit.data.decoding import UnreadablePicture, read_picture
+from modeling_sit.data.decoding import Reduction, UnreadablePicture, decoded_size, read_picture
 from modeling_sit.picture_modes import convert_picture
 
 HEIGHT, WIDTH = 5, 7
@@ -460,3 +465,112 @@ def test_a_real_decompression_bomb_costs_no_memory():
 def test_the_error_travels_between_processes():
     error = pickle.loads(pickle.dumps(UnreadablePicture("a.png: cut")))
     assert isinstance(error, UnreadablePicture) and str(error) == "a.png: cut"
+
+
+# Large pictures, decoded smaller.
+
+FLOWERS = Path(__file__).parents[3] / "shared" / "data" / "flowers12" / "train.parquet"
+SQUARE = (3 / 4, 4 / 3)
+
+
+def smooth_picture(height, width):
+    row, column = np.mgrid[:height, :width]
+    waves = [128 + 100 * np.sin(row / period) * np.cos(column / period) for period in (19, 23, 31)]
+    return PIL.Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
+
+
+class TestReduction:
+    @pytest.mark.parametrize(
+        ("width", "height", "view_side", "factor"),
+        [(500, 375, 224, 1), (4000, 3000, 224, 2), (6000, 4000, 224, 4), (4000, 3000, 96, 4), (6000, 4000, 64, 8)],
+    )
+    def test_of_usual_sizes(self, width, height, view_side, factor):
+        """The smallest crop's short side, sqrt(0.2 * 3 / 4 * area), is divided as long as twice the view's is left."""
+        assert Reduction(view_side, 0.2, SQUARE).factor(width, height) == factor
+
+    @pytest.mark.parametrize("size", [(640, 480), (2000, 100), (300, 4000), (900, 900), (5000, 5000)])
+    @pytest.mark.parametrize(
+        ("scale", "ratio"), [((0.2, 1.0), SQUARE), ((0.5, 0.6), (2.0, 3.0)), ((0.9, 1.0), (1, 1))]
+    )
+    def test_no_crop_that_is_drawn_is_left_with_less_than_twice_the_view(self, size, scale, ratio):
+        torch.manual_seed(0)
+        image = PIL.Image.new("1", size)
+        boxes = [RandomResizedCrop.get_params(image, scale, ratio) for _ in range(200)]
+        shortest = min(min(box[2:]) for box in boxes)
+        for view_side in (8, 20, 50, 130):
+            factor = Reduction(view_side, scale[0], ratio).factor(*size)
+            assert factor == 1 or shortest + 1 >= factor * 2 * view_side
+
+    def test_does_not_hang_on_which_way_up_a_picture_lies(self):
+        reduction = Reduction(50, 0.2, SQUARE)
+        assert all(reduction.factor(a, b) == reduction.factor(b, a) for a in (300, 900, 2000) for b in (200, 1500))
+
+
+class TestReducedPictures:
+    VIEWS_OF_8 = Reduction(8, 0.2, SQUARE)  # 90 pixels: half; 180: a quarter
+
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize("size", [(90, 91), (181, 203), (97, 180)])
+    @pytest.mark.parametrize("num_channels", [1, 3, 4])
+    def test_are_the_means_of_the_full_ones(self, format, size, num_channels):
+        """A factor of 2 or 4, rounded up, of any format; and as large as was told before."""
+        settings = {"quality": 100} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
+        encoded = encode(smooth_picture(*size), format, **settings)
+        image = read_picture(encoded, num_channels, reduction=self.VIEWS_OF_8)
+        factor = self.VIEWS_OF_8.factor(*size)
+        assert factor > 1
+        assert image.size == (-(-size[1] // factor), -(-size[0] // factor))
+        assert image.size == decoded_size({"bytes": encoded, "path": None}, self.VIEWS_OF_8)
+        expected = read_picture(encoded, num_channels).reduce(factor)
+        inside = (slice(0, size[0] // factor), slice(0, size[1] // factor))
+        difference = np.abs(np.asarray(image).astype(int) - np.asarray(expected))[inside]
+        assert difference.max() <= 4 and difference.mean() < 1
+
+    def test_jpegs_are_not_decoded_in_full(self, monkeypatch):
+        asked = []
+        draft = PIL.JpegImagePlugin.JpegImageFile.draft
+        monkeypatch.setattr(
+            PIL.JpegImagePlugin.JpegImageFile, "draft", lambda image, *size: asked.append(size) or draft(image, *size)
+        )
+        read_picture(encode(smooth_picture(180, 180), "JPEG"), reduction=self.VIEWS_OF_8)
+        assert asked == [(None, (45, 45))]
+
+    def test_are_upright(self):
+        exif = exif_with_orientation(6)
+        image = read_picture(encode(smooth_picture(90, 120), "JPEG", exif=exif), reduction=self.VIEWS_OF_8)
+        assert image.size == (45, 60)
+
+    @pytest.mark.parametrize("format", ["JPEG", "PNG"])
+    def test_small_ones_are_left_alone(self, format):
+        encoded = encode(smooth_picture(40, 50), format)
+        reduced = read_picture(encoded, reduction=self.VIEWS_OF_8)
+        np.testing.assert_array_equal(np.asarray(reduced), np.asarray(read_picture(encoded)))
+
+    def test_pil_pictures_are_left_as_they_are(self):
+        image = smooth_picture(90, 90)
+        assert read_picture(image, reduction=self.VIEWS_OF_8).size == (45, 45)
+        assert image.size == (90, 90)
+
+    @pytest.mark.parametrize("bad", [b"", b"broken", None])
+    def test_those_that_cannot_be_read_are_named_as_before(self, bad):
+        with pytest.raises(UnreadablePicture) as full:
+            read_picture({"bytes": bad, "path": "a.png"}, name="a.png")
+        with pytest.raises(UnreadablePicture) as reduced:
+            read_picture({"bytes": bad, "path": "a.png"}, name="a.png", reduction=self.VIEWS_OF_8)
+        assert str(full.value) == str(reduced.value)
+
+    @pytest.mark.skipif(not FLOWERS.exists(), reason="needs the flowers of ../shared/data")
+    def test_views_of_flowers_hardly_differ(self):
+        """At the smallest crop and the least that is left of it, twice the view's pixels, by less than 1.5 of 255 on average."""
+        rows = pyarrow.parquet.read_table(FLOWERS)["image"].to_pylist()[:20]
+        reduction = Reduction(21, 0.2, SQUARE)
+        differences = []
+        for row in rows:
+            full, half = read_picture(row), read_picture(row, reduction=reduction)
+            assert (full.size, half.size) == ((224, 224), (112, 112))
+            views = [
+                np.asarray(image.resize((21, 21), PIL.Image.Resampling.BICUBIC, box), dtype=float)
+                for image, box in ((full, (40, 60, 124, 144)), (half, (20, 30, 62, 72)))
+            ]
+            differences.append(np.abs(views[0] - views[1]).mean())
+        assert max(differences) < 1.5 and np.mean(differences) < 1

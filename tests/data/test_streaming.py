@@ -17,16 +17,22 @@ import torch
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.cli.errors import UserError
 from modeling_sit.data import sources, streaming
+from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset, TwoRandomCrops
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
 from modeling_sit.data.sampling import CROPS, ORDER, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader, first_pictures
-from modeling_sit.data.views import TwoCropsDataset, ViewArguments
+from modeling_sit.data.views import ViewArguments
 
 SHARD_SIZES = [5, 3, 7, 4, 6]
 NUM_PICTURES = sum(SHARD_SIZES)
 SHAPE = (6, 6)
 CROPPING = ViewArguments(crop_scale=[0.4, 1.0])
+
+
+def crops_of(table: datasets.Dataset) -> TwoCropsDataset:
+    two_crops = TwoRandomCrops(SHAPE, CROPPING)
+    return TwoCropsDataset(DecodedPictures(table, 3, two_crops.reduction), two_crops)
 
 
 def png(number):
@@ -241,7 +247,7 @@ def test_crops_are_those_of_the_pictures_seed(pictures):
     numbers = numbers_of(loader(pictures, 15, process_index=1, num_processes=2))
     crops = torch.cat([batch["crops"] for batch in loader(pictures, 15, process_index=1, num_processes=2)], dim=1)
     table = datasets.Dataset.from_dict({"image": [{"bytes": png(number), "path": None} for number in range(25)]})
-    plain = TwoCropsDataset(table, SHAPE, 3, CROPPING)
+    plain = crops_of(table)
     for sample, number in enumerate(numbers):
         assert torch.equal(crops[:, sample], plain[number, derive_seed(0, CROPS, 1, sample)]["crops"])
 
@@ -328,9 +334,9 @@ def test_skipped_pictures_are_not_decoded_and_one_block_at_most_is_read_again(pi
     decoded, read = [], []
     plain_read = streaming._OpenShard.read
 
-    def counted_decode(image, *arguments, name):
+    def counted_decode(image, *arguments, name, **settings):
         decoded.append(name)
-        return read_picture(image, *arguments, name=name)
+        return read_picture(image, *arguments, name=name, **settings)
 
     def counted_read(shard):
         picture = plain_read(shard)
@@ -392,7 +398,7 @@ def test_the_next_readable_picture_of_the_batch_stands_in(tmp_path):
             assert found == others[0]
             seed = derive_seed(0, CROPS, 0, 4 * number + place)
             table = datasets.Dataset.from_dict({"image": [{"bytes": png(found), "path": None}]})
-            assert torch.equal(batch["crops"][:, place], TwoCropsDataset(table, SHAPE, 3, CROPPING)[0, seed]["crops"])
+            assert torch.equal(batch["crops"][:, place], crops_of(table)[0, seed]["crops"])
         assert len(batch["unreadable"]) == len(damaged & set(asked))
         named.update(batch["unreadable"])
     rows = {0: (0, 0), 6: (1, 1), 7: (1, 2), 19: (4, 0), 24: (4, 5)}

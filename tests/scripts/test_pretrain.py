@@ -313,7 +313,7 @@ class TestBadPictures:
 
     def test_many_in_a_row_on_the_way(self, refused, tmp_path, save_pictures, monkeypatch):
         """The first pictures are read for the preview; here it is the loader that meets the bad ones."""
-        monkeypatch.setattr("modeling_sit.data.views.MAX_UNREADABLE_IN_A_ROW", 5)
+        monkeypatch.setattr("modeling_sit.data.crops.MAX_UNREADABLE_IN_A_ROW", 5)
         pile = save_pictures(tmp_path / "pile", 10)
         for number in range(10):
             (pile / f"bad{number}.png").write_bytes(b"")

@@ -1,0 +1,345 @@
+"""Whether and where decoded pictures are kept, so that thousands of epochs decode them once."""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal, TypeVar
+
+import datasets
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from modeling_sit.cli.errors import UserError
+from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset
+from modeling_sit.data.device_pictures import CropsOnDevice, DevicePictures
+from modeling_sit.data.picture_cache import (
+    CacheTooLarge,
+    PictureCache,
+    cache_key,
+    estimate_bytes,
+    lock_against_deletion,
+    write_pictures,
+)
+from modeling_sit.data.sources import Pictures
+from modeling_sit.training.durable_files import UNFINISHED, naming_what_cannot_be_written, replace_file
+from modeling_sit.training.processes import fail_together
+
+Result = TypeVar("Result")
+
+# Below this many looks at each picture, to decode all of them beforehand saves too little.
+MIN_EPOCHS = 3
+# Of what is free (on an accelerator: of all that it has, so that the same run chooses the same again), the share that
+# `auto` takes unasked, and the share that it may be told to take.
+UNASKED = {"device": 0.25, "memory": 0.5, "disk": 0.25}
+AT_MOST = {"device": 0.9, "memory": 0.9, "disk": 0.95}
+# Of one data set, with the settings of different runs; the others were not used for longer.
+CACHES_KEPT = 2
+SUFFIX = ".pictures"
+# While one process decodes, the others look after it this often, in seconds: their connections would time out otherwise.
+PATIENCE = 20
+
+
+@dataclass
+class PictureCacheArguments:
+    """Where decoded pictures are kept."""
+
+    picture_cache: Literal["auto", "device", "memory", "disk", "none"] = field(
+        default="auto",
+        metadata={
+            "help": "Where decoded pictures are kept, so that each is decoded once: on the accelerator (crops are cut there, "
+            "equal to the others' but for rounding), in memory or on disk, shared by all workers and processes; or nowhere. "
+            f"Default: the first of these with room enough, for runs of {MIN_EPOCHS} epochs or more; nowhere for streams and "
+            "dry runs. Memory, disk and none give the same pictures to the last bit."
+        },
+    )
+    picture_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Folder of the caches on disk; the {CACHES_KEPT} last used of each data set stay there. Default: "
+            "`sit_pictures` in the cache of Hugging Face's datasets."
+        },
+    )
+
+    def __post_init__(self):
+        if self.picture_cache_dir is not None and self.picture_cache not in ("auto", "disk"):
+            raise ValueError(
+                f"--picture_cache_dir is for caches on disk, not for --picture_cache {self.picture_cache}"
+            )
+
+
+def check_picture_cache(arguments: PictureCacheArguments, pictures: Pictures) -> None:
+    """Raise [`UserError`] for a cache of what cannot be kept."""
+    if isinstance(pictures.train, datasets.IterableDataset) and arguments.picture_cache not in ("auto", "none"):
+        raise UserError(
+            f"--picture_cache {arguments.picture_cache}: pictures that are streamed are not kept; leave out one of it and "
+            "--streaming"
+        )
+
+
+def cache_pictures(
+    accelerator: Accelerator,
+    name: str,
+    crops: TwoCropsDataset,
+    arguments: PictureCacheArguments,
+    num_epochs: float,
+) -> TwoCropsDataset:
+    """Decode all pictures, if that was not done before, and give what crops them from where they are kept then.
+
+    On each machine one process does it. Every process must call this.
+
+    Args:
+        accelerator (`Accelerator`): The processes, and the device that crops may be cut on.
+        name (`str`): The data set's name, by which its caches lie together.
+        crops (`TwoCropsDataset`): What decodes pictures anew; given back where none are kept.
+        arguments (`PictureCacheArguments`): What was asked for.
+        num_epochs (`float`): How often each picture will be seen.
+
+    Returns:
+        `TwoCropsDataset`: `crops` itself where nothing is kept; a `CropsOnDevice` where pictures are on the device.
+
+    Raises:
+        [`UserError`]: If there is no room where the pictures are to be kept, or it cannot be written there.
+    """
+    too_short = arguments.picture_cache == "auto" and num_epochs < MIN_EPOCHS
+    if arguments.picture_cache == "none" or too_short:
+        return crops
+    keeper = _Keeper(accelerator.device, name, crops.pictures, arguments)
+    kind, path, key = _call_on_each_machine(accelerator, keeper.keep)
+    if kind == "none":
+        return crops
+    with fail_together(accelerator):
+        try:
+            cache = PictureCache(path, key)
+        except OSError as problem:
+            raise UserError(
+                f"--picture_cache {kind}: {path} cannot be read: {problem.strerror}; choose none"
+            ) from problem
+        cache.made_in = keeper.file_in_memory
+        if kind == "device":
+            crops = CropsOnDevice(DevicePictures(cache, accelerator.device), crops.two_crops)
+        else:
+            crops = TwoCropsDataset(cache, crops.two_crops)
+    # Who made the file in memory may let go of it only when all have it.
+    accelerator.wait_for_everyone()
+    return crops
+
+
+class _Keeper:
+    """Chooses where the pictures of one machine are kept, and puts them there."""
+
+    def __init__(self, device: torch.device, name: str, pictures: DecodedPictures, arguments: PictureCacheArguments):
+        self.device = device
+        self.pictures = pictures
+        self.arguments = arguments
+        self.folder = _folder_of(name, arguments)
+        # Others open it by this process: it must hold it as long as they may.
+        self.file_in_memory: BinaryIO | None = None
+
+    def keep(self) -> tuple[str, Path | None, str]:
+        """What kind of cache it is, the path of its file and its key."""
+        key = cache_key(self.pictures)
+        asked = self.arguments.picture_cache
+        if asked != "auto":
+            return asked, self._keep_in(asked, key, AT_MOST[asked]), key
+        for kind in ("device", "memory", "disk") if self.device.type == "cuda" else ("memory", "disk"):
+            if kind == "memory" and _is_complete(self._path(key), key):
+                kind = "disk"  # which the operating system keeps in memory, too
+            try:
+                return kind, self._keep_in(kind, key, UNASKED[kind]), key
+            except UserError as problem:
+                last_problem = problem
+        _tell(f"no picture cache, every epoch decodes anew: {last_problem}")
+        return "none", None, key
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{SUFFIX}"
+
+    def _keep_in(self, kind: str, key: str, share: float) -> Path:
+        if kind == "disk":
+            return self._keep_on_disk(key, share)
+        room = self._room(kind, share)
+        if kind == "device":
+            if _is_complete(self._path(key), key):
+                self._check_room(kind, room)
+                return self._path(key)
+            room = min(room, self._room("memory", AT_MOST["memory"]))  # from where they go to the accelerator
+        return self._keep_in_memory(kind, key, room)
+
+    def _room(self, kind: str, share: float) -> int:
+        if kind == "memory" or (kind == "device" and self.device.type != "cuda"):
+            return int(share * _free_memory())
+        if kind == "device":
+            free, total = torch.cuda.mem_get_info(self.device)
+            return min(int(share * total), int(AT_MOST["device"] * free))
+        with self._naming_the_folder():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return int(share * shutil.disk_usage(self.folder).free)
+
+    def _keep_in_memory(self, kind: str, key: str, room: int) -> Path:
+        if not hasattr(os, "memfd_create"):
+            raise UserError(f"--picture_cache {kind} needs Linux; choose disk or none")
+        self._check_room(kind, room)
+        started = time.perf_counter()
+        # A file without a name is gone when its last reader is, however that ends; and unlike those in /dev/shm, which
+        # containers often limit to 64 MB, it may be as large as the memory.
+        file = os.fdopen(os.memfd_create("sit-pictures"), "w+b")
+        try:
+            self._write(file, kind, key, room)
+        except OSError as problem:
+            raise UserError(
+                f"--picture_cache {kind}: no memory for it: {problem.strerror}; choose disk or none"
+            ) from problem
+        self.file_in_memory = file
+        path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+        self._tell_of(PictureCache(path, key), "in memory" if kind == "memory" else f"for {self.device}", started)
+        return path
+
+    def _keep_on_disk(self, key: str, share: float) -> Path:
+        path, started = self._path(key), time.perf_counter()
+        with self._naming_the_folder():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _building_alone(self.folder):
+                if _is_complete(path, key):
+                    os.utime(path)
+                    self._tell_of(PictureCache(path, key), str(path), None)
+                    return path
+                for leftover in self.folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
+                    leftover.unlink(missing_ok=True)
+                _delete_others(self.folder, path, CACHES_KEPT - 1)
+                room = self._room("disk", share)
+                self._check_room("disk", room)
+                with replace_file(path) as unfinished, open(unfinished, "w+b") as file:
+                    self._write(file, "disk", key, room)
+        self._tell_of(PictureCache(path, key), str(path), started)
+        return path
+
+    def _check_room(self, kind: str, room: int) -> None:
+        needed = estimate_bytes(self.pictures)
+        if needed > room:
+            raise self._no_room(kind, needed, room)
+
+    def _write(self, file: BinaryIO, kind: str, key: str, room: int) -> None:
+        indices = tqdm(
+            range(len(self.pictures)), desc="decoding pictures", unit="picture", leave=False, delay=2, file=sys.stderr
+        )
+        try:
+            write_pictures(file, self.pictures, key, room, indices, num_threads=_num_cores())
+        except CacheTooLarge:
+            raise self._no_room(kind, None, room) from None
+
+    @staticmethod
+    def _no_room(kind: str, needed: int | None, room: int) -> UserError:
+        size = "more than that" if needed is None else f"about {_size(needed)}"
+        return UserError(
+            f"--picture_cache {kind}: decoded pictures take {size}, and there is room for {_size(room)}; choose "
+            f"{'another place by --picture_cache_dir' if kind == 'disk' else 'disk'}, or none"
+        )
+
+    def _naming_the_folder(self):
+        return naming_what_cannot_be_written(
+            self.folder, "choose another --picture_cache_dir, or --picture_cache none"
+        )
+
+    def _tell_of(self, cache: PictureCache, place: str, started: float | None) -> None:
+        made = "made before" if started is None else f"made in {time.perf_counter() - started:.1f} s"
+        _tell(f"picture cache: {len(cache):,} pictures, {_size(cache.index.num_bytes)}, {place}, {made}")
+
+
+def _call_on_each_machine(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """Call `function` in one process of each machine, while the others wait, and give all what that of theirs returned.
+
+    Raises: As [`fail_together`].
+    """
+    if accelerator.num_processes == 1:
+        return function()
+    with ThreadPoolExecutor(1) as thread:
+        running = [thread.submit(function)] if accelerator.is_local_main_process else []
+        while not all(gather_object([not wait(running, timeout=PATIENCE).not_done])):
+            pass
+    result = None
+    with fail_together(accelerator):
+        if running:
+            result = running[0].result()
+    return gather_object([result])[accelerator.process_index - accelerator.local_process_index]
+
+
+def _folder_of(name: str, arguments: PictureCacheArguments) -> Path:
+    root = Path(arguments.picture_cache_dir or datasets.config.HF_DATASETS_CACHE / "sit_pictures").expanduser()
+    identity = str(Path(name).expanduser().absolute()) if os.path.exists(os.path.expanduser(name)) else name
+    readable = re.sub(r"\W+", "-", Path(name).name)[:40].strip("-") or "pictures"
+    return root / f"{readable}-{hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()}"
+
+
+@contextmanager
+def _building_alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process makes a cache in this folder, and keep others from it."""
+    with open(folder / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            _tell(f"picture cache: waiting for another process that makes one in {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_complete(path: Path, key: str) -> bool:
+    try:
+        PictureCache(path, key)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _delete_others(folder: Path, path: Path, kept: int) -> None:
+    """Delete the caches in a folder other than `path`, but for the last used ones and those in use."""
+    others = [other for other in folder.glob(f"*{SUFFIX}") if other != path]
+    for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)[kept:]:
+        with open(other, "rb") as file:
+            if lock_against_deletion(file):
+                other.unlink()
+
+
+def _free_memory() -> int:
+    """Bytes of memory that this process may still take: of the machine, or of the container that it is in."""
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path("/sys/fs/cgroup", limit).read_text()) - int(_cgroup(used)))
+        except (OSError, ValueError):  # there is no such file, or no limit
+            continue
+    return max(0, free)
+
+
+def _cgroup(name: str) -> str:
+    return Path("/sys/fs/cgroup", name).read_text()
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _tell(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} GB"

@@ -1,0 +1,442 @@
+"""Pictures that are decoded once: equal to those decoded anew, taken for kept only if all of them are."""
+
+import io
+import multiprocessing
+import os
+import pickle
+import re
+import shutil
+import socket
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from accelerate import Accelerator
+
+from modeling_sit.cli.errors import UserError
+from modeling_sit.data import caching, picture_cache
+from modeling_sit.data.caching import PictureCacheArguments, cache_pictures, check_picture_cache
+from modeling_sit.data.crops import DecodedPictures
+from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.device_pictures import CropsOnDevice
+from modeling_sit.data.loading import create_crops, create_loader
+from modeling_sit.data.picture_cache import PictureCache, cache_key, estimate_bytes, write_pictures
+from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.views import ViewArguments
+
+forking = multiprocessing.get_context("fork")
+ONE_PROCESS = SimpleNamespace(num_processes=1, device=torch.device("cpu"), wait_for_everyone=lambda: None)
+
+
+@pytest.fixture
+def folder(tmp_path, save_pictures):
+    """Pictures of several sizes, one of which shrinks where it is decoded, two of which cannot be read."""
+    folder = save_pictures(tmp_path / "pile", 5)
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)).save(folder / "05.png")
+    PIL.Image.effect_noise((400, 300), 50).save(folder / "06.jpg")
+    (folder / "01.png").write_bytes(b"")
+    (folder / "07.png").write_bytes(b"broken")
+    return folder
+
+
+def crops_of(folder, **settings):
+    pictures = load_pictures(str(folder))
+    return create_crops(pictures, (8, 8), 3, ViewArguments(**settings))
+
+
+def cached(
+    folder, kind: str = "disk", cache_dir: Path | None = None, num_epochs: float = 100, accelerator=ONE_PROCESS
+):
+    directory = {} if cache_dir is None else {"picture_cache_dir": str(cache_dir)}
+    arguments = PictureCacheArguments(picture_cache=kind, **directory)
+    return cache_pictures(accelerator, str(folder), crops_of(folder), arguments, num_epochs)
+
+
+def files_of(cache_dir: Path) -> list[Path]:
+    return sorted(path for path in cache_dir.rglob("*.pictures") if not path.name.startswith("."))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Which pictures are decoded, in order."""
+    indices = []
+    decode = DecodedPictures.__getitem__
+    monkeypatch.setattr(
+        DecodedPictures, "__getitem__", lambda self, index: indices.append(index) or decode(self, index)
+    )
+    return indices
+
+
+class TestCrops:
+    @pytest.mark.parametrize("kind", ["memory", "disk"])
+    def test_are_the_same_as_without(self, folder, tmp_path, kind):
+        """Also in place of what cannot be read, which is named alike."""
+        crops, kept = crops_of(folder), cached(folder, kind, tmp_path / "cache" if kind == "disk" else None)
+        assert len(kept) == len(crops) == 8
+        assert crops.pictures[6].shape == (38, 50, 3)  # an eighth
+        for index in range(8):
+            expected, item = crops[index, 3], kept[index, 3]
+            assert torch.equal(item["crops"], expected["crops"]) and item["unreadable"] == expected["unreadable"]
+
+    def test_on_the_device_but_for_rounding(self, folder):
+        kept = cached(folder, "device")
+        assert isinstance(kept, CropsOnDevice)
+        batches = [list(batches_of(crops, folder)) for crops in (crops_of(folder), kept)]
+        for expected, batch in zip(*batches, strict=True):
+            assert (batch["crops"].int() - expected["crops"].int()).abs().max() <= 1
+            assert batch["unreadable"] == expected["unreadable"]
+
+    @pytest.mark.parametrize("kind", ["memory", "disk", "device"])
+    def test_do_not_hang_on_the_number_of_workers(self, folder, tmp_path, kind):
+        kept = cached(folder, kind, tmp_path / "cache" if kind == "disk" else None)
+        for batch, other in zip(batches_of(kept, folder), batches_of(kept, folder, num_workers=2), strict=True):
+            assert torch.equal(batch["crops"], other["crops"]) and batch["unreadable"] == other["unreadable"]
+
+    @pytest.mark.parametrize("kind", ["memory", "disk"])
+    def test_in_a_process_that_is_told_where(self, folder, tmp_path, kind):
+        """As dataloader workers are that are not forked: what they get is a path, not the pixels."""
+        kept = cached(folder, kind, tmp_path / "cache" if kind == "disk" else None)
+        sent = pickle.dumps(kept)
+        assert len(sent) < 3000
+        assert torch.equal(pickle.loads(sent)[6, 0]["crops"], kept[6, 0]["crops"])
+
+    def test_decode_nothing(self, folder, tmp_path, decoded):
+        kept = cached(folder, "disk", tmp_path / "cache")
+        assert sorted(decoded) == list(range(8))
+        for index in range(8):
+            kept[index, 0]
+        assert len(decoded) == 8
+
+
+def batches_of(crops, folder, **settings):
+    return create_loader(
+        load_pictures(str(folder)),
+        crops,
+        batch_size=3,
+        seed=1,
+        first_batch=0,
+        num_batches=4,
+        process_index=0,
+        num_processes=1,
+        **settings,
+    )
+
+
+class TestFile:
+    """Of a data set in memory, by hand."""
+
+    @pytest.fixture
+    def pictures(self, folder):
+        return crops_of(folder).pictures
+
+    def write(self, pictures, max_bytes: int = 10**9, threads: int = 2) -> bytes:
+        file = io.BytesIO()
+        write_pictures(file, pictures, "key", max_bytes, range(len(pictures)), threads)
+        return file.getvalue()
+
+    def test_is_the_same_whatever_the_number_of_threads(self, pictures):
+        assert self.write(pictures) == self.write(pictures, threads=1) == self.write(pictures, threads=7)
+
+    def test_cut_short_anywhere_it_is_refused(self, pictures, tmp_path):
+        whole = self.write(pictures)
+        path = tmp_path / "file"
+        for length in (0, 3, len(whole) // 2, len(whole) - 9, len(whole) - 1):
+            path.write_bytes(whole[:length])
+            with pytest.raises(ValueError, match="cut short"):
+                PictureCache(path, "key")
+        path.write_bytes(whole[10:])  # the end is there, and the beginning is not
+        with pytest.raises(ValueError, match="not as long"):
+            PictureCache(path, "key")
+        path.write_bytes(whole)
+        assert len(PictureCache(path, "key")) == 8
+
+    def test_of_other_pictures_or_foreign_it_is_refused(self, pictures, tmp_path):
+        path = tmp_path / "file"
+        path.write_bytes(self.write(pictures))
+        with pytest.raises(ValueError, match="other pictures"):
+            PictureCache(path, "another")
+        path.write_bytes(os.urandom(1000))
+        with pytest.raises(ValueError):
+            PictureCache(path, "key")
+        with pytest.raises(OSError):
+            PictureCache(tmp_path / "none", "key")
+
+    def test_of_unreadable_pictures_alone(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(b"")
+        (tmp_path / "file").write_bytes(self.write(crops_of(tmp_path).pictures))
+        with pytest.raises(UnreadablePicture, match=r"a\.png: it is empty"):
+            PictureCache(tmp_path / "file", "key")[0]
+
+    def test_more_than_there_is_room_for_ends_it(self, pictures):
+        size = sum(picture.nbytes for picture in (pictures[index] for index in (0, 2, 3, 4, 5, 6)))
+        self.write(pictures, max_bytes=size)
+        with pytest.raises(picture_cache.CacheTooLarge):
+            self.write(pictures, max_bytes=size - 1)
+        assert estimate_bytes(pictures) == size
+
+    def test_other_errors_are_not_swallowed(self, pictures, monkeypatch):
+        monkeypatch.setattr(DecodedPictures, "__getitem__", lambda self, index: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            self.write(pictures)
+
+
+class TestKey:
+    def test_hangs_on_all_that_changes_pixels(self, folder):
+        """And is the same for the same."""
+        key = cache_key(crops_of(folder).pictures)
+        assert cache_key(crops_of(folder).pictures) == key
+        assert cache_key(crops_of(folder, crop_scale=[0.1, 1.0]).pictures) != key
+        grey = create_crops(load_pictures(str(folder)), (8, 8), 1, ViewArguments())
+        assert cache_key(grey.pictures) != key
+        os.utime(folder / "00.png", (1, 1))
+        touched = cache_key(crops_of(folder).pictures)
+        (folder / "04.png").unlink()
+        assert len({key, touched, cache_key(crops_of(folder).pictures)}) == 3
+
+    def test_does_not_hang_on_settings_of_no_account(self, folder):
+        key = cache_key(crops_of(folder).pictures)
+        assert cache_key(crops_of(folder, horizontal_flip_probability=0.0).pictures) == key
+
+    def test_of_pictures_in_tables(self):
+        digits = load_pictures("digits")
+        keys = {cache_key(create_crops(digits, (8, 8), 1, ViewArguments()).pictures) for _ in range(2)}
+        digits.train = digits.train.select(range(100))
+        assert len(keys) == 1
+        assert cache_key(create_crops(digits, (8, 8), 1, ViewArguments()).pictures) not in keys
+
+
+class TestOnDisk:
+    def test_the_next_run_decodes_nothing(self, folder, tmp_path, decoded, capsys):
+        first = cached(folder, "disk", tmp_path / "cache")
+        (path,) = files_of(tmp_path / "cache")
+        assert re.search(rf"picture cache: 8 pictures, [\d.]+ KB, {path}, made in [\d.]+ s\n", capsys.readouterr().err)
+        decoded.clear()
+        again = cached(folder, "disk", tmp_path / "cache")
+        assert decoded == []
+        assert capsys.readouterr().err.endswith("made before\n")
+        assert torch.equal(again[6, 0]["crops"], first[6, 0]["crops"])
+
+    def test_changed_pictures_are_decoded_anew(self, folder, tmp_path):
+        cached(folder, "disk", tmp_path / "cache")
+        PIL.Image.new("RGB", (24, 20), "red").save(folder / "00.png")
+        assert (cached(folder, "disk", tmp_path / "cache")[0, 0]["crops"][:, 0] == 255).all()
+
+    @pytest.mark.parametrize(
+        "damage", [lambda path: os.truncate(path, 1000), lambda path: path.write_bytes(b"x" * 99)]
+    )
+    def test_a_damaged_one_is_made_anew(self, folder, tmp_path, decoded, damage):
+        cached(folder, "disk", tmp_path / "cache")
+        (path,) = files_of(tmp_path / "cache")
+        damage(path)
+        decoded.clear()
+        kept = cached(folder, "disk", tmp_path / "cache")
+        assert sorted(decoded) == list(range(8))
+        assert torch.equal(kept[6, 0]["crops"], crops_of(folder)[6, 0]["crops"])
+
+    def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_one(self, folder, tmp_path, monkeypatch):
+        def die():
+            decode = DecodedPictures.__getitem__
+            DecodedPictures.__getitem__ = lambda self, index: os._exit(9) if index == 6 else decode(self, index)
+            cached(folder, "disk", tmp_path / "cache")
+
+        monkeypatch.setattr(caching, "_num_cores", lambda: 1)
+        process = forking.Process(target=die)
+        process.start()
+        process.join(20)
+        assert process.exitcode == 9
+        assert files_of(tmp_path / "cache") == []
+        leftovers = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != "lock"]
+        assert len(leftovers) == 1
+        assert len(cached(folder, "disk", tmp_path / "cache")) == 8
+        assert not leftovers[0].exists()
+
+    def test_two_runs_at_once_decode_once(self, folder, tmp_path):
+        log = tmp_path / "log"
+
+        def run():
+            decode = DecodedPictures.__getitem__
+
+            def slowly(self, index):
+                time.sleep(0.02)
+                with open(log, "a") as file:
+                    file.write(f"{index}\n")
+                return decode(self, index)
+
+            DecodedPictures.__getitem__ = slowly
+            assert len(cached(folder, "disk", tmp_path / "cache")) == 8
+
+        processes = [forking.Process(target=run) for _ in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(20)
+            assert process.exitcode == 0
+        assert sorted(map(int, log.read_text().split())) == list(range(8))
+
+    def test_few_stay_of_one_data_set(self, folder, tmp_path):
+        """The last used, those in use, and those of other data sets."""
+        other = tmp_path / "other"
+        other.mkdir()
+        (folder / "00.png").rename(other / "a.png")
+        cached(other, "disk", tmp_path / "cache")
+        (of_other,) = files_of(tmp_path / "cache")
+        in_use = cached(folder, "disk", tmp_path / "cache")
+        made = []
+        for time_of_change in (1, 2, 3):
+            os.utime(folder / "02.png", (time_of_change, time_of_change))
+            cached(folder, "disk", tmp_path / "cache")
+            made.append(max(set(files_of(tmp_path / "cache")) - set(made), key=lambda path: path.stat().st_mtime_ns))
+        expected = {of_other, in_use.pictures.path, *made[1:]}
+        assert set(files_of(tmp_path / "cache")) == expected
+
+    def test_without_room_or_a_folder_to_write_to(self, folder, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match=r"file/pile-\w+ cannot be written: .*--picture_cache_dir"):
+            cached(folder, "disk", tmp_path / "file")
+        monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+        with pytest.raises(UserError, match=r"--picture_cache disk: .* take about .* room for 950 B; .*, or none"):
+            cached(folder, "disk", tmp_path / "cache")
+        assert files_of(tmp_path / "cache") == []
+
+    def test_a_folder_of_its_own_for_each_data_set_in_the_cache_of_datasets(self, monkeypatch, tmp_path, folder):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+        cached(folder, "disk")
+        (path,) = files_of(tmp_path / "hf" / "sit_pictures")
+        assert re.fullmatch(r"pile-\w{12}", path.parent.name)
+
+
+class TestInMemory:
+    def test_is_let_go_of_with_its_last_reader(self, folder):
+        def held():
+            return "sit-pictures" in Path("/proc/self/maps").read_text()
+
+        kept = cached(folder, "memory")
+        assert held()
+        del kept
+        assert not held()
+
+    def test_without_room(self, folder, monkeypatch):
+        monkeypatch.setattr(caching, "_free_memory", lambda: 1000)
+        for kind in ("memory", "device"):
+            with pytest.raises(UserError, match=rf"--picture_cache {kind}: .* room for 900 B; choose disk, or none"):
+                cached(folder, kind)
+
+
+class TestAuto:
+    def test_is_memory_where_there_is_room(self, folder, tmp_path, capsys):
+        assert isinstance(cached(folder, "auto", tmp_path / "cache").pictures, PictureCache)
+        assert "in memory" in capsys.readouterr().err
+        assert not (tmp_path / "cache").exists()
+
+    def test_is_what_lies_on_disk_already(self, folder, tmp_path, decoded):
+        cached(folder, "disk", tmp_path / "cache")
+        decoded.clear()
+        cached(folder, "auto", tmp_path / "cache")
+        assert decoded == []
+
+    def test_is_disk_where_memory_is_short(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setattr(caching, "_free_memory", lambda: 1000)
+        kept = cached(folder, "auto", tmp_path / "cache")
+        assert [kept.pictures.path] == files_of(tmp_path / "cache")
+
+    def test_is_nowhere_where_all_is_short_and_says_why(self, folder, tmp_path, monkeypatch, capsys, decoded):
+        monkeypatch.setattr(caching, "_free_memory", lambda: 1000)
+        monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+        assert isinstance(cached(folder, "auto", tmp_path / "cache").pictures, DecodedPictures)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "no picture cache" in line and "room for 250 B" in line
+        assert decoded == []
+
+    def test_is_nowhere_for_a_short_run(self, folder, capsys):
+        assert isinstance(cached(folder, "auto", num_epochs=2.9).pictures, DecodedPictures)
+        assert capsys.readouterr().err == ""
+
+
+class TestTwoProcesses:
+    def test_one_decodes_and_both_read(self, folder, tmp_path):
+        """In memory, by the name that the one's file has for the other."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+
+        def run(rank: int):
+            os.environ.update(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
+            )  # fmt: skip
+            indices, decode = [], DecodedPictures.__getitem__
+            DecodedPictures.__getitem__ = lambda self, index: indices.append(index) or decode(self, index)
+            kept = cached(folder, "memory", accelerator=Accelerator(cpu=True))
+            torch.save((len(indices), kept[6, 0]["crops"]), tmp_path / f"{rank}.pt")
+
+        processes = [forking.Process(target=run, args=(rank,)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(30)
+            assert process.exitcode == 0
+        (first, crops), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+        assert (first, second) == (8, 0)
+        assert torch.equal(crops, others) and torch.equal(crops, crops_of(folder)[6, 0]["crops"])
+
+
+class TestProgram:
+    MODEL = (
+        "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,decoder_hidden_size=16,projection_hidden_size=16,"
+        "projection_size=16"
+    )
+
+    def flags(self, folder, output_dir, *flags):
+        return (
+            *("--dataset", folder, "--output_dir", output_dir, "--image_size", 8, "--patch_size", 4),
+            *("--config_overrides", self.MODEL, "--per_device_train_batch_size", 4, "--max_train_steps", 6),
+            *("--logging_steps", 6, "--checkpointing_steps", 3, "--preview_steps", 0, "--report_to", "none", *flags),
+        )
+
+    @pytest.fixture
+    def weights(self, run_program, folder, tmp_path):
+        def weights(name, *flags) -> bytes:
+            assert run_program("pretrain", *self.flags(folder, tmp_path / name, *flags)) == 0
+            return (tmp_path / name / "model.safetensors").read_bytes()
+
+        return weights
+
+    def test_learns_the_same_and_goes_on_with_another_cache(self, weights, tmp_path):
+        expected = weights("none", "--picture_cache", "none")
+        assert weights("memory", "--picture_cache", "memory") == expected
+        shutil.rmtree(tmp_path / "memory" / "checkpoints" / "step-00000006")
+        disk = (
+            "--picture_cache",
+            "disk",
+            "--picture_cache_dir",
+            tmp_path / "cache",
+            "--resume_from_checkpoint",
+            "auto",
+        )
+        assert weights("memory", *disk) == expected
+        assert len(files_of(tmp_path / "cache")) == 1
+
+    def test_on_the_device(self, weights):
+        assert len(weights("device", "--picture_cache", "device")) == len(weights("none", "--picture_cache", "none"))
+
+    def test_a_dry_run_keeps_nothing(self, run_program, folder, tmp_path):
+        cache = ("--picture_cache", "disk", "--picture_cache_dir", tmp_path / "cache")
+        assert run_program("pretrain", *self.flags(folder, tmp_path / "out", "--dry_run", *cache)) == 0
+        assert not (tmp_path / "cache").exists()
+
+    def test_of_a_stream_is_an_error(self, one_line_error, folder, tmp_path):
+        flags = self.flags(folder, tmp_path / "out", "--streaming", "--picture_cache", "memory")
+        assert "--picture_cache memory" in one_line_error("pretrain", *flags)
+
+    def test_a_folder_of_no_account_is_an_error(self, one_line_error, folder, tmp_path):
+        flags = self.flags(folder, tmp_path / "out", "--picture_cache", "memory", "--picture_cache_dir", "cache")
+        assert "--picture_cache_dir" in one_line_error("pretrain", *flags, code=2)
+
+
+@pytest.mark.parametrize("kind", ["auto", "none"])
+def test_streams_can_do_without(folder, kind):
+    check_picture_cache(PictureCacheArguments(picture_cache=kind), load_pictures(str(folder), streaming=True))

@@ -1,0 +1,221 @@
+"""Crops as functions of index and seed."""
+
+import io
+import warnings
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import torchvision
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
+
+from modeling_sit.data import crops as crops_module
+from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset, TwoRandomCrops, collate_crops
+from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.sampling import PictureBatches
+from modeling_sit.data.views import ViewArguments
+
+SHAPE = (16, 16)
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_dataset(encoded: list[bytes | None]) -> datasets.Dataset:
+    rows = [{"bytes": picture, "path": f"{number}.png"} for number, picture in enumerate(encoded)]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    return datasets.Dataset.from_dict({"image": rows}, features=features, split="train")
+
+
+def random_pictures(count: int, seed: int = 0) -> list[bytes]:
+    generator = np.random.default_rng(seed)
+    return [encode(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def two_crops(encoded: list[bytes | None], num_channels: int = 3, shape=SHAPE, **settings) -> TwoCropsDataset:
+    cut = TwoRandomCrops(shape, ViewArguments(**settings))
+    return TwoCropsDataset(DecodedPictures(as_dataset(encoded), num_channels, cut.reduction), cut)
+
+
+class TestTwoCrops:
+    def test_shape_and_type(self):
+        for num_channels in (1, 3, 4):
+            item = two_crops(random_pictures(1), num_channels, (16, 24))[0, 0]
+            assert item["crops"].shape == (2, num_channels, 16, 24)
+            assert item["crops"].dtype == torch.uint8
+            assert item["unreadable"] == []
+
+    def test_are_a_function_of_index_and_seed(self):
+        dataset = two_crops(random_pictures(4))
+        crops = dataset[2, 7]["crops"]
+        assert torch.equal(dataset[2, 7]["crops"], crops)
+        assert not torch.equal(dataset[2, 8]["crops"], crops)
+        assert not torch.equal(dataset[3, 7]["crops"], crops)
+        assert not torch.equal(crops[0], crops[1])
+
+    def test_are_the_same_in_any_number_of_workers(self):
+        dataset = two_crops(random_pictures(9))
+        batches = [
+            list(
+                DataLoader(
+                    dataset,
+                    batch_sampler=PictureBatches(9, 3, seed=5, stop=5),
+                    collate_fn=collate_crops,
+                    num_workers=workers,
+                )
+            )
+            for workers in (0, 1, 2)
+        ]
+        assert len(batches[0]) == 5
+        for other in batches[1:]:
+            assert all(torch.equal(a["crops"], b["crops"]) for a, b in zip(batches[0], other, strict=True))
+
+    def test_leave_the_global_generator_alone_and_do_not_depend_on_it(self):
+        dataset = two_crops(random_pictures(1))
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        crops = dataset[0, 3]["crops"]
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(1)
+        assert torch.equal(dataset[0, 3]["crops"], crops)
+
+    @pytest.mark.parametrize(
+        ("scale", "ratio"), [((0.2, 1.0), (3 / 4, 4 / 3)), ((0.3, 0.4), (1.5, 2.0)), ((0.5, 0.5), (1.0, 1.0))]
+    )
+    def test_area_and_ratio_stay_in_their_ranges_and_use_them(self, scale, ratio):
+        # Red tells a pixel's column, green its row: the slope in a crop is the crop's size over that of the view.
+        row, column = np.mgrid[:200, :240]
+        picture = encode(np.stack([column, row, 0 * row], axis=-1).astype(np.uint8))
+        dataset = two_crops([picture], crop_scale=list(scale), crop_ratio=list(ratio))
+        areas, ratios = [], []
+        for seed in range(150):
+            for crop in dataset[0, seed]["crops"].float():
+                width = (crop[0, :, 12] - crop[0, :, 3]).mean().item() / 9 * 16
+                height = (crop[1, 12] - crop[1, 3]).mean().item() / 9 * 16
+                areas.append(width * height / (200 * 240))
+                ratios.append(width / height)
+        for values, (low, high) in ((areas, scale), (ratios, ratio)):
+            assert min(values) > 0.93 * low
+            assert max(values) < 1.07 * high
+            spread = high - low
+            assert min(values) < 1.07 * (low + 0.1 * spread)
+            assert max(values) > 0.93 * (high - 0.35 * spread)  # a big crop that does not fit is drawn anew
+
+    def test_resampling_is_bicubic(self):
+        """A bicubic kernel overshoots at an edge, a bilinear one does not."""
+        pixels = np.zeros((8, 8, 3), dtype=np.uint8) + 64
+        pixels[:, 4:] = 192
+        dataset = two_crops([encode(pixels)], shape=(64, 64), crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0])
+        crop = dataset[0, 0]["crops"][0]
+        assert crop.max() > 192
+        assert crop.min() < 64
+
+    def test_unreadable_pictures_are_replaced_by_the_next_readable_and_named(self):
+        good = random_pictures(2)
+        dataset = two_crops([good[0], b"broken", b"", good[1], None])
+        item = dataset[1, 9]
+        assert torch.equal(item["crops"], dataset[3, 9]["crops"])
+        assert [problem.split(":")[0] for problem in item["unreadable"]] == [
+            "row 1 of train (1.png)",
+            "row 2 of train (2.png)",
+        ]
+        wrapped = dataset[4, 9]
+        assert torch.equal(wrapped["crops"], dataset[0, 9]["crops"])
+        assert len(wrapped["unreadable"]) == 1
+
+    def test_a_picture_of_one_pixel(self):
+        item = two_crops([encode(np.full((1, 1, 3), 77, dtype=np.uint8))])[0, 0]
+        assert (item["crops"] == 77).all()
+
+    def test_whole_set_unreadable(self):
+        dataset = two_crops([b"", b"broken"])
+        with pytest.raises(UnreadablePicture, match=r"2 pictures.*1\.png"):
+            dataset[0, 0]
+
+    def test_a_long_row_of_unreadable_pictures_is_not_walked_through(self, monkeypatch):
+        monkeypatch.setattr(crops_module, "MAX_UNREADABLE_IN_A_ROW", 3)
+        good = random_pictures(1)
+        assert len(two_crops([b"", b"", *good])[0, 0]["unreadable"]) == 2
+        with pytest.raises(UnreadablePicture):
+            two_crops([b"", b"", b"", *good])[0, 0]
+
+    def test_collation_puts_the_views_first(self):
+        dataset = two_crops([*random_pictures(2), b""])
+        items = [dataset[index, seed] for index, seed in ((0, 1), (1, 2), (2, 3))]
+        batch = collate_crops(items)
+        assert batch["crops"].shape == (2, 3, 3, *SHAPE)
+        for picture, item in enumerate(items):
+            for view in range(2):
+                assert torch.equal(batch["crops"][view, picture], item["crops"][view])
+        assert batch["unreadable"] == items[2]["unreadable"] != []
+
+
+class TestAgainstTorchvision:
+    """torchvision draws and cuts in one go, of the full picture."""
+
+    @pytest.mark.parametrize("settings", [{}, {"crop_scale": [0.05, 0.1]}, {"crop_ratio": [3.0, 4.0]}])
+    @pytest.mark.parametrize("size", [(40, 30), (300, 20), (20, 300), (1, 1)])
+    def test_boxes_are_its_draws(self, size, settings):
+        """So their area, ratio and place are distributed as its are; long pictures get its central crop."""
+        arguments = ViewArguments(**settings)
+        picture = PIL.Image.new("L", size)
+        for seed in range(20):
+            boxes = TwoRandomCrops(SHAPE, arguments).draw_boxes(size[1], size[0], seed)
+            torch.manual_seed(seed)
+            expected = [
+                torchvision.transforms.RandomResizedCrop.get_params(
+                    picture, arguments.crop_scale, arguments.crop_ratio
+                )
+                for _ in range(2)
+            ]
+            assert boxes == expected
+
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_crops_are_those_of_its_transform(self, channels):
+        pixels = np.random.default_rng(0).integers(0, 256, (60, 50, channels), dtype=np.uint8)
+        cut = TwoRandomCrops((16, 24), ViewArguments())
+        transform = RandomResizedCrop((16, 24), scale=(0.2, 1.0), interpolation=InterpolationMode.BICUBIC)
+        for seed in range(20):
+            crops = cut(pixels, seed)
+            torch.manual_seed(seed)
+            picture = torch.from_numpy(pixels).permute(2, 0, 1)
+            assert torch.equal(crops, torch.stack([transform(picture), transform(picture)]))
+
+    def test_crops_are_pillows_to_two_levels(self):
+        pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+        cut = TwoRandomCrops(SHAPE, ViewArguments())
+        for seed in range(20):
+            for crop, (top, left, height, width) in zip(cut(pixels, seed), cut.draw_boxes(60, 50, seed), strict=True):
+                cropped = PIL.Image.fromarray(pixels).crop((left, top, left + width, top + height))
+                # Across, then down: which of the two Pillow does first hangs on its version.
+                for size in ((SHAPE[1], height), SHAPE[::-1]):
+                    cropped = cropped.resize(size, PIL.Image.Resampling.BICUBIC)
+                expected = np.asarray(cropped).astype(int)
+                assert np.abs(crop.permute(1, 2, 0).numpy() - expected).max() <= 2
+
+    def test_pictures_are_not_changed_and_may_be_read_only(self):
+        pixels = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+        before = pixels.copy()
+        pixels.flags.writeable = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            TwoRandomCrops((30, 30), ViewArguments(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0]))(pixels, 0)
+        np.testing.assert_array_equal(pixels, before)
+
+
+def test_large_pictures_are_decoded_smaller():
+    """Nothing is lost to views of 4 pixels: boxes are drawn in, and crops are cut from, the reduced picture."""
+    row, column = np.mgrid[:128, :128]
+    smooth = encode(np.stack([row, column, row + column], axis=-1).astype(np.uint8))
+    dataset = two_crops([smooth], shape=(4, 4))
+    assert dataset.pictures[0].shape == (32, 32, 3)
+    whole = two_crops([smooth], shape=(4, 4), crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0])
+    expected = PIL.Image.open(io.BytesIO(smooth)).resize((4, 4), PIL.Image.Resampling.BOX)
+    assert (whole[0, 0]["crops"][0].int() - torch.from_numpy(np.array(expected)).permute(2, 0, 1)).abs().max() <= 3
