@@ -55,7 +55,7 @@ from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.cli.help_text import ExampleHelpFormatter
 from modeling_sit.training.engines import create_accelerator
 
-NUM_PICTURES = {"cpu": 512, "gpu": 2048, "smoke": 32}
+NUM_PICTURES = {"cpu": 512, "gpu": 2048, "smoke": 16}
 TIME_LIMITS = {"cpu": None, "gpu": 9.0, "smoke": None}  # minutes
 NUM_STAGED_STEPS = 4
 INTERRUPTED = "interrupted"
@@ -87,7 +87,8 @@ class Bench:
     def flags(self, scenario: Scenario, entry: Entry | None = None):
         """Of `scripts/pretrain.py`, for a contender."""
         flags = {**scenario.flags, **({} if entry is None else entry.flags)}
-        if ours.offers("picture_cache_dir"):
+        # Pictures that are kept on the disk are not to be found there by the next measurement.
+        if ours.offers("picture_cache_dir") and flags.get("picture_cache", "auto") in ("auto", "disk"):
             flags["picture_cache_dir"] = self.folder / "cache"
         return ours.parse_flags(dataset=self.dataset, output_dir=self.folder / "run", **flags)
 
@@ -95,7 +96,7 @@ class Bench:
         """The networks of these flags, beside the scenario's."""
         key = tuple(sorted(flags.items()))
         if key not in self.prepared:
-            self.prepared[key] = ours.pretrain.prepare(self.flags(scenario, Entry("", "", flags)), self.accelerator)
+            self.prepared[key] = ours.prepare(self.flags(scenario, Entry("", "", flags)), self.accelerator)
         return self.prepared[key]
 
     def create(self, scenario: Scenario, entry: Entry) -> Contender:
@@ -390,7 +391,7 @@ def narrate(line: str) -> None:
 
 def tell(report: dict[str, Any], arguments: ThroughputArguments, figure: Path | None) -> None:
     """Print the tables; write the figures, and the curves."""
-    print(describe_report(report))
+    print("\n" + describe_report(report))
     if arguments.output is not None:
         write(Path(arguments.output), lambda path: path.write_text(json.dumps(report, indent=2, default=str) + "\n"))
     drawn = [sweep for sweep in report["sweeps"] if sweep["points"]]

@@ -28,7 +28,7 @@ class ThroughputArguments:
         },
     )
     num_pictures: int | None = field(
-        default=None, metadata={"help": "How many pictures to make up. Default: 512; 2,048 for `gpu`; 32 for `smoke`."}
+        default=None, metadata={"help": "How many pictures to make up. Default: 512; 2,048 for `gpu`; 16 for `smoke`."}
     )
     contenders: list[str] = field(
         default_factory=list,

@@ -45,6 +45,14 @@ def parse_flags(**flags: Any) -> pretrain.Flags:
     return pretrain.Flags(*RecipeArgumentParser(tuple(group.type for group in fields(pretrain.Flags))).parse(words))
 
 
+def prepare(flags: pretrain.Flags, accelerator: Accelerator) -> pretrain.Pretraining:
+    """A run that is ready for its first batch."""
+    pretraining = pretrain.prepare(flags, accelerator)
+    if hasattr(pretrain, "cache_crops"):
+        pretrain.cache_crops(pretraining, 0)
+    return pretraining
+
+
 class OurRun:
     """
     The run that the flags describe, from files.
@@ -167,7 +175,7 @@ def time_reading(flags: pretrain.Flags, accelerator: Accelerator, num_epochs: in
         `epoch_seconds`, a list; `pictures` of an epoch.
     """
     started = time.perf_counter()
-    pretraining = pretrain.prepare(flags, accelerator)
+    pretraining = prepare(flags, accelerator)
     prepared = time.perf_counter() - started
     num_batches = int(pretraining.schedules.batches_per_epoch)
     epoch_seconds = []

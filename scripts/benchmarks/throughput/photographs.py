@@ -26,7 +26,7 @@ def write_photographs(folder: Path, count: int, seed: int = 0) -> Path:
 def photograph(generator: np.random.Generator) -> np.ndarray:
     """Pixels, uint8 `(375, 500, 3)`."""
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
-    amplitude = 1 / np.maximum(frequency, 1 / WIDTH) ** 1.1
+    amplitude = 1 / np.maximum(frequency, 1 / WIDTH) ** 1.4
     phases = generator.uniform(0, 2 * np.pi, (3, *frequency.shape))
     brightness, *tints = np.fft.irfft2(amplitude * np.exp(1j * phases), s=(HEIGHT, WIDTH))
     rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]

@@ -70,7 +70,7 @@ def create_scenarios(arguments: ThroughputArguments, offers: Callable[[str], boo
     """
     contenders = _contenders(arguments, offers)
     if arguments.profile == "smoke":
-        flags = {**SMOKE, "per_device_train_batch_size": 8, "dataloader_num_workers": 0}
+        flags = {**SMOKE, "per_device_train_batch_size": 4, "dataloader_num_workers": 0}
         scenarios = [Scenario("smoke", "A model of one layer, views of 32", flags, contenders, 2, 1, 2, reads=True)]
     elif arguments.profile == "cpu":
         tiny = {**INPUT_DOMINATED, "per_device_train_batch_size": 64, "dataloader_num_workers": 0}
