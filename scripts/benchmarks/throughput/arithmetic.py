@@ -60,7 +60,7 @@ def _count(step: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
     """FLOPs a second of the device at its best: a product of large square matrices, the fastest of several."""
     size = 1024 if device.type == "cpu" else 8192
     left, right = torch.randn(2, size, size, device=device, dtype=dtype)

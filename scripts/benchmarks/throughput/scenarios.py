@@ -6,12 +6,12 @@ from typing import Any
 
 from throughput.arguments import SWEEPS, ThroughputArguments
 
-SMALL_HEADS = "decoder_hidden_size=128,projection_hidden_size=256,projection_size=64"
+SMALL_HEADS = "decoder_hidden_size=64,projection_hidden_size=128,projection_size=64"
 # Milliseconds a step, so that what is read and augmented costs more than the network.
 INPUT_DOMINATED = {
     "image_size": 64,
     "patch_size": 16,
-    "config_overrides": f"hidden_size=64,num_hidden_layers=2,num_attention_heads=2,{SMALL_HEADS}",
+    "config_overrides": f"hidden_size=32,num_hidden_layers=2,num_attention_heads=2,{SMALL_HEADS}",
 }
 SMOKE = {
     "image_size": 32,

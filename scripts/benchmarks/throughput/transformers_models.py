@@ -14,6 +14,7 @@ from throughput.plain import TransformedPictures
 
 MASKED_SHARE = 0.6  # of patches, what the example of masked image modelling masks
 LEARNING_RATE = 1e-4
+NARROWEST = 192  # hidden size of ViT-Tiny
 
 
 class TransformersModel:
@@ -88,8 +89,13 @@ class TransformersModel:
 
 
 def create_mae(name: str, config: SiTConfig, **settings) -> TransformersModel:
-    """Masked autoencoder (He et al. 2022) with transformers' decoder; `settings` as of [`TransformersModel`]."""
-    mae_config = ViTMAEConfig(**_encoder_sizes(config))
+    """Masked autoencoder (He et al. 2022) with transformers' decoder, which an encoder narrower than ViT-Tiny's would be
+    nothing beside: that gets a decoder of its own sizes. `settings` as of [`TransformersModel`]."""
+    sizes, decoder_sizes = _encoder_sizes(config), {}
+    if config.hidden_size < NARROWEST:
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        decoder_sizes = {f"decoder_{name}": sizes[name] for name in names}
+    mae_config = ViTMAEConfig(**sizes, **decoder_sizes)
     flops = count_training_flops(ViTMAEForPreTraining, mae_config)
     return TransformersModel(
         name,

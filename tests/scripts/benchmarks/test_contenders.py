@@ -177,6 +177,8 @@ def test_transformers_models_train(create, pretraining):
     (batch,) = contender.batches(1)
     assert batch.shape == (4, 3, 16, 16)
     losses = [contender.train_on(batch).item() for _ in range(6)]
+    if create is create_mae:
+        assert contender.model.config.decoder_hidden_size == 16  # its own, not 512
     assert np.mean(losses[3:]) < np.mean(losses[:3])
     trained = [parameter for parameter in contender.model.parameters() if parameter.requires_grad]
     assert all(not torch.equal(*pair) for pair in zip(weights, trained, strict=True))

@@ -54,8 +54,8 @@ def check_figures(contenders: list[dict], matrix_rate: float) -> None:
     # What reads from files waits for it, what does not does not.
     assert by_kind["plain"]["data_wait"] > 0.05
     assert max(by_kind[kind]["data_wait"] for kind in ("synthetic", "bare")) < 0.05
-    # Weights, gradients and AdamW's averages, of 25.6 M parameters: the decoder's, above all.
-    assert 300e6 < by_kind["mae"]["peak_memory_bytes"] < 1200e6
+    # Contenders that share their networks with the first do not tell what they take.
+    assert {kind for kind in by_kind if by_kind[kind]["peak_memory_bytes"] is None} <= {"synthetic", "bare"}
 
 
 def check_stages(contenders: list[dict]) -> None:
