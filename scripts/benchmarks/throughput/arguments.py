@@ -1,0 +1,107 @@
+"""The benchmark's flags."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+KINDS = ("files", "synthetic", "bare", "plain", "mae", "mim")
+SWEEPS = ("batch", "image_size", "workers", "model_size")
+AT_LEAST_ONE = ("num_pictures", "runs", "steps", "threads", "per_device_train_batch_size")
+AT_LEAST_ZERO = ("warmup_steps", "dataloader_num_workers")
+
+
+@dataclass
+class ThroughputArguments:
+    """What is measured, on which pictures, how long."""
+
+    profile: Literal["cpu", "gpu", "smoke"] = field(
+        default="cpu",
+        metadata={
+            "help": "`cpu`: a tiny model where reading dominates, and ViT-S/16 at 224, in minutes on 2 cores. `gpu`: ViT-S/16, two "
+            "views of 224, bf16, batches and workers, in less than 10 minutes on one H100. `smoke`: seconds, to see that all works."
+        },
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pictures, as scripts/pretrain.py takes them. Default: made-up JPEG files of 500 x 375 pixels, in a temporary "
+            "folder."
+        },
+    )
+    num_pictures: int | None = field(
+        default=None, metadata={"help": "How many pictures to make up. Default: 512; 2,048 for `gpu`; 16 for `smoke`."}
+    )
+    contenders: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Of `files` (our run from files), `synthetic` (our step on pictures that are on the device), `bare` (the networks "
+            "alone), `plain` (the plain reference of our step), `mae`, `mim` (transformers' models). Default: all."
+        },
+    )
+    scenarios: list[str] = field(
+        default_factory=list, metadata={"help": "Names of the profile's scenarios to measure. Default: all."}
+    )
+    sweep: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "How cost grows with `batch`, `image_size`, `workers`, `model_size`, or `all`: measured and drawn in place of the "
+            "scenarios."
+        },
+    )
+    runs: int | None = field(default=None, metadata={"help": "Runs of each contender. Default: the profile's."})
+    steps: int | None = field(default=None, metadata={"help": "Measured steps of a run. Default: the scenario's."})
+    warmup_steps: int | None = field(
+        default=None,
+        metadata={"help": "Steps before the clock starts, and two more for each worker. Default: the scenario's."},
+    )
+    seconds: float = field(
+        default=30.0, metadata={"help": "Seconds after which a run ends, however many steps it has done."}
+    )
+    time_limit: float | None = field(
+        default=None,
+        metadata={
+            "help": "Minutes after which no more is measured, and what there is is told. Default: 9 for `gpu`, else none."
+        },
+    )
+    threads: int | None = field(default=None, metadata={"help": "PyTorch's threads. Default: PyTorch's choice."})
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "Pictures in a batch of every contender. Default: the scenario's."}
+    )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that read for every contender. Default: the scenario's."}
+    )
+    mixed_precision: Literal["no", "bf16"] | None = field(
+        default=None,
+        metadata={"help": "Of all but the plain reference, which is float32. Default: `bf16` for `gpu`, else `no`."},
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Whether our runs get scripts/pretrain.py's flag of this name."}
+    )
+    picture_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Value of scripts/pretrain.py's flag of this name, of our run with a cache. Default: `device` for `gpu`, else "
+            "`memory`, where there is such a flag."
+        },
+    )
+    plain_attention: Literal["eager", "sdpa"] = field(
+        default="eager", metadata={"help": "Attention of the plain reference: written out, or PyTorch's fused one."}
+    )
+    output: str | None = field(default=None, metadata={"help": "JSON file for every run and all else."})
+    figure: str | None = field(
+        default=None, metadata={"help": "PNG file for a sweep's curves. Default: beside --output, with its name."}
+    )
+
+    def __post_init__(self):
+        for name, choices in (("contenders", KINDS), ("sweep", (*SWEEPS, "all"))):
+            values = [part for value in getattr(self, name) for part in value.split(",") if part]
+            for value in values:
+                if value not in choices:
+                    raise ValueError(f"--{name} {value}: none of {', '.join(choices)}")
+            setattr(self, name, values)
+        for names, least in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
+            for name in names:
+                if getattr(self, name) is not None and getattr(self, name) < least:
+                    raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("seconds", "time_limit"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}")
