@@ -28,6 +28,7 @@ from modeling_sit.cards.pretraining import write_pretraining_card
 from modeling_sit.cards.provenance import Start, describe_start
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
+from modeling_sit.data.augmentation import ViewAugmentation
 from modeling_sit.data.loading import (
     UnreadablePictures,
     create_crops,
@@ -39,7 +40,7 @@ from modeling_sit.data.loading import (
 from modeling_sit.data.sampling import MONITOR, PREVIEW, STEP, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
-from modeling_sit.data.views import TwoCropsDataset, ViewArguments, ViewAugmentation, rotate_views
+from modeling_sit.data.views import TwoCropsDataset, ViewArguments, rotate_views
 from modeling_sit.evaluation.monitors import MonitorArguments, OnlineMonitors, collapse_warning
 from modeling_sit.sharing.arguments import HubArguments
 from modeling_sit.sharing.pushing import HubPusher
