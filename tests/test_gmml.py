@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from no_waiting import NoWaiting
 
 from modeling_sit import gmml
 from modeling_sit.gmml import CORRUPTIONS, corrupt
@@ -536,6 +537,17 @@ def test_memory_layout_does_not_matter(path, layout, corruption):
     expected_corrupted, expected_mask = corrupt(pixel_values.contiguous(), corruption, generator=seeded())
     assert torch.equal(corrupted, expected_corrupted)
     assert torch.equal(mask, expected_mask)
+
+
+@pytest.mark.parametrize("corruption", REAL_CORRUPTIONS)
+def test_an_accelerator_never_has_the_host_wait(monkeypatch, corruption):
+    with pytest.raises(AssertionError, match="the host would wait"), NoWaiting():
+        corrupt(pictures(), corruption, num_views=2)
+    monkeypatch.setattr(gmml, "_cover_one_by_one", gmml._cover_batched)
+    monkeypatch.setattr(gmml, "_fill_one_by_one", gmml._fill_batched)
+    with NoWaiting() as called:
+        corrupt(pictures(), corruption, num_views=2)
+    assert "aten.where.self" in called.names
 
 
 def test_pictures_that_want_gradients():

@@ -1,6 +1,7 @@
 """`--torch_compile`: the parts of a training step that PyTorch's compiler makes faster."""
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from modeling_sit import SiTForPreTraining
 from modeling_sit.cli.errors import UserError
@@ -18,7 +19,7 @@ def check_compiler(device: torch.device) -> None:
         [`UserError`]: If PyTorch cannot compile for the device.
     """
     try:
-        torch.compile(torch.sin, options=OPTIONS)(torch.zeros(2, device=device))
+        torch.compile(lambda numbers: numbers.sin() + 1, options=OPTIONS)(torch.zeros(2, device=device))
     except RuntimeError as problem:  # of dynamo, inductor, Triton
         lines = str(problem).splitlines() or [type(problem).__name__]
         tool = "a C++ compiler such as g++" if device.type == "cpu" else "Triton and a C compiler"
@@ -37,8 +38,10 @@ def compile_training(
     that may speak to other processes; so is the augmentation on a CPU, which works on what each picture wants.
 
     Raises:
-        [`UserError`]: If PyTorch cannot compile for the device.
+        [`UserError`]: If PyTorch cannot compile for the device, or the student is sharded.
     """
+    if isinstance(student, FSDPModule):
+        raise UserError("--torch_compile with FSDP2 has not been tested: leave the flag out, or use multi_gpu.yaml")
     check_compiler(device)
     for model in [student] if teacher is None else [student, teacher.model]:
         model.vit.compile(options=OPTIONS)

@@ -5,9 +5,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from no_waiting import NoWaiting
 from scipy import stats
 from sklearn.datasets import load_sample_image
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as F
 
 from modeling_sit.data import augmentation as augmentations
@@ -408,35 +408,6 @@ class TestWhole:
         assert "aten.rand.default" in called.names and "aten.convolution.default" in called.names
         with pytest.raises(AssertionError, match="the host would wait"), NoWaiting():
             augment.augment_in_chunks(crops.flatten(0, 1), augment.draw(8, crops.device))
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails at operations for which the host waits for an accelerator: reading a value, results of a size that depends on
-    values, copies of the host's numbers to the device."""
-
-    WAITING = (
-        "_local_scalar_dense",
-        "item",
-        "nonzero",
-        "masked_select",
-        "unique",
-        "lift_fresh",
-        "is_nonzero",
-        "equal",
-    )
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = str(function)
-        self.names.add(name)
-        short = name.split(".")[1].removeprefix("_unique")
-        assert short not in self.WAITING, f"the host would wait: {name}"
-        if short in ("index", "index_put", "index_put_"):
-            assert all(index is None or index.dtype != torch.bool for index in args[1]), f"the host would wait: {name}"
-        return function(*args, **(kwargs or {}))
 
 
 COUNT = 3000
