@@ -737,11 +737,11 @@ class TestSettings:
     def test_plain_autoencoder(self, pretrain):
         """Without corruption the loss counts all pixels: there is no corrupted one to count."""
         flags = ["--contrastive_weight", 0, "--base_learning_rate", 0.3]
-        folder = pretrain("--corruption", "none", *flags, steps=12)
+        folder = pretrain("--corruption", "none", *flags, steps=60)
         reconstruction_losses = [line["reconstruction_loss"] for line in metrics_of(folder)]
         assert reconstruction_losses[0] > 0.1
         assert reconstruction_losses[-1] < 0.9 * reconstruction_losses[0]
-        all_pixels = pretrain("--corruption", "none", *flags, name="all", steps=12, reconstruction_region="all")
+        all_pixels = pretrain("--corruption", "none", *flags, name="all", steps=60, reconstruction_region="all")
         assert losses_of(all_pixels) == losses_of(folder)
 
     def test_shares_of_none(self, pretrain):
