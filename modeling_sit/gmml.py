@@ -26,6 +26,7 @@ def corrupt(
     align_to_patches: bool = False,
     patch_size: int | Sequence[int] = 16,
     generator: torch.Generator | None = None,
+    num_views: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Corrupt a batch of pictures.
 
@@ -47,6 +48,9 @@ def corrupt(
             Height and width of a patch in pixels; used by `align_to_patches` only.
         generator (`torch.Generator`, *optional*):
             Source of every random number. Default: PyTorch's global generator of the pictures' device.
+        num_views (`int`, *optional*, defaults to 1):
+            How many views of each picture there are, view 1 of all pictures first. What replaces a place in a view is then
+            the same view of another picture, never another view of its own.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The corrupted pictures, like `pixel_values`, and the corruption mask
@@ -65,6 +69,10 @@ def corrupt(
             "pixel_values must be a floating point tensor (batch, channels, height, width), "
             f"got {pixel_values.dtype} {tuple(pixel_values.shape)}"
         )
+    if num_views < 1 or len(pixel_values) % num_views:
+        raise ValueError(
+            f"pixel_values hold {len(pixel_values)} pictures, which is no multiple of num_views={num_views}"
+        )
     pixel_values = pixel_values.detach()
     batch_size, _, height, width = pixel_values.shape
     device = pixel_values.device
@@ -75,8 +83,11 @@ def corrupt(
     draw_device = device if generator is None else generator.device
     kind = torch.randint(len(kinds), (batch_size,), generator=generator, device=draw_device)
     share = torch.rand(batch_size, generator=generator, device=draw_device, dtype=torch.float64)
-    bounds = torch.tensor([tuple(ratios[name]) for name in kinds], device=draw_device, dtype=torch.float64)
-    low, high = bounds[kind].unbind(1)
+    low, high = (torch.zeros_like(share) for _ in range(2))
+    for number, name in enumerate(kinds):
+        # Not from a table on the device: the host would wait for the copy that makes it.
+        low.masked_fill_(kind == number, ratios[name][0])
+        high.masked_fill_(kind == number, ratios[name][1])
     share = low + share * (high - low)
     max_share = max(ratios[name][1] for name in kinds)
 
@@ -93,8 +104,11 @@ def corrupt(
     mask = cover(blocks.to(device), share.to(device), *grid)
     if align_to_patches:
         mask = mask.repeat_interleave(cell_height, 1).repeat_interleave(cell_width, 2)
-    shift = torch.randint(1, max(batch_size, 2), (batch_size,), generator=generator, device=draw_device)
-    donor = (torch.arange(batch_size, device=draw_device) + shift) % batch_size
+    num_pictures = batch_size // num_views
+    shift = torch.randint(1, max(num_pictures, 2), (batch_size,), generator=generator, device=draw_device)
+    number = torch.arange(batch_size, device=draw_device)
+    picture = number % num_pictures
+    donor = number - picture + (picture + shift) % num_pictures
     fill = _fill_one_by_one if device.type == "cpu" else _fill_batched
     mask = mask.unsqueeze(1)
     return fill(pixel_values, mask, kinds, kind.to(device), donor.to(device), generator, draw_device), mask

@@ -86,20 +86,22 @@ class SiTCorruptionMixin:
         self._check_corruption(**{name: getattr(self, name) for name in CORRUPTION_SETTINGS})
 
     def corrupt(
-        self, pixel_values: torch.Tensor, generator: torch.Generator | None = None
+        self, pixel_values: torch.Tensor, generator: torch.Generator | None = None, num_views: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Corrupt a batch of normalised pictures on their own device, with this processor's settings.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Left unchanged.
             generator (`torch.Generator`, *optional*): Source of randomness. Default: PyTorch's global generator.
+            num_views (`int`, *optional*, defaults to 1):
+                Views of each picture, view 1 of all of them first; what replaces a place comes from the same view.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: Corrupted pictures, and the corruption mask
             `(batch, 1, height, width)`, bool.
         """
         settings = {name: getattr(self, name) for name in CORRUPTION_SETTINGS}
-        return corrupt(pixel_values, generator=generator, **settings)
+        return corrupt(pixel_values, generator=generator, num_views=num_views, **settings)
 
     def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs):
         # The releases of transformers differ in what becomes of transparency and deep grey; here it is one way.

@@ -28,6 +28,7 @@ from modeling_sit.cards.pretraining import write_pretraining_card
 from modeling_sit.cards.provenance import Start, describe_start
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.cli.errors import UserError, one_line_errors
+from modeling_sit.data.augmentation import ViewAugmentation
 from modeling_sit.data.caching import PictureCacheArguments, cache_pictures, check_picture_cache
 from modeling_sit.data.crops import TwoCropsDataset
 from modeling_sit.data.device_pictures import CropLoader
@@ -42,7 +43,7 @@ from modeling_sit.data.loading import (
 from modeling_sit.data.sampling import MONITOR, PREVIEW, STEP, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
-from modeling_sit.data.views import ViewArguments, ViewAugmentation, rotate_views
+from modeling_sit.data.views import ViewArguments, rotate_views
 from modeling_sit.evaluation.monitors import MonitorArguments, OnlineMonitors, collapse_warning
 from modeling_sit.sharing.arguments import HubArguments
 from modeling_sit.sharing.pushing import HubPusher
@@ -68,6 +69,7 @@ from modeling_sit.training.checkpoints import (
     read_stream_state,
     save_checkpoint,
 )
+from modeling_sit.training.compilation import compile_training
 from modeling_sit.training.contrast import gather_projections, mean_num_corrupted_pixels
 from modeling_sit.training.engines import clip_gradients, create_accelerator, prepare_student
 from modeling_sit.training.export import export_model
@@ -198,6 +200,8 @@ def pretrain(flags: Flags) -> None:
         log_with=choose_trackers(flags.run.report_to) or None,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
     )
+    if flags.run.tf32:
+        torch.set_float32_matmul_precision("high")
     pretraining = prepare(flags, accelerator)
     accelerator.print(describe_run(pretraining))
     determined_by = determining_settings(
@@ -281,6 +285,9 @@ def prepare(flags: Flags, accelerator: Accelerator) -> Pretraining:
     wrapped_student, optimizer = prepare_student(accelerator, student, optimizer)
     if teacher is not None:
         teacher.spread(student)
+    if flags.run.torch_compile:
+        with fail_together(accelerator):
+            compile_training(augment, student, teacher, accelerator.device)
     wrapped_student.train()
     return Pretraining(
         flags=flags,
@@ -549,13 +556,13 @@ def describe_run(pretraining: Pretraining) -> str:
 
 
 def corrupt_views(processor: SiTImageProcessor, clean_views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Corrupt view 1 and view 2 apart, so that what replaces a place comes from another picture, not its other view.
+    """Corrupt view 1 and view 2, so that what replaces a place comes from another picture, not its other view.
 
     Where the settings corrupt no pixel there is no mask, and the loss counts all pixels.
     """
-    corrupted, masks = zip(*(processor.corrupt(view) for view in clean_views.chunk(2)), strict=True)
+    corrupted, mask = processor.corrupt(clean_views, num_views=2)
     ratios = [getattr(processor, f"{kind}_ratio")[1] for kind in processor.corruption.split("+") if kind != "none"]
-    return torch.cat(corrupted), torch.cat(masks) if any(ratios) else None
+    return corrupted, mask if any(ratios) else None
 
 
 def is_due(step: int, every: str | int | None, schedules: Schedules) -> bool:

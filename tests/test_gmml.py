@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from no_waiting import NoWaiting
 
 from modeling_sit import gmml
 from modeling_sit.gmml import CORRUPTIONS, corrupt
@@ -334,6 +335,39 @@ def test_replace_takes_the_same_place_of_one_other_picture(path, batch):
             assert donors != [picture]
 
 
+def test_replace_takes_the_same_view_of_another_picture(path):
+    views = numbered_pictures(3000)
+    corrupted, mask = corrupt(views, "replace", generator=seeded(), num_views=3)
+    number = torch.arange(3000)
+    donor = corrupted.masked_fill(~mask, 0).flatten(1).amax(1).long() - 100
+    assert torch.equal(donor // 1000, number // 1000)
+    distance = (donor - number) % 1000
+    assert distance.min() > 0
+    assert kolmogorov_smirnov(distance.double(), lambda values: np.asarray(values) / 1000) < 1.95  # 1 in 1000
+
+
+@pytest.mark.parametrize("corruption", REAL_CORRUPTIONS)
+def test_one_view_is_corrupted_as_a_batch_is(path, corruption):
+    for one, other in zip(
+        corrupt(pictures(), corruption, generator=seeded()),
+        corrupt(pictures(), corruption, generator=seeded(), num_views=1),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("num_views", [0, 3, 8])
+def test_views_that_do_not_make_up_the_batch_are_refused(num_views):
+    with pytest.raises(ValueError, match="num_views"):
+        corrupt(pictures(4), num_views=num_views)
+
+
+def test_a_picture_alone_is_replaced_by_itself_rather_than_its_other_view(path):
+    views = numbered_pictures(2)
+    corrupted, mask = corrupt(views, "replace", generator=seeded(), num_views=2)
+    assert mask.any() and torch.equal(corrupted, views)
+
+
 def test_every_other_picture_is_a_donor_as_often(path):
     donors = [[] for _ in range(5)]
     generator = seeded()
@@ -503,6 +537,17 @@ def test_memory_layout_does_not_matter(path, layout, corruption):
     expected_corrupted, expected_mask = corrupt(pixel_values.contiguous(), corruption, generator=seeded())
     assert torch.equal(corrupted, expected_corrupted)
     assert torch.equal(mask, expected_mask)
+
+
+@pytest.mark.parametrize("corruption", REAL_CORRUPTIONS)
+def test_an_accelerator_never_has_the_host_wait(monkeypatch, corruption):
+    with pytest.raises(AssertionError, match="the host would wait"), NoWaiting():
+        corrupt(pictures(), corruption, num_views=2)
+    monkeypatch.setattr(gmml, "_cover_one_by_one", gmml._cover_batched)
+    monkeypatch.setattr(gmml, "_fill_one_by_one", gmml._fill_batched)
+    with NoWaiting() as called:
+        corrupt(pictures(), corruption, num_views=2)
+    assert "aten.where.self" in called.names
 
 
 def test_pictures_that_want_gradients():

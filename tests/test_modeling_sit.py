@@ -1350,3 +1350,27 @@ def test_pipeline_classifies_without_asking(checkpoint, no_prompt):
         chances = model(**processor(image, return_tensors="pt")).logits.softmax(-1)[0]
     assert [entry["label"] for entry in result] == [LABELS["id2label"][i] for i in chances.argsort().tolist()[::-1]]
     assert [entry["score"] for entry in result] == pytest.approx(sorted(chances.tolist())[::-1], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_channels": 1}, {"image_size": (16, 24), "patch_size": (8, 4)}])
+def test_pixels_of_patches_are_a_transposed_convolutions(tiny_config, settings):
+    """The product of matrices in its place gives the same, and the same gradients."""
+    config = tiny_config(**settings)
+    torch.manual_seed(0)
+    projection = SiTForPreTraining(config).decoder.projection
+    nn.init.normal_(projection.bias)
+    (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
+    grid = (height // patch_height, width // patch_width)
+    patches = torch.randn(3, grid[0] * grid[1], config.decoder_hidden_size, requires_grad=True)
+    inputs = (patches, projection.weight, projection.bias)
+
+    pixels = projection(patches, grid)
+    expected = nn.functional.conv_transpose2d(
+        patches.transpose(1, 2).unflatten(2, grid), projection.weight, projection.bias, stride=config.patch_shape
+    )
+    assert pixels.shape == (3, config.num_channels, height, width)
+    torch.testing.assert_close(pixels, expected, rtol=1e-5, atol=1e-5)
+    direction = torch.randn_like(pixels)
+    found = torch.autograd.grad((pixels * direction).sum(), inputs)
+    for gradient, other in zip(found, torch.autograd.grad((expected * direction).sum(), inputs), strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-4)

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, field
 
-import kornia.augmentation as K
 import torch
-from torch import nn
 
 
 @dataclass
@@ -69,68 +67,6 @@ class ViewArguments:
                     raise ValueError(f"--{name} takes chances in [0, 1], got {value}")
 
 
-class ViewAugmentation(nn.Module):
-    """
-    What follows the crop, in batch on the pictures' device: flip, colour jitter, grey, blur, solarisation,
-    normalisation. Every picture has its own draw, from PyTorch's global generator.
-
-    Args:
-        arguments (`ViewArguments`): Probabilities and ranges.
-        image_shape (pair of `int`): Height and width of the crops in pixels.
-        image_mean, image_std (sequences of `float`): One for each channel, of values in [0, 1].
-    """
-
-    def __init__(self, arguments: ViewArguments, image_shape: tuple[int, int], image_mean, image_std):
-        super().__init__()
-        brightness, contrast, saturation, hue = arguments.color_jitter
-        if len(image_mean) == 1:
-            saturation, hue = 0.0, 0.0
-        sigma = [value * max(image_shape) / 224 for value in arguments.blur_sigma]
-        kernel_size = 2 * max(1, round(2 * sigma[1])) + 1
-        if any(arguments.blur_probability) and kernel_size // 2 >= min(image_shape):
-            raise ValueError(
-                f"--blur_sigma {arguments.blur_sigma}: more blur than pictures of {image_shape} pixels hold"
-            )
-        shared = [
-            (K.RandomHorizontalFlip, arguments.horizontal_flip_probability, {}),
-            (K.RandomVerticalFlip, arguments.vertical_flip_probability, {}),
-            (
-                K.ColorJitter,
-                arguments.color_jitter_probability if any((brightness, contrast, saturation, hue)) else 0,
-                {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue},
-            ),
-            (K.RandomGrayscale, arguments.grayscale_probability if len(image_mean) > 1 else 0, {}),
-        ]
-        self.shared = _chain(shared)
-        self.of_view = nn.ModuleList(
-            _chain(
-                [
-                    (K.RandomGaussianBlur, blur, {"kernel_size": (kernel_size, kernel_size), "sigma": tuple(sigma)}),
-                    (
-                        K.RandomSolarize,
-                        solarize,
-                        {"thresholds": (arguments.solarize_threshold,) * 2, "additions": (0, 0)},
-                    ),
-                ]
-            )
-            for blur, solarize in zip(arguments.blur_probability, arguments.solarize_probability, strict=True)
-        )
-        self.register_buffer("mean", torch.tensor(image_mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(image_std).view(-1, 1, 1))
-
-    @torch.no_grad()
-    def forward(self, crops: torch.Tensor) -> torch.Tensor:
-        """Clean, normalised views `(2 * batch, channels, height, width)`, view 1 first, of uint8 crops
-        `(2, batch, channels, height, width)`."""
-        num_channels = crops.shape[2]
-        views = crops.flatten(0, 1).float() / 255
-        if num_channels == 1:
-            views = views.expand(-1, 3, -1, -1)  # kornia's jitter and solarisation know three channels only
-        views = self.shared(views)
-        views = torch.cat([augment(view) for augment, view in zip(self.of_view, views.chunk(2), strict=True)])
-        return (views[:, :num_channels].clamp(0, 1) - self.mean) / self.std
-
-
 def rotate_views(views: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate each view by a number of quarter turns of its own draw, counter-clockwise as a picture is shown.
 
@@ -157,7 +93,3 @@ def rotate_views(views: torch.Tensor, generator: torch.Generator | None = None) 
         turned = torch.rot90(views, quarter_turns, dims=(-2, -1))
         rotated = torch.where((labels == quarter_turns).view(-1, 1, 1, 1), turned, rotated)
     return rotated, labels
-
-
-def _chain(augmentations: list[tuple[type, float, dict]]) -> nn.Sequential:
-    return nn.Sequential(*(kind(p=chance, **settings) for kind, chance, settings in augmentations if chance > 0))

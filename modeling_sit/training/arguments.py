@@ -176,6 +176,20 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     mixed_precision: Literal["no", "bf16", "fp16"] | None = field(
         default=None, metadata={"help": "Default: what `accelerate launch` says, else `no`."}
     )
+    tf32: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether float32 products of matrices may round their factors to TF32 (NVIDIA GPUs from Ampere on): faster, "
+            "of about 3 decimals. bf16 is faster still."
+        },
+    )
+    torch_compile: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether PyTorch compiles networks and augmentation: faster steps after a first one of a minute or so. Needs "
+            "a C++ compiler, on GPUs Triton."
+        },
+    )
     dataloader_num_workers: int | None = field(
         default=None,
         metadata={"help": "Processes that decode and crop, for each device. Default: 0 on a CPU, else up to 8."},

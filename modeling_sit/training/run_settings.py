@@ -40,7 +40,12 @@ FORM_OF_CHECKPOINTS = {
     "streaming",
 }
 # What checkpoints of before there were such fields do not say.
-SETTINGS_BEFORE_THEIR_FIELDS = {"decoder_num_hidden_layers": 2, "projection_first_act": "gelu"}
+SETTINGS_BEFORE_THEIR_FIELDS = {
+    "decoder_num_hidden_layers": 2,
+    "projection_first_act": "gelu",
+    "tf32": False,
+    "torch_compile": False,
+}
 # A weight of 0 leaves out the task's head.
 TASKS = ("reconstruction_weight", "contrastive_weight", "rotation_weight")
 # What a stream's place hangs on, beside.
@@ -59,6 +64,8 @@ FLAGS = (
     "teacher_momentum",
     "seed",
     "train_split",
+    "tf32",
+    "torch_compile",
 )
 # Of the processor; the pictures' size and patches are the configuration's.
 CORRUPTION_AND_NORMALISATION = (

@@ -29,6 +29,8 @@ class Teacher(nn.Module):
         self.model = SiTForPreTraining(config).to(student.device)
         self.model.load_state_dict(student.state_dict())
         self.model.requires_grad_(False).train()
+        # In a tuple, for as an attribute of its own the student would be a part of this module.
+        self._followed: tuple[nn.Module, list[nn.Parameter], list[nn.Parameter]] | None = None
 
     def spread(self, student: SiTForPreTraining) -> "Teacher":
         """Make this the teacher of all processes' pictures: batch norm over all of them, and shards where the student has
@@ -39,6 +41,7 @@ class Teacher(nn.Module):
         """
         synchronize_batch_norm(self.model)
         shard_alike(self.model, student)
+        self._followed = None
         return self
 
     @torch.no_grad()
@@ -51,4 +54,9 @@ class Teacher(nn.Module):
         """`teacher = momentum * teacher + (1 - momentum) * student`, parameter by parameter, shard by shard."""
         free_gathered_parameters(self.model)
         free_gathered_parameters(student)
-        get_ema_multi_avg_fn(momentum)(list(self.model.parameters()), list(student.parameters()), None)
+        if self._followed is None or self._followed[0] is not student:
+            # Collecting parameters takes longer than telling an accelerator what to do with them. Between steps they stay
+            # the same objects, which checkpoints are loaded into.
+            self._followed = (student, list(self.model.parameters()), list(student.parameters()))
+        _, averages, parameters = self._followed
+        get_ema_multi_avg_fn(momentum)(averages, parameters, None)  # one call, in place

@@ -21,6 +21,7 @@ import torch
 import transformers
 from accelerate.tracking import get_available_trackers
 from huggingface_hub import ModelCard
+from no_waiting import NoWaiting
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
@@ -36,7 +37,7 @@ from transformers import (
 )
 
 import modeling_sit.losses
-from modeling_sit import SiTForPreTraining, SiTImageProcessor, SiTModel
+from modeling_sit import SiTForPreTraining, SiTImageProcessor, SiTModel, gmml
 from modeling_sit.data.decoding import read_picture
 from modeling_sit.data.sampling import PictureBatches
 from modeling_sit.data.sources import load_pictures
@@ -321,6 +322,37 @@ class TestBadPictures:
             flags = ["--dataloader_num_workers", workers, "--overwrite_output_dir"]
             error = refused(*flags, dataset=pile, channels=3, steps=8)
             assert "bad" in error and "UnreadablePicture" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles for a CPU with a C++ compiler")
+def test_compiled(pretrain, run_program, tmp_path):
+    """A compiled run learns what another one learns, goes on bit for bit, and leaves weights of the same names."""
+    flags = ["--checkpointing_steps", 2, "--checkpoints_total_limit", 0]
+    plain = pretrain(*flags, name="plain", steps=3)
+    torch._dynamo.reset()
+    compiled = pretrain(*flags, "--torch_compile", name="compiled", steps=3, previews=1)
+    for line, other in zip(metrics_of(compiled), metrics_of(plain), strict=True):
+        for name in ("loss", "reconstruction_loss", "contrastive_loss"):
+            assert line[name] == pytest.approx(other[name], rel=1e-4)
+    # From the checkpoint of step 2, in a folder of its own.
+    going_on = ["--resume_from_checkpoint", checkpoint(compiled, 2)]
+    resumed = pretrain(*flags, "--torch_compile", *going_on, name="resumed", steps=3)
+    for name in ("model.safetensors", "teacher.safetensors"):
+        assert_equal(weights_in(checkpoint(resumed, 3) / name), weights_in(checkpoint(compiled, 3) / name))
+    assert weights_in(compiled).keys() == weights_in(plain).keys()
+
+
+def test_without_a_compiler(refused, monkeypatch):
+    def compile_nothing(function, **settings):
+        def fail(*arguments):
+            raise RuntimeError("No working C++ compiler found\n\nmore")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    error = refused("--torch_compile")
+    assert "--torch_compile" in error and "No working C++ compiler found" in error and "leave the flag out" in error
 
 
 class TestGoingOn:
@@ -705,11 +737,11 @@ class TestSettings:
     def test_plain_autoencoder(self, pretrain):
         """Without corruption the loss counts all pixels: there is no corrupted one to count."""
         flags = ["--contrastive_weight", 0, "--base_learning_rate", 0.3]
-        folder = pretrain("--corruption", "none", *flags, steps=12)
+        folder = pretrain("--corruption", "none", *flags, steps=60)
         reconstruction_losses = [line["reconstruction_loss"] for line in metrics_of(folder)]
         assert reconstruction_losses[0] > 0.1
         assert reconstruction_losses[-1] < 0.9 * reconstruction_losses[0]
-        all_pixels = pretrain("--corruption", "none", *flags, name="all", steps=12, reconstruction_region="all")
+        all_pixels = pretrain("--corruption", "none", *flags, name="all", steps=60, reconstruction_region="all")
         assert losses_of(all_pixels) == losses_of(folder)
 
     def test_shares_of_none(self, pretrain):
@@ -790,6 +822,34 @@ class TestSettings:
         for line, other in zip(metrics_of(half), metrics_of(full), strict=True):
             assert line["loss"] != other["loss"]
             assert line["loss"] == pytest.approx(other["loss"], rel=0.05)
+
+    @pytest.mark.parametrize("flags", [(), ("--gradient_accumulation_steps", 2), ("--rotation_weight", 1)])
+    def test_an_accelerators_step_never_has_the_host_wait(self, pretrain, load_program, monkeypatch, flags):
+        """With what is computed on an accelerator, on the CPU: batch, losses, gradients, averages, and their counting."""
+        program = load_program("pretrain")
+        augmentation = program.ViewAugmentation
+        monkeypatch.setattr(augmentation, "augment_in_chunks", augmentation.augment_at_once)
+        monkeypatch.setattr(gmml, "_cover_one_by_one", gmml._cover_batched)
+        monkeypatch.setattr(gmml, "_fill_one_by_one", gmml._fill_batched)
+        called = set()
+
+        def watch(owner, name):
+            method = getattr(owner, name)
+
+            def watched(*arguments):
+                with NoWaiting() as mode:
+                    result = method(*arguments)
+                called.update(mode.names)
+                return result
+
+            monkeypatch.setattr(owner, name, watched)
+
+        watch(program.Pretraining, "train_on")
+        watch(program.RunProgress, "count")
+        watch(program.RunProgress, "count_gradient")
+        pretrain(*flags)
+        for part in ("convolution", "convolution_backward", "_foreach_lerp_.Scalar", "_fused_adamw_", "rand.default"):
+            assert any(part in name for name in called), part
 
     def test_gradient_checkpointing_changes_nothing(self, pretrain, monkeypatch):
         calls = []

@@ -131,6 +131,8 @@ class TestDeterminingSettings:
             ({"solarize_threshold": 0.25}, {"solarize_threshold"}),
             ({"num_processes": 2}, {"num_processes", "max_train_steps", "warmup_steps"}),
             ({"mixed_precision": "bf16"}, {"mixed_precision"}),
+            ({"torch_compile": True}, {"torch_compile"}),
+            ({"tf32": True}, {"tf32"}),
             ({"is_fsdp2": True}, {"engine"}),
             ({"shuffle_buffer_size": 10}, {"shuffle_buffer_size"}),
         ],

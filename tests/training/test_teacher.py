@@ -46,6 +46,39 @@ def test_follows_as_a_loop_would(student):
         torch.testing.assert_close(parameter.double(), expected[name].detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_follows_in_one_call_in_place(student, monkeypatch):
+    teacher = Teacher(student)
+    addresses = [parameter.data_ptr() for parameter in teacher.model.parameters()]
+    calls = []
+    lerp = torch._foreach_lerp_
+    monkeypatch.setattr(
+        torch, "_foreach_lerp_", lambda *arguments: calls.append(len(arguments[0])) or lerp(*arguments)
+    )
+    for _ in range(2):
+        teacher.update(student, 0.9)
+    assert calls == [len(addresses)] * 2
+    assert [parameter.data_ptr() for parameter in teacher.model.parameters()] == addresses
+
+
+def test_follows_the_student_that_it_is_given(student, tiny_config):
+    teacher, other = Teacher(student), SiTForPreTraining(tiny_config())
+    teacher.update(student, 0.5)
+    teacher.update(other, 0.0)
+    state = other.state_dict()
+    assert all(torch.equal(parameter, state[name]) for name, parameter in teacher.model.named_parameters())
+    # The student is no part of it, whose weights would be saved.
+    assert list(teacher.children()) == [teacher.model]
+
+
+def test_follows_a_student_whose_checkpoint_was_loaded(student, tiny_config):
+    teacher, other = Teacher(student), SiTForPreTraining(tiny_config())
+    teacher.update(student, 0.5)
+    student.load_state_dict(other.state_dict())
+    teacher.update(student, 0.0)
+    state = other.state_dict()
+    assert all(torch.equal(parameter, state[name]) for name, parameter in teacher.model.named_parameters())
+
+
 def test_momentum_1_stays_and_momentum_0_copies(student):
     teacher = Teacher(student)
     before = {name: parameter.clone() for name, parameter in teacher.model.named_parameters()}
