@@ -88,7 +88,7 @@ class Bench:
         """Of `scripts/pretrain.py`, for a contender."""
         flags = {**scenario.flags, **({} if entry is None else entry.flags)}
         # Pictures that are kept on the disk are not to be found there by the next measurement.
-        if ours.offers("picture_cache_dir") and flags.get("picture_cache", "auto") in ("auto", "disk"):
+        if flags.get("picture_cache", "auto") in ("auto", "disk"):
             flags["picture_cache_dir"] = self.folder / "cache"
         return ours.parse_flags(dataset=self.dataset, output_dir=self.folder / "run", **flags)
 
@@ -179,7 +179,7 @@ def measure(arguments: ThroughputArguments) -> None:
                 matrix_rates=report["matrix_rates"],
             )
             if arguments.sweep:
-                for sweep in create_sweeps(arguments, ours.offers):
+                for sweep in create_sweeps(arguments):
                     measure_sweep(bench, sweep, report["sweeps"])
             else:
                 for scenario in choose_scenarios(arguments):
@@ -231,7 +231,7 @@ def measure_matrix_rates(accelerator: Accelerator) -> dict[str, float]:
 
 
 def choose_scenarios(arguments: ThroughputArguments) -> list[Scenario]:
-    scenarios = create_scenarios(arguments, ours.offers)
+    scenarios = create_scenarios(arguments)
     names = [scenario.name for scenario in scenarios]
     for name in arguments.scenarios:
         if name not in names:

@@ -28,11 +28,6 @@ QUIET_FLAGS = {
 DECODE, COPY = "decode and crop", "copy"
 
 
-def offers(flag: str) -> bool:
-    """Whether `scripts/pretrain.py` has such a flag."""
-    return any(field.name == flag for group in fields(pretrain.Flags) for field in fields(group.type))
-
-
 def parse_flags(**flags: Any) -> pretrain.Flags:
     """The flags as `scripts/pretrain.py` reads them.
 
@@ -48,8 +43,7 @@ def parse_flags(**flags: Any) -> pretrain.Flags:
 def prepare(flags: pretrain.Flags, accelerator: Accelerator) -> pretrain.Pretraining:
     """A run that is ready for its first batch."""
     pretraining = pretrain.prepare(flags, accelerator)
-    if hasattr(pretrain, "cache_crops"):
-        pretrain.cache_crops(pretraining, 0)
+    pretrain.cache_crops(pretraining, first_step=0)
     return pretraining
 
 

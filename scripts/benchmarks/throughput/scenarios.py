@@ -1,6 +1,5 @@
 """What each profile measures: contenders that take turns under the same circumstances."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,14 +60,9 @@ class Scenario:
     reads: bool = False
 
 
-def create_scenarios(arguments: ThroughputArguments, offers: Callable[[str], bool]) -> list[Scenario]:
-    """The scenarios of the profile.
-
-    Args:
-        arguments (`ThroughputArguments`): The benchmark's flags.
-        offers (callable): Whether `scripts/pretrain.py` has the flag of a name.
-    """
-    contenders = _contenders(arguments, offers)
+def create_scenarios(arguments: ThroughputArguments) -> list[Scenario]:
+    """The scenarios of the profile that the benchmark's flags ask for."""
+    contenders = _contenders(arguments)
     if arguments.profile == "smoke":
         flags = {**SMOKE, "per_device_train_batch_size": 4, "dataloader_num_workers": 0}
         scenarios = [Scenario("smoke", "A model of one layer, views of 32", flags, contenders, 2, 1, 2, reads=True)]
@@ -84,20 +78,17 @@ def create_scenarios(arguments: ThroughputArguments, offers: Callable[[str], boo
     return [_as_asked(scenario, arguments) for scenario in scenarios]
 
 
-def _contenders(arguments: ThroughputArguments, offers: Callable[[str], bool]) -> list[Entry]:
+def _contenders(arguments: ThroughputArguments) -> list[Entry]:
     compiled = {"torch_compile": True} if arguments.torch_compile else {}
-    cached = dict(compiled)
-    if offers("picture_cache") or arguments.picture_cache is not None:
-        kind = arguments.picture_cache or ("device" if arguments.profile == "gpu" else "memory")
-        cached["picture_cache"] = kind
-        ours = [
-            Entry("ours from files, no cache", "files", {**compiled, "picture_cache": "none"}),
-            Entry(f"ours from files, cache in {kind}", "files", cached),
-        ]
-    else:
-        ours = [Entry("ours from files", "files", cached)]
-    ours += [Entry("ours, synthetic input", "synthetic", cached), Entry("bare arithmetic", "bare", cached)]
-    if arguments.profile == "gpu" and offers("torch_compile") and not arguments.torch_compile:
+    kind = arguments.picture_cache or ("device" if arguments.profile == "gpu" else "memory")
+    cached = {**compiled, "picture_cache": kind}
+    ours = [
+        Entry("ours from files, no cache", "files", {**compiled, "picture_cache": "none"}),
+        Entry(f"ours from files, cache in {kind}", "files", cached),
+        Entry("ours, synthetic input", "synthetic", cached),
+        Entry("bare arithmetic", "bare", cached),
+    ]
+    if arguments.profile == "gpu" and not arguments.torch_compile:
         ours += [
             Entry(f"{entry.name}, compiled", entry.kind, {**cached, "torch_compile": True})
             for entry in ours
@@ -193,16 +184,16 @@ SIZES = {
 }
 
 
-def create_sweeps(arguments: ThroughputArguments, offers: Callable[[str], bool]) -> list[Sweep]:
+def create_sweeps(arguments: ThroughputArguments) -> list[Sweep]:
     """The sweeps that `--sweep` asks for."""
     asked = SWEEPS if "all" in arguments.sweep else [name for name in SWEEPS if name in arguments.sweep]
-    return [_create_sweep(name, arguments, offers) for name in asked]
+    return [_create_sweep(name, arguments) for name in asked]
 
 
-def _create_sweep(name: str, arguments: ThroughputArguments, offers: Callable[[str], bool]) -> Sweep:
+def _create_sweep(name: str, arguments: ThroughputArguments) -> Sweep:
     kind = "files" if name == "workers" else "synthetic"
     # The first of the kind reads every picture anew, where reading counts.
-    flags = next(entry.flags for entry in _contenders(arguments, offers) if entry.kind == kind)
+    flags = next(entry.flags for entry in _contenders(arguments) if entry.kind == kind)
     sizes = SIZES[arguments.profile][name]
     entries = [Entry(f"{name} {size}", kind, {**flags, SWEPT_FLAGS[name]: size}) for size in sizes]
     if name == "workers" and arguments.profile != "gpu":
