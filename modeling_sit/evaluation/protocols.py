@@ -62,10 +62,10 @@ class ProtocolArguments:
         },
     )
     linear_choice_pictures: int = field(
-        default=100_000,
+        default=50_000,
         metadata={
-            "help": "Training pictures at most, those held back among them, that C is chosen on; of more, a random share of each class is taken. The fit "
-            "with the C chosen is to all of them."
+            "help": "Training pictures at most, those held back among them, that C is chosen on; of more, a random share of each "
+            "class is taken. The fit with the C chosen is to all of them."
         },
     )
     linear_solver: Literal["auto", "lbfgs", "sgd"] = field(
