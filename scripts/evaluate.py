@@ -178,7 +178,8 @@ def features_of(
         if features is not None:
             for name, reason in features.skipped:
                 print(f"skipped {name}: {reason}", file=sys.stderr)
-            if not features.features.isfinite().all():
+            # Chunk by chunk, for the check makes a copy.
+            if not all(chunk.isfinite().all() for chunk in features.features.split(65536)):
                 raise UserError(f"{model.name_or_path} gives features that are not finite: its training has diverged")
     return features
 

@@ -1,5 +1,6 @@
 """Figures of predicted labels: each from the metric of its name, with the interval in which it may lie."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -18,6 +19,8 @@ from modeling_sit.evaluation.metrics import load_metric
 
 # How many guesses a picture has in the second accuracy, where there are more labels than that.
 TOP_K = 5
+# Scores that are sorted and handed to a metric at a time: a metric makes a Python number of 32 bytes of each.
+SCORES_AT_A_TIME = 2**22
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,12 @@ class Measurement:
 
 
 def label_figures(
-    draws: list[torch.Tensor], labels: torch.Tensor, *, style: str = "step", num_resamples: int = 1000, seed: int = 0
+    draws: Iterable[torch.Tensor],
+    labels: torch.Tensor,
+    *,
+    style: str = "step",
+    num_resamples: int = 1000,
+    seed: int = 0,
 ) -> list[Figure]:
     """
     Figures of the labels that were predicted, once or, by different training pictures, several times.
@@ -64,18 +72,17 @@ def label_figures(
     it has several: mean average precision, and macro-F1 of the labels with a score of more than 0.5.
 
     Args:
-        draws (`list` of `torch.Tensor` of shape `(num_pictures, num_labels)`):
-            Scores in [0, 1] of every label. Of several, a figure is the mean, and it has a spread.
+        draws (iterable of `torch.Tensor` of shape `(num_pictures, num_labels)`):
+            Scores in [0, 1] of every label. Of several, a figure is the mean, and it has a spread. Of an iterator, one
+            draw's scores are in memory at a time.
         labels (`torch.Tensor` of shape `(num_pictures,)`, or `(num_pictures, num_labels)` of 0 and 1):
             True labels.
         style (`str`, *optional*, defaults to `"step"`): What average precision is: see `metrics/mean_average_precision.py`.
         num_resamples (`int`, *optional*, defaults to 1000): Resamples of the bootstrap.
         seed (`int`, *optional*, defaults to 0): Seed of the bootstrap.
     """
-    draws = [scores.cpu() for scores in draws]
-    num_labels = draws[0].shape[1]
     computed = _of_several_labels if labels.ndim == 2 else _of_one_label
-    measured = [computed(scores, labels, num_labels, style) for scores in draws]
+    measured = [computed(scores.cpu(), labels, scores.shape[1], style) for scores in draws]
     figures = []
     for name in measured[0]:
         values, statistics = zip(*(draw[name] for draw in measured), strict=True)
@@ -101,12 +108,20 @@ def _of_one_label(scores: torch.Tensor, labels: torch.Tensor, num_labels: int, s
     predictions = scores.argmax(dim=1)
     computed: Computed = {"accuracy": (_metric("accuracy", predictions, labels), mean_of(predictions == labels))}
     if num_labels > TOP_K:
-        guesses = scores.sort(dim=1, stable=True).indices[:, -TOP_K:]
-        name = f"top_{TOP_K}_accuracy"
-        value = _metric("top_k_accuracy", scores, labels, key=name, k=TOP_K)
-        computed[name] = (value, mean_of((guesses == labels[:, None]).any(dim=1)))
+        computed[f"top_{TOP_K}_accuracy"] = _top_k_accuracy(scores, labels)
     computed["macro_f1"] = (_metric("macro_f1", predictions, labels), macro_f1_of(predictions, labels, num_labels))
     return computed
+
+
+def _top_k_accuracy(scores: torch.Tensor, labels: torch.Tensor) -> tuple[float, Statistic]:
+    name, at_a_time = f"top_{TOP_K}_accuracy", max(1, SCORES_AT_A_TIME // scores.shape[1])
+    num_right, is_right = 0.0, []
+    for chunk, true in zip(scores.split(at_a_time), labels.split(at_a_time), strict=True):
+        num_right += len(true) * _metric("top_k_accuracy", chunk, true, key=name, k=TOP_K)
+        guesses = chunk.sort(dim=1, stable=True).indices[:, -TOP_K:]
+        is_right.append((guesses == true[:, None]).any(dim=1))
+    # Whole numbers were added, but for rounding.
+    return round(num_right) / len(labels), mean_of(torch.cat(is_right))
 
 
 def _of_several_labels(scores: torch.Tensor, labels: torch.Tensor, num_labels: int, style: str) -> Computed:

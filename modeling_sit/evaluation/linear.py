@@ -13,6 +13,9 @@ from sklearn.linear_model import LogisticRegression
 
 # Fewer steps of stochastic gradients than these end far from the optimum, however small the set is.
 MIN_STEPS = 2000
+# L-BFGS is left at its last iteration after so much work, in products of a feature and a weight: minutes on one core.
+LBFGS_MAX_PRODUCTS = 10**11
+LBFGS_ITERATIONS = (200, 10_000)
 
 
 def linear_predict(
@@ -137,14 +140,14 @@ def fit_by_lbfgs(
     strengths: list[float],
     *,
     statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
-    max_iterations: int = 10_000,
+    max_iterations: int | None = None,
     tolerance: float = 1e-8,
 ) -> list[LinearProbe]:
     """
     Fit probes by L-BFGS (scikit-learn's `LogisticRegression`) in float64, to the optimum unless the iterations run out, nothing
     drawn.
 
-    Several copies of the features in float64 are made: for sets too large for that there is [`fit_by_sgd`].
+    A copy of the features in float64 is made, and several of the scores: for sets too large for that there is [`fit_by_sgd`].
 
     Args:
         features (`torch.Tensor` of shape `(num_pictures, hidden_size)`):
@@ -159,8 +162,9 @@ def fit_by_lbfgs(
             weights` is sought. Each fit starts from the one before, so let them rise.
         statistics (pair of `torch.Tensor`, *optional*):
             Mean and deviation to standardise by. Default: [`standardisation`] of these features.
-        max_iterations (`int`, *optional*, defaults to 10000):
-            Iterations of each fit at most. With hardly any penalty thousands are needed.
+        max_iterations (`int`, *optional*):
+            Iterations of each fit at most. With hardly any penalty thousands are needed. Default: 10,000 up to
+            1e7 = `num_pictures * hidden_size * num_labels`, and in inverse proportion to it beyond, down to 200.
         tolerance (`float`, *optional*, defaults to 1e-8):
             Largest component of the gradient, of the mean over the pictures, at which a fit has ended.
 
@@ -168,7 +172,11 @@ def fit_by_lbfgs(
         `list[LinearProbe]`: One for each of `strengths`.
     """
     mean, scale = statistics or standardisation(features)
-    standardised = ((features.detach().cpu().double() - mean) / scale).numpy()
+    # In place, for each step would make another copy.
+    standardised = features.detach().to("cpu", torch.float64, copy=True).sub_(mean).div_(scale).numpy()
+    if max_iterations is None:
+        fewest, most = LBFGS_ITERATIONS
+        max_iterations = max(fewest, min(most, LBFGS_MAX_PRODUCTS // max(1, features.numel() * num_labels)))
     labels = labels.cpu()
     multi_label = labels.ndim == 2
     targets = labels.T.numpy() > 0.5 if multi_label else [labels.numpy()]
@@ -254,7 +262,7 @@ def fit_by_sgd(
     known = labels.any(dim=0) if multi_label else torch.bincount(labels, minlength=num_labels) > 0
     never = torch.zeros(num_labels, device=device).masked_fill_(~known.to(device), -torch.inf)
     penalty = 0.5 / (torch.tensor(strengths, device=device) * len(features))
-    optimizer = torch.optim.Adam([weight, bias], lr=learning_rate)
+    optimizer = torch.optim.Adam([weight, bias], lr=learning_rate, fused=True)
     steps_an_epoch = -(-len(features) // batch_size)
     epochs = max(epochs, -(-MIN_STEPS // steps_an_epoch))
     num_steps = epochs * steps_an_epoch

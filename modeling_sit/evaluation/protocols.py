@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,9 +20,11 @@ from modeling_sit.evaluation.subsets import draw_held_back, draw_per_class, draw
 
 logger = logging.getLogger(__name__)
 
-# From so many numbers in the features and the scores of the training pictures on, L-BFGS is left for stochastic gradients:
-# it would hold several copies of 800 MB.
+# L-BFGS is left for stochastic gradients from so many numbers in the features and the scores of the training pictures on,
+# of which it would hold several copies of 800 MB; and from so many products of a feature and a weight in each iteration,
+# of which there are hundreds for each strength: some tenths of a second on one core.
 LBFGS_MAX_NUMBERS = 10**8
+LBFGS_MAX_PRODUCTS = 10**9
 RECALL_RANKS = (1, 5, 10)
 
 
@@ -59,12 +61,20 @@ class ProtocolArguments:
             "help": "Share of each class's training pictures that is held back to choose C by, and then put back."
         },
     )
+    linear_choice_pictures: int = field(
+        default=50_000,
+        metadata={
+            "help": "Training pictures at most, those held back among them, that C is chosen on; of more, a random share of each "
+            "class is taken. The fit with the C chosen is to all of them."
+        },
+    )
     linear_solver: Literal["auto", "lbfgs", "sgd"] = field(
         default="auto",
         metadata={
-            "help": "How `linear` and `fewshot` are fitted: `lbfgs` to the optimum, with several copies of the features in "
-            "float64 in memory, or `sgd`, stochastic gradients on --device, near to it for C up to about 1. `auto` is lbfgs up to 1e8 numbers, "
-            "pictures x (size of the features + classes), and sgd beyond."
+            "help": "How `linear` and `fewshot` are fitted: `lbfgs` to the optimum, with copies of the features and of the scores in "
+            "float64 in memory, or `sgd`, stochastic gradients on --device, near to it for C up to about 1. `auto` is lbfgs "
+            "for up to 1e8 numbers, pictures x (size of the features + classes), and up to 1e9 pictures x size x classes, and "
+            "sgd beyond."
         },
     )
     linear_epochs: int = field(
@@ -106,7 +116,10 @@ class ProtocolArguments:
         for name in self.chosen:
             if name not in PROTOCOLS:
                 raise ValueError(f"--protocols {self.protocols}: no protocol {name!r}, only {', '.join(PROTOCOLS)}")
-        for name in ("knn_k", "linear_epochs", "linear_batch_size", "fewshot_draws", "bootstrap_resamples"):
+        for name in (
+            *("knn_k", "linear_choice_pictures", "linear_epochs", "linear_batch_size"),
+            *("fewshot_draws", "bootstrap_resamples"),
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
         for name in ("knn_temperature", "fewshot_c"):
@@ -173,20 +186,11 @@ def linear(
     Raises:
         [`UserError`]: If a class has one training picture, and there is a choice.
     """
-    solver = _solver(train, label_names, arguments)
+    solver = _solver(len(train.labels), train, label_names, arguments)
     strengths = sorted(set(arguments.linear_c))
-    held_back_values = {}
+    choice = {}
     if len(strengths) > 1:
-        _check_can_be_held_back(train, label_names)
-        rest, held_back = (
-            features_of_rows(train, rows)
-            for rows in draw_held_back(train.labels, label_names, arguments.linear_held_back, arguments.seed)
-        )
-        probes = _fit(rest, label_names, strengths, solver, arguments, device)
-        held_back_values = {
-            strength: main_value(probe.predict(held_back.features), held_back.labels)
-            for strength, probe in zip(strengths, probes, strict=True)
-        }
+        held_back_values, choice = _values_held_back(train, label_names, strengths, solver, arguments, device)
         # Of equally good ones, the strongest penalty.
         chosen = max(strengths, key=lambda strength: held_back_values[strength])
         if chosen in (strengths[0], strengths[-1]):
@@ -196,10 +200,36 @@ def linear(
     if not probe.converged:
         logger.warning("linear: at --linear_c %g the fit stopped before its optimum; try smaller ones", strengths[0])
     figures = label_figures([probe.predict(validation.features)], validation.labels, **arguments.of_figures)
-    settings = {"c": strengths[0], "solver": solver, "seed": arguments.seed}
-    if held_back_values:
-        settings["held_back"] = {f"{strength:g}": value for strength, value in held_back_values.items()}
-    return Measurement(figures, settings)
+    return Measurement(figures, {"c": strengths[0], "solver": solver, "seed": arguments.seed, **choice})
+
+
+def _values_held_back(
+    train: Features,
+    label_names: list[str],
+    strengths: list[float],
+    solver: str,
+    arguments: ProtocolArguments,
+    device: torch.device,
+) -> tuple[dict[float, float], dict[str, Any]]:
+    """How good each strength is on the part held back, and what `eval_results.json` is told of the choice."""
+    _check_can_be_held_back(train, label_names)
+    parts = draw_held_back(train.labels, label_names, arguments.linear_held_back, arguments.seed)
+    share = arguments.linear_choice_pictures / len(train.labels)
+    if share < 1:
+        parts = [rows[draw_share(train.labels[rows], label_names, share, arguments.seed)] for rows in parts]
+    rest, held_back = (features_of_rows(train, rows) for rows in parts)
+    probes = _fit(rest, label_names, strengths, solver, arguments, device)
+    values = {
+        strength: main_value(probe.predict(held_back.features), held_back.labels)
+        for strength, probe in zip(strengths, probes, strict=True)
+    }
+    choice: dict[str, Any] = {"held_back": {f"{strength:g}": value for strength, value in values.items()}}
+    if share < 1:
+        choice["num_choice"] = len(rest.labels) + len(held_back.labels)
+    cut_off = [f"{strength:g}" for strength, probe in zip(strengths, probes, strict=True) if not probe.converged]
+    if cut_off:
+        choice["held_back_before_optimum"] = cut_off
+    return values, choice
 
 
 def fewshot(
@@ -211,25 +241,26 @@ def fewshot(
     Raises:
         [`UserError`]: If a class has fewer pictures than `--fewshot_labels` asks for.
     """
-    solver = _solver(train, label_names, arguments)
     statistics = standardisation(train.features)
-    figures, num_chosen = [], {}
-    for budget in arguments.fewshot_labels:
-        draws = []
-        for draw in range(arguments.fewshot_draws):
-            seed = arguments.seed * arguments.fewshot_draws + draw
-            if budget.endswith("%"):
-                rows = draw_share(train.labels, label_names, float(budget[:-1]) / 100, seed)
-            else:
-                rows = _draw_per_class(train, label_names, int(budget), seed)
-            chosen = features_of_rows(train, rows)
-            (probe,) = _fit(chosen, label_names, [arguments.fewshot_c], solver, arguments, device, statistics)
-            draws.append(probe.predict(validation.features))
-            num_chosen[budget] = len(rows)
+    drawn = {
+        budget: [_few_shots(train, label_names, budget, draw, arguments) for draw in range(arguments.fewshot_draws)]
+        for budget in arguments.fewshot_labels
+    }
+    num_chosen = {budget: len(draws[-1]) for budget, draws in drawn.items()}
+    solver = _solver(max(num_chosen.values()), train, label_names, arguments)
+
+    def scores_of(rows: torch.Tensor) -> torch.Tensor:
+        chosen = features_of_rows(train, rows)
+        (probe,) = _fit(chosen, label_names, [arguments.fewshot_c], solver, arguments, device, statistics)
+        return probe.predict(validation.features)
+
+    figures = []
+    for budget, draws in drawn.items():
         suffix = budget.replace("%", "_percent") if budget.endswith("%") else f"{budget}_per_class"
         figures += [
             Figure(f"{figure.name}_{suffix}", figure.value, figure.interval, figure.spread)
-            for figure in label_figures(draws, validation.labels, **arguments.of_figures)
+            # One draw after the other: the scores of many labels take more memory than the features.
+            for figure in label_figures(map(scores_of, draws), validation.labels, **arguments.of_figures)
         ]
     settings = {"c": arguments.fewshot_c, "solver": solver, "draws": arguments.fewshot_draws, "seed": arguments.seed}
     return Measurement(figures, {**settings, "num_chosen": num_chosen})
@@ -270,11 +301,12 @@ def retrieval(
     return Measurement(figures, {"num_queries": len(answerable), "unanswerable": int((~answerable).sum())})
 
 
-def _solver(train: Features, label_names: list[str], arguments: ProtocolArguments) -> str:
+def _solver(num_pictures: int, train: Features, label_names: list[str], arguments: ProtocolArguments) -> str:
     if arguments.linear_solver != "auto":
         return arguments.linear_solver
-    num_pictures, size = train.features.shape
-    return "lbfgs" if num_pictures * (size + len(label_names)) <= LBFGS_MAX_NUMBERS else "sgd"
+    size = train.features.shape[1]
+    num_numbers, num_products = num_pictures * (size + len(label_names)), num_pictures * size * len(label_names)
+    return "lbfgs" if num_numbers <= LBFGS_MAX_NUMBERS and num_products <= LBFGS_MAX_PRODUCTS else "sgd"
 
 
 def _fit(
@@ -307,6 +339,15 @@ def _check_can_be_held_back(train: Features, label_names: list[str]) -> None:
             f"only one training picture of {_some(single)}, so none can be held back to choose the penalty of `linear` by: "
             "give one --linear_c, such as 0.1, or add pictures"
         )
+
+
+def _few_shots(
+    train: Features, label_names: list[str], budget: str, draw: int, arguments: ProtocolArguments
+) -> torch.Tensor:
+    seed = arguments.seed * arguments.fewshot_draws + draw
+    if budget.endswith("%"):
+        return draw_share(train.labels, label_names, float(budget[:-1]) / 100, seed)
+    return _draw_per_class(train, label_names, int(budget), seed)
 
 
 def _draw_per_class(train: Features, label_names: list[str], count: int, seed: int) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-# Similarities that are computed and sorted at a time: 4 MB in float32, and some fifteen times that with what is made of them.
-SIMILARITIES_AT_A_TIME = 2**20
+# Similarities that are computed at a time: 128 MB in float32. Fewer queries at a time would read the gallery for hardly any.
+SIMILARITIES_AT_A_TIME = 2**25
+GALLERY_AT_A_TIME = 16384
 
 
 @dataclass(frozen=True)
@@ -65,31 +67,51 @@ def rank_gallery(
             Their labels.
 
     Returns:
-        [`Ranking`]: On the CPU. Working memory does not depend on the number of queries.
+        [`Ranking`]: On the CPU. Working memory is bounded, whatever the number of queries, and of the gallery up to
+        `SIMILARITIES_AT_A_TIME`; only a gallery that lies on another device than the queries is copied to theirs.
     """
     device = query_features.device
-    gallery = F.normalize(gallery_features.to(device), dim=1)
+    gallery = gallery_features.to(device)
     gallery_labels = gallery_labels.to(device)
     num_queries = len(query_features)
     # Made beforehand: small results that are kept among large ones that are freed leave holes which memory does not fill.
     average_precision = torch.zeros(num_queries, dtype=torch.float64)
     first_hit = torch.zeros(num_queries, dtype=torch.long)
     num_hits_of_all = torch.zeros(num_queries, dtype=torch.long)
-    ranks = torch.arange(1, len(gallery) + 1, device=device)
     at_a_time = max(1, SIMILARITIES_AT_A_TIME // len(gallery))
     for start in range(0, num_queries, at_a_time):
-        queries = slice(start, start + at_a_time)
-        similarities = F.normalize(query_features[queries], dim=1) @ gallery.T
-        order = similarities.sort(dim=1, descending=True, stable=True).indices
-        labels = query_labels[queries].to(device)
-        if labels.ndim == 2:
-            hits = (labels.float() @ gallery_labels.float().T > 0).gather(1, order)
-        else:
-            hits = gallery_labels[order] == labels[:, None]
-        num_hits = hits.cumsum(dim=1)
-        total = num_hits[:, -1]
-        precision = torch.where(hits, num_hits.double() / ranks, 0.0).sum(dim=1)
-        average_precision[queries] = (precision / total.clamp_min(1)).cpu()
-        first_hit[queries] = torch.where(total > 0, hits.long().argmax(dim=1) + 1, 0).cpu()
-        num_hits_of_all[queries] = total.cpu()
+        chunk = F.normalize(query_features[start : start + at_a_time], dim=1)
+        similarities = torch.cat(
+            [chunk @ F.normalize(part, dim=1).T for part in gallery.split(GALLERY_AT_A_TIME)], dim=1
+        )
+        for query, row in enumerate(similarities, start):
+            ranks = _ranks_of_hits(row, _is_hit(gallery_labels, query_labels[query].to(device)))
+            num_hits_of_all[query] = len(ranks)
+            if len(ranks) > 0:
+                first_hit[query] = ranks[0]
+                precision = torch.arange(1, len(ranks) + 1, device=ranks.device, dtype=torch.float64) / ranks
+                average_precision[query] = precision.mean()
     return Ranking(average_precision, first_hit, num_hits_of_all)
+
+
+def _is_hit(gallery_labels: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    if label.ndim == 0:
+        return gallery_labels == label
+    return (gallery_labels.bool() & label.bool()).any(dim=1)
+
+
+def _ranks_of_hits(similarities: torch.Tensor, is_hit: torch.Tensor) -> torch.Tensor:
+    """Ranks from 1 of the hits, ascending, of one query's similarities `(num_gallery,)`; of equals, the first come first."""
+    if similarities.device.type != "cpu" or similarities.dtype != torch.float32:
+        order = similarities.sort(descending=True, stable=True).indices
+        return is_hit[order].nonzero()[:, 0] + 1
+    # NumPy sorts whole numbers several times as fast as PyTorch finds a stable order. The upper half of each is the
+    # similarity, whose bits, those of negative numbers but the sign turned over, have its order; minus zero is zero. The
+    # lower half is the place, so that all are different and ranks are found by bisection.
+    bits = (similarities + 0.0).numpy().view(np.int32)
+    ascending = np.where(bits < 0, bits ^ np.int32(2**31 - 1), bits)
+    keys = (~ascending).astype(np.int64) << 32 | np.arange(len(bits))
+    of_hits = keys[is_hit.numpy()]
+    keys.sort()
+    of_hits.sort()
+    return torch.from_numpy(np.searchsorted(keys, of_hits) + 1)

@@ -130,6 +130,7 @@ def test_every_page_is_looked_at():
         "transfer.md",
         "sharing.md",
         "other_formats.md",
+        "scaling.md",
     }
     for page in PAGES:
         fences = len(re.findall(r"^```(?:bash|python)$", page.read_text(), re.MULTILINE))
@@ -157,6 +158,12 @@ OTHERS = {
     "--requeue",
     "--signal",
     "--threads",
+    "--profile",
+    "--measure",
+    "--resize",
+    "--pictures_per_second_per_device",
+    "--num_train",
+    "--num_validation",
 }
 
 

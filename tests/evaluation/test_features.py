@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from modeling_sit.data.sources import picture_name
-from modeling_sit.evaluation.features import extract_features
+from modeling_sit.evaluation.features import _moved_together, extract_features
 
 TINY_VIT = {
     "hidden_size": 32,
@@ -253,3 +253,12 @@ def test_nothing_is_drawn_from_the_global_generator(vit, pictures, processor):
 def test_batch_of_nothing(vit, pictures, processor):
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         extract_features(vit, make_dataset(pictures), processor, batch_size=0)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 100])
+def test_readable_rows_are_moved_together_in_place(chunk_size):
+    features = torch.arange(40.0).reshape(20, 2)
+    readable = torch.rand(20, generator=torch.Generator().manual_seed(0)) < 0.7
+    expected = features[readable]
+    moved = _moved_together(features, readable, chunk_size)
+    assert torch.equal(moved, expected) and moved.data_ptr() == features.data_ptr()

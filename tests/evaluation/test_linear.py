@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from modeling_sit.evaluation import linear
 from modeling_sit.evaluation.linear import fit_by_lbfgs, fit_by_sgd, linear_predict, standardisation
 
 
@@ -175,6 +176,28 @@ def test_hardly_any_penalty_is_fitted_to_the_end_too(digits):
     newton = LogisticRegression(C=1000.0, solver="newton-cg", tol=1e-8, max_iter=1000).fit(x, train_labels.numpy())
     expected = torch.from_numpy(newton.predict_proba(y)).float()
     torch.testing.assert_close(probe.predict(features), expected, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize(("products", "iterations"), [(10**11, 10_000), (600 * 64 * 10 * 300, 300), (1, 200)])
+def test_iterations_fall_with_the_size_of_the_set(digits, monkeypatch, products, iterations):
+    asked_for = []
+
+    def note_iterations(standardised, target, strengths, max_iterations, tolerance):
+        asked_for.append(max_iterations)
+        return [(np.zeros((10, 64)), np.zeros(10), True)]
+
+    monkeypatch.setattr(linear, "LBFGS_MAX_PRODUCTS", products)
+    monkeypatch.setattr(linear, "_fit_path", note_iterations)
+    fit_by_lbfgs(digits[0], digits[1], 10, [1.0])
+    fit_by_lbfgs(digits[0], digits[1], 10, [1.0], max_iterations=7)
+    assert asked_for == [iterations, 7]
+
+
+def test_lbfgs_leaves_features_in_float64_as_they_are():
+    train, labels = blobs(40, 3)
+    features = train.double()
+    fit_by_lbfgs(features, labels, 3, [1.0])
+    assert torch.equal(features, train.double())
 
 
 def test_sgd_is_within_half_a_point_of_scikit_learn(digits):

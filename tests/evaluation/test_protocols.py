@@ -80,6 +80,38 @@ def test_validation_pictures_have_no_part_in_the_choice(digits):
     assert chosen[0] == chosen[1]
 
 
+def test_of_many_pictures_the_strength_is_chosen_on_a_share(digits, monkeypatch):
+    fitted = []
+
+    def note_size(train, *rest):
+        fitted.append(len(train.labels))
+        return fit(train, *rest)
+
+    fit = protocols._fit
+    monkeypatch.setattr(protocols, "_fit", note_size)
+    figures, measurement = measure("linear", digits, linear_c=[1e-5, 0.1], linear_choice_pictures=200)
+    assert measurement.settings["num_choice"] == pytest.approx(200, abs=5)
+    assert fitted == [pytest.approx(160, abs=5), 500]  # a fifth held back, and the fit itself is to all
+    assert measurement.settings["c"] == 0.1 and measurement.settings["held_back"]["0.1"] > 0.7
+    assert figures == measure("linear", digits, linear_c=[0.1])[0]
+    assert "num_choice" not in measure("linear", digits, linear_c=[1e-5, 0.1], linear_choice_pictures=500)[1].settings
+
+
+def test_choices_before_the_optimum_are_told(digits, monkeypatch):
+    short = protocols.fit_by_lbfgs
+    monkeypatch.setattr(protocols, "fit_by_lbfgs", lambda *rest, **named: short(*rest, **named, max_iterations=60))
+    _, measurement = measure("linear", digits, linear_c=[1e-5, 1.0])
+    assert measurement.settings["held_back_before_optimum"] == ["1"]
+
+
+def test_few_shots_of_many_pictures_are_fitted_to_the_optimum(digits, monkeypatch):
+    """The solver goes by what is fitted, not by what it is drawn from."""
+    monkeypatch.setattr(protocols, "LBFGS_MAX_PRODUCTS", 100 * 64 * 10)
+    assert measure("fewshot", digits, fewshot_labels=["10%"], fewshot_draws=1)[1].settings["solver"] == "lbfgs"
+    monkeypatch.setattr("modeling_sit.evaluation.linear.MIN_STEPS", 10)
+    assert measure("fewshot", digits, fewshot_labels=["50%"], fewshot_draws=1)[1].settings["solver"] == "sgd"
+
+
 def test_one_strength_is_taken_as_it_is(digits):
     _, measurement = measure("linear", digits, linear_c=[0.3])
     assert measurement.settings == {"c": 0.3, "solver": "lbfgs", "seed": 0}
@@ -210,6 +242,7 @@ def test_mistakes(digits):
         ({"knn_k": 0}, "--knn_k 0: must be at least 1"),
         ({"fewshot_draws": 0}, "--fewshot_draws 0"),
         ({"bootstrap_resamples": 0}, "--bootstrap_resamples 0"),
+        ({"linear_choice_pictures": 0}, "--linear_choice_pictures 0"),
         ({"linear_c": [1.0, 0.0]}, "--linear_c 0.0"),
         ({"linear_c": [float("nan")]}, "--linear_c nan"),
         ({"fewshot_c": -1.0}, "--fewshot_c -1.0"),

@@ -70,3 +70,24 @@ def test_chance_is_the_mean_over_all_orders(num_hits):
     for rank in (1, 3, 6):
         assert recall_by_chance(count, 6, rank).item() == pytest.approx(np.mean([o[:rank].any() for o in orders]))
     assert average_precision_by_chance(torch.tensor([1]), 1).item() == 1
+
+
+def test_ranks_by_whole_numbers_are_those_of_a_stable_order():
+    generator = torch.Generator().manual_seed(0)
+    # Many equals, both zeros, and both signs: as of pictures that are there twice.
+    similarities = torch.randint(-6, 7, (300,), generator=generator).float() / 6
+    similarities[similarities == 0] = torch.tensor([0.0, -0.0]).repeat(300)[: int((similarities == 0).sum())]
+    is_hit = torch.rand(300, generator=generator) < 0.3
+    expected = np.flatnonzero(is_hit.numpy()[np.argsort(-similarities.numpy(), kind="stable")]) + 1
+    assert retrieval._ranks_of_hits(similarities, is_hit).tolist() == expected.tolist()
+    assert retrieval._ranks_of_hits(similarities.double(), is_hit).tolist() == expected.tolist()
+    assert retrieval._ranks_of_hits(similarities, torch.zeros(300, dtype=torch.bool)).tolist() == []
+
+
+def test_gallery_in_parts(monkeypatch):
+    gallery, queries, labels = features(30, 0), features(12, 1), torch.arange(30) % 4
+    whole = rank_gallery(gallery, labels, queries, torch.arange(12) % 4)
+    monkeypatch.setattr(retrieval, "GALLERY_AT_A_TIME", 7)
+    parts = rank_gallery(gallery, labels, queries, torch.arange(12) % 4)
+    torch.testing.assert_close(parts.average_precision, whole.average_precision)
+    assert torch.equal(parts.first_hit, whole.first_hit)
