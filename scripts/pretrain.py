@@ -230,8 +230,7 @@ def pretrain(flags: Flags) -> None:
 def run(pretraining: Pretraining, state: RunState, started: float) -> None:
     """Train in the output folder, from the start or from a checkpoint, and leave the model and its card."""
     accelerator, flags, output_dir = pretraining.accelerator, pretraining.flags, Path(pretraining.flags.run.output_dir)
-    # Nothing of an earlier run is replaced before all that this one needs is known to be right.
-    checkpoint = share_main_process_result(accelerator, lambda: prepare_output_dir(output_dir, flags.run))
+    checkpoint = share_main_process_result(accelerator, lambda: check_output_dir(output_dir, flags.run))
     if checkpoint is not None:
         state = resume(pretraining, checkpoint, state)
     if is_finished(pretraining, state):
@@ -239,8 +238,10 @@ def run(pretraining: Pretraining, state: RunState, started: float) -> None:
         if pretraining.pusher is not None:
             pretraining.pusher.push_finished()
         return
-    delete_checkpoints_after(accelerator, output_dir, state.step)
     cache_crops(pretraining, state.step)
+    # Nothing of an earlier run is replaced before all that this one needs is known to be right.
+    share_main_process_result(accelerator, lambda: prepare_output_dir(output_dir, flags.run, checkpoint))
+    delete_checkpoints_after(accelerator, output_dir, state.step)
     start_trackers(accelerator, output_dir, state.settings, state.step)
 
     state.starts.append(describe_start(state.step, accelerator.device, accelerator.num_processes))

@@ -186,14 +186,15 @@ def _state_digest(state: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(state).encode(), digest_size=16).hexdigest()
 
 
-def prepare_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path | None:
-    """Make the output folder ready, as [`check_output_dir`] allows; for the main process."""
-    checkpoint = check_output_dir(output_dir, arguments)
+def prepare_output_dir(output_dir: Path, arguments: PretrainingArguments, checkpoint: Path | None) -> None:
+    """Make the output folder ready for a run that goes on from what [`check_output_dir`] gave; for the main process.
+
+    What is there of another run is deleted.
+    """
     output_dir.mkdir(parents=True, exist_ok=True)
     if not _goes_on(output_dir, arguments, checkpoint):
         _delete(output_dir, _old_run(output_dir))
     _clear_leftovers(output_dir)
-    return checkpoint
 
 
 def check_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path | None:

@@ -707,13 +707,19 @@ class TestMistakes:
         assert len(metrics_of(folder)) == 1
 
     @pytest.mark.parametrize(
-        "mistake",
-        [{"dataset": "/no/such/folder"}, {"hiden_size": 3}, {"batch_size": 2000}, {"num_attention_heads": 3}],
+        "flags, mistake",
+        [
+            ([], {"dataset": "/no/such/folder"}),
+            ([], {"hiden_size": 3}),
+            ([], {"batch_size": 2000}),
+            ([], {"num_attention_heads": 3}),
+            (["--picture_cache", "disk", "--picture_cache_dir", "/dev/null/cache"], {}),
+        ],
     )
-    def test_overwriting_loses_nothing_before_the_new_run_can_start(self, pretrain, refused, mistake):
+    def test_overwriting_loses_nothing_before_the_new_run_can_start(self, pretrain, refused, flags, mistake):
         folder = pretrain(name="run")
         before = {path.name for path in folder.iterdir()}
-        refused("--overwrite_output_dir", name="run", **mistake)
+        refused("--overwrite_output_dir", *flags, name="run", **mistake)
         assert {path.name for path in folder.iterdir()} == before
         assert checkpoints_of(folder) == [2]
 

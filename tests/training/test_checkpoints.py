@@ -18,6 +18,7 @@ from modeling_sit.training import checkpoints
 from modeling_sit.training.arguments import PretrainingArguments
 from modeling_sit.training.checkpoints import (
     RunState,
+    check_output_dir,
     checkpoint_path,
     delete_checkpoints_after,
     delete_old_checkpoints,
@@ -112,7 +113,10 @@ def output_dir(tmp_path):
 
 
 def prepare(output_dir, **settings):
-    return prepare_output_dir(output_dir, PretrainingArguments("some", output_dir=str(output_dir), **settings))
+    arguments = PretrainingArguments("some", output_dir=str(output_dir), **settings)
+    checkpoint = check_output_dir(output_dir, arguments)
+    prepare_output_dir(output_dir, arguments, checkpoint)
+    return checkpoint
 
 
 def damage(path) -> None:

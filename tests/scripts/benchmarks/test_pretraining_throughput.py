@@ -173,6 +173,21 @@ def test_all_flags_of_the_profiles_are_those_of_the_program(profile, capsys):
         assert len(sweep.sizes) == len(sweep.scenario.entries) > 1
 
 
+@pytest.mark.parametrize(
+    "profile, rates, precision",
+    [
+        ("cpu", {torch.float32: 1.0, torch.bfloat16: 2.0}, "bf16"),
+        ("cpu", {torch.float32: 1.0, torch.bfloat16: 1.1}, "no"),
+        ("smoke", {torch.float32: 1.0, torch.bfloat16: 2.0}, "no"),
+        ("gpu", {}, "bf16"),
+    ],
+)
+def test_precision_is_the_one_that_pays(load_program, monkeypatch, profile, rates, precision):
+    program = load_program(PROGRAM)
+    monkeypatch.setattr(program, "matrix_rate", lambda device, dtype: rates[dtype])
+    assert program.choose_precision(ThroughputArguments(profile=profile)) == precision
+
+
 def test_flags_that_the_program_does_not_have_are_one_line(capsys):
     with pytest.raises(SystemExit) as end:
         ours.parse_flags(dataset="digits", output_dir="runs", picture_cash="none")
