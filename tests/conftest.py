@@ -74,7 +74,7 @@ def save_pictures():
 def load_program(monkeypatch):
     """Import a program of `scripts/` by its name; those that it imports are found too."""
     # Behind the installed packages, for scripts/evaluate.py has the name of one.
-    monkeypatch.setattr(sys, "path", [*sys.path, str(SCRIPTS)])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(SCRIPTS), str(SCRIPTS / "benchmarks")])
 
     def load(name: str):
         known_as = "evaluate_program" if name == "evaluate" else name  # the other name is the library's

@@ -147,8 +147,9 @@ def test_links_lead_somewhere(page):
 PROGRAMS = [
     *("pretrain", "finetune", "evaluate", "compare", "embed", "tile_pictures", "convert_checkpoint", "push_to_hub"),
     *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
+    *(f"benchmarks/{name}" for name in ("corruption", "evaluation_memory", "pretraining_throughput", "scaling")),
 ]
-# Of accelerate, of the Hub's own command, of SLURM and of the benchmarks.
+# Of accelerate, of the Hub's own command and of SLURM.
 OTHERS = {
     "--config_file",
     "--num_processes",
@@ -157,13 +158,6 @@ OTHERS = {
     "--local-dir",
     "--requeue",
     "--signal",
-    "--threads",
-    "--profile",
-    "--measure",
-    "--resize",
-    "--pictures_per_second_per_device",
-    "--num_train",
-    "--num_validation",
 }
 
 
