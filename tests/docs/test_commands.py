@@ -147,7 +147,10 @@ def test_links_lead_somewhere(page):
 PROGRAMS = [
     *("pretrain", "finetune", "evaluate", "compare", "embed", "tile_pictures", "convert_checkpoint", "push_to_hub"),
     *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
-    *(f"benchmarks/{name}" for name in ("corruption", "evaluation_memory", "pretraining_throughput", "scaling")),
+    *(
+        f"benchmarks/{name}"
+        for name in ("augmentation", "corruption", "evaluation_memory", "pretraining_throughput", "scaling")
+    ),
 ]
 # Of accelerate, of the Hub's own command and of SLURM.
 OTHERS = {

@@ -29,16 +29,23 @@ def plain_view(
         image_shape (pair of `int`): Height and width in pixels.
         image_mean, image_std (lists of three `float`): Of values in [0, 1].
     """
+    crop = v2.RandomResizedCrop(
+        image_shape,
+        scale=tuple(arguments.crop_scale),
+        ratio=tuple(arguments.crop_ratio),
+        interpolation=v2.InterpolationMode.BICUBIC,
+    )
+    return v2.Compose([crop, plain_augmentation(arguments, view, image_shape, image_mean, image_std)])
+
+
+def plain_augmentation(
+    arguments: ViewArguments, view: int, image_shape: tuple[int, int], image_mean: list[float], image_std: list[float]
+) -> v2.Compose:
+    """What follows the crop in [`plain_view`], of a PIL picture or of pixels, uint8 `(channels, height, width)`."""
     sigma = [value * max(image_shape) / 224 for value in arguments.blur_sigma]
     kernel_size = 2 * max(1, round(2 * sigma[1])) + 1
     return v2.Compose(
         [
-            v2.RandomResizedCrop(
-                image_shape,
-                scale=tuple(arguments.crop_scale),
-                ratio=tuple(arguments.crop_ratio),
-                interpolation=v2.InterpolationMode.BICUBIC,
-            ),
             v2.RandomHorizontalFlip(arguments.horizontal_flip_probability),
             v2.RandomVerticalFlip(arguments.vertical_flip_probability),
             v2.RandomApply([v2.ColorJitter(*arguments.color_jitter)], arguments.color_jitter_probability),
