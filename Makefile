@@ -9,10 +9,14 @@ BIN := $(VENV)/bin
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(VENV)/installed ## Make the environment in .venv, with all that the programs and the tests need
+install: $(VENV)/installed ## Make the environment in .venv, with all that the programs need
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[train]"
+	@touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[train,test]"
 	@touch $@
 
@@ -21,13 +25,13 @@ quickstart: install ## Pretrain on the built-in digits, fine-tune, compare; minu
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/quickstart.py
 
 # One thread a worker: workers that each use all cores get in one another's way.
-test: install ## Run the test suite
+test: $(VENV)/installed-for-tests ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
-test-slow: install ## Run the tests that take minutes
+test-slow: $(VENV)/installed-for-tests ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-lint: install ## Check style
+lint: $(VENV)/installed-for-tests ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
