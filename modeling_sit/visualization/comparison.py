@@ -34,5 +34,6 @@ def comparison_chart(figures: dict[tuple[float, str], list[float]], x_label: str
             axes.plot([place] * len(values), values, "o", color="black", markersize=3)
     axes.set_xticks(range(len(shares)), [f"{100 * share:g} %" for share in shares])
     axes.set(xlabel=x_label, ylabel=f"{figure_name} (%), dots: seeds", ylim=(0, 100))
-    axes.legend(loc="upper left", frameon=True)
+    # Above the panel, where no bar is.
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(kinds), frameon=False)
     return figure

@@ -29,6 +29,13 @@ def test_words():
     assert {text.get_text() for text in axes.texts} == {"55.0", "85.0", "91.0", "96.0"}
 
 
+def test_the_legend_hides_no_bar():
+    figure = comparison_chart(ACCURACIES, "share of the labels", "accuracy")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_legend().get_window_extent().y0 >= axes.bbox.y1
+
+
 def test_one_seed_and_one_kind(tmp_path):
     figure = comparison_chart({(1.0, "pretrained"): [0.5]}, "share", "accuracy")
     figure.savefig(tmp_path / "chart.png")
