@@ -378,6 +378,8 @@ class TestGoingOn:
             ("--dataloader_num_workers", 2),
             ("--gradient_accumulation_steps", 2),
             ("--gradient_accumulation_steps", 2, "--dataloader_num_workers", 1, "--mixed_precision", "bf16"),
+            ("--picture_cache", "memory", "--dataloader_num_workers", 2),
+            ("--picture_cache", "device", "--dataloader_num_workers", 1),
         ],
     )
     def test_bit_for_bit(self, pretrain, run_program, load_program, monkeypatch, tmp_path, flags):
