@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
 import datasets
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from modeling_sit.cli.errors import UserError
 from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset
 from modeling_sit.data.device_pictures import CropsOnDevice, DevicePictures
+from modeling_sit.data.free_memory import free_memory
 from modeling_sit.data.picture_cache import (
     CacheTooLarge,
     PictureCache,
@@ -179,7 +179,7 @@ class _Keeper:
 
     def _room(self, kind: str, share: float) -> int:
         if kind == "memory" or (kind == "device" and self.device.type != "cuda"):
-            return int(share * _free_memory())
+            return int(share * free_memory())
         if kind == "device":
             free, total = torch.cuda.mem_get_info(self.device)
             return min(int(share * total), int(AT_MOST["device"] * free))
@@ -309,24 +309,6 @@ def _delete_others(folder: Path, path: Path, kept: int) -> None:
         with open(other, "rb") as file:
             if lock_against_deletion(file):
                 other.unlink()
-
-
-def _free_memory() -> int:
-    """Bytes of memory that this process may still take: of the machine, or of the container that it is in."""
-    free = psutil.virtual_memory().available
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path("/sys/fs/cgroup", limit).read_text()) - int(_cgroup(used)))
-        except (OSError, ValueError):  # there is no such file, or no limit
-            continue
-    return max(0, free)
-
-
-def _cgroup(name: str) -> str:
-    return Path("/sys/fs/cgroup", name).read_text()
 
 
 def _num_cores() -> int:

@@ -320,7 +320,7 @@ class TestInMemory:
         assert not held()
 
     def test_without_room(self, folder, monkeypatch):
-        monkeypatch.setattr(caching, "_free_memory", lambda: 1000)
+        monkeypatch.setattr(caching, "free_memory", lambda: 1000)
         for kind in ("memory", "device"):
             with pytest.raises(UserError, match=rf"--picture_cache {kind}: .* room for 900 B; choose disk, or none"):
                 cached(folder, kind)
@@ -339,12 +339,12 @@ class TestAuto:
         assert decoded == []
 
     def test_is_disk_where_memory_is_short(self, folder, tmp_path, monkeypatch):
-        monkeypatch.setattr(caching, "_free_memory", lambda: 1000)
+        monkeypatch.setattr(caching, "free_memory", lambda: 1000)
         kept = cached(folder, "auto", tmp_path / "cache")
         assert [kept.pictures.path] == files_of(tmp_path / "cache")
 
     def test_is_nowhere_where_all_is_short_and_says_why(self, folder, tmp_path, monkeypatch, capsys, decoded):
-        monkeypatch.setattr(caching, "_free_memory", lambda: 1000)
+        monkeypatch.setattr(caching, "free_memory", lambda: 1000)
         monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
         assert isinstance(cached(folder, "auto", tmp_path / "cache").pictures, DecodedPictures)
         (line,) = capsys.readouterr().err.splitlines()
