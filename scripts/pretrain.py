@@ -31,7 +31,7 @@ from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.augmentation import ViewAugmentation
 from modeling_sit.data.caching import PictureCacheArguments, cache_pictures, check_picture_cache
 from modeling_sit.data.crops import TwoCropsDataset
-from modeling_sit.data.device_pictures import CropLoader
+from modeling_sit.data.device_pictures import CropLoader, CropsOnDevice
 from modeling_sit.data.loading import (
     UnreadablePictures,
     create_crops,
@@ -238,7 +238,7 @@ def run(pretraining: Pretraining, state: RunState, started: float) -> None:
         if pretraining.pusher is not None:
             pretraining.pusher.push_finished()
         return
-    cache_crops(pretraining, state.step)
+    cache_crops(pretraining, state)
     # Nothing of an earlier run is replaced before all that this one needs is known to be right.
     share_main_process_result(accelerator, lambda: prepare_output_dir(output_dir, flags.run, checkpoint))
     delete_checkpoints_after(accelerator, output_dir, state.step)
@@ -489,15 +489,30 @@ def create_augmentation(arguments: ViewArguments, processor: SiTImageProcessor) 
         raise UserError(str(problem)) from problem
 
 
-def cache_crops(pretraining: Pretraining, first_step: int) -> None:
-    """Have the pictures decoded once for the rest of the run, where that is asked for or pays."""
+def cache_crops(pretraining: Pretraining, state: RunState) -> None:
+    """Have the pictures decoded once for the rest of the run, where that is asked for or pays.
+
+    A run whose crops are cut on the device goes on so, and one whose are not does not begin to: they round otherwise.
+
+    Raises:
+        [`UserError`]: If there is no room where it is asked for, or it would change the crops of a run that goes on.
+    """
     if is_streamed(pretraining.pictures):
         return
-    schedules = pretraining.schedules
-    num_epochs = schedules.epoch(schedules.num_steps) - schedules.epoch(first_step)
+    flags, schedules = pretraining.flags, pretraining.schedules
+    asked, on_device = flags.cache.picture_cache, state.crops_on_device
+    if flags.run.allow_changed_settings:
+        on_device = None
+    elif on_device is not None and asked != "auto" and on_device != (asked == "device"):
+        raise UserError(
+            f"--picture_cache {asked}: the run that goes on has its crops cut on the {'device' if on_device else 'host'}, "
+            "and others differ by rounding; leave the flag out, or go on with these by --allow_changed_settings"
+        )
+    num_epochs = schedules.epoch(schedules.num_steps) - schedules.epoch(state.step)
     pretraining.crops = cache_pictures(
-        pretraining.accelerator, pretraining.pictures.name, pretraining.crops, pretraining.flags.cache, num_epochs
+        pretraining.accelerator, pretraining.pictures.name, pretraining.crops, flags.cache, num_epochs, on_device
     )
+    state.crops_on_device = isinstance(pretraining.crops, CropsOnDevice)
 
 
 def load_batches(

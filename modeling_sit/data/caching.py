@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from modeling_sit.cli.errors import UserError
 from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset
+from modeling_sit.data.decoding import UnreadablePicture
 from modeling_sit.data.device_pictures import CropsOnDevice, DevicePictures
 from modeling_sit.data.free_memory import free_memory
 from modeling_sit.data.picture_cache import (
@@ -67,7 +68,7 @@ class PictureCacheArguments:
     picture_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": f"Folder of the caches on disk; the {CACHES_KEPT} last used of each data set stay there. Default: "
+            "help": f"Folder of the caches on disk, where `auto` comes to one; the {CACHES_KEPT} last used of each data set stay there. Default: "
             "`sit_pictures` in the cache of Hugging Face's datasets."
         },
     )
@@ -94,6 +95,7 @@ def cache_pictures(
     crops: TwoCropsDataset,
     arguments: PictureCacheArguments,
     num_epochs: float,
+    on_device: bool | None = None,
 ) -> TwoCropsDataset:
     """Decode all pictures, if that was not done before, and give what crops them from where they are kept then.
 
@@ -105,6 +107,8 @@ def cache_pictures(
         crops (`TwoCropsDataset`): What decodes pictures anew; given back where none are kept.
         arguments (`PictureCacheArguments`): What was asked for.
         num_epochs (`float`): How often each picture will be seen.
+        on_device (`bool`, *optional*): What `auto` must come to, for a run that goes on: whether crops are cut on the
+            device, which rounds otherwise. Default: what there is room for.
 
     Returns:
         `TwoCropsDataset`: `crops` itself where nothing is kept; a `CropsOnDevice` where pictures are on the device.
@@ -112,23 +116,27 @@ def cache_pictures(
     Raises:
         [`UserError`]: If there is no room where the pictures are to be kept, or it cannot be written there.
     """
-    too_short = arguments.picture_cache == "auto" and num_epochs < MIN_EPOCHS
+    too_short = arguments.picture_cache == "auto" and num_epochs < MIN_EPOCHS and not on_device
     if arguments.picture_cache == "none" or too_short:
         return crops
-    keeper = _Keeper(accelerator.device, name, crops.pictures, arguments)
+    keeper = _Keeper(accelerator.device, name, crops.pictures, arguments, on_device)
     kind, path, key = _call_on_each_machine(accelerator, keeper.keep)
     if kind == "none":
         return crops
     with fail_together(accelerator):
         try:
             cache = PictureCache(path, key)
-        except OSError as problem:
-            raise UserError(
-                f"--picture_cache {kind}: {path} cannot be read: {problem.strerror}; choose none"
-            ) from problem
+        except (OSError, ValueError) as problem:
+            raise UserError(f"--picture_cache {kind}: {path} cannot be read: {problem}; choose none") from problem
         cache.made_in = keeper.file_in_memory
         if kind == "device":
-            crops = CropsOnDevice(DevicePictures(cache, accelerator.device), crops.two_crops)
+            try:
+                crops = CropsOnDevice(DevicePictures(cache, accelerator.device), crops.two_crops)
+            except torch.OutOfMemoryError as problem:
+                raise UserError(
+                    f"--picture_cache {arguments.picture_cache}: no room on {accelerator.device} for decoded pictures of "
+                    f"{_size(cache.index.num_bytes)}; choose memory, disk or none"
+                ) from problem
         else:
             crops = TwoCropsDataset(cache, crops.two_crops)
     # Who made the file in memory may let go of it only when all have it.
@@ -139,8 +147,16 @@ def cache_pictures(
 class _Keeper:
     """Chooses where the pictures of one machine are kept, and puts them there."""
 
-    def __init__(self, device: torch.device, name: str, pictures: DecodedPictures, arguments: PictureCacheArguments):
+    def __init__(
+        self,
+        device: torch.device,
+        name: str,
+        pictures: DecodedPictures,
+        arguments: PictureCacheArguments,
+        on_device: bool | None,
+    ):
         self.device = device
+        self.on_device = on_device
         self.pictures = pictures
         self.arguments = arguments
         self.folder = _folder_of(name, arguments)
@@ -153,25 +169,44 @@ class _Keeper:
         asked = self.arguments.picture_cache
         if asked != "auto":
             return asked, self._keep_in(asked, key, AT_MOST[asked]), key
-        for kind in ("device", "memory", "disk") if self.device.type == "cuda" else ("memory", "disk"):
-            if kind == "memory" and _is_complete(self._path(key), key):
+        if self.on_device:
+            return "device", self._keep_in("device", key, AT_MOST["device"]), key
+        may_be_on_device = self.on_device is None and self.device.type == "cuda"
+        reason = ""
+        for kind in ("device", "memory", "disk") if may_be_on_device else ("memory", "disk"):
+            if kind == "memory" and self._is_complete(key):
                 kind = "disk"  # which the operating system keeps in memory, too
             try:
                 return kind, self._keep_in(kind, key, UNASKED[kind]), key
             except UserError as problem:
-                last_problem = problem
-        _tell(f"no picture cache, every epoch decodes anew: {last_problem}")
+                reason = str(problem)
+        _tell(f"no picture cache, every epoch decodes anew: {reason}")
         return "none", None, key
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"
+
+    def _is_complete(self, key: str) -> bool:
+        """Whether there is a whole cache on the disk, without pictures that can be read again since it was made."""
+        try:
+            cache = PictureCache(self._path(key), key)
+        except (OSError, ValueError):
+            return False
+        return not any(self._can_be_read(index) for index in cache.index.unreadable)
+
+    def _can_be_read(self, index: int) -> bool:
+        try:
+            self.pictures[index]
+        except UnreadablePicture:
+            return False
+        return True
 
     def _keep_in(self, kind: str, key: str, share: float) -> Path:
         if kind == "disk":
             return self._keep_on_disk(key, share)
         room = self._room(kind, share)
         if kind == "device":
-            if _is_complete(self._path(key), key):
+            if self._is_complete(key):
                 self._check_room(kind, room)
                 return self._path(key)
             room = min(room, self._room("memory", AT_MOST["memory"]))  # from where they go to the accelerator
@@ -198,9 +233,13 @@ class _Keeper:
         try:
             self._write(file, kind, key, room)
         except OSError as problem:
+            file.close()
             raise UserError(
                 f"--picture_cache {kind}: no memory for it: {problem.strerror}; choose disk or none"
             ) from problem
+        except BaseException:
+            file.close()  # its memory is for what is tried next
+            raise
         self.file_in_memory = file
         path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
         self._tell_of(PictureCache(path, key), "in memory" if kind == "memory" else f"for {self.device}", started)
@@ -211,7 +250,7 @@ class _Keeper:
         with self._naming_the_folder():
             self.folder.mkdir(parents=True, exist_ok=True)
             with _building_alone(self.folder):
-                if _is_complete(path, key):
+                if self._is_complete(key):
                     os.utime(path)
                     self._tell_of(PictureCache(path, key), str(path), None)
                     return path
@@ -294,19 +333,11 @@ def _building_alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _is_complete(path: Path, key: str) -> bool:
-    try:
-        PictureCache(path, key)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def _delete_others(folder: Path, path: Path, kept: int) -> None:
     """Delete the caches in a folder other than `path`, but for the last used ones and those in use."""
     others = [other for other in folder.glob(f"*{SUFFIX}") if other != path]
     for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)[kept:]:
-        with open(other, "rb") as file:
+        with open(other, "r+b") as file:  # shared disks lock for writing only what is open for it
             if lock_against_deletion(file):
                 other.unlink()
 

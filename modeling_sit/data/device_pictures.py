@@ -9,8 +9,9 @@ from modeling_sit.data.crops import TwoCropsDataset, TwoRandomCrops, all_unreada
 from modeling_sit.data.picture_cache import PictureCache, PictureIndex
 
 BYTES_AT_A_TIME = 64 * 2**20
-# So many crops are resampled at once: enough to fill a GPU, and in single precision still small.
+# So many crops are resampled at once, enough to fill a GPU; of large ones fewer, for they lie in one tensor in float32.
 CROPS_AT_A_TIME = 64
+CANVAS_BYTES = 256 * 2**20
 
 
 class DevicePictures:
@@ -30,7 +31,7 @@ class DevicePictures:
             self.pixels[part] = torch.from_numpy(cache.pixels[part].copy())
 
     def crop(self, indices: list[int], boxes: torch.Tensor, image_shape: tuple[int, int]) -> torch.Tensor:
-        """Cut boxes out of pictures and resample them to one size, bicubic and antialiased, as on the CPU to 1 of 255.
+        """Cut boxes out of pictures and resample them to one size, bicubic and antialiased, as on the CPU to 2 of 255.
 
         Args:
             indices (`list` of `int`): The pictures.
@@ -41,24 +42,35 @@ class DevicePictures:
             `torch.Tensor`: uint8 `(2, pictures, channels, height, width)`.
         """
         wanted = [(index, box) for view in boxes.unbind(1) for index, box in zip(indices, view.tolist(), strict=True)]
-        crops = [
-            self._crop(wanted[start : start + CROPS_AT_A_TIME], image_shape)
-            for start in range(0, len(wanted), CROPS_AT_A_TIME)
-        ]
+        crops = [self._crop(chunk, image_shape) for chunk in self._chunks(wanted)]
         return torch.cat(crops).unflatten(0, (2, len(indices)))
+
+    def _chunks(self, wanted: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[int]]]]:
+        """The crops in their order, as many at a time as a canvas has room for; at least one."""
+        chunk, max_height, max_width = [], 0, 0
+        for index, box in wanted:
+            max_height, max_width = max(max_height, box[2]), max(max_width, box[3])
+            num_bytes = 4 * self.index.num_channels * (len(chunk) + 1) * max_height * max_width
+            if chunk and (len(chunk) == CROPS_AT_A_TIME or num_bytes > CANVAS_BYTES):
+                yield chunk
+                chunk, max_height, max_width = [], box[2], box[3]
+            chunk.append((index, box))
+        yield chunk
 
     def _crop(self, wanted: list[tuple[int, list[int]]], image_shape: tuple[int, int]) -> torch.Tensor:
         device = self.pixels.device
-        heights = torch.tensor([box[2] for _, box in wanted])
-        widths = torch.tensor([box[3] for _, box in wanted])
+        sizes = torch.tensor([[box[2] for _, box in wanted], [box[3] for _, box in wanted]])
         # Crops of all sizes in one tensor: what lies beside them has the weight 0, and must only be finite.
-        max_height, max_width = int(heights.max()), int(widths.max())
+        max_height, max_width = sizes.amax(dim=1).tolist()
+        if device.type == "cuda":  # from other memory the copy would wait for all that the GPU has to do before it
+            sizes = sizes.pin_memory()
+        heights, widths = sizes.to(device, non_blocking=True)
         canvas = torch.zeros(len(wanted), self.index.num_channels, max_height, max_width, device=device)
         for place, (index, (top, left, height, width)) in zip(canvas, wanted, strict=True):
             crop = self._picture(index)[top : top + height, left : left + width]
             place[:, :height, :width] = crop.permute(2, 0, 1)
-        across = resampling_weights(widths.to(device), max_width, image_shape[1])
-        down = resampling_weights(heights.to(device), max_height, image_shape[0])
+        across = resampling_weights(widths, max_width, image_shape[1])
+        down = resampling_weights(heights, max_height, image_shape[0])
         # As where crops are cut on the CPU: across, rounded and clipped, then down.
         narrow = (canvas.flatten(1, 2) @ across.mT).unflatten(1, canvas.shape[1:3]).add_(0.5).floor_().clamp_(0, 255)
         return (down[:, None] @ narrow).add_(0.5).floor_().clamp_(0, 255).byte()

@@ -42,6 +42,8 @@ class RunState:
         unreadable (`list` of `str`, *optional*): Pictures that could not be read, and why.
         seconds (`float`, *optional*, defaults to 0): How long the run has taken, all its starts together.
         starts (`list` of `dict`, *optional*): Its starts, as `cards.provenance.describe_start` gives them, oldest first.
+        crops_on_device (`bool`, *optional*): Whether its crops are cut on the device, which rounds otherwise than the host.
+            `None` before that is known.
     """
 
     settings: dict[str, Any]
@@ -51,6 +53,7 @@ class RunState:
     unreadable: list[str] = field(default_factory=list)
     seconds: float = 0.0
     starts: list[dict[str, Any]] = field(default_factory=list)
+    crops_on_device: bool | None = None
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:

@@ -1,5 +1,6 @@
 """Pictures that are decoded once: equal to those decoded anew, taken for kept only if all of them are."""
 
+import gc
 import io
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from modeling_sit.data.sources import load_pictures
 from modeling_sit.data.views import ViewArguments
 
 forking = multiprocessing.get_context("fork")
+UNREADABLE = [1, 7]
 ONE_PROCESS = SimpleNamespace(num_processes=1, device=torch.device("cpu"), wait_for_everyone=lambda: None)
 
 
@@ -216,7 +218,7 @@ class TestOnDisk:
         assert re.search(rf"picture cache: 8 pictures, [\d.]+ KB, {path}, made in [\d.]+ s\n", capsys.readouterr().err)
         decoded.clear()
         again = cached(folder, "disk", tmp_path / "cache")
-        assert decoded == []
+        assert decoded == UNREADABLE  # only these are tried again
         assert capsys.readouterr().err.endswith("made before\n")
         assert torch.equal(again[6, 0]["crops"], first[6, 0]["crops"])
 
@@ -224,6 +226,22 @@ class TestOnDisk:
         cached(folder, "disk", tmp_path / "cache")
         PIL.Image.new("RGB", (24, 20), "red").save(folder / "00.png")
         assert (cached(folder, "disk", tmp_path / "cache")[0, 0]["crops"][:, 0] == 255).all()
+
+    def test_pictures_that_can_be_read_again_are(self, folder, tmp_path, monkeypatch):
+        """The disk failed for a moment while the cache was made: its key is that of the same files."""
+        decode = DecodedPictures.__getitem__
+
+        def failing(self, index):
+            if index == 3:
+                raise UnreadablePicture("3: Input/output error")
+            return decode(self, index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DecodedPictures, "__getitem__", failing)
+            assert cached(folder, "disk", tmp_path / "cache")[3, 0]["unreadable"] == ["3: Input/output error"]
+        again = cached(folder, "disk", tmp_path / "cache")
+        assert again[3, 0]["unreadable"] == []
+        assert torch.equal(again[3, 0]["crops"], crops_of(folder)[3, 0]["crops"])
 
     @pytest.mark.parametrize(
         "damage", [lambda path: os.truncate(path, 1000), lambda path: path.write_bytes(b"x" * 99)]
@@ -275,7 +293,8 @@ class TestOnDisk:
         for process in processes:
             process.join(20)
             assert process.exitcode == 0
-        assert sorted(map(int, log.read_text().split())) == list(range(8))
+        decoded = [index for index in map(int, log.read_text().split()) if index not in UNREADABLE]
+        assert sorted(decoded) == [index for index in range(8) if index not in UNREADABLE]
 
     def test_few_stay_of_one_data_set(self, folder, tmp_path):
         """The last used, those in use, and those of other data sets."""
@@ -336,7 +355,37 @@ class TestAuto:
         cached(folder, "disk", tmp_path / "cache")
         decoded.clear()
         cached(folder, "auto", tmp_path / "cache")
-        assert decoded == []
+        assert set(decoded) == set(UNREADABLE)
+
+    def test_goes_on_where_crops_were_cut(self, folder, tmp_path):
+        """On the device, even for the last epoch; and not there, if they were not."""
+        arguments = PictureCacheArguments(picture_cache_dir=str(tmp_path / "cache"))
+        of = {
+            on_device: cache_pictures(ONE_PROCESS, str(folder), crops_of(folder), arguments, 1, on_device)
+            for on_device in (True, False, None)
+        }
+        assert [isinstance(crops, CropsOnDevice) for crops in of.values()] == [True, False, False]
+
+    def test_an_attempt_that_fails_leaves_no_memory_taken(self, folder, tmp_path, monkeypatch):
+        """The estimate was too low: half the memory must not be held while the next place is tried."""
+        held = []
+        monkeypatch.setattr(caching, "estimate_bytes", lambda pictures: 0)
+        monkeypatch.setattr(caching, "free_memory", lambda: 1000)
+        keep_on_disk = caching._Keeper._keep_on_disk
+
+        def watched(self, *arguments):
+            files = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+            held.extend(file for file in files if "sit-pictures" in file)
+            return keep_on_disk(self, *arguments)
+
+        monkeypatch.setattr(caching._Keeper, "_keep_on_disk", watched)
+        gc.disable()
+        try:
+            kept = cached(folder, "auto", tmp_path / "cache")
+        finally:
+            gc.enable()
+        assert [kept.pictures.path] == files_of(tmp_path / "cache")
+        assert held == []
 
     def test_is_disk_where_memory_is_short(self, folder, tmp_path, monkeypatch):
         monkeypatch.setattr(caching, "free_memory", lambda: 1000)
@@ -420,8 +469,14 @@ class TestProgram:
         assert weights("memory", *disk) == expected
         assert len(files_of(tmp_path / "cache")) == 1
 
-    def test_on_the_device(self, weights):
-        assert len(weights("device", "--picture_cache", "device")) == len(weights("none", "--picture_cache", "none"))
+    def test_on_the_device_it_stays_there(self, weights, one_line_error, folder, tmp_path):
+        flags = ("--picture_cache", "device")
+        whole = weights("device", *flags)
+        shutil.rmtree(tmp_path / "device" / "checkpoints" / "step-00000006")
+        going_on = ("--resume_from_checkpoint", "auto")
+        flags = self.flags(folder, tmp_path / "device", "--picture_cache", "memory", *going_on)
+        assert "--allow_changed_settings" in one_line_error("pretrain", *flags)
+        assert weights("device", *going_on) == whole  # `auto` knows
 
     def test_a_dry_run_keeps_nothing(self, run_program, folder, tmp_path):
         cache = ("--picture_cache", "disk", "--picture_cache_dir", tmp_path / "cache")

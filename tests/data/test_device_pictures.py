@@ -72,6 +72,21 @@ def test_crops_do_not_hang_on_what_is_in_the_batch_beside(monkeypatch):
     assert (together.int() - alone.int()).abs().max() <= 1  # a sum in another order
 
 
+def test_large_crops_share_no_canvas(monkeypatch):
+    """Memory beside the pictures is bounded: a wide crop and a high one in one canvas would take that of both sides."""
+    pictures = random_pictures((50, 60), (9, 300), (300, 9))
+    device_pictures = DevicePictures(Kept(pictures), torch.device("cpu"))
+    boxes = torch.tensor([[(0, 0, *picture.shape[:2])] * 2 for picture in pictures])
+    expected = device_pictures.crop([0, 1, 2], boxes, (16, 16))
+    made = []
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **settings: made.append(shape) or zeros(*shape, **settings))
+    monkeypatch.setattr("modeling_sit.data.device_pictures.CANVAS_BYTES", 4 * 3 * 50 * 70)
+    crops = device_pictures.crop([0, 1, 2], boxes, (16, 16))
+    assert [shape[0] * shape[2] * shape[3] for shape in made] == [3000, 2700, 2700, 3000, 2700, 2700]
+    assert (crops.int() - expected.int()).abs().max() <= 1
+
+
 @pytest.mark.parametrize(("length", "size"), [(10, 4), (10, 10), (7, 30), (1, 5), (300, 16)])
 def test_weights_are_keys_kernel(length, size):
     """Pixel by pixel; a longer line beside changes nothing."""

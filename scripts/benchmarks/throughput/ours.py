@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from modeling_sit.cli.arguments import RecipeArgumentParser
 from modeling_sit.data.loading import read_batches
+from modeling_sit.training.checkpoints import RunState
 from modeling_sit.training.contrast import gather_projections
 from throughput.arithmetic import count_pretraining_flops
 from throughput.measuring import TOTAL, StageClock, synchronize
@@ -43,7 +44,7 @@ def parse_flags(**flags: Any) -> pretrain.Flags:
 def prepare(flags: pretrain.Flags, accelerator: Accelerator) -> pretrain.Pretraining:
     """A run that is ready for its first batch."""
     pretraining = pretrain.prepare(flags, accelerator)
-    pretrain.cache_crops(pretraining, first_step=0)
+    pretrain.cache_crops(pretraining, RunState(settings={}, determined_by={}))
     return pretraining
 
 
