@@ -1,6 +1,7 @@
 """Results of two processes on the CPU, launched once for all the tests that look at them."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -53,7 +54,11 @@ def launch_once(tmp_path_factory):
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
                 folder.mkdir()
-                wait_for(*start(folder))
+                try:
+                    wait_for(*start(folder))
+                except BaseException:
+                    shutil.rmtree(folder)  # another worker launches again, and reads no half of the results
+                    raise
         return [torch.load(folder / f"process-{process}.pt", weights_only=True) for process in range(2)]
 
     return results

@@ -2,8 +2,12 @@
 
 PyTorch shards over gloo as well as over NCCL. Accelerate takes FSDP's word on GPUs only, and copies the model to each
 process otherwise; here it takes it on CPUs too. Everything else is Accelerate's own.
+
+A program that ends well leaves without the interpreter's own end. The sharded model keeps gloo's threads alive after the
+process group is destroyed, and one that still has a tensor to let go of while the interpreter ends aborts the process.
 """
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -28,3 +32,6 @@ if __name__ == "__main__":
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
