@@ -79,11 +79,15 @@ def rank_gallery(
     first_hit = torch.zeros(num_queries, dtype=torch.long)
     num_hits_of_all = torch.zeros(num_queries, dtype=torch.long)
     at_a_time = max(1, SIMILARITIES_AT_A_TIME // len(gallery))
+    # One block for all chunks of queries: a chunk's own would be there beside the one before it and beside its parts.
+    block = query_features.new_empty(min(at_a_time, num_queries), len(gallery))
     for start in range(0, num_queries, at_a_time):
         chunk = F.normalize(query_features[start : start + at_a_time], dim=1)
-        similarities = torch.cat(
-            [chunk @ F.normalize(part, dim=1).T for part in gallery.split(GALLERY_AT_A_TIME)], dim=1
-        )
+        similarities = block[: len(chunk)]
+        for part, columns in zip(
+            gallery.split(GALLERY_AT_A_TIME), similarities.split(GALLERY_AT_A_TIME, dim=1), strict=True
+        ):
+            columns.copy_(chunk @ F.normalize(part, dim=1).T)
         for query, row in enumerate(similarities, start):
             ranks = _ranks_of_hits(row, _is_hit(gallery_labels, query_labels[query].to(device)))
             num_hits_of_all[query] = len(ranks)

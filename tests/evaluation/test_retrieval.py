@@ -17,7 +17,7 @@ def features(count, seed):
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-@pytest.mark.parametrize("at_a_time", [2**20, 1, 100])
+@pytest.mark.parametrize("at_a_time", [2**20, 1, 150])
 def test_equals_a_loop_over_queries(monkeypatch, multi_label, at_a_time):
     monkeypatch.setattr(retrieval, "SIMILARITIES_AT_A_TIME", at_a_time)
     gallery, queries = features(30, 0), features(12, 1)
