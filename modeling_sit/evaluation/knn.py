@@ -40,7 +40,7 @@ def knn_predict(
             The lower, the more the nearest of the neighbours decide.
         chunk_size (`int`, *optional*, defaults to 4096):
             Pictures compared at a time, on either side. Working memory grows with its square, whatever the number of
-            pictures: 400 MB at most at 4096.
+            pictures: half a gigabyte at most at 4096.
 
     Returns:
         `torch.Tensor` of shape `(num_pictures, num_labels)`: Scores in `[0, 1]`, the share of the votes for each label, in
