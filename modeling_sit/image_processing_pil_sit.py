@@ -9,7 +9,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs
 
 from .gmml import check_corruption_settings, corrupt
-from .picture_modes import convert_picture
+from .image_modes import convert_picture
 
 
 class SiTImageProcessorKwargs(ImagesKwargs, total=False):

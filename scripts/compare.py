@@ -19,11 +19,11 @@ from typing import Any
 
 from finetune import FinetuningArguments, FinetuningTrainingArguments, HubArguments, finetune
 
-from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
-from modeling_sit.cli.errors import UserError, one_line_errors
+from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
 from modeling_sit.evaluation.results import read_results
-from modeling_sit.training.checkpoints import digest
-from modeling_sit.visualization.comparison import comparison_chart
+from modeling_sit.pretraining.checkpoints import digest
+from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.visualization.charts import comparison_chart
 
 STARTS = ("scratch", "pretrained")
 SETTINGS_FILE = "settings.json"

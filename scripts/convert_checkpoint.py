@@ -27,8 +27,7 @@ import torch
 import transformers
 from transformers import HfArgumentParser, PreTrainedModel
 
-from modeling_sit.cli.arguments import DatasetArguments
-from modeling_sit.cli.errors import UserError, one_line_errors
+from modeling_sit.cli.parser import DatasetArguments
 from modeling_sit.data.sources import load_pictures
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.interop.formats import FORMATS, Format
@@ -36,8 +35,9 @@ from modeling_sit.interop.onnx import OPSET
 from modeling_sit.interop.source import Source, choose_model, load_source, num_parameters
 from modeling_sit.interop.staging import check_destination, staged
 from modeling_sit.interop.verification import largest_differences, one_and_the_rest, random_pictures
-from modeling_sit.training.durable_files import naming_what_cannot_be_written
-from modeling_sit.visualization.pictures import choose_split, read_first
+from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written
+from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.visualization.selection import choose_split, read_first
 
 
 @dataclass(kw_only=True)

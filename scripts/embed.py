@@ -45,19 +45,19 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers import BaseImageProcessor, PreTrainedModel
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
-from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
-from modeling_sit.cli.devices import choose_device
-from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.cli.help_text import ExampleHelpFormatter
+from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
 from modeling_sit.data.decoding import UnreadablePicture
 from modeling_sit.data.sources import load_pictures, picture_name, read_row
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.evaluation.features import extract_features
 from modeling_sit.interop.arguments import WeightsFileArguments
-from modeling_sit.training.durable_files import naming_what_cannot_be_written, replace_file
-from modeling_sit.training.processes import fail_together, run_main_process_first, share_main_process_result
-from modeling_sit.visualization.pictures import rows_left
+from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written, replace_file
+from modeling_sit.runtime.devices import choose_device
+from modeling_sit.runtime.distributed import fail_together, run_main_process_first, share_main_process_result
+from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.visualization.selection import rows_left
 
 # Where a file says what its features are of.
 METADATA_KEY = b"modeling_sit"

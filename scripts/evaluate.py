@@ -21,20 +21,20 @@ from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
-from modeling_sit.cards.card_file import card_to_update
-from modeling_sit.cards.results import update_card
-from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
-from modeling_sit.cli.devices import choose_device
-from modeling_sit.cli.errors import UserError, one_line_errors
-from modeling_sit.data.labelled import labelled_splits
+from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
+from modeling_sit.data.labeled import labelled_splits
 from modeling_sit.data.sources import load_pictures
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.evaluation.features import Features, extract_features
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 from modeling_sit.evaluation.results import as_result, as_table, read_results, write_results
+from modeling_sit.hub.card_file import card_to_update
+from modeling_sit.hub.card_results import update_card
 from modeling_sit.interop.arguments import WeightsFileArguments
-from modeling_sit.training.processes import fail_together, run_main_process_first
+from modeling_sit.runtime.devices import choose_device
+from modeling_sit.runtime.distributed import fail_together, run_main_process_first
+from modeling_sit.runtime.errors import UserError, one_line_errors
 
 
 @dataclass(kw_only=True)

@@ -16,24 +16,24 @@ import torch
 import transformers
 from transformers.trainer_utils import set_seed
 
-from modeling_sit.cards.finetuning import write_finetuning_card
-from modeling_sit.cards.provenance import Start, describe_start
-from modeling_sit.cli.arguments import RecipeArgumentParser
-from modeling_sit.cli.errors import UserError, one_line_errors
-from modeling_sit.data.labelled import LabelledPictures, labels_of
+from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.data.labeled import LabelledPictures, labels_of
 from modeling_sit.evaluation.results import write_results
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
+from modeling_sit.finetuning.card import write_finetuning_card
 from modeling_sit.finetuning.checkpoints import find_checkpoint, step_of
 from modeling_sit.finetuning.classifier import load_classifier
 from modeling_sit.finetuning.history import RunHistory
-from modeling_sit.finetuning.measuring import main_metric
+from modeling_sit.finetuning.metrics import main_metric
 from modeling_sit.finetuning.splits import Splits, load_splits
 from modeling_sit.finetuning.trainer import PictureTrainer, PushCheckpoints, StopAtSignal
-from modeling_sit.sharing.arguments import HubArguments
-from modeling_sit.sharing.pushing import HubPusher
-from modeling_sit.training.checkpoints import digest
-from modeling_sit.training.processes import fail_together
-from modeling_sit.training.stopping import StopRequest
+from modeling_sit.hub.arguments import HubArguments
+from modeling_sit.hub.provenance import Start, describe_start
+from modeling_sit.hub.pushing import HubPusher
+from modeling_sit.pretraining.checkpoints import digest
+from modeling_sit.runtime.distributed import fail_together
+from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.runtime.signals import StopRequest
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "finetuning_template.md"
 

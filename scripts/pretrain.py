@@ -24,14 +24,11 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from modeling_sit import SiTForPreTraining, SiTForPreTrainingOutput, SiTImageProcessor
-from modeling_sit.cards.pretraining import write_pretraining_card
-from modeling_sit.cards.provenance import Start, describe_start
-from modeling_sit.cli.arguments import RecipeArgumentParser
-from modeling_sit.cli.errors import UserError, one_line_errors
+from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data.augmentation import ViewAugmentation
 from modeling_sit.data.caching import PictureCacheArguments, cache_pictures, check_picture_cache
 from modeling_sit.data.crops import TwoCropsDataset
-from modeling_sit.data.device_pictures import CropLoader, CropsOnDevice
+from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
 from modeling_sit.data.loading import (
     UnreadablePictures,
     create_crops,
@@ -44,10 +41,10 @@ from modeling_sit.data.sampling import MONITOR, PREVIEW, STEP, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
 from modeling_sit.data.views import ViewArguments, rotate_views
-from modeling_sit.evaluation.monitors import MonitorArguments, OnlineMonitors, collapse_warning
-from modeling_sit.sharing.arguments import HubArguments
-from modeling_sit.sharing.pushing import HubPusher
-from modeling_sit.training.arguments import (
+from modeling_sit.hub.arguments import HubArguments
+from modeling_sit.hub.provenance import Start, describe_start
+from modeling_sit.hub.pushing import HubPusher
+from modeling_sit.pretraining.arguments import (
     CorruptionArguments,
     ModelArguments,
     PretrainingArguments,
@@ -55,8 +52,8 @@ from modeling_sit.training.arguments import (
     create_processor,
     num_workers,
 )
-from modeling_sit.training.batch_norm import synchronize_batch_norm
-from modeling_sit.training.checkpoints import (
+from modeling_sit.pretraining.card import write_pretraining_card
+from modeling_sit.pretraining.checkpoints import (
     RunState,
     check_output_dir,
     delete_checkpoints_after,
@@ -69,21 +66,24 @@ from modeling_sit.training.checkpoints import (
     read_stream_state,
     save_checkpoint,
 )
-from modeling_sit.training.compilation import compile_training
-from modeling_sit.training.contrast import gather_projections, mean_num_corrupted_pixels
-from modeling_sit.training.engines import clip_gradients, create_accelerator, prepare_student
-from modeling_sit.training.export import export_model
-from modeling_sit.training.optimization import create_optimizer, set_hyperparameters
-from modeling_sit.training.previews import preview_path, save_preview
-from modeling_sit.training.processes import fail_together, run_main_process_first, share_main_process_result
-from modeling_sit.training.progress import NonFiniteLoss, RunProgress, logged_losses
-from modeling_sit.training.rehearsal import describe_plan, num_rehearsed_steps, rehearse
-from modeling_sit.training.run_settings import check_settings, determining_settings
-from modeling_sit.training.schedules import Schedules, plan_schedules
-from modeling_sit.training.stopping import StopRequest, leave_signals_to_the_loop, stop_with_the_launcher
-from modeling_sit.training.student import create_student
-from modeling_sit.training.teacher import Teacher
-from modeling_sit.training.tracking import choose_trackers, start_trackers
+from modeling_sit.pretraining.compilation import compile_training
+from modeling_sit.pretraining.dry_run import describe_plan, num_rehearsed_steps, rehearse
+from modeling_sit.pretraining.export import export_model
+from modeling_sit.pretraining.metric_logger import NonFiniteLoss, RunProgress, logged_losses
+from modeling_sit.pretraining.monitors import MonitorArguments, OnlineMonitors, collapse_warning
+from modeling_sit.pretraining.previews import preview_path, save_preview
+from modeling_sit.pretraining.resume_check import check_settings, determining_settings
+from modeling_sit.pretraining.schedules import Schedules, plan_schedules
+from modeling_sit.pretraining.student import create_student
+from modeling_sit.pretraining.teacher import Teacher
+from modeling_sit.runtime.accelerator import clip_gradients, create_accelerator, prepare_student
+from modeling_sit.runtime.batch_norm import synchronize_batch_norm
+from modeling_sit.runtime.distributed import fail_together, run_main_process_first, share_main_process_result
+from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.runtime.gather import gather_projections, mean_num_corrupted_pixels
+from modeling_sit.runtime.optimizer import create_optimizer, set_hyperparameters
+from modeling_sit.runtime.signals import StopRequest, leave_signals_to_the_loop, stop_with_the_launcher
+from modeling_sit.runtime.trackers import choose_trackers, start_trackers
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "pretraining_template.md"
 NUM_PREVIEW_PICTURES = 8

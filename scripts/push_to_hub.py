@@ -16,16 +16,16 @@ from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 
-from modeling_sit.cards.writing import name_repository
-from modeling_sit.cli.errors import UserError, one_line_errors
-from modeling_sit.sharing.arguments import HubArguments
-from modeling_sit.sharing.hub import HubRepository, HubUnreachable, check_for_token
-from modeling_sit.sharing.model_files import (
+from modeling_sit.hub.arguments import HubArguments
+from modeling_sit.hub.card_writing import name_repository
+from modeling_sit.hub.repository import HubRepository, HubUnreachable, check_for_token
+from modeling_sit.hub.repository_files import (
     CARD,
     CHECKPOINT_FOLDERS,
     find_checkpoint_files,
     find_model_files,
 )
+from modeling_sit.runtime.errors import UserError, one_line_errors
 
 
 class OneLineParser(argparse.ArgumentParser):

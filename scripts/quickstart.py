@@ -14,8 +14,8 @@ from pathlib import Path
 
 from compare import ComparisonArguments, compare
 
-from modeling_sit.cli.arguments import RecipeArgumentParser
-from modeling_sit.cli.errors import UserError, one_line_errors
+from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.runtime.errors import UserError, one_line_errors
 
 SCRIPTS = Path(__file__).resolve().parent
 RECIPES = SCRIPTS / "recipes"

@@ -34,15 +34,15 @@ import pyarrow.parquet as pq
 from PIL import ImageOps
 from tqdm import tqdm
 
-from modeling_sit.cards.provenance import typed_command
-from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser
-from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.cli.help_text import ExampleHelpFormatter
+from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
 from modeling_sit.data.decoding import UnreadablePicture
-from modeling_sit.data.labelled import hold_back, labelled_splits, labels_of
+from modeling_sit.data.labeled import hold_back, labelled_splits, labels_of
 from modeling_sit.data.sources import VALIDATION_SPLITS, Pictures, load_pictures, read_row
 from modeling_sit.finetuning.splits import TEST_SPLITS
-from modeling_sit.training.durable_files import naming_what_cannot_be_written, replace_files
+from modeling_sit.hub.provenance import typed_command
+from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written, replace_files
+from modeling_sit.runtime.errors import UserError, one_line_errors
 
 PICTURES_IN_A_FILE = 10_000
 PICTURES_IN_A_ROW_GROUP = 100

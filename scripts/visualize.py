@@ -26,17 +26,17 @@ import transformers
 from matplotlib.figure import Figure
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
-from modeling_sit.cli.arguments import DatasetArguments, RecipeArgumentParser, choose_command
-from modeling_sit.cli.devices import choose_device
-from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.cli.help_text import ExampleHelpFormatter
-from modeling_sit.data.columns import listed
+from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser, choose_command
+from modeling_sit.data.label_encoding import listed
 from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.gmml import CORRUPTIONS
 from modeling_sit.interop.arguments import WeightsFileArguments
-from modeling_sit.training.durable_files import naming_what_cannot_be_written, replace_file
+from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written, replace_file
+from modeling_sit.runtime.devices import choose_device
+from modeling_sit.runtime.errors import UserError, one_line_errors
 from modeling_sit.visualization.attention import attention_figure, attention_maps
 from modeling_sit.visualization.embeddings import (
     FeatureMap,
@@ -50,7 +50,8 @@ from modeling_sit.visualization.hover_page import hover_page
 from modeling_sit.visualization.models import load_reconstructing_model
 from modeling_sit.visualization.neighbours import ShownPicture, nearest_pictures, neighbours_figure
 from modeling_sit.visualization.palette import style_groups
-from modeling_sit.visualization.pictures import (
+from modeling_sit.visualization.reconstructions import preview_sheet, to_uint8
+from modeling_sit.visualization.selection import (
     choose_rows,
     choose_split,
     data_uri,
@@ -66,7 +67,6 @@ from modeling_sit.visualization.pictures import (
     tell_shortage,
     thumbnail,
 )
-from modeling_sit.visualization.reconstructions import preview_sheet, to_uint8
 
 THUMBNAIL_SIZE = 96
 RANDOM = "random"

@@ -56,6 +56,14 @@ def save_tiny_sit(tiny_config):
 
 
 @pytest.fixture
+def page():
+    """[`rendering.render`]."""
+    from rendering import render
+
+    return render
+
+
+@pytest.fixture
 def save_pictures():
     """Write random PNG pictures of 24 x 20 pixels, called `00.png`, `01.png` and so on, into a folder."""
 

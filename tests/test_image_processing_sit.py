@@ -110,8 +110,8 @@ def test_pictures_of_different_sizes(backend):
     batch = [PIL.Image.fromarray(smooth_values(*shape, seed=seed)) for seed, shape in enumerate(shapes)]
     result = pixels(backend(size=SIZE), batch)
     assert result.shape == (5, 3, 32, 48)
-    for picture, image in zip(result, batch, strict=True):
-        assert_close(picture, expected_pixels(image), TOLERANCES[backend])
+    for picture, array in zip(result, batch, strict=True):
+        assert_close(picture, expected_pixels(array), TOLERANCES[backend])
 
 
 @pytest.mark.parametrize("kind", ["numpy_last", "numpy_first", "torch_first", "pil"])

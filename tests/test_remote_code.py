@@ -278,7 +278,7 @@ def test_without_torchvision(source, source_by_pillow, tmp_path):
     modules = {reference.partition(".")[0] for reference in settings["auto_map"]["AutoImageProcessor"]}
     assert modules == {"image_processing_pil_sit"}
     brought = {path.stem for path in (tmp_path / "saved").glob("*.py")}
-    assert brought == {"image_processing_pil_sit", "gmml", "picture_modes"}
+    assert brought == {"image_processing_pil_sit", "gmml", "image_modes"}
     assert type(AutoImageProcessor.from_pretrained(tmp_path / "saved")) is SiTImageProcessor
 
 

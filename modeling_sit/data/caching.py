@@ -20,12 +20,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset
-from modeling_sit.data.decoding import UnreadablePicture
-from modeling_sit.data.device_pictures import CropsOnDevice, DevicePictures
-from modeling_sit.data.free_memory import free_memory
-from modeling_sit.data.picture_cache import (
+from modeling_sit.data.decoded_cache import (
     CacheTooLarge,
     PictureCache,
     cache_key,
@@ -33,9 +29,13 @@ from modeling_sit.data.picture_cache import (
     lock_against_deletion,
     write_pictures,
 )
+from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.device_crops import CropsOnDevice, DevicePictures
+from modeling_sit.data.free_memory import free_memory
 from modeling_sit.data.sources import Pictures
-from modeling_sit.training.durable_files import UNFINISHED, naming_what_cannot_be_written, replace_file
-from modeling_sit.training.processes import fail_together
+from modeling_sit.runtime.atomic_files import UNFINISHED, naming_what_cannot_be_written, replace_file
+from modeling_sit.runtime.distributed import fail_together
+from modeling_sit.runtime.errors import UserError
 
 Result = TypeVar("Result")
 

@@ -9,7 +9,7 @@ from typing import Any
 import PIL.Image
 from PIL import ExifTags, ImageOps
 
-from modeling_sit.picture_modes import check_num_channels, convert_picture
+from modeling_sit.image_modes import check_num_channels, convert_picture
 
 
 class UnreadablePicture(Exception):
@@ -93,9 +93,9 @@ def read_picture(
     name = name or os.fspath(path or "picture in memory")
 
     try:
-        image, factor = _decode(picture, reduction)
-        image = convert_picture(_upright(image), num_channels)
-        return image if factor == 1 else image.reduce(factor)
+        decoded, factor = _decode(picture, reduction)
+        decoded = convert_picture(_upright(decoded), num_channels)
+        return decoded if factor == 1 else decoded.reduce(factor)
     except UnreadablePicture as error:
         raise UnreadablePicture(f"{name}: {error}") from None
     # On a damaged file Pillow's plugins raise nearly everything: OSError, SyntaxError, ValueError, struct.error, ...
@@ -111,9 +111,9 @@ def decoded_size(picture: dict | None, reduction: Reduction) -> tuple[int, int]:
     if picture is None:
         raise UnreadablePicture("there is no picture")
     encoded = picture["bytes"]
-    with PIL.Image.open(picture["path"] if encoded is None else io.BytesIO(encoded)) as image:
-        factor = reduction.factor(*image.size)
-        return -(-image.width // factor), -(-image.height // factor)
+    with PIL.Image.open(picture["path"] if encoded is None else io.BytesIO(encoded)) as opened:
+        factor = reduction.factor(*opened.size)
+        return -(-opened.width // factor), -(-opened.height // factor)
 
 
 def _decode(
@@ -129,19 +129,19 @@ def _decode(
     if (len(picture) if in_memory else os.stat(picture).st_size) == 0:
         raise UnreadablePicture("it is empty (0 bytes)")
     # An open file, not a path: what Pillow opens itself it may map into memory, and keep open as long as the picture.
-    with io.BytesIO(picture) if in_memory else open(picture, "rb") as file, PIL.Image.open(file) as image:
+    with io.BytesIO(picture) if in_memory else open(picture, "rb") as file, PIL.Image.open(file) as opened:
         limit = PIL.Image.MAX_IMAGE_PIXELS
         # Pillow itself stops only at twice the limit; up to there it warns, then takes the memory.
-        if limit is not None and image.width * image.height > limit:
-            raise UnreadablePicture(f"{image.width} x {image.height} pixels are too many (the limit is {limit})")
-        factor, full_size = 1 if reduction is None else reduction.factor(*image.size), image.size
+        if limit is not None and opened.width * opened.height > limit:
+            raise UnreadablePicture(f"{opened.width} x {opened.height} pixels are too many (the limit is {limit})")
+        factor, full_size = 1 if reduction is None else reduction.factor(*opened.size), opened.size
         if factor > 1:
             # A JPEG's decoder gives it smaller; others are left as they are.
-            image.draft(None, (image.width // factor, image.height // factor))
-        if image.size != full_size:
+            opened.draft(None, (opened.width // factor, opened.height // factor))
+        if opened.size != full_size:
             factor = 1
-        image.load()
-    return image, factor
+        opened.load()
+    return opened, factor
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:

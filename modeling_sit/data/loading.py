@@ -10,14 +10,14 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset, TwoRandomCrops, collate_crops
 from modeling_sit.data.decoding import UnreadablePicture
-from modeling_sit.data.device_pictures import CropLoader, CropsOnDevice
+from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
 from modeling_sit.data.sampling import PictureBatches
 from modeling_sit.data.sources import Pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingLoader, first_pictures
 from modeling_sit.data.views import ViewArguments
+from modeling_sit.runtime.errors import UserError
 
 
 def read_batches(loader: DataLoader | StreamingLoader | CropLoader, dataset: str) -> Iterator[dict]:

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from modeling_sit.cli.errors import UserError
-from modeling_sit.data.columns import (
+from modeling_sit.data.decoding import Reduction, UnreadablePicture, read_picture
+from modeling_sit.data.label_encoding import (
     EncodedLabels,
     described,
     encode_labels,
@@ -29,7 +29,7 @@ from modeling_sit.data.columns import (
     find_label_column,
     listed,
 )
-from modeling_sit.data.decoding import Reduction, UnreadablePicture, read_picture
+from modeling_sit.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 

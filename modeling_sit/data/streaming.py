@@ -19,12 +19,12 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.data.crops import TwoRandomCrops, as_pixels, collate_crops
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
 from modeling_sit.data.sampling import CROPS, ORDER, derive_seed
 from modeling_sit.data.sources import Shard
 from modeling_sit.data.views import ViewArguments
+from modeling_sit.runtime.errors import UserError
 
 DEFAULT_BUFFER_SIZE = 1000
 # Read in turns, so that a block holds pictures of several places of a set that is sorted by class.
@@ -263,10 +263,10 @@ class StreamedCrops(torch.utils.data.Dataset):
         return items
 
     def _crop(self, picture: EncodedPicture, seed: int) -> torch.Tensor:
-        image = picture.image
-        if image is not None and image["bytes"] is None and "://" in (image["path"] or ""):
-            image = _fetch(image["path"], picture.name)
-        decoded = read_picture(image, self.num_channels, name=picture.name, reduction=self.two_crops.reduction)
+        encoded = picture.image
+        if encoded is not None and encoded["bytes"] is None and "://" in (encoded["path"] or ""):
+            encoded = _fetch(encoded["path"], picture.name)
+        decoded = read_picture(encoded, self.num_channels, name=picture.name, reduction=self.two_crops.reduction)
         return self.two_crops(as_pixels(decoded), seed)
 
 

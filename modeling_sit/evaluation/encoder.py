@@ -7,8 +7,8 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
 from modeling_sit import SiTModel
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.reading import check_weights_file_flags, has_no_auto_encoder, read_checkpoint
+from modeling_sit.runtime.errors import UserError
 
 
 def load_encoder(

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.evaluation.features import POOLINGS, check_features_asked_for
+from modeling_sit.runtime.errors import UserError
 
 
 @dataclass

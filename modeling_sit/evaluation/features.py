@@ -14,10 +14,10 @@ from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
-from modeling_sit.data.labelled import labels_of
+from modeling_sit.data.labeled import labels_of
 from modeling_sit.data.sources import picture_name
+from modeling_sit.image_modes import MODES
 from modeling_sit.modeling_sit import pool
-from modeling_sit.picture_modes import MODES
 
 POOLINGS = ("token", "mean", "token_mean")
 

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import torch
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.evaluation.bootstrap import confidence_interval, mean_of
 from modeling_sit.evaluation.features import Features
-from modeling_sit.evaluation.figures import Figure, Measurement, label_figures, main_value
 from modeling_sit.evaluation.knn import knn_predict
 from modeling_sit.evaluation.linear import LinearProbe, fit_by_lbfgs, fit_by_sgd, standardisation
+from modeling_sit.evaluation.metric_results import Figure, Measurement, label_figures, main_value
 from modeling_sit.evaluation.retrieval import average_precision_by_chance, rank_gallery, recall_by_chance
 from modeling_sit.evaluation.subsets import draw_held_back, draw_per_class, draw_share, features_of_rows
+from modeling_sit.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 

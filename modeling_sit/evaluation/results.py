@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from modeling_sit.cli.errors import UserError
-from modeling_sit.evaluation.figures import Measurement
+from modeling_sit.evaluation.metric_results import Measurement
+from modeling_sit.runtime.errors import UserError
 
 RESULTS_FILE = "eval_results.json"
 

@@ -3,7 +3,7 @@
 import datasets
 import torch
 
-from modeling_sit.data.labelled import hold_back, select_label_fraction, select_per_class
+from modeling_sit.data.labeled import hold_back, select_label_fraction, select_per_class
 from modeling_sit.evaluation.features import Features
 
 

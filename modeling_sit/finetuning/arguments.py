@@ -5,8 +5,8 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-from modeling_sit.cards.arguments import CardArguments
-from modeling_sit.cli.arguments import DatasetArguments
+from modeling_sit.cli.parser import DatasetArguments
+from modeling_sit.hub.card_arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
 
 PROBABILITIES = ("horizontal_flip_probability", "random_erasing_probability")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from modeling_sit.cli.errors import UserError
+from modeling_sit.runtime.errors import UserError
 
 WEIGHTS = "training_weights.safetensors"
 # The last file that `Trainer` writes: where it is whole, so is the checkpoint.

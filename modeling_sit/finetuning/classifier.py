@@ -14,11 +14,11 @@ from transformers import (
 )
 
 from modeling_sit import SiTConfig, SiTForImageClassification
-from modeling_sit.cli.errors import UserError
 from modeling_sit.finetuning.arguments import FinetuningArguments
-from modeling_sit.finetuning.image_size import check_image_size, resize_model, resize_processor
 from modeling_sit.finetuning.lora import is_of_head
 from modeling_sit.interop.reading import ReadCheckpoint, check_weights_file_flags, has_no_auto_encoder, read_checkpoint
+from modeling_sit.interop.resize import check_image_size, resize_model, resize_processor
+from modeling_sit.runtime.errors import UserError
 
 
 def load_classifier(

@@ -6,9 +6,9 @@ import importlib.util
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.finetuning.arguments import FinetuningArguments
-from modeling_sit.finetuning.layer_rates import block_of
+from modeling_sit.finetuning.layer_decay import block_of
+from modeling_sit.runtime.errors import UserError
 
 ADAPTER = "default"
 

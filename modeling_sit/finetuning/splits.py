@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import datasets
 
-from modeling_sit.cli.errors import UserError
-from modeling_sit.data.labelled import hold_back, labelled_splits, labels_of, select_label_fraction
+from modeling_sit.data.labeled import hold_back, labelled_splits, labels_of, select_label_fraction
 from modeling_sit.data.sources import VALIDATION_SPLITS, Pictures, load_pictures
 from modeling_sit.finetuning.arguments import FinetuningArguments
+from modeling_sit.runtime.errors import UserError
 
 TEST_SPLITS = ("test", "testing")
 

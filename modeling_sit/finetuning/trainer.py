@@ -15,29 +15,29 @@ from transformers import (
     TrainerState,
 )
 
-from modeling_sit.cli.errors import UserError
-from modeling_sit.data.labelled import LabelledPictures
+from modeling_sit.data.labeled import LabelledPictures
 from modeling_sit.data.sampling import STEP, derive_seed
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
 from modeling_sit.finetuning.augmentation import create_augmentation, create_erasing
-from modeling_sit.finetuning.averaging import WeightAverage
 from modeling_sit.finetuning.checkpoints import STATE, WEIGHTS, load_weights, save_weights
-from modeling_sit.finetuning.image_size import picture_shape
-from modeling_sit.finetuning.layer_rates import parameter_groups
+from modeling_sit.finetuning.collation import AugmentedPictures, Collator, is_readable
+from modeling_sit.finetuning.ema import WeightAverage
+from modeling_sit.finetuning.layer_decay import parameter_groups
 from modeling_sit.finetuning.lora import Adapters
-from modeling_sit.finetuning.measuring import create_compute_metrics
-from modeling_sit.finetuning.objective import (
+from modeling_sit.finetuning.losses import (
     MultiLabelLoss,
     SingleLabelLoss,
     balanced_class_weights,
     create_mixing,
     soft_targets,
 )
-from modeling_sit.finetuning.pictures import AugmentedPictures, Collator, is_readable
+from modeling_sit.finetuning.metrics import create_compute_metrics
 from modeling_sit.finetuning.sampling import EpochOrder, balancing_weights
-from modeling_sit.sharing.model_files import BEST_CHECKPOINT
-from modeling_sit.sharing.pushing import HubPusher
-from modeling_sit.training.stopping import StopRequest, leave_signals_to_the_loop
+from modeling_sit.hub.pushing import HubPusher
+from modeling_sit.hub.repository_files import BEST_CHECKPOINT
+from modeling_sit.interop.resize import picture_shape
+from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.signals import StopRequest, leave_signals_to_the_loop
 
 
 class PictureTrainer(Trainer):

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_sit.cli.errors import UserError
-from modeling_sit.interop.exported import load_exported, write_exported
+from modeling_sit.interop.graphs import load_exported, write_exported
 from modeling_sit.interop.onnx import load_onnx, write_onnx
 from modeling_sit.interop.plain_vit import load_plain_vit, write_plain_vit
 from modeling_sit.interop.sit import load_safetensors, load_sit_folder, write_safetensors, write_sit_folder
 from modeling_sit.interop.timm_folder import load_timm_folder, write_timm_folder
 from modeling_sit.interop.torchvision_layout import load_torchvision, write_torchvision
 from modeling_sit.interop.verification import Predict
+from modeling_sit.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

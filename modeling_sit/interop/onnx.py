@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from modeling_sit.interop.exported import INPUT, export_program, graph_metadata, graph_notes, output_names
+from modeling_sit.interop.graphs import INPUT, export_program, graph_metadata, graph_notes, output_names
 from modeling_sit.interop.verification import Predict
 
 # The oldest that PyTorch's exporter writes, and every runtime of the last years reads.

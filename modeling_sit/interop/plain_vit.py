@@ -7,10 +7,10 @@ from safetensors.torch import save_file
 from transformers import BaseImageProcessor, PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from modeling_sit import SiTConfig, SiTForImageClassification
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.plain_processor import plain_processor, processor_notes
 from modeling_sit.interop.source import training_settings_left_out
 from modeling_sit.interop.verification import Predict
+from modeling_sit.runtime.errors import UserError
 
 ARCHITECTURE_FIELDS = (
     "hidden_size",

@@ -14,8 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
-from modeling_sit.cli.errors import UserError
-from modeling_sit.interop.authors import from_authors_network, is_authors_network
+from modeling_sit.interop.authors_checkpoint import from_authors_network, is_authors_network
 from modeling_sit.interop.encoders import (
     Encoder,
     check_model_type,
@@ -31,6 +30,7 @@ from modeling_sit.interop.weights_files import (
     load_folder_weights,
     load_weights_file,
 )
+from modeling_sit.runtime.errors import UserError
 
 # What a file of weights is called by `find_format`; a folder by its config's `model_type`, and one of timm's vit_* by this.
 WEIGHTS_FILE, TIMM = "weights file", "timm"

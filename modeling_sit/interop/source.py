@@ -9,9 +9,9 @@ from torch import nn
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.reading import find_format, read_checkpoint
 from modeling_sit.interop.sit_file import MODEL_CLASSES, is_sit_file, read_sit_file
+from modeling_sit.runtime.errors import UserError
 
 # Of transformers' ViT, whose weights have SiT's names in files.
 CLASSIFIERS = {"ViTForImageClassification": SiTForImageClassification}

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modeling_sit.cli.errors import UserError
-from modeling_sit.training.durable_files import UNFINISHED, flush, flush_files
+from modeling_sit.runtime.atomic_files import UNFINISHED, flush, flush_files
+from modeling_sit.runtime.errors import UserError
 
 
 @contextmanager

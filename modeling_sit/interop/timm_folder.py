@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit import SiTConfig, SiTForImageClassification
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.source import training_settings_left_out
 from modeling_sit.interop.timm_layout import timm_state_dict
 from modeling_sit.interop.verification import Predict
+from modeling_sit.runtime.errors import UserError
 
 # Names of timm's builders; every size of theirs is given anew.
 ARCHITECTURES = {192: "vit_tiny_patch16_224", 768: "vit_base_patch16_224", 1024: "vit_large_patch16_224"}

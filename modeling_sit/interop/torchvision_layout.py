@@ -11,10 +11,10 @@ from torchvision.models import VisionTransformer
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit import SiTConfig, SiTForImageClassification
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.plain_processor import plain_processor
 from modeling_sit.interop.source import training_settings_left_out
 from modeling_sit.interop.verification import Predict
+from modeling_sit.runtime.errors import UserError
 
 AROUND_BLOCKS = {
     "embeddings.cls_token": "class_token",

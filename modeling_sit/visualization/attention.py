@@ -8,7 +8,7 @@ from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
-from modeling_sit.cli.errors import UserError
+from modeling_sit.runtime.errors import UserError
 from modeling_sit.visualization.page import (
     frame_lightly,
     line_height,

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
-from modeling_sit.cli.errors import UserError
+from modeling_sit.runtime.errors import UserError
 from modeling_sit.visualization.page import fitted, text_width
 from modeling_sit.visualization.palette import Group, shortened_apart
 

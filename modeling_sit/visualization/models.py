@@ -7,9 +7,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
 from modeling_sit import SiTConfig, SiTForPreTraining
-from modeling_sit.cli.errors import UserError
 from modeling_sit.evaluation.encoder import check_is_no_missing_folder
 from modeling_sit.interop.reading import check_weights_file_flags, has_no_auto_encoder, read_checkpoint
+from modeling_sit.runtime.errors import UserError
 
 
 def load_reconstructing_model(

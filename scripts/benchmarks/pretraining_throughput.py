@@ -49,11 +49,11 @@ from throughput.scenarios import Entry, Scenario, Sweep, create_scenarios, creat
 from throughput.transformers_models import create_mae, create_mim
 from transformers.utils import logging as transformers_logging
 
-from modeling_sit.cards.provenance import typed_command
-from modeling_sit.cli.arguments import RecipeArgumentParser
-from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.cli.help_text import ExampleHelpFormatter
-from modeling_sit.training.engines import create_accelerator
+from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.hub.provenance import typed_command
+from modeling_sit.runtime.accelerator import create_accelerator
+from modeling_sit.runtime.errors import UserError, one_line_errors
 
 NUM_PICTURES = {"cpu": 512, "gpu": 2048, "smoke": 16}
 TIME_LIMITS = {"cpu": None, "gpu": 9.0, "smoke": None}  # minutes

@@ -20,12 +20,12 @@ from pathlib import Path
 import datasets
 import PIL.Image
 import torch
+from scaling_formulas import StageCosts, TrainingPlan, scaling_table
 
-from modeling_sit.cli.errors import UserError, one_line_errors
 from modeling_sit.data.loading import create_crops
 from modeling_sit.data.sources import load_pictures
 from modeling_sit.data.views import ViewArguments
-from modeling_sit.training.scaling import StageCosts, TrainingPlan, scaling_table
+from modeling_sit.runtime.errors import UserError, one_line_errors
 
 JPEG_QUALITY = 90
 

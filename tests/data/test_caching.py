@@ -18,16 +18,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from modeling_sit.cli.errors import UserError
-from modeling_sit.data import caching, picture_cache
+from modeling_sit.data import caching
+from modeling_sit.data import decoded_cache as picture_cache
 from modeling_sit.data.caching import PictureCacheArguments, cache_pictures, check_picture_cache
 from modeling_sit.data.crops import DecodedPictures
+from modeling_sit.data.decoded_cache import PictureCache, cache_key, estimate_bytes, write_pictures
 from modeling_sit.data.decoding import UnreadablePicture
-from modeling_sit.data.device_pictures import CropsOnDevice
+from modeling_sit.data.device_crops import CropsOnDevice
 from modeling_sit.data.loading import create_crops, create_loader
-from modeling_sit.data.picture_cache import PictureCache, cache_key, estimate_bytes, write_pictures
 from modeling_sit.data.sources import load_pictures
 from modeling_sit.data.views import ViewArguments
+from modeling_sit.runtime.errors import UserError
 
 forking = multiprocessing.get_context("fork")
 UNREADABLE = [1, 7]

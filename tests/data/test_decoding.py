@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms import RandomResizedCrop
 
 from modeling_sit.data.decoding import Reduction, UnreadablePicture, decoded_size, read_picture
-from modeling_sit.picture_modes import convert_picture
+from modeling_sit.image_modes import convert_picture
 
 HEIGHT, WIDTH = 5, 7
 
@@ -76,9 +76,9 @@ def test_forms_of_one_picture(tmp_path, form):
         "pil": PIL.Image.fromarray(values),
         "pil_lazy": PIL.Image.open(path),
     }[form]
-    image = read_picture(picture)
-    assert image.mode == "RGB" and image.size == (WIDTH, HEIGHT)
-    np.testing.assert_array_equal(np.asarray(image), values)
+    decoded = read_picture(picture)
+    assert decoded.mode == "RGB" and decoded.size == (WIDTH, HEIGHT)
+    np.testing.assert_array_equal(np.asarray(decoded), values)
 
 
 def test_rgb_is_not_copied():

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.data import loading
 from modeling_sit.data.decoding import UnreadablePicture
 from modeling_sit.data.loading import (
@@ -19,6 +18,7 @@ from modeling_sit.data.loading import (
 )
 from modeling_sit.data.sources import load_pictures
 from modeling_sit.data.views import ViewArguments
+from modeling_sit.runtime.errors import UserError
 
 
 class Items(torch.utils.data.Dataset):

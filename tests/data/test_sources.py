@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
 from modeling_sit.data.sources import load_pictures, picture_name
+from modeling_sit.runtime.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 AWKWARD = "da[t]a s*t {1}"  # characters that mean something in a glob

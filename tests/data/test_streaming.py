@@ -14,8 +14,7 @@ import PIL.Image
 import pytest
 import torch
 
-from modeling_sit.cli.arguments import RecipeArgumentParser
-from modeling_sit.cli.errors import UserError
+from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data import sources, streaming
 from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset, TwoRandomCrops
 from modeling_sit.data.decoding import UnreadablePicture, read_picture
@@ -23,6 +22,7 @@ from modeling_sit.data.sampling import CROPS, ORDER, derive_seed
 from modeling_sit.data.sources import Pictures, load_pictures
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader, first_pictures
 from modeling_sit.data.views import ViewArguments
+from modeling_sit.runtime.errors import UserError
 
 SHARD_SIZES = [5, 3, 7, 4, 6]
 NUM_PICTURES = sum(SHARD_SIZES)
@@ -334,9 +334,9 @@ def test_skipped_pictures_are_not_decoded_and_one_block_at_most_is_read_again(pi
     decoded, read = [], []
     plain_read = streaming._OpenShard.read
 
-    def counted_decode(image, *arguments, name, **settings):
+    def counted_decode(encoded, *arguments, name, **settings):
         decoded.append(name)
-        return read_picture(image, *arguments, name=name, **settings)
+        return read_picture(encoded, *arguments, name=name, **settings)
 
     def counted_read(shard):
         picture = plain_read(shard)

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModel
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor, SiTModel
-from modeling_sit.cli.errors import UserError
 from modeling_sit.evaluation.encoder import load_encoder
+from modeling_sit.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.evaluation import protocols
 from modeling_sit.evaluation.features import Features
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
+from modeling_sit.runtime.errors import UserError
 
 CPU = torch.device("cpu")
 NAMES = [str(digit) for digit in range(10)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modeling_sit.cli.arguments import RecipeArgumentParser
+from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
 
 RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"

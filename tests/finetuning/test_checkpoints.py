@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.finetuning.checkpoints import WEIGHTS, find_checkpoint, load_weights, save_weights
+from modeling_sit.runtime.errors import UserError
 
 
 def network(seed: int, width: int = 4) -> nn.Module:

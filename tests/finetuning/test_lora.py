@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from modeling_sit import SiTForImageClassification
-from modeling_sit.cli.errors import UserError
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.lora import Adapters, layers_to_adapt
+from modeling_sit.runtime.errors import UserError
 
 
 def arguments(**settings) -> FinetuningArguments:

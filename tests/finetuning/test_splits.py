@@ -7,9 +7,9 @@ import datasets
 import PIL.Image
 import pytest
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.splits import Splits, load_splits
+from modeling_sit.runtime.errors import UserError
 
 LABEL = datasets.ClassLabel(names=["a", "b"])
 

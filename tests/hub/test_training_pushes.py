@@ -17,7 +17,7 @@ from loopback_hub import TOKEN, environment_for, wait_for_pushes
 from safetensors.torch import load_file
 
 from modeling_sit import SiTForImageClassification, SiTForPreTraining, SiTImageProcessor
-from modeling_sit.sharing import pushing
+from modeling_sit.hub import pushing
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_channels": 1}
 HEADS = {"decoder_hidden_size": 16, "projection_hidden_size": 16, "projection_size": 16}

@@ -11,9 +11,9 @@ import transformers
 from timm.models import save_for_hf
 
 from modeling_sit import SiTForPreTraining, SiTModel
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.encoders import conventional_num_attention_heads, name_weights
 from modeling_sit.interop.reading import find_format, read_checkpoint
+from modeling_sit.runtime.errors import UserError
 
 SIZES = {
     "hidden_size": 16,
@@ -67,11 +67,11 @@ class TestTransformers:
         model_class = getattr(transformers, name)
         model = randomise(model_class(model_class.config_class(**{**SIZES, **settings})))
         model.save_pretrained(tmp_path)
-        images = pictures(channels=model.config.num_channels)
+        pixels = pictures(channels=model.config.num_channels)
         with torch.no_grad():
-            expected = model.base_model(images).last_hidden_state
+            expected = model.base_model(pixels).last_hidden_state
         read = read_checkpoint(str(tmp_path))
-        assert_gives(read, expected, images)
+        assert_gives(read, expected, pixels)
         assert left_out is None or any(left_out in note for note in read.notes)
 
     @pytest.mark.parametrize("name", ["ViTMAEModel", "ViTMAEForPreTraining"])
@@ -195,13 +195,13 @@ class TestTimm:
     )
     def test_of_a_file(self, tmp_path, name, settings, left_out):
         model = self.create(name, **settings)
-        images = pictures(channels=settings.get("in_chans", 3))
+        pixels = pictures(channels=settings.get("in_chans", 3))
         with torch.no_grad():
-            expected = model.forward_features(images)
+            expected = model.forward_features(pixels)
         path = tmp_path / "weights.safetensors"
         safetensors.torch.save_file(model.state_dict(), path)
         read = read_checkpoint(str(path), num_attention_heads=2)
-        assert_gives(read, expected, images)
+        assert_gives(read, expected, pixels)
         assert left_out is None or any(left_out in note for note in read.notes)
 
     @pytest.mark.parametrize("wrapper", ["model", "state_dict", None])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling_sit import SiTForImageClassification, SiTModel
-from modeling_sit.interop.exported import write_exported
+from modeling_sit.interop.graphs import write_exported
 from modeling_sit.interop.onnx import write_onnx
 
 CASES = {

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from modeling_sit import SiTForImageClassification, SiTModel
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.plain_vit import load_plain_vit, write_plain_vit
+from modeling_sit.runtime.errors import UserError
 
 LABELS = {0: "daisy", 1: "rose", 2: "tulip"}
 

@@ -9,11 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTModel
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.plain_vit import write_plain_vit
 from modeling_sit.interop.sit import write_safetensors
 from modeling_sit.interop.source import choose_model, load_source, training_settings_left_out
 from modeling_sit.interop.timm_folder import write_timm_folder
+from modeling_sit.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("model_class", [SiTModel, SiTForPreTraining, SiTForImageClassification])

@@ -2,8 +2,8 @@
 
 import pytest
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.staging import check_destination, staged
+from modeling_sit.runtime.errors import UserError
 
 
 def test_a_file_and_what_lies_beside_it_appear_at_the_end(tmp_path):

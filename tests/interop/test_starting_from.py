@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor
-from modeling_sit.cli.errors import UserError
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.classifier import load_classifier
-from modeling_sit.finetuning.image_size import interpolate_positions
+from modeling_sit.interop.resize import interpolate_positions
 from modeling_sit.interop.sit import write_safetensors
-from modeling_sit.training.arguments import CorruptionArguments, ModelArguments, create_config, create_processor
-from modeling_sit.training.student import create_student
+from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments, create_config, create_processor
+from modeling_sit.pretraining.student import create_student
+from modeling_sit.runtime.errors import UserError
 from modeling_sit.visualization.models import load_reconstructing_model
 
 POSITIONS = "vit.embeddings.position_embeddings"

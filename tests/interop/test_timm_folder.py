@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 
 from modeling_sit import SiTForImageClassification, SiTModel
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.timm_folder import ACTIVATIONS, mlp_ratio, write_timm_folder
 from modeling_sit.interop.timm_layout import from_timm_state_dict
+from modeling_sit.runtime.errors import UserError
 
 
 def load(folder):

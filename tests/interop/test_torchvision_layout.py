@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from torchvision.models import VisionTransformer, vit_b_16
 
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTModel
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.torchvision_layout import (
     BUILDERS,
     check_fits_torchvision,
@@ -17,6 +16,7 @@ from modeling_sit.interop.torchvision_layout import (
     torchvision_state_dict,
     write_torchvision,
 )
+from modeling_sit.runtime.errors import UserError
 
 
 def load(path, model, num_classes):

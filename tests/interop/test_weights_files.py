@@ -11,9 +11,9 @@ import pytest
 import torch
 from authors_network import random_network, save_checkpoint
 
-from modeling_sit.cli.errors import UserError
 from modeling_sit.interop.reading import read_checkpoint
 from modeling_sit.interop.weights_files import Discarded, load_weights_file
+from modeling_sit.runtime.errors import UserError
 
 RUN = []
 

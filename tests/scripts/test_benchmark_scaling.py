@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from modeling_sit import SiTConfig, SiTForPreTraining
-from modeling_sit.training.teacher import Teacher
+from modeling_sit.pretraining.teacher import Teacher
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "benchmarks" / "scaling.py"

@@ -441,7 +441,7 @@ def test_sharded(tmp_path):
             *flags_for(output_dir, "--config_overrides", f"{OVERRIDES},drop_path_rate=0"),
         ]
         if configuration == "fsdp2":
-            program = [Path(__file__).parents[1] / "training" / "fsdp2_on_cpu.py", *program]
+            program = [Path(__file__).parents[1] / "runtime" / "fsdp2_on_cpu.py", *program]
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
         command += [SCRIPTS / "accelerate_configs" / f"{configuration}.yaml", "--num_processes", 2]
         command += ["--mixed_precision", "no", *program, "--base_learning_rate", 1e-4, *flags]

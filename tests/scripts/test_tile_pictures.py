@@ -187,9 +187,9 @@ def test_tiles_of_tiles(tiled, colours, tmp_path):
 
 def test_unreadable_pictures_and_those_without_a_label(run_program, tmp_path, colours, capsys, caplog):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
-    images = [picture(row, "train") for row in range(4)]
-    images[2] = {"bytes": b"broken", "path": None}  # the only red one
-    rows = {"image": [*images, picture(4, "train")], "label": [0, 1, 2, 0, -1]}
+    tiles = [picture(row, "train") for row in range(4)]
+    tiles[2] = {"bytes": b"broken", "path": None}  # the only red one
+    rows = {"image": [*tiles, picture(4, "train")], "label": [0, 1, 2, 0, -1]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "damaged" / "train.parquet")
     flags = ["--dataset", tmp_path / "damaged", "--output_dir", tmp_path / "tiled", "--image_size", 32]
     flags += ["--validation_share", 0]

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ResNetConfig, ResNetModel
 
 from modeling_sit import SiTModel
-from modeling_sit.cli.errors import UserError
+from modeling_sit.runtime.errors import UserError
 from modeling_sit.visualization.attention import attention_figure, attention_maps
 
 

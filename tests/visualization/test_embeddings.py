@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from modeling_sit.cli.errors import UserError
+from modeling_sit.runtime.errors import UserError
 from modeling_sit.visualization import embeddings
 from modeling_sit.visualization.embeddings import (
     FeatureMap,

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
 from modeling_sit.data.views import ViewArguments
-from modeling_sit.training.schedules import Schedules
+from modeling_sit.pretraining.schedules import Schedules
 
 
 def plain_view(
@@ -78,8 +78,8 @@ class TransformedPictures(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         encoded = self.pictures[index]["image"]
         file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
-        with PIL.Image.open(file) as image:
-            picture = image.convert("RGB")
+        with PIL.Image.open(file) as opened:
+            picture = opened.convert("RGB")
         return tuple(transform(picture) for transform in self.transforms)
 
     def batches(self, count: int, batch_size: int, **reading: Any) -> DataLoader:

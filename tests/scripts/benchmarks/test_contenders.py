@@ -14,7 +14,7 @@ from transformers import ViTConfig, ViTForMaskedImageModeling
 from modeling_sit import SiTConfig
 from modeling_sit.data.sources import load_pictures
 from modeling_sit.data.views import ViewArguments
-from modeling_sit.training.engines import create_accelerator
+from modeling_sit.runtime.accelerator import create_accelerator
 
 OVERRIDES = (
     "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,decoder_hidden_size=16,projection_hidden_size=16,"

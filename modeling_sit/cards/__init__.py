@@ -1,1 +1,0 @@
-"""Model cards: written from what was run and measured, and updated in place."""

@@ -1,0 +1,170 @@
+"""Pictures that live on the accelerator, and crops that are cut there in batch."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader
+
+from modeling_sit.data.crops import TwoCropsDataset, TwoRandomCrops, all_unreadable
+from modeling_sit.data.decoded_cache import PictureCache, PictureIndex
+
+BYTES_AT_A_TIME = 64 * 2**20
+# So many crops are resampled at once, enough to fill a GPU; of large ones fewer, for they lie in one tensor in float32.
+CROPS_AT_A_TIME = 64
+CANVAS_BYTES = 256 * 2**20
+
+
+class DevicePictures:
+    """
+    The pictures of a cache, uint8 on a device.
+
+    Args:
+        cache (`PictureCache`): The pictures; can be closed afterwards.
+        device (`torch.device`): Where they go.
+    """
+
+    def __init__(self, cache: PictureCache, device: torch.device):
+        self.index = cache.index
+        self.pixels = torch.empty(len(cache.pixels), dtype=torch.uint8, device=device)
+        for start in range(0, len(cache.pixels), BYTES_AT_A_TIME):
+            part = slice(start, start + BYTES_AT_A_TIME)
+            self.pixels[part] = torch.from_numpy(cache.pixels[part].copy())
+
+    def crop(self, indices: list[int], boxes: torch.Tensor, image_shape: tuple[int, int]) -> torch.Tensor:
+        """Cut boxes out of pictures and resample them to one size, bicubic and antialiased, as on the CPU to 2 of 255.
+
+        Args:
+            indices (`list` of `int`): The pictures.
+            boxes (`torch.Tensor` of shape `(pictures, 2, 4)`): Top, left, height and width in pixels of two boxes in each.
+            image_shape (pair of `int`): Height and width of the crops.
+
+        Returns:
+            `torch.Tensor`: uint8 `(2, pictures, channels, height, width)`.
+        """
+        wanted = [(index, box) for view in boxes.unbind(1) for index, box in zip(indices, view.tolist(), strict=True)]
+        crops = [self._crop(chunk, image_shape) for chunk in self._chunks(wanted)]
+        return torch.cat(crops).unflatten(0, (2, len(indices)))
+
+    def _chunks(self, wanted: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[int]]]]:
+        """The crops in their order, as many at a time as a canvas has room for; at least one."""
+        chunk, max_height, max_width = [], 0, 0
+        for index, box in wanted:
+            max_height, max_width = max(max_height, box[2]), max(max_width, box[3])
+            num_bytes = 4 * self.index.num_channels * (len(chunk) + 1) * max_height * max_width
+            if chunk and (len(chunk) == CROPS_AT_A_TIME or num_bytes > CANVAS_BYTES):
+                yield chunk
+                chunk, max_height, max_width = [], box[2], box[3]
+            chunk.append((index, box))
+        yield chunk
+
+    def _crop(self, wanted: list[tuple[int, list[int]]], image_shape: tuple[int, int]) -> torch.Tensor:
+        device = self.pixels.device
+        sizes = torch.tensor([[box[2] for _, box in wanted], [box[3] for _, box in wanted]])
+        # Crops of all sizes in one tensor: what lies beside them has the weight 0, and must only be finite.
+        max_height, max_width = sizes.amax(dim=1).tolist()
+        if device.type == "cuda":  # from other memory the copy would wait for all that the GPU has to do before it
+            sizes = sizes.pin_memory()
+        heights, widths = sizes.to(device, non_blocking=True)
+        canvas = torch.zeros(len(wanted), self.index.num_channels, max_height, max_width, device=device)
+        for place, (index, (top, left, height, width)) in zip(canvas, wanted, strict=True):
+            crop = self._picture(index)[top : top + height, left : left + width]
+            place[:, :height, :width] = crop.permute(2, 0, 1)
+        across = resampling_weights(widths, max_width, image_shape[1])
+        down = resampling_weights(heights, max_height, image_shape[0])
+        # As where crops are cut on the CPU: across, rounded and clipped, then down.
+        narrow = (canvas.flatten(1, 2) @ across.mT).unflatten(1, canvas.shape[1:3]).add_(0.5).floor_().clamp_(0, 255)
+        return (down[:, None] @ narrow).add_(0.5).floor_().clamp_(0, 255).byte()
+
+    def _picture(self, index: int) -> torch.Tensor:
+        start, height, width = self.index.place(index)
+        channels = self.index.num_channels
+        return self.pixels[start : start + height * width * channels].view(height, width, channels)
+
+
+def resampling_weights(lengths: torch.Tensor, max_length: int, size: int) -> torch.Tensor:
+    """What each pixel of a line counts for each pixel of the line resampled to another length.
+
+    Keys' cubic kernel with a = -1/2, stretched where the line shrinks and cut off at its ends, as in Pillow.
+
+    Args:
+        lengths (`torch.Tensor` of shape `(lines,)`): Pixels of each line.
+        max_length (`int`): Pixels of the longest one.
+        size (`int`): Pixels of the resampled lines.
+
+    Returns:
+        `torch.Tensor`: float32 `(lines, size, max_length)`, 0 beyond a line's end, of sum 1 over the last dimension.
+    """
+    lengths = lengths[:, None, None].float()
+    scale = lengths / size
+    stretch = scale.clamp(min=1)
+    centers = (torch.arange(size, device=lengths.device)[:, None] + 0.5) * scale
+    pixels = torch.arange(max_length, device=lengths.device)
+    # Pillow looks at whole pixels between these ends only.
+    first, end = (centers - 2 * stretch + 0.5).floor(), (centers + 2 * stretch + 0.5).floor()
+    inside = (pixels >= first) & (pixels < torch.minimum(end, lengths))
+    distance = ((pixels + 0.5 - centers) / stretch).abs()
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, far) * (inside & (distance < 2))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+class CropsOnDevice(TwoCropsDataset):
+    """
+    As [`TwoCropsDataset`], but an item holds in place of crops the `index` of a picture and the `boxes` `(2, 4)` to cut:
+    workers draw, and [`CropLoader`] cuts, on the device.
+
+    Args:
+        device_pictures (`DevicePictures`): The pictures.
+        two_crops (`TwoRandomCrops`): Draws the boxes.
+    """
+
+    def __init__(self, device_pictures: DevicePictures, two_crops: TwoRandomCrops):
+        # Workers get the index alone: what is on an accelerator stays with the process that put it there.
+        super().__init__(_Shapes(device_pictures.index), two_crops)
+        self.device_pictures = device_pictures
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "device_pictures": None}
+
+    def crop(self, index: int, seed: int) -> dict:
+        _, height, width = self.pictures.index.place(index)
+        return {"index": index, "boxes": torch.tensor(self.two_crops.draw_boxes(height, width, seed))}
+
+
+class _Shapes:
+    def __init__(self, index: PictureIndex):
+        self.index = index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class CropLoader:
+    """
+    Batches as [`collate_crops`] makes them, with crops that were cut on the device.
+
+    Args:
+        crops (`CropsOnDevice`): The pictures.
+        loader_settings: As of `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, crops: CropsOnDevice, **loader_settings):
+        self.pictures, self.image_shape = crops.device_pictures, tuple(crops.two_crops.image_shape)
+        self.loader = DataLoader(crops, collate_fn=collate_boxes, **loader_settings)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict]:
+        for batch in self.loader:
+            crops = self.pictures.crop(batch["indices"], batch["boxes"], self.image_shape)
+            yield {"crops": crops, "unreadable": batch["unreadable"]}
+
+
+def collate_boxes(items: list[dict]) -> dict:
+    return {
+        "indices": [item["index"] for item in items],
+        "boxes": torch.stack([item["boxes"] for item in items]),
+        "unreadable": all_unreadable(items),
+    }

@@ -1,0 +1,284 @@
+"""Which columns of a data set hold pictures and labels, and one encoding for the labels of all its splits."""
+
+import re
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from modeling_sit.runtime.errors import UserError
+
+# Of a column in which every row is null.
+NO_TYPE = datasets.Value("null")
+LABEL_COLUMNS = {
+    *("label", "labels", "class", "classes", "cls", "target", "targets", "category", "categories", "fine_label")
+}
+
+
+def find_image_column(features: dict[str, Any], asked: str | None) -> str:
+    """The column of the pictures: the one `asked` for, else the only one of that type."""
+    if asked is not None:
+        if asked not in features:
+            raise UserError(f"--image_column {asked}: no such column, only {listed(features)}")
+        if not isinstance(features[asked], datasets.Image) and not _holds_encoded_pictures(features[asked]):
+            raise UserError(f"--image_column {asked}: the column does not hold pictures, but {features[asked]}")
+        return asked
+    columns = _picture_columns(features)
+    if not columns:
+        raise UserError(f"no column of pictures among {listed(features)}; name it with --image_column")
+    if len(columns) > 1:
+        raise UserError(f"several columns of pictures: {listed(columns)}; choose one with --image_column")
+    return columns[0]
+
+
+def _picture_columns(features: dict[str, Any]) -> list[str]:
+    typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    return typed or [column for column, feature in features.items() if _holds_encoded_pictures(feature)]
+
+
+def _holds_encoded_pictures(feature: Any) -> bool:
+    if isinstance(feature, dict):  # a struct, as pandas writes `Image` columns
+        return "bytes" in feature and set(feature) <= {"bytes", "path"} and _holds_encoded_pictures(feature["bytes"])
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+
+
+def find_label_column(features: dict[str, Any], asked: str | None) -> str | None:
+    """The column of the labels: the one `asked` for, else the only one of class labels, else the only one with a usual name,
+    else `None`.
+
+    Fields of a struct are called `COLUMN.FIELD`, as `json.labels` in a webdataset's `.json` files.
+
+    Raises:
+        [`UserError`]: If there is no such column, it holds no labels, or there are several.
+    """
+    fields = _with_struct_fields(features)
+    if asked is not None:
+        if asked not in fields:
+            raise UserError(f"--label_column {asked}: no such column, only {listed(features)}")
+        if not _holds_labels(fields[asked]):
+            raise UserError(f"--label_column {asked}: {_NO_LABELS}, but {described(fields[asked])}")
+        return asked
+    columns = [column for column in features if isinstance(_of_one_class(features[column]), datasets.ClassLabel)]
+    others = [column for column in fields if _has_usual_name(column, features) and fields[column] != NO_TYPE]
+    columns = columns or [column for column in others if _holds_labels(fields[column])]
+    if len(columns) > 1:
+        raise UserError(f"several columns of labels: {listed(columns)}; choose one with --label_column")
+    if others and not columns:
+        raise UserError(
+            f"column {others[0]}: {_NO_LABELS}, but {described(fields[others[0]])}; name another with --label_column"
+        )
+    return columns[0] if columns else None
+
+
+def _has_usual_name(column: str, features: dict[str, Any]) -> bool:
+    """Such as `Label`; and of a webdataset, `labels.json`, or the field `json.labels`, but no field of another struct: what
+    stands there beside the classes, as boxes do, tells whether they are the picture's."""
+    struct, _, field = column.lower().partition(".")
+    return (struct if column in features else field if struct == "json" else None) in LABEL_COLUMNS
+
+
+_NO_LABELS = "not one class for each picture (integer or string) or a list of them"
+
+
+def _with_struct_fields(features: dict[str, Any]) -> dict[str, Any]:
+    fields = dict(features)
+    for column, feature in features.items():
+        if isinstance(feature, dict):
+            fields |= {
+                f"{column}.{name}": inner for name, inner in feature.items() if f"{column}.{name}" not in fields
+            }
+    return fields
+
+
+def _is_list(feature: Any) -> bool:
+    return isinstance(feature, (datasets.List, datasets.LargeList))
+
+
+def _of_one_class(feature: Any) -> Any:
+    """The feature of one class, where a row may hold one or a list of them."""
+    return feature.feature if _is_list(feature) else feature
+
+
+def _holds_labels(feature: Any) -> bool:
+    one_class = _of_one_class(feature)
+    if isinstance(one_class, datasets.ClassLabel):
+        return True
+    # A list that is empty in every row has elements of no type.
+    pattern = r"u?int\d+|bool|(large_)?string" + ("|null" if _is_list(feature) else "")
+    return isinstance(one_class, datasets.Value) and re.fullmatch(pattern, one_class.dtype) is not None
+
+
+@dataclass
+class EncodedLabels:
+    """The labels of all splits in one encoding.
+
+    Args:
+        columns (`dict[str, pa.Array]`):
+            Of each split, int64, `(num_rows,)`, -1 for no label. Or, where a picture may have several classes, lists of
+            int64, ascending: null for no label known, empty for none of the classes.
+        label_names (`list[str]`): The classes, in the order of their indices.
+        multi_label (`bool`): Whether a picture may have several classes.
+    """
+
+    columns: dict[str, pa.Array]
+    label_names: list[str]
+    multi_label: bool
+
+    @property
+    def feature(self) -> datasets.ClassLabel | datasets.List:
+        """The type of each column."""
+        one_class = datasets.ClassLabel(names=self.label_names)
+        return datasets.List(one_class) if self.multi_label else one_class
+
+
+class _Values(NamedTuple):
+    """What a column of a split holds: one value a row, or all values of its lists and how many each row has (-1: null)."""
+
+    values: pa.ChunkedArray
+    feature: Any
+    lengths: np.ndarray | None
+
+
+def encode_labels(splits: dict[str, datasets.Dataset], column: str) -> EncodedLabels | None:
+    """Give the labels of all splits one encoding.
+
+    A column of lists makes a multi-label set. Lists of one length, at least 2, that hold nothing but 0 and 1, and vectors of
+    booleans, are multi-hot: they tell for each class whether the picture has it. Null and -1 in other lists are padding.
+
+    Args:
+        splits (`dict[str, datasets.Dataset]`): The splits; some may lack the column.
+        column (`str`): Name of the column of the labels, or `COLUMN.FIELD` of a struct.
+
+    Returns:
+        [`EncodedLabels`], or `None` if no picture has a label.
+
+    Raises:
+        [`UserError`]: If a split's column holds no labels, one of a class without a name, or lists only in some splits.
+    """
+    features = {split: _with_struct_fields(dataset.features).get(column) for split, dataset in splits.items()}
+    features = {split: feature for split, feature in features.items() if feature not in (None, NO_TYPE)}
+    for split, feature in features.items():
+        if not _holds_labels(feature):
+            raise UserError(f"column {column} of split {split}: {_NO_LABELS}, but {described(feature)}")
+    if not features:
+        return None
+    multi_label = _is_list(next(iter(features.values())))
+    for split, feature in features.items():
+        if _is_list(feature) != multi_label:
+            raise UserError(f"column {column}: lists of classes in some splits, and one class a picture in {split}")
+
+    found = {split: _values_of(splits[split], column, feature) for split, feature in features.items()}
+    if multi_label:
+        found = _from_multi_hot(found, column)
+    indices, names = _encode_values(found, column)
+    if not names:
+        return None
+    columns = {}
+    for split, dataset in splits.items():
+        if not multi_label:
+            columns[split] = pa.array(indices.get(split, np.full(len(dataset), -1)), pa.int64())
+        elif split in found:
+            columns[split] = _list_array(indices[split], found[split].lengths, len(names))
+        else:
+            columns[split] = pa.nulls(len(dataset), pa.list_(pa.int64()))
+    return EncodedLabels(columns, names, multi_label)
+
+
+def _values_of(dataset: datasets.Dataset, column: str, feature: Any) -> _Values:
+    if column in dataset.features:
+        values = dataset.select_columns([column]).with_format("arrow")[:].column(column)
+    else:
+        struct, _, name = column.partition(".")
+        values = pc.struct_field(dataset.select_columns([struct]).with_format("arrow")[:].column(struct), name)
+    if not _is_list(feature):
+        return _Values(values, feature, None)
+    lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy().astype(np.int64)
+    return _Values(pc.list_flatten(values), feature.feature, lengths)
+
+
+def _from_multi_hot(found: dict[str, _Values], column: str) -> dict[str, _Values]:
+    """Lists of classes out of multi-hot vectors; other lists as they are."""
+    lengths = {int(length) for split in found.values() for length in np.unique(split.lengths) if length >= 0}
+    are_booleans = [getattr(split.feature, "dtype", None) == "bool" for split in found.values()]
+    if any(are_booleans):
+        if not all(are_booleans) or len(lengths) != 1:
+            raise UserError(f"column {column}: vectors of booleans must tell of the same classes in every row")
+    elif not (
+        len(lengths) == 1
+        and min(lengths) >= 2
+        and all(pa.types.is_integer(split.values.type) for split in found.values())
+        and not any(isinstance(split.feature, datasets.ClassLabel) for split in found.values())
+        and all(
+            pc.all(pc.is_in(split.values, pa.array([0, 1], split.values.type))).as_py() for split in found.values()
+        )
+    ):
+        return found
+    (num_classes,) = lengths
+    names = datasets.ClassLabel(names=[str(number) for number in range(num_classes)])
+    lists = {}
+    for split, (values, _, lengths_of_split) in found.items():
+        known = lengths_of_split >= 0
+        has_class = pc.fill_null(values.cast(pa.bool_()), False).to_numpy().reshape(-1, num_classes)
+        counts = np.full(len(known), -1)
+        counts[known] = has_class.sum(axis=1)
+        lists[split] = _Values(pa.chunked_array([pa.array(np.nonzero(has_class)[1])]), names, counts)
+    return lists
+
+
+def _encode_values(found: dict[str, _Values], column: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Class indices of each split's values, -1 for none, and the classes' names, of which there may be none."""
+    values = {split: part.values for split, part in found.items()}
+    # Lists that are all empty have elements of no type, and nothing to say of the names.
+    features = [part.feature for part in found.values() if part.feature != NO_TYPE]
+    names = features[0].names if features and isinstance(features[0], datasets.ClassLabel) else None
+    for split, part in found.items():
+        if isinstance(part.feature, datasets.ClassLabel) and part.feature.names:
+            largest = pc.max(part.values).as_py()
+            if largest is not None and largest >= len(part.feature.names):
+                raise UserError(
+                    f"column {column} of split {split}: a label {largest}, but names for {len(part.feature.names)} classes"
+                )
+    if names is None or any(getattr(feature, "names", None) != names for feature in features):
+        values = {split: _named(array, found[split].feature) for split, array in values.items()}
+        if any(pa.types.is_large_string(array.type) for array in values.values()):
+            values = {split: array.cast(pa.large_string()) for split, array in values.items()}
+        classes = sorted(set().union(*(array.unique().to_pylist() for array in values.values())) - {None, -1})
+        names = [str(value) for value in classes]
+        values = {split: pc.index_in(array, pa.array(classes, array.type)) for split, array in values.items()}
+    indices = {split: array.cast(pa.int64()).fill_null(-1).to_numpy() for split, array in values.items()}
+    return {split: np.maximum(array, -1) for split, array in indices.items()}, names
+
+
+def _named(values: pa.ChunkedArray, feature: Any) -> pa.ChunkedArray:
+    """Class indices with names, strings and booleans become strings; integers stay."""
+    if isinstance(feature, datasets.ClassLabel) and feature.names:
+        names = pa.chunked_array([pa.array(feature.names, pa.large_string())])
+        return names.take(pc.if_else(pc.less(values, 0), None, values))
+    stays_integer = pa.types.is_integer(values.type) or pa.types.is_null(values.type)
+    return values.cast(pa.int64() if stays_integer else pa.large_string())
+
+
+def _list_array(indices: np.ndarray, lengths: np.ndarray, num_labels: int) -> pa.ListArray:
+    """The classes of each row, ascending, each once, without -1; null in rows of length -1."""
+    rows = np.repeat(np.arange(len(lengths)), np.maximum(lengths, 0))
+    is_class = indices >= 0
+    rows, classes = np.divmod(np.unique(rows[is_class] * num_labels + indices[is_class]), num_labels)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(lengths)))])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.array(classes, pa.int64()), mask=pa.array(lengths < 0)
+    )
+
+
+def described(feature: Any) -> str:
+    """A column's type as a message tells it, in one short line."""
+    return textwrap.shorten(" ".join(str(feature).split()), 120, placeholder=" ...")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a message lists them."""
+    return ", ".join(names)

@@ -1,0 +1,120 @@
+"""The model card of a fine-tuned classifier."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from modeling_sit.hub.card_file import read_written_card
+from modeling_sit.hub.card_results import classifier_results
+from modeling_sit.hub.card_writing import describe_commands, describe_hardware_of, licence_of, save_curves, write_card
+from modeling_sit.hub.markdown import code, escaped, table
+from modeling_sit.hub.provenance import Start, describe_duration, describe_versions, hub_id, public_name
+
+MAX_LISTED_LABELS = 20
+CURVES = {
+    "loss": "training loss",
+    "eval_loss": "validation loss",
+    "eval_accuracy": "validation accuracy",
+    "eval_mean_average_precision": "validation mAP",
+}
+
+
+def write_finetuning_card(
+    template: Path,
+    output_dir: Path,
+    *,
+    report: dict[str, Any],
+    label_names: list[str],
+    log: Sequence[Mapping[str, Any]],
+    starts: Sequence[Start],
+    seconds: float,
+    license: str | None = None,
+    keep_results: bool = False,
+    model_id: str | None = None,
+) -> Path:
+    """
+    Write `README.md` of a fine-tuned classifier, and `loss_curve.png` that it shows. Of a card that is there already, what
+    people have written stays.
+
+    Args:
+        template (`Path`): Jinja template of the card.
+        output_dir (`Path`): The classifier's folder, with its `config.json`.
+        report (`dict`): What `eval_results.json` says of it.
+        label_names (`list[str]`): The classes.
+        log (sequence of mappings): `Trainer`'s `state.log_history`.
+        starts (sequence of [`Start`]): The run's starts, oldest first.
+        seconds (`float`): How long, all starts together.
+        license (`str`, *optional*): `--license`.
+        keep_results (`bool`, *optional*, defaults to `False`):
+            Whether the weights are those that results of an earlier card are of.
+        model_id (`str`, *optional*): The model's id on the Hub. Default: the folder's name.
+
+    Returns:
+        `Path`: The card.
+
+    Raises:
+        [`UserError`]: If it cannot be written.
+    """
+    earlier = read_written_card(output_dir)
+    name = output_dir.resolve().name
+    validation, license = report.get("validation"), licence_of(license, earlier)
+    is_sit, pooling = _read_config(output_dir)
+    base = None if report["from_scratch"] else hub_id(report["model_name_or_path"])
+    labels = ", ".join(map(escaped, label_names[:MAX_LISTED_LABELS]))
+    data = ModelCardData(
+        library_name="transformers",
+        license=license,
+        pipeline_tag="image-classification",
+        tags=["sit", "vit", "image-classification"],
+        datasets=[hub_id(report["dataset"])] if hub_id(report["dataset"]) else None,
+        base_model=base,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(template),
+        model_name=escaped(name),
+        repository=json.dumps(model_id or name, ensure_ascii=False),
+        is_sit=is_sit,
+        loads_as_vit=is_sit and pooling == "token",
+        dataset=code(public_name(report["dataset"])),
+        num_train=f"{report['num_train']:,}",
+        start=_describe_start(report),
+        chosen_by=escaped(report["chosen_by"]) if report["chosen_by"] else None,
+        measures_what_chose=validation is not None and validation["split"] == report["split"],
+        loss_curve=save_curves(output_dir, log, CURVES),
+        commands=describe_commands(starts),
+        facts=table(
+            ("", ""),
+            [
+                ("data", f"{code(public_name(report['dataset']))}: {report['num_train']:,} pictures to learn from"),
+                ("share of the labels", f"{report['label_fraction']:g}"),
+                (
+                    "classes",
+                    f"{len(label_names)}: {labels}"
+                    + (", ..." if len(label_names) > MAX_LISTED_LABELS else "")
+                    + ("; a picture may have several" if "mean_average_precision" in report else ""),
+                ),
+                ("start", _describe_start(report)),
+                ("epochs, seed", f"{report['epochs']:.4g}, {report['seed']}"),
+                ("hardware", escaped(describe_hardware_of(starts))),
+                ("time, of all starts together", describe_duration(seconds)),
+                ("versions", escaped(describe_versions())),
+            ],
+        ),
+        license_text=code(license),
+    )
+    return write_card(output_dir, str(card), earlier, classifier_results(report), keep_results)
+
+
+def _describe_start(report: dict[str, Any]) -> str:
+    name = code(public_name(report["model_name_or_path"]))
+    return f"random weights, in the form of {name}" if report["from_scratch"] else name
+
+
+def _read_config(folder: Path) -> tuple[bool, str | None]:
+    """Whether a model is a SiT, and what its classifier reads."""
+    config = json.loads((folder / "config.json").read_text())
+    return config["model_type"] == "sit_gmml", config.get("pooling")

@@ -1,0 +1,59 @@
+"""Learning rates that fall from the classifier to the embeddings."""
+
+import re
+
+from torch import nn
+
+from modeling_sit.runtime.optimizer import NO_DECAY_NAMES
+
+# `encoder.layer.3.` of SiT, `layers.3.` of transformers' ViT, `blocks.3.` of others.
+BLOCK = re.compile(r"(?:^|\.)(?:layer|layers|blocks)\.(\d+)\.")
+
+
+def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float) -> list[dict]:
+    """Trainable parameters in groups of one learning rate and one weight decay, for PyTorch's optimisers.
+
+    The rate of the classifier and the last layer norm is the full one; the last block's is `layer_decay` times that, and so
+    on down to the embeddings (Clark et al. 2020; BEiT's and MAE's fine-tuning). Biases, norms, tokens and positions do not
+    decay.
+
+    Args:
+        model (`nn.Module`): A Vision Transformer with a classifier.
+        learning_rate, weight_decay (`float`): Of the classifier.
+        layer_decay (`float` in (0, 1]): Factor from a block to the one below it.
+
+    Returns:
+        `list[dict]`: Full rate first, for whoever logs the rate of the first group.
+    """
+    num_blocks = 1 + max(
+        (block for name, _ in model.named_parameters() if (block := block_of(name)) is not None), default=-1
+    )
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth = depth_of(name, num_blocks)
+        decays = not (parameter.ndim <= 1 or name.endswith(NO_DECAY_NAMES))
+        groups.setdefault((depth, not decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * layer_decay**depth,
+            "weight_decay": 0.0 if is_vector else weight_decay,
+        }
+        for (depth, is_vector), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def depth_of(name: str, num_blocks: int) -> int:
+    """How far below the classifier, which is at 0 with the last layer norm, a parameter of this name is."""
+    block = block_of(name)
+    if block is not None:
+        return num_blocks - block
+    return num_blocks + 1 if "embeddings." in name else 0
+
+
+def block_of(name: str) -> int | None:
+    """Which block, from 0, a parameter of this name belongs to; `None` for those before and after the blocks."""
+    match = BLOCK.search(name)
+    return int(match[1]) if match else None

@@ -1,0 +1,241 @@
+"""A model card's file: its metadata, its sections that programs write, and all else, which stays as it is, byte for byte."""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCardData
+from tqdm import tqdm
+
+from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written, replace_file
+from modeling_sit.runtime.errors import UserError
+
+CARD_FILE = "README.md"
+# As the Hub reads it.
+METADATA = re.compile(r"\A(\s*---\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.MULTILINE)
+BYTE_ORDER_MARK = "\ufeff"
+
+
+class DamagedCard(ValueError):
+    """A card that cannot be updated in place. The message says what is wrong, in a few words."""
+
+
+@dataclass
+class Card:
+    """
+    A model card, to be changed in places.
+
+    Args:
+        metadata_yaml (`str`): What stands between the lines `---`; empty if there are none.
+        body (`str`): What stands below.
+        opening, closing (`str`, *optional*): The lines `---`, with what surrounds them.
+        byte_order_mark (`str`, *optional*): What some editors put in front of a file.
+
+    Raises:
+        [`DamagedCard`]: If the metadata is no YAML, or not that of a model card.
+    """
+
+    metadata_yaml: str
+    body: str
+    opening: str = "---\n"
+    closing: str = "---\n"
+    byte_order_mark: str = ""
+
+    def __post_init__(self):
+        try:
+            # Of `ModelCardData`, for what it raises: the shape of what the Hub's own client reads.
+            ModelCardData(**self.metadata)
+        except yaml.YAMLError as problem:
+            raise DamagedCard(f"its metadata is no YAML: {' '.join(str(problem).split())}") from problem
+        except (TypeError, ValueError, KeyError, AttributeError) as problem:
+            raise DamagedCard(f"its metadata is not that of a model card: {problem}") from problem
+
+    @classmethod
+    def parse(cls, text: str) -> "Card":
+        """
+        Raises:
+            [`DamagedCard`]: If the metadata has no end, is no YAML, or not that of a model card.
+        """
+        byte_order_mark = BYTE_ORDER_MARK if text.startswith(BYTE_ORDER_MARK) else ""
+        text = text.removeprefix(BYTE_ORDER_MARK)
+        found = METADATA.match(text)
+        if found is not None:
+            return cls(found[2], text[found.end() :], found[1], found[3], byte_order_mark)
+        if re.match(r"\s*---[ \t]*\r?\n", text):
+            raise DamagedCard("its metadata begins with --- and does not end")
+        line_break = _line_break(text)
+        return cls("", text, f"---{line_break}", f"---{line_break}{line_break}", byte_order_mark)
+
+    def __str__(self) -> str:
+        if not self.metadata_yaml:
+            return self.byte_order_mark + self.body
+        return f"{self.byte_order_mark}{self.opening}{self.metadata_yaml}{self.closing}{self.body}"
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata; a copy."""
+        metadata = yaml.safe_load(self.metadata_yaml)
+        if not isinstance(metadata, dict | None):
+            raise TypeError("it has no `key: value` lines")
+        return metadata or {}
+
+    def set_metadata(self, key: str, value: Any) -> None:
+        """Put an entry in the place of the one of this key, or at the end; with `None`, remove it.
+
+        Raises:
+            [`DamagedCard`]: If the YAML is of a form in which an entry cannot be replaced alone.
+        """
+        expected = {name: known for name, known in self.metadata.items() if name != key}
+        line_break = _line_break(self.opening)
+        entry = ""
+        if value is not None:
+            expected[key] = value
+            entry = yaml.safe_dump({key: value}, allow_unicode=True, sort_keys=False).replace("\n", line_break)
+        root = yaml.compose(self.metadata_yaml, Loader=yaml.SafeLoader)
+        places = [
+            (name.start_mark.index, _end(content))
+            for name, content in (root.value if root is not None else [])
+            if name.value == key
+        ]
+        if places:
+            start, end = places[0]
+            before, after = self.metadata_yaml[:start], self.metadata_yaml[end:]
+            changed = before + (entry.removesuffix(line_break) + after if entry else after.lstrip("\r\n"))
+        else:
+            changed = self.metadata_yaml
+            if changed and not changed.endswith("\n"):
+                changed += line_break
+            changed += entry
+        try:
+            is_as_expected = (yaml.safe_load(changed) or {}) == expected
+        except yaml.YAMLError:
+            is_as_expected = False
+        if not is_as_expected:
+            raise DamagedCard(
+                f"its metadata is written so that {key} cannot be replaced alone; give each key its lines"
+            )
+        self.metadata_yaml = changed
+
+    @property
+    def sections(self) -> list[str]:
+        """Names of the sections that programs write."""
+        return re.findall(r"<!-- sit:begin (\w+) -->", self.body)
+
+    def section(self, name: str) -> str:
+        """What stands in a section."""
+        start, end = self._place(name)
+        return self.body[start:end].strip()
+
+    def put_section(self, name: str, content: str) -> None:
+        """Put content in the place of the section's, or at the end of the card if it has no such section.
+
+        Raises:
+            [`DamagedCard`]: If one of the section's two marks is missing, or stands there twice.
+        """
+        line_break = _line_break(self.body or self.opening)
+        content = f"\n\n{content.strip()}\n\n".replace("\n", line_break)
+        begin, end = _marks(name)
+        if begin not in self.body and end not in self.body:
+            gap = "" if not self.body else line_break if self.body.endswith("\n") else 2 * line_break
+            self.body += f"{gap}{begin}{content}{end}{line_break}"
+            return
+        start, stop = self._place(name)
+        self.body = self.body[:start] + content + self.body[stop:]
+
+    def _place(self, name: str) -> tuple[int, int]:
+        begin, end = _marks(name)
+        start, stop = self.body.find(begin) + len(begin), self.body.find(end)
+        if self.body.count(begin) != 1 or self.body.count(end) != 1 or stop < start:
+            raise DamagedCard(f"there must be one line {begin} and one line {end} below it; mend or remove them")
+        return start, stop
+
+    def save(self, folder: Path) -> Path:
+        """Write the card into a folder.
+
+        Raises:
+            [`UserError`]: If it cannot be written; an earlier one is as it was.
+        """
+        path = folder / CARD_FILE
+        remedy = "free some space there, or check who may write to it"
+        with naming_what_cannot_be_written(path, remedy), replace_file(path) as unfinished:
+            unfinished.write_bytes(str(self).encode())
+        return path
+
+
+def read_card(folder: Path) -> Card:
+    """The model card of a folder.
+
+    Raises:
+        `FileNotFoundError`: If there is none.
+        [`DamagedCard`]: If it is no text, or its metadata cannot be read.
+    """
+    try:
+        # Not by `read_text`, which would make other line breaks of Windows'.
+        text = (folder / CARD_FILE).read_bytes().decode()
+    except UnicodeDecodeError as problem:
+        raise DamagedCard(f"it is no text in UTF-8: {problem}") from problem
+    return Card.parse(text)
+
+
+def read_written_card(folder: Path) -> Card | None:
+    """The card of a folder, if the programs have written it and can write into it again; `None` if not.
+
+    One that they have not written, or that is damaged, is moved aside, with a line on stderr that says so.
+    """
+    try:
+        card = read_card(folder)
+        for name in card.sections:
+            card.section(name)
+        if card.sections:
+            return card
+        reason = "it has none of the sections that are written here"
+    except FileNotFoundError:
+        return None
+    except DamagedCard as problem:
+        reason = str(problem)
+    path, kept, number = folder / CARD_FILE, folder / "README.old.md", 1
+    while kept.exists():
+        number += 1
+        kept = folder / f"README.old-{number}.md"
+    with naming_what_cannot_be_written(kept, "check who may write there"):
+        path.rename(kept)
+    tqdm.write(f"{path} is not updated but written anew: {reason}; what it was is {kept}", file=sys.stderr)
+    return None
+
+
+def card_to_update(folder: Path) -> Card:
+    """The card that `--update_model_card` is about.
+
+    Raises:
+        [`UserError`]: If there is none, or it cannot be updated.
+    """
+    path = folder / CARD_FILE
+    try:
+        return read_card(folder)
+    except FileNotFoundError as problem:
+        raise UserError(
+            f"--update_model_card: there is no {path}, so no card to update; give a model folder that has one"
+        ) from problem
+    except OSError as problem:
+        raise UserError(f"--update_model_card: {path} cannot be read: {problem.strerror}") from problem
+    except DamagedCard as problem:
+        raise UserError(f"--update_model_card: {path} cannot be updated: {problem}") from problem
+
+
+def _marks(section: str) -> tuple[str, str]:
+    return f"<!-- sit:begin {section} -->", f"<!-- sit:end {section} -->"
+
+
+def _line_break(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _end(node: yaml.Node) -> int:
+    """Where a value ends. A block's own end mark stands behind the comments and the blank lines that follow it."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last)
+    return node.end_mark.index

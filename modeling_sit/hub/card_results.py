@@ -1,0 +1,187 @@
+"""What was measured, in a model card: in its `model-index`, where the Hub reads it, and in a table, where people do."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from modeling_sit.evaluation.metric_results import Measurement
+from modeling_sit.hub.card_file import Card, DamagedCard, card_to_update
+from modeling_sit.hub.markdown import escaped, table
+from modeling_sit.hub.provenance import public_name
+from modeling_sit.runtime.errors import UserError
+
+SECTION = "results"
+# What is not a classification: in the Hub's names of tasks.
+TASKS = {"retrieval": "image-feature-extraction"}
+# Where the Hub has a name of its own for a metric.
+METRIC_TYPES = {"macro_f1": "f1"}
+# What a classifier's card tells of what was measured; its loss is in eval_results.json.
+CLASSIFIER_FIGURES = ("accuracy", "mean_average_precision", "macro_f1")
+NOTHING = (
+    "What the features are worth for a task was not measured yet. `python scripts/evaluate.py --model_name_or_path FOLDER "
+    "--dataset LABELLED_PICTURES --update_model_card` measures it, and writes it here."
+)
+
+
+def update_card(
+    folder: Path,
+    measurements: dict[str, Measurement],
+    *,
+    dataset: str,
+    dataset_config: str | None = None,
+    split: str,
+    settings: dict[str, Any],
+) -> Path:
+    """
+    Write figures into the `model-index` and the table of a folder's model card, each in place of the earlier one of the same
+    protocol and name on the same split of the same data set. The rest of the card stays as it is, byte for byte.
+
+    Args:
+        folder (`Path`): The model's folder, with a `README.md`.
+        measurements (`dict[str, Measurement]`): What was measured, by protocol.
+        dataset (`str`): As given in `--dataset`; of a path, the card says the last part alone.
+        dataset_config (`str`, *optional*): Configuration of a Hub data set.
+        split (`str`): Split that was measured on.
+        settings (`dict[str, Any]`): What else the figures depend on: pooling, layer.
+
+    Returns:
+        `Path`: The card.
+
+    Raises:
+        [`UserError`]: If there is no card, its metadata or its marks are damaged, or it cannot be written.
+    """
+    card = card_to_update(folder)
+    results = [
+        EvalResult(
+            task_type=TASKS.get(protocol, "image-classification"),
+            dataset_type=public_name(dataset),
+            dataset_name=public_name(dataset),
+            dataset_config=dataset_config,
+            dataset_split=split,
+            metric_type=METRIC_TYPES.get(figure.name, figure.name),
+            metric_name=f"{protocol} {figure.name}",
+            metric_value=round(figure.value, 6),
+            metric_args={
+                "interval": [round(end, 6) for end in figure.interval],
+                **({} if figure.spread is None else {"spread": round(figure.spread, 6)}),
+                **settings,
+                # Tables of how a setting was chosen are in eval_results.json.
+                **{name: value for name, value in measurement.settings.items() if not isinstance(value, dict)},
+            },
+        )
+        for protocol, measurement in measurements.items()
+        for figure in measurement.figures
+    ]
+    try:
+        put_results(card, results, folder.resolve().name)
+    except DamagedCard as problem:
+        raise UserError(f"--update_model_card: {folder / 'README.md'} cannot be updated: {problem}") from problem
+    return card.save(folder)
+
+
+def classifier_results(report: dict[str, Any]) -> list[EvalResult]:
+    """The figures of `eval_results.json`'s report of a fine-tuned classifier, those that were chosen by after the others."""
+    dataset = public_name(report["dataset"])
+    measured = [report]
+    if report.get("validation") is not None and report["validation"]["split"] != report["split"]:
+        measured.append(report["validation"])
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=figures["split"],
+            metric_type=METRIC_TYPES.get(name, name),
+            metric_name=f"finetune {name}",
+            metric_value=round(figures[name], 6),
+            metric_args={
+                "num_train": report["num_train"],
+                "num_validation": figures["num_validation"],
+                "epochs": report["epochs"],
+                "seed": report["seed"],
+            },
+        )
+        for figures in measured
+        for name in CLASSIFIER_FIGURES
+        if name in figures
+    ]
+
+
+def put_results(card: Card, results: list[EvalResult], model_name: str, keep_others: bool = True) -> None:
+    """Put results into a card, in place of those of the same metrics on the same split of the same data set.
+
+    Args:
+        card (`Card`): Changed in place: `model-index` and `metrics` of its metadata, and its section `results`.
+        results (`list[EvalResult]`): May be empty.
+        model_name (`str`): What the `model-index` calls the model, if it has no name for it yet.
+        keep_others (`bool`, *optional*, defaults to `True`):
+            Whether other results stay; `False` where they are of other weights.
+
+    Raises:
+        [`DamagedCard`]: If the metadata or the section's marks do not allow it; the card is as it was.
+    """
+    before = (card.metadata_yaml, card.body)
+    metadata = card.metadata
+    # A second model would be somebody's own affair.
+    first, *others = (metadata.get("model-index") if keep_others else None) or [{"name": model_name, "results": []}]
+    new = eval_results_to_model_index(first["name"], results)[0]["results"]
+    replaced = {_identity(result, metric) for result in new for metric in result["metrics"]}
+    kept = []
+    for result in first["results"]:
+        metrics = [metric for metric in result["metrics"] if _identity(result, metric) not in replaced]
+        kept += [{**result, "metrics": metrics}] if metrics else []
+    measured = [*kept, *new]
+    metrics = [] if not keep_others else metadata.get("metrics") or []
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    metrics = list(dict.fromkeys([*metrics, *(metric["type"] for result in new for metric in result["metrics"])]))
+    try:
+        card.set_metadata("metrics", metrics or None)
+        card.set_metadata("model-index", [{**first, "results": measured}, *others] if measured or others else None)
+        card.put_section(SECTION, f"## Results\n\n{_table(measured) if measured else NOTHING}")
+    except DamagedCard:
+        card.metadata_yaml, card.body = before
+        raise
+
+
+def _identity(result: dict[str, Any], metric: dict[str, Any]) -> tuple:
+    dataset = result["dataset"]
+    return (
+        result["task"]["type"],
+        *(dataset.get(name) for name in ("type", "config", "split", "revision")),
+        metric["type"],
+        metric.get("name"),
+    )
+
+
+def _table(results: list[dict[str, Any]]) -> str:
+    rows = []
+    for result in results:
+        dataset = result["dataset"]
+        name = dataset["name"] if dataset.get("config") is None else f"{dataset['name']} ({dataset['config']})"
+        for metric in result["metrics"]:
+            settings = metric.get("args")
+            settings = dict(settings) if isinstance(settings, dict) else {"": settings} if settings else {}
+            interval, spread = settings.pop("interval", None), settings.pop("spread", None)
+            value = _number(metric["value"]) + (f" ± {_number(spread)}" if spread is not None else "")
+            row = [
+                name,
+                dataset.get("split") or "",
+                metric.get("name") or metric["type"],
+                value,
+                " to ".join(map(_number, interval)) if isinstance(interval, list) else str(interval or ""),
+                ", ".join(f"{key} {_setting(value)}".strip() for key, value in settings.items()),
+            ]
+            rows.append([escaped(cell) for cell in row])
+    return table(["data set", "split", "figure", "value", "95 % interval", "settings"], rows)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key}: {entry}" for key, entry in value.items()) + ")"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

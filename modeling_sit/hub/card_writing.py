@@ -1,0 +1,109 @@
+"""What the cards of pretraining and fine-tuning have in common."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from modeling_sit.hub.card_file import Card, DamagedCard, read_card
+from modeling_sit.hub.card_results import put_results
+from modeling_sit.hub.markdown import code_block
+from modeling_sit.hub.provenance import Start
+from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written, replace_file
+from modeling_sit.visualization.curves import curves_figure
+
+DEFAULT_LICENCE = "apache-2.0"
+LOSS_CURVE = "loss_curve.png"
+# The section that says how to load the model, and in it what the model is called.
+USAGE, REPOSITORY = "usage", re.compile(r'^repository = ("[^"\n]*")', re.MULTILINE)
+# What a run says of its model in the metadata. All else in there is other people's, once the card is written.
+METADATA = ("library_name", "license", "pipeline_tag", "datasets", "base_model")
+
+
+def write_card(
+    output_dir: Path, rendered: str, earlier: Card | None, results: list[EvalResult], keep_results: bool
+) -> Path:
+    """Write a card that was rendered from its template, or into an earlier one the sections and the metadata of it.
+
+    Args:
+        output_dir (`Path`): The model's folder.
+        rendered (`str`): The new card.
+        earlier (`Card`, *optional*): The folder's, as [`read_written_card`] gives it.
+        results (`list[EvalResult]`): What was measured.
+        keep_results (`bool`): Whether other results, that the earlier card tells of, are of these weights.
+
+    Returns:
+        `Path`: The card.
+
+    Raises:
+        [`UserError`]: If it cannot be written.
+    """
+    new = Card.parse(rendered.rstrip() + "\n")
+    card = new if earlier is None else earlier
+    if earlier is not None:
+        metadata, known = new.metadata, earlier.metadata
+        for name in METADATA:
+            if metadata.get(name) != known.get(name):
+                card.set_metadata(name, metadata.get(name))
+        tags = list(dict.fromkeys([*(known.get("tags") or []), *metadata["tags"]]))
+        if tags != known.get("tags"):
+            card.set_metadata("tags", tags)
+        for name in new.sections:
+            card.put_section(name, new.section(name))
+    put_results(card, results, output_dir.resolve().name, keep_others=keep_results)
+    return card.save(output_dir)
+
+
+def name_repository(folder: Path, model_id: str) -> None:
+    """Have the card of a folder load the model by its id on the Hub. A card that programs do not write into stays as it is.
+
+    Raises:
+        [`UserError`]: If it cannot be written.
+    """
+    try:
+        card = read_card(folder)
+        usage = card.section(USAGE) if USAGE in card.sections else ""
+    except (FileNotFoundError, DamagedCard):
+        return
+    named = REPOSITORY.search(usage)
+    if named is not None and named[1] != json.dumps(model_id):
+        card.put_section(USAGE, usage.replace(named[1], json.dumps(model_id)))
+        card.save(folder)
+
+
+def licence_of(asked: str | None, earlier: Card | None) -> str:
+    """The licence that was asked for, or that the earlier card tells, or the package's own."""
+    told = earlier.metadata.get("license") if earlier is not None else None
+    return asked or (told if isinstance(told, str) else None) or DEFAULT_LICENCE
+
+
+def describe_commands(starts: Sequence[Start]) -> str:
+    """The commands of a run's starts, as code; where one went on, from which step."""
+    lines = []
+    for start in starts:
+        if start.step:
+            lines.append(f"# going on from step {start.step:,}:")
+        lines.append(start.command)
+    return code_block(lines)
+
+
+def describe_hardware_of(starts: Sequence[Start]) -> str:
+    """What a run ran on, each once, in order."""
+    return ", then ".join(dict.fromkeys(start.hardware for start in starts))
+
+
+def save_curves(output_dir: Path, lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str | None:
+    """Draw `loss_curve.png`, see [`curves_figure`], and give its name; `None` if there is nothing to draw.
+
+    Raises:
+        [`UserError`]: If it cannot be written.
+    """
+    figure, path = curves_figure(lines, titles), output_dir / LOSS_CURVE
+    if figure is None:
+        return None
+    with naming_what_cannot_be_written(path, "make room"), replace_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format="png")
+    return path.name

@@ -1,0 +1,147 @@
+"""What of a folder goes to the Hub: the model repository that it is, and none of what else lies there."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import unquote
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from modeling_sit.finetuning.checkpoints import STATE as FINETUNING_STATE
+from modeling_sit.finetuning.checkpoints import WEIGHTS as FINETUNING_WEIGHTS
+from modeling_sit.finetuning.checkpoints import complete_checkpoints
+from modeling_sit.pretraining.checkpoints import list_checkpoints
+from modeling_sit.runtime.errors import UserError
+
+CONFIG, PROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+LOGS = ("metrics.jsonl", "monitors.jsonl")
+# What is written when all is done; before, the folder may still have those of an earlier run.
+CARD_AND_RESULTS = (CARD, "eval_results.json", "LICENSE*")
+FIGURES = re.compile(r"""!\[[^\]]*\]\(\s*(?:<([^>]+)>|([^)\s]+))|<img\s[^>]*?src=["']([^"']+)""")
+FIGURE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
+
+CHECKPOINT_FOLDERS = LAST_CHECKPOINT, BEST_CHECKPOINT = "last-checkpoint", "best-checkpoint"
+# `Trainer`'s pickle of its flags, which nothing is restored from.
+NOT_OF_CHECKPOINTS = ("training_args.bin",)
+MAX_COPIED_BYTES = 1 << 20
+
+
+def find_model_files(folder: Path, is_finished: bool = True) -> dict[str, Path]:
+    """The files of a model repository: weights, configuration, image processor, code, logs, and of a finished one the card
+    with the pictures that it shows, and the results.
+
+    Args:
+        folder (`Path`): The output folder of a run.
+        is_finished (`bool`, *optional*, defaults to `True`): Whether the card is of these weights.
+
+    Returns:
+        `dict[str, Path]`: Each file by its path in the repository.
+
+    Raises:
+        [`UserError`]: If the folder holds no model that can be loaded.
+    """
+    weights = _matching(folder, WEIGHTS)
+    for name, is_there in ((CONFIG, (folder / CONFIG).is_file()), (WEIGHTS[0], bool(weights))):
+        if not is_there:
+            raise UserError(
+                f"{folder} holds no model, for it has no {name}; give the --output_dir of a run that is done"
+            )
+    files = [folder / CONFIG, *_matching(folder, (PROCESSOR, *LOGS)), *weights, *_code(folder)]
+    if is_finished:
+        files += [*_matching(folder, CARD_AND_RESULTS), *_figures(folder)]
+    return {file.relative_to(folder).as_posix(): file for file in files}
+
+
+def find_checkpoint_files(folder: Path) -> dict[str, Path]:
+    """The files of a run's newest checkpoint, below `last-checkpoint/`; of fine-tuning also the weights of its best one, below
+    `best-checkpoint/`, if that is another. None where there is no checkpoint."""
+    checkpoints = list_checkpoints(folder)
+    if checkpoints:
+        return _below(checkpoints[-1])
+    checkpoints = complete_checkpoints(folder)
+    if not checkpoints:
+        return {}
+    newest = checkpoints[-1]
+    files = _below(newest)
+    best = json.loads((newest / FINETUNING_STATE).read_text()).get("best_model_checkpoint")
+    if best is not None and Path(best).name != newest.name:
+        for weights in (Path(best) / FINETUNING_WEIGHTS, folder / Path(best).name / FINETUNING_WEIGHTS):
+            if weights.is_file():  # where it was written, or in a folder that was moved as a whole
+                files[f"{BEST_CHECKPOINT}/{FINETUNING_WEIGHTS}"] = weights
+    return files
+
+
+def stage_files(files: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+    """Keep files as they are now, while a run replaces and deletes them: large ones by a link, where the disk has links.
+
+    Args:
+        files (mapping from `str` to `Path`): Each file by its path in the repository.
+        folder (`Path`): An empty folder for them, on the same disk.
+
+    Returns:
+        `dict[str, Path]`: What to read in their place.
+    """
+    staged = {}
+    for name, file in files.items():
+        staged[name] = folder / name
+        staged[name].parent.mkdir(parents=True, exist_ok=True)
+        # Logs grow where they are; weights are written anew beside their place, so that a link keeps the old ones.
+        if file.name in LOGS or file.stat().st_size <= MAX_COPIED_BYTES:
+            shutil.copyfile(file, staged[name])
+            continue
+        try:
+            os.link(file, staged[name])
+        except OSError:
+            shutil.copyfile(file, staged[name])
+    return staged
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
+
+
+def _below(checkpoint: Path) -> dict[str, Path]:
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name not in NOT_OF_CHECKPOINTS)
+    return {f"{LAST_CHECKPOINT}/{path.relative_to(checkpoint).as_posix()}": path for path in files}
+
+
+def _code(folder: Path) -> list[Path]:
+    """The modules that configuration and processor name, and what those import of each other; not what else is Python."""
+    modules: set[Path] = set()
+    for settings in _matching(folder, (CONFIG, PROCESSOR)):
+        try:
+            auto_map = json.loads(settings.read_text()).get("auto_map", {})
+        except (ValueError, AttributeError) as problem:
+            raise UserError(f"{settings} cannot be read: {problem}") from problem
+        for names in auto_map.values():
+            for name in [names] if isinstance(names, str) else names:
+                # `REPOSITORY--MODULE.CLASS` is code that lies elsewhere.
+                if name is not None and "--" not in name:
+                    modules.add(folder / f"{name.partition('.')[0]}.py")
+    try:
+        needed = {Path(path) for module in modules for path in get_relative_import_files(module)}
+        missing = sorted(path.name for path in modules | needed if not path.is_file())
+    except FileNotFoundError as problem:
+        missing = [Path(problem.filename).name]
+    if missing:
+        raise UserError(
+            f"{folder} has not all of the code to load its model with: {missing[0]} is missing; export it anew"
+        )
+    return sorted(modules | needed)
+
+
+def _figures(folder: Path) -> list[Path]:
+    """The pictures in the folder that its card shows."""
+    card = folder / CARD
+    if not card.is_file():
+        return []
+    figures = set()
+    for found in FIGURES.finditer(card.read_text(encoding="utf-8", errors="replace")):
+        figure = Path(os.path.normpath(folder / unquote(found[1] or found[2] or found[3])))
+        if figure.suffix.lower() in FIGURE_ENDINGS and figure.is_relative_to(folder) and figure.is_file():
+            figures.add(figure)
+    return sorted(figures)

@@ -1,0 +1,81 @@
+"""A model for pictures of another size than it was trained with."""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
+
+from modeling_sit.runtime.errors import UserError
+
+POSITIONS = "embeddings.position_embeddings"
+
+
+def picture_shape(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width in pixels of what the processor gives the model."""
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    return (size.height or size.shortest_edge, size.width or size.shortest_edge)
+
+
+def resize_processor(processor: BaseImageProcessor, image_size: int) -> None:
+    """Make the processor give square pictures of `image_size` pixels."""
+    square = {"height": image_size, "width": image_size}
+    if getattr(processor, "do_center_crop", False):
+        ratio = (processor.size.shortest_edge or processor.size.height) / picture_shape(processor)[0]
+        processor.size = type(processor.size)(shortest_edge=round(ratio * image_size))
+        processor.crop_size = type(processor.crop_size)(**square)
+    else:
+        processor.size = type(processor.size)(**square)
+
+
+def check_image_size(config: PretrainedConfig, image_size: int) -> None:
+    """Raise [`UserError`] if a picture of that height and width is not made of whole patches."""
+    for patch in pair(config.patch_size):
+        if image_size % patch:
+            raise UserError(
+                f"--image_size {image_size} is not made of whole patches: give a multiple of {patch}, such as "
+                f"{max(1, round(image_size / patch)) * patch}"
+            )
+
+
+def resize_model(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
+    """The same model for square pictures of `image_size` pixels: its positions are interpolated, bicubic, and belong to the
+    weights, so that it is saved and loaded as a model of that size.
+
+    Args:
+        model (`PreTrainedModel`): A Vision Transformer with one embedding of each position, tokens first.
+        image_size (`int`): Height and width in pixels, a multiple of the patches'.
+
+    Raises:
+        [`UserError`]: If the model has no such positions.
+    """
+    weights = model.state_dict()
+    name = next((name for name in weights if name.endswith(POSITIONS)), None)
+    if name is None:
+        raise UserError(f"--image_size {image_size}: {type(model).__name__} has no position embeddings to interpolate")
+    config = copy.deepcopy(model.config)
+    config.image_size = image_size
+    patches = pair(config.patch_size)
+    old_grid = tuple(side // patch for side, patch in zip(pair(model.config.image_size), patches, strict=True))
+    new_grid = tuple(image_size // patch for patch in patches)
+    weights[name] = interpolate_positions(weights[name], old_grid, new_grid)
+    resized = type(model)(config)
+    resized.load_state_dict(weights)
+    return resized
+
+
+def interpolate_positions(
+    positions: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> torch.Tensor:
+    """Positions `(1, tokens + patches, hidden_size)` of a grid of patches, rows x columns, for another grid; those of the
+    tokens, which come first, stay."""
+    num_tokens = positions.shape[1] - old_grid[0] * old_grid[1]
+    tokens, patches = positions[:, :num_tokens], positions[:, num_tokens:]
+    patches = patches.unflatten(1, old_grid).permute(0, 3, 1, 2).float()
+    patches = nn.functional.interpolate(patches, size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat([tokens, patches.flatten(2).transpose(1, 2).to(tokens.dtype)], dim=1)
+
+
+def pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """Height and width of a configuration's `image_size` or `patch_size`."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

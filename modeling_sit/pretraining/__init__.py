@@ -1,0 +1,1 @@
+"""Pretraining: the run, its loop, the methods, schedules, checkpoints, monitors."""

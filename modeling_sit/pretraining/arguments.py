@@ -1,0 +1,412 @@
+"""The flags of `scripts/pretrain.py`, and the configuration they describe."""
+
+import contextlib
+import difflib
+import os
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import yaml
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from modeling_sit import SiTConfig, SiTImageProcessor
+from modeling_sit.cli.parser import DatasetArguments
+from modeling_sit.gmml import CORRUPTIONS
+from modeling_sit.hub.card_arguments import CardArguments
+from modeling_sit.interop.arguments import WeightsFileArguments
+from modeling_sit.interop.reading import (
+    check_weights_file_flags,
+    needs_conversion,
+    read_checkpoint,
+    read_normalisation,
+)
+from modeling_sit.runtime.errors import UserError
+
+MODEL_SIZES = {
+    "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
+    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+}
+
+AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "max_train_steps")
+AT_LEAST_ZERO = (
+    "base_learning_rate",
+    "min_learning_rate",
+    "warmup_epochs",
+    "weight_decay",
+    "weight_decay_end",
+    "max_grad_norm",
+    "dataloader_num_workers",
+    "preview_steps",
+    "checkpoints_total_limit",
+)
+
+# Below this many pictures a set counts as small, and the reconstruction weighs more (arXiv 2104.03602, section 4).
+SMALL_SET = 100_000
+
+
+@dataclass
+class ModelArguments(WeightsFileArguments):
+    """What is trained."""
+
+    model_size: Literal["tiny", "small", "base"] | None = field(
+        default=None,
+        metadata={"help": "Backbone's width/depth/heads: 192/12/3, 384/12/6 or 768/12/12. Default: small."},
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint to go on from: a SiT, a plain ViT, DeiT, DINO or MAE of transformers or timm, or a .pth file of "
+            "the authors' code; its sizes are the run's."
+        },
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Height and width of the views, in pixels; a checkpoint's positions are interpolated to it. Default: 224, or "
+            "the checkpoint's."
+        },
+    )
+    patch_size: int | None = field(
+        default=None, metadata={"help": "Height and width of the patches, in pixels. Default: 16."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Fields of SiTConfig, such as `hidden_size=64,num_hidden_layers=2`."}
+    )
+    reconstruction_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the reconstruction loss, 0 for none. Default: 5 below 100,000 pictures, else 1."},
+    )
+    contrastive_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the contrastive loss, 0 for none. Default: 1."}
+    )
+    rotation_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the rotation loss (by how many quarter turns is a view rotated?). Default: 0, none."
+        },
+    )
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={"help": "Mean of each channel, of values in [0, 1]. Default: ImageNet's; 0.5 for grey."},
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of each channel. Default: ImageNet's; 0.5 for grey."}
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "`eager`, `sdpa`, `flash_attention_2`, `flex_attention`. Default: PyTorch's sdpa."},
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Whether to compute activations again in the backward pass, to save memory."}
+    )
+
+
+@dataclass
+class CorruptionArguments:
+    """How views are corrupted."""
+
+    corruption: Literal[CORRUPTIONS] = field(
+        default="noise+replace",
+        metadata={"help": "What fills the blocks; with a combination each view draws one kind."},
+    )
+    noise_ratio: list[float] = field(
+        default_factory=lambda: [0.5, 0.7], metadata={"help": "Range of the share of pixels that noise covers."}
+    )
+    zeros_ratio: list[float] = field(
+        default_factory=lambda: [0.5, 0.7], metadata={"help": "Range of the share of pixels that zeros cover."}
+    )
+    replace_ratio: list[float] = field(
+        default_factory=lambda: [0.3, 0.3],
+        metadata={"help": "Range of the share of pixels that another picture covers."},
+    )
+    block_size: list[float] = field(
+        default_factory=lambda: [0.05, 0.25], metadata={"help": "Range of a block's sides, as shares of the view's."}
+    )
+    align_to_patches: bool = field(default=False, metadata={"help": "Whether blocks are made of whole patches."})
+
+
+@dataclass(kw_only=True)
+class PretrainingArguments(CardArguments, DatasetArguments):
+    """The run."""
+
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split that the monitors measure on. Default: `validation`, where there is one; a `test` split is used only "
+            "if this names it."
+        },
+    )
+    output_dir: str = field(metadata={"help": "Folder for the model and all else. Required."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Whether to start anew in a folder that holds a run; its files are replaced."}
+    )
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pictures a step on each device."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches to add up for one step."})
+    num_train_epochs: float = field(
+        default=800,
+        metadata={"help": "Times that each picture is seen. The paper: 800 on ImageNet-1K, 3000 on small sets."},
+    )
+    max_train_steps: int | None = field(default=None, metadata={"help": "Optimiser steps; overrides the epochs."})
+    base_learning_rate: float = field(
+        default=5e-4, metadata={"help": "Peak learning rate for a total batch of 256; scaled linearly to the run's."}
+    )
+    min_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate at the end."})
+    warmup_epochs: float = field(
+        default=10,
+        metadata={"help": "Epochs of linear warm-up; at most a tenth of the run, so that short runs learn too."},
+    )
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Decay of weights; biases, norms, tokens, positions: none."}
+    )
+    weight_decay_end: float | None = field(
+        default=None,
+        metadata={"help": "Weight decay at the end, reached on a cosine (the authors' code: 0.04 to 0.1)."},
+    )
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})
+    max_grad_norm: float = field(default=3.0, metadata={"help": "Norm to clip gradients at; 0 for no clipping."})
+    teacher_momentum: float = field(
+        default=0.996, metadata={"help": "The teacher's momentum, rising to 1 on a cosine."}
+    )
+    export: Literal["teacher", "student"] = field(
+        default="teacher", metadata={"help": "Whose weights the output folder gets (the checkpoints keep both)."}
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = field(
+        default=None, metadata={"help": "Default: what `accelerate launch` says, else `no`."}
+    )
+    tf32: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether float32 products of matrices may round their factors to TF32 (NVIDIA GPUs from Ampere on): faster, "
+            "of about 3 decimals. bf16 is faster still."
+        },
+    )
+    torch_compile: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether PyTorch compiles networks and augmentation: faster steps after a first one of a minute or so. Needs "
+            "a C++ compiler, on GPUs Triton."
+        },
+    )
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that decode and crop, for each device. Default: 0 on a CPU, else up to 8."},
+    )
+    on_bad_image: Literal["skip", "error"] = field(
+        default="skip", metadata={"help": "What an unreadable picture does: it is skipped and named, or ends the run."}
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of everything random."})
+    logging_steps: int = field(default=10, metadata={"help": "Steps between lines of metrics.jsonl."})
+    preview_steps: int | None = field(
+        default=None, metadata={"help": "Steps between preview pictures; 0 for none. Default: ten in the run."}
+    )
+    checkpointing_steps: str = field(
+        default="500", metadata={"help": "Steps between checkpoints, `epoch`, or `no`; there is one at the end too."}
+    )
+    checkpoints_total_limit: int = field(
+        default=2, metadata={"help": "Checkpoints to keep; the oldest go first. 0: all."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "A checkpoint's folder, or `auto` for the newest in the output folder."}
+    )
+    allow_changed_settings: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a run that goes on may differ from the checkpoint's in what is safe: length, rates, weights of "
+            "losses, batch, augmentation, corruption, pictures, processes. The schedules are those of the new settings."
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to train for a few steps only, tell memory, time and what would be written, and write nothing."
+        },
+    )
+    report_to: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Accelerate's trackers, such as `tensorboard`, `trackio`, `wandb`; several by spaces or commas."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for names, is_in_range, range_name in (
+            (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
+            (AT_LEAST_ZERO, lambda value: value >= 0, "at least 0"),
+            (("num_train_epochs",), lambda value: value > 0, "above 0"),
+            (("teacher_momentum",), lambda value: 0 <= value <= 1, "in [0, 1]"),
+            (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "in [0, 1)"),
+            (("seed",), lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not is_in_range(value):
+                    raise ValueError(f"--{name} must be {range_name}, got {value}")
+        if self.checkpointing_steps not in ("epoch", "no") and not (
+            self.checkpointing_steps.isdecimal() and int(self.checkpointing_steps)
+        ):
+            raise ValueError(
+                f"--checkpointing_steps takes a number from 1 on, `epoch` or `no`, got {self.checkpointing_steps!r}"
+            )
+
+
+def create_config(arguments: ModelArguments, num_pictures: int | None) -> SiTConfig:
+    """The configuration that the flags describe, or that of `--model_name_or_path` with the flags' loss weights.
+
+    A stream of unknown length (`None`) counts as a large set.
+
+    Raises:
+        `UserError`: If a field does not exist or has a value that does not fit, or the checkpoint cannot be read.
+    """
+    settings = {
+        "reconstruction_weight": arguments.reconstruction_weight,
+        "contrastive_weight": arguments.contrastive_weight,
+        "rotation_weight": arguments.rotation_weight,
+    }
+    settings = {name: weight for name, weight in settings.items() if weight is not None}
+    settings = {**parse_config_overrides(arguments.config_overrides), **settings}
+    small_set_weight = {"reconstruction_weight": 5.0 if num_pictures is not None and num_pictures < SMALL_SET else 1.0}
+    check_weights_file_flags(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads)
+    try:
+        if arguments.model_name_or_path is None:
+            sizes = {
+                **MODEL_SIZES[arguments.model_size or "small"],
+                "image_size": 224 if arguments.image_size is None else arguments.image_size,
+                "patch_size": 16 if arguments.patch_size is None else arguments.patch_size,
+            }
+            config = SiTConfig(**{**sizes, **small_set_weight, **settings})
+        else:
+            saved, is_sit = _read_saved_config(arguments)
+            if not is_sit:
+                settings = {**small_set_weight, **settings}
+            config = SiTConfig.from_dict({**saved, **settings})
+    except (ValueError, TypeError) as problem:
+        raise UserError(f"the model's configuration: {problem}") from problem
+    (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
+    if height % patch_height or width % patch_width:
+        raise UserError(
+            f"--image_size {config.image_size} is not made of whole patches: give a multiple of --patch_size "
+            f"{config.patch_size}, such as {max(1, round(height / patch_height)) * patch_height}"
+        )
+    if config.reconstruction_weight == config.contrastive_weight == config.rotation_weight == 0:
+        raise UserError(
+            "--reconstruction_weight and --contrastive_weight are both 0, and there is no --rotation_weight: there is "
+            "nothing to learn"
+        )
+    return config
+
+
+def _read_saved_config(arguments: ModelArguments) -> tuple[dict[str, Any], bool]:
+    """The configuration of `--model_name_or_path` for pictures of `--image_size`, and whether it is a SiT of this package.
+    The other sizes must not be contradicted."""
+    name = arguments.model_name_or_path
+    if needs_conversion(name):
+        read = read_checkpoint(name, network=arguments.network, num_attention_heads=arguments.num_attention_heads)
+        return _with_flags_sizes(read.config.to_dict(), arguments), False
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise UserError(f"--model_name_or_path {name}: no config.json in this folder, so it holds no model")
+    try:
+        saved, _ = SiTConfig.get_config_dict(name)
+    except (OSError, ValueError) as problem:
+        raise UserError(
+            f"--model_name_or_path {name}: no folder with a config.json, and no model on the Hub that could be reached"
+        ) from problem
+    if not saved:
+        raise UserError(f"--model_name_or_path {name}: no such folder, and no model on the Hub that could be reached")
+    return _with_flags_sizes(saved, arguments), saved.get("model_type") == SiTConfig.model_type
+
+
+def _with_flags_sizes(saved: dict[str, Any], arguments: ModelArguments) -> dict[str, Any]:
+    name, patch_size = arguments.model_name_or_path, arguments.patch_size
+    if patch_size is not None and saved.get("patch_size", patch_size) not in (patch_size, [patch_size] * 2):
+        raise UserError(
+            f"--patch_size {patch_size}: {name} was made for patch_size {saved['patch_size']}; leave the flag out"
+        )
+    if arguments.model_size is not None:
+        raise UserError(f"--model_size {arguments.model_size}: the size is that of {name}; leave the flag out")
+    return saved if arguments.image_size is None else {**saved, "image_size": arguments.image_size}
+
+
+def create_processor(
+    config: SiTConfig, arguments: ModelArguments, corruption_arguments: CorruptionArguments
+) -> SiTImageProcessor:
+    """The image processor that goes with the configuration, with the flags' corruption and normalisation.
+
+    Raises:
+        `UserError`: If a setting is out of range, or pictures cannot be read with the configuration's channels.
+    """
+    if config.num_channels not in (1, 3):
+        raise UserError(f"num_channels={config.num_channels}: pictures are read with 1 (grey) or 3 (RGB) channels")
+    grey = config.num_channels == 1
+    saved = _read_saved_processor(arguments.model_name_or_path)
+    image_mean = arguments.image_mean or saved.get("image_mean") or ([0.5] if grey else list(IMAGENET_DEFAULT_MEAN))
+    image_std = arguments.image_std or saved.get("image_std") or ([0.5] if grey else list(IMAGENET_DEFAULT_STD))
+    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+        if len(values) != config.num_channels:
+            raise UserError(f"--{name} takes one number for each of {config.num_channels} channels, got {len(values)}")
+    if min(image_std) <= 0:
+        raise UserError(f"--image_std must be above 0, got {image_std}")
+    height, width = config.image_shape
+    try:
+        return SiTImageProcessor(
+            size={"height": height, "width": width},
+            image_mean=image_mean,
+            image_std=image_std,
+            patch_size=config.patch_size,
+            **asdict(corruption_arguments),
+        )
+    except ValueError as problem:
+        raise UserError(f"--{problem}") from problem
+
+
+def _read_saved_processor(model_name_or_path: str | None) -> dict[str, Any]:
+    """Settings of the checkpoint's image processor; none where it has no processor."""
+    if model_name_or_path is None:
+        return {}
+    if needs_conversion(model_name_or_path):
+        return read_normalisation(model_name_or_path)
+    try:
+        settings, _ = SiTImageProcessor.get_image_processor_dict(model_name_or_path)
+    except (OSError, ValueError):
+        return {}
+    return settings
+
+
+def parse_config_overrides(text: str | None) -> dict[str, Any]:
+    """`"hidden_size=64,qkv_bias=false,image_size=[32,64]"` as a dict of SiTConfig's fields, values as YAML reads them."""
+    overrides = {}
+    known = {item.name for item in fields(SiTConfig)}
+    for assignment in re.split(r",(?![^\[]*\])", text or ""):
+        if not assignment.strip():
+            continue
+        name, separator, value = (part.strip() for part in assignment.partition("="))
+        if not separator:
+            raise UserError(f"--config_overrides takes field=value, separated by commas; got {assignment.strip()!r}")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"--config_overrides: SiTConfig has no field {name!r}{hint}")
+        overrides[name] = _parse_value(name, value)
+    return overrides
+
+
+def _parse_value(name: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        raise UserError(f"--config_overrides: {name}={text} is no value") from problem
+    if isinstance(value, str):
+        # YAML reads 1e-6, for want of a dot, as a word.
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def num_workers(asked: int | None, device_type: str, num_local_processes: int) -> int:
+    """Dataloader workers of one process: what was asked for, else none on a CPU, which the network fills, else up to 8."""
+    if asked is not None:
+        return asked
+    return 0 if device_type == "cpu" else min(8, (os.cpu_count() or 1) // max(num_local_processes, 1))

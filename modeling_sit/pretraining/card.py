@@ -1,0 +1,228 @@
+"""The model card of a pretrained encoder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from modeling_sit import SiTConfig
+from modeling_sit.data.loading import is_streamed
+from modeling_sit.data.sources import Pictures
+from modeling_sit.data.streaming import StreamingArguments
+from modeling_sit.data.views import ViewArguments
+from modeling_sit.hub.card_file import read_written_card
+from modeling_sit.hub.card_writing import describe_commands, describe_hardware_of, licence_of, save_curves, write_card
+from modeling_sit.hub.markdown import code, escaped, table
+from modeling_sit.hub.provenance import (
+    Start,
+    describe_duration,
+    describe_versions,
+    hub_id,
+    public_name,
+    without_private_paths,
+    without_tokens,
+)
+from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments, PretrainingArguments
+from modeling_sit.pretraining.schedules import Schedules
+from modeling_sit.runtime.metrics_log import read_metrics
+
+NUM_METRICS_LINES = 10
+# Said elsewhere on the card, or of this machine only.
+NOT_SETTINGS = {"dataset", "output_dir", "export", "overwrite_output_dir", "resume_from_checkpoint", "license"}
+LOSSES = {
+    "loss": "loss (weighted sum)",
+    "reconstruction_loss": "reconstruction loss",
+    "contrastive_loss": "contrastive loss",
+    "rotation_loss": "rotation loss",
+}
+MONITORS = {
+    "rankme": "effective rank of the contrastive tokens; near 1 they have collapsed",
+    "projection_rankme": "effective rank of the projections",
+    "embedding_spread": "how far the contrastive tokens lie apart, 0 (collapsed) to 1",
+    "teacher_agreement": "cosine between the student's and the teacher's projections of a picture",
+    "knn_accuracy": "nearest neighbours' votes for the labels, on few pictures",
+    "linear_accuracy": "logistic regression for the labels, on few pictures",
+}
+
+
+def write_pretraining_card(
+    template: Path,
+    output_dir: Path,
+    *,
+    settings: dict[str, Any],
+    starts: Sequence[Start],
+    pictures: Pictures,
+    num_unreadable: int,
+    config: SiTConfig,
+    num_parameters: int,
+    schedules: Schedules,
+    step: int,
+    num_processes: int,
+    mixed_precision: str,
+    seconds: float,
+    model_id: str | None = None,
+) -> Path:
+    """
+    Write `README.md` of a pretraining run, and `loss_curve.png` that it shows. Of a card that is there already, what
+    people have written stays; figures that were measured go, for they are of earlier weights.
+
+    Args:
+        template (`Path`): Jinja template of the card.
+        output_dir (`Path`): The run's folder, with `metrics.jsonl` and, if there are any, `monitors.jsonl` and `previews/`.
+        settings (`dict`): The flags' values; of `export`, whose weights the folder has.
+        starts (sequence of [`Start`]): The run's starts, oldest first.
+        pictures (`Pictures`): The data set.
+        num_unreadable (`int`): Pictures of it that could not be read.
+        config (`SiTConfig`): The model's.
+        num_parameters (`int`): The backbone's.
+        schedules (`Schedules`): The run's length.
+        step (`int`): Steps done; less than all where the run goes on.
+        num_processes (`int`): Processes that shared a batch, at last.
+        mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
+        seconds (`float`): How long, all starts together.
+        model_id (`str`, *optional*): The model's id on the Hub. Default: the folder's name.
+
+    Returns:
+        `Path`: The card.
+
+    Raises:
+        [`UserError`]: If it cannot be written.
+    """
+    earlier = read_written_card(output_dir)
+    name = output_dir.resolve().name
+    dataset, license = public_name(pictures.name), licence_of(settings["license"], earlier)
+    start = settings["model_name_or_path"]
+    previews = sorted((output_dir / "previews").glob("*.png"))
+    lines = _lines(output_dir / "metrics.jsonl")
+    height, width = config.image_shape
+    patch_height, patch_width = config.patch_shape
+    num_pictures = "an unknown number of" if pictures.num_train is None else f"{pictures.num_train:,}"
+    data = {
+        "library_name": "transformers",
+        "license": license,
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["sit", "vit", "self-supervised", "masked-image-modeling", "contrastive-learning"],
+        "datasets": [hub_id(pictures.name)] if hub_id(pictures.name) else None,
+        "base_model": hub_id(start) if start is not None else None,
+    }
+    card = ModelCard.from_template(
+        ModelCardData(**data),
+        template_path=str(template),
+        model_name=escaped(name),
+        repository=json.dumps(model_id or name, ensure_ascii=False),
+        architecture=f"{num_parameters / 1e6:.2f} M parameters, {height} x {width} pixels in patches of "
+        f"{patch_height} x {patch_width}",
+        num_channels=config.num_channels,
+        dataset=code(dataset),
+        num_pictures=num_pictures,
+        preview=f"previews/{previews[-1].name}" if previews else None,
+        loss_curve=save_curves(output_dir, lines, LOSSES),
+        commands=describe_commands(starts),
+        facts=table(
+            ("", ""),
+            [
+                ("data", _describe_data(pictures, dataset, num_pictures, num_unreadable)),
+                *([("went on from", code(public_name(start)))] if start is not None else []),
+                ("steps, epochs", _describe_length(schedules, step)),
+                (
+                    "total batch",
+                    f"{settings['per_device_train_batch_size'] * num_processes * schedules.batches_per_step:,} pictures, "
+                    "two views each",
+                ),
+                ("losses", _describe_losses(config)),
+                ("weights in this folder", settings["export"]),
+                ("hardware", escaped(describe_hardware_of(starts))),
+                ("precision", "float32" if mixed_precision == "no" else mixed_precision),
+                ("time, of all starts together", describe_duration(seconds)),
+                ("versions", escaped(describe_versions())),
+            ],
+        ),
+        settings=_changed_settings(settings),
+        metrics=_metrics_table(_spread(lines, NUM_METRICS_LINES)),
+        monitors=_monitors_table(output_dir / "monitors.jsonl"),
+        license_text=code(license),
+    )
+    return write_card(output_dir, str(card), earlier, [], keep_results=False)
+
+
+def _lines(path: Path) -> list[dict]:
+    return read_metrics(path) if path.exists() else []
+
+
+def _describe_data(pictures: Pictures, dataset: str, num_pictures: str, num_unreadable: int) -> str:
+    split = getattr(pictures.train, "split", None)
+    return (
+        f"{code(dataset)}: {num_pictures} pictures"
+        + (f", {num_unreadable:,} of them unreadable and skipped" if num_unreadable else "")
+        + (f", of split {code(split)}" if split is not None else "")
+        + f" (its splits: {escaped(', '.join(pictures.splits))})"
+        + (", streamed" if is_streamed(pictures) else "")
+        + "; labels were not used to train"
+    )
+
+
+def _describe_length(schedules: Schedules, step: int) -> str:
+    epochs = schedules.epoch(step)
+    done = "" if step == schedules.num_steps else f" of {schedules.num_steps:,}, so far"
+    return f"{step:,}{done}, {'unknown' if epochs is None else f'{epochs:.4g}'}"
+
+
+def _describe_losses(config: SiTConfig) -> str:
+    weights = {
+        f"reconstruction ({config.reconstruction_norm}, {config.reconstruction_region} pixels)": (
+            config.reconstruction_weight
+        ),
+        f"contrast ({'to a teacher' if config.use_teacher else 'without a teacher'})": config.contrastive_weight,
+        "rotation": config.rotation_weight,
+    }
+    return " + ".join(f"{weight:g} x {name}" for name, weight in weights.items() if weight > 0)
+
+
+def _changed_settings(settings: dict[str, Any]) -> str:
+    lines = []
+    for group in (PretrainingArguments, StreamingArguments, ModelArguments, CorruptionArguments, ViewArguments):
+        for item in fields(group):
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if settings[item.name] != default and item.name not in NOT_SETTINGS:
+                value = without_private_paths(without_tokens(str(settings[item.name])))
+                lines.append(f"- {code(f'--{item.name}')}: {code(value)}")
+    return "\n".join(lines)
+
+
+def _metrics_table(lines: list[dict]) -> str:
+    losses = [name for name in LOSSES if any(name in line for line in lines)]
+    return table(
+        ["step", "epoch", *(name.replace("_", " ") for name in losses), "pictures a second", "waiting for data"],
+        [
+            [
+                str(line["step"]),
+                f"{line['epoch']:.4g}",
+                *(f"{line[name]:.4f}" for name in losses),
+                f"{line['images_per_second']:.1f}",
+                f"{100 * line['data_wait']:.1f} %",
+            ]
+            for line in lines
+        ],
+    )
+
+
+def _monitors_table(path: Path) -> str | None:
+    lines = _lines(path)
+    if not lines:
+        return None
+    last = {name: value for name, value in lines[-1].items() if name not in ("step", "epoch")}
+    heading = f"at step {lines[-1]['step']:,}"
+    return table(
+        ["monitor", heading, ""],
+        [[code(name), f"{value:.4g}", MONITORS.get(name, "")] for name, value in last.items()],
+    )
+
+
+def _spread(lines: list[dict], count: int) -> list[dict]:
+    """At most `count` of the lines, evenly spread, the last one among them."""
+    if len(lines) <= count:
+        return lines
+    return [lines[round((number + 1) * len(lines) / count) - 1] for number in range(count)]

@@ -1,0 +1,178 @@
+"""`--dry_run`: a few steps that leave nothing behind, and what they tell of the whole run."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from modeling_sit import SiTForPreTraining
+from modeling_sit.pretraining.arguments import PretrainingArguments
+from modeling_sit.pretraining.checkpoints import RUN_FILES
+from modeling_sit.pretraining.schedules import Schedules
+from modeling_sit.pretraining.teacher import Teacher
+
+# The first steps pay for what later ones find ready: memory, kernels, workers.
+NUM_WARMUP_STEPS, NUM_MEASURED_STEPS = 2, 5
+BYTES_PER_WEIGHT = 4
+
+
+@dataclass
+class Rehearsal:
+    """
+    What a few steps took.
+
+    Args:
+        seconds_per_step (`float`): Median over the measured steps, waiting for data included.
+        waited (`float`): Of that, seconds of waiting for data.
+        peak_memory (`int`): Bytes: the most that PyTorch held on this process's accelerator, or on a CPU the most that
+            the process itself held, its libraries included.
+    """
+
+    seconds_per_step: float
+    waited: float
+    peak_memory: int
+
+
+def num_rehearsed_steps(schedules: Schedules) -> int:
+    return min(NUM_WARMUP_STEPS + NUM_MEASURED_STEPS, schedules.num_steps)
+
+
+def rehearse(
+    batches: Iterable[dict],
+    train_on: Callable[[torch.Tensor, int], object],
+    schedules: Schedules,
+    accelerator: Accelerator,
+) -> Rehearsal:
+    """Train on the batches of [`num_rehearsed_steps`] and measure. Every process must call this."""
+    batches = iter(batches)
+    times, waits = [], []
+    for step in range(num_rehearsed_steps(schedules)):
+        started, waited = time.perf_counter(), 0.0
+        for number in range(schedules.batches_per_step):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            train_on(batch["crops"], step * schedules.batches_per_step + number)
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize(accelerator.device)
+        times.append(time.perf_counter() - started)
+        waits.append(waited)
+    measured = slice(NUM_WARMUP_STEPS if len(times) > NUM_WARMUP_STEPS else 0, None)
+    return Rehearsal(
+        statistics.median(times[measured]), statistics.median(waits[measured]), _peak_memory(accelerator.device)
+    )
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe_plan(
+    rehearsal: Rehearsal,
+    student: SiTForPreTraining,
+    teacher: Teacher | None,
+    schedules: Schedules,
+    arguments: PretrainingArguments,
+    accelerator: Accelerator,
+    monitor_steps: int | None = 0,
+) -> str:
+    """What the run would need and write, in lines to print.
+
+    Args:
+        monitor_steps (`int`, *optional*, defaults to 0): Steps between rounds of monitors; 0 for none, `None` for ten rounds.
+    """
+    numbers = {name: _count(getattr(student, name, None)) for name in PARTS}
+    trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+    total = _count(student)
+    model_bytes = BYTES_PER_WEIGHT * total
+    networks = model_bytes * (1 if teacher is None else 2)
+    states = BYTES_PER_WEIGHT * trained
+    checkpoint_bytes = networks + 2 * states
+    pictures_per_second = (
+        arguments.per_device_train_batch_size
+        * schedules.batches_per_step
+        * accelerator.num_processes
+        / rehearsal.seconds_per_step
+    )
+    parts = ", ".join(f"{name.replace('_', ' ')} {count / 1e6:.2f} M" for name, count in numbers.items() if count)
+    memory = (
+        f"peak of this process {_size(rehearsal.peak_memory)}"
+        if accelerator.device.type == "cpu"
+        else f"peak on {accelerator.device} {_size(rehearsal.peak_memory)}"
+    )
+    output_dir = Path(arguments.output_dir)
+    lines = [
+        f"parameters: {total / 1e6:.2f} M ({parts})" + ("" if teacher is None else "; the teacher has as many"),
+        f"memory: {memory}, of it networks {_size(networks)}, gradients {_size(states)}, optimiser {_size(2 * states)}",
+        f"speed: {rehearsal.seconds_per_step:.3g} s a step, {pictures_per_second:.1f} images/s, data wait "
+        f"{rehearsal.waited / rehearsal.seconds_per_step:.0%} (median of {NUM_MEASURED_STEPS} steps at most)",
+        f"steps: {schedules.num_steps:,}, in all about {_duration(rehearsal.seconds_per_step * schedules.num_steps)}, "
+        "checkpoints, previews and monitors not counted",
+        f"would write to {output_dir}{_what_is_there(output_dir)}:",
+        f"  model.safetensors ({_size(model_bytes)}), config.json, preprocessor_config.json, README.md, loss_curve.png, code",
+        f"  metrics.jsonl: {-(-schedules.num_steps // arguments.logging_steps):,} lines",
+        f"  checkpoints/: {_describe_checkpoints(arguments, checkpoint_bytes)}",
+        f"  previews/: {_describe_previews(student, schedules, arguments)}",
+        f"  monitors.jsonl: {_count_rounds(monitor_steps, schedules)} lines"
+        if monitor_steps != 0
+        else "  no monitors.jsonl",
+        *(["  logs/: of trackers that keep files"] if arguments.report_to else []),
+        "dry run: nothing was written",
+    ]
+    return "\n".join(lines)
+
+
+PARTS = ("vit", "decoder", "projection_head", "rotation_head")
+
+
+def _count(module: torch.nn.Module | None) -> int:
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
+
+
+def _describe_checkpoints(arguments: PretrainingArguments, checkpoint_bytes: int) -> str:
+    every, limit = arguments.checkpointing_steps, arguments.checkpoints_total_limit
+    if every == "no":
+        return "none"
+    when = "every epoch" if every == "epoch" else f"every {int(every):,} steps"
+    kept = "all of them" if limit == 0 else f"the newest {limit}"
+    return f"{when} and at the end, {_size(checkpoint_bytes)} each, {kept} kept"
+
+
+def _describe_previews(student: SiTForPreTraining, schedules: Schedules, arguments: PretrainingArguments) -> str:
+    if arguments.preview_steps == 0 or student.config.reconstruction_weight == 0:
+        return "none"
+    return f"{_count_rounds(arguments.preview_steps, schedules):,} pictures"
+
+
+def _count_rounds(every: int | None, schedules: Schedules) -> int:
+    """How often something is done that is done every so many steps, ten times by default, and at the end."""
+    return -(-schedules.num_steps // (every or -(-schedules.num_steps // 10)))
+
+
+def _what_is_there(output_dir: Path) -> str:
+    return " (which holds a run already)" if any((output_dir / name).exists() for name in RUN_FILES) else ""
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:,.1f} hours"

@@ -1,0 +1,135 @@
+"""Schedules as functions of the step: nothing to save, nothing to restore."""
+
+import math
+from dataclasses import dataclass
+
+from modeling_sit.pretraining.arguments import PretrainingArguments
+from modeling_sit.runtime.errors import UserError
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From `start` at progress 0 to `end` at progress 1 along half a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def warmup_cosine(step: int, num_steps: int, num_warmup_steps: int, peak: float, end: float) -> float:
+    """Learning rate of step `step` of `num_steps` (from 0): a linear rise to `peak` over the warm-up's steps, then half a
+    cosine, which the last step ends at `end`."""
+    if step < num_warmup_steps:
+        return peak * (step + 1) / num_warmup_steps
+    return cosine(peak, end, progress(step - num_warmup_steps, num_steps - num_warmup_steps))
+
+
+def progress(step: int, num_steps: int) -> float:
+    """Share of the way that step `step` (from 0) has gone: 0 at the first, 1 at the last of `num_steps`."""
+    return step / max(num_steps - 1, 1)
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """
+    How long a run is, and what changes on the way.
+
+    Args:
+        num_steps (`int`): Optimiser steps.
+        num_warmup_steps (`int`): Steps of the learning rate's linear rise.
+        batches_per_epoch (`float`, *optional*): Batches of each process in an epoch; whole where epochs begin with a batch
+            of their own. `None` for a stream of unknown length.
+        batches_per_step (`int`): Batches that a step adds up.
+        peak_learning_rate (`float`): Learning rate after the warm-up.
+        min_learning_rate (`float`): Learning rate of the last step.
+        weight_decay (pair of `float`): At the first and at the last step, on a cosine.
+        teacher_momentum (`float`): At the first step; 1 at the last, on a cosine.
+    """
+
+    num_steps: int
+    num_warmup_steps: int
+    batches_per_epoch: float | None
+    batches_per_step: int
+    peak_learning_rate: float
+    min_learning_rate: float
+    weight_decay: tuple[float, float]
+    teacher_momentum: float
+
+    def at(self, step: int) -> dict[str, float]:
+        """`learning_rate`, `weight_decay` and `teacher_momentum` of step `step`, from 0."""
+        way = progress(step, self.num_steps)
+        return {
+            "learning_rate": warmup_cosine(
+                step, self.num_steps, self.num_warmup_steps, self.peak_learning_rate, self.min_learning_rate
+            ),
+            "weight_decay": cosine(*self.weight_decay, way),
+            "teacher_momentum": cosine(self.teacher_momentum, 1.0, way),
+        }
+
+    def epoch(self, steps: int) -> float | None:
+        """How many times `steps` steps have seen each picture; `None` where that is not known."""
+        if self.batches_per_epoch is None:
+            return None
+        return steps * self.batches_per_step / self.batches_per_epoch
+
+
+def plan_schedules(
+    arguments: PretrainingArguments, num_pictures: int | None, num_processes: int, streaming: bool = False
+) -> Schedules:
+    """The schedules that the flags describe.
+
+    Args:
+        arguments (`PretrainingArguments`): The flags.
+        num_pictures (`int`, *optional*): Pictures of the data set; `None` for a stream of unknown length.
+        num_processes (`int`): How many processes share them.
+        streaming (`bool`, *optional*, defaults to `False`): Whether batches go on from one epoch into the next.
+
+    Raises:
+        [`UserError`]: If the pictures do not fill one batch, or a stream's length would have to be known.
+    """
+    batch_size = arguments.per_device_train_batch_size * num_processes
+    batches_per_step = arguments.gradient_accumulation_steps
+    if num_pictures is None:
+        batches_per_epoch = None
+        for given, flag in (
+            (arguments.max_train_steps is not None, "--max_train_steps"),
+            (arguments.checkpointing_steps != "epoch", "--checkpointing_steps N"),
+        ):
+            if not given:
+                raise UserError(
+                    f"--dataset {arguments.dataset} does not tell how many pictures it has, so an epoch has no length: give "
+                    f"{flag}"
+                )
+        num_steps = arguments.max_train_steps
+        num_warmup_steps = num_steps // 10
+    else:
+        batches_per_epoch = _batches_per_epoch(arguments, num_pictures, num_processes, streaming)
+        steps_per_epoch = batches_per_epoch / batches_per_step
+        num_steps = arguments.max_train_steps or math.ceil(arguments.num_train_epochs * steps_per_epoch)
+        num_warmup_steps = min(round(arguments.warmup_epochs * steps_per_epoch), num_steps // 10)
+    decay_end = arguments.weight_decay if arguments.weight_decay_end is None else arguments.weight_decay_end
+    return Schedules(
+        num_steps=num_steps,
+        num_warmup_steps=num_warmup_steps,
+        batches_per_epoch=batches_per_epoch,
+        batches_per_step=batches_per_step,
+        peak_learning_rate=arguments.base_learning_rate * batch_size * batches_per_step / 256,
+        min_learning_rate=arguments.min_learning_rate,
+        weight_decay=(arguments.weight_decay, decay_end),
+        teacher_momentum=arguments.teacher_momentum,
+    )
+
+
+def _batches_per_epoch(
+    arguments: PretrainingArguments, num_pictures: int, num_processes: int, streaming: bool
+) -> float:
+    batch_size = arguments.per_device_train_batch_size * num_processes
+    if num_pictures < num_processes:
+        raise UserError(
+            f"--dataset {arguments.dataset} has {num_pictures} pictures, fewer than the {num_processes} processes: start "
+            "fewer of them"
+        )
+    if streaming:
+        return num_pictures / batch_size
+    if num_pictures < batch_size:
+        raise UserError(
+            f"--dataset {arguments.dataset} has {num_pictures} pictures, fewer than one batch of {batch_size}: set "
+            f"--per_device_train_batch_size to {num_pictures // num_processes} or less"
+        )
+    return num_pictures // batch_size

@@ -1,0 +1,237 @@
+"""Engines that train on several processes: which of them work, and what sharded models (FSDP2) need beside Accelerate."""
+
+import os
+import warnings
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, DynamoBackend
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from modeling_sit.runtime.errors import UserError
+
+USE_INSTEAD = (
+    "use scripts/accelerate_configs/fsdp2.yaml for models that do not fit a device, multi_gpu.yaml for others"
+)
+
+# What `accelerate launch` sets for engines that do not work.
+REFUSED_LAUNCHES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed steps, clips and accumulates by itself, which has not been tested with a teacher",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM trains models of its own only",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (
+        "parallelism_config splits tensors or sequences, and here pictures are what is split between processes"
+    ),
+}
+REFUSED_TYPES = {
+    DistributedType.XLA: "XLA's processes do not speak torch.distributed, by which teacher and contrast know of all pictures",
+    DistributedType.MULTI_NEURON: "batch norm cannot be synchronised on Neuron cores",
+}
+
+
+def create_accelerator(**settings) -> Accelerator:
+    """An `Accelerator` with these settings, of an engine that works here.
+
+    Raises:
+        [`UserError`]: If `accelerate launch` chose an engine or a setting of one that does not work, with the reason.
+    """
+    refuse_launch(os.environ)
+    accelerator = Accelerator(**settings)
+    refuse_engine(accelerator, os.environ)
+    return accelerator
+
+
+def refuse_launch(environment: Mapping[str, str]) -> None:
+    """Raise a [`UserError`] for an engine that `accelerate launch` asks for by this environment and that does not work."""
+    for name, reason in REFUSED_LAUNCHES.items():
+        if is_on(environment, name):
+            raise UserError(f"{reason}: {USE_INSTEAD}")
+    if is_on(environment, "ACCELERATE_USE_FSDP") and environment.get("FSDP_VERSION", "1") != "2":
+        raise UserError(
+            "FSDP1 flattens parameters, so the teacher could not follow them one by one: set fsdp_version: 2 as "
+            "scripts/accelerate_configs/fsdp2.yaml does"
+        )
+
+
+def refuse_engine(accelerator: Accelerator, environment: Mapping[str, str]) -> None:
+    """Raise a [`UserError`] if the engine that Accelerate chose, or a setting of it, does not work, with the reason.
+
+    Args:
+        accelerator (`Accelerator`): As it was made.
+        environment (mapping): What `accelerate launch` or `torchrun` set.
+    """
+    if accelerator.distributed_type in REFUSED_TYPES:
+        raise UserError(f"{REFUSED_TYPES[accelerator.distributed_type]}: use GPUs or CPUs")
+    num_launched = int(environment.get("WORLD_SIZE", "1"))
+    if num_launched > accelerator.num_processes:
+        raise UserError(
+            f"{num_launched} processes were launched, but each sees no GPU and would train alone, into the same folder: "
+            "set ACCELERATE_USE_CPU=true to train on CPUs together"
+        )
+    if is_on(environment, "ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.FSDP:
+        raise UserError(
+            "FSDP shards on GPUs only, Accelerate would copy the whole model to each process instead: use "
+            "scripts/accelerate_configs/multi_gpu.yaml, which says so"
+        )
+    if accelerator.mixed_precision == "fp8":
+        raise UserError("mixed_precision fp8 replaces layers that the teacher is to copy: use bf16")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        _refuse_sharding(accelerator)
+
+
+def _refuse_sharding(accelerator: Accelerator) -> None:
+    plugin = accelerator.state.fsdp_plugin
+    if accelerator.mixed_precision == "fp16":
+        raise UserError(
+            "mixed_precision fp16 with FSDP2 has gradients scaled shard by shard, which is untested: use bf16"
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise UserError(
+            "fsdp_offload_params leaves parameters on the CPU and the batch norm's statistics on the GPU, which PyTorch's "
+            "checkpoints refuse: set it to false"
+        )
+    if plugin.cpu_ram_efficient_loading:
+        raise UserError(
+            "fsdp_cpu_ram_efficient_loading knows parameters only, not the batch norm's statistics: set it to false"
+        )
+    if plugin.activation_checkpointing:
+        raise UserError(
+            "fsdp_activation_checkpointing renames the student's layers, so that the teacher could not be sharded alike: "
+            "set it to false and give --gradient_checkpointing"
+        )
+    if plugin.ignored_modules is not None:
+        raise UserError("fsdp_ignored_modules would shard student and teacher differently: leave it out")
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise UserError(
+            "dynamo_backend with FSDP2 renames the student's modules, so that the teacher could not be sharded alike: leave "
+            "dynamo_config out"
+        )
+
+
+def is_on(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "false").lower() in ("true", "1", "yes")
+
+
+def prepare_student(
+    accelerator: Accelerator, student: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Hand student and optimiser to Accelerate.
+
+    With FSDP2 the student is sharded in place, and its `encode` gathers parameters as its forward pass does. Weights stay
+    float32 on every engine: mixed precision is autocast's, so the forward pass has to run in `accelerator.autocast()`.
+
+    Args:
+        accelerator (`Accelerator`): Of [`create_accelerator`].
+        student ([`SiTForPreTraining`]): With its batch norm synchronised.
+        optimizer (`torch.optim.Optimizer`): Over the student's parameters.
+
+    Returns:
+        `tuple`: The wrapped student and optimiser.
+    """
+    if accelerator.is_fsdp2:
+        # Accelerate's policy rounds the clean pictures and the losses to 16 bits.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        # Modules that return views of tensors may be sharded where nothing is done in place, as in SiT.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    # Of a dimension of one, such as a grey picture's channels, the stride says nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    student, optimizer = accelerator.prepare(student, optimizer)
+    register_fsdp_forward_method(student, "encode")
+    return student, optimizer
+
+
+def shard_alike(model: nn.Module, sharded: nn.Module) -> nn.Module:
+    """Shard a model module by module as another one is, so that the two have the same shards of the same parameters.
+
+    Args:
+        model (`nn.Module`): To be sharded in place, such as the teacher's.
+        sharded (`nn.Module`): The other, with modules of the same names. Where it is not sharded, nothing happens.
+
+    Returns:
+        `nn.Module`: The model. Between calls it holds nothing but shards.
+    """
+    if not isinstance(sharded, FSDPModule):
+        return model
+    mesh = next(parameter.device_mesh for parameter in sharded.parameters() if isinstance(parameter, DTensor))
+    # From the leaves up, for a module gets what none below it has taken.
+    for name, module in reversed(list(sharded.named_modules())):
+        if isinstance(module, FSDPModule):
+            fully_shard(model.get_submodule(name), mesh=mesh, reshard_after_forward=True)
+    register_fsdp_forward_method(model, "encode")
+    return model
+
+
+def free_gathered_parameters(model: nn.Module) -> None:
+    """Make `parameters()` give shards again after a forward pass without a backward pass, which may leave whole ones."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> torch.Tensor:
+    """Clip the norm of the gradient of all parameters, of all their shards.
+
+    Args:
+        accelerator (`Accelerator`): Has prepared the model.
+        model (`nn.Module`): As [`prepare_student`] gave it.
+        max_norm (`float`): Above 0; `inf` for no clipping.
+
+    Returns:
+        `torch.Tensor`: Scalar, the norm before clipping, the same on every process.
+    """
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights of a plain, data-parallel or sharded model, under the plain model's names. Every process must call this.
+
+    Args:
+        model (`nn.Module`): Bare or wrapped.
+
+    Returns:
+        `dict`: On the main process, tensors on the CPU, which may be the model's own; empty on the others.
+    """
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load what [`full_state_dict`] gave, into a model of any engine. Every process must call this.
+
+    Args:
+        model (`nn.Module`): Bare or wrapped.
+        state (`dict`): All weights, under the plain model's names; only the main process's counts.
+
+    Raises:
+        `ValueError`: On every process, if a weight is missing, superfluous, or of another shape than the model's.
+    """
+    several_processes = dist.is_initialized()
+    # PyTorch leaves weights as they are that are missing in what it distributes.
+    problem = [_describe_misfit(get_model_state_dict(model), state)]
+    if several_processes:
+        dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise ValueError(problem[0])
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=several_processes)
+    set_model_state_dict(model, dict(state), options=options)
+
+
+def _describe_misfit(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str | None:
+    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (expected, found)]
+    wrong = [name for name in {**expected, **found} if shapes[0].get(name) != shapes[1].get(name)]
+    if not wrong:
+        return None
+    return (
+        f"{len(wrong)} weights do not fit the model, such as {wrong[0]}: {shapes[1].get(wrong[0], 'none')} where the model "
+        f"has {shapes[0].get(wrong[0], 'none')}"
+    )

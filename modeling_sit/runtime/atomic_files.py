@@ -1,0 +1,73 @@
+"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed into it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from modeling_sit.runtime.errors import UserError
+
+UNFINISHED = ".unfinished-"
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a path to write a file to; when the block has ended without an error, that file takes the place of `path`."""
+    unfinished = path.with_name(UNFINISHED + path.name)
+    try:
+        yield unfinished
+        flush(unfinished)
+        unfinished.replace(path)
+        flush(path.parent)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replace_files(folder: Path) -> Iterator[Path]:
+    """Give a new folder to write files to; when the block has ended without an error, each of them takes the place of the
+    one of its name in `folder`."""
+    unfinished = folder / f"{UNFINISHED}files"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        flush_files(unfinished)
+        for path in sorted(unfinished.iterdir()):
+            path.replace(folder / path.name)
+        flush(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk, where a loss of power does not reach it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_files(folder: Path) -> None:
+    """Have all that lies in a folder on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+@contextmanager
+def naming_what_cannot_be_written(path: Path, remedy: str) -> Iterator[None]:
+    """Turn a full disk, or another failure to write, into a [`UserError`] that names `path`, the reason and the remedy."""
+    try:
+        yield
+    # PyTorch and safetensors have errors of their own for a full disk.
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        # PyTorch's is of no type of its own, unlike those of memory that ran out and of processes that are gone.
+        if isinstance(problem, RuntimeError) and type(problem) is not RuntimeError:
+            raise
+        reason = getattr(problem, "strerror", None) or (str(problem) or type(problem).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be written: {reason}; {remedy}") from problem

@@ -1,1 +1,0 @@
-"""Pretraining: arguments, schedules, optimiser groups, the teacher, checkpoints, the log, the model card."""

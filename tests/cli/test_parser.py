@@ -1,0 +1,417 @@
+"""Flags, recipes and one-line errors: what a user may write, and what he hears when it is wrong."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
+from modeling_sit.runtime import errors
+from modeling_sit.runtime.errors import UserError, one_line_errors
+
+
+@dataclass
+class TrainingArguments:
+    """Flags of every type that the programs have."""
+
+    output_dir: str = field(metadata={"help": "Where to."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate."})
+    num_train_epochs: int = field(default=800, metadata={"help": "Epochs."})
+    protocols: list[str] = field(default_factory=lambda: ["knn"], metadata={"help": "Protocols."})
+    zeros_ratio: list[float] | None = field(default=None, metadata={"help": "Range."})
+    corruption: Literal["none", "noise", "noise+replace"] = field(
+        default="noise+replace", metadata={"help": "Corruption."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Stream."})
+    pin_memory: bool = field(default=True, metadata={"help": "Pin."})
+    max_train_steps: int | None = field(default=None, metadata={"help": "Steps."})
+
+
+@pytest.fixture
+def parser():
+    return RecipeArgumentParser([DatasetArguments, TrainingArguments], prog="pretrain.py", description="Pretrains.")
+
+
+@pytest.fixture
+def parse(parser):
+    """Both dataclasses' values in one dictionary."""
+
+    def parse(*argv):
+        dataset, training = parser.parse([str(argument) for argument in argv])
+        assert type(dataset) is DatasetArguments
+        assert type(training) is TrainingArguments
+        return {**vars(dataset), **vars(training)}
+
+    return parse
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text, name="recipe.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def refusal(parse, capsys):
+    """The one line on stderr with which the arguments are refused."""
+
+    def refusal(*argv) -> str:
+        with pytest.raises(SystemExit) as end:
+            parse(*argv)
+        assert end.value.code == 2
+        output = capsys.readouterr()
+        assert not output.out
+        assert output.err.endswith("\n")
+        assert len(output.err.splitlines()) == 1, output.err
+        assert output.err.startswith("error: ")
+        return output.err
+
+    return refusal
+
+
+REQUIRED = ("--dataset", "digits", "--output_dir", "out")
+
+
+# Flags.
+
+
+def test_defaults(parse):
+    values = parse(*REQUIRED)
+    assert values == {
+        "dataset": "digits",
+        "dataset_config_name": None,
+        "image_column": None,
+        "label_column": None,
+        "train_split": None,
+        "validation_split": None,
+        "output_dir": "out",
+        "learning_rate": 1e-3,
+        "num_train_epochs": 800,
+        "protocols": ["knn"],
+        "zeros_ratio": None,
+        "corruption": "noise+replace",
+        "streaming": False,
+        "pin_memory": True,
+        "max_train_steps": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["--learning_rate", "5e-4"], "learning_rate", 5e-4),
+        (["--learning_rate=5e-4"], "learning_rate", 5e-4),
+        (["--num_train_epochs", "3"], "num_train_epochs", 3),
+        (["--max_train_steps", "-1"], "max_train_steps", -1),
+        (["--protocols", "knn", "linear"], "protocols", ["knn", "linear"]),
+        (["--zeros_ratio", "0.5", "0.7"], "zeros_ratio", [0.5, 0.7]),
+        (["--corruption", "noise"], "corruption", "noise"),
+        (["--streaming"], "streaming", True),
+        (["--streaming", "true"], "streaming", True),
+        (["--streaming", "false"], "streaming", False),
+        (["--pin_memory", "false"], "pin_memory", False),
+        (["--no_pin_memory"], "pin_memory", False),
+    ],
+    ids=str,
+)
+def test_flags(parse, flags, name, value):
+    assert parse(*REQUIRED, *flags)[name] == value
+    assert parse(*flags, *REQUIRED)[name] == value
+
+
+def test_the_command_line_is_the_default(parser, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *REQUIRED, "--num_train_epochs", "5"])
+    assert parser.parse()[1].num_train_epochs == 5
+
+
+def test_help_names_flags_defaults_and_the_recipe(parse, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse("--help")
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("--dataset", "--learning_rate", "default: 800", "RECIPE.yaml", "Pretrains."):
+        assert part in text
+
+
+# Recipes.
+
+
+def test_recipe_gives_defaults_and_flags_override_it(parse, recipe):
+    path = recipe("dataset: digits\nlearning_rate: 0.5\nnum_train_epochs: 3\nprotocols: [linear, knn]\n")
+    values = parse(path, "--output_dir", "out", "--num_train_epochs", "7", "--protocols", "knn")
+    assert values["dataset"] == "digits"
+    assert values["output_dir"] == "out"
+    assert values["learning_rate"] == 0.5
+    assert values["num_train_epochs"] == 7
+    assert values["protocols"] == ["knn"]
+    assert values["corruption"] == "noise+replace"
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("learning_rate: 5e-4", "learning_rate", 5e-4),  # a string to YAML, which wants 5.0e-4
+        ("learning_rate: 5.0e-4", "learning_rate", 5e-4),
+        ("learning_rate: 1", "learning_rate", 1.0),
+        ("learning_rate: -0.1", "learning_rate", -0.1),
+        ("learning_rate: -5e-5", "learning_rate", -5e-5),
+        ("learning_rate: -0.00005", "learning_rate", -5e-5),
+        ("max_train_steps: -1", "max_train_steps", -1),
+        ("max_train_steps: null", "max_train_steps", None),
+        ("max_train_steps:", "max_train_steps", None),
+        ("protocols: [knn, linear]", "protocols", ["knn", "linear"]),
+        ("protocols:\n- knn\n- linear", "protocols", ["knn", "linear"]),
+        ("protocols: linear", "protocols", ["linear"]),
+        ("zeros_ratio: [5e-1, 0.7]", "zeros_ratio", [0.5, 0.7]),
+        ("zeros_ratio: [0, 1]", "zeros_ratio", [0.0, 1.0]),
+        ("streaming: true", "streaming", True),
+        ("streaming: yes", "streaming", True),
+        ("streaming: false", "streaming", False),
+        ("pin_memory: false", "pin_memory", False),
+        ("pin_memory: no", "pin_memory", False),
+        ("corruption: noise", "corruption", "noise"),
+        ("corruption: noise+replace", "corruption", "noise+replace"),
+        ("image_column: a column", "image_column", "a column"),
+        ("image_column: 7", "image_column", "7"),
+        ("image_column: '--odd'", "image_column", "--odd"),
+        ("image_column: ''", "image_column", ""),
+        ("train_split: 'train[:50%]'  # half", "train_split", "train[:50%]"),
+    ],
+)
+def test_values_in_a_recipe(parse, recipe, line, name, value):
+    assert parse(recipe(line), *REQUIRED)[name] == value
+
+
+def test_flags_override_booleans_of_a_recipe(parse, recipe):
+    path = recipe("streaming: true\npin_memory: false\n")
+    values = parse(path, *REQUIRED, "--streaming", "false", "--pin_memory")
+    assert values["streaming"] is False
+    assert values["pin_memory"] is True
+
+
+def test_required_flags_may_stand_in_the_recipe(parse, recipe):
+    values = parse(recipe("dataset: digits\noutput_dir: runs/one\n"))
+    assert (values["dataset"], values["output_dir"]) == ("digits", "runs/one")
+
+
+def test_recipe_may_hold_words_of_any_language(parse, recipe, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes("dataset: Blüten/花\n".encode())
+    assert parse(path, "--output_dir", "out")["dataset"] == "Blüten/花"
+
+
+# Mistakes in flags.
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit", "suggestion"),
+    [
+        (["--learning_rat", "0.1"], "--learning_rat", "--learning_rate"),
+        (["--lerning_rate=0.1"], "--lerning_rate", "--learning_rate"),
+        (["--num_epochs", "3"], "--num_epochs", "--num_train_epochs"),
+        (["--stream"], "--stream", "--streaming"),
+    ],
+)
+def test_unknown_flags_are_named_with_the_nearest(refusal, flags, culprit, suggestion):
+    message = refusal(*REQUIRED, *flags)
+    assert f"unknown flag {culprit}" in message
+    assert f"did you mean {suggestion}?" in message
+
+
+def test_unknown_flags_like_no_other_get_no_suggestion(refusal):
+    message = refusal(*REQUIRED, "--xyzzy")
+    assert "unknown flag --xyzzy" in message
+    assert "did you mean" not in message
+
+
+def test_unknown_flags_in_front_are_named_too(refusal):
+    assert "unknown flag --xyzzy" in refusal("--xyzzy", "3", *REQUIRED)
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprits"),
+    [
+        (["--learning_rate", "fast"], ["--learning_rate", "fast"]),
+        (["--num_train_epochs", "2.5"], ["--num_train_epochs", "2.5"]),
+        (["--zeros_ratio", "0.5", "much"], ["--zeros_ratio", "much"]),
+        (["--corruption", "blur"], ["--corruption", "blur", "noise+replace"]),
+        (["--streaming", "perhaps"], ["--streaming", "perhaps"]),
+        (["--learning_rate"], ["--learning_rate"]),
+    ],
+)
+def test_values_of_a_wrong_type_are_named_with_their_flag(refusal, flags, culprits):
+    message = refusal(*REQUIRED, *flags)
+    for culprit in culprits:
+        assert culprit in message
+
+
+def test_missing_required_flags_are_named(refusal):
+    assert "--output_dir" in refusal("--dataset", "digits")
+    message = refusal()
+    assert "--dataset" in message
+    assert "--output_dir" in message
+
+
+def test_errors_point_to_help(refusal):
+    assert "pretrain.py --help" in refusal(*REQUIRED, "--xyzzy")
+
+
+# Mistakes in recipes.
+
+
+@pytest.mark.parametrize(
+    ("line", "culprit", "suggestion"),
+    [("learning_rat: 0.1", "learning_rat", "learning_rate"), ("num_epochs: 3", "num_epochs", "num_train_epochs")],
+)
+def test_unknown_keys_are_named_with_file_and_nearest(refusal, recipe, line, culprit, suggestion):
+    path = recipe(f"dataset: digits\n{line}\n")
+    message = refusal(path, "--output_dir", "out")
+    assert str(path) in message
+    assert f"unknown key '{culprit}'" in message
+    assert "did you mean" in message
+    assert suggestion in message
+
+
+@pytest.mark.parametrize("key", ["xyzzy", "7", "help", "recipe", "h", "''", "null", "learning_rate=3"])
+def test_keys_that_are_no_flag_are_refused(refusal, recipe, key):
+    message = refusal(recipe(f"{key}: true\n"), *REQUIRED)
+    assert "unknown key" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "culprits"),
+    [
+        ("learning_rate: fast", ["learning_rate", "fast"]),
+        ("num_train_epochs: 2.5", ["num_train_epochs", "2.5"]),
+        ("corruption: blur", ["corruption", "blur"]),
+        ("streaming: perhaps", ["streaming", "perhaps"]),
+        ("zeros_ratio: [0.5, much]", ["zeros_ratio", "much"]),
+        ("learning_rate: [0.1, 0.2]", ["learning_rate", "0.2"]),
+        ("zeros_ratio: []", ["zeros_ratio"]),
+    ],
+)
+def test_values_of_a_wrong_type_in_a_recipe(refusal, recipe, line, culprits):
+    message = refusal(recipe(line), *REQUIRED)
+    for culprit in culprits:
+        assert culprit in message
+
+
+def test_tables_in_a_recipe_are_refused(refusal, recipe):
+    assert "image_column" in refusal(recipe("image_column:\n  deeper: value\n"), *REQUIRED)
+
+
+def test_an_empty_value_is_not_ignored_where_there_is_a_default(refusal, recipe):
+    assert "learning_rate" in refusal(recipe("learning_rate:\n"), *REQUIRED)
+
+
+def test_recipe_must_come_first(refusal, recipe):
+    path = recipe("learning_rate: 0.1\n")
+    message = refusal(*REQUIRED, path)
+    assert str(path) in message
+    assert "first" in message
+
+
+def test_only_one_recipe(refusal, recipe):
+    one, other = recipe("learning_rate: 0.1\n"), recipe("num_train_epochs: 3\n", "other.yaml")
+    assert str(other) in refusal(one, other, *REQUIRED)
+
+
+def test_missing_recipe_is_named(refusal, tmp_path):
+    path = tmp_path / "missing.yaml"
+    message = refusal(path, *REQUIRED)
+    assert str(path) in message
+    assert "No such file" in message
+
+
+def test_folder_is_no_recipe(refusal, tmp_path):
+    assert str(tmp_path) in refusal(tmp_path, *REQUIRED)
+
+
+@pytest.mark.parametrize("text", ["learning_rate: [0.1\n", "a: b: c\n", "\tlearning_rate: 1\n", "x: 'open\n"])
+def test_invalid_yaml_is_named(refusal, recipe, text):
+    path = recipe(text)
+    message = refusal(path, *REQUIRED)
+    assert str(path) in message
+    assert "YAML" in message
+
+
+@pytest.mark.parametrize("text", ["", "just words\n", "- a\n- b\n", "42\n", "# a comment\n"])
+def test_recipes_without_keys_are_refused(refusal, recipe, text):
+    path = recipe(text)
+    assert str(path) in refusal(path, *REQUIRED)
+
+
+def test_bytes_that_are_no_text_are_refused(refusal, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xff\xfe\x00dataset\xff")
+    assert str(path) in refusal(path, *REQUIRED)
+
+
+def test_recipes_execute_nothing(refusal, recipe, tmp_path):
+    target = tmp_path / "owned"
+    path = recipe(f"dataset: !!python/object/apply:os.mkdir ['{target}']\n")
+    assert str(path) in refusal(path, "--output_dir", "out")
+    assert not target.exists()
+
+
+# One-line errors.
+
+
+def leave(error):
+    with one_line_errors():
+        raise error
+
+
+def test_a_users_mistake_ends_in_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        leave(UserError("pictures/ has no pictures:\n  give another folder\twith --dataset"))
+    assert end.value.code == 1
+    output = capsys.readouterr()
+    assert output.err == "error: pictures/ has no pictures: give another folder with --dataset\n"
+    assert not output.out
+
+
+def test_an_interrupt_ends_in_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        leave(KeyboardInterrupt())
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), RuntimeError("bug"), KeyError("bug")])
+def test_programming_errors_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        leave(error)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_other_exits_pass(code):
+    with pytest.raises(SystemExit) as end:
+        leave(SystemExit(code))
+    assert end.value.code == code
+
+
+def test_nothing_happens_without_an_error(capsys):
+    with one_line_errors():
+        value = 1
+    assert value == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_no_traceback_in_a_process():
+    # The file by itself: importing the package takes seconds.
+    program = (
+        "import runpy, sys\n"
+        "errors = runpy.run_path(sys.argv[1])\n"
+        "with errors['one_line_errors']():\n"
+        "    raise errors['UserError']('the remedy')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program, errors.__file__], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == "error: the remedy\n"

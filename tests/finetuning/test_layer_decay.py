@@ -1,0 +1,61 @@
+"""Learning rates by depth."""
+
+import pytest
+from transformers import ViTConfig, ViTForImageClassification
+
+from modeling_sit import SiTForImageClassification
+from modeling_sit.finetuning.layer_decay import parameter_groups
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+
+
+@pytest.fixture(params=["sit", "vit"])
+def model(request, tiny_config):
+    if request.param == "sit":
+        return SiTForImageClassification(tiny_config(num_hidden_layers=3))
+    return ViTForImageClassification(ViTConfig(**SIZES, intermediate_size=24))
+
+
+def settings_by_name(model, *arguments) -> dict[str, tuple[float, float]]:
+    groups = parameter_groups(model, *arguments)
+    settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(settings)
+    return {name: settings[id(p)] for name, p in model.named_parameters() if id(p) in settings}
+
+
+def test_rates_fall_from_the_classifier_to_the_embeddings(model):
+    found = settings_by_name(model, 1.0, 0.05, 0.5)
+    assert len(found) == len(list(model.named_parameters()))
+    for name, (rate, _) in found.items():
+        if "embeddings" in name:
+            expected = 0.5**4
+        elif "layer.0." in name or "layers.0." in name:
+            expected = 0.5**3
+        elif "layer.1." in name or "layers.1." in name:
+            expected = 0.5**2
+        elif "layer.2." in name or "layers.2." in name:
+            expected = 0.5
+        else:
+            assert name.startswith(("classifier.", "vit.layernorm."))
+            expected = 1.0
+        assert rate == expected, name
+
+
+def test_biases_norms_tokens_and_positions_do_not_decay(model):
+    for name, (_, decay) in settings_by_name(model, 1.0, 0.05, 0.5).items():
+        is_free = name.endswith(("bias", "cls_token", "position_embeddings")) or "norm" in name
+        assert decay == (0 if is_free else 0.05), name
+
+
+def test_one_rate(model):
+    groups = parameter_groups(model, 0.1, 0.05, 1.0)
+    assert {group["lr"] for group in groups} == {0.1}
+
+
+def test_full_rate_comes_first(model):
+    assert parameter_groups(model, 0.1, 0.05, 0.5)[0]["lr"] == 0.1
+
+
+def test_what_is_frozen_is_left_out(model):
+    model.base_model.requires_grad_(False)
+    assert settings_by_name(model, 1.0, 0.05, 0.5) == {"classifier.weight": (1, 0.05), "classifier.bias": (1, 0)}

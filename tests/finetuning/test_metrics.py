@@ -1,0 +1,34 @@
+"""Figures of a classifier, against scikit-learn, without the pictures that could not be read."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score
+from transformers.trainer_utils import EvalPrediction
+
+from modeling_sit.data.labeled import IGNORED_LABEL
+from modeling_sit.finetuning.metrics import create_compute_metrics, main_metric
+
+LOGITS = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+
+
+def test_of_one_label():
+    labels = np.random.default_rng(1).integers(0, 4, 30)
+    labels[[3, 7]] = IGNORED_LABEL
+    figures = create_compute_metrics(False)(EvalPrediction(LOGITS, labels))
+    known = labels != IGNORED_LABEL
+    predicted = LOGITS.argmax(1)[known]
+    assert figures["accuracy"] == pytest.approx(accuracy_score(labels[known], predicted))
+    assert figures["macro_f1"] == pytest.approx(f1_score(labels[known], predicted, average="macro"))
+    assert main_metric(False) in figures and len(figures) == 2
+
+
+def test_of_several_labels():
+    labels = np.random.default_rng(1).integers(0, 2, (30, 4)).astype(np.float32)
+    labels[[3, 7]] = IGNORED_LABEL
+    figures = create_compute_metrics(True)(EvalPrediction(LOGITS, labels))
+    known = labels[:, 0] != IGNORED_LABEL
+    expected = average_precision_score(labels[known], LOGITS[known], average="macro")
+    assert figures["mean_average_precision"] == pytest.approx(expected)
+    expected = f1_score(labels[known], LOGITS[known] > 0, average="macro")
+    assert figures["macro_f1"] == pytest.approx(expected)
+    assert main_metric(True) in figures and len(figures) == 2

@@ -1,0 +1,187 @@
+"""What a card tells of how a model came about, and what it must not tell."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_sit.hub import provenance
+from modeling_sit.hub.provenance import (
+    describe_duration,
+    describe_hardware,
+    describe_versions,
+    hub_id,
+    public_name,
+    typed_command,
+    without_private_paths,
+    without_tokens,
+)
+
+TOKEN = "hf_" + "aB3" * 11
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """The command as a card has it, of a program that was started with these words in a home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["scripts/pretrain.py", *map(str, words)])
+        return typed_command()
+
+    return run
+
+
+def read_by_a_shell(command: str, home: Path) -> list[str]:
+    print_words = (
+        f"{shlex.quote(sys.executable)} -c 'import sys; print(*sys.argv[1:], sep=chr(0), end=\"\")' {command}"
+    )
+    output = subprocess.run(
+        ["bash", "-c", print_words], env={"HOME": str(home)}, capture_output=True, text=True, check=True
+    ).stdout
+    return output.split("\0")
+
+
+def test_a_shell_reads_what_was_typed(command, tmp_path):
+    words = ["recipe.yaml", "--dataset", "my pictures/it's", "--config_overrides=a=1,b=$x", "--seed", "7", "~", "*"]
+    words = [*words, "--a", tmp_path / "with space", f"--b={tmp_path}/c", f"{tmp_path}"]
+    typed = command(*words)
+    assert str(tmp_path) not in typed
+    read = read_by_a_shell(typed, tmp_path)
+    assert read[:2] == ["python", "scripts/pretrain.py"]
+    home = str(tmp_path)
+    # `~` as a word of its own was expanded by the shell that it was typed into: here it came from quotes.
+    expected = [*map(str, words[:6]), home, "*", "--a", f"{home}/with space", "--b", f"{home}/c", home]
+    assert read[2:] == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--hub_token", "secret words"],
+        ["--hub_token=secret"],
+        ["--hub-token", "secret"],
+        ["--push_to_hub_token", "secret"],
+        ["--my_API_key", "secret"],
+        ["--password", "secret"],
+    ],
+)
+def test_secrets_are_left_out(command, words):
+    assert command("--seed", 7, *words, "--dataset", "d") == "python scripts/pretrain.py --seed 7 --dataset d"
+
+
+def test_what_only_looks_like_a_secret_stays(command):
+    assert command("--pooling", "token", "--tokens_file", "a").endswith("--pooling token --tokens_file a")
+    assert command("--hub_token", "--dataset", "d").endswith("pretrain.py --dataset d")
+
+
+def test_tokens_anywhere(command, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-another-form")
+    typed = command("--dataset", f"https://me:{TOKEN}@host/a", "--x", TOKEN, "--y", "z/a-token-of-another-form/")
+    assert typed.endswith("--dataset https://host/a --x '***' --y 'z/***/'")
+    assert without_tokens(f"text with {TOKEN}.") == "text with ***."
+    assert without_tokens("hf://datasets/a/b@main/c user@host") == "hf://datasets/a/b@main/c user@host"
+
+
+def test_home_is_a_folder_and_no_prefix(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/al")
+    assert (
+        without_private_paths("/home/al/x,/home/al /home/alice /mnt/home/al/x") == "~/x,~ /home/alice /mnt/home/al/x"
+    )
+    monkeypatch.setenv("HOME", "/")
+    assert without_private_paths("/data/x") == "/data/x"
+
+
+class Parent:
+    def __init__(self, words):
+        self.words = words
+
+    def cmdline(self):
+        return [*self.words, *sys.argv]
+
+
+@pytest.mark.parametrize(
+    ("parent", "launcher"),
+    [
+        (["/opt/bin/python3.11", "/opt/bin/accelerate", "launch", "--cpu"], "accelerate launch --cpu"),
+        (
+            ["python", "-m", "accelerate.commands.launch", "--config_file", "a b.yaml"],
+            "accelerate launch --config_file 'a b.yaml'",
+        ),
+        (["python", "/opt/bin/torchrun", "--nproc_per_node", "2"], "torchrun --nproc_per_node 2"),
+        (["timeout", "60", "python"], "python"),
+    ],
+)
+def test_the_launchers_own_flags(command, monkeypatch, parent, launcher):
+    monkeypatch.setattr(provenance.psutil, "Process", lambda _: Parent(parent))
+    assert command("--seed", "7") == f"{launcher} scripts/pretrain.py --seed 7"
+
+
+def test_a_launcher_that_is_gone(command, monkeypatch):
+    def gone(_):
+        raise provenance.psutil.NoSuchProcess(1)
+
+    monkeypatch.setattr(provenance.psutil, "Process", gone)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert command("--seed", "7") == "accelerate launch scripts/pretrain.py --seed 7"
+
+
+def test_another_program_as_the_parent(command, monkeypatch):
+    monkeypatch.setattr(provenance.psutil.Process, "cmdline", lambda _: ["python", "accelerate", "other.py"])
+    assert command() == "python scripts/pretrain.py"
+
+
+def test_words_of_a_real_process(command, monkeypatch):
+    """By the operating system's own account of a launcher."""
+    words = ["-c", "input()", "torchrun", "--nproc_per_node", "2", "scripts/pretrain.py", "--seed", "7"]
+    words[1] = "print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, *words], **pipes) as launcher:
+        launcher.stdout.readline()  # until it runs, its words are those of the process that it was forked from
+        monkeypatch.setattr(os, "getppid", lambda: launcher.pid)
+        typed = command("--seed", "7")
+        launcher.stdin.close()
+    assert typed == "torchrun --nproc_per_node 2 scripts/pretrain.py --seed 7"
+
+
+def test_hardware(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    threads = torch.get_num_threads()
+    assert describe_hardware(torch.device("cpu"), 1).startswith(f"1 process with {threads} CPU thread")
+    assert " each on " in describe_hardware(torch.device("cpu"), 3)
+    assert "(2 cores)" in describe_hardware(torch.device("cpu"), 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert describe_hardware(torch.device("cuda:0"), 4) == "4 x GPU 0, a process with 1 CPU thread for each"
+
+
+def test_versions():
+    told = dict(item.split(" ") for item in describe_versions().split(", "))
+    assert list(told) == ["python", "modeling-sit", "torch", "transformers", "accelerate", "datasets"]
+    assert told["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert told["torch"] == torch.__version__.partition("+")[0] or told["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.4, "0 seconds"), (59, "59 seconds"), (90, "1.5 minutes"), (7100, "118.3 minutes"), (360_000, "100.0 hours")],
+)
+def test_duration(seconds, told):
+    assert describe_duration(seconds) == told
+
+
+def test_names(tmp_path):
+    (tmp_path / "my cells").mkdir()
+    (tmp_path / "train.parquet").touch()
+    assert public_name(str(tmp_path / "my cells")) == "my cells" == public_name(f"{tmp_path}/my cells/")
+    assert public_name(str(tmp_path / "train.parquet")) == "train.parquet"
+    assert public_name("user/flowers") == "user/flowers" == hub_id("user/flowers")
+    assert hub_id("cifar10") == "cifar10"
+    assert hub_id("digits") is None
+    assert hub_id(str(tmp_path / "my cells")) is None
+    assert hub_id("a/b/c") is None and hub_id("https://host/a") is None

@@ -1,0 +1,170 @@
+"""Files are whole or not there, whatever fails on the way."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from modeling_sit.runtime.atomic_files import (
+    flush,
+    flush_files,
+    naming_what_cannot_be_written,
+    replace_file,
+    replace_files,
+)
+from modeling_sit.runtime.errors import UserError
+
+
+@pytest.fixture
+def operations(monkeypatch) -> list[tuple]:
+    """Which files are flushed and renamed, in order."""
+    done, names = [], {}
+    replace, fsync, open_ = os.replace, os.fsync, os.open
+
+    def opening(path, *arguments, **settings):
+        descriptor = open_(path, *arguments, **settings)
+        names[descriptor] = Path(path).name
+        return descriptor
+
+    def syncing(descriptor):
+        done.append(("flush", names[descriptor]))
+        fsync(descriptor)
+
+    def replacing(path, target, **settings):
+        done.append(("rename", Path(path).name, Path(target).name))
+        replace(path, target, **settings)
+
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", replacing)
+    return done
+
+
+class TestReplaceFile:
+    def test_takes_the_place_of_the_old_one_at_the_end(self, tmp_path):
+        path = tmp_path / "a.txt"
+        path.write_text("old")
+        with replace_file(path) as unfinished:
+            unfinished.write_text("new")
+            assert path.read_text() == "old"
+            assert unfinished.parent == tmp_path  # renaming is atomic within one file system only
+            assert unfinished.suffix == ".txt"  # by which some writers know the format
+        assert path.read_text() == "new"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_is_on_the_disk_before_it_is_renamed(self, tmp_path, operations):
+        with replace_file(tmp_path / "a") as unfinished:
+            unfinished.write_text("new")
+        assert operations == [("flush", ".unfinished-a"), ("rename", ".unfinished-a", "a"), ("flush", tmp_path.name)]
+
+    @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
+    def test_error_leaves_the_old_one_alone(self, tmp_path, error):
+        path = tmp_path / "a"
+        path.write_text("old")
+        with pytest.raises(error), replace_file(path) as unfinished:
+            unfinished.write_text("ne")
+            raise error
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_what_a_killed_process_left_does_not_stand_in_the_way(self, tmp_path):
+        (tmp_path / ".unfinished-a").write_text("a long rest of an old one")
+        with replace_file(tmp_path / "a") as unfinished:
+            unfinished.write_text("new")
+        assert (tmp_path / "a").read_text() == "new"
+        assert not unfinished.exists()
+
+    def test_nothing_written_is_an_error(self, tmp_path):
+        (tmp_path / "a").write_text("old")
+        with pytest.raises(FileNotFoundError), replace_file(tmp_path / "a"):
+            pass
+        assert (tmp_path / "a").read_text() == "old"
+
+
+class TestReplaceFiles:
+    def test_each_takes_its_place_and_others_stay(self, tmp_path):
+        for name in ("a", "b"):
+            (tmp_path / name).write_text("old")
+        with replace_files(tmp_path) as unfinished:
+            for name in ("b", "c"):
+                (unfinished / name).write_text("new")
+            assert (tmp_path / "b").read_text() == "old" and not (tmp_path / "c").exists()
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "new", "c": "new"}
+
+    def test_all_are_on_the_disk_before_the_first_is_renamed(self, tmp_path, operations):
+        with replace_files(tmp_path) as unfinished:
+            for name in ("a", "b"):
+                (unfinished / name).write_text("new")
+        flushes = operations[:3]
+        assert set(flushes) == {("flush", "a"), ("flush", "b"), ("flush", ".unfinished-files")}
+        assert operations[3:] == [("rename", "a", "a"), ("rename", "b", "b"), ("flush", tmp_path.name)]
+
+    @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+    def test_error_leaves_all_old_ones_alone(self, tmp_path, error):
+        (tmp_path / "a").write_text("old")
+        with pytest.raises(error), replace_files(tmp_path) as unfinished:
+            (unfinished / "a").write_text("new")
+            raise error
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
+
+    def test_what_a_killed_process_left_does_not_come_along(self, tmp_path):
+        (tmp_path / ".unfinished-files").mkdir()
+        (tmp_path / ".unfinished-files" / "half").write_text("cut sho")
+        with replace_files(tmp_path) as unfinished:
+            (unfinished / "a").write_text("new")
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+    def test_makes_the_folder(self, tmp_path):
+        with replace_files(tmp_path / "x" / "y") as unfinished:
+            (unfinished / "a").write_text("new")
+        assert (tmp_path / "x" / "y" / "a").read_text() == "new"
+
+
+def test_flush_files_reaches_every_file_and_folder(tmp_path, operations):
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    for name in ("a", "b/d", "b/c/e"):
+        (tmp_path / name).write_text("")
+    flush_files(tmp_path)
+    assert sorted(operations) == sorted(("flush", name) for name in ("a", "b", "c", "d", "e", tmp_path.name))
+
+
+def test_flush_closes_what_it_opened(tmp_path):
+    before = os.open(tmp_path, os.O_RDONLY)
+    os.close(before)
+    for _ in range(3):
+        flush(tmp_path)
+    after = os.open(tmp_path, os.O_RDONLY)
+    os.close(after)
+    assert after == before
+    with pytest.raises(FileNotFoundError):
+        flush(tmp_path / "nothing")
+
+
+class TestNaming:
+    @pytest.mark.parametrize(
+        ("problem", "reason"),
+        [
+            (OSError(28, "No space left on device"), "No space left on device"),
+            (PermissionError(13, "Permission denied", "a file inside"), "Permission denied"),
+            (RuntimeError("unexpected pos 64 vs 0\nand where in PyTorch"), "unexpected pos 64 vs 0"),
+            (SafetensorError("I/O error: File too large (os error 27)"), "I/O error: File too large (os error 27)"),
+            (RuntimeError(), "RuntimeError"),
+            (OSError(), "OSError"),
+        ],
+    )
+    def test_path_reason_and_remedy_in_one_line(self, problem, reason):
+        with pytest.raises(UserError) as error, naming_what_cannot_be_written(Path("/runs/a"), "make room"):
+            raise problem
+        assert str(error.value) == f"/runs/a cannot be written: {reason}; make room"
+        assert error.value.__cause__ is problem
+
+    @pytest.mark.parametrize(
+        "problem",
+        [KeyboardInterrupt(), ValueError("a bug"), UserError("another line"), torch.OutOfMemoryError("no memory")],
+    )
+    def test_others_pass_as_they_are(self, problem):
+        with pytest.raises(type(problem)) as error, naming_what_cannot_be_written(Path("a"), "make room"):
+            raise problem
+        assert error.value is problem

@@ -1,0 +1,156 @@
+"""Failing, taking turns and agreeing, with two processes that are threads of this one."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+from accelerate import Accelerator
+
+from modeling_sit.runtime import distributed as processes
+from modeling_sit.runtime.distributed import fail_together, run_main_process_first, share_main_process_result
+from modeling_sit.runtime.errors import UserError
+
+SECONDS = 20
+
+
+@pytest.fixture
+def in_processes(monkeypatch):
+    """Call a function with the accelerator of each of two (or more) processes; gives what they return or raise."""
+
+    def run(function, count: int = 2, processes_per_machine: int | None = None) -> list:
+        barrier, given, process = threading.Barrier(count), [None] * count, threading.local()
+
+        def exchange(value) -> list:
+            given[process.index] = value
+            barrier.wait(SECONDS)
+            values = list(given)
+            barrier.wait(SECONDS)
+            return values
+
+        def gather_object(values: list) -> list:
+            return [value for values in exchange(values) for value in values]
+
+        monkeypatch.setattr(processes, "gather_object", gather_object)
+        monkeypatch.setattr(processes, "broadcast_object_list", lambda values: exchange(values)[0])
+
+        def call(index: int):
+            process.index = index
+            accelerator = SimpleNamespace(
+                num_processes=count,
+                process_index=index,
+                is_main_process=index == 0,
+                is_local_main_process=index % (processes_per_machine or count) == 0,
+            )
+            try:
+                return function(accelerator)
+            except (Exception, SystemExit) as problem:
+                return problem
+
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(call, range(count)))
+
+    return run
+
+
+def failing_in(*indices):
+    def function(accelerator):
+        with fail_together(accelerator):
+            if accelerator.process_index in indices:
+                raise UserError(f"process {accelerator.process_index} has a mistake")
+        return "went on"
+
+    return function
+
+
+class TestFailTogether:
+    def test_all_go_on(self, in_processes):
+        assert in_processes(failing_in()) == ["went on", "went on"]
+
+    @pytest.mark.parametrize("failing", [(0,), (1,), (2,), (1, 2), (0, 1, 2)])
+    def test_all_end_and_the_main_one_tells_the_first_mistake(self, in_processes, failing):
+        main, *others = in_processes(failing_in(*failing), count=3)
+        assert isinstance(main, UserError) and str(main) == f"process {failing[0]} has a mistake"
+        assert all(isinstance(other, SystemExit) and other.code == 1 for other in others)
+
+    def test_one_process_raises_what_was_raised(self):
+        problem = UserError("a mistake")
+        with pytest.raises(UserError) as error, fail_together(Accelerator(cpu=True)):
+            raise problem
+        assert error.value is problem
+
+    def test_one_process_does_not_wait_for_others(self, monkeypatch):
+        monkeypatch.setattr(processes, "gather_object", None)
+        with fail_together(Accelerator(cpu=True)):
+            pass
+
+    def test_other_errors_are_not_waited_with(self, monkeypatch):
+        """A bug has its traceback at once; the launcher ends the other processes."""
+        monkeypatch.setattr(processes, "gather_object", None)
+        accelerator = SimpleNamespace(num_processes=2, is_main_process=True)
+        with pytest.raises(ZeroDivisionError), fail_together(accelerator):
+            1 / 0  # noqa: B018
+
+
+class TestMainProcessFirst:
+    @pytest.mark.parametrize(("count", "processes_per_machine"), [(2, 2), (4, 2)])
+    def test_on_each_machine(self, in_processes, count, processes_per_machine):
+        order = []
+
+        def function(accelerator):
+            index = accelerator.process_index
+            return run_main_process_first(accelerator, lambda: order.append(index) or f"result {index}")
+
+        results = in_processes(function, count, processes_per_machine)
+        assert results == [f"result {index}" for index in range(count)]
+        num_machines = count // processes_per_machine
+        assert sorted(order[:num_machines]) == list(range(0, count, processes_per_machine))
+        assert sorted(order) == list(range(count))
+
+    @pytest.mark.parametrize("failing", [0, 1])
+    def test_mistakes_end_all(self, in_processes, failing):
+        called = []
+
+        def function(accelerator):
+            def load():
+                called.append(accelerator.process_index)
+                if accelerator.process_index == failing:
+                    raise UserError("no such folder")
+
+            return run_main_process_first(accelerator, load)
+
+        main, other = in_processes(function)
+        assert str(main) == "no such folder" and isinstance(main, UserError)
+        assert isinstance(other, SystemExit) and other.code == 1
+        assert called == ([0] if failing == 0 else [0, 1])  # what fails in the first is not tried by the others
+
+    def test_one_process_calls_once(self):
+        calls = []
+        assert run_main_process_first(Accelerator(cpu=True), lambda: calls.append(1) or "result") == "result"
+        assert calls == [1]
+
+
+class TestShareMainProcessResult:
+    def test_all_have_what_the_main_one_has_found(self, in_processes):
+        called = []
+
+        def function(accelerator):
+            index = accelerator.process_index
+            return share_main_process_result(accelerator, lambda: called.append(index) or {"found by": index})
+
+        assert in_processes(function, count=3) == [{"found by": 0}] * 3
+        assert called == [0]
+
+    def test_its_mistake_ends_all(self, in_processes):
+        def function(accelerator):
+            def find():
+                raise UserError("no room")
+
+            return share_main_process_result(accelerator, find)
+
+        main, other = in_processes(function)
+        assert isinstance(main, UserError) and isinstance(other, SystemExit)
+
+    def test_one_process(self):
+        assert share_main_process_result(Accelerator(cpu=True), lambda: None) is None
+        assert share_main_process_result(Accelerator(cpu=True), lambda: 3) == 3

@@ -1,0 +1,200 @@
+"""Trackers: which there are, and that numbers and pictures reach each of them in its form."""
+
+import sys
+from types import SimpleNamespace
+
+import accelerate
+import numpy as np
+import PIL.Image
+import pytest
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+
+from modeling_sit.runtime import trackers as tracking
+from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.trackers import choose_trackers, log_picture, start_trackers
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A picture's file and its pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "preview.png")
+    return tmp_path / "preview.png", pixels
+
+
+class TestChoosing:
+    @pytest.fixture(autouse=True)
+    def available(self, monkeypatch):
+        trackers = [SimpleNamespace(value="tensorboard"), SimpleNamespace(value="wandb")]
+        monkeypatch.setattr(tracking, "get_available_trackers", lambda: trackers)
+
+    @pytest.mark.parametrize(
+        ("names", "chosen"),
+        [
+            ([], []),
+            (["none"], []),
+            (["tensorboard"], ["tensorboard"]),
+            (["tensorboard", "wandb"], ["tensorboard", "wandb"]),
+            (["tensorboard,wandb"], ["tensorboard", "wandb"]),
+            (["tensorboard,", "none"], ["tensorboard"]),
+            (["all"], ["all"]),
+        ],
+    )
+    def test_by_name(self, names, chosen):
+        assert choose_trackers(names) == chosen
+
+    @pytest.mark.parametrize("names", [["trackio"], ["tensorboard,trackio"], ["tensorboard", "trackio"]])
+    def test_one_that_is_not_installed(self, names):
+        with pytest.raises(UserError, match=r"--report_to trackio: no such tracker.*tensorboard, wandb"):
+            choose_trackers(names)
+
+    def test_none_is_installed(self, monkeypatch):
+        monkeypatch.setattr(tracking, "get_available_trackers", list)
+        with pytest.raises(UserError, match="there are none"):
+            choose_trackers(["wandb"])
+
+
+class TestTensorBoard:
+    @pytest.fixture
+    def start(self, tmp_path):
+        pytest.importorskip("tensorboard")
+
+        def start(first_step: int) -> Accelerator:
+            project = ProjectConfiguration(project_dir=tmp_path, logging_dir=tmp_path / "logs")
+            accelerator = Accelerator(cpu=True, log_with="tensorboard", project_config=project)
+            start_trackers(accelerator, tmp_path, {"seed": 0, "crop_scale": [0.2, 1.0], "export": None}, first_step)
+            return accelerator
+
+        return start
+
+    @pytest.fixture
+    def events(self, tmp_path):
+        """What TensorBoard would show of the run."""
+
+        def read():
+            from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+            return EventAccumulator(str(tmp_path / "logs" / "sit"), size_guidance={"images": 0}).Reload()
+
+        return read
+
+    def test_numbers(self, start, events):
+        accelerator = start(0)
+        for step in (10, 20):
+            accelerator.log({"loss": 1 / step, "step": step}, step=step)
+        accelerator.end_training()
+        assert [(event.step, event.value) for event in events().Scalars("loss")] == [
+            (step, pytest.approx(1 / step)) for step in (10, 20)
+        ]
+
+    def test_pictures(self, start, events, picture):
+        path, pixels = picture
+        accelerator = start(0)
+        log_picture(accelerator, "preview", path, 10)
+        accelerator.end_training()
+        (event,) = events().Images("preview")
+        path.write_bytes(event.encoded_image_string)
+        assert event.step == 10
+        assert np.array_equal(np.asarray(PIL.Image.open(path)), pixels)
+
+    def test_a_run_that_goes_on_takes_back_what_came_after_its_checkpoint(self, start, events, picture):
+        path, _ = picture
+        accelerator = start(0)
+        for step in (10, 20, 30):
+            accelerator.log({"loss": 1.0}, step=step)
+            log_picture(accelerator, "preview", path, step)
+        accelerator.end_training()
+        accelerator = start(20)
+        accelerator.log({"loss": 2.0}, step=30)
+        log_picture(accelerator, "preview", path, 30)
+        accelerator.end_training()
+        shown = events()
+        assert [(event.step, event.value) for event in shown.Scalars("loss")] == [(10, 1.0), (20, 1.0), (30, 2.0)]
+        assert [event.step for event in shown.Images("preview")] == [10, 20, 30]
+
+
+class FakeTracker:
+    """Takes what it is given."""
+
+    def __init__(self, name: str):
+        self.name, self.given = name, []
+
+    def log(self, values, step=None):
+        self.given.append((values, step))
+
+
+class FakePictureTracker(FakeTracker):
+    def log_images(self, values, step=None, **settings):
+        self.given.append((values, step, settings))
+
+
+class TestPictures:
+    """Each tracker wants another form of the same picture."""
+
+    @pytest.mark.parametrize("name", ["wandb", "swanlab"])
+    def test_a_list_of_them(self, picture, name):
+        path, pixels = picture
+        tracker = FakePictureTracker(name)
+        log_picture(SimpleNamespace(trackers=[tracker]), "preview", path, 7)
+        ((values, step, settings),) = tracker.given
+        assert (list(values), len(values["preview"]), step, settings) == (["preview"], 1, 7, {})
+        assert np.array_equal(values["preview"][0], pixels)
+
+    @pytest.mark.parametrize("name", ["aim", "clearml"])
+    def test_the_picture_itself(self, picture, name):
+        path, pixels = picture
+        tracker = FakePictureTracker(name)
+        log_picture(SimpleNamespace(trackers=[tracker]), "preview", path, 7)
+        ((values, step, settings),) = tracker.given
+        assert (step, settings) == (7, {}) and np.array_equal(values["preview"], pixels)
+
+    def test_trackios_own_class(self, picture, monkeypatch):
+        path, pixels = picture
+        monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=lambda picture: ("trackio", picture)))
+        tracker = FakeTracker("trackio")
+        log_picture(SimpleNamespace(trackers=[tracker]), "preview", path, 7)
+        ((values, step),) = tracker.given
+        kind, given = values["preview"]
+        assert (kind, step) == ("trackio", 7) and np.array_equal(given, pixels)
+
+    def test_one_that_takes_none_is_left_in_peace(self, picture):
+        trackers = [FakeTracker("dvclive"), FakePictureTracker("wandb")]
+        log_picture(SimpleNamespace(trackers=trackers), "preview", picture[0], 7)
+        assert [len(tracker.given) for tracker in trackers] == [0, 1]
+
+    def test_grey_ones_become_rgb(self, tmp_path):
+        PIL.Image.new("L", (4, 3), 7).save(tmp_path / "grey.png")
+        tracker = FakePictureTracker("wandb")
+        log_picture(SimpleNamespace(trackers=[tracker]), "preview", tmp_path / "grey.png", 1)
+        assert tracker.given[0][0]["preview"][0].shape == (3, 4, 3)
+
+    def test_without_trackers_the_file_is_not_read(self, tmp_path):
+        log_picture(SimpleNamespace(trackers=[]), "preview", tmp_path / "nothing.png", 7)
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_runs_are_called_as_their_folder(tmp_path, monkeypatch, name):
+    """Of another tracker's constructor by a fake: the project, the run's name, its settings as text."""
+    started = []
+
+    class Tracker(FakePictureTracker):
+        requires_logging_directory = False
+
+        def __init__(self, project, **settings):
+            super().__init__(name)
+            started.append((project, settings))
+
+        def start(self):
+            pass
+
+        def store_init_configuration(self, values):
+            started.append(values)
+
+    monkeypatch.setitem(accelerate.accelerator.LOGGER_TYPE_TO_CLASS, name, Tracker)
+    accelerator = Accelerator(cpu=True)
+    accelerator.log_with = [name]
+    start_trackers(accelerator, tmp_path / "my run", {"seed": 0, "crop_scale": [0.2, 1.0]}, first_step=5)
+    (project, settings), values = started
+    assert project == "sit" and settings["name"] == "my run"
+    assert values == {"seed": "0", "crop_scale": "[0.2, 1.0]"}

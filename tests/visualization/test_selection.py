@@ -1,0 +1,165 @@
+"""Which pictures a figure shows."""
+
+import base64
+import io
+from collections import Counter
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+
+from modeling_sit import SiTImageProcessor, SiTModel
+from modeling_sit.data.sources import Pictures, load_pictures
+from modeling_sit.runtime.errors import UserError
+from modeling_sit.visualization.selection import (
+    choose_rows,
+    choose_split,
+    data_uri,
+    frozen_features,
+    label_sets,
+    label_text,
+    order_of_choice,
+    picture_files,
+    read_first,
+    read_given_files,
+    short_name,
+    tell_shortage,
+    thumbnail,
+)
+
+
+@pytest.fixture
+def pile(save_pictures, tmp_path) -> datasets.Dataset:
+    """Six pictures, of which the third cannot be read."""
+    save_pictures(tmp_path / "pile", 6)
+    (tmp_path / "pile" / "02.png").write_bytes(b"no picture")
+    return load_pictures(str(tmp_path / "pile")).train
+
+
+def test_split_that_is_shown():
+    def pictures(train=True, validation=True):
+        rows = {
+            name: datasets.Dataset.from_dict({"image": [None]}, split=name)
+            for name, there in (("train", train), ("test", validation))
+            if there
+        }
+        return Pictures("set", rows.get("train"), rows.get("test"), None, ["train", "test"])
+
+    def chosen(pictures, **flags):
+        return str(choose_split(pictures, **{"train_split": None, "validation_split": None, **flags}).split)
+
+    assert chosen(pictures()) == "test"
+    assert chosen(pictures(validation=False)) == "train"
+    assert chosen(pictures(train=False)) == "test"
+    assert chosen(pictures(), train_split="train") == "train"
+    assert chosen(pictures(), validation_split="test") == "test"
+    with pytest.raises(UserError, match="give one of them"):
+        chosen(pictures(), train_split="train", validation_split="test")
+
+
+def test_labels_of_both_kinds():
+    names = ["a", "b", "c"]
+    single = datasets.Dataset.from_dict(
+        {"label": [2, -1, 0, None]}, features=datasets.Features({"label": datasets.ClassLabel(names=names)})
+    )
+    assert label_sets(single, names) == [("c",), None, ("a",), None]
+    several = datasets.Dataset.from_dict(
+        {"label": [[2, 0], [], None]},
+        features=datasets.Features({"label": datasets.List(datasets.ClassLabel(names=names))}),
+    )
+    assert label_sets(several, names) == [("a", "c"), (), None]
+    assert label_sets(several, None) == [None] * 3
+    assert [label_text(labels) for labels in (("a", "c"), (), None)] == ["a + c", "none of the classes", None]
+
+
+def test_first_pictures_show_all_classes():
+    labels = [("a",)] * 50 + [("b",)] * 3 + [("c",)] * 2
+    order = order_of_choice(labels, seed=0)
+    assert sorted(order) == list(range(55))
+    for rounds in (1, 2):
+        assert Counter(labels[row] for row in order[: 3 * rounds]) == {("a",): rounds, ("b",): rounds, ("c",): rounds}
+    assert Counter(labels[row] for row in order[6:8])[("b",)] == 1
+    assert order == order_of_choice(labels, seed=0) != order_of_choice(labels, seed=1)
+
+
+def test_rows_of_a_sample_are_in_order():
+    assert choose_rows(5, 5, seed=0) == choose_rows(5, 9, seed=0) == [0, 1, 2, 3, 4]
+    rows = choose_rows(1000, 10, seed=0)
+    assert rows == sorted(set(rows)) and len(rows) == 10 and rows != choose_rows(1000, 10, seed=1)
+
+
+def test_unreadable_pictures_make_room_for_others(pile, capsys):
+    rows, pictures = read_first(pile, [2, 5, 0, 1], 2, num_channels=1)
+    assert rows == [5, 0] and [picture.mode for picture in pictures] == ["L", "L"]
+    assert "02.png" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"none of the pictures can be read"):
+        read_first(pile, [2], 1, num_channels=3)
+
+
+def test_given_files(pile, tmp_path):
+    paths = [tmp_path / "pile" / f"{number:02}.png" for number in (4, 0)]
+    read = read_given_files(picture_files(paths), 3)
+    for path, picture in zip(paths, read, strict=True):
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(PIL.Image.open(path)))
+    with pytest.raises(UserError, match=r"--pictures .*none\.png: no such file"):
+        picture_files([tmp_path / "none.png"])
+    with pytest.raises(UserError, match=r"--pictures .*02\.png"):
+        read_given_files(picture_files([tmp_path / "pile" / "02.png"]), 3)
+
+
+def test_features_know_their_rows(pile, tiny_config, capsys):
+    model, processor = SiTModel(tiny_config()), SiTImageProcessor(size={"height": 16, "width": 16})
+    features, rows = frozen_features(model, pile, processor, progress=False)
+    assert rows == [0, 1, 3, 4, 5] and "02.png" in capsys.readouterr().err
+    for feature, row in zip(features, rows, strict=True):
+        (alone,) = frozen_features(model, pile.select([row]), processor, progress=False)[0]
+        np.testing.assert_allclose(feature, alone, atol=1e-5)
+
+
+def test_features_of_several_labels(pile, tiny_config):
+    model, processor = SiTModel(tiny_config()), SiTImageProcessor(size={"height": 16, "width": 16})
+    feature = datasets.List(datasets.ClassLabel(names=["a", "b"]))
+    labelled = pile.add_column("label", [[0], [], None, [0, 1], [1], []], feature=feature)
+    assert frozen_features(model, labelled, processor, progress=False)[1] == [0, 1, 3, 4, 5]
+
+
+def test_features_that_are_not_finite(pile, tiny_config):
+    model = SiTModel(tiny_config())
+    model.layernorm.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        frozen_features(model, pile, SiTImageProcessor(size={"height": 16, "width": 16}), progress=False)
+
+
+@pytest.mark.parametrize(("size", "kind"), [((20, 30), "PNG"), ((200, 100), "JPEG")])
+def test_small_pictures_are_kept_exactly(size, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    address = data_uri(PIL.Image.fromarray(pixels))
+    header, _, encoded = address.partition(",")
+    picture = PIL.Image.open(io.BytesIO(base64.b64decode(encoded)))
+    assert picture.format == kind and header == f"data:image/{kind.lower()};base64" and picture.size == size
+    assert kind == "JPEG" or (np.asarray(picture) == pixels).all()
+
+
+def test_thumbnails_keep_their_shape(pile):
+    assert thumbnail(pile, 0, 12).size == (12, 10)
+    assert thumbnail(pile, 0, 100, num_channels=1).mode == "RGB"
+
+
+def test_names_on_a_page_say_nothing_of_where_the_set_lies(save_pictures, tmp_path):
+    folder = save_pictures(tmp_path / "set" / "rose", 2).parent
+    split = load_pictures(str(folder)).train
+    assert [short_name(split, row, folder) for row in range(2)] == ["rose/00.png", "rose/01.png"]
+    assert short_name(split, 0, tmp_path / "elsewhere") == "00.png"
+    encoded = (folder / "rose" / "00.png").read_bytes()
+    rows = {"image": [{"bytes": encoded, "path": "/home/me/x.png"}, {"bytes": encoded, "path": None}]}
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    embedded = datasets.Dataset.from_dict(rows, split="test", features=features)
+    assert [short_name(embedded, row, folder) for row in range(2)] == ["row 0 of test (x.png)", "row 1 of test"]
+
+
+def test_shortage_is_told_where_it_was_asked_for(capsys):
+    tell_shortage("--num_pictures", 100, 8, 12)
+    tell_shortage("--num_pictures", 8, 8, 5)
+    tell_shortage("--num_pictures", 12, 8, 12)
+    assert capsys.readouterr().err == "--num_pictures 100: there are 12\n"
