@@ -20,7 +20,7 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[train,test]"
 	@touch $@
 
-# The model is too small for several threads to help, and a second core is of more use to the one that reads pictures.
+# The model is too small for several threads to help, and a second core is of more use to the one that reads images.
 quickstart: install ## Pretrain on the built-in digits, fine-tune, compare; minutes on a CPU
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/quickstart.py
 

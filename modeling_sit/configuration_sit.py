@@ -29,7 +29,7 @@ POSITIVE_WHOLE_NUMBERS = (
 class SiTConfig(PreTrainedConfig):
     r"""
     What a SiT checkpoint is: its backbone in the field names of ViT's configuration, its heads, and its losses. The
-    defaults are SiT-S/16 for pictures of 224 x 224 pixels (21.67 M parameters in the backbone).
+    defaults are SiT-S/16 for images of 224 x 224 pixels (21.67 M parameters in the backbone).
 
     Args:
         hidden_size (`int`, *optional*, defaults to 384): Width of the tokens.
@@ -40,13 +40,13 @@ class SiTConfig(PreTrainedConfig):
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout after embeddings, attention and MLP.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout of attention weights.
         drop_path_rate (`float`, *optional*, defaults to 0.1):
-            Stochastic depth in training: chance that a picture skips a block's branch, rising linearly from 0 in the
+            Stochastic depth in training: chance that an image skips a block's branch, rising linearly from 0 in the
             first block to this value in the last.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of initial weights.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of the layer norms.
-        image_size (`int` or pair of `int`, *optional*, defaults to 224): Height and width of pictures in pixels.
+        image_size (`int` or pair of `int`, *optional*, defaults to 224): Height and width of images in pixels.
         patch_size (`int` or pair of `int`, *optional*, defaults to 16): Height and width of patches in pixels.
-        num_channels (`int`, *optional*, defaults to 3): Channels of pictures.
+        num_channels (`int`, *optional*, defaults to 3): Channels of images.
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have biases.
         position_embedding_type (`str`, *optional*, defaults to `"learnable"`):
             `"learnable"`, or `"sincos"` for fixed two-dimensional sine and cosine positions.
@@ -65,11 +65,11 @@ class SiTConfig(PreTrainedConfig):
             Whether a batch norm without affine parameters ends the projection head, as in the authors' code.
         temperature (`float`, *optional*, defaults to 0.2): Temperature of the contrastive losses.
         reconstruction_weight (`float`, *optional*, defaults to 1.0):
-            Factor of the reconstruction loss; 0 switches it off. The paper has 5 for small data sets, 1 for large ones.
+            Factor of the reconstruction loss; 0 switches it off. The paper has 5 for small datasets, 1 for large ones.
         contrastive_weight (`float`, *optional*, defaults to 1.0): Factor of the contrastive loss; 0 switches it off.
         rotation_weight (`float`, *optional*, defaults to 0.0):
             Factor of the rotation loss, a third task: to tell by how many quarter turns a view was rotated. Above 0 the
-            model has a head for it, and pictures have to be square.
+            model has a head for it, and images have to be square.
         reconstruction_norm (`str`, *optional*, defaults to `"l1"`): `"l1"` or `"l2"`.
         reconstruction_region (`str`, *optional*, defaults to `"corrupted"`):
             `"corrupted"`: the loss counts corrupted pixels only; `"all"`: all pixels.
@@ -158,7 +158,7 @@ class SiTConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be a number from 0 on, got {getattr(self, name)}")
         if self.rotation_weight > 0 and self.image_shape[0] != self.image_shape[1]:
             raise ValueError(
-                f"rotation_weight={self.rotation_weight} needs square pictures, for a quarter turn swaps height and "
+                f"rotation_weight={self.rotation_weight} needs square images, for a quarter turn swaps height and "
                 f"width; got image_size={self.image_size}"
             )
         if self.temperature <= 0:
@@ -168,7 +168,7 @@ class SiTConfig(PreTrainedConfig):
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """Height and width of pictures in pixels."""
+        """Height and width of images in pixels."""
         return _pair(self.image_size)
 
     @property

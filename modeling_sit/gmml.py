@@ -1,7 +1,7 @@
-"""GMML corruption (Group Masked Model Learning, arXiv 2104.03602, section 3.1) of a batch of normalised pictures.
+"""GMML corruption (Group Masked Model Learning, arXiv 2104.03602, section 3.1) of a batch of normalized images.
 
-Rectangular blocks fall on each picture until the wanted share of its pixels is covered; noise, zeros or the same place
-of another picture of the batch fills them. Everything here is pure: inputs stay as they are and every random number
+Rectangular blocks fall on each image until the wanted share of its pixels is covered; noise, zeros or the same place
+of another image of the batch fills them. Everything here is pure: inputs stay as they are and every random number
 comes from the generator handed in.
 """
 
@@ -28,39 +28,39 @@ def corrupt(
     generator: torch.Generator | None = None,
     num_views: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Corrupt a batch of pictures.
+    """Corrupt a batch of images.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`):
-            Normalised pictures, any float dtype, any device. Left unchanged.
+            Normalized images, any float dtype, any device. Left unchanged.
         corruption (`str`, *optional*, defaults to `"noise+replace"`):
-            One of `CORRUPTIONS`. With a combination every picture draws one of its kinds with equal chance. `"noise"` is
-            standard normal in normalised pixel space, `"zeros"` is the mean colour there, `"replace"` is the same place
-            of one other picture of the batch (of itself only where the batch has one picture), `"none"` corrupts nothing.
+            One of `CORRUPTIONS`. With a combination every image draws one of its kinds with equal chance. `"noise"` is
+            standard normal in normalized pixel space, `"zeros"` is the mean color there, `"replace"` is the same place
+            of one other image of the batch (of itself only where the batch has one image), `"none"` corrupts nothing.
         noise_ratio, zeros_ratio, replace_ratio (pairs of `float` in [0, 0.9], *optional*):
-            Range from which each picture draws the share of its pixels to corrupt, for each kind. The block that
+            Range from which each image draws the share of its pixels to corrupt, for each kind. The block that
             reaches the share may overshoot it.
         block_size (pair of `float` in (0, 1], *optional*, defaults to `(0.05, 0.25)`):
-            Range of a block's height and width, as shares of the picture's. At least one pixel (or patch).
+            Range of a block's height and width, as shares of the image's. At least one pixel (or patch).
         align_to_patches (`bool`, *optional*, defaults to `False`):
             Whether blocks are made of whole patches.
         patch_size (`int` or pair of `int`, *optional*, defaults to 16):
             Height and width of a patch in pixels; used by `align_to_patches` only.
         generator (`torch.Generator`, *optional*):
-            Source of every random number. Default: PyTorch's global generator of the pictures' device.
+            Source of every random number. Default: PyTorch's global generator of the images' device.
         num_views (`int`, *optional*, defaults to 1):
-            How many views of each picture there are, view 1 of all pictures first. What replaces a place in a view is then
-            the same view of another picture, never another view of its own.
+            How many views of each image there are, view 1 of all images first. What replaces a place in a view is then
+            the same view of another image, never another view of its own.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The corrupted pictures, like `pixel_values`, and the corruption mask
+        `tuple[torch.Tensor, torch.Tensor]`: The corrupted images, like `pixel_values`, and the corruption mask
         `(batch, 1, height, width)`, bool, true where a pixel was corrupted.
 
     Raises:
         `ValueError`: If a setting or the shape is out of range.
 
     The authors' code uses the lower bound of the share always, and draws a donor anew for each block; here, as in the
-    paper's text, the share is drawn for every picture, and a picture has one donor.
+    paper's text, the share is drawn for every image, and an image has one donor.
     """
     ratios = {"noise": noise_ratio, "zeros": zeros_ratio, "replace": replace_ratio}
     check_corruption_settings(corruption, ratios, block_size, patch_size)
@@ -71,7 +71,7 @@ def corrupt(
         )
     if num_views < 1 or len(pixel_values) % num_views:
         raise ValueError(
-            f"pixel_values hold {len(pixel_values)} pictures, which is no multiple of num_views={num_views}"
+            f"pixel_values hold {len(pixel_values)} images, which is no multiple of num_views={num_views}"
         )
     pixel_values = pixel_values.detach()
     batch_size, _, height, width = pixel_values.shape
@@ -94,22 +94,22 @@ def corrupt(
     cell_height, cell_width = _patch_shape(patch_size) if align_to_patches else (1, 1)
     if height % cell_height or width % cell_width:
         raise ValueError(
-            f"pictures of {height} x {width} pixels are not made of whole patches of {cell_height} x {cell_width}: "
+            f"images of {height} x {width} pixels are not made of whole patches of {cell_height} x {cell_width}: "
             "align_to_patches needs them to be"
         )
     grid = (height // cell_height, width // cell_width)
     num_blocks = _sufficient_blocks(*grid, tuple(block_size), max_share)
     blocks = _draw_blocks(batch_size, *grid, num_blocks, block_size, generator, draw_device)
-    cover = _cover_one_by_one if device.type == "cpu" else _cover_batched
+    cover = _mask_loop if device.type == "cpu" else _mask_batched
     mask = cover(blocks.to(device), share.to(device), *grid)
     if align_to_patches:
         mask = mask.repeat_interleave(cell_height, 1).repeat_interleave(cell_width, 2)
-    num_pictures = batch_size // num_views
-    shift = torch.randint(1, max(num_pictures, 2), (batch_size,), generator=generator, device=draw_device)
+    num_images = batch_size // num_views
+    shift = torch.randint(1, max(num_images, 2), (batch_size,), generator=generator, device=draw_device)
     number = torch.arange(batch_size, device=draw_device)
-    picture = number % num_pictures
-    donor = number - picture + (picture + shift) % num_pictures
-    fill = _fill_one_by_one if device.type == "cpu" else _fill_batched
+    image = number % num_images
+    donor = number - image + (image + shift) % num_images
+    fill = _fill_loop if device.type == "cpu" else _fill_batched
     mask = mask.unsqueeze(1)
     return fill(pixel_values, mask, kinds, kind.to(device), donor.to(device), generator, draw_device), mask
 
@@ -145,7 +145,7 @@ def _patch_shape(patch_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _side_range(side: int, block_size: Sequence[float]) -> tuple[int, int]:
-    """Smallest and largest whole side of a block within `block_size` of a picture's side, at least 1."""
+    """Smallest and largest whole side of a block within `block_size` of an image's side, at least 1."""
     smallest = max(1, int(np.ceil(block_size[0] * side - 1e-9)))
     return smallest, max(smallest, int(block_size[1] * side + 1e-9))
 
@@ -195,21 +195,21 @@ def _sufficient_blocks(height: int, width: int, block_size: tuple[float, float],
 
 
 def _wanted_pixels(share: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Whole pixels that a share of the picture takes, rounded up; what is off a whole number by rounding is one."""
+    """Whole pixels that a share of the image takes, rounded up; what is off a whole number by rounding is one."""
     return (share * (height * width) - 1e-6).ceil()
 
 
-def _cover_one_by_one(blocks: torch.Tensor, share: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Mask `(batch, height, width)`, bool, of each picture's first blocks up to the one that reaches its share.
+def _mask_loop(blocks: torch.Tensor, share: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Mask `(batch, height, width)`, bool, of each image's first blocks up to the one that reaches its share.
 
     Counting the mask costs more than writing a block, and blocks cannot cover more than their area: so the mask is
     counted only once the blocks written since the last count could have reached the share.
     """
     masks = np.zeros((len(blocks), height, width), dtype=bool)
     wanted_pixels = _wanted_pixels(share, height, width).tolist()
-    for mask, picture_blocks, wanted in zip(masks, blocks.numpy(), wanted_pixels, strict=True):
+    for mask, image_blocks, wanted in zip(masks, blocks.numpy(), wanted_pixels, strict=True):
         missing = wanted
-        for top, left, bottom, right in _as_python_numbers(picture_blocks):
+        for top, left, bottom, right in _as_python_numbers(image_blocks):
             if missing <= 0:
                 missing = wanted - np.count_nonzero(mask)
                 if missing <= 0:
@@ -225,11 +225,11 @@ def _as_python_numbers(blocks: np.ndarray, chunk_size: int = 32) -> Iterator[lis
         yield from blocks[start : start + chunk_size].tolist()
 
 
-def _cover_batched(blocks: torch.Tensor, share: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The same mask as `_cover_one_by_one`, for accelerators: no loop over pictures, no synchronisation.
+def _mask_batched(blocks: torch.Tensor, share: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The same mask as `_mask_loop`, for accelerators: no loop over images, no synchronization.
 
     A block is the outer product of the rows and the columns it spans, so a product of matrices counts the blocks over
-    each pixel; bisection finds how many blocks each picture needs.
+    each pixel; bisection finds how many blocks each image needs.
     """
     top, left, bottom, right = blocks.unsqueeze(1).unbind(-1)
     row = torch.arange(height, device=blocks.device).view(1, -1, 1)
@@ -251,7 +251,7 @@ def _cover_batched(blocks: torch.Tensor, share: torch.Tensor, height: int, width
     return (rows * (index < needed[:, None]).unsqueeze(1)) @ columns > 0
 
 
-def _fill_one_by_one(
+def _fill_loop(
     pixel_values: torch.Tensor,
     mask: torch.Tensor,
     kinds: list[str],
@@ -260,15 +260,15 @@ def _fill_one_by_one(
     generator: torch.Generator | None,
     draw_device: torch.device,
 ) -> torch.Tensor:
-    """Pictures like `pixel_values` with what `kinds[kind]` of each says in place of its masked pixels.
+    """Images like `pixel_values` with what `kinds[kind]` of each says in place of its masked pixels.
 
-    A picture at a time stays in the processor's cache, and noise is drawn only for the pixels that want it.
+    An image at a time stays in the processor's cache, and noise is drawn only for the pixels that want it.
     """
     corrupted = _empty_in_huge_pages(pixel_values)
     noise = torch.empty(pixel_values[0].numel(), dtype=pixel_values.dtype, device=draw_device)
     zero = pixel_values.new_zeros(())
-    for picture, (number, other) in enumerate(zip(kind.tolist(), donor.tolist(), strict=True)):
-        clean, hole, result = pixel_values[picture], mask[picture], corrupted[picture]
+    for image, (number, other) in enumerate(zip(kind.tolist(), donor.tolist(), strict=True)):
+        clean, hole, result = pixel_values[image], mask[image], corrupted[image]
         if kinds[number] == "noise":
             hole = hole.expand_as(clean)
             drawn = noise[: hole.sum()].normal_(generator=generator)
@@ -279,7 +279,7 @@ def _fill_one_by_one(
 
 
 def _empty_in_huge_pages(like: torch.Tensor) -> torch.Tensor:
-    """An uninitialised tensor like `like`, in memory from NumPy, which asks the system for huge pages: touching a batch
+    """An uninitialized tensor like `like`, in memory from NumPy, which asks the system for huge pages: touching a batch
     for the first time costs several times as much in PyTorch's small ones."""
     memory = np.empty(like.numel() * like.element_size(), dtype=np.uint8)
     return torch.from_numpy(memory).view(like.dtype).view(like.shape)
@@ -294,8 +294,8 @@ def _fill_batched(
     generator: torch.Generator | None,
     draw_device: torch.device,
 ) -> torch.Tensor:
-    """As `_fill_one_by_one`, for accelerators: filling every picture in every way costs less there than waiting for
-    the device to say which picture wants what."""
+    """As `_fill_loop`, for accelerators: filling every image in every way costs less there than waiting for
+    the device to say which image wants what."""
     corrupted = pixel_values
     for number, name in enumerate(kinds):
         if name == "noise":

@@ -1,4 +1,4 @@
-"""Pictures of any mode to 8 bits and the mode that the model takes."""
+"""Images of any mode to 8 bits and the mode that the model takes."""
 
 import numpy as np
 import PIL.Image
@@ -6,16 +6,16 @@ import PIL.Image
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def convert_picture(image: PIL.Image.Image, num_channels: int = 3) -> PIL.Image.Image:
-    """Convert a picture to 8 bits and the mode of `num_channels`.
+def convert_image(image: PIL.Image.Image, num_channels: int = 3) -> PIL.Image.Image:
+    """Convert an image to 8 bits and the mode of `num_channels`.
 
     What is transparent shows white when there is no alpha channel to keep it, as in transformers' image processors.
     More than 8 bits are scaled down, never cut off: integers from [0, 65535]; floats from [0, 1], [0, 255] or
-    [0, 65535], the first of these that holds all of the picture's values. A picture that leaves these ranges is
+    [0, 65535], the first of these that holds all of the image's values. An image that leaves these ranges is
     stretched from its smallest value to its largest. Values that are not finite count as 0.
 
     Args:
-        image (`PIL.Image.Image`): A picture of any mode. It is not changed.
+        image (`PIL.Image.Image`): An image of any mode. It is not changed.
         num_channels (`int`, *optional*, defaults to 3): 1 for grey, 3 for RGB, 4 for RGBA.
 
     Returns:

@@ -9,13 +9,13 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs
 
 from .gmml import check_corruption_settings, corrupt
-from .image_modes import convert_picture
+from .image_modes import convert_image
 
 
 class SiTImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     do_corrupt (`bool`, *optional*, defaults to `False`):
-        Whether to corrupt the pictures for pretraining: `pixel_values` are the corrupted pictures then, with
+        Whether to corrupt the images for pretraining: `pixel_values` are the corrupted images then, with
         `target_pixel_values` (clean) and `corruption_mask` `(batch, 1, height, width)` beside them.
     generator (`torch.Generator`, *optional*):
         Source of the corruption's randomness; not saved. Default: PyTorch's global generator.
@@ -26,9 +26,9 @@ class SiTImageProcessorKwargs(ImagesKwargs, total=False):
     zeros_ratio (pair of `float`, *optional*, defaults to `(0.5, 0.7)`):
         Range of the share of pixels that zeros cover.
     replace_ratio (pair of `float`, *optional*, defaults to `(0.3, 0.3)`):
-        Range of the share of pixels that another picture covers.
+        Range of the share of pixels that another image covers.
     block_size (pair of `float`, *optional*, defaults to `(0.05, 0.25)`):
-        Range of a block's height and width, as shares of the picture's.
+        Range of a block's height and width, as shares of the image's.
     align_to_patches (`bool`, *optional*, defaults to `False`):
         Whether blocks are made of whole patches.
     patch_size (`int` or pair of `int`, *optional*, defaults to 16):
@@ -58,7 +58,7 @@ CORRUPTION_SETTINGS = (
 
 
 class SiTCorruptionMixin:
-    """GMML corruption and picture modes for image processors of either backend."""
+    """GMML corruption and image modes for image processors of either backend."""
 
     valid_kwargs = SiTImageProcessorKwargs
     resample = PILImageResampling.BICUBIC
@@ -88,16 +88,16 @@ class SiTCorruptionMixin:
     def corrupt(
         self, pixel_values: torch.Tensor, generator: torch.Generator | None = None, num_views: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Corrupt a batch of normalised pictures on their own device, with this processor's settings.
+        """Corrupt a batch of normalized images on their own device, with this processor's settings.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Left unchanged.
             generator (`torch.Generator`, *optional*): Source of randomness. Default: PyTorch's global generator.
             num_views (`int`, *optional*, defaults to 1):
-                Views of each picture, view 1 of all of them first; what replaces a place comes from the same view.
+                Views of each image, view 1 of all of them first; what replaces a place comes from the same view.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Corrupted pictures, and the corruption mask
+            `tuple[torch.Tensor, torch.Tensor]`: Corrupted images, and the corruption mask
             `(batch, 1, height, width)`, bool.
         """
         settings = {name: getattr(self, name) for name in CORRUPTION_SETTINGS}
@@ -107,7 +107,7 @@ class SiTCorruptionMixin:
         # The releases of transformers differ in what becomes of transparency and deep grey; here it is one way.
         channels = len(self.image_mean) if isinstance(self.image_mean, (list, tuple)) else 3
         if do_convert_rgb and isinstance(image, Image.Image):
-            image, do_convert_rgb = convert_picture(image, channels), False
+            image, do_convert_rgb = convert_image(image, channels), False
         elif channels == 1:
             do_convert_rgb = False
         image = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
@@ -146,7 +146,7 @@ class SiTCorruptionMixin:
 
 class SiTImageProcessorPil(SiTCorruptionMixin, PilBackend):
     """
-    Image processor for SiT where torchvision is missing. As [`SiTImageProcessor`], one picture at a time.
+    Image processor for SiT where torchvision is missing. As [`SiTImageProcessor`], one image at a time.
     """
 
 

@@ -7,7 +7,7 @@ from .image_processing_pil_sit import SiTCorruptionMixin
 
 class SiTImageProcessor(SiTCorruptionMixin, TorchvisionBackend):
     """
-    Resizes, rescales and normalises pictures; with `do_corrupt=True` it corrupts them for pretraining too.
+    Resizes, rescales and normalizes images; with `do_corrupt=True` it corrupts them for pretraining too.
 
     The corruption settings (see [`~image_processing_pil_sit.SiTImageProcessorKwargs`]) are saved in
     `preprocessor_config.json`; [`~SiTImageProcessor.corrupt`] applies them to a batch on any device.
@@ -19,9 +19,9 @@ class SiTImageProcessor(SiTCorruptionMixin, TorchvisionBackend):
     >>> from modeling_sit import SiTImageProcessor
 
     >>> processor = SiTImageProcessor(size={"height": 64, "width": 64})
-    >>> pictures = [torch.randint(256, (3, 80, 100), dtype=torch.uint8) for _ in range(4)]
+    >>> images = [torch.randint(256, (3, 80, 100), dtype=torch.uint8) for _ in range(4)]
     >>> features = processor(
-    ...     pictures, do_corrupt=True, generator=torch.Generator().manual_seed(0), return_tensors="pt"
+    ...     images, do_corrupt=True, generator=torch.Generator().manual_seed(0), return_tensors="pt"
     ... )
     >>> list(features)
     ['pixel_values', 'target_pixel_values', 'corruption_mask']

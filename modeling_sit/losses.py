@@ -1,4 +1,4 @@
-"""SiT's losses: reconstruction of the clean picture, contrast between views, and rotation. Pure functions of tensors."""
+"""SiT's losses: reconstruction of the clean image, contrast between views, and rotation. Pure functions of tensors."""
 
 import torch
 from torch.nn import functional as F
@@ -11,11 +11,11 @@ def reconstruction_loss(
     norm: str = "l1",
     num_pixels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean distance between reconstruction and clean picture, per channel of a pixel.
+    """Mean distance between reconstruction and clean image, per channel of a pixel.
 
     Args:
-        reconstruction (`torch.Tensor` of shape `(batch, channels, height, width)`): In normalised pixel space.
-        target_pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): The clean pictures.
+        reconstruction (`torch.Tensor` of shape `(batch, channels, height, width)`): In normalized pixel space.
+        target_pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): The clean images.
         corruption_mask (`torch.Tensor` of shape `(batch, 1, height, width)`, *optional*):
             Bool, the pixels that count. Default: all pixels. A mask without a pixel gives 0.
         norm (`str`, *optional*, defaults to `"l1"`):
@@ -68,8 +68,8 @@ def contrastive_loss(
 ) -> torch.Tensor:
     """Contrast of the student's views with the teacher's, crossed.
 
-    The student's view 1 of each picture has to find the teacher's view 2 of the same picture among the teacher's views
-    2 of all pictures, and the reverse: cross-entropy over cosine similarities divided by the temperature, scaled by
+    The student's view 1 of each image has to find the teacher's view 2 of the same image among the teacher's views
+    2 of all images, and the reverse: cross-entropy over cosine similarities divided by the temperature, scaled by
     twice the temperature, summed over the two directions (arXiv 2104.03602, section 3.3; scale as in the authors' code).
 
     Args:
@@ -77,27 +77,25 @@ def contrastive_loss(
         teacher_projections (`torch.Tensor` of shape `(2 * total_batch, projection_size)`):
             The teacher's of all processes, view 1 of all of them first. No gradient reaches them.
         temperature (`float`, *optional*, defaults to 0.2): Above 0.
-        offset (`int`, *optional*, defaults to 0): Which of the `total_batch` pictures is the first of `projections`.
+        offset (`int`, *optional*, defaults to 0): Which of the `total_batch` images is the first of `projections`.
 
     Returns:
         `torch.Tensor`: Scalar, float32 at least.
 
     Raises:
-        `ValueError`: If a number of views is odd, or pictures from `offset` on lie outside the teacher's.
+        `ValueError`: If a number of views is odd, or images from `offset` on lie outside the teacher's.
     """
-    batch_size = _num_pictures("projections", projections)
-    total_batch_size = _num_pictures("teacher_projections", teacher_projections)
+    batch_size = _num_images("projections", projections)
+    total_batch_size = _num_images("teacher_projections", teacher_projections)
     if not 0 <= offset <= total_batch_size - batch_size:
-        raise ValueError(
-            f"{batch_size} pictures at offset {offset} lie outside the teacher's {total_batch_size} pictures"
-        )
-    same_picture = torch.arange(offset, offset + batch_size, device=projections.device)
+        raise ValueError(f"{batch_size} images at offset {offset} lie outside the teacher's {total_batch_size} images")
+    same_image = torch.arange(offset, offset + batch_size, device=projections.device)
     # Mixed precision would compute the similarities in 16 bits.
     with torch.autocast(projections.device.type, enabled=False):
         view_1, view_2 = F.normalize(projections.float(), dim=-1).chunk(2)
         teacher_view_1, teacher_view_2 = F.normalize(teacher_projections.detach().float(), dim=-1).chunk(2)
-        loss = F.cross_entropy(view_1 @ teacher_view_2.T / temperature, same_picture) + F.cross_entropy(
-            view_2 @ teacher_view_1.T / temperature, same_picture
+        loss = F.cross_entropy(view_1 @ teacher_view_2.T / temperature, same_image) + F.cross_entropy(
+            view_2 @ teacher_view_1.T / temperature, same_image
         )
     return 2 * temperature * loss
 
@@ -108,7 +106,7 @@ def nt_xent_loss(
     all_projections: torch.Tensor | None = None,
     offset: int = 0,
 ) -> torch.Tensor:
-    """NT-Xent without a teacher: each view has to find the other view of its picture among all 2N - 1 others.
+    """NT-Xent without a teacher: each view has to find the other view of its image among all 2N - 1 others.
 
     Args:
         projections (`torch.Tensor` of shape `(2 * batch, projection_size)`): View 1 first.
@@ -118,18 +116,18 @@ def nt_xent_loss(
             find its other view among all but itself. Gradients flow through them, so that, gathered by an operation
             whose backward pass sums over processes, the mean of the processes' gradients is that of the whole batch.
             Default: `projections`.
-        offset (`int`, *optional*, defaults to 0): Which of the `total_batch` pictures is the first of `projections`.
+        offset (`int`, *optional*, defaults to 0): Which of the `total_batch` images is the first of `projections`.
 
     Returns:
         `torch.Tensor`: Scalar, float32 at least: the mean over the 2N views (arXiv 2104.03602, equation 2; SimCLR).
 
     Raises:
-        `ValueError`: If a number of views is odd, or pictures from `offset` on lie outside `all_projections`.
+        `ValueError`: If a number of views is odd, or images from `offset` on lie outside `all_projections`.
     """
-    batch_size = _num_pictures("projections", projections)
-    total_batch_size = batch_size if all_projections is None else _num_pictures("all_projections", all_projections)
+    batch_size = _num_images("projections", projections)
+    total_batch_size = batch_size if all_projections is None else _num_images("all_projections", all_projections)
     if not 0 <= offset <= total_batch_size - batch_size:
-        raise ValueError(f"{batch_size} pictures at offset {offset} lie outside all {total_batch_size} pictures")
+        raise ValueError(f"{batch_size} images at offset {offset} lie outside all {total_batch_size} images")
     # Mixed precision would compute the similarities in 16 bits.
     with torch.autocast(projections.device.type, enabled=False):
         projections = F.normalize(projections.float(), dim=-1)
@@ -164,8 +162,8 @@ def rotation_loss(logits: torch.Tensor, rotation_labels: torch.Tensor) -> torch.
     return F.cross_entropy(logits.float(), rotation_labels)
 
 
-def _num_pictures(name: str, projections: torch.Tensor) -> int:
-    """How many pictures these projections are of, two views each."""
+def _num_images(name: str, projections: torch.Tensor) -> int:
+    """How many images these projections are of, two views each."""
     if len(projections) % 2:
-        raise ValueError(f"{name} must hold two views of each picture, got an odd number of rows: {len(projections)}")
+        raise ValueError(f"{name} must hold two views of each image, got an odd number of rows: {len(projections)}")
     return len(projections) // 2

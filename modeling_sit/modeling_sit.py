@@ -28,10 +28,10 @@ class SiTForPreTrainingOutput(ModelOutput):
         loss (`torch.Tensor`, scalar):
             `reconstruction_weight * reconstruction_loss + contrastive_weight * contrastive_loss + rotation_weight *
             rotation_loss`, of those that exist.
-        reconstruction_loss (`torch.Tensor`, scalar): Distance to the clean pictures, unweighted.
+        reconstruction_loss (`torch.Tensor`, scalar): Distance to the clean images, unweighted.
         contrastive_loss (`torch.Tensor`, scalar): Contrast between the views, unweighted.
-        reconstruction (`torch.Tensor` of shape `(2 * batch, channels, height, width)`): In normalised pixel space.
-        projection (`torch.Tensor` of shape `(2 * batch, projection_size)`): Of the contrastive tokens, not normalised.
+        reconstruction (`torch.Tensor` of shape `(2 * batch, channels, height, width)`): In normalized pixel space.
+        projection (`torch.Tensor` of shape `(2 * batch, projection_size)`): Of the contrastive tokens, not normalized.
         hidden_states (`tuple` of `num_hidden_layers + 1` tensors `(2 * batch, 1 + patches, hidden_size)`):
             Embeddings and every block's output, before the last layer norm.
         attentions (`tuple` of `num_hidden_layers` tensors `(2 * batch, heads, 1 + patches, 1 + patches)`):
@@ -66,7 +66,7 @@ def sincos_position_embeddings(hidden_size: int, grid_height: int, grid_width: i
 
 
 class SiTPatchEmbeddings(nn.Module):
-    """Pictures `(batch, channels, height, width)` to patch embeddings `(batch, patches, hidden_size)`."""
+    """Images `(batch, channels, height, width)` to patch embeddings `(batch, patches, hidden_size)`."""
 
     def __init__(self, config: SiTConfig):
         super().__init__()
@@ -96,7 +96,7 @@ class SiTEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def interpolate_pos_encoding(self, height: int, width: int) -> torch.Tensor:
-        """Positions for pictures of `height` x `width` pixels, `(1, 1 + patches, hidden_size)`, bicubic."""
+        """Positions for images of `height` x `width` pixels, `(1, 1 + patches, hidden_size)`, bicubic."""
         grid = (height // self.config.patch_shape[0], width // self.config.patch_shape[1])
         if grid == self.grid:
             return self.position_embeddings
@@ -233,7 +233,7 @@ class SiTOutput(nn.Module):
 
 
 class SiTDropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, drops a branch for whole pictures and scales up the others."""
+    """Stochastic depth (Huang et al. 2016): in training, drops a branch for whole images and scales up the others."""
 
     def __init__(self, drop_probability: float):
         super().__init__()
@@ -242,9 +242,9 @@ class SiTDropPath(nn.Module):
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
         if not self.training or self.drop_probability == 0:
             return branch
-        kept_share = 1 - self.drop_probability
-        kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) < kept_share
-        return branch * kept.to(branch.dtype) / kept_share
+        keep_prob = 1 - self.drop_probability
+        kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) < keep_prob
+        return branch * kept.to(branch.dtype) / keep_prob
 
     def extra_repr(self) -> str:
         return f"drop_probability={self.drop_probability:.3f}"
@@ -321,7 +321,7 @@ class SiTProjectionHead(nn.Module):
         return self.mlp(token)
 
 
-class SiTPatchesToPixels(nn.ConvTranspose2d):
+class SiTUnpatchify(nn.ConvTranspose2d):
     """Patches `(batch, patches, width)` to pixels `(batch, channels, height, width)`.
 
     A transposed convolution whose patches do not overlap is one product of matrices, which PyTorch computes faster as such,
@@ -346,7 +346,7 @@ class SiTDecoder(nn.Module):
         for _ in range(config.decoder_num_hidden_layers):
             self.mlp.extend([nn.Linear(width_in, width), nn.GELU()])
             width_in = width
-        self.projection = SiTPatchesToPixels(
+        self.projection = SiTUnpatchify(
             config.decoder_hidden_size,
             config.num_channels,
             kernel_size=config.patch_shape,
@@ -358,7 +358,7 @@ class SiTDecoder(nn.Module):
 
 
 class SiTPreTrainedModel(PreTrainedModel):
-    """Weight initialisation, and what transformers needs to know of every SiT model."""
+    """Weight initialization, and what transformers needs to know of every SiT model."""
 
     config_class = SiTConfig
     base_model_prefix = "vit"
@@ -430,9 +430,9 @@ class SiTModel(SiTPreTrainedModel):
     ) -> BaseModelOutputWithPooling | tuple:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised pictures.
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalized images.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate the positions for pictures of another size than `config.image_size`.
+                Whether to interpolate the positions for images of another size than `config.image_size`.
             output_hidden_states (`bool`, *optional*): Whether to return every block's output.
             output_attentions (`bool`, *optional*): Whether to return attention weights (computed eagerly then).
             return_dict (`bool`, *optional*): Whether to return an output object rather than a tuple.
@@ -443,7 +443,7 @@ class SiTModel(SiTPreTrainedModel):
             `config.pooling` says; `hidden_states` before the last layer norm.
 
         Raises:
-            `ValueError`: If the pictures' size or number of channels is not the model's.
+            `ValueError`: If the images' size or number of channels is not the model's.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -465,7 +465,7 @@ class SiTModel(SiTPreTrainedModel):
 
 
 def pool(last_hidden_state: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One vector a picture from its tokens `(batch, 1 + patches, hidden_size)`: the contrastive `"token"`, the `"mean"`
+    """One vector an image from its tokens `(batch, 1 + patches, hidden_size)`: the contrastive `"token"`, the `"mean"`
     of the patch tokens, or `"token_mean"`, both side by side (the authors' later code)."""
     if pooling == "token":
         return last_hidden_state[:, 0]
@@ -477,14 +477,14 @@ class SiTForPreTraining(SiTPreTrainedModel):
     """
     SiT's pretraining model: the backbone, the pixel decoder on the patch tokens, the projection head on the contrastive
     token, and with `config.rotation_weight` above 0 a linear rotation head on the mean of the patch tokens: the two views
-    of a picture are rotated apart, and the contrastive token is to be the same for both. It never corrupts and draws no
+    of an image are rotated apart, and the contrastive token is to be the same for both. It never corrupts and draws no
     masks: [`SiTImageProcessor`] does.
 
     Args:
         config ([`SiTConfig`]): Describes the model and its losses.
 
     Raises:
-        `ValueError`: If the picture is not made of whole patches.
+        `ValueError`: If the image is not made of whole patches.
     """
 
     # A checkpoint with the optional task goes on without it.
@@ -506,13 +506,13 @@ class SiTForPreTraining(SiTPreTrainedModel):
         self.post_init()
 
     def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Contrastive tokens `(batch, hidden_size)` of pictures after the last layer norm, the features that transfer, and
+        """Contrastive tokens `(batch, hidden_size)` of images after the last layer norm, the features that transfer, and
         their projections `(batch, projection_size)`."""
         token = self.vit(pixel_values).last_hidden_state[:, 0]
         return token, self.projection_head(token)
 
     def project(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Projections `(batch, projection_size)` of pictures, and nothing else: what a teacher has to give."""
+        """Projections `(batch, projection_size)` of images, and nothing else: what a teacher has to give."""
         return self.encode(pixel_values)[1]
 
     def forward(
@@ -534,7 +534,7 @@ class SiTForPreTraining(SiTPreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(2 * batch, channels, height, width)`):
-                Corrupted views, view 1 of all pictures first.
+                Corrupted views, view 1 of all images first.
             target_pixel_values (`torch.Tensor` like `pixel_values`, *optional*):
                 Clean views. Without them there is no reconstruction loss.
             corruption_mask (`torch.Tensor` of shape `(2 * batch, 1, height, width)`, *optional*):
@@ -542,9 +542,9 @@ class SiTForPreTraining(SiTPreTrainedModel):
             teacher_projections (`torch.Tensor` of shape `(2 * total_batch, projection_size)`, *optional*):
                 The teacher's projections of the clean views of all processes, view 1 of all of them first. Without them
                 there is no contrastive loss, unless `config.use_teacher` is false: NT-Xent then (in evaluation mode only
-                of an even number of pictures).
+                of an even number of images).
             teacher_projections_offset (`int`, *optional*, defaults to 0):
-                Which of the `total_batch` pictures is this process's first.
+                Which of the `total_batch` images is this process's first.
             interpolate_pos_encoding, output_hidden_states, output_attentions, return_dict: As for [`SiTModel`].
             rotation_labels (`torch.Tensor` of shape `(2 * batch,)`, *optional*):
                 Int64, by how many quarter turns each view, corrupted and clean, was rotated, 0 to 3. Without them there is
@@ -554,7 +554,7 @@ class SiTForPreTraining(SiTPreTrainedModel):
                 [`~losses.reconstruction_loss`] divides by; its `num_pixels`. Default: this mask's own number.
             gather_projections (`Callable`, *optional*):
                 With several processes and no teacher, gives for this process's projections those of all processes, view
-                1 of all of them first and with gradients, and which of their pictures is this process's first; NT-Xent's
+                1 of all of them first and with gradients, and which of their images is this process's first; NT-Xent's
                 candidates. Default: this process's own.
 
         A weight of 0 in the configuration leaves out its loss and its head.
@@ -593,7 +593,7 @@ class SiTForPreTraining(SiTPreTrainedModel):
         if self.config.contrastive_weight > 0:
             projection = self.projection_head(encoded.last_hidden_state[:, 0]).to(device)
             if not self.config.use_teacher:
-                # Outside training an odd number of pictures is no mistake: who reconstructs them has no second views.
+                # Outside training an odd number of images is no mistake: who reconstructs them has no second views.
                 if self.training or len(projection) % 2 == 0:
                     gathered = () if gather_projections is None else gather_projections(projection)
                     losses["contrastive"] = nt_xent_loss(projection, self.config.temperature, *gathered)
@@ -623,7 +623,7 @@ class SiTForPreTraining(SiTPreTrainedModel):
 
 
 def check_unused(arguments: dict) -> None:
-    """Raise `TypeError` for a misspelt argument. `labels` of a labelled data set, which transformers' Trainer hands on,
+    """Raise `TypeError` for a misspelt argument. `labels` of a labeled dataset, which transformers' Trainer hands on,
     and what peft's wrappers hand on as `None` have no use in pretraining, and do no harm."""
     unknown = [name for name, value in arguments.items() if name != "labels" and value is not None]
     if unknown:
@@ -661,7 +661,7 @@ class SiTForImageClassification(SiTPreTrainedModel):
     ) -> ImageClassifierOutput | tuple:
         r"""
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalised pictures.
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): Normalized images.
             labels (`torch.Tensor`, *optional*):
                 By `config.problem_type`: class indices `(batch,)` for `"single_label_classification"` (cross-entropy),
                 0 or 1 `(batch, num_labels)` for `"multi_label_classification"` (binary cross-entropy), numbers `(batch,)`

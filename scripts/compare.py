@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Tell whether pretraining helps on labelled pictures: the same fine-tuning from pretrained weights and from scratch.
+"""Tell whether pretraining helps on labeled images: the same fine-tuning from pretrained weights and from scratch.
 
     python scripts/compare.py --model_name_or_path M --dataset D --finetuning_recipe RECIPE.yaml --output_dir O
 
@@ -22,7 +22,7 @@ from finetune import FinetuningArguments, FinetuningTrainingArguments, HubArgume
 from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
 from modeling_sit.evaluation.results import read_results
 from modeling_sit.pretraining.checkpoints import digest
-from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.runtime.errors import SiTError, one_line_errors
 from modeling_sit.visualization.charts import comparison_chart
 
 STARTS = ("scratch", "pretrained")
@@ -87,7 +87,7 @@ class ComparisonArguments(DatasetArguments):
         return self.num_train_epochs[place]
 
     def dataset_flags(self, **renamed: str) -> list[str]:
-        """The flags that name the pictures, some of them called otherwise."""
+        """The flags that name the images, some of them called otherwise."""
         named = {renamed.get(flag.name, flag.name): getattr(self, flag.name) for flag in fields(DatasetArguments)}
         return [part for name, value in named.items() if value is not None for part in (f"--{name}", str(value))]
 
@@ -112,7 +112,7 @@ def compare(arguments: ComparisonArguments) -> None:
     """Run what is not there yet, and report.
 
     Raises:
-        [`UserError`]: If the folder holds another comparison, or a run fails.
+        [`SiTError`]: If the folder holds another comparison, or a run fails.
     """
     output_dir = Path(arguments.output_dir)
     claim_folder(output_dir, settings_of(arguments), arguments.overwrite_output_dir)
@@ -127,7 +127,7 @@ def settings_of(arguments: ComparisonArguments) -> dict[str, Any]:
     """What the figures depend on, as JSON has it. More seeds and protocols only add to what is there.
 
     Raises:
-        [`UserError`]: If the recipe cannot be read.
+        [`SiTError`]: If the recipe cannot be read.
     """
     settings = asdict(arguments)
     for name in ("output_dir", "overwrite_output_dir", "seeds", "protocols"):
@@ -136,7 +136,7 @@ def settings_of(arguments: ComparisonArguments) -> dict[str, Any]:
         try:
             settings["finetuning_recipe"] = digest(Path(arguments.finetuning_recipe))
         except OSError as problem:
-            raise UserError(f"--finetuning_recipe {arguments.finetuning_recipe}: {problem.strerror}") from problem
+            raise SiTError(f"--finetuning_recipe {arguments.finetuning_recipe}: {problem.strerror}") from problem
     weights = Path(arguments.model_name_or_path) / "model.safetensors"
     if weights.is_file():
         settings["model_name_or_path"] = digest(weights)
@@ -155,14 +155,14 @@ def claim_folder(output_dir: Path, settings: dict[str, Any], overwrite: bool) ->
             earlier = json.loads(path.read_text()) if path.is_file() else {}
             differing = [name for name in settings if earlier.get(name) != settings[name]]
             if differing:
-                raise UserError(
+                raise SiTError(
                     f"--output_dir {output_dir} holds runs with another {', another '.join(differing)}; name another "
                     "folder, or remove them by --overwrite_output_dir"
                 )
         output_dir.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=2) + "\n")
     except (OSError, ValueError) as problem:
-        raise UserError(f"--output_dir {output_dir}: {problem}") from problem
+        raise SiTError(f"--output_dir {output_dir}: {problem}") from problem
 
 
 def fine_tuned_alike(arguments: ComparisonArguments, fraction: float, start: str) -> FineTuned:
@@ -193,8 +193,8 @@ def fine_tuned_result(arguments: ComparisonArguments, fraction: float, start: st
         parser = RecipeArgumentParser((FinetuningArguments, FinetuningTrainingArguments, HubArguments))
         finetuning_arguments, training_arguments, _ = parser.parse(flags)
         finetune(finetuning_arguments, training_arguments, HubArguments())  # of many runs, none is the one to share
-    except UserError as problem:
-        raise UserError(str(problem).replace("--test_split", "--validation_split")) from problem
+    except SiTError as problem:
+        raise SiTError(str(problem).replace("--test_split", "--validation_split")) from problem
     return read_results(run_dir)["finetune"]
 
 
@@ -209,7 +209,7 @@ def frozen_results(arguments: ComparisonArguments, start: str) -> dict[str, dict
         flags += ["--output_dir", str(run_dir), "--from_scratch", str(start == "scratch")]
         command = [sys.executable, str(Path(__file__).parent / "evaluate.py"), *flags]
         if subprocess.run([*command, "--protocols", ",".join(missing)]).returncode:
-            raise UserError("the frozen features were not measured; what was said of it stands above")
+            raise SiTError("the frozen features were not measured; what was said of it stands above")
     results = read_results(run_dir)
     return {protocol: results[protocol] for protocol in protocols}
 
@@ -238,15 +238,15 @@ def fine_tuned_table(arguments: ComparisonArguments, fine_tuned: list[FineTuned]
     rows = [["labels", *STARTS]]
     for fraction in arguments.label_fractions:
         values = {figures.start: figures.values for figures in fine_tuned if figures.label_fraction == fraction}
-        rows.append([f"{100 * fraction:g} %", *(mean_and_spread(values[start]) for start in STARTS)])
+        rows.append([f"{100 * fraction:g} %", *(mean_and_std(values[start]) for start in STARTS)])
     name = fine_tuned[0].figure.replace("_", " ")
     seeds = (
         f"mean and standard deviation over {len(arguments.seeds)} seeds" if len(arguments.seeds) > 1 else "one seed"
     )
-    return f"Fine-tuned, {name} on the {arguments.validation_split} pictures, {seeds}:\n\n{as_markdown(rows)}"
+    return f"Fine-tuned, {name} on the {arguments.validation_split} images, {seeds}:\n\n{as_markdown(rows)}"
 
 
-def mean_and_spread(values: list[float]) -> str:
+def mean_and_std(values: list[float]) -> str:
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * mean(values):.1f}{spread} %"
 
@@ -260,7 +260,7 @@ def frozen_table(frozen: dict[str, dict[str, dict[str, Any]]]) -> str:
                 value, (low, high) = frozen[start][protocol][figure], frozen[start][protocol]["intervals"][figure]
                 cells.append(f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
             rows.append([protocol, figure.replace("_", " "), *cells])
-    return f"Frozen features, with 95 % intervals over the pictures:\n\n{as_markdown(rows)}"
+    return f"Frozen features, with 95 % intervals over the images:\n\n{as_markdown(rows)}"
 
 
 def as_markdown(rows: list[list[str]]) -> str:

@@ -13,7 +13,7 @@ FROM is a folder that `scripts/pretrain.py` or `scripts/finetune.py` wrote, or t
 checkpoint of the authors' code (.pth), or a plain Vision Transformer of transformers or timm.
 
 What was written is loaded again by the library that it is for, and its outputs are compared with the source's: on random
-pictures (`--seed`), or on pictures of `--dataset`, one at a time and several. The largest difference is printed. If rounding
+images (`--seed`), or on images of `--dataset`, one at a time and several. The largest difference is printed. If rounding
 does not explain it nothing is left of what was written, and the exit code is 1. What a format cannot hold is named.
 """
 
@@ -28,15 +28,15 @@ import transformers
 from transformers import HfArgumentParser, PreTrainedModel
 
 from modeling_sit.cli.parser import DatasetArguments
-from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.sources import load_images
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.interop.formats import FORMATS, Format
 from modeling_sit.interop.onnx import OPSET
 from modeling_sit.interop.source import Source, choose_model, load_source, num_parameters
 from modeling_sit.interop.staging import check_destination, staged
-from modeling_sit.interop.verification import largest_differences, one_and_the_rest, random_pictures
-from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written
-from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.interop.verification import largest_differences, one_and_the_rest, random_images
+from modeling_sit.runtime.atomic_files import write_errors
+from modeling_sit.runtime.errors import SiTError, one_line_errors
 from modeling_sit.visualization.selection import choose_split, read_first
 
 
@@ -64,19 +64,17 @@ class ConversionArguments(WeightsFileArguments, DatasetArguments):
     )
     dataset: str | None = field(
         default=None,
-        metadata={
-            "help": "Compare on pictures of this data set, as any program here takes it. Default: random pictures."
-        },
+        metadata={"help": "Compare on images of this dataset, as any program here takes it. Default: random images."},
     )
-    num_pictures: int = field(default=4, metadata={"help": "How many pictures to compare on."})
-    seed: int = field(default=0, metadata={"help": "Seed of the random pictures."})
+    num_images: int = field(default=4, metadata={"help": "How many images to compare on."})
+    seed: int = field(default=0, metadata={"help": "Seed of the random images."})
     tolerance: float | None = field(
         default=None, metadata={"help": "Largest difference of an output to accept. Default: 1e-5; 1e-4 for onnx."}
     )
 
     def __post_init__(self):
-        if self.num_pictures < 1:
-            raise ValueError(f"--num_pictures {self.num_pictures}: must be at least 1")
+        if self.num_images < 1:
+            raise ValueError(f"--num_images {self.num_images}: must be at least 1")
         if self.opset is not None and self.format != "onnx":
             raise ValueError(f"--opset {self.opset} is for --format onnx, not {self.format}")
         if self.opset is not None and self.opset < OPSET:
@@ -85,7 +83,7 @@ class ConversionArguments(WeightsFileArguments, DatasetArguments):
             raise ValueError(f"--tolerance {self.tolerance}: must be at least 0")
         for name in ("dataset_config_name", "image_column", "train_split", "validation_split"):
             if self.dataset is None and getattr(self, name) is not None:
-                raise ValueError(f"--{name} is of a data set; give --dataset too")
+                raise ValueError(f"--{name} is of a dataset; give --dataset too")
         if self.label_column is not None:
             raise ValueError("--label_column: no labels are read here")
 
@@ -105,14 +103,14 @@ def convert(source_name: str, destination: Path, arguments: ConversionArguments)
     check_destination(source_name, destination, output_format.suffix, arguments.overwrite_output_dir)
     source = load_source(source_name, arguments.network, arguments.num_attention_heads)
     model, left_out = choose_model(source.model, arguments.outputs, output_format.keeps_heads)
-    pictures = pictures_to_compare(source, arguments)
+    images = images_to_compare(source, arguments)
     tolerance = output_format.tolerance if arguments.tolerance is None else arguments.tolerance
     write = output_format.write if arguments.opset is None else partial(output_format.write, opset=arguments.opset)
 
     remedy = "name another TO, or make room"
-    with naming_what_cannot_be_written(destination, remedy), staged(destination) as unfinished:
+    with write_errors(destination, remedy), staged(destination) as unfinished:
         notes = write(model, source.processor, unfinished)
-        differences = compare(arguments.format, output_format, unfinished, model, pictures, tolerance)
+        differences = compare(arguments.format, output_format, unfinished, model, images, tolerance)
 
     print(f"{source_name}: {type(source.model).__name__}, {num_parameters(source.model):,} parameters")
     # It has been written under another name than it has now.
@@ -120,26 +118,24 @@ def convert(source_name: str, destination: Path, arguments: ConversionArguments)
         print(line.replace(str(unfinished), str(destination)))
     if Path(source_name, "README.md").is_file():
         print("not copied: README.md, the model card, which describes FROM")
-    which = f"{len(pictures)} {'random pictures' if arguments.dataset is None else f'pictures of {arguments.dataset}'}"
+    which = f"{len(images)} {'random images' if arguments.dataset is None else f'images of {arguments.dataset}'}"
     said = ", ".join(f"{name} {difference:.2g}" for name, difference in differences.items())
     print(f"largest difference in {output_format.library}, on {which}: {said} (tolerance {tolerance:g})")
     print(f"written to {destination}")
 
 
-def pictures_to_compare(source: Source, arguments: ConversionArguments) -> torch.Tensor:
-    """Normalised pictures `(num_pictures, channels, height, width)`: random, or the first of a data set.
+def images_to_compare(source: Source, arguments: ConversionArguments) -> torch.Tensor:
+    """Normalized images `(num_images, channels, height, width)`: random, or the first of a dataset.
 
     Raises:
-        [`UserError`]: If none can be read.
+        [`SiTError`]: If none can be read.
     """
     config = source.model.config
     if arguments.dataset is None:
-        return random_pictures(config, arguments.num_pictures, arguments.seed)
+        return random_images(config, arguments.num_images, arguments.seed)
     if source.processor is None:
-        raise UserError(
-            "--dataset: FROM has no preprocessor_config.json that says how to prepare pictures; leave it out"
-        )
-    found = load_pictures(
+        raise SiTError("--dataset: FROM has no preprocessor_config.json that says how to prepare images; leave it out")
+    found = load_images(
         arguments.dataset,
         dataset_config_name=arguments.dataset_config_name,
         image_column=arguments.image_column,
@@ -147,30 +143,30 @@ def pictures_to_compare(source: Source, arguments: ConversionArguments) -> torch
         validation_split=arguments.validation_split,
     )
     split = choose_split(found, arguments.train_split, arguments.validation_split)
-    _, pictures = read_first(split, range(len(split)), arguments.num_pictures, config.num_channels)
-    return source.processor(pictures, return_tensors="pt")["pixel_values"]
+    _, images = read_first(split, range(len(split)), arguments.num_images, config.num_channels)
+    return source.processor(images, return_tensors="pt")["pixel_values"]
 
 
 def compare(
-    name: str, output_format: Format, path: Path, model: PreTrainedModel, pictures: torch.Tensor, tolerance: float
+    name: str, output_format: Format, path: Path, model: PreTrainedModel, images: torch.Tensor, tolerance: float
 ) -> dict[str, float]:
     """Largest difference of each output, once what was written is read back.
 
     Raises:
-        [`UserError`]: If it cannot be read back or compared, or a difference is above the tolerance.
+        [`SiTError`]: If it cannot be read back or compared, or a difference is above the tolerance.
     """
     library = output_format.library
     try:
-        differences = largest_differences(model, output_format.load(path), one_and_the_rest(pictures))
+        differences = largest_differences(model, output_format.load(path), one_and_the_rest(images))
     # Each library has errors of its own for what it cannot load.
     except Exception as problem:
         reason = " ".join(f"{type(problem).__name__}: {problem}".split())
-        raise UserError(
+        raise SiTError(
             f"--format {name}: what was written does not work in {library}: {reason}; nothing is written"
         ) from problem
     worst = max(differences, key=differences.get)
     if differences[worst] > tolerance:
-        raise UserError(
+        raise SiTError(
             f"--format {name}: {worst} differs by {differences[worst]:.2g} in {library}, more than the tolerance of "
             f"{tolerance:g}; nothing is written"
         )

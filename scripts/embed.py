@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Write the features of all pictures of a data set to parquet files.
+"""Write the features of all images of a dataset to parquet files.
 
     python scripts/embed.py --model_name_or_path M --dataset D --output_dir O
     accelerate launch scripts/embed.py ...        the same on several processes
 
-`O/data` then holds `train-00000-of-00003.parquet` and so on, one row for each picture that could be read: `row`, its number
+`O/data` then holds `train-00000-of-00003.parquet` and so on, one row for each image that could be read: `row`, its number
 in the split; `path`, where its file is, or was; `vector`, its features, float32; and its `label`, where it has one.
 
 Search the vectors by faiss (pip install faiss-cpu), best of all those of --normalize, whose inner products are cosines:
@@ -20,7 +20,7 @@ or by faiss within `datasets`, which gives the rows with all their columns:
     scores, nearest = vectors.get_nearest_examples("vector", query, k=6)
     nearest["path"], nearest["row"]
 
-Pictures are read shard by shard, and a shard's file is there when it is whole. What is there already is left as it is: the
+Images are read shard by shard, and a shard's file is there when it is whole. What is there already is left as it is: the
 same command goes on where a killed one stopped, and ends with the same files. A split that is neither for training nor for
 validation is added by another run with `--validation_split NAME`.
 """
@@ -47,16 +47,16 @@ from transformers import BaseImageProcessor, PreTrainedModel
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
 from modeling_sit.cli.help_text import ExampleHelpFormatter
 from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
-from modeling_sit.data.decoding import UnreadablePicture
-from modeling_sit.data.sources import load_pictures, picture_name, read_row
+from modeling_sit.data.decoding import UnreadableImage
+from modeling_sit.data.sources import image_name, load_images, read_row
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.evaluation.features import extract_features
 from modeling_sit.interop.arguments import WeightsFileArguments
-from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written, replace_file
+from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.runtime.devices import choose_device
-from modeling_sit.runtime.distributed import fail_together, run_main_process_first, share_main_process_result
-from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
+from modeling_sit.runtime.errors import SiTError, one_line_errors
 from modeling_sit.visualization.selection import rows_left
 
 # Where a file says what its features are of.
@@ -89,7 +89,7 @@ class EmbedArguments(WeightsFileArguments):
         default=False, metadata={"help": "Whether to scale each vector to length 1: inner products are cosines then."}
     )
     shard_size: int = field(
-        default=10000, metadata={"help": "Pictures a file: what is in memory at a time, and lost when killed."}
+        default=10000, metadata={"help": "Images a file: what is in memory at a time, and lost when killed."}
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Whether to begin anew where there are files of earlier runs."}
@@ -119,12 +119,12 @@ class Shard:
     split: datasets.Dataset
     rows: range
 
-    def pictures(self) -> datasets.Dataset:
+    def images(self) -> datasets.Dataset:
         return self.split.select(self.rows)
 
     def paths(self) -> pa.ChunkedArray:
-        """Where each picture's file is, or was; null where that is not known."""
-        images = self.pictures().select_columns("image").with_format("arrow")[:]["image"]
+        """Where each image's file is, or was; null where that is not known."""
+        images = self.images().select_columns("image").with_format("arrow")[:]["image"]
         return pc.struct_field(images, "path")
 
 
@@ -143,14 +143,14 @@ def main() -> None:
         patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
         accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
         device = device if accelerator.num_processes == 1 else accelerator.device
-        model, processor = run_main_process_first(
+        model, processor = main_process_first(
             accelerator,
             lambda: load_encoder(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads),
         )
-        pictures = run_main_process_first(accelerator, lambda: load_pictures(**vars(dataset_arguments)))
-        with fail_together(accelerator):
+        images = main_process_first(accelerator, lambda: load_images(**vars(dataset_arguments)))
+        with sync_errors(accelerator):
             extraction = feature_arguments.settings(model.config)
-        splits = {str(split.split): split for split in (pictures.train, pictures.validation) if split is not None}
+        splits = {str(split.split): split for split in (images.train, images.validation) if split is not None}
         settings = {
             "model": fingerprint_of_model(model, processor),
             **{name: extraction[name] for name in ("pooling", "layer")},
@@ -161,12 +161,12 @@ def main() -> None:
             for name, split in splits.items()
             for shard in cut_into_shards(Path(arguments.output_dir) / "data", name, split, arguments.shard_size)
         ]
-        missing = share_main_process_result(
+        missing = broadcast_from_main(
             accelerator, lambda: missing_shards(shards, settings, arguments.overwrite_output_dir)
         )
         if accelerator.is_main_process and len(missing) < len(shards):
             print(f"{len(shards) - len(missing)} of {len(shards)} files are there already")
-        with fail_together(accelerator):
+        with sync_errors(accelerator):
             for number in missing[accelerator.process_index :: accelerator.num_processes]:
                 features, rows = features_of(
                     shards[number], model, processor, device, progress=accelerator.is_main_process, **extraction
@@ -180,7 +180,7 @@ def main() -> None:
 
 
 def cut_into_shards(folder: Path, name: str, split: datasets.Dataset, shard_size: int) -> list[Shard]:
-    """The files of a split, named as the Hub names the shards of a data set."""
+    """The files of a split, named as the Hub names the shards of a dataset."""
     count = max(1, -(-len(split) // shard_size))
     return [
         Shard(
@@ -193,10 +193,10 @@ def cut_into_shards(folder: Path, name: str, split: datasets.Dataset, shard_size
 
 
 def missing_shards(shards: list[Shard], settings: dict[str, Any], overwrite: bool) -> list[int]:
-    """Which shards have no file yet; the others' files are known to be of these settings and pictures.
+    """Which shards have no file yet; the others' files are known to be of these settings and images.
 
     Raises:
-        [`UserError`]: If a file of one of the splits is not.
+        [`SiTError`]: If a file of one of the splits is not.
     """
     paths = {shard.path: shard for shard in shards}
     folder = shards[0].path.parent
@@ -206,17 +206,17 @@ def missing_shards(shards: list[Shard], settings: dict[str, Any], overwrite: boo
             continue
         found = read_settings(path)
         if found is None:
-            raise UserError(f"{path} is not a file of features; choose another --output_dir, or move it away")
+            raise SiTError(f"{path} is not a file of features; choose another --output_dir, or move it away")
         if overwrite:
-            with naming_what_cannot_be_written(path, "choose another --output_dir"):
+            with write_errors(path, "choose another --output_dir"):
                 path.unlink()
             continue
         remedy = "choose another --output_dir, or begin anew with --overwrite_output_dir"
         if path not in paths:
-            raise UserError(f"{path} belongs to a run with another --shard_size, or on other pictures; {remedy}")
-        for name, value in {**settings, **pictures_of(paths[path])}.items():
+            raise SiTError(f"{path} belongs to a run with another --shard_size, or on other images; {remedy}")
+        for name, value in {**settings, **images_of(paths[path])}.items():
             if found.get(name) != value:
-                raise UserError(f"{path} was made with another {name} ({found.get(name)}, now {value}); {remedy}")
+                raise SiTError(f"{path} was made with another {name} ({found.get(name)}, now {value}); {remedy}")
     return [number for number, shard in enumerate(shards) if not shard.path.exists()]
 
 
@@ -226,7 +226,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
         metadata = pq.read_schema(path).metadata or {}
         return json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
     except (OSError, pa.ArrowException, ValueError) as problem:
-        raise UserError(f"{path} cannot be read: {' '.join(str(problem).split())}; remove it") from problem
+        raise SiTError(f"{path} cannot be read: {' '.join(str(problem).split())}; remove it") from problem
 
 
 def fingerprint_of_model(model: PreTrainedModel, processor: BaseImageProcessor) -> str:
@@ -240,8 +240,8 @@ def fingerprint_of_model(model: PreTrainedModel, processor: BaseImageProcessor) 
     return digest.hexdigest()[:16]
 
 
-def pictures_of(shard: Shard) -> dict[str, Any]:
-    """Tells pictures apart by their number and their files' names."""
+def images_of(shard: Shard) -> dict[str, Any]:
+    """Tells images apart by their number and their files' names."""
     paths = "\n".join(path or "" for path in shard.paths().to_pylist())
     return {
         "first_row": shard.rows.start,
@@ -253,42 +253,42 @@ def pictures_of(shard: Shard) -> dict[str, Any]:
 def features_of(
     shard: Shard, model: PreTrainedModel, processor: BaseImageProcessor, device: torch.device, **settings
 ) -> tuple[torch.Tensor, list[int]]:
-    """Features `(num_kept, width)` of the pictures of a shard that can be read, and their rows in the split. The others
+    """Features `(num_kept, width)` of the images of a shard that can be read, and their rows in the split. The others
     are named on stderr.
 
     Raises:
-        [`UserError`]: If the model gives no features, or some that are not finite.
+        [`SiTError`]: If the model gives no features, or some that are not finite.
     """
-    pictures = shard.pictures().select_columns("image")
+    images = shard.images().select_columns("image")
     try:
-        found = extract_features(model, pictures, processor, device=device, **settings)
-        features, kept = found.features, rows_left(pictures, [name for name, _ in found.skipped])
+        found = extract_features(model, images, processor, device=device, **settings)
+        features, kept = found.features, rows_left(images, [name for name, _ in found.skipped])
         reasons = dict(found.skipped)
     except ValueError as problem:
-        reasons = unreadable_pictures(pictures, model.base_model.config.num_channels)
-        if len(pictures) > 0 and len(reasons) == 0:
-            raise UserError(f"--model_name_or_path: {problem}") from problem
+        reasons = unreadable_images(images, model.base_model.config.num_channels)
+        if len(images) > 0 and len(reasons) == 0:
+            raise SiTError(f"--model_name_or_path: {problem}") from problem
         width = model.base_model.config.hidden_size * (2 if settings["pooling"] == "token_mean" else 1)
         features, kept = torch.empty(0, width), []
     left = set(kept)
-    for row in range(len(pictures)):
+    for row in range(len(images)):
         if row not in left:
-            reason = reasons.get(picture_name(pictures, row), "it cannot be read")
-            print(f"skipped {picture_name(shard.split, shard.rows[row])}: {reason}", file=sys.stderr)
+            reason = reasons.get(image_name(images, row), "it cannot be read")
+            print(f"skipped {image_name(shard.split, shard.rows[row])}: {reason}", file=sys.stderr)
     if not features.isfinite().all():
-        raise UserError("--model_name_or_path: its features are not finite: its training has diverged; take another")
+        raise SiTError("--model_name_or_path: its features are not finite: its training has diverged; take another")
     return features, [shard.rows[row] for row in kept]
 
 
-def unreadable_pictures(pictures: datasets.Dataset, num_channels: int) -> dict[str, str]:
-    """Name and reason of each picture that cannot be read, if that is all of them, else nothing."""
+def unreadable_images(images: datasets.Dataset, num_channels: int) -> dict[str, str]:
+    """Name and reason of each image that cannot be read, if that is all of them, else nothing."""
     reasons = {}
-    for row in range(len(pictures)):
+    for row in range(len(images)):
         try:
-            read_row(pictures, row, num_channels)
+            read_row(images, row, num_channels)
             return {}
-        except UnreadablePicture as problem:
-            name = picture_name(pictures, row)
+        except UnreadableImage as problem:
+            name = image_name(images, row)
             reasons[name] = str(problem).removeprefix(f"{name}: ")
     return reasons
 
@@ -297,7 +297,7 @@ def write_shard(shard: Shard, features: torch.Tensor, rows: list[int], settings:
     """Write the file of a shard, so that it is whole or not there.
 
     Raises:
-        [`UserError`]: If it cannot be written.
+        [`SiTError`]: If it cannot be written.
     """
     width = features.shape[1]
     columns = {
@@ -313,13 +313,13 @@ def write_shard(shard: Shard, features: torch.Tensor, rows: list[int], settings:
     }
     if "label" in shard.split.column_names:
         columns["label"] = shard.split.features["label"]
-        labels = shard.pictures().select_columns("label").with_format("arrow")[:]["label"]
+        labels = shard.images().select_columns("label").with_format("arrow")[:]["label"]
         values["label"] = labels.take(pa.array(kept, pa.int64()))
     schema = datasets.Features(columns).arrow_schema
-    description = json.dumps({**settings, **pictures_of(shard)}).encode()
+    description = json.dumps({**settings, **images_of(shard)}).encode()
     schema = schema.with_metadata({**schema.metadata, METADATA_KEY: description})
     arrays = [values[column.name].cast(column.type) for column in schema]
-    with naming_what_cannot_be_written(shard.path, "make room, or choose another --output_dir, and start again"):
+    with write_errors(shard.path, "make room, or choose another --output_dir, and start again"):
         shard.path.parent.mkdir(parents=True, exist_ok=True)
         with (
             replace_file(shard.path) as unfinished,
@@ -335,7 +335,7 @@ def report(output_dir: str, shards: list[Shard], splits: dict[str, datasets.Data
         files = [shard.path for shard in shards if shard.split is split]
         num_rows = sum(pq.read_metadata(path).num_rows for path in files)
         width = pq.read_schema(files[0]).field("vector").type.list_size
-        skipped = f", {len(split) - num_rows} pictures skipped" if num_rows < len(split) else ""
+        skipped = f", {len(split) - num_rows} images skipped" if num_rows < len(split) else ""
         print(f"{name}: {num_rows} vectors of {width} numbers in {len(files)} files{skipped}")
     print(f'written to {output_dir}; load_dataset("parquet", data_dir="{os.path.abspath(output_dir)}") reads them')
     print("embed.py --help tells how to search them by faiss")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Measure the frozen features of a pretrained encoder on labelled pictures.
+"""Measure the frozen features of a pretrained encoder on labeled images.
 
     python scripts/evaluate.py --model_name_or_path M --dataset D --protocols knn,linear,fewshot,retrieval
     accelerate launch scripts/evaluate.py ...        the same on several processes
 
-The encoder reads every picture of the training and the validation split once; each protocol then tells from these features
+The encoder reads every image of the training and the validation split once; each protocol then tells from these features
 how well the labels can be predicted. Prints the figures with their 95 % bootstrap intervals, adds them to
 `eval_results.json`, and with --update_model_card to the model card.
 """
@@ -22,8 +22,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
 from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
-from modeling_sit.data.labeled import labelled_splits
-from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.labeled import labeled_splits
+from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.evaluation.features import Features, extract_features
@@ -33,8 +33,8 @@ from modeling_sit.hub.card_file import card_to_update
 from modeling_sit.hub.card_results import update_card
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.runtime.devices import choose_device
-from modeling_sit.runtime.distributed import fail_together, run_main_process_first
-from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.runtime.distributed import main_process_first, sync_errors
+from modeling_sit.runtime.errors import SiTError, one_line_errors
 
 
 @dataclass(kw_only=True)
@@ -86,29 +86,27 @@ def main() -> None:
         device = choose_device(arguments.device)
         accelerator = Accelerator(cpu=device.type == "cpu")
         device = device if accelerator.num_processes == 1 else accelerator.device
-        with fail_together(accelerator):
+        with sync_errors(accelerator):
             output_dir = choose_output_dir(arguments)
-        model, processor = run_main_process_first(
+        model, processor = main_process_first(
             accelerator,
             lambda: load_encoder(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads),
         )
         if arguments.from_scratch:
             model = random_encoder(model, protocol_arguments.seed)
-        pictures = run_main_process_first(
-            accelerator, lambda: load_pictures(**vars(dataset_arguments), labels="required")
-        )
-        with fail_together(accelerator):
+        images = main_process_first(accelerator, lambda: load_images(**vars(dataset_arguments), labels="required"))
+        with sync_errors(accelerator):
             extraction = arguments.settings(model.config)
-            train_pictures, validation_pictures = labelled_splits(pictures)
+            train_images, validation_images = labeled_splits(images)
 
-        train = features_of(train_pictures, model, processor, extraction, accelerator, device)
-        validation = features_of(validation_pictures, model, processor, extraction, accelerator, device)
+        train = features_of(train_images, model, processor, extraction, accelerator, device)
+        validation = features_of(validation_images, model, processor, extraction, accelerator, device)
         accelerator.end_training()
         if not accelerator.is_main_process:
             return
 
         measurements = {
-            name: PROTOCOLS[name](train, validation, pictures.label_names, protocol_arguments, device)
+            name: PROTOCOLS[name](train, validation, images.label_names, protocol_arguments, device)
             for name in protocol_arguments.chosen
         }
         print(as_table(measurements))
@@ -117,8 +115,8 @@ def main() -> None:
             "num_train": len(train.features),
             "num_validation": len(validation.features),
             "skipped": len(train.skipped) + len(validation.skipped),
-            "dataset": pictures.name,
-            "split": str(validation_pictures.split),
+            "dataset": images.name,
+            "split": str(validation_images.split),
             **settings,
             "model_name_or_path": arguments.model_name_or_path,
             "from_scratch": arguments.from_scratch,
@@ -129,9 +127,9 @@ def main() -> None:
             card = update_card(
                 Path(arguments.model_name_or_path),
                 measurements,
-                dataset=pictures.name,
+                dataset=images.name,
                 dataset_config=dataset_arguments.dataset_config_name,
-                split=str(validation_pictures.split),
+                split=str(validation_images.split),
                 settings={**{name: measured_on[name] for name in ("num_train", "num_validation")}, **settings},
             )
             print(f"written to {card}")
@@ -144,7 +142,7 @@ def choose_output_dir(arguments: EvaluationArguments) -> Path:
         Path(arguments.model_name_or_path),
     )
     if arguments.output_dir is None and not model_dir.is_dir():
-        raise UserError(
+        raise SiTError(
             f"--model_name_or_path {model_dir}: no such folder; if it is a file of weights, or a model on the Hub, say with "
             "--output_dir where eval_results.json goes"
         )
@@ -162,8 +160,8 @@ def features_of(
     accelerator: Accelerator,
     device: torch.device,
 ) -> Features | None:
-    """Features of a split, in the main process, with a line on stderr for each picture that was skipped."""
-    with fail_together(accelerator):
+    """Features of a split, in the main process, with a line on stderr for each image that was skipped."""
+    with sync_errors(accelerator):
         try:
             features = extract_features(
                 model,
@@ -174,13 +172,13 @@ def features_of(
                 **extraction,
             )
         except ValueError as problem:
-            raise UserError(f"split {split.split}: {problem}") from problem
+            raise SiTError(f"split {split.split}: {problem}") from problem
         if features is not None:
             for name, reason in features.skipped:
                 print(f"skipped {name}: {reason}", file=sys.stderr)
             # Chunk by chunk, for the check makes a copy.
             if not all(chunk.isfinite().all() for chunk in features.features.split(65536)):
-                raise UserError(f"{model.name_or_path} gives features that are not finite: its training has diverged")
+                raise SiTError(f"{model.name_or_path} gives features that are not finite: its training has diverged")
     return features
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Fine-tune a pretrained model to classify labelled pictures, with transformers' Trainer.
+"""Fine-tune a pretrained model to classify labeled images, with transformers' Trainer.
 
-accelerate launch scripts/finetune.py [RECIPE.yaml] --model_name_or_path MODEL --dataset PICTURES --output_dir FOLDER ...
+accelerate launch scripts/finetune.py [RECIPE.yaml] --model_name_or_path MODEL --dataset IMAGES --output_dir FOLDER ...
 """
 
 import signal
@@ -17,7 +17,7 @@ import transformers
 from transformers.trainer_utils import set_seed
 
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.data.labeled import LabelledPictures, labels_of
+from modeling_sit.data.labeled import LabeledImageDataset, labels_of
 from modeling_sit.evaluation.results import write_results
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
 from modeling_sit.finetuning.card import write_finetuning_card
@@ -26,14 +26,14 @@ from modeling_sit.finetuning.classifier import load_classifier
 from modeling_sit.finetuning.history import RunHistory
 from modeling_sit.finetuning.metrics import main_metric
 from modeling_sit.finetuning.splits import Splits, load_splits
-from modeling_sit.finetuning.trainer import PictureTrainer, PushCheckpoints, StopAtSignal
+from modeling_sit.finetuning.trainer import ImageClassificationTrainer, PushCheckpoints, StopAtSignal
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.provenance import Start, describe_start
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.pretraining.checkpoints import digest
-from modeling_sit.runtime.distributed import fail_together
-from modeling_sit.runtime.errors import UserError, one_line_errors
-from modeling_sit.runtime.signals import StopRequest
+from modeling_sit.runtime.distributed import sync_errors
+from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.signals import StopSignal
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "finetuning_template.md"
 
@@ -54,7 +54,7 @@ def finetune(
     transformers.logging.disable_progress_bar()
     check_output_dir(training_arguments.output_dir, arguments.model_name_or_path)
     checkpoint = find_checkpoint(training_arguments.output_dir, training_arguments.resume_from_checkpoint)
-    # Pictures are read from their encoded bytes by the collator, which needs the columns that Trainer would drop.
+    # Images are read from their encoded bytes by the collator, which needs the columns that Trainer would drop.
     training_arguments.remove_unused_columns = False
     training_arguments.dataloader_pin_memory &= torch.cuda.is_available()
     set_seed(training_arguments.seed)
@@ -63,14 +63,14 @@ def finetune(
     check_choosing(arguments, training_arguments, splits.multi_label)
     processor, model = load_classifier(arguments, splits.label_names, splits.multi_label)
     num_channels = model.config.num_channels
-    trainer = PictureTrainer(
+    trainer = ImageClassificationTrainer(
         model,
         arguments,
         training_arguments,
         processor,
-        train=LabelledPictures(splits.train, num_channels),
+        train=LabeledImageDataset(splits.train, num_channels),
         train_labels=labels_of(splits.train),
-        validation=LabelledPictures(splits.validation, num_channels) if splits.validation is not None else None,
+        validation=LabeledImageDataset(splits.validation, num_channels) if splits.validation is not None else None,
     )
     if trainer.is_world_process_zero():
         print(splits.summary())
@@ -87,9 +87,9 @@ def finetune(
             pusher.push_finished()
 
 
-def train(trainer: PictureTrainer, checkpoint: str | None, pusher: HubPusher | None) -> None:
+def train(trainer: ImageClassificationTrainer, checkpoint: str | None, pusher: HubPusher | None) -> None:
     """Train from the start, or from a checkpoint; a signal ends the program here."""
-    with StopRequest(trainer.accelerator) as stop_request:
+    with StopSignal(trainer.accelerator) as stop_request:
         stop = StopAtSignal(stop_request)
         trainer.add_callback(stop)
         if pusher is not None:
@@ -100,7 +100,7 @@ def train(trainer: PictureTrainer, checkpoint: str | None, pusher: HubPusher | N
 
 
 def write_model(
-    trainer: PictureTrainer,
+    trainer: ImageClassificationTrainer,
     splits: Splits,
     arguments: FinetuningArguments,
     training_arguments: FinetuningTrainingArguments,
@@ -129,18 +129,18 @@ def write_model(
             keep_results=weights.exists() and digest(weights) == earlier_weights,
         )
         metric = main_metric(splits.multi_label)
-        print(f"{metric} {report[metric]:.4f} on {report['num_validation']} pictures of {report['split']}")
+        print(f"{metric} {report[metric]:.4f} on {report['num_validation']} images of {report['split']}")
         print(f"written to {write_results(training_arguments.output_dir, {'finetune': report})}")
 
 
 @contextmanager
-def pushing_to_the_hub(trainer: PictureTrainer, hub_arguments: HubArguments) -> Iterator[HubPusher | None]:
+def pushing_to_the_hub(trainer: ImageClassificationTrainer, hub_arguments: HubArguments) -> Iterator[HubPusher | None]:
     """What pushes to the Hub, known to be let in; in the main process, if the flags ask for it. Lets nothing be cut off that
     is on its way, for a while."""
     pusher = None
-    with fail_together(trainer.accelerator):
+    with sync_errors(trainer.accelerator):
         if hub_arguments.hub_strategy == "checkpoint" and trainer.args.save_strategy == "no":
-            raise UserError("--hub_strategy checkpoint: there is none with --save_strategy no; leave one out")
+            raise SiTError("--hub_strategy checkpoint: there is none with --save_strategy no; leave one out")
         if hub_arguments.push_to_hub and trainer.is_world_process_zero():
             pusher = HubPusher(hub_arguments, Path(trainer.args.output_dir))
             pusher.check_login()
@@ -153,13 +153,13 @@ def pushing_to_the_hub(trainer: PictureTrainer, hub_arguments: HubArguments) -> 
 
 
 def measure(
-    trainer: PictureTrainer,
+    trainer: ImageClassificationTrainer,
     splits: Splits,
     arguments: FinetuningArguments,
     training_arguments: FinetuningTrainingArguments,
     num_channels: int,
 ) -> dict[str, Any]:
-    """What `eval_results.json` says of the finished model: its figures on the test pictures, or where there are none on those
+    """What `eval_results.json` says of the finished model: its figures on the test images, or where there are none on those
     that were chosen by, and how it came about."""
     validation = None
     if splits.validation is not None:
@@ -170,7 +170,7 @@ def measure(
         }
     test = None
     if splits.test is not None:
-        results = trainer.evaluate(LabelledPictures(splits.test, num_channels), metric_key_prefix="test")
+        results = trainer.evaluate(LabeledImageDataset(splits.test, num_channels), metric_key_prefix="test")
         test = {**figures(results), "num_validation": len(splits.test), "split": splits.test_name}
     chosen_by = None
     if training_arguments.load_best_model_at_end:
@@ -196,13 +196,13 @@ def figures(results: dict[str, float]) -> dict[str, float]:
 
 
 def check_output_dir(output_dir: str, model_name_or_path: str) -> None:
-    """Raise `UserError` if the folder cannot be made, or is that of the pretrained model, which would be lost."""
+    """Raise `SiTError` if the folder cannot be made, or is that of the pretrained model, which would be lost."""
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise UserError(f"--output_dir {output_dir} cannot be written: {problem.strerror}") from problem
+        raise SiTError(f"--output_dir {output_dir} cannot be written: {problem.strerror}") from problem
     if Path(output_dir).resolve() == Path(model_name_or_path).resolve():
-        raise UserError(f"--output_dir {output_dir} is --model_name_or_path, which would be replaced; name another")
+        raise SiTError(f"--output_dir {output_dir} is --model_name_or_path, which would be replaced; name another")
 
 
 def check_choosing(
@@ -211,24 +211,24 @@ def check_choosing(
     """Settle what the best checkpoint is the best in.
 
     Raises:
-        [`UserError`]: If there is no such figure, or nothing is measured that training could stop by.
+        [`SiTError`]: If there is no such figure, or nothing is measured that training could stop by.
     """
     names = (main_metric(multi_label), "macro_f1", "loss")
     chosen = (training_arguments.metric_for_best_model or names[0]).removeprefix("eval_")
     if chosen not in names:
-        raise UserError(f"--metric_for_best_model {chosen}: not measured; there are {', '.join(names)}")
+        raise SiTError(f"--metric_for_best_model {chosen}: not measured; there are {', '.join(names)}")
     training_arguments.metric_for_best_model = chosen
     if arguments.early_stopping_patience is not None and training_arguments.eval_strategy == "no":
-        raise UserError(
+        raise SiTError(
             "--early_stopping_patience stops by measurements on the way: set --eval_strategy to epoch or steps"
         )
     if multi_label is False and arguments.multi_label_loss != "binary_cross_entropy":
-        raise UserError(
-            f"--multi_label_loss {arguments.multi_label_loss}: {arguments.dataset} has one label a picture; leave it out"
+        raise SiTError(
+            f"--multi_label_loss {arguments.multi_label_loss}: {arguments.dataset} has one label an image; leave it out"
         )
 
 
-def leave(trainer: PictureTrainer, stopped_by: signal.Signals) -> None:
+def leave(trainer: ImageClassificationTrainer, stopped_by: signal.Signals) -> None:
     """End the run before its time, with the exit code by which shells and schedulers know the signal."""
     if trainer.is_world_process_zero():
         step = trainer.state.global_step

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Pretrain a Vision Transformer on your own pictures, without labels.
+"""Pretrain a Vision Transformer on your own images, without labels.
 
-    accelerate launch scripts/pretrain.py [RECIPE.yaml] --dataset PICTURES --output_dir FOLDER ...
+    accelerate launch scripts/pretrain.py [RECIPE.yaml] --dataset IMAGES --output_dir FOLDER ...
 
 The folder becomes a model repository: weights, configuration, image processor, model card, and the code to load them.
 """
@@ -26,19 +26,19 @@ from transformers.utils import logging as transformers_logging
 from modeling_sit import SiTForPreTraining, SiTForPreTrainingOutput, SiTImageProcessor
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data.augmentation import ViewAugmentation
-from modeling_sit.data.caching import PictureCacheArguments, cache_pictures, check_picture_cache
+from modeling_sit.data.caching import ImageCacheArguments, cache_images, check_image_cache
 from modeling_sit.data.crops import TwoCropsDataset
 from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
 from modeling_sit.data.loading import (
-    UnreadablePictures,
+    UnreadableImages,
     create_crops,
     create_loader,
-    crop_first_pictures,
+    crop_first_images,
     is_streamed,
     read_batches,
 )
 from modeling_sit.data.sampling import MONITOR, PREVIEW, STEP, derive_seed
-from modeling_sit.data.sources import Pictures, load_pictures
+from modeling_sit.data.sources import ImageDatasets, load_images
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
 from modeling_sit.data.views import ViewArguments, rotate_views
 from modeling_sit.hub.arguments import HubArguments
@@ -50,7 +50,7 @@ from modeling_sit.pretraining.arguments import (
     PretrainingArguments,
     create_config,
     create_processor,
-    num_workers,
+    default_num_workers,
 )
 from modeling_sit.pretraining.card import write_pretraining_card
 from modeling_sit.pretraining.checkpoints import (
@@ -67,26 +67,26 @@ from modeling_sit.pretraining.checkpoints import (
     save_checkpoint,
 )
 from modeling_sit.pretraining.compilation import compile_training
-from modeling_sit.pretraining.dry_run import describe_plan, num_rehearsed_steps, rehearse
+from modeling_sit.pretraining.dry_run import describe_plan, measure_steps, num_dry_run_steps
 from modeling_sit.pretraining.export import export_model
-from modeling_sit.pretraining.metric_logger import NonFiniteLoss, RunProgress, logged_losses
+from modeling_sit.pretraining.metric_logger import MetricLogger, NonFiniteLoss, logged_losses
 from modeling_sit.pretraining.monitors import MonitorArguments, OnlineMonitors, collapse_warning
 from modeling_sit.pretraining.previews import preview_path, save_preview
-from modeling_sit.pretraining.resume_check import check_settings, determining_settings
+from modeling_sit.pretraining.resume_check import check_resume_compatible, run_fingerprint
 from modeling_sit.pretraining.schedules import Schedules, plan_schedules
 from modeling_sit.pretraining.student import create_student
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.accelerator import clip_gradients, create_accelerator, prepare_student
 from modeling_sit.runtime.batch_norm import synchronize_batch_norm
-from modeling_sit.runtime.distributed import fail_together, run_main_process_first, share_main_process_result
-from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
+from modeling_sit.runtime.errors import SiTError, one_line_errors
 from modeling_sit.runtime.gather import gather_projections, mean_num_corrupted_pixels
 from modeling_sit.runtime.optimizer import create_optimizer, set_hyperparameters
-from modeling_sit.runtime.signals import StopRequest, leave_signals_to_the_loop, stop_with_the_launcher
+from modeling_sit.runtime.signals import StopSignal, die_with_parent, ignore_signals_in_worker
 from modeling_sit.runtime.trackers import choose_trackers, start_trackers
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "pretraining_template.md"
-NUM_PREVIEW_PICTURES = 8
+NUM_PREVIEW_IMAGES = 8
 TEST_SPLITS = ("test", "testing")
 
 
@@ -96,7 +96,7 @@ class Flags:
 
     run: PretrainingArguments
     streaming: StreamingArguments
-    cache: PictureCacheArguments
+    cache: ImageCacheArguments
     model: ModelArguments
     corruption: CorruptionArguments
     views: ViewArguments
@@ -111,11 +111,11 @@ class Flags:
 
 @dataclass
 class Pretraining:
-    """What a run works with, in the order in which the pictures pass through."""
+    """What a run works with, in the order in which the images pass through."""
 
     flags: Flags
     accelerator: Accelerator
-    pictures: Pictures
+    images: ImageDatasets
     crops: TwoCropsDataset | StreamedCrops
     augment: ViewAugmentation
     processor: SiTImageProcessor
@@ -171,7 +171,7 @@ class Pretraining:
         return output, gradient_norm
 
     def project_clean_views(self, clean_views: torch.Tensor) -> tuple[torch.Tensor | None, int]:
-        """The teacher's projections of the clean views of all processes, and the offset of this one's pictures."""
+        """The teacher's projections of the clean views of all processes, and the offset of this one's images."""
         if self.teacher is None:
             return None, 0
         with self.accelerator.autocast():
@@ -182,7 +182,7 @@ class Pretraining:
 def main() -> None:
     parser = RecipeArgumentParser(
         tuple(group.type for group in fields(Flags)),
-        description="Pretrain a Vision Transformer on your own pictures, without labels.",
+        description="Pretrain a Vision Transformer on your own images, without labels.",
     )
     with one_line_errors():
         pretrain(Flags(*parser.parse()))
@@ -192,7 +192,7 @@ def pretrain(flags: Flags) -> None:
     started = time.time()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    stop_with_the_launcher(os.environ)
+    die_with_parent(os.environ)
     output_dir = Path(flags.run.output_dir)
     accelerator = create_accelerator(
         mixed_precision=flags.run.mixed_precision,
@@ -204,22 +204,22 @@ def pretrain(flags: Flags) -> None:
         torch.set_float32_matmul_precision("high")
     pretraining = prepare(flags, accelerator)
     accelerator.print(describe_run(pretraining))
-    determined_by = determining_settings(
+    determined_by = run_fingerprint(
         flags.run,
         flags.views,
         pretraining.student.config,
         pretraining.processor,
         pretraining.schedules,
-        pretraining.pictures,
+        pretraining.images,
         accelerator,
         flags.streaming.shuffle_buffer_size,
     )
     state = RunState(settings=flags.settings(), determined_by=determined_by)
     if flags.run.dry_run:
-        checkpoint = share_main_process_result(accelerator, lambda: check_output_dir(output_dir, flags.run))
+        checkpoint = broadcast_from_main(accelerator, lambda: check_output_dir(output_dir, flags.run))
         if checkpoint is not None:
             resume(pretraining, checkpoint, state)
-        accelerator.print(rehearse_run(pretraining))
+        accelerator.print(dry_run_plan(pretraining))
         return
 
     with running_alone(accelerator, output_dir), pushing_to_the_end(pretraining):
@@ -230,7 +230,7 @@ def pretrain(flags: Flags) -> None:
 def run(pretraining: Pretraining, state: RunState, started: float) -> None:
     """Train in the output folder, from the start or from a checkpoint, and leave the model and its card."""
     accelerator, flags, output_dir = pretraining.accelerator, pretraining.flags, Path(pretraining.flags.run.output_dir)
-    checkpoint = share_main_process_result(accelerator, lambda: check_output_dir(output_dir, flags.run))
+    checkpoint = broadcast_from_main(accelerator, lambda: check_output_dir(output_dir, flags.run))
     if checkpoint is not None:
         state = resume(pretraining, checkpoint, state)
     if is_finished(pretraining, state):
@@ -240,7 +240,7 @@ def run(pretraining: Pretraining, state: RunState, started: float) -> None:
         return
     cache_crops(pretraining, state)
     # Nothing of an earlier run is replaced before all that this one needs is known to be right.
-    share_main_process_result(accelerator, lambda: prepare_output_dir(output_dir, flags.run, checkpoint))
+    broadcast_from_main(accelerator, lambda: prepare_output_dir(output_dir, flags.run, checkpoint))
     delete_checkpoints_after(accelerator, output_dir, state.step)
     start_trackers(accelerator, output_dir, state.settings, state.step)
 
@@ -249,30 +249,30 @@ def run(pretraining: Pretraining, state: RunState, started: float) -> None:
     train(pretraining, state, checkpoint, started)
     write_card(pretraining, state, time.time() - started)
     if state.unreadable:
-        accelerator.print(f"{len(state.unreadable)} unreadable picture(s) were skipped; they are named above")
+        accelerator.print(f"{len(state.unreadable)} unreadable image(s) were skipped; they are named above")
     accelerator.print(f"done: {output_dir} holds the model; its README.md says what was run")
     if pretraining.pusher is not None:
         pretraining.pusher.push_finished()
 
 
 def prepare(flags: Flags, accelerator: Accelerator) -> Pretraining:
-    """Find the pictures, make the networks, and hand them to Accelerate; writes nothing."""
+    """Find the images, make the networks, and hand them to Accelerate; writes nothing."""
     pusher = create_pusher(flags, accelerator)
-    pictures = run_main_process_first(accelerator, lambda: load_training_pictures(flags))
-    with fail_together(accelerator):
-        check_picture_cache(flags.cache, pictures)
-        config = create_config(flags.model, pictures.num_train)
+    images = main_process_first(accelerator, lambda: load_training_images(flags))
+    with sync_errors(accelerator):
+        check_image_cache(flags.cache, images)
+        config = create_config(flags.model, images.num_train)
         processor = create_processor(config, flags.model, flags.corruption)
         augment = create_augmentation(flags.views, processor).to(accelerator.device)
-        schedules = plan_schedules(flags.run, pictures.num_train, accelerator.num_processes, flags.streaming.streaming)
+        schedules = plan_schedules(flags.run, images.num_train, accelerator.num_processes, flags.streaming.streaming)
         student = create_student(config, flags.model, flags.run.seed).to(accelerator.device)
-        crops = create_crops(pictures, config.image_shape, config.num_channels, flags.views)
-        preview_crops = crop_first_pictures(
-            pictures, crops, NUM_PREVIEW_PICTURES, seeds=partial(derive_seed, flags.run.seed, PREVIEW)
+        crops = create_crops(images, config.image_shape, config.num_channels, flags.views)
+        preview_crops = crop_first_images(
+            images, crops, NUM_PREVIEW_IMAGES, seeds=partial(derive_seed, flags.run.seed, PREVIEW)
         )
         monitors = OnlineMonitors(
             flags.monitors,
-            pictures,
+            images,
             config,
             processor,
             accelerator,
@@ -287,13 +287,13 @@ def prepare(flags: Flags, accelerator: Accelerator) -> Pretraining:
     if teacher is not None:
         teacher.spread(student)
     if flags.run.torch_compile:
-        with fail_together(accelerator):
+        with sync_errors(accelerator):
             compile_training(augment, student, teacher, accelerator.device)
     wrapped_student.train()
     return Pretraining(
         flags=flags,
         accelerator=accelerator,
-        pictures=pictures,
+        images=images,
         crops=crops,
         augment=augment,
         processor=processor,
@@ -311,9 +311,9 @@ def prepare(flags: Flags, accelerator: Accelerator) -> Pretraining:
 def create_pusher(flags: Flags, accelerator: Accelerator) -> HubPusher | None:
     """What pushes to the Hub, known to be let in; in the main process, if the flags ask for it."""
     pusher = None
-    with fail_together(accelerator):
+    with sync_errors(accelerator):
         if flags.hub.hub_strategy == "checkpoint" and flags.run.checkpointing_steps == "no":
-            raise UserError("--hub_strategy checkpoint: there is none with --checkpointing_steps no; leave one out")
+            raise SiTError("--hub_strategy checkpoint: there is none with --checkpointing_steps no; leave one out")
         if flags.hub.push_to_hub and accelerator.is_main_process:
             pusher = HubPusher(flags.hub, Path(flags.run.output_dir))
             pusher.check_login()
@@ -324,12 +324,12 @@ def resume(pretraining: Pretraining, checkpoint: Path, state: RunState) -> RunSt
     """Go on from a checkpoint, if it is of a run like this one; gives what it says, with this run's settings."""
     accelerator = pretraining.accelerator
     saved = read_run_state(checkpoint)
-    with fail_together(accelerator):
+    with sync_errors(accelerator):
         allow_changes = pretraining.flags.run.allow_changed_settings
-        changes = check_settings(saved.determined_by, state.determined_by, checkpoint, allow_changes)
+        changes = check_resume_compatible(saved.determined_by, state.determined_by, checkpoint, allow_changes)
         num_steps = pretraining.schedules.num_steps
         if saved.step > num_steps:
-            raise UserError(f"{checkpoint} is of step {saved.step}, beyond the {num_steps} steps asked for")
+            raise SiTError(f"{checkpoint} is of step {saved.step}, beyond the {num_steps} steps asked for")
         load_checkpoint(accelerator, pretraining.teacher, checkpoint)
     for change in changes:
         accelerator.print(f"changed since the checkpoint: {change}")
@@ -340,7 +340,7 @@ def resume(pretraining: Pretraining, checkpoint: Path, state: RunState) -> RunSt
 @contextmanager
 def running_alone(accelerator: Accelerator, output_dir: Path) -> Iterator[None]:
     """Keep other runs out of the output folder."""
-    with fail_together(accelerator):
+    with sync_errors(accelerator):
         lock = lock_output_dir(output_dir) if accelerator.is_main_process else None
     try:
         yield
@@ -353,7 +353,7 @@ def running_alone(accelerator: Accelerator, output_dir: Path) -> Iterator[None]:
 def pushing_to_the_end(pretraining: Pretraining) -> Iterator[None]:
     """Make sure that there is a repository to push to, and let nothing be cut off that is on its way, for a while."""
     pusher = pretraining.pusher
-    with fail_together(pretraining.accelerator):
+    with sync_errors(pretraining.accelerator):
         if pusher is not None:
             pusher.create_repository()
     try:
@@ -380,13 +380,13 @@ def train(pretraining: Pretraining, state: RunState, checkpoint: Path | None, st
     accelerator, flags, schedules = pretraining.accelerator, pretraining.flags.run, pretraining.schedules
     output_dir, batches_per_step = Path(flags.output_dir), schedules.batches_per_step
     first_batch, last_batch = state.step * batches_per_step, schedules.num_steps * batches_per_step
-    with fail_together(accelerator):
+    with sync_errors(accelerator):
         loader = load_batches(pretraining, first_batch, last_batch, checkpoint)
-    unreadable = UnreadablePictures(flags.on_bad_image, state.unreadable)
+    unreadable = UnreadableImages(flags.on_bad_image, state.unreadable)
     with (
         closing(read_batches(loader, flags.dataset)) as batches,
-        StopRequest(accelerator) as stop_request,
-        RunProgress(
+        StopSignal(accelerator) as stop_request,
+        MetricLogger(
             accelerator,
             output_dir,
             state.step,
@@ -410,11 +410,11 @@ def train(pretraining: Pretraining, state: RunState, checkpoint: Path | None, st
             step = progress.step
             stopped_by = stop_request.agreed()
             is_last = step == schedules.num_steps
-            epoch = loader.epoch if is_streamed(pretraining.pictures) else schedules.epoch(step)
+            epoch = loader.epoch if is_streamed(pretraining.images) else schedules.epoch(step)
             saves = is_last or stopped_by or is_due(step, flags.checkpointing_steps, schedules)
             logs = is_last or step % flags.logging_steps == 0
             if saves or logs:
-                with fail_together(accelerator):
+                with sync_errors(accelerator):
                     check_losses(progress, batches_per_step, output_dir)
                     unreadable.check()
             if logs:
@@ -424,13 +424,13 @@ def train(pretraining: Pretraining, state: RunState, checkpoint: Path | None, st
                     preview(pretraining, progress)
                 if is_last or is_due(step, pretraining.flags.monitors.monitor_steps, schedules):
                     values = pretraining.monitors.run(pretraining.student, pretraining.teacher)
-                    progress.tell_monitors(epoch, values, collapse_warning(values))
+                    progress.log_monitors(epoch, values, collapse_warning(values))
                 if saves:
                     state.step, state.seconds = step, time.time() - started
                     state.window, state.unreadable = progress.state_dict(), unreadable.named_by_all()
                     if flags.checkpointing_steps != "no":
                         progress.sync_logs()
-                        stream_state = loader.state_dict() if is_streamed(pretraining.pictures) else None
+                        stream_state = loader.state_dict() if is_streamed(pretraining.images) else None
                         save_checkpoint(accelerator, pretraining.teacher, output_dir, state, stream_state)
                         delete_old_checkpoints(accelerator, output_dir, flags.checkpoints_total_limit)
                     export(pretraining)
@@ -442,14 +442,14 @@ def train(pretraining: Pretraining, state: RunState, checkpoint: Path | None, st
         export(pretraining)
 
 
-def rehearse_run(pretraining: Pretraining) -> str:
+def dry_run_plan(pretraining: Pretraining) -> str:
     """What a few steps tell of the whole run."""
     flags, schedules, accelerator = pretraining.flags, pretraining.schedules, pretraining.accelerator
-    loader = load_batches(pretraining, 0, num_rehearsed_steps(schedules) * schedules.batches_per_step)
+    loader = load_batches(pretraining, 0, num_dry_run_steps(schedules) * schedules.batches_per_step)
     with closing(read_batches(loader, flags.run.dataset)) as batches:
-        rehearsal = rehearse(batches, pretraining.train_on, schedules, accelerator)
+        dry_run = measure_steps(batches, pretraining.train_on, schedules, accelerator)
     return describe_plan(
-        rehearsal,
+        dry_run,
         pretraining.student,
         pretraining.teacher,
         schedules,
@@ -459,9 +459,9 @@ def rehearse_run(pretraining: Pretraining) -> str:
     )
 
 
-def load_training_pictures(flags: Flags) -> Pictures:
+def load_training_images(flags: Flags) -> ImageDatasets:
     arguments = flags.run
-    pictures = load_pictures(
+    images = load_images(
         arguments.dataset,
         dataset_config_name=arguments.dataset_config_name,
         image_column=arguments.image_column,
@@ -470,15 +470,15 @@ def load_training_pictures(flags: Flags) -> Pictures:
         validation_split=arguments.validation_split,
         streaming=flags.streaming.streaming,
     )
-    if pictures.train is None:
-        raise UserError(
+    if images.train is None:
+        raise SiTError(
             f"--dataset {arguments.dataset} has several splits, none of them called train: choose one of "
-            f"{', '.join(pictures.splits)} by --train_split"
+            f"{', '.join(images.splits)} by --train_split"
         )
-    # Who watches the monitors chooses by them, and test pictures are not for choosing.
-    if arguments.validation_split is None and str(getattr(pictures.validation, "split", None)).lower() in TEST_SPLITS:
-        pictures.validation = None
-    return pictures
+    # Who watches the monitors chooses by them, and test images are not for choosing.
+    if arguments.validation_split is None and str(getattr(images.validation, "split", None)).lower() in TEST_SPLITS:
+        images.validation = None
+    return images
 
 
 def create_augmentation(arguments: ViewArguments, processor: SiTImageProcessor) -> ViewAugmentation:
@@ -486,31 +486,31 @@ def create_augmentation(arguments: ViewArguments, processor: SiTImageProcessor) 
     try:
         return ViewAugmentation(arguments, image_shape, processor.image_mean, processor.image_std)
     except ValueError as problem:
-        raise UserError(str(problem)) from problem
+        raise SiTError(str(problem)) from problem
 
 
 def cache_crops(pretraining: Pretraining, state: RunState) -> None:
-    """Have the pictures decoded once for the rest of the run, where that is asked for or pays.
+    """Have the images decoded once for the rest of the run, where that is asked for or pays.
 
     A run whose crops are cut on the device goes on so, and one whose are not does not begin to: they round otherwise.
 
     Raises:
-        [`UserError`]: If there is no room where it is asked for, or it would change the crops of a run that goes on.
+        [`SiTError`]: If there is no room where it is asked for, or it would change the crops of a run that goes on.
     """
-    if is_streamed(pretraining.pictures):
+    if is_streamed(pretraining.images):
         return
     flags, schedules = pretraining.flags, pretraining.schedules
-    asked, on_device = flags.cache.picture_cache, state.crops_on_device
+    asked, on_device = flags.cache.image_cache, state.crops_on_device
     if flags.run.allow_changed_settings:
         on_device = None
     elif on_device is not None and asked != "auto" and on_device != (asked == "device"):
-        raise UserError(
-            f"--picture_cache {asked}: the run that goes on has its crops cut on the {'device' if on_device else 'host'}, "
+        raise SiTError(
+            f"--image_cache {asked}: the run that goes on has its crops cut on the {'device' if on_device else 'host'}, "
             "and others differ by rounding; leave the flag out, or go on with these by --allow_changed_settings"
         )
     num_epochs = schedules.epoch(schedules.num_steps) - schedules.epoch(state.step)
-    pretraining.crops = cache_pictures(
-        pretraining.accelerator, pretraining.pictures.name, pretraining.crops, flags.cache, num_epochs, on_device
+    pretraining.crops = cache_images(
+        pretraining.accelerator, pretraining.images.name, pretraining.crops, flags.cache, num_epochs, on_device
     )
     state.crops_on_device = isinstance(pretraining.crops, CropsOnDevice)
 
@@ -522,10 +522,10 @@ def load_batches(
     checkpoint says."""
     flags, accelerator = pretraining.flags, pretraining.accelerator
     stream_state = None
-    if checkpoint is not None and is_streamed(pretraining.pictures):
+    if checkpoint is not None and is_streamed(pretraining.images):
         stream_state = read_stream_state(checkpoint, accelerator.process_index)
     return create_loader(
-        pretraining.pictures,
+        pretraining.images,
         pretraining.crops,
         batch_size=flags.run.per_device_train_batch_size,
         seed=flags.run.seed,
@@ -537,16 +537,16 @@ def load_batches(
         stream_state=stream_state,
         num_workers=choose_num_workers(flags.run, accelerator),
         pin_memory=accelerator.device.type == "cuda",
-        worker_init_fn=leave_signals_to_the_loop,
+        worker_init_fn=ignore_signals_in_worker,
     )
 
 
 def choose_num_workers(arguments: PretrainingArguments, accelerator: Accelerator) -> int:
-    return num_workers(arguments.dataloader_num_workers, accelerator.device.type, accelerator.num_processes)
+    return default_num_workers(arguments.dataloader_num_workers, accelerator.device.type, accelerator.num_processes)
 
 
 def describe_run(pretraining: Pretraining) -> str:
-    pictures = pretraining.pictures
+    images = pretraining.images
     config, schedules, accelerator = pretraining.student.config, pretraining.schedules, pretraining.accelerator
     height, width = config.image_shape
     weights = {
@@ -556,12 +556,12 @@ def describe_run(pretraining: Pretraining) -> str:
     }
     losses = [f"{weight:g} x {name}" for name, weight in weights.items() if weight > 0]
     backbone = sum(parameter.numel() for parameter in pretraining.student.vit.parameters()) / 1e6
-    num_pictures, length = "an unknown number of", ""
-    if pictures.num_train is not None:
-        num_pictures = f"{pictures.num_train:,}"
+    num_images, length = "an unknown number of", ""
+    if images.num_train is not None:
+        num_images = f"{images.num_train:,}"
         length = f" ({schedules.epoch(schedules.num_steps):.4g} epochs of {schedules.batches_per_epoch:,.4g} batches)"
     return (
-        f"{pictures.name}: {num_pictures} pictures{', streamed' if is_streamed(pictures) else ''}\n"
+        f"{images.name}: {num_images} images{', streamed' if is_streamed(images) else ''}\n"
         f"model: {backbone:.2f} M parameters in the backbone, {height} x {width} pixels in patches of "
         f"{config.patch_size}, losses {' + '.join(losses)}\n"
         f"run: {schedules.num_steps:,} steps{length}, "
@@ -572,7 +572,7 @@ def describe_run(pretraining: Pretraining) -> str:
 
 
 def corrupt_views(processor: SiTImageProcessor, clean_views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Corrupt view 1 and view 2, so that what replaces a place comes from another picture, not its other view.
+    """Corrupt view 1 and view 2, so that what replaces a place comes from another image, not its other view.
 
     Where the settings corrupt no pixel there is no mask, and the loss counts all pixels.
     """
@@ -591,7 +591,7 @@ def is_due(step: int, every: str | int | None, schedules: Schedules) -> bool:
     return every not in ("no", 0) and step % int(every) == 0
 
 
-def check_losses(progress: RunProgress, batches_per_step: int, output_dir: Path) -> None:
+def check_losses(progress: MetricLogger, batches_per_step: int, output_dir: Path) -> None:
     try:
         progress.check(batches_per_step)
     except NonFiniteLoss as problem:
@@ -599,19 +599,19 @@ def check_losses(progress: RunProgress, batches_per_step: int, output_dir: Path)
         newest = (
             f"the newest checkpoint from before is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
         )
-        raise UserError(
+        raise SiTError(
             f"{problem} at step {progress.step - problem.batches_ago // batches_per_step}; {newest}. Try a lower "
             "--base_learning_rate, longer --warmup_epochs, or --mixed_precision no"
         ) from problem
 
 
-def preview(pretraining: Pretraining, progress: RunProgress) -> None:
-    """Save what the student makes of the first pictures."""
+def preview(pretraining: Pretraining, progress: MetricLogger) -> None:
+    """Save what the student makes of the first images."""
     path = preview_path(Path(pretraining.flags.run.output_dir), progress.step)
     seed = derive_seed(pretraining.flags.run.seed, PREVIEW)
     student, processor = pretraining.student, pretraining.processor
     save_preview(pretraining.accelerator, student, processor, pretraining.preview_crops, path, seed)
-    progress.tell_preview(path)
+    progress.log_preview(path)
 
 
 def export(pretraining: Pretraining) -> None:
@@ -629,14 +629,14 @@ def export(pretraining: Pretraining) -> None:
 
 def write_card(pretraining: Pretraining, state: RunState, seconds: float) -> None:
     flags, accelerator = pretraining.flags.run, pretraining.accelerator
-    with fail_together(accelerator):
+    with sync_errors(accelerator):
         if accelerator.is_main_process:
             write_pretraining_card(
                 CARD_TEMPLATE,
                 Path(flags.output_dir),
                 settings={**state.settings, "export": flags.export if pretraining.teacher is not None else "student"},
                 starts=[Start(**start) for start in state.starts],
-                pictures=pretraining.pictures,
+                images=pretraining.images,
                 num_unreadable=len(state.unreadable),
                 config=pretraining.student.config,
                 num_parameters=sum(parameter.numel() for parameter in pretraining.student.vit.parameters()),

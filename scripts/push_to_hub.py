@@ -3,7 +3,7 @@
 
     python scripts/push_to_hub.py FOLDER [--hub_model_id NAMESPACE/NAME] [--hub_private_repo] [--hub_strategy checkpoint]
 
-Up go the model (weights, configuration, image processor, the code to load it), its card with the pictures that it shows, results
+Up go the model (weights, configuration, image processor, the code to load it), its card with the images that it shows, results
 and logs; with `--hub_strategy checkpoint` the newest checkpoint too, under last-checkpoint/. What is there already, as it is, is
 not sent again. Log in first: `hf auth login`, or set HF_TOKEN.
 """
@@ -25,7 +25,7 @@ from modeling_sit.hub.repository_files import (
     find_checkpoint_files,
     find_model_files,
 )
-from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.runtime.errors import SiTError, one_line_errors
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -57,14 +57,14 @@ def push(folder: Path, hub_model_id: str | None, hub_private_repo: bool, hub_str
     if not sys.stderr.isatty():
         disable_progress_bars()
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the --output_dir of a run")
+        raise SiTError(f"{folder}: no such folder; give the --output_dir of a run")
     if constants.is_offline_mode():
-        raise UserError("HF_HUB_OFFLINE is set, so that nothing can be pushed: unset it")
+        raise SiTError("HF_HUB_OFFLINE is set, so that nothing can be pushed: unset it")
     files = find_model_files(folder)
     if hub_strategy == "checkpoint":
         checkpoint_files = find_checkpoint_files(folder)
         if not checkpoint_files:
-            raise UserError(f"--hub_strategy checkpoint: {folder} has no checkpoint; leave the flag out")
+            raise SiTError(f"--hub_strategy checkpoint: {folder} has no checkpoint; leave the flag out")
         files |= checkpoint_files
     repository = HubRepository(hub_model_id or folder.resolve().name, hub_private_repo)
     check_for_token(files)
@@ -73,7 +73,7 @@ def push(folder: Path, hub_model_id: str | None, hub_private_repo: bool, hub_str
         name_repository(folder, repository.name)
         repository.commit(files, "The model and its card", CHECKPOINT_FOLDERS if hub_strategy == "checkpoint" else ())
     except HubUnreachable as problem:
-        raise UserError(f"not pushed to {repository.name}: {problem}; try again later") from problem
+        raise SiTError(f"not pushed to {repository.name}: {problem}; try again later") from problem
     megabytes = sum(file.stat().st_size for file in files.values()) / 1e6
     print(f"pushed to {repository.url}: {len(files)} files, {megabytes:,.1f} MB")
     if CARD not in files:

@@ -15,12 +15,12 @@ from pathlib import Path
 from compare import ComparisonArguments, compare
 
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.runtime.errors import SiTError, one_line_errors
 
 SCRIPTS = Path(__file__).resolve().parent
 RECIPES = SCRIPTS / "recipes"
 SEEDS = (0, 1, 2)
-# Share of the labels, and how many times its pictures are seen: about as many steps for either.
+# Share of the labels, and how many times its images are seen: about as many steps for either.
 LABEL_FRACTIONS = {0.1: 60, 1.0: 12}
 
 
@@ -72,7 +72,7 @@ def pretrain(output_dir: Path, max_train_steps: int | None) -> None:
     command = [sys.executable, str(SCRIPTS / "pretrain.py"), str(RECIPES / "digits.yaml"), *flags]
     print("Pretraining without labels:", " ".join(command[1:]), flush=True)
     if subprocess.run(command).returncode:
-        raise UserError("pretraining failed; what it said stands above")
+        raise SiTError("pretraining failed; what it said stands above")
 
 
 if __name__ == "__main__":

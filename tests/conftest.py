@@ -1,4 +1,4 @@
-"""What the tests of the programs share: how to run one in this process, tiny models, and pictures."""
+"""What the tests of the programs share: how to run one in this process, tiny models, and images."""
 
 import importlib.util
 import os
@@ -64,8 +64,8 @@ def page():
 
 
 @pytest.fixture
-def save_pictures():
-    """Write random PNG pictures of 24 x 20 pixels, called `00.png`, `01.png` and so on, into a folder."""
+def save_images():
+    """Write random PNG images of 24 x 20 pixels, called `00.png`, `01.png` and so on, into a folder."""
 
     def save(folder: Path, count: int, seed: int = 0) -> Path:
         folder.mkdir(parents=True, exist_ok=True)

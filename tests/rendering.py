@@ -11,12 +11,12 @@ from modeling_sit.hub.card_file import read_card
 
 @dataclass
 class Page(HTMLParser):
-    """What a browser shows of a Markdown page: headings, tables as rows of cells, links, pictures, blocks of code, text."""
+    """What a browser shows of a Markdown page: headings, tables as rows of cells, links, images, blocks of code, text."""
 
     headings: list[str] = field(default_factory=list)
     tables: list[list[list[str]]] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
-    pictures: dict[str, str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
     blocks: list[str] = field(default_factory=list)
     text: str = ""
 
@@ -35,7 +35,7 @@ class Page(HTMLParser):
         self.open.append(tag)
         if tag == "img":
             self.open.pop()
-            self.pictures[attributes["src"]] = attributes["alt"]
+            self.images[attributes["src"]] = attributes["alt"]
         elif tag == "a":
             self.links.append(attributes["href"])
         elif tag == "table":
@@ -74,7 +74,7 @@ def render(source: str | Path) -> Page:
     if isinstance(source, str):
         return Page.of(source)
     page = Page.of(read_card(source).body)
-    for target in [*page.pictures, *page.links]:
+    for target in [*page.images, *page.links]:
         if "://" not in target:
             assert (source / target).is_file(), target
     return page

@@ -184,6 +184,6 @@ def test_bad_settings_are_refused(settings, named):
         SiTConfig(**settings)
 
 
-def test_pictures_that_are_not_square_are_refused_with_rotation_only():
+def test_images_that_are_not_square_are_refused_with_rotation_only():
     assert SiTConfig(image_size=(32, 48)).rotation_weight == 0
     assert SiTConfig(image_size=(32, 32), rotation_weight=1.0).image_shape == (32, 32)

@@ -21,12 +21,12 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def pictures(batch=4, channels=3, height=HEIGHT, width=WIDTH, seed=100, dtype=torch.float32):
+def images(batch=4, channels=3, height=HEIGHT, width=WIDTH, seed=100, dtype=torch.float32):
     return torch.randn(batch, channels, height, width, generator=seeded(seed)).to(dtype)
 
 
-def numbered_pictures(batch, channels=3, height=HEIGHT, width=WIDTH):
-    """Picture i is 100 + i everywhere: whoever sees a pixel knows where it comes from."""
+def numbered_images(batch, channels=3, height=HEIGHT, width=WIDTH):
+    """Image i is 100 + i everywhere: whoever sees a pixel knows where it comes from."""
     return (100.0 + torch.arange(batch)).view(-1, 1, 1, 1).expand(-1, channels, height, width).clone()
 
 
@@ -34,8 +34,8 @@ def numbered_pictures(batch, channels=3, height=HEIGHT, width=WIDTH):
 def path(request, monkeypatch):
     """Run a test with the functions for CPUs, then with those for accelerators, on the CPU."""
     if request.param == "batched":
-        monkeypatch.setattr(gmml, "_cover_one_by_one", gmml._cover_batched)
-        monkeypatch.setattr(gmml, "_fill_one_by_one", gmml._fill_batched)
+        monkeypatch.setattr(gmml, "_mask_loop", gmml._mask_batched)
+        monkeypatch.setattr(gmml, "_fill_loop", gmml._fill_batched)
     return request.param
 
 
@@ -61,7 +61,7 @@ def single_blocks(batch=3000, height=HEIGHT, width=WIDTH, block_size=(0.05, 0.25
         generator=seeded(),
         **kwargs,
     )
-    return np.array([block_of(picture[0]) for picture in mask])
+    return np.array([block_of(image[0]) for image in mask])
 
 
 def assert_uniform(values, expected):
@@ -95,7 +95,7 @@ def normal_distribution(values):
 def test_default_shares_overshoot_by_less_than_a_block(path, corruption, aligned):
     height, width, patch = 64, 96, 8
     _, mask = corrupt(
-        numbered_pictures(64, 1, height, width),
+        numbered_images(64, 1, height, width),
         corruption,
         align_to_patches=aligned,
         patch_size=patch,
@@ -135,7 +135,7 @@ def test_blocks_of_a_pixel_cover_the_share_exactly(path, ratio):
 
 @pytest.mark.parametrize("ratio", [(0.0, 0.0), (0, 0)])
 def test_share_of_zero_covers_nothing(path, ratio):
-    pixel_values = pictures()
+    pixel_values = images()
     corrupted, mask = corrupt(pixel_values, "noise", noise_ratio=ratio, generator=seeded())
     assert not mask.any()
     assert torch.equal(corrupted, pixel_values)
@@ -156,8 +156,8 @@ def test_the_share_is_reached_with_blocks_of_any_size(path, share, block_size):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (1, 50), (7, 5)])
-def test_tiny_pictures(path, height, width):
-    pixel_values = pictures(6, 3, height, width)
+def test_tiny_images(path, height, width):
+    pixel_values = images(6, 3, height, width)
     corrupted, mask = corrupt(pixel_values, "zeros", generator=seeded())
     assert (shares_of(mask) >= 0.5).all()
     assert torch.equal(corrupted, pixel_values.masked_fill(mask, 0))
@@ -207,15 +207,15 @@ def test_aligned_blocks_are_made_of_whole_patches():
 
 
 def test_patches_need_not_be_square(path):
-    _, mask = corrupt(pictures(), align_to_patches=True, patch_size=(4, 10), generator=seeded())
+    _, mask = corrupt(images(), align_to_patches=True, patch_size=(4, 10), generator=seeded())
     patches = mask.reshape(4, HEIGHT // 4, 4, WIDTH // 10, 10)
     assert torch.equal(patches.all(4).all(2), patches.any(4).any(2))
     assert mask.any()
 
 
-def test_blocks_of_a_picture_are_not_those_of_another(path):
-    _, mask = corrupt(pictures(8), generator=seeded())
-    assert len({tuple(picture.flatten().tolist()) for picture in mask}) == 8
+def test_blocks_of_a_image_are_not_those_of_another(path):
+    _, mask = corrupt(images(8), generator=seeded())
+    assert len({tuple(image.flatten().tolist()) for image in mask}) == 8
 
 
 # The two ways to cover are one.
@@ -224,11 +224,11 @@ def test_blocks_of_a_picture_are_not_those_of_another(path):
 def slow_cover(blocks, share, height, width):
     """Drop a block, count, and so on: exact fractions, no shortcut."""
     masks = []
-    for picture_blocks, picture_share in zip(blocks.tolist(), share.tolist(), strict=True):
+    for image_blocks, image_fraction in zip(blocks.tolist(), share.tolist(), strict=True):
         mask = [[False] * width for _ in range(height)]
-        for top, left, bottom, right in picture_blocks:
+        for top, left, bottom, right in image_blocks:
             covered = sum(sum(row) for row in mask)
-            if Fraction(covered, height * width) >= Fraction(picture_share):
+            if Fraction(covered, height * width) >= Fraction(image_fraction):
                 break
             for y in range(top, bottom):
                 for x in range(left, right):
@@ -244,8 +244,8 @@ def test_covers_equal_a_slow_loop_that_counts_after_each_block(height, width, bl
     num_blocks = gmml._sufficient_blocks(height, width, block_size, 0.9)
     blocks = gmml._draw_blocks(len(share), height, width, num_blocks, block_size, seeded(), torch.device("cpu"))
     expected = slow_cover(blocks, share, height, width)
-    assert torch.equal(gmml._cover_one_by_one(blocks, share, height, width), expected)
-    assert torch.equal(gmml._cover_batched(blocks, share, height, width), expected)
+    assert torch.equal(gmml._mask_loop(blocks, share, height, width), expected)
+    assert torch.equal(gmml._mask_batched(blocks, share, height, width), expected)
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
@@ -253,7 +253,7 @@ def test_corruption_covers_the_first_blocks_drawn(path, ratio, monkeypatch):
     drawn = []
     draw_blocks = gmml._draw_blocks
     monkeypatch.setattr(gmml, "_draw_blocks", lambda *args: drawn.append(draw_blocks(*args)) or drawn[-1])
-    _, mask = corrupt(pictures(6, 1, 20, 30), "zeros", zeros_ratio=(ratio, ratio), generator=seeded())
+    _, mask = corrupt(images(6, 1, 20, 30), "zeros", zeros_ratio=(ratio, ratio), generator=seeded())
     exact = slow_cover(drawn[0], torch.full((6,), ratio, dtype=torch.float64), 20, 30)
     assert torch.equal(mask[:, 0], exact)
 
@@ -264,7 +264,7 @@ def test_corruption_covers_the_first_blocks_drawn(path, ratio, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_nothing_outside_the_mask_changes(path, corruption, dtype):
-    pixel_values = pictures(6, dtype=dtype)
+    pixel_values = images(6, dtype=dtype)
     corrupted, mask = corrupt(pixel_values, corruption, generator=seeded())
     assert corrupted.dtype == dtype
     assert corrupted.shape == pixel_values.shape
@@ -278,21 +278,21 @@ def test_nothing_outside_the_mask_changes(path, corruption, dtype):
 
 
 def test_none_corrupts_nothing(path):
-    pixel_values = pictures()
+    pixel_values = images()
     corrupted, mask = corrupt(pixel_values, "none", generator=seeded())
     assert torch.equal(corrupted, pixel_values)
     assert not mask.any()
 
 
 def test_zeros_are_exactly_zero(path):
-    corrupted, mask = corrupt(numbered_pictures(8), "zeros", generator=seeded())
+    corrupted, mask = corrupt(numbered_images(8), "zeros", generator=seeded())
     assert torch.equal(corrupted == 0, mask.expand_as(corrupted))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_noise_is_standard_normal(path, dtype):
-    # Two pictures of one constant: what is not 100 or 101 is noise.
-    corrupted, mask = corrupt(numbered_pictures(16, 3, 64, 64).to(dtype), "noise", generator=seeded())
+    # Two images of one constant: what is not 100 or 101 is noise.
+    corrupted, mask = corrupt(numbered_images(16, 3, 64, 64).to(dtype), "noise", generator=seeded())
     noise = corrupted[mask.expand_as(corrupted)].double().numpy()
     assert len(noise) > 90_000
     assert abs(noise.mean()) < 5 / math.sqrt(len(noise))
@@ -302,7 +302,7 @@ def test_noise_is_standard_normal(path, dtype):
     assert 3.5 < np.abs(noise).max() < 6
 
 
-def test_noise_is_independent_over_channels_pictures_and_neighbours(path):
+def test_noise_is_independent_over_channels_images_and_neighbours(path):
     corrupted, mask = corrupt(
         torch.zeros(8, 3, 64, 64), "noise", noise_ratio=(0.9, 0.9), block_size=(1.0, 1.0), generator=seeded()
     )
@@ -320,23 +320,23 @@ def test_noise_is_independent_over_channels_pictures_and_neighbours(path):
 
 
 @pytest.mark.parametrize("batch", [2, 3, 8])
-def test_replace_takes_the_same_place_of_one_other_picture(path, batch):
+def test_replace_takes_the_same_place_of_one_other_image(path, batch):
     for seed in range(4):
-        pixel_values = pictures(batch, seed=seed)
+        pixel_values = images(batch, seed=seed)
         corrupted, mask = corrupt(pixel_values, "replace", generator=seeded(seed))
-        for picture in range(batch):
-            hole = mask[picture].expand_as(pixel_values[picture])
+        for image in range(batch):
+            hole = mask[image].expand_as(pixel_values[image])
             donors = [
                 other
                 for other in range(batch)
-                if torch.equal(corrupted[picture][hole], pixel_values[other][hole]) and hole.any()
+                if torch.equal(corrupted[image][hole], pixel_values[other][hole]) and hole.any()
             ]
             assert len(donors) == 1
-            assert donors != [picture]
+            assert donors != [image]
 
 
-def test_replace_takes_the_same_view_of_another_picture(path):
-    views = numbered_pictures(3000)
+def test_replace_takes_the_same_view_of_another_image(path):
+    views = numbered_images(3000)
     corrupted, mask = corrupt(views, "replace", generator=seeded(), num_views=3)
     number = torch.arange(3000)
     donor = corrupted.masked_fill(~mask, 0).flatten(1).amax(1).long() - 100
@@ -349,8 +349,8 @@ def test_replace_takes_the_same_view_of_another_picture(path):
 @pytest.mark.parametrize("corruption", REAL_CORRUPTIONS)
 def test_one_view_is_corrupted_as_a_batch_is(path, corruption):
     for one, other in zip(
-        corrupt(pictures(), corruption, generator=seeded()),
-        corrupt(pictures(), corruption, generator=seeded(), num_views=1),
+        corrupt(images(), corruption, generator=seeded()),
+        corrupt(images(), corruption, generator=seeded(), num_views=1),
         strict=True,
     ):
         assert torch.equal(one, other)
@@ -359,29 +359,29 @@ def test_one_view_is_corrupted_as_a_batch_is(path, corruption):
 @pytest.mark.parametrize("num_views", [0, 3, 8])
 def test_views_that_do_not_make_up_the_batch_are_refused(num_views):
     with pytest.raises(ValueError, match="num_views"):
-        corrupt(pictures(4), num_views=num_views)
+        corrupt(images(4), num_views=num_views)
 
 
-def test_a_picture_alone_is_replaced_by_itself_rather_than_its_other_view(path):
-    views = numbered_pictures(2)
+def test_a_image_alone_is_replaced_by_itself_rather_than_its_other_view(path):
+    views = numbered_images(2)
     corrupted, mask = corrupt(views, "replace", generator=seeded(), num_views=2)
     assert mask.any() and torch.equal(corrupted, views)
 
 
-def test_every_other_picture_is_a_donor_as_often(path):
+def test_every_other_image_is_a_donor_as_often(path):
     donors = [[] for _ in range(5)]
     generator = seeded()
     for _ in range(60):
-        corrupted, _ = corrupt(numbered_pictures(5, 1, 12, 12), "replace", generator=generator)
-        for picture in range(5):
-            values = set(corrupted[picture].flatten().tolist()) - {100.0 + picture}
-            donors[picture].append(values.pop() - 100)
-    for picture in range(5):
-        assert_uniform(np.array(donors[picture]), [other for other in range(5) if other != picture])
+        corrupted, _ = corrupt(numbered_images(5, 1, 12, 12), "replace", generator=generator)
+        for image in range(5):
+            values = set(corrupted[image].flatten().tolist()) - {100.0 + image}
+            donors[image].append(values.pop() - 100)
+    for image in range(5):
+        assert_uniform(np.array(donors[image]), [other for other in range(5) if other != image])
 
 
 def test_a_batch_of_one_has_no_other_donor(path):
-    pixel_values = pictures(1)
+    pixel_values = images(1)
     corrupted, mask = corrupt(pixel_values, "replace", generator=seeded())
     assert mask.any()
     assert torch.equal(corrupted, pixel_values)
@@ -390,7 +390,7 @@ def test_a_batch_of_one_has_no_other_donor(path):
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 @pytest.mark.parametrize("batch", [0, 1])
 def test_batches_of_none_and_of_one(path, batch, corruption):
-    corrupted, mask = corrupt(pictures(batch), corruption, generator=seeded())
+    corrupted, mask = corrupt(images(batch), corruption, generator=seeded())
     assert corrupted.shape == (batch, 3, HEIGHT, WIDTH)
     assert mask.shape == (batch, 1, HEIGHT, WIDTH)
     assert mask.dtype == torch.bool
@@ -404,12 +404,12 @@ def test_batches_of_none_and_of_one(path, batch, corruption):
         ("noise+replace", {"noise_ratio": (0.5, 0.5), "replace_ratio": (0.3, 0.3)}),
     ],
 )
-def test_combinations_draw_one_kind_a_picture_about_equally(path, corruption, ratios):
+def test_combinations_draw_one_kind_a_image_about_equally(path, corruption, ratios):
     first = corruption.split("+")[0]
     count = {first: 0, "replace": 0}
-    corrupted, mask = corrupt(numbered_pictures(600, 1, 20, 20), corruption, **ratios, generator=seeded())
-    for number, (picture, hole) in enumerate(zip(corrupted, mask, strict=True)):
-        filling = picture[hole]
+    corrupted, mask = corrupt(numbered_images(600, 1, 20, 20), corruption, **ratios, generator=seeded())
+    for number, (image, hole) in enumerate(zip(corrupted, mask, strict=True)):
+        filling = image[hole]
         share = hole.double().mean().item()
         if (filling >= 100).all():
             kind = "replace"
@@ -427,32 +427,32 @@ def test_combinations_draw_one_kind_a_picture_about_equally(path, corruption, ra
 
 def test_all_channels_of_a_pixel_are_corrupted_together(path):
     for channels in (1, 3, 5):
-        corrupted, mask = corrupt(numbered_pictures(4, channels), "zeros", generator=seeded())
+        corrupted, mask = corrupt(numbered_images(4, channels), "zeros", generator=seeded())
         assert corrupted.shape[1] == channels
         assert mask.shape[1] == 1
         assert torch.equal(corrupted == 0, mask.expand(-1, channels, -1, -1))
 
 
 @pytest.mark.parametrize("kinds", [["noise"], ["zeros"], ["replace"], ["noise", "replace"], ["zeros", "replace"]])
-@pytest.mark.parametrize("fill", ["_fill_one_by_one", "_fill_batched"])
+@pytest.mark.parametrize("fill", ["_fill_loop", "_fill_batched"])
 def test_fills_obey_mask_kind_and_donor(fill, kinds):
     batch = 6
-    pixel_values = numbered_pictures(batch)
+    pixel_values = numbered_images(batch)
     mask = torch.rand(batch, 1, HEIGHT, WIDTH, generator=seeded(1)) < 0.5
     mask[4], mask[5] = True, False
     kind = torch.arange(batch) % len(kinds)
     donor = torch.tensor([3, 0, 1, 4, 5, 2])
     corrupted = getattr(gmml, fill)(pixel_values, mask, kinds, kind, donor, seeded(), torch.device("cpu"))
-    for picture in range(batch):
-        hole = mask[picture].expand_as(pixel_values[picture])
-        result = corrupted[picture]
-        assert (result[~hole] == 100 + picture).all()
-        name = kinds[kind[picture]]
+    for image in range(batch):
+        hole = mask[image].expand_as(pixel_values[image])
+        result = corrupted[image]
+        assert (result[~hole] == 100 + image).all()
+        name = kinds[kind[image]]
         if name == "zeros":
             assert (result[hole] == 0).all()
         elif name == "replace":
-            assert (result[hole] == 100 + donor[picture]).all()
-        elif picture != 5:
+            assert (result[hole] == 100 + donor[image]).all()
+        elif image != 5:
             assert (result[hole].abs() < 10).all()
             assert result[hole].std().item() == pytest.approx(1, abs=0.1)
             assert len(result[hole].unique()) > 0.9 * hole.sum()
@@ -463,7 +463,7 @@ def test_fills_obey_mask_kind_and_donor(fill, kinds):
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_inputs_are_left_unchanged_and_unshared(path, corruption):
-    pixel_values = pictures()
+    pixel_values = images()
     copy = pixel_values.clone()
     corrupted, _ = corrupt(pixel_values, corruption, generator=seeded())
     assert torch.equal(pixel_values, copy)
@@ -473,16 +473,16 @@ def test_inputs_are_left_unchanged_and_unshared(path, corruption):
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_same_seed_same_result(path, corruption):
-    first = corrupt(pictures(), corruption, generator=seeded(3))
+    first = corrupt(images(), corruption, generator=seeded(3))
     torch.manual_seed(99)
-    again = corrupt(pictures(), corruption, generator=seeded(3))
+    again = corrupt(images(), corruption, generator=seeded(3))
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
 
 
 @pytest.mark.parametrize("corruption", REAL_CORRUPTIONS)
 def test_other_seed_other_result(path, corruption):
-    first, second = (corrupt(pictures(), corruption, generator=seeded(seed)) for seed in (3, 4))
+    first, second = (corrupt(images(), corruption, generator=seeded(seed)) for seed in (3, 4))
     assert not torch.equal(first[0], second[0])
     assert not torch.equal(first[1], second[1])
 
@@ -490,7 +490,7 @@ def test_other_seed_other_result(path, corruption):
 @pytest.mark.parametrize("corruption", REAL_CORRUPTIONS)
 def test_a_generator_goes_on(path, corruption):
     generator = seeded()
-    first, second = (corrupt(pictures(), corruption, generator=generator) for _ in range(2))
+    first, second = (corrupt(images(), corruption, generator=generator) for _ in range(2))
     assert not torch.equal(first[1], second[1])
 
 
@@ -501,18 +501,18 @@ def global_random_states():
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_global_random_states_are_left_alone(path, corruption):
     before = global_random_states()
-    corrupt(pictures(), corruption, generator=seeded())
+    corrupt(images(), corruption, generator=seeded())
     assert global_random_states() == before
 
 
 def test_without_a_generator_torch_alone_decides(path):
     before = global_random_states()
     torch.manual_seed(5)
-    first = corrupt(pictures())
+    first = corrupt(images())
     torch.manual_seed(5)
     np.random.seed(1)
     random.seed(1)
-    again = corrupt(pictures())
+    again = corrupt(images())
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert global_random_states()[0] != before[0]
@@ -525,13 +525,13 @@ def test_without_a_generator_torch_alone_decides(path):
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "expanded"])
 def test_memory_layout_does_not_matter(path, layout, corruption):
     if layout == "channels_last":
-        pixel_values = pictures().to(memory_format=torch.channels_last)
+        pixel_values = images().to(memory_format=torch.channels_last)
     elif layout == "sliced":
-        pixel_values = pictures(8, 6, 2 * HEIGHT, WIDTH)[::2, ::2, ::2]
+        pixel_values = images(8, 6, 2 * HEIGHT, WIDTH)[::2, ::2, ::2]
     elif layout == "transposed":
-        pixel_values = pictures(height=WIDTH, width=HEIGHT).transpose(2, 3)
+        pixel_values = images(height=WIDTH, width=HEIGHT).transpose(2, 3)
     else:
-        pixel_values = pictures(channels=1).expand(-1, 3, -1, -1)
+        pixel_values = images(channels=1).expand(-1, 3, -1, -1)
     assert not pixel_values.is_contiguous()
     corrupted, mask = corrupt(pixel_values, corruption, generator=seeded())
     expected_corrupted, expected_mask = corrupt(pixel_values.contiguous(), corruption, generator=seeded())
@@ -542,17 +542,17 @@ def test_memory_layout_does_not_matter(path, layout, corruption):
 @pytest.mark.parametrize("corruption", REAL_CORRUPTIONS)
 def test_an_accelerator_never_has_the_host_wait(monkeypatch, corruption):
     with pytest.raises(AssertionError, match="the host would wait"), NoWaiting():
-        corrupt(pictures(), corruption, num_views=2)
-    monkeypatch.setattr(gmml, "_cover_one_by_one", gmml._cover_batched)
-    monkeypatch.setattr(gmml, "_fill_one_by_one", gmml._fill_batched)
+        corrupt(images(), corruption, num_views=2)
+    monkeypatch.setattr(gmml, "_mask_loop", gmml._mask_batched)
+    monkeypatch.setattr(gmml, "_fill_loop", gmml._fill_batched)
     with NoWaiting() as called:
-        corrupt(pictures(), corruption, num_views=2)
+        corrupt(images(), corruption, num_views=2)
     assert "aten.where.self" in called.names
 
 
-def test_pictures_that_want_gradients():
-    """An adversary's or a learned augmentation's pictures are pictures too."""
-    pixel_values = pictures().requires_grad_()
+def test_images_that_want_gradients():
+    """An adversary's or a learned augmentation's images are images too."""
+    pixel_values = images().requires_grad_()
     corrupted, mask = corrupt(pixel_values, "zeros", generator=seeded())
     assert torch.equal(corrupted.detach(), pixel_values.detach().masked_fill(mask, 0))
 
@@ -561,7 +561,7 @@ def test_pictures_that_want_gradients():
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 @pytest.mark.parametrize("generator_device", ["cpu", "cuda"])
 def test_on_a_gpu(corruption, generator_device):
-    pixel_values = pictures(8).cuda()
+    pixel_values = images(8).cuda()
     generator = torch.Generator(generator_device).manual_seed(0)
     corrupted, mask = corrupt(pixel_values, corruption, generator=generator)
     assert corrupted.device == mask.device == pixel_values.device
@@ -604,7 +604,7 @@ def test_on_a_gpu(corruption, generator_device):
 )
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match=r"corruption|ratio|block_size|patch"):
-        corrupt(pictures(), generator=seeded(), **settings)
+        corrupt(images(), generator=seeded(), **settings)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8, 8), (2, 1, 3, 8, 8)])

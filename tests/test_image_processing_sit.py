@@ -13,8 +13,8 @@ from modeling_sit.gmml import CORRUPTIONS, corrupt
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = {"height": 32, "width": 48}
-# Both backends interpolate 8-bit pictures in whole numbers, with another precision and another order of rows and
-# columns: up to two levels apart on pictures with any smoothness, more on noise, where cutting at 0 and 255 in between
+# Both backends interpolate 8-bit images in whole numbers, with another precision and another order of rows and
+# columns: up to two levels apart on images with any smoothness, more on noise, where cutting at 0 and 255 in between
 # tells.
 TWO_LEVELS = 2.01 / 255 / min(STD)
 EXACT = 1e-5
@@ -33,7 +33,7 @@ def random_values(height=50, width=40, *channels, seed=0, dtype=np.uint8):
 
 
 def smooth_values(height=50, width=40, seed=0):
-    """Colour gradients: pictures on which a resize is more than noise."""
+    """Color gradients: images on which a resize is more than noise."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     phase = np.random.default_rng(seed).random((3, 3))
     waves = [np.sin(6 * (a * y + b * x + c)) for a, b, c in phase]
@@ -49,7 +49,7 @@ def seeded(seed=0):
 
 
 def expected_pixels(image, size=(32, 48), mean=MEAN, std=STD, resample=PIL.Image.Resampling.BICUBIC):
-    """Resized, rescaled and normalised by Pillow and NumPy, channel by channel."""
+    """Resized, rescaled and normalized by Pillow and NumPy, channel by channel."""
     values = np.asarray(image.resize((size[1], size[0]), resample), dtype=np.float64)
     if values.ndim == 2:
         values = values[..., None]
@@ -105,26 +105,26 @@ def test_backends_agree():
     assert (one - other).abs().mean() < 0.05 * TWO_LEVELS
 
 
-def test_pictures_of_different_sizes(backend):
+def test_images_of_different_sizes(backend):
     shapes = [(50, 40), (20, 90), (50, 40), (32, 48), (200, 10)]
     batch = [PIL.Image.fromarray(smooth_values(*shape, seed=seed)) for seed, shape in enumerate(shapes)]
     result = pixels(backend(size=SIZE), batch)
     assert result.shape == (5, 3, 32, 48)
-    for picture, array in zip(result, batch, strict=True):
-        assert_close(picture, expected_pixels(array), TOLERANCES[backend])
+    for image, array in zip(result, batch, strict=True):
+        assert_close(image, expected_pixels(array), TOLERANCES[backend])
 
 
 @pytest.mark.parametrize("kind", ["numpy_last", "numpy_first", "torch_first", "pil"])
-def test_kinds_of_pictures(backend, kind):
+def test_kinds_of_images(backend, kind):
     values = smooth_values()
-    picture = {
+    image = {
         "numpy_last": values,
         "numpy_first": values.transpose(2, 0, 1),
         "torch_first": torch.from_numpy(values.transpose(2, 0, 1).copy()),
         "pil": PIL.Image.fromarray(values),
     }[kind]
     expected = expected_pixels(PIL.Image.fromarray(values))
-    assert_close(pixels(backend(size=SIZE), [picture])[0], expected, TOLERANCES[backend])
+    assert_close(pixels(backend(size=SIZE), [image])[0], expected, TOLERANCES[backend])
 
 
 def test_steps_can_be_switched_off(backend):
@@ -167,7 +167,7 @@ def luma(values):
 
 
 def unresized(processor, image):
-    """The processor's pixels back in [0, 255], of a picture that has its size already."""
+    """The processor's pixels back in [0, 255], of an image that has its size already."""
     result = pixels(processor, image)[0].permute(1, 2, 0).double().numpy()
     return (result * np.array(processor.image_std) + np.array(processor.image_mean)) * 255
 
@@ -176,7 +176,7 @@ SAME = {"size": {"height": 20, "width": 24}}
 GREY = {"image_mean": [0.5], "image_std": [0.25]}
 
 
-def test_grey_becomes_colour(backend):
+def test_grey_becomes_color(backend):
     values = random_values(20, 24)
     result = unresized(backend(**SAME), PIL.Image.fromarray(values))
     assert np.abs(result - values[..., None]).max() < 1e-2
@@ -189,7 +189,7 @@ def test_transparency_shows_white(backend):
     assert np.abs(unresized(backend(**SAME), image) - over_white(values, alpha)).max() < 1.01
 
 
-@pytest.mark.parametrize("settings", [{}, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("settings", [{}, GREY], ids=["color", "grey"])
 def test_palette_with_transparency(backend, settings):
     indices = random_values(20, 24) % 4
     palette = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [90, 90, 90]], dtype=np.uint8)
@@ -204,7 +204,7 @@ def test_palette_with_transparency(backend, settings):
     assert np.abs(unresized(backend(**SAME, **settings), image) - expected).max() < 1.6
 
 
-@pytest.mark.parametrize("settings", [{}, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("settings", [{}, GREY], ids=["color", "grey"])
 def test_sixteen_bits_are_scaled_not_cut(backend, settings):
     values = random_values(20, 24, dtype=np.uint16)
     image = PIL.Image.fromarray(values)
@@ -215,7 +215,7 @@ def test_sixteen_bits_are_scaled_not_cut(backend, settings):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_grey_model_takes_grey_and_colour(backend, mode):
+def test_grey_model_takes_grey_and_color(backend, mode):
     values = random_values(20, 24, *([3] if mode == "RGB" else []))
     result = unresized(backend(**SAME, **GREY), PIL.Image.fromarray(values))
     expected = luma(values) if mode == "RGB" else values
@@ -233,7 +233,7 @@ def test_grey_model_takes_grey_arrays(backend, kind):
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
-def test_colour_model_takes_grey_arrays(backend, kind):
+def test_color_model_takes_grey_arrays(backend, kind):
     values = random_values(20, 24)
     array = values[None] if kind == "numpy" else torch.from_numpy(values)[None]
     result = unresized(backend(**SAME), [array])
@@ -241,7 +241,7 @@ def test_colour_model_takes_grey_arrays(backend, kind):
     assert np.abs(result - values[..., None]).max() < 1.01
 
 
-def test_grey_is_resized_and_normalised(backend):
+def test_grey_is_resized_and_normalized(backend):
     image = PIL.Image.fromarray(smooth_values()[..., 0].copy())
     processor = backend(size=SIZE, **GREY)
     expected = expected_pixels(image, mean=[0.5], std=[0.25])

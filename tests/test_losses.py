@@ -33,13 +33,13 @@ def cross_entropy(logits: list[float], right: int) -> float:
 def slow_reconstruction_loss(reconstruction, target, mask=None, norm="l1") -> float:
     total, count = 0.0, 0
     batch, channels, height, width = reconstruction.shape
-    for picture in range(batch):
+    for image in range(batch):
         for y in range(height):
             for x in range(width):
-                if mask is not None and not mask[picture, 0, y, x].item():
+                if mask is not None and not mask[image, 0, y, x].item():
                     continue
                 for channel in range(channels):
-                    difference = reconstruction[picture, channel, y, x].item() - target[picture, channel, y, x].item()
+                    difference = reconstruction[image, channel, y, x].item() - target[image, channel, y, x].item()
                     total += abs(difference) if norm == "l1" else difference**2
                     count += 1
     return total / count
@@ -50,12 +50,12 @@ def slow_contrastive_loss(projections, teacher_projections, temperature=0.2, off
     batch, total_batch = len(student) // 2, len(teacher) // 2
     loss = 0.0
     for student_view, teacher_view in ((0, 1), (1, 0)):
-        candidates = [teacher[teacher_view * total_batch + picture] for picture in range(total_batch)]
+        candidates = [teacher[teacher_view * total_batch + image] for image in range(total_batch)]
         direction = 0.0
-        for picture in range(batch):
-            view = student[student_view * batch + picture]
+        for image in range(batch):
+            view = student[student_view * batch + image]
             logits = [cosine(view, candidate) / temperature for candidate in candidates]
-            direction += cross_entropy(logits, offset + picture)
+            direction += cross_entropy(logits, offset + image)
         loss += 2 * temperature * direction / batch
     return loss
 
@@ -112,7 +112,7 @@ def test_only_corrupted_pixels_count():
 
 
 def test_every_corrupted_pixel_of_the_batch_counts_the_same():
-    # One wrong pixel in the first picture, three right ones in the second: a quarter, not the mean of means (a half).
+    # One wrong pixel in the first image, three right ones in the second: a quarter, not the mean of means (a half).
     target = torch.zeros(2, 3, 4, 4)
     reconstruction = target.clone()
     reconstruction[0, :, 0, 0] = 1
@@ -161,10 +161,10 @@ def test_unknown_norm_is_refused():
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("counts", [(1, 20), (0, 7), (1, 0), (0, 0)])
 def test_processes_with_unequal_masks_average_to_the_whole_batch(counts, norm):
-    """Two processes with a picture each, so many corrupted pixels in them, dividing by the mean of these numbers."""
+    """Two processes with an image each, so many corrupted pixels in them, dividing by the mean of these numbers."""
     target, mask = random(2, 3, 5, 6), torch.zeros(2, 1, 5, 6, dtype=torch.bool)
-    for picture, count in enumerate(counts):
-        mask[picture].view(-1)[:count] = True
+    for image, count in enumerate(counts):
+        mask[image].view(-1)[:count] = True
     whole, split = (random(2, 3, 5, 6, seed=1).requires_grad_() for _ in range(2))
     expected = reconstruction_loss(whole, target, mask, norm)
     expected.backward()
@@ -220,11 +220,11 @@ def test_contrast_equals_slow_version(batch, total_batch, offset, temperature):
 
 @pytest.mark.parametrize(("batch", "total_batch", "offset"), [(4, 4, 0), (2, 6, 4)])
 def test_contrast_of_perfect_matches(batch, total_batch, offset):
-    """Both views of a picture alike, other pictures orthogonal: every row is one right logit 1/T among zeros."""
+    """Both views of an image alike, other images orthogonal: every row is one right logit 1/T among zeros."""
     temperature = 0.2
-    pictures = 3 * torch.eye(total_batch)
-    teacher = torch.cat([pictures, pictures])
-    student = torch.cat([pictures[offset : offset + batch]] * 2)
+    images = 3 * torch.eye(total_batch)
+    teacher = torch.cat([images, images])
+    student = torch.cat([images[offset : offset + batch]] * 2)
     direction = math.log(math.exp(1 / temperature) + total_batch - 1) - 1 / temperature
     expected = 2 * temperature * 2 * direction
     assert contrastive_loss(student, teacher, temperature, offset).item() == pytest.approx(expected, abs=TOLERANCE)
@@ -276,7 +276,7 @@ def test_contrast_gradient_reaches_the_student_not_the_teacher():
 
 
 @pytest.mark.parametrize("offset", [-1, 3, 4])
-def test_pictures_outside_the_teachers_are_refused(offset):
+def test_images_outside_the_teachers_are_refused(offset):
     with pytest.raises(ValueError, match=str(offset)):
         contrastive_loss(random(4, 8), random(8, 8), offset=offset)
 
@@ -304,12 +304,12 @@ def test_nt_xent_of_orthogonal_views_chooses_among_2n_minus_1():
 
 
 def test_nt_xent_of_perfect_matches():
-    pictures = torch.eye(4)
+    images = torch.eye(4)
     expected = math.log(math.exp(1 / 0.2) + 6) - 1 / 0.2
-    assert nt_xent_loss(torch.cat([pictures, pictures]), 0.2).item() == pytest.approx(expected, abs=TOLERANCE)
+    assert nt_xent_loss(torch.cat([images, images]), 0.2).item() == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_nt_xent_of_a_single_picture_has_nothing_to_choose():
+def test_nt_xent_of_a_single_image_has_nothing_to_choose():
     assert nt_xent_loss(random(2, 8)).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -321,7 +321,7 @@ def test_nt_xent_gradient_reaches_both_views():
 
 
 def rows_of(all_projections, offset, batch):
-    """One process's rows: its pictures' view 1, then their view 2."""
+    """One process's rows: its images' view 1, then their view 2."""
     view_1, view_2 = all_projections.chunk(2)
     return torch.cat([view_1[offset : offset + batch], view_2[offset : offset + batch]])
 
@@ -329,7 +329,7 @@ def rows_of(all_projections, offset, batch):
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 @pytest.mark.parametrize("batches", [(3, 3), (1, 2, 4), (1, 1, 1)])
 def test_processes_nt_xent_average_to_the_whole_batch(batches, temperature):
-    """Loss and gradient. Processes with more pictures weigh more here, as the means of unequal batches have to."""
+    """Loss and gradient. Processes with more images weigh more here, as the means of unequal batches have to."""
     total = sum(batches)
     whole = random(2 * total, 8).requires_grad_()
     expected = nt_xent_loss(whole, temperature)
@@ -344,7 +344,7 @@ def test_processes_nt_xent_average_to_the_whole_batch(batches, temperature):
     torch.testing.assert_close(gathered.grad, whole.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_nt_xent_of_a_process_of_a_single_picture_chooses_among_all():
+def test_nt_xent_of_a_process_of_a_single_image_chooses_among_all():
     gathered = torch.eye(8)
     assert nt_xent_loss(rows_of(gathered, 2, 1), 0.2, gathered, 2).item() == pytest.approx(math.log(7), abs=TOLERANCE)
 
@@ -355,7 +355,7 @@ def test_nt_xent_gathered_from_one_process_changes_no_bit():
 
 
 @pytest.mark.parametrize("offset", [-1, 3, 4])
-def test_nt_xent_pictures_outside_all_are_refused(offset):
+def test_nt_xent_images_outside_all_are_refused(offset):
     with pytest.raises(ValueError, match=f"offset {offset}"):
         nt_xent_loss(random(4, 8), 0.2, random(8, 8), offset)
 

@@ -57,7 +57,7 @@ def small_config(**overrides) -> SiTConfig:
     return SiTConfig(**{**BACKBONE, **HEADS, **overrides})
 
 
-def randomise(model: nn.Module, seed=0) -> nn.Module:
+def randomize(model: nn.Module, seed=0) -> nn.Module:
     """Random weights, biases, norms, tokens, positions and running statistics: one that is not loaded shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -69,14 +69,14 @@ def randomise(model: nn.Module, seed=0) -> nn.Module:
     return model.eval()
 
 
-def pictures(batch=2, channels=3, height=32, width=32, seed=1):
+def images(batch=2, channels=3, height=32, width=32, seed=1):
     return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def pretraining_inputs(batch=4, total_batch=None, seed=1, **kwargs):
     """`2 * batch` corrupted and clean views, a mask, and a teacher's projections."""
     generator = torch.Generator().manual_seed(seed)
-    target = pictures(2 * batch, seed=seed, **kwargs)
+    target = images(2 * batch, seed=seed, **kwargs)
     mask = torch.rand(2 * batch, 1, *target.shape[2:], generator=generator) < 0.5
     return {
         "pixel_values": target.masked_fill(mask, 0),
@@ -188,91 +188,91 @@ def load(model_class, folder, heads_may_be_missing=False, **kwargs):
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_vit_model_loads_sit(tmp_path, qkv_bias):
-    sit = randomise(SiTModel(small_config(qkv_bias=qkv_bias)))
+    sit = randomize(SiTModel(small_config(qkv_bias=qkv_bias)))
     sit.save_pretrained(tmp_path)
     vit = load(ViTModel, tmp_path, add_pooling_layer=False)
     assert vit.config.layer_norm_eps == 1e-2
-    assert_equal(vit(pictures()).last_hidden_state, sit(pictures()).last_hidden_state)
+    assert_equal(vit(images()).last_hidden_state, sit(images()).last_hidden_state)
 
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("pooler", [True, False])
 def test_sit_model_loads_vit(tmp_path, pooler, qkv_bias):
-    vit = randomise(ViTModel(ViTConfig(**BACKBONE, qkv_bias=qkv_bias), add_pooling_layer=pooler))
+    vit = randomize(ViTModel(ViTConfig(**BACKBONE, qkv_bias=qkv_bias), add_pooling_layer=pooler))
     vit.save_pretrained(tmp_path)
     sit = load(SiTModel, tmp_path)
     assert sit.config.layer_norm_eps == 1e-2
-    assert_equal(sit(pictures()).last_hidden_state, vit(pictures()).last_hidden_state)
+    assert_equal(sit(images()).last_hidden_state, vit(images()).last_hidden_state)
 
 
-def test_randomised_weights_would_show():
+def test_randomized_weights_would_show():
     """The two tests above can fail: other weights give other outputs."""
-    one, other = (randomise(SiTModel(small_config()), seed)(pictures()).last_hidden_state for seed in (0, 1))
+    one, other = (randomize(SiTModel(small_config()), seed)(images()).last_hidden_state for seed in (0, 1))
     assert difference(one, other) > 0.1
 
 
 @pytest.mark.parametrize("weight", sorted(SiTModel(small_config(num_hidden_layers=1)).state_dict()))
 def test_every_weight_reaches_the_output(weight):
     """So that equal outputs mean equal weights. A key's bias alone cancels out in the softmax."""
-    model = randomise(SiTModel(small_config(num_hidden_layers=1)))
-    before = model(pictures()).last_hidden_state
+    model = randomize(SiTModel(small_config(num_hidden_layers=1)))
+    before = model(images()).last_hidden_state
     with torch.no_grad():
         parameter = model.get_parameter(weight)
         parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9)))
-    change = difference(model(pictures()).last_hidden_state, before)
+    change = difference(model(images()).last_hidden_state, before)
     assert change > 1e-2 if not weight.endswith("key.bias") else change < 1e-3
 
 
 def test_classifiers_load_each_other(tmp_path):
-    sit = randomise(SiTForImageClassification(small_config(**LABELS)))
+    sit = randomize(SiTForImageClassification(small_config(**LABELS)))
     sit.save_pretrained(tmp_path / "sit")
     vit = load(ViTForImageClassification, tmp_path / "sit")
     assert vit.config.id2label == LABELS["id2label"]
-    assert_equal(vit(pictures()).logits, sit(pictures()).logits)
+    assert_equal(vit(images()).logits, sit(images()).logits)
 
-    vit = randomise(vit, seed=7)
+    vit = randomize(vit, seed=7)
     vit.save_pretrained(tmp_path / "vit")
     again = load(SiTForImageClassification, tmp_path / "vit")
     assert again.config.id2label == LABELS["id2label"]
-    assert_equal(again(pictures()).logits, vit(pictures()).logits)
+    assert_equal(again(images()).logits, vit(images()).logits)
 
 
 @pytest.mark.parametrize("vit_class", [ViTModel, ViTForImageClassification])
 @pytest.mark.parametrize("sit_class", [SiTForPreTraining, SiTForImageClassification])
 def test_vit_loads_the_backbone_of_any_sit(tmp_path, sit_class, vit_class):
-    sit = randomise(sit_class(small_config()))
+    sit = randomize(sit_class(small_config()))
     sit.save_pretrained(tmp_path)
     vit = load(vit_class, tmp_path, heads_may_be_missing=True)
     backbone = vit if vit_class is ViTModel else vit.vit
-    assert_equal(backbone(pictures()).last_hidden_state, sit.vit(pictures()).last_hidden_state)
+    assert_equal(backbone(images()).last_hidden_state, sit.vit(images()).last_hidden_state)
 
 
 @pytest.mark.parametrize("vit_class", [ViTModel, ViTForImageClassification])
 @pytest.mark.parametrize("sit_class", [SiTModel, SiTForPreTraining, SiTForImageClassification])
 def test_any_sit_loads_the_backbone_of_vit(tmp_path, sit_class, vit_class):
-    vit = randomise(vit_class(ViTConfig(**BACKBONE)))
+    vit = randomize(vit_class(ViTConfig(**BACKBONE)))
     vit.save_pretrained(tmp_path)
     sit = load(sit_class, tmp_path, heads_may_be_missing=True)
     backbones = [model if model.__class__ in (SiTModel, ViTModel) else model.vit for model in (sit, vit)]
-    one, other = (backbone(pictures()).last_hidden_state for backbone in backbones)
+    one, other = (backbone(images()).last_hidden_state for backbone in backbones)
     assert_equal(one, other)
 
 
 @pytest.mark.parametrize("from_class", [SiTModel, SiTForPreTraining, SiTForImageClassification])
 @pytest.mark.parametrize("to_class", [SiTModel, SiTForPreTraining, SiTForImageClassification])
 def test_any_sit_loads_the_backbone_of_any_sit(tmp_path, from_class, to_class):
-    model = randomise(from_class(small_config()))
+    model = randomize(from_class(small_config()))
     model.save_pretrained(tmp_path)
     loaded = load(to_class, tmp_path, heads_may_be_missing=True)
-    one, other = (getattr(each, "vit", each)(pictures()).last_hidden_state for each in (model, loaded))
+    one, other = (getattr(each, "vit", each)(images()).last_hidden_state for each in (model, loaded))
     assert_equal(one, other)
 
 
 def test_hidden_states_and_attentions_are_vits(tmp_path):
-    sit = randomise(SiTModel(small_config()))
+    sit = randomize(SiTModel(small_config()))
     sit.save_pretrained(tmp_path)
     vit = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False, attn_implementation="eager").eval()
-    ours, theirs = (model(pictures(), output_hidden_states=True, output_attentions=True) for model in (sit, vit))
+    ours, theirs = (model(images(), output_hidden_states=True, output_attentions=True) for model in (sit, vit))
     assert len(ours.hidden_states) == len(theirs.hidden_states)
     assert len(ours.attentions) == len(theirs.attentions)
     pairs = zip(ours.hidden_states + ours.attentions, theirs.hidden_states + theirs.attentions, strict=True)
@@ -282,10 +282,10 @@ def test_hidden_states_and_attentions_are_vits(tmp_path):
 
 @pytest.mark.parametrize(("height", "width"), [(48, 48), (16, 16), (32, 64), (24, 56)])
 def test_interpolated_positions_are_vits(tmp_path, height, width):
-    sit = randomise(SiTModel(small_config()))
+    sit = randomize(SiTModel(small_config()))
     sit.save_pretrained(tmp_path)
     vit = ViTModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
-    x = pictures(height=height, width=width)
+    x = images(height=height, width=width)
     ours, theirs = (model(x, interpolate_pos_encoding=True).last_hidden_state for model in (sit, vit))
     assert ours.shape[1] == 1 + (height // 8) * (width // 8)
     assert_equal(ours, theirs)
@@ -328,7 +328,7 @@ def test_equals_timms_vit_small():
         if key not in ours:
             ours[key] = theirs[key_in_timm(key)]
     sit.load_state_dict(ours, strict=True)
-    x = pictures(1, height=224, width=224)
+    x = images(1, height=224, width=224)
     with torch.no_grad():
         assert_equal(sit(x).last_hidden_state, vit.forward_features(x))
 
@@ -337,23 +337,23 @@ def test_equals_timms_vit_small():
 
 
 def slow_attention(layer, hidden_states):
-    """One head, one picture, one query at a time."""
+    """One head, one image, one query at a time."""
     attention = layer.attention.attention
     heads, size = attention.config.num_attention_heads, attention.head_size
     query, key, value = (part(hidden_states) for part in (attention.query, attention.key, attention.value))
     context = torch.zeros_like(query)
-    for picture in range(len(query)):
+    for image in range(len(query)):
         for head in range(heads):
             channels = slice(head * size, (head + 1) * size)
             for token in range(query.shape[1]):
-                scores = key[picture, :, channels] @ query[picture, token, channels] / math.sqrt(size)
+                scores = key[image, :, channels] @ query[image, token, channels] / math.sqrt(size)
                 weights = scores.exp() / scores.exp().sum()
-                context[picture, token, channels] = weights @ value[picture, :, channels]
+                context[image, token, channels] = weights @ value[image, :, channels]
     return layer.attention.output.dense(context)
 
 
 def test_attention_equals_a_slow_version():
-    layer = randomise(SiTModel(small_config())).encoder.layer[0]
+    layer = randomize(SiTModel(small_config())).encoder.layer[0]
     hidden_states = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(3))
     context, _ = layer.attention(hidden_states)
     assert_equal(context, slow_attention(layer, hidden_states))
@@ -361,8 +361,8 @@ def test_attention_equals_a_slow_version():
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 def test_attention_implementations_agree(tmp_path, implementation, monkeypatch):
-    model = randomise(SiTModel(small_config()))
-    expected = model(pictures(), output_attentions=True).last_hidden_state
+    model = randomize(SiTModel(small_config()))
+    expected = model(images(), output_attentions=True).last_hidden_state
     model.save_pretrained(tmp_path)
     calls = []
     if implementation != "eager":
@@ -373,58 +373,58 @@ def test_attention_implementations_agree(tmp_path, implementation, monkeypatch):
     loaded = SiTModel.from_pretrained(tmp_path, attn_implementation=implementation).eval()
     # Compiling flex attention for a CPU takes a minute the first time.
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
-        assert_equal(loaded(pictures()).last_hidden_state, expected)
+        assert_equal(loaded(images()).last_hidden_state, expected)
     assert len(calls) == (0 if implementation == "eager" else 3)
 
 
 def test_attention_implementation_can_be_set_later(monkeypatch):
-    model = randomise(SiTModel(small_config()))
+    model = randomize(SiTModel(small_config()))
     calls = []
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", lambda *args, **kw: calls.append(1) or sdpa(*args, **kw))
     for implementation, expected_calls in (("eager", 0), ("sdpa", 3)):
         model.set_attn_implementation(implementation)
         assert model.config._attn_implementation == implementation
-        model(pictures())
+        model(images())
         assert len(calls) == expected_calls
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_attention_dropout_acts_in_training_only(implementation):
-    model = randomise(SiTModel._from_config(small_config(), attn_implementation=implementation))
-    dropped = randomise(
+    model = randomize(SiTModel._from_config(small_config(), attn_implementation=implementation))
+    dropped = randomize(
         SiTModel._from_config(
             small_config(attention_probs_dropout_prob=0.5, drop_path_rate=0.0), attn_implementation=implementation
         )
     )
-    expected = model(pictures()).last_hidden_state
-    assert_equal(dropped(pictures()).last_hidden_state, expected)
-    assert difference(dropped.train()(pictures()).last_hidden_state, expected) > 1e-2
+    expected = model(images()).last_hidden_state
+    assert_equal(dropped(images()).last_hidden_state, expected)
+    assert difference(dropped.train()(images()).last_hidden_state, expected) > 1e-2
 
 
 @pytest.mark.parametrize("model_class", [SiTModel, SiTForPreTraining, SiTForImageClassification])
 def test_hidden_states_and_attentions_have_their_counts_and_shapes(model_class):
-    model = randomise(model_class(small_config()))
-    output = model(pictures(), output_hidden_states=True, output_attentions=True)
+    model = randomize(model_class(small_config()))
+    output = model(images(), output_hidden_states=True, output_attentions=True)
     assert [state.shape for state in output.hidden_states] == [(2, 17, 32)] * 4
     assert [weights.shape for weights in output.attentions] == [(2, 4, 17, 17)] * 3
     for weights in output.attentions:
         assert (weights >= 0).all()
         assert_equal(weights.sum(-1), torch.ones(2, 4, 17))
     backbone = getattr(model, "vit", model)
-    assert_equal(output.hidden_states[0], backbone.embeddings(pictures()))
-    assert_equal(backbone.layernorm(output.hidden_states[-1]), backbone(pictures()).last_hidden_state)
-    assert model(pictures()).hidden_states is None
-    assert model(pictures()).attentions is None
+    assert_equal(output.hidden_states[0], backbone.embeddings(images()))
+    assert_equal(backbone.layernorm(output.hidden_states[-1]), backbone(images()).last_hidden_state)
+    assert model(images()).hidden_states is None
+    assert model(images()).attentions is None
 
 
 @pytest.mark.parametrize("model_class", [SiTModel, SiTForPreTraining, SiTForImageClassification])
 def test_configuration_asks_for_hidden_states_and_attentions(model_class):
-    model = randomise(model_class(small_config(output_hidden_states=True)))
-    assert len(model(pictures()).hidden_states) == 4
-    assert model(pictures(), output_hidden_states=False).hidden_states is None
+    model = randomize(model_class(small_config(output_hidden_states=True)))
+    assert len(model(images()).hidden_states) == 4
+    assert model(images(), output_hidden_states=False).hidden_states is None
     model = model_class._from_config(small_config(output_attentions=True), attn_implementation="eager").eval()
-    assert len(model(pictures()).attentions) == 3
+    assert len(model(images()).attentions) == 3
 
 
 def gradients_of_pretraining(model):
@@ -486,21 +486,21 @@ def test_compiles_into_one_graph_in_training():
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (32, 48), (16, 24), (64, 16), (24, 64)])
-def test_positions_of_a_picture_that_is_not_square(height, width):
-    model = randomise(SiTModel(small_config(image_size=(32, 48), patch_size=(8, 4))))
+def test_positions_of_a_image_that_is_not_square(height, width):
+    model = randomize(SiTModel(small_config(image_size=(32, 48), patch_size=(8, 4))))
     embeddings = model.embeddings
     positions = embeddings.position_embeddings
     grid = positions[0, 1:].reshape(1, 4, 12, 32).permute(0, 3, 1, 2)
     resized = F.interpolate(grid, size=(height // 8, width // 4), mode="bicubic", align_corners=False)
     expected = torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
-    x = pictures(height=height, width=width)
+    x = images(height=height, width=width)
     without = torch.cat([embeddings.cls_token.expand(2, -1, -1), embeddings.patch_embeddings(x)], dim=1)
     assert_equal(embeddings(x, interpolate_pos_encoding=True), without + expected)
 
 
 def test_interpolation_to_the_models_own_size_changes_nothing():
-    model = randomise(SiTModel(small_config(image_size=(32, 48))))
-    x = pictures(height=32, width=48)
+    model = randomize(SiTModel(small_config(image_size=(32, 48))))
+    x = images(height=32, width=48)
     assert torch.equal(model(x).last_hidden_state, model(x, interpolate_pos_encoding=True).last_hidden_state)
 
 
@@ -509,17 +509,17 @@ def test_wrong_sizes_and_channels_are_refused(model_class):
     model = model_class(small_config()).eval()
     for height, width in ((48, 48), (32, 48), (48, 32), (16, 64)):
         with pytest.raises(ValueError, match="interpolate_pos_encoding"):
-            model(pictures(height=height, width=width))
+            model(images(height=height, width=width))
     for channels in (1, 4):
         with pytest.raises(ValueError, match="channels"):
-            model(pictures(channels=channels))
+            model(images(channels=channels))
     for channels in (1, 4):
         with pytest.raises(ValueError, match="channels"):
-            model(pictures(channels=channels), interpolate_pos_encoding=True)
+            model(images(channels=channels), interpolate_pos_encoding=True)
 
 
 def test_pretraining_reconstructs_other_sizes():
-    model = randomise(SiTForPreTraining(small_config()))
+    model = randomize(SiTForPreTraining(small_config()))
     inputs = pretraining_inputs(height=48, width=24)
     output = model(**inputs, interpolate_pos_encoding=True)
     assert output.reconstruction.shape == (8, 3, 48, 24)
@@ -575,15 +575,15 @@ def test_sincos_positions_are_not_trained():
 
 
 def test_sincos_positions_are_saved_and_loaded(tmp_path):
-    model = randomise(SiTModel(small_config(position_embedding_type="sincos")))
-    model.save_pretrained(tmp_path / "randomised")
-    assert "embeddings.position_embeddings" in saved_keys(tmp_path / "randomised")
-    loaded = load(SiTModel, tmp_path / "randomised")
+    model = randomize(SiTModel(small_config(position_embedding_type="sincos")))
+    model.save_pretrained(tmp_path / "randomized")
+    assert "embeddings.position_embeddings" in saved_keys(tmp_path / "randomized")
+    loaded = load(SiTModel, tmp_path / "randomized")
     assert torch.equal(loaded.embeddings.position_embeddings, model.embeddings.position_embeddings)
     assert not loaded.embeddings.position_embeddings.requires_grad
-    assert_equal(loaded(pictures()).last_hidden_state, model(pictures()).last_hidden_state)
-    vit = load(ViTModel, tmp_path / "randomised", add_pooling_layer=False)
-    assert_equal(vit(pictures()).last_hidden_state, model(pictures()).last_hidden_state)
+    assert_equal(loaded(images()).last_hidden_state, model(images()).last_hidden_state)
+    vit = load(ViTModel, tmp_path / "randomized", add_pooling_layer=False)
+    assert_equal(vit(images()).last_hidden_state, model(images()).last_hidden_state)
 
 
 def test_learnable_positions_are_trained():
@@ -611,7 +611,7 @@ def test_initial_weights():
 
 @pytest.mark.parametrize("settings", [{}, {"projection_output_norm": False}, {"position_embedding_type": "sincos"}])
 def test_every_weight_of_pretraining_survives_a_file(tmp_path, settings):
-    model = randomise(SiTForPreTraining(small_config(**settings)))
+    model = randomize(SiTForPreTraining(small_config(**settings)))
     model.save_pretrained(tmp_path)
     loaded = load(SiTForPreTraining, tmp_path)
     expected, actual = model.state_dict(), loaded.state_dict()
@@ -625,7 +625,7 @@ def test_every_weight_of_pretraining_survives_a_file(tmp_path, settings):
 
 
 def test_missing_heads_are_drawn_as_new_ones(tmp_path):
-    randomise(SiTModel(small_config())).save_pretrained(tmp_path)
+    randomize(SiTModel(small_config())).save_pretrained(tmp_path)
     torch.manual_seed(0)
     model = SiTForPreTraining.from_pretrained(tmp_path)
     for name, module in [*model.decoder.named_modules(), *model.projection_head.named_modules()]:
@@ -647,7 +647,7 @@ def test_stochastic_depth_rises_linearly():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
-def test_stochastic_depth_drops_whole_pictures_and_keeps_the_mean():
+def test_stochastic_depth_drops_whole_images_and_keeps_the_mean():
     torch.manual_seed(0)
     branch = torch.randn(20_000, 2, 3)
     dropped = SiTDropPath(0.3).train()(branch)
@@ -662,25 +662,25 @@ def test_stochastic_depth_drops_whole_pictures_and_keeps_the_mean():
 def test_stochastic_depth_is_off_in_evaluation():
     branch = torch.randn(8, 2, 3)
     assert torch.equal(SiTDropPath(0.9).eval()(branch), branch)
-    with_depth, without = (randomise(SiTModel(small_config(drop_path_rate=rate))) for rate in (0.9, 0.0))
-    assert torch.equal(with_depth(pictures()).last_hidden_state, without(pictures()).last_hidden_state)
+    with_depth, without = (randomize(SiTModel(small_config(drop_path_rate=rate))) for rate in (0.9, 0.0))
+    assert torch.equal(with_depth(images()).last_hidden_state, without(images()).last_hidden_state)
 
 
 def test_stochastic_depth_acts_in_training():
-    model = randomise(SiTModel(small_config(drop_path_rate=0.9)))
-    expected = model(pictures()).last_hidden_state
+    model = randomize(SiTModel(small_config(drop_path_rate=0.9)))
+    expected = model(images()).last_hidden_state
     torch.manual_seed(0)
-    assert difference(model.train()(pictures()).last_hidden_state, expected) > 1e-2
+    assert difference(model.train()(images()).last_hidden_state, expected) > 1e-2
 
 
 def test_a_dropped_branch_leaves_the_residual():
-    model = randomise(SiTModel(small_config(drop_path_rate=0.5))).train()
+    model = randomize(SiTModel(small_config(drop_path_rate=0.5))).train()
     layer = model.encoder.layer[-1]
     hidden_states = torch.randn(64, 5, 32, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     output, _ = layer(hidden_states)
     untouched = (output == hidden_states).flatten(1).all(1)
-    # Both branches dropped in a quarter of the pictures.
+    # Both branches dropped in a quarter of the images.
     assert 4 <= untouched.sum().item() <= 30
 
 
@@ -688,7 +688,7 @@ def test_a_dropped_branch_leaves_the_residual():
 
 
 def test_pretraining_gives_every_output():
-    model = randomise(SiTForPreTraining(small_config()))
+    model = randomize(SiTForPreTraining(small_config()))
     output = model(**pretraining_inputs())
     assert isinstance(output, SiTForPreTrainingOutput)
     assert output.reconstruction.shape == (8, 3, 32, 32)
@@ -701,7 +701,7 @@ def test_pretraining_gives_every_output():
 @pytest.mark.parametrize("region", ["corrupted", "all"])
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_reconstruction_loss_is_that_of_the_losses(norm, region):
-    model = randomise(SiTForPreTraining(small_config(reconstruction_norm=norm, reconstruction_region=region)))
+    model = randomize(SiTForPreTraining(small_config(reconstruction_norm=norm, reconstruction_region=region)))
     inputs = pretraining_inputs()
     output = model(**inputs)
     error = output.reconstruction - inputs["target_pixel_values"]
@@ -714,7 +714,7 @@ def test_reconstruction_loss_is_that_of_the_losses(norm, region):
 
 @pytest.mark.parametrize("offset", [0, 3])
 def test_contrastive_loss_is_that_of_the_losses(offset):
-    model = randomise(SiTForPreTraining(small_config(temperature=0.3)))
+    model = randomize(SiTForPreTraining(small_config(temperature=0.3)))
     inputs = pretraining_inputs(total_batch=7)
     output = model(**inputs, teacher_projections_offset=offset)
     expected = contrastive_loss(output.projection, inputs["teacher_projections"], 0.3, offset)
@@ -726,7 +726,7 @@ def test_contrastive_loss_is_that_of_the_losses(offset):
 
 def test_without_a_teacher_the_views_contrast_with_each_other():
     # In training, where batch norm spreads the projections out.
-    model = randomise(SiTForPreTraining(small_config(use_teacher=False, temperature=0.3, drop_path_rate=0.0))).train()
+    model = randomize(SiTForPreTraining(small_config(use_teacher=False, temperature=0.3, drop_path_rate=0.0))).train()
     inputs = pretraining_inputs()
     inputs.pop("teacher_projections")
     output = model(**inputs)
@@ -736,13 +736,13 @@ def test_without_a_teacher_the_views_contrast_with_each_other():
 
 
 def test_loss_is_the_weighted_sum():
-    model = randomise(SiTForPreTraining(small_config(reconstruction_weight=5.0, contrastive_weight=0.5)))
+    model = randomize(SiTForPreTraining(small_config(reconstruction_weight=5.0, contrastive_weight=0.5)))
     output = model(**pretraining_inputs())
     assert_equal(output.loss, 5 * output.reconstruction_loss + 0.5 * output.contrastive_loss)
 
 
 def test_what_is_not_given_is_not_computed():
-    model = randomise(SiTForPreTraining(small_config()))
+    model = randomize(SiTForPreTraining(small_config()))
     inputs = pretraining_inputs()
     nothing = model(inputs["pixel_values"])
     assert nothing.loss is nothing.reconstruction_loss is nothing.contrastive_loss is None
@@ -770,7 +770,7 @@ def test_what_is_not_given_is_not_computed():
     ],
 )
 def test_weight_of_zero_leaves_out_the_term_and_its_head(weight, head, loss, output_name):
-    model = randomise(SiTForPreTraining(small_config(**{weight: 0.0}))).train()
+    model = randomize(SiTForPreTraining(small_config(**{weight: 0.0}))).train()
     calls = []
     getattr(model, head).register_forward_hook(lambda *_: calls.append(head))
     output = model(**pretraining_inputs())
@@ -785,7 +785,7 @@ def test_weight_of_zero_leaves_out_the_term_and_its_head(weight, head, loss, out
 
 
 def test_weights_of_zero_leave_out_the_loss():
-    model = randomise(SiTForPreTraining(small_config(reconstruction_weight=0.0, contrastive_weight=0.0)))
+    model = randomize(SiTForPreTraining(small_config(reconstruction_weight=0.0, contrastive_weight=0.0)))
     assert model(**pretraining_inputs()).loss is None
 
 
@@ -798,16 +798,16 @@ def test_teacher_gets_no_gradient():
 
 
 def test_project_gives_the_projection_and_runs_no_decoder():
-    model = randomise(SiTForPreTraining(small_config()))
-    x = pictures(6)
+    model = randomize(SiTForPreTraining(small_config()))
+    x = images(6)
     expected = model(x).projection
     model.decoder.register_forward_hook(lambda *_: pytest.fail("the teacher decoded"))
     assert_equal(model.project(x), expected)
 
 
 def test_encode_gives_the_contrastive_token_and_its_projection():
-    model = randomise(SiTForPreTraining(small_config())).eval()
-    x = pictures(6)
+    model = randomize(SiTForPreTraining(small_config())).eval()
+    x = images(6)
     token, projection = model.encode(x)
     assert_equal(token, model.vit(x).last_hidden_state[:, 0])
     assert_equal(projection, model(x).projection)
@@ -817,7 +817,7 @@ def test_encode_gives_the_contrastive_token_and_its_projection():
 
 
 def rotation_model(seed=0, **overrides) -> SiTForPreTraining:
-    return randomise(SiTForPreTraining(small_config(rotation_weight=0.5, **overrides)), seed)
+    return randomize(SiTForPreTraining(small_config(rotation_weight=0.5, **overrides)), seed)
 
 
 def rotation_labels(views=8) -> torch.Tensor:
@@ -841,8 +841,8 @@ def test_rotation_reads_the_mean_of_the_patch_tokens():
     with torch.no_grad():
         tokens = model.vit(inputs["pixel_values"]).last_hidden_state
         losses = []
-        for picture, label in zip(tokens, rotation_labels().tolist(), strict=True):
-            mean = sum(picture[position] for position in range(1, 17)) / 16
+        for image, label in zip(tokens, rotation_labels().tolist(), strict=True):
+            mean = sum(image[position] for position in range(1, 17)) / 16
             logits = [
                 sum((row * mean).tolist()) + bias.item()
                 for row, bias in zip(model.rotation_head.weight, model.rotation_head.bias, strict=True)
@@ -856,13 +856,13 @@ def test_rotation_at_zero_logits_is_a_guess_among_4():
     model = rotation_model()
     nn.init.zeros_(model.rotation_head.weight)
     nn.init.zeros_(model.rotation_head.bias)
-    loss = model(pictures(8), rotation_labels=rotation_labels()).rotation_loss
+    loss = model(images(8), rotation_labels=rotation_labels()).rotation_loss
     assert loss.item() == pytest.approx(math.log(4), abs=1e-6)
 
 
 def test_rotation_alone_trains_the_backbone_and_its_head():
     model = rotation_model(reconstruction_weight=0.0, contrastive_weight=0.0).train()
-    output = model(pictures(8), rotation_labels=rotation_labels())
+    output = model(images(8), rotation_labels=rotation_labels())
     assert_equal(output.loss, 0.5 * output.rotation_loss)
     output.loss.backward()
     for parameter in (
@@ -877,9 +877,9 @@ def test_rotation_alone_trains_the_backbone_and_its_head():
 def test_rotation_leaves_the_contrastive_token_of_the_last_block_alone():
     """Only through attention can it ask something of that token: its own output stays free for the contrast."""
     model = rotation_model(num_hidden_layers=1)
-    encoded = model.vit(pictures(8)).last_hidden_state.detach().requires_grad_()
+    encoded = model.vit(images(8)).last_hidden_state.detach().requires_grad_()
     model.vit.forward = lambda *_, **__: BaseModelOutputWithPooling(last_hidden_state=encoded)
-    model(pictures(8), rotation_labels=rotation_labels()).rotation_loss.backward()
+    model(images(8), rotation_labels=rotation_labels()).rotation_loss.backward()
     assert not encoded.grad[:, 0].any()
     assert (encoded.grad[:, 1:].abs().amax(dim=-1) > 0).all()
 
@@ -892,7 +892,7 @@ def test_without_rotation_labels_there_is_no_rotation_loss():
 
 def test_rotation_labels_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="rotation_labels"):
-        rotation_model()(pictures(8), rotation_labels=rotation_labels(4))
+        rotation_model()(images(8), rotation_labels=rotation_labels(4))
 
 
 def test_rotation_head_survives_a_file(tmp_path):
@@ -913,7 +913,7 @@ def saved_keys_of_pretraining(folder) -> set[str]:
 
 
 def test_a_checkpoint_without_rotation_goes_on_with_it_and_back(tmp_path):
-    plain = randomise(SiTForPreTraining(small_config()))
+    plain = randomize(SiTForPreTraining(small_config()))
     plain.save_pretrained(tmp_path / "plain")
     torch.manual_seed(0)
     with_rotation, info = SiTForPreTraining.from_pretrained(
@@ -935,7 +935,7 @@ def test_other_models_leave_the_rotation_head_out_without_a_word(tmp_path, model
     model.save_pretrained(tmp_path)
     loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not [key for key in info["unexpected_keys"] if "rotation" in key]
-    assert_equal(getattr(loaded.eval(), "vit", loaded)(pictures()).last_hidden_state, model.vit(pictures())[0])
+    assert_equal(getattr(loaded.eval(), "vit", loaded)(images()).last_hidden_state, model.vit(images())[0])
 
 
 def test_rotation_compiles_into_one_graph():
@@ -950,14 +950,14 @@ def test_rotation_compiles_into_one_graph():
 
 
 def shards_of(inputs: dict[str, torch.Tensor], processes: int) -> list[dict[str, torch.Tensor]]:
-    """What each process gets of a batch: view 1 of its pictures, then their view 2."""
+    """What each process gets of a batch: view 1 of its images, then their view 2."""
     by_view = {name: value.unflatten(0, (2, processes, -1)) for name, value in inputs.items()}
     return [{name: value[:, i].flatten(0, 1) for name, value in by_view.items()} for i in range(processes)]
 
 
 @pytest.mark.parametrize("use_teacher", [True, False])
 def test_gradients_of_two_processes_average_to_those_of_the_whole_batch(use_teacher):
-    """With all three losses. In evaluation mode, for batch norm sees one process's pictures, or all by SyncBatchNorm."""
+    """With all three losses. In evaluation mode, for batch norm sees one process's images, or all by SyncBatchNorm."""
     model = rotation_model(use_teacher=use_teacher).requires_grad_()
     whole = {**pretraining_inputs(), "rotation_labels": rotation_labels()}
     whole["corruption_mask"][[0, 5]] = False  # so that the processes' numbers of corrupted pixels differ
@@ -994,7 +994,7 @@ def check_rows(own, projections, offset):
 
 
 def test_a_teacher_leaves_the_gathering_of_projections_out():
-    model = randomise(SiTForPreTraining(small_config()))
+    model = randomize(SiTForPreTraining(small_config()))
     model(**pretraining_inputs(), gather_projections=lambda _: pytest.fail("gathered for nothing"))
 
 
@@ -1002,7 +1002,7 @@ def test_number_of_corrupted_pixels_counts_where_corrupted_pixels_do():
     inputs = pretraining_inputs()
     count = inputs["corruption_mask"].sum()
     for region, factor in (("corrupted", 2), ("all", 1)):
-        model = randomise(SiTForPreTraining(small_config(reconstruction_region=region)))
+        model = randomize(SiTForPreTraining(small_config(reconstruction_region=region)))
         own, halved = model(**inputs), model(**inputs, num_corrupted_pixels=count / 2)
         assert halved.reconstruction_loss.item() == pytest.approx(factor * own.reconstruction_loss.item(), rel=1e-6)
 
@@ -1011,7 +1011,7 @@ def test_number_of_corrupted_pixels_counts_where_corrupted_pixels_do():
 
 
 def test_target_and_mask_of_other_shapes_are_refused():
-    model = randomise(SiTForPreTraining(small_config()))
+    model = randomize(SiTForPreTraining(small_config()))
     inputs = pretraining_inputs()
     for name in ("target_pixel_values", "corruption_mask"):
         with pytest.raises(ValueError, match=name):
@@ -1019,44 +1019,44 @@ def test_target_and_mask_of_other_shapes_are_refused():
 
 
 def test_odd_number_of_views_is_refused():
-    model = randomise(SiTForPreTraining(small_config()))
+    model = randomize(SiTForPreTraining(small_config()))
     with pytest.raises(ValueError, match="odd number of rows: 7"):
-        model(pictures(7), teacher_projections=torch.randn(8, 12))
-    model = randomise(SiTForPreTraining(small_config(use_teacher=False)))
+        model(images(7), teacher_projections=torch.randn(8, 12))
+    model = randomize(SiTForPreTraining(small_config(use_teacher=False)))
     with pytest.raises(ValueError, match="odd number of rows: 7"):
-        model.train()(pictures(7))
+        model.train()(images(7))
 
 
-def test_without_a_teacher_any_number_of_pictures_is_reconstructed():
-    model = randomise(SiTForPreTraining(small_config(use_teacher=False)))
-    output = model(pictures(3))
+def test_without_a_teacher_any_number_of_images_is_reconstructed():
+    model = randomize(SiTForPreTraining(small_config(use_teacher=False)))
+    output = model(images(3))
     assert output.contrastive_loss is output.loss is None
     assert output.reconstruction.shape == (3, 3, 32, 32)
 
 
 @pytest.mark.parametrize("misspelt", ["target_pixels", "corruption_masks", "teacher_projection", "num_items_in_batch"])
 def test_misspelt_arguments_are_refused(misspelt):
-    model = randomise(SiTForPreTraining(small_config()))
+    model = randomize(SiTForPreTraining(small_config()))
     with pytest.raises(TypeError, match=misspelt):
-        model(pictures(), **{misspelt: torch.zeros(1)})
+        model(images(), **{misspelt: torch.zeros(1)})
 
 
 def test_arguments_of_wrappers_do_no_harm():
-    """Labels of a labelled data set, from transformers' Trainer; peft's wrappers hand on what is `None`."""
-    model = randomise(SiTForPreTraining(small_config()))
+    """Labels of a labeled dataset, from transformers' Trainer; peft's wrappers hand on what is `None`."""
+    model = randomize(SiTForPreTraining(small_config()))
     inputs = pretraining_inputs()
     other = model(**inputs, labels=torch.arange(8), input_ids=None, inputs_embeds=None)
     assert torch.equal(other.loss, model(**inputs).loss)
 
 
 class PairsOfViews(torch.utils.data.Dataset):
-    """Two views of each picture an item, with the label of a labelled data set."""
+    """Two views of each image an item, with the label of a labeled dataset."""
 
     def __len__(self):
         return 8
 
     def __getitem__(self, index):
-        return {"pixel_values": pictures(2, seed=index), "labels": index % 2}
+        return {"pixel_values": images(2, seed=index), "labels": index % 2}
 
 
 def collate_views(items: list[dict]) -> dict[str, torch.Tensor]:
@@ -1069,10 +1069,10 @@ def collate_views(items: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def test_transformers_trainer_trains_it_and_averages_accumulated_batches(tmp_path):
-    """Four batches of two pictures, or one of eight: the same gradient, where no loss compares pictures."""
+    """Four batches of two images, or one of eight: the same gradient, where no loss compares images."""
     norms = []
     for batch_size, accumulated in ((8, 1), (2, 4)):
-        model = randomise(SiTForPreTraining(small_config(contrastive_weight=0.0, drop_path_rate=0.0)))
+        model = randomize(SiTForPreTraining(small_config(contrastive_weight=0.0, drop_path_rate=0.0)))
         arguments = TrainingArguments(
             output_dir=str(tmp_path),
             per_device_train_batch_size=batch_size,
@@ -1110,19 +1110,19 @@ def slow_batch_norm(module, x):
 def test_projection_head_is_that_of_the_paper(fields, output_norm, first_act):
     """Two layers with batch norm and GELU (or ReLU after the first, as in the authors' code), a linear layer, and on request
     a batch norm without parameters."""
-    model = randomise(SiTForPreTraining(small_config(**fields)))
+    model = randomize(SiTForPreTraining(small_config(**fields)))
     linear = [module for module in model.projection_head.modules() if isinstance(module, nn.Linear)]
     norms = [module for module in model.projection_head.modules() if isinstance(module, nn.BatchNorm1d)]
     assert [tuple(layer.weight.shape) for layer in linear] == [(20, 32), (20, 20), (12, 20)]
     assert len(norms) == (3 if output_norm else 2)
-    x = model.vit(pictures()).last_hidden_state[:, 0]
+    x = model.vit(images()).last_hidden_state[:, 0]
     x = first_act(slow_batch_norm(norms[0], F.linear(x, linear[0].weight, linear[0].bias)))
     x = F.gelu(slow_batch_norm(norms[1], F.linear(x, linear[1].weight, linear[1].bias)))
     x = F.linear(x, linear[2].weight, linear[2].bias)
     if output_norm:
         assert norms[2].weight is None
         x = slow_batch_norm(norms[2], x)
-    assert_equal(model(pictures()).projection, x)
+    assert_equal(model(images()).projection, x)
 
 
 @pytest.mark.parametrize(
@@ -1130,9 +1130,9 @@ def test_projection_head_is_that_of_the_paper(fields, output_norm, first_act):
 )
 def test_decoder_puts_each_patch_in_its_place(image_size, patch_size, num_layers):
     config = small_config(image_size=image_size, patch_size=patch_size, decoder_num_hidden_layers=num_layers)
-    model = randomise(SiTForPreTraining(config))
+    model = randomize(SiTForPreTraining(config))
     (height, width), (patch_height, patch_width) = model.config.image_shape, model.config.patch_shape
-    x = pictures(height=height, width=width)
+    x = images(height=height, width=width)
     tokens = model.vit(x).last_hidden_state[:, 1:]
     layers = [module for module in model.decoder.mlp if isinstance(module, nn.Linear)]
     assert len(layers) == num_layers
@@ -1149,14 +1149,14 @@ def test_decoder_puts_each_patch_in_its_place(image_size, patch_size, num_layers
 
 
 @pytest.mark.parametrize(("image_size", "patch_size"), [(30, 8), ((32, 36), 8), (32, (8, 12))])
-def test_pictures_of_part_patches_are_refused(image_size, patch_size):
+def test_images_of_part_patches_are_refused(image_size, patch_size):
     with pytest.raises(ValueError, match="patch_size"):
         SiTForPreTraining(small_config(image_size=image_size, patch_size=patch_size))
 
 
 @pytest.mark.parametrize("channels", [1, 5])
 def test_other_numbers_of_channels(tmp_path, channels):
-    model = randomise(SiTForPreTraining(small_config(num_channels=channels)))
+    model = randomize(SiTForPreTraining(small_config(num_channels=channels)))
     inputs = pretraining_inputs(channels=channels)
     output = model(**inputs)
     assert output.reconstruction.shape == (8, channels, 32, 32)
@@ -1181,7 +1181,7 @@ def test_inputs_are_left_unchanged():
 
 
 def test_tuples_hold_what_the_output_declares_in_its_order():
-    model = randomise(SiTForPreTraining(small_config(rotation_weight=0.5)))
+    model = randomize(SiTForPreTraining(small_config(rotation_weight=0.5)))
     inputs = {**pretraining_inputs(), "rotation_labels": torch.arange(8) % 4}
     output = model(**inputs, output_hidden_states=True, output_attentions=True)
     declared = [
@@ -1236,31 +1236,31 @@ def test_autocast():
 
 @pytest.mark.parametrize("pooling", ["token", "mean", "token_mean"])
 def test_poolings(pooling):
-    model = randomise(SiTForImageClassification(small_config(pooling=pooling, **LABELS)))
-    encoded = model.vit(pictures())
+    model = randomize(SiTForImageClassification(small_config(pooling=pooling, **LABELS)))
+    encoded = model.vit(images())
     tokens = encoded.last_hidden_state
     mean = sum(tokens[:, number] for number in range(1, 17)) / 16
     expected = {"token": tokens[:, 0], "mean": mean, "token_mean": torch.cat([tokens[:, 0], mean], 1)}[pooling]
     assert_equal(encoded.pooler_output, expected)
     assert model.classifier.in_features == (64 if pooling == "token_mean" else 32)
     logits = expected @ model.classifier.weight.T + model.classifier.bias
-    assert_equal(model(pictures()).logits, logits)
+    assert_equal(model(images()).logits, logits)
 
 
 @pytest.mark.parametrize("problem_type", ["single_label_classification", None])
 def test_single_label(problem_type):
-    model = randomise(SiTForImageClassification(small_config(problem_type=problem_type, **LABELS)))
+    model = randomize(SiTForImageClassification(small_config(problem_type=problem_type, **LABELS)))
     labels = torch.tensor([2, 0])
-    output = model(pictures(), labels=labels)
+    output = model(images(), labels=labels)
     expected = -output.logits.log_softmax(1)[torch.arange(2), labels].mean()
     assert_equal(output.loss, expected)
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", None])
 def test_multi_label(problem_type):
-    model = randomise(SiTForImageClassification(small_config(problem_type=problem_type, **LABELS)))
+    model = randomize(SiTForImageClassification(small_config(problem_type=problem_type, **LABELS)))
     labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    output = model(pictures(), labels=labels)
+    output = model(images(), labels=labels)
     chances = output.logits.double().sigmoid()
     expected = -(labels * chances.log() + (1 - labels) * (1 - chances).log()).mean()
     assert_equal(output.loss, expected.float())
@@ -1268,26 +1268,26 @@ def test_multi_label(problem_type):
 
 @pytest.mark.parametrize(("problem_type", "num_labels"), [("regression", 1), (None, 1), ("regression", 2)])
 def test_regression(problem_type, num_labels):
-    model = randomise(SiTForImageClassification(small_config(problem_type=problem_type, num_labels=num_labels)))
+    model = randomize(SiTForImageClassification(small_config(problem_type=problem_type, num_labels=num_labels)))
     labels = torch.randn(2, num_labels, generator=torch.Generator().manual_seed(0))
     if num_labels == 1:
         labels = labels[:, 0]
-    output = model(pictures(), labels=labels)
+    output = model(images(), labels=labels)
     assert_equal(output.loss, ((output.logits.squeeze(-1) - labels) ** 2).mean())
 
 
 def test_no_labels_no_loss():
-    assert SiTForImageClassification(small_config()).eval()(pictures()).loss is None
+    assert SiTForImageClassification(small_config()).eval()(images()).loss is None
 
 
 @pytest.mark.parametrize("model_class", [SiTModel, SiTForImageClassification])
 @pytest.mark.parametrize("by", ["argument", "configuration"])
 def test_return_dict_false(model_class, by):
-    model = randomise(model_class(small_config(**LABELS)))
-    expected = model(pictures())
+    model = randomize(model_class(small_config(**LABELS)))
+    expected = model(images())
     if by == "configuration":
         model.config.return_dict = False
-    output = model(pictures()) if by == "configuration" else model(pictures(), return_dict=False)
+    output = model(images()) if by == "configuration" else model(images(), return_dict=False)
     assert type(output) is tuple
     names = ["last_hidden_state", "pooler_output"] if model_class is SiTModel else ["logits"]
     assert len(output) == len(names)
@@ -1301,7 +1301,7 @@ def test_return_dict_false(model_class, by):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    randomise(SiTForImageClassification(small_config(**LABELS))).save_pretrained(folder)
+    randomize(SiTForImageClassification(small_config(**LABELS))).save_pretrained(folder)
     SiTImageProcessor(size={"height": 32, "width": 32}, corruption="zeros").save_pretrained(folder)
     return folder
 
@@ -1329,7 +1329,7 @@ def test_auto_classes_load_a_folder(checkpoint, no_prompt):
         model = auto_class.from_pretrained(checkpoint).eval()
         assert type(model) is model_class
         expected = model_class.from_pretrained(checkpoint).eval()
-        one, other = (getattr(each, "vit", each)(pictures()).last_hidden_state for each in (model, expected))
+        one, other = (getattr(each, "vit", each)(images()).last_hidden_state for each in (model, expected))
         assert_equal(one, other)
 
 

@@ -327,7 +327,7 @@ def test_root_files_import_what_travels(name):
         "import modeling_sit.gmml",
         "from modeling_sit.gmml import corrupt",
         "from . import gmml",
-        "from .data.decoding import read_picture",
+        "from .data.decoding import decode_image",
         "from ..gmml import corrupt",
         "from .gmml import *",
         "from .elsewhere import x",

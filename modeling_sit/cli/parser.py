@@ -11,29 +11,29 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from modeling_sit.runtime.errors import tells_errors
+from modeling_sit.runtime.errors import is_reporting_rank
 
 
 @dataclass
 class DatasetArguments:
-    """Where the pictures come from."""
+    """Where the images come from."""
 
     dataset: str = field(
         metadata={
-            "help": "Pictures: a folder (class sub-folders or a flat pile), a parquet or webdataset tar file or a folder of "
+            "help": "Images: a folder (class sub-folders or a flat pile), a parquet or webdataset tar file or a folder of "
             "them, a `save_to_disk` folder, a Hub id, or the built-in `digits`. Required."
         }
     )
     dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of a Hub data set that has several."}
+        default=None, metadata={"help": "Configuration of a Hub dataset that has several."}
     )
     image_column: str | None = field(
-        default=None, metadata={"help": "Column of the pictures. Default: the one column of type Image."}
+        default=None, metadata={"help": "Column of the images. Default: the one column of type Image."}
     )
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of the labels, or COLUMN.FIELD of a struct; lists of them if a picture may have several. "
+            "help": "Column of the labels, or COLUMN.FIELD of a struct; lists of them if an image may have several. "
             "Default: the one ClassLabel column, or one with a usual name."
         },
     )
@@ -56,7 +56,7 @@ class RecipeArgumentParser(HfArgumentParser):
         )
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n" if tells_errors() else None)
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n" if is_reporting_rank() else None)
 
     def parse(self, argv: list[str] | None = None) -> tuple[Any, ...]:
         """Parse `[RECIPE.yaml] --flag value ...` into the dataclasses, one instance each, in their order.
@@ -142,4 +142,4 @@ def choose_command(
     found = f"unknown command {argv[0]!r}; " if argv and not argv[0].startswith("-") else "no command; "
     close = difflib.get_close_matches(argv[0], commands, n=1) if argv else []
     remedy = f"did you mean {close[0]}?" if close else f"the first argument is one of {', '.join(commands)}"
-    parser.exit(2, f"error: {found}{remedy} (see {parser.prog} --help)\n" if tells_errors() else None)
+    parser.exit(2, f"error: {found}{remedy} (see {parser.prog} --help)\n" if is_reporting_rank() else None)

@@ -1,1 +1,1 @@
-"""Where pictures come from, and the two views of each."""
+"""Where images come from, and the two views of each."""

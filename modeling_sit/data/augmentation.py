@@ -1,5 +1,5 @@
-"""The augmentation of the two views after their crop, in batch on the pictures' device: flip, colour jitter, grey, blur,
-solarisation, normalisation. Every picture has its own draw, of every operation."""
+"""The augmentation of the two views after their crop, in batch on the images' device: flip, color jitter, grey, blur,
+solarization, normalization. Every image has its own draw, of every operation."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from modeling_sit.data.views import ViewArguments
 
-# Operations with a chance, and numbers drawn from a range, as rows of what is drawn for every picture.
+# Operations with a chance, and numbers drawn from a range, as rows of what is drawn for every image.
 CHANCES = ("horizontal_flip", "vertical_flip", "color_jitter", "grayscale", "blur", "solarize")
 RANGES = ("brightness", "contrast", "saturation", "hue", "sigma")
 JITTERS = ("brightness", "contrast", "saturation", "hue")
@@ -17,9 +17,9 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 # ITU-R BT.601, as torchvision and Pillow have it.
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
 
-# On a CPU a picture of this many numbers is worked on alone, for then it stays in the processor's own cache; of smaller
+# On a CPU an image of this many numbers is worked on alone, for then it stays in the processor's own cache; of smaller
 # ones so many at a time that calling PyTorch's operations costs little of what they take.
-NUMBERS_OF_A_LARGE_PICTURE = 40_000
+NUMBERS_OF_A_LARGE_IMAGE = 40_000
 NUMBERS_AT_A_TIME = 1_000_000
 
 
@@ -43,7 +43,7 @@ class ViewDraws:
 
 class ViewAugmentation(nn.Module):
     """
-    What follows the crop, in batch on the pictures' device. Every picture has its own draw, from PyTorch's global
+    What follows the crop, in batch on the images' device. Every image has its own draw, from PyTorch's global
     generator of that device; the operations and their parameters mean what torchvision's mean, the jitters come in a
     random order.
 
@@ -53,7 +53,7 @@ class ViewAugmentation(nn.Module):
         image_mean, image_std (sequences of `float`): One for each channel (1 or 3), of values in [0, 1].
 
     Raises:
-        `ValueError`: If a blur reaches farther than the picture.
+        `ValueError`: If a blur reaches farther than the image.
     """
 
     def __init__(self, arguments: ViewArguments, image_shape: tuple[int, int], image_mean, image_std):
@@ -62,10 +62,10 @@ class ViewAugmentation(nn.Module):
         self.blur_radius = max(1, round(2 * sigma[1]))
         if any(arguments.blur_probability) and self.blur_radius >= min(image_shape):
             raise ValueError(
-                f"--blur_sigma {arguments.blur_sigma}: more blur than pictures of {image_shape} pixels hold"
+                f"--blur_sigma {arguments.blur_sigma}: more blur than images of {image_shape} pixels hold"
             )
         brightness, contrast, saturation, hue = arguments.color_jitter
-        if len(image_mean) == 1:  # grey has no colours
+        if len(image_mean) == 1:  # grey has no colors
             saturation, hue = 0.0, 0.0
         factors = [(max(0.0, 1 - strength), 1 + strength) for strength in (brightness, contrast, saturation)]
         self.ranges = dict(zip(RANGES, [*factors, (-hue, hue), tuple(sigma)], strict=True))
@@ -88,15 +88,15 @@ class ViewAugmentation(nn.Module):
 
     @torch.no_grad()
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
-        """Clean, normalised views `(2 * batch, channels, height, width)`, view 1 first, of uint8 crops
+        """Clean, normalized views `(2 * batch, channels, height, width)`, view 1 first, of uint8 crops
         `(2, batch, channels, height, width)`."""
         draws = self.draw(crops.shape[1], crops.device)
         augment = self.augment_in_chunks if crops.device.type == "cpu" else self.augment_at_once
         return augment(crops.flatten(0, 1), draws)
 
-    def draw(self, num_pictures: int, device: torch.device) -> ViewDraws:
-        """Draw for two views of each of `num_pictures`, view 1 of all of them first."""
-        uniform = torch.rand(len(CHANCES) + len(RANGES) + len(JITTERS), 2, num_pictures, device=device)
+    def draw(self, num_images: int, device: torch.device) -> ViewDraws:
+        """Draw for two views of each of `num_images`, view 1 of all of them first."""
+        uniform = torch.rand(len(CHANCES) + len(RANGES) + len(JITTERS), 2, num_images, device=device)
         chances, numbers, order = uniform.split([len(CHANCES), len(RANGES), len(JITTERS)])
         return ViewDraws(
             dict(zip(CHANCES, (chances < self.chances).flatten(1), strict=True)),
@@ -108,13 +108,13 @@ class ViewAugmentation(nn.Module):
         )
 
     def augment_in_chunks(self, crops: torch.Tensor, draws: ViewDraws) -> torch.Tensor:
-        """Views of crops `(views, channels, height, width)`, for a CPU: a few pictures at a time stay in its cache, and
+        """Views of crops `(views, channels, height, width)`, for a CPU: a few images at a time stay in its cache, and
         an operation is done for those alone that want it."""
         views = torch.empty(crops.shape, device=crops.device)
         chosen = {name: values.tolist() for name, values in draws.chosen.items()}
         order = draws.order.tolist()
         numbers = crops[0].numel() if len(crops) else 1
-        size = 1 if numbers >= NUMBERS_OF_A_LARGE_PICTURE else NUMBERS_AT_A_TIME // numbers
+        size = 1 if numbers >= NUMBERS_OF_A_LARGE_IMAGE else NUMBERS_AT_A_TIME // numbers
         for start in range(0, len(crops), size):
             chunk = range(start, min(start + size, len(crops)))
             part = _Chunk(torch.div(crops[chunk.start : chunk.stop], 255), chunk, draws.number)
@@ -136,7 +136,7 @@ class ViewAugmentation(nn.Module):
         return views
 
     def augment_at_once(self, crops: torch.Tensor, draws: ViewDraws) -> torch.Tensor:
-        """The same views as `augment_in_chunks`, for accelerators: what is possible is computed for every picture, and
+        """The same views as `augment_in_chunks`, for accelerators: what is possible is computed for every image, and
         kept where it is wanted, so that the host never waits to know which. Without branches, it compiles as a whole."""
         views = torch.div(crops, 255)
         chosen = {name: values.view(-1, 1, 1, 1) for name, values in draws.chosen.items()}
@@ -149,7 +149,7 @@ class ViewAugmentation(nn.Module):
             views = torch.where(chosen["grayscale"], to_grey(views), views)
         if self.possible["blur"]:
             kernels = gaussian_kernels(draws.number["sigma"], self.blur_radius)
-            # A kernel of one pixel leaves a picture as it is.
+            # A kernel of one pixel leaves an image as it is.
             none = (torch.arange(kernels.shape[1], device=kernels.device) == self.blur_radius).to(kernels.dtype)
             views = blur_by_convolution(views, torch.where(draws.chosen["blur"].unsqueeze(1), kernels, none))
         if self.possible["solarize"]:
@@ -159,7 +159,7 @@ class ViewAugmentation(nn.Module):
     def _jitter_at_once(self, views: torch.Tensor, draws: ViewDraws) -> torch.Tensor:
         """Every view's jitters in its own order.
 
-        All but the hue's are blends with one picture or another, so one blend can do what each view wants at a place.
+        All but the hue's are blends with one image or another, so one blend can do what each view wants at a place.
         Around the hue's, which costs most, there are places for the others before and after it.
         """
         jittered = draws.chosen["color_jitter"]
@@ -245,7 +245,7 @@ def make_grey(views: torch.Tensor) -> torch.Tensor:
 
 
 def blend(views: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) -> torch.Tensor:
-    """`factor` of the views and `1 - factor` of another picture, within [0, 1]; a factor above 1 leads away from it.
+    """`factor` of the views and `1 - factor` of another image, within [0, 1]; a factor above 1 leads away from it.
 
     Args:
         views (`torch.Tensor` of shape `(views, channels, height, width)`): In [0, 1].
@@ -313,10 +313,10 @@ def gaussian_kernels(sigma: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def blur(views: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-    """Blur each view by its own kernel, rows and columns; the picture is reflected at its borders.
+    """Blur each view by its own kernel, rows and columns; the image is reflected at its borders.
 
-    For a CPU: a symmetric kernel needs one multiplication for two neighbours, and shifted sums of a picture in the cache are
-    several times as fast as PyTorch's convolutions of few channels, which pack and unpack the picture.
+    For a CPU: a symmetric kernel needs one multiplication for two neighbours, and shifted sums of an image in the cache are
+    several times as fast as PyTorch's convolutions of few channels, which pack and unpack the image.
 
     Args:
         views (`torch.Tensor` of shape `(views, channels, height, width)`): Float.
@@ -339,7 +339,7 @@ def blur(views: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
 
 
 def blur_by_convolution(views: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-    """As [`blur`], for accelerators: two convolutions, each of all pictures, with a kernel for every channel of each."""
+    """As [`blur`], for accelerators: two convolutions, each of all images, with a kernel for every channel of each."""
     count, channels, height, width = views.shape
     radius = kernels.shape[1] // 2
     padded = nn.functional.pad(views, [radius] * 4, mode="reflect").flatten(0, 1).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""Whether and where decoded pictures are kept, so that thousands of epochs decode them once."""
+"""Whether and where decoded images are kept, so that thousands of epochs decode them once."""
 
 import fcntl
 import hashlib
@@ -20,121 +20,119 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset
+from modeling_sit.data.crops import DecodedImages, TwoCropsDataset
 from modeling_sit.data.decoded_cache import (
     CacheTooLarge,
-    PictureCache,
+    DecodedImageCache,
     cache_key,
     estimate_bytes,
     lock_against_deletion,
-    write_pictures,
+    write_images,
 )
-from modeling_sit.data.decoding import UnreadablePicture
-from modeling_sit.data.device_crops import CropsOnDevice, DevicePictures
+from modeling_sit.data.decoding import UnreadableImage
+from modeling_sit.data.device_crops import CropsOnDevice, DeviceImages
 from modeling_sit.data.free_memory import free_memory
-from modeling_sit.data.sources import Pictures
-from modeling_sit.runtime.atomic_files import UNFINISHED, naming_what_cannot_be_written, replace_file
-from modeling_sit.runtime.distributed import fail_together
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.data.sources import ImageDatasets
+from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, replace_file, write_errors
+from modeling_sit.runtime.distributed import sync_errors
+from modeling_sit.runtime.errors import SiTError
 
 Result = TypeVar("Result")
 
-# Below this many looks at each picture, to decode all of them beforehand saves too little.
+# Below this many looks at each image, to decode all of them beforehand saves too little.
 MIN_EPOCHS = 3
 # Of what is free (on an accelerator: of all that it has, so that the same run chooses the same again), the share that
 # `auto` takes unasked, and the share that it may be told to take.
 UNASKED = {"device": 0.25, "memory": 0.5, "disk": 0.25}
 AT_MOST = {"device": 0.9, "memory": 0.9, "disk": 0.95}
-# Of one data set, with the settings of different runs; the others were not used for longer.
+# Of one dataset, with the settings of different runs; the others were not used for longer.
 CACHES_KEPT = 2
-SUFFIX = ".pictures"
+SUFFIX = ".images"
 # While one process decodes, the others look after it this often, in seconds: their connections would time out otherwise.
 PATIENCE = 20
 
 
 @dataclass
-class PictureCacheArguments:
-    """Where decoded pictures are kept."""
+class ImageCacheArguments:
+    """Where decoded images are kept."""
 
-    picture_cache: Literal["auto", "device", "memory", "disk", "none"] = field(
+    image_cache: Literal["auto", "device", "memory", "disk", "none"] = field(
         default="auto",
         metadata={
-            "help": "Where decoded pictures are kept, so that each is decoded once: on the accelerator (crops are cut there, "
+            "help": "Where decoded images are kept, so that each is decoded once: on the accelerator (crops are cut there, "
             "equal to the others' but for rounding), in memory or on disk, shared by all workers and processes; or nowhere. "
             f"Default: the first of these with room enough, for runs of {MIN_EPOCHS} epochs or more; nowhere for streams and "
-            "dry runs. Memory, disk and none give the same pictures to the last bit."
+            "dry runs. Memory, disk and none give the same images to the last bit."
         },
     )
-    picture_cache_dir: str | None = field(
+    image_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": f"Folder of the caches on disk, where `auto` comes to one; the {CACHES_KEPT} last used of each data set stay there. Default: "
-            "`sit_pictures` in the cache of Hugging Face's datasets."
+            "help": f"Folder of the caches on disk, where `auto` comes to one; the {CACHES_KEPT} last used of each dataset stay there. Default: "
+            "`sit_images` in the cache of Hugging Face's datasets."
         },
     )
 
     def __post_init__(self):
-        if self.picture_cache_dir is not None and self.picture_cache not in ("auto", "disk"):
-            raise ValueError(
-                f"--picture_cache_dir is for caches on disk, not for --picture_cache {self.picture_cache}"
-            )
+        if self.image_cache_dir is not None and self.image_cache not in ("auto", "disk"):
+            raise ValueError(f"--image_cache_dir is for caches on disk, not for --image_cache {self.image_cache}")
 
 
-def check_picture_cache(arguments: PictureCacheArguments, pictures: Pictures) -> None:
-    """Raise [`UserError`] for a cache of what cannot be kept."""
-    if isinstance(pictures.train, datasets.IterableDataset) and arguments.picture_cache not in ("auto", "none"):
-        raise UserError(
-            f"--picture_cache {arguments.picture_cache}: pictures that are streamed are not kept; leave out one of it and "
+def check_image_cache(arguments: ImageCacheArguments, images: ImageDatasets) -> None:
+    """Raise [`SiTError`] for a cache of what cannot be kept."""
+    if isinstance(images.train, datasets.IterableDataset) and arguments.image_cache not in ("auto", "none"):
+        raise SiTError(
+            f"--image_cache {arguments.image_cache}: images that are streamed are not kept; leave out one of it and "
             "--streaming"
         )
 
 
-def cache_pictures(
+def cache_images(
     accelerator: Accelerator,
     name: str,
     crops: TwoCropsDataset,
-    arguments: PictureCacheArguments,
+    arguments: ImageCacheArguments,
     num_epochs: float,
     on_device: bool | None = None,
 ) -> TwoCropsDataset:
-    """Decode all pictures, if that was not done before, and give what crops them from where they are kept then.
+    """Decode all images, if that was not done before, and give what crops them from where they are kept then.
 
     On each machine one process does it. Every process must call this.
 
     Args:
         accelerator (`Accelerator`): The processes, and the device that crops may be cut on.
-        name (`str`): The data set's name, by which its caches lie together.
-        crops (`TwoCropsDataset`): What decodes pictures anew; given back where none are kept.
-        arguments (`PictureCacheArguments`): What was asked for.
-        num_epochs (`float`): How often each picture will be seen.
+        name (`str`): The dataset's name, by which its caches lie together.
+        crops (`TwoCropsDataset`): What decodes images anew; given back where none are kept.
+        arguments (`ImageCacheArguments`): What was asked for.
+        num_epochs (`float`): How often each image will be seen.
         on_device (`bool`, *optional*): What `auto` must come to, for a run that goes on: whether crops are cut on the
             device, which rounds otherwise. Default: what there is room for.
 
     Returns:
-        `TwoCropsDataset`: `crops` itself where nothing is kept; a `CropsOnDevice` where pictures are on the device.
+        `TwoCropsDataset`: `crops` itself where nothing is kept; a `CropsOnDevice` where images are on the device.
 
     Raises:
-        [`UserError`]: If there is no room where the pictures are to be kept, or it cannot be written there.
+        [`SiTError`]: If there is no room where the images are to be kept, or it cannot be written there.
     """
-    too_short = arguments.picture_cache == "auto" and num_epochs < MIN_EPOCHS and not on_device
-    if arguments.picture_cache == "none" or too_short:
+    too_short = arguments.image_cache == "auto" and num_epochs < MIN_EPOCHS and not on_device
+    if arguments.image_cache == "none" or too_short:
         return crops
-    keeper = _Keeper(accelerator.device, name, crops.pictures, arguments, on_device)
+    keeper = _Keeper(accelerator.device, name, crops.images, arguments, on_device)
     kind, path, key = _call_on_each_machine(accelerator, keeper.keep)
     if kind == "none":
         return crops
-    with fail_together(accelerator):
+    with sync_errors(accelerator):
         try:
-            cache = PictureCache(path, key)
+            cache = DecodedImageCache(path, key)
         except (OSError, ValueError) as problem:
-            raise UserError(f"--picture_cache {kind}: {path} cannot be read: {problem}; choose none") from problem
+            raise SiTError(f"--image_cache {kind}: {path} cannot be read: {problem}; choose none") from problem
         cache.made_in = keeper.file_in_memory
         if kind == "device":
             try:
-                crops = CropsOnDevice(DevicePictures(cache, accelerator.device), crops.two_crops)
+                crops = CropsOnDevice(DeviceImages(cache, accelerator.device), crops.two_crops)
             except torch.OutOfMemoryError as problem:
-                raise UserError(
-                    f"--picture_cache {arguments.picture_cache}: no room on {accelerator.device} for decoded pictures of "
+                raise SiTError(
+                    f"--image_cache {arguments.image_cache}: no room on {accelerator.device} for decoded images of "
                     f"{_size(cache.index.num_bytes)}; choose memory, disk or none"
                 ) from problem
         else:
@@ -145,19 +143,19 @@ def cache_pictures(
 
 
 class _Keeper:
-    """Chooses where the pictures of one machine are kept, and puts them there."""
+    """Chooses where the images of one machine are kept, and puts them there."""
 
     def __init__(
         self,
         device: torch.device,
         name: str,
-        pictures: DecodedPictures,
-        arguments: PictureCacheArguments,
+        images: DecodedImages,
+        arguments: ImageCacheArguments,
         on_device: bool | None,
     ):
         self.device = device
         self.on_device = on_device
-        self.pictures = pictures
+        self.images = images
         self.arguments = arguments
         self.folder = _folder_of(name, arguments)
         # Others open it by this process: it must hold it as long as they may.
@@ -165,8 +163,8 @@ class _Keeper:
 
     def keep(self) -> tuple[str, Path | None, str]:
         """What kind of cache it is, the path of its file and its key."""
-        key = cache_key(self.pictures)
-        asked = self.arguments.picture_cache
+        key = cache_key(self.images)
+        asked = self.arguments.image_cache
         if asked != "auto":
             return asked, self._keep_in(asked, key, AT_MOST[asked]), key
         if self.on_device:
@@ -178,26 +176,26 @@ class _Keeper:
                 kind = "disk"  # which the operating system keeps in memory, too
             try:
                 return kind, self._keep_in(kind, key, UNASKED[kind]), key
-            except UserError as problem:
+            except SiTError as problem:
                 reason = str(problem)
-        _tell(f"no picture cache, every epoch decodes anew: {reason}")
+        _tell(f"no image cache, every epoch decodes anew: {reason}")
         return "none", None, key
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"
 
     def _is_complete(self, key: str) -> bool:
-        """Whether there is a whole cache on the disk, without pictures that can be read again since it was made."""
+        """Whether there is a whole cache on the disk, without images that can be read again since it was made."""
         try:
-            cache = PictureCache(self._path(key), key)
+            cache = DecodedImageCache(self._path(key), key)
         except (OSError, ValueError):
             return False
         return not any(self._can_be_read(index) for index in cache.index.unreadable)
 
     def _can_be_read(self, index: int) -> bool:
         try:
-            self.pictures[index]
-        except UnreadablePicture:
+            self.images[index]
+        except UnreadableImage:
             return False
         return True
 
@@ -224,25 +222,25 @@ class _Keeper:
 
     def _keep_in_memory(self, kind: str, key: str, room: int) -> Path:
         if not hasattr(os, "memfd_create"):
-            raise UserError(f"--picture_cache {kind} needs Linux; choose disk or none")
+            raise SiTError(f"--image_cache {kind} needs Linux; choose disk or none")
         self._check_room(kind, room)
         started = time.perf_counter()
         # A file without a name is gone when its last reader is, however that ends; and unlike those in /dev/shm, which
         # containers often limit to 64 MB, it may be as large as the memory.
-        file = os.fdopen(os.memfd_create("sit-pictures"), "w+b")
+        file = os.fdopen(os.memfd_create("sit-images"), "w+b")
         try:
             self._write(file, kind, key, room)
         except OSError as problem:
             file.close()
-            raise UserError(
-                f"--picture_cache {kind}: no memory for it: {problem.strerror}; choose disk or none"
+            raise SiTError(
+                f"--image_cache {kind}: no memory for it: {problem.strerror}; choose disk or none"
             ) from problem
         except BaseException:
             file.close()  # its memory is for what is tried next
             raise
         self.file_in_memory = file
         path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
-        self._tell_of(PictureCache(path, key), "in memory" if kind == "memory" else f"for {self.device}", started)
+        self._tell_of(DecodedImageCache(path, key), "in memory" if kind == "memory" else f"for {self.device}", started)
         return path
 
     def _keep_on_disk(self, key: str, share: float) -> Path:
@@ -252,54 +250,52 @@ class _Keeper:
             with _building_alone(self.folder):
                 if self._is_complete(key):
                     os.utime(path)
-                    self._tell_of(PictureCache(path, key), str(path), None)
+                    self._tell_of(DecodedImageCache(path, key), str(path), None)
                     return path
-                for leftover in self.folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
+                for leftover in self.folder.glob(f"{TEMPORARY_PREFIX}*"):  # of a process that was killed
                     leftover.unlink(missing_ok=True)
                 _delete_others(self.folder, path, CACHES_KEPT - 1)
                 room = self._room("disk", share)
                 self._check_room("disk", room)
                 with replace_file(path) as unfinished, open(unfinished, "w+b") as file:
                     self._write(file, "disk", key, room)
-        self._tell_of(PictureCache(path, key), str(path), started)
+        self._tell_of(DecodedImageCache(path, key), str(path), started)
         return path
 
     def _check_room(self, kind: str, room: int) -> None:
-        needed = estimate_bytes(self.pictures)
+        needed = estimate_bytes(self.images)
         if needed > room:
             raise self._no_room(kind, needed, room)
 
     def _write(self, file: BinaryIO, kind: str, key: str, room: int) -> None:
         indices = tqdm(
-            range(len(self.pictures)), desc="decoding pictures", unit="picture", leave=False, delay=2, file=sys.stderr
+            range(len(self.images)), desc="decoding images", unit="image", leave=False, delay=2, file=sys.stderr
         )
         try:
-            write_pictures(file, self.pictures, key, room, indices, num_threads=_num_cores())
+            write_images(file, self.images, key, room, indices, num_threads=_num_cores())
         except CacheTooLarge:
             raise self._no_room(kind, None, room) from None
 
     @staticmethod
-    def _no_room(kind: str, needed: int | None, room: int) -> UserError:
+    def _no_room(kind: str, needed: int | None, room: int) -> SiTError:
         size = "more than that" if needed is None else f"about {_size(needed)}"
-        return UserError(
-            f"--picture_cache {kind}: decoded pictures take {size}, and there is room for {_size(room)}; choose "
-            f"{'another place by --picture_cache_dir' if kind == 'disk' else 'disk'}, or none"
+        return SiTError(
+            f"--image_cache {kind}: decoded images take {size}, and there is room for {_size(room)}; choose "
+            f"{'another place by --image_cache_dir' if kind == 'disk' else 'disk'}, or none"
         )
 
     def _naming_the_folder(self):
-        return naming_what_cannot_be_written(
-            self.folder, "choose another --picture_cache_dir, or --picture_cache none"
-        )
+        return write_errors(self.folder, "choose another --image_cache_dir, or --image_cache none")
 
-    def _tell_of(self, cache: PictureCache, place: str, started: float | None) -> None:
+    def _tell_of(self, cache: DecodedImageCache, place: str, started: float | None) -> None:
         made = "made before" if started is None else f"made in {time.perf_counter() - started:.1f} s"
-        _tell(f"picture cache: {len(cache):,} pictures, {_size(cache.index.num_bytes)}, {place}, {made}")
+        _tell(f"image cache: {len(cache):,} images, {_size(cache.index.num_bytes)}, {place}, {made}")
 
 
 def _call_on_each_machine(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
     """Call `function` in one process of each machine, while the others wait, and give all what that of theirs returned.
 
-    Raises: As [`fail_together`].
+    Raises: As [`sync_errors`].
     """
     if accelerator.num_processes == 1:
         return function()
@@ -308,16 +304,16 @@ def _call_on_each_machine(accelerator: Accelerator, function: Callable[[], Resul
         while not all(gather_object([not wait(running, timeout=PATIENCE).not_done])):
             pass
     result = None
-    with fail_together(accelerator):
+    with sync_errors(accelerator):
         if running:
             result = running[0].result()
     return gather_object([result])[accelerator.process_index - accelerator.local_process_index]
 
 
-def _folder_of(name: str, arguments: PictureCacheArguments) -> Path:
-    root = Path(arguments.picture_cache_dir or datasets.config.HF_DATASETS_CACHE / "sit_pictures").expanduser()
+def _folder_of(name: str, arguments: ImageCacheArguments) -> Path:
+    root = Path(arguments.image_cache_dir or datasets.config.HF_DATASETS_CACHE / "sit_images").expanduser()
     identity = str(Path(name).expanduser().absolute()) if os.path.exists(os.path.expanduser(name)) else name
-    readable = re.sub(r"\W+", "-", Path(name).name)[:40].strip("-") or "pictures"
+    readable = re.sub(r"\W+", "-", Path(name).name)[:40].strip("-") or "images"
     return root / f"{readable}-{hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()}"
 
 
@@ -328,7 +324,7 @@ def _building_alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            _tell(f"picture cache: waiting for another process that makes one in {folder}")
+            _tell(f"image cache: waiting for another process that makes one in {folder}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

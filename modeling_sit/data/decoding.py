@@ -1,4 +1,4 @@
-"""From a file or its bytes to an upright 8-bit picture of the mode that the model takes."""
+"""From a file or its bytes to an upright 8-bit image of the mode that the model takes."""
 
 import io
 import math
@@ -9,33 +9,33 @@ from typing import Any
 import PIL.Image
 from PIL import ExifTags, ImageOps
 
-from modeling_sit.image_modes import check_num_channels, convert_picture
+from modeling_sit.image_modes import check_num_channels, convert_image
 
 
-class UnreadablePicture(Exception):
-    """A picture that cannot be decoded. The message names it, and the reason, in one line."""
+class UnreadableImage(Exception):
+    """An image that cannot be decoded. The message names it, and the reason, in one line."""
 
 
 # What libjpeg can leave out while it decodes.
 REDUCTIONS = (8, 4, 2)
-# Pixels of the smallest crop for each of the view's, in each direction, that a reduced picture still has. At 2, the
-# smallest crops of flowers differ from those of the full pictures by 0.7 to 1.2 of 255 on average, and larger crops by
+# Pixels of the smallest crop for each of the view's, in each direction, that a reduced image still has. At 2, the
+# smallest crops of flowers differ from those of the full images by 0.7 to 1.2 of 255 on average, and larger crops by
 # less; at 1, by 1.6 to 2.4.
 PIXELS_FOR_EACH_OF_THE_VIEWS = 2
 
 
 @dataclass(frozen=True)
-class Reduction:
+class DraftScale:
     """
-    By how much a large picture shrinks where it is decoded: views are smaller than crops of large photographs, and JPEGs
+    By how much a large image shrinks where it is decoded: views are smaller than crops of large photographs, and JPEGs
     decode several times as fast at a half, a quarter or an eighth of their size.
 
-    It hangs on the picture's size and these settings alone, never on a crop that was drawn, so that pictures that are kept
+    It hangs on the image's size and these settings alone, never on a crop that was drawn, so that images that are kept
     and those that are decoded anew are the same.
 
     Args:
         view_side (`int`): The longer side of a view, in pixels.
-        smallest_area (`float`): Smallest area of a crop, as share of the picture's.
+        smallest_area (`float`): Smallest area of a crop, as share of the image's.
         crop_ratio (pair of `float`): Range of a crop's width divided by its height.
     """
 
@@ -55,85 +55,85 @@ class Reduction:
         return next((factor for factor in REDUCTIONS if smallest_side >= factor * enough), 1)
 
 
-def read_picture(
-    picture: Any, num_channels: int = 3, name: str | None = None, reduction: Reduction | None = None
+def decode_image(
+    image: Any, num_channels: int = 3, name: str | None = None, reduction: DraftScale | None = None
 ) -> PIL.Image.Image:
-    """Decode a picture fully, turn it upright as its EXIF says, and convert it to the mode of `num_channels`.
+    """Decode an image fully, turn it upright as its EXIF says, and convert it to the mode of `num_channels`.
 
     Of a file with several frames or pages, the first is read.
 
     Args:
-        picture (`str`, `os.PathLike`, `bytes`, `dict` or `PIL.Image.Image`):
-            A path, an encoded picture, the `{"bytes": ..., "path": ...}` that `datasets.Image(decode=False)` gives, or
+        image (`str`, `os.PathLike`, `bytes`, `dict` or `PIL.Image.Image`):
+            A path, an encoded image, the `{"bytes": ..., "path": ...}` that `datasets.Image(decode=False)` gives, or
             a PIL image, which is left as it is.
         num_channels (`int`, *optional*, defaults to 3): 1 for grey, 3 for RGB, 4 for RGBA.
-        name (`str`, *optional*): What to call the picture in an error. Default: its path, where it has one.
-        reduction ([`Reduction`], *optional*): By how much to shrink it. Default: not at all.
+        name (`str`, *optional*): What to call the image in an error. Default: its path, where it has one.
+        reduction ([`DraftScale`], *optional*): By how much to shrink it. Default: not at all.
 
     Returns:
-        `PIL.Image.Image`: The picture, in memory, in mode "L", "RGB" or "RGBA".
+        `PIL.Image.Image`: The image, in memory, in mode "L", "RGB" or "RGBA".
 
     Raises:
-        [`UnreadablePicture`]: If there is no picture, it is not one, damaged, cut short, or of more than
+        [`UnreadableImage`]: If there is no image, it is not one, damaged, cut short, or of more than
             `PIL.Image.MAX_IMAGE_PIXELS` pixels.
         `ValueError`: If `num_channels` is not 1, 3 or 4.
-        `TypeError`: If `picture` is none of the above.
+        `TypeError`: If `image` is none of the above.
     """
     check_num_channels(num_channels)
     path = None
-    if isinstance(picture, dict):
-        path, picture = picture.get("path"), picture.get("bytes")
-        picture = path if picture is None else picture
-    elif isinstance(picture, PIL.Image.Image):
-        path = getattr(picture, "filename", None)
-    elif isinstance(picture, (str, os.PathLike)):
-        path = picture
-    elif not isinstance(picture, (bytes, bytearray, memoryview, type(None))):
-        raise TypeError(f"a picture is a path, bytes, a dict of them or a PIL image, not {type(picture).__name__}")
-    name = name or os.fspath(path or "picture in memory")
+    if isinstance(image, dict):
+        path, image = image.get("path"), image.get("bytes")
+        image = path if image is None else image
+    elif isinstance(image, PIL.Image.Image):
+        path = getattr(image, "filename", None)
+    elif isinstance(image, (str, os.PathLike)):
+        path = image
+    elif not isinstance(image, (bytes, bytearray, memoryview, type(None))):
+        raise TypeError(f"an image is a path, bytes, a dict of them or a PIL image, not {type(image).__name__}")
+    name = name or os.fspath(path or "image in memory")
 
     try:
-        decoded, factor = _decode(picture, reduction)
-        decoded = convert_picture(_upright(decoded), num_channels)
+        decoded, factor = _decode(image, reduction)
+        decoded = convert_image(_upright(decoded), num_channels)
         return decoded if factor == 1 else decoded.reduce(factor)
-    except UnreadablePicture as error:
-        raise UnreadablePicture(f"{name}: {error}") from None
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{name}: {error}") from None
     # On a damaged file Pillow's plugins raise nearly everything: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
-        raise UnreadablePicture(f"{name}: {_reason(error)}") from error
+        raise UnreadableImage(f"{name}: {_reason(error)}") from error
 
 
-def decoded_size(picture: dict | None, reduction: Reduction) -> tuple[int, int]:
-    """Width and height in pixels that [`read_picture`] gives, perhaps swapped, from the header alone.
+def decoded_size(image: dict | None, reduction: DraftScale) -> tuple[int, int]:
+    """Width and height in pixels that [`decode_image`] gives, perhaps swapped, from the header alone.
 
-    Raises: Whatever Pillow raises for what is no picture.
+    Raises: Whatever Pillow raises for what is no image.
     """
-    if picture is None:
-        raise UnreadablePicture("there is no picture")
-    encoded = picture["bytes"]
-    with PIL.Image.open(picture["path"] if encoded is None else io.BytesIO(encoded)) as opened:
+    if image is None:
+        raise UnreadableImage("there is no image")
+    encoded = image["bytes"]
+    with PIL.Image.open(image["path"] if encoded is None else io.BytesIO(encoded)) as opened:
         factor = reduction.factor(*opened.size)
         return -(-opened.width // factor), -(-opened.height // factor)
 
 
 def _decode(
-    picture: str | os.PathLike | bytes | PIL.Image.Image | None, reduction: Reduction | None
+    image: str | os.PathLike | bytes | PIL.Image.Image | None, reduction: DraftScale | None
 ) -> tuple[PIL.Image.Image, int]:
-    """The picture, and by what it still is to be reduced."""
-    if isinstance(picture, PIL.Image.Image):
-        picture.load()
-        return picture, 1 if reduction is None else reduction.factor(*picture.size)
-    if picture is None:
-        raise UnreadablePicture("there is no picture, neither bytes nor a path")
-    in_memory = not isinstance(picture, (str, os.PathLike))
-    if (len(picture) if in_memory else os.stat(picture).st_size) == 0:
-        raise UnreadablePicture("it is empty (0 bytes)")
-    # An open file, not a path: what Pillow opens itself it may map into memory, and keep open as long as the picture.
-    with io.BytesIO(picture) if in_memory else open(picture, "rb") as file, PIL.Image.open(file) as opened:
+    """The image, and by what it still is to be reduced."""
+    if isinstance(image, PIL.Image.Image):
+        image.load()
+        return image, 1 if reduction is None else reduction.factor(*image.size)
+    if image is None:
+        raise UnreadableImage("there is no image, neither bytes nor a path")
+    in_memory = not isinstance(image, (str, os.PathLike))
+    if (len(image) if in_memory else os.stat(image).st_size) == 0:
+        raise UnreadableImage("it is empty (0 bytes)")
+    # An open file, not a path: what Pillow opens itself it may map into memory, and keep open as long as the image.
+    with io.BytesIO(image) if in_memory else open(image, "rb") as file, PIL.Image.open(file) as opened:
         limit = PIL.Image.MAX_IMAGE_PIXELS
         # Pillow itself stops only at twice the limit; up to there it warns, then takes the memory.
         if limit is not None and opened.width * opened.height > limit:
-            raise UnreadablePicture(f"{opened.width} x {opened.height} pixels are too many (the limit is {limit})")
+            raise UnreadableImage(f"{opened.width} x {opened.height} pixels are too many (the limit is {limit})")
         factor, full_size = 1 if reduction is None else reduction.factor(*opened.size), opened.size
         if factor > 1:
             # A JPEG's decoder gives it smaller; others are left as they are.
@@ -154,6 +154,6 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, PIL.UnidentifiedImageError):
-        return "it is damaged, not a picture, or of a format that Pillow does not read"
+        return "it is damaged, not an image, or of a format that Pillow does not read"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(reason.split()) or type(error).__name__

@@ -1,12 +1,12 @@
-"""Pictures that live on the accelerator, and crops that are cut there in batch."""
+"""Images that live on the accelerator, and crops that are cut there in batch."""
 
 from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader
 
-from modeling_sit.data.crops import TwoCropsDataset, TwoRandomCrops, all_unreadable
-from modeling_sit.data.decoded_cache import PictureCache, PictureIndex
+from modeling_sit.data.crops import TwoCropsDataset, TwoCropsTransform, all_unreadable
+from modeling_sit.data.decoded_cache import DecodedImageCache, ImageIndex
 
 BYTES_AT_A_TIME = 64 * 2**20
 # So many crops are resampled at once, enough to fill a GPU; of large ones fewer, for they lie in one tensor in float32.
@@ -14,16 +14,16 @@ CROPS_AT_A_TIME = 64
 CANVAS_BYTES = 256 * 2**20
 
 
-class DevicePictures:
+class DeviceImages:
     """
-    The pictures of a cache, uint8 on a device.
+    The images of a cache, uint8 on a device.
 
     Args:
-        cache (`PictureCache`): The pictures; can be closed afterwards.
+        cache (`DecodedImageCache`): The images; can be closed afterwards.
         device (`torch.device`): Where they go.
     """
 
-    def __init__(self, cache: PictureCache, device: torch.device):
+    def __init__(self, cache: DecodedImageCache, device: torch.device):
         self.index = cache.index
         self.pixels = torch.empty(len(cache.pixels), dtype=torch.uint8, device=device)
         for start in range(0, len(cache.pixels), BYTES_AT_A_TIME):
@@ -31,15 +31,15 @@ class DevicePictures:
             self.pixels[part] = torch.from_numpy(cache.pixels[part].copy())
 
     def crop(self, indices: list[int], boxes: torch.Tensor, image_shape: tuple[int, int]) -> torch.Tensor:
-        """Cut boxes out of pictures and resample them to one size, bicubic and antialiased, as on the CPU to 2 of 255.
+        """Cut boxes out of images and resample them to one size, bicubic and antialiased, as on the CPU to 2 of 255.
 
         Args:
-            indices (`list` of `int`): The pictures.
-            boxes (`torch.Tensor` of shape `(pictures, 2, 4)`): Top, left, height and width in pixels of two boxes in each.
+            indices (`list` of `int`): The images.
+            boxes (`torch.Tensor` of shape `(images, 2, 4)`): Top, left, height and width in pixels of two boxes in each.
             image_shape (pair of `int`): Height and width of the crops.
 
         Returns:
-            `torch.Tensor`: uint8 `(2, pictures, channels, height, width)`.
+            `torch.Tensor`: uint8 `(2, images, channels, height, width)`.
         """
         wanted = [(index, box) for view in boxes.unbind(1) for index, box in zip(indices, view.tolist(), strict=True)]
         crops = [self._crop(chunk, image_shape) for chunk in self._chunks(wanted)]
@@ -67,7 +67,7 @@ class DevicePictures:
         heights, widths = sizes.to(device, non_blocking=True)
         canvas = torch.zeros(len(wanted), self.index.num_channels, max_height, max_width, device=device)
         for place, (index, (top, left, height, width)) in zip(canvas, wanted, strict=True):
-            crop = self._picture(index)[top : top + height, left : left + width]
+            crop = self._image(index)[top : top + height, left : left + width]
             place[:, :height, :width] = crop.permute(2, 0, 1)
         across = resampling_weights(widths, max_width, image_shape[1])
         down = resampling_weights(heights, max_height, image_shape[0])
@@ -75,7 +75,7 @@ class DevicePictures:
         narrow = (canvas.flatten(1, 2) @ across.mT).unflatten(1, canvas.shape[1:3]).add_(0.5).floor_().clamp_(0, 255)
         return (down[:, None] @ narrow).add_(0.5).floor_().clamp_(0, 255).byte()
 
-    def _picture(self, index: int) -> torch.Tensor:
+    def _image(self, index: int) -> torch.Tensor:
         start, height, width = self.index.place(index)
         channels = self.index.num_channels
         return self.pixels[start : start + height * width * channels].view(height, width, channels)
@@ -111,29 +111,29 @@ def resampling_weights(lengths: torch.Tensor, max_length: int, size: int) -> tor
 
 class CropsOnDevice(TwoCropsDataset):
     """
-    As [`TwoCropsDataset`], but an item holds in place of crops the `index` of a picture and the `boxes` `(2, 4)` to cut:
+    As [`TwoCropsDataset`], but an item holds in place of crops the `index` of an image and the `boxes` `(2, 4)` to cut:
     workers draw, and [`CropLoader`] cuts, on the device.
 
     Args:
-        device_pictures (`DevicePictures`): The pictures.
-        two_crops (`TwoRandomCrops`): Draws the boxes.
+        device_images (`DeviceImages`): The images.
+        two_crops (`TwoCropsTransform`): Draws the boxes.
     """
 
-    def __init__(self, device_pictures: DevicePictures, two_crops: TwoRandomCrops):
+    def __init__(self, device_images: DeviceImages, two_crops: TwoCropsTransform):
         # Workers get the index alone: what is on an accelerator stays with the process that put it there.
-        super().__init__(_Shapes(device_pictures.index), two_crops)
-        self.device_pictures = device_pictures
+        super().__init__(_Shapes(device_images.index), two_crops)
+        self.device_images = device_images
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "device_pictures": None}
+        return {**self.__dict__, "device_images": None}
 
     def crop(self, index: int, seed: int) -> dict:
-        _, height, width = self.pictures.index.place(index)
+        _, height, width = self.images.index.place(index)
         return {"index": index, "boxes": torch.tensor(self.two_crops.draw_boxes(height, width, seed))}
 
 
 class _Shapes:
-    def __init__(self, index: PictureIndex):
+    def __init__(self, index: ImageIndex):
         self.index = index
 
     def __len__(self) -> int:
@@ -145,12 +145,12 @@ class CropLoader:
     Batches as [`collate_crops`] makes them, with crops that were cut on the device.
 
     Args:
-        crops (`CropsOnDevice`): The pictures.
+        crops (`CropsOnDevice`): The images.
         loader_settings: As of `torch.utils.data.DataLoader`.
     """
 
     def __init__(self, crops: CropsOnDevice, **loader_settings):
-        self.pictures, self.image_shape = crops.device_pictures, tuple(crops.two_crops.image_shape)
+        self.images, self.image_shape = crops.device_images, tuple(crops.two_crops.image_shape)
         self.loader = DataLoader(crops, collate_fn=collate_boxes, **loader_settings)
 
     def __len__(self) -> int:
@@ -158,7 +158,7 @@ class CropLoader:
 
     def __iter__(self) -> Iterator[dict]:
         for batch in self.loader:
-            crops = self.pictures.crop(batch["indices"], batch["boxes"], self.image_shape)
+            crops = self.images.crop(batch["indices"], batch["boxes"], self.image_shape)
             yield {"crops": crops, "unreadable": batch["unreadable"]}
 
 

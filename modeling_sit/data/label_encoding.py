@@ -1,4 +1,4 @@
-"""Which columns of a data set hold pictures and labels, and one encoding for the labels of all its splits."""
+"""Which columns of a dataset hold images and labels, and one encoding for the labels of all its splits."""
 
 import re
 import textwrap
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 # Of a column in which every row is null.
 NO_TYPE = datasets.Value("null")
@@ -21,29 +21,29 @@ LABEL_COLUMNS = {
 
 
 def find_image_column(features: dict[str, Any], asked: str | None) -> str:
-    """The column of the pictures: the one `asked` for, else the only one of that type."""
+    """The column of the images: the one `asked` for, else the only one of that type."""
     if asked is not None:
         if asked not in features:
-            raise UserError(f"--image_column {asked}: no such column, only {listed(features)}")
-        if not isinstance(features[asked], datasets.Image) and not _holds_encoded_pictures(features[asked]):
-            raise UserError(f"--image_column {asked}: the column does not hold pictures, but {features[asked]}")
+            raise SiTError(f"--image_column {asked}: no such column, only {listed(features)}")
+        if not isinstance(features[asked], datasets.Image) and not _holds_encoded_images(features[asked]):
+            raise SiTError(f"--image_column {asked}: the column does not hold images, but {features[asked]}")
         return asked
-    columns = _picture_columns(features)
+    columns = _image_columns(features)
     if not columns:
-        raise UserError(f"no column of pictures among {listed(features)}; name it with --image_column")
+        raise SiTError(f"no column of images among {listed(features)}; name it with --image_column")
     if len(columns) > 1:
-        raise UserError(f"several columns of pictures: {listed(columns)}; choose one with --image_column")
+        raise SiTError(f"several columns of images: {listed(columns)}; choose one with --image_column")
     return columns[0]
 
 
-def _picture_columns(features: dict[str, Any]) -> list[str]:
+def _image_columns(features: dict[str, Any]) -> list[str]:
     typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    return typed or [column for column, feature in features.items() if _holds_encoded_pictures(feature)]
+    return typed or [column for column, feature in features.items() if _holds_encoded_images(feature)]
 
 
-def _holds_encoded_pictures(feature: Any) -> bool:
+def _holds_encoded_images(feature: Any) -> bool:
     if isinstance(feature, dict):  # a struct, as pandas writes `Image` columns
-        return "bytes" in feature and set(feature) <= {"bytes", "path"} and _holds_encoded_pictures(feature["bytes"])
+        return "bytes" in feature and set(feature) <= {"bytes", "path"} and _holds_encoded_images(feature["bytes"])
     return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
 
 
@@ -54,22 +54,22 @@ def find_label_column(features: dict[str, Any], asked: str | None) -> str | None
     Fields of a struct are called `COLUMN.FIELD`, as `json.labels` in a webdataset's `.json` files.
 
     Raises:
-        [`UserError`]: If there is no such column, it holds no labels, or there are several.
+        [`SiTError`]: If there is no such column, it holds no labels, or there are several.
     """
     fields = _with_struct_fields(features)
     if asked is not None:
         if asked not in fields:
-            raise UserError(f"--label_column {asked}: no such column, only {listed(features)}")
+            raise SiTError(f"--label_column {asked}: no such column, only {listed(features)}")
         if not _holds_labels(fields[asked]):
-            raise UserError(f"--label_column {asked}: {_NO_LABELS}, but {described(fields[asked])}")
+            raise SiTError(f"--label_column {asked}: {_NO_LABELS}, but {described(fields[asked])}")
         return asked
     columns = [column for column in features if isinstance(_of_one_class(features[column]), datasets.ClassLabel)]
     others = [column for column in fields if _has_usual_name(column, features) and fields[column] != NO_TYPE]
     columns = columns or [column for column in others if _holds_labels(fields[column])]
     if len(columns) > 1:
-        raise UserError(f"several columns of labels: {listed(columns)}; choose one with --label_column")
+        raise SiTError(f"several columns of labels: {listed(columns)}; choose one with --label_column")
     if others and not columns:
-        raise UserError(
+        raise SiTError(
             f"column {others[0]}: {_NO_LABELS}, but {described(fields[others[0]])}; name another with --label_column"
         )
     return columns[0] if columns else None
@@ -77,12 +77,12 @@ def find_label_column(features: dict[str, Any], asked: str | None) -> str | None
 
 def _has_usual_name(column: str, features: dict[str, Any]) -> bool:
     """Such as `Label`; and of a webdataset, `labels.json`, or the field `json.labels`, but no field of another struct: what
-    stands there beside the classes, as boxes do, tells whether they are the picture's."""
+    stands there beside the classes, as boxes do, tells whether they are the image's."""
     struct, _, field = column.lower().partition(".")
     return (struct if column in features else field if struct == "json" else None) in LABEL_COLUMNS
 
 
-_NO_LABELS = "not one class for each picture (integer or string) or a list of them"
+_NO_LABELS = "not one class for each image (integer or string) or a list of them"
 
 
 def _with_struct_fields(features: dict[str, Any]) -> dict[str, Any]:
@@ -119,10 +119,10 @@ class EncodedLabels:
 
     Args:
         columns (`dict[str, pa.Array]`):
-            Of each split, int64, `(num_rows,)`, -1 for no label. Or, where a picture may have several classes, lists of
+            Of each split, int64, `(num_rows,)`, -1 for no label. Or, where an image may have several classes, lists of
             int64, ascending: null for no label known, empty for none of the classes.
         label_names (`list[str]`): The classes, in the order of their indices.
-        multi_label (`bool`): Whether a picture may have several classes.
+        multi_label (`bool`): Whether an image may have several classes.
     """
 
     columns: dict[str, pa.Array]
@@ -148,29 +148,29 @@ def encode_labels(splits: dict[str, datasets.Dataset], column: str) -> EncodedLa
     """Give the labels of all splits one encoding.
 
     A column of lists makes a multi-label set. Lists of one length, at least 2, that hold nothing but 0 and 1, and vectors of
-    booleans, are multi-hot: they tell for each class whether the picture has it. Null and -1 in other lists are padding.
+    booleans, are multi-hot: they tell for each class whether the image has it. Null and -1 in other lists are padding.
 
     Args:
         splits (`dict[str, datasets.Dataset]`): The splits; some may lack the column.
         column (`str`): Name of the column of the labels, or `COLUMN.FIELD` of a struct.
 
     Returns:
-        [`EncodedLabels`], or `None` if no picture has a label.
+        [`EncodedLabels`], or `None` if no image has a label.
 
     Raises:
-        [`UserError`]: If a split's column holds no labels, one of a class without a name, or lists only in some splits.
+        [`SiTError`]: If a split's column holds no labels, one of a class without a name, or lists only in some splits.
     """
     features = {split: _with_struct_fields(dataset.features).get(column) for split, dataset in splits.items()}
     features = {split: feature for split, feature in features.items() if feature not in (None, NO_TYPE)}
     for split, feature in features.items():
         if not _holds_labels(feature):
-            raise UserError(f"column {column} of split {split}: {_NO_LABELS}, but {described(feature)}")
+            raise SiTError(f"column {column} of split {split}: {_NO_LABELS}, but {described(feature)}")
     if not features:
         return None
     multi_label = _is_list(next(iter(features.values())))
     for split, feature in features.items():
         if _is_list(feature) != multi_label:
-            raise UserError(f"column {column}: lists of classes in some splits, and one class a picture in {split}")
+            raise SiTError(f"column {column}: lists of classes in some splits, and one class an image in {split}")
 
     found = {split: _values_of(splits[split], column, feature) for split, feature in features.items()}
     if multi_label:
@@ -207,7 +207,7 @@ def _from_multi_hot(found: dict[str, _Values], column: str) -> dict[str, _Values
     are_booleans = [getattr(split.feature, "dtype", None) == "bool" for split in found.values()]
     if any(are_booleans):
         if not all(are_booleans) or len(lengths) != 1:
-            raise UserError(f"column {column}: vectors of booleans must tell of the same classes in every row")
+            raise SiTError(f"column {column}: vectors of booleans must tell of the same classes in every row")
     elif not (
         len(lengths) == 1
         and min(lengths) >= 2
@@ -240,7 +240,7 @@ def _encode_values(found: dict[str, _Values], column: str) -> tuple[dict[str, np
         if isinstance(part.feature, datasets.ClassLabel) and part.feature.names:
             largest = pc.max(part.values).as_py()
             if largest is not None and largest >= len(part.feature.names):
-                raise UserError(
+                raise SiTError(
                     f"column {column} of split {split}: a label {largest}, but names for {len(part.feature.names)} classes"
                 )
     if names is None or any(getattr(feature, "names", None) != names for feature in features):

@@ -1,4 +1,4 @@
-"""Batches of crops for the training loop, and what it says of pictures that cannot be read."""
+"""Batches of crops for the training loop, and what it says of images that cannot be read."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -10,26 +10,26 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset, TwoRandomCrops, collate_crops
-from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data.crops import DecodedImages, TwoCropsDataset, TwoCropsTransform, collate_crops
+from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
-from modeling_sit.data.sampling import PictureBatches
-from modeling_sit.data.sources import Pictures
-from modeling_sit.data.streaming import StreamedCrops, StreamingLoader, first_pictures
+from modeling_sit.data.sampling import ResumableBatchSampler
+from modeling_sit.data.sources import ImageDatasets
+from modeling_sit.data.streaming import StreamedCrops, StreamingLoader, first_images
 from modeling_sit.data.views import ViewArguments
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 def read_batches(loader: DataLoader | StreamingLoader | CropLoader, dataset: str) -> Iterator[dict]:
     """The batches of a loader; closing this generator ends the loader's workers.
 
     Raises:
-        [`UserError`]: Naming the data set, if too many pictures in a row cannot be read.
+        [`SiTError`]: Naming the dataset, if too many images in a row cannot be read.
     """
     try:
         yield from loader
         return
-    except UnreadablePicture as problem:
+    except UnreadableImage as problem:
         error = _naming(dataset, problem)
         # Its frames hold it, and it holds them, and by them the loader's workers, for which the program's end would wait.
         problem.__traceback__ = None
@@ -38,22 +38,22 @@ def read_batches(loader: DataLoader | StreamingLoader | CropLoader, dataset: str
 
 @contextmanager
 def naming_unreadable(dataset: str) -> Iterator[None]:
-    """Turn an `UnreadablePicture` into an error that names the data set."""
+    """Turn an `UnreadableImage` into an error that names the dataset."""
     try:
         yield
-    except UnreadablePicture as problem:
+    except UnreadableImage as problem:
         raise _naming(dataset, problem) from problem
 
 
-def _naming(dataset: str, problem: UnreadablePicture) -> UserError:
+def _naming(dataset: str, problem: UnreadableImage) -> SiTError:
     # A worker's exception carries its traceback in front of what it says.
-    reason = str(problem).strip().splitlines()[-1].rpartition("UnreadablePicture: ")[2]
-    return UserError(f"--dataset {dataset} cannot be read: {reason}; mend or remove the damaged files")
+    reason = str(problem).strip().splitlines()[-1].rpartition("UnreadableImage: ")[2]
+    return SiTError(f"--dataset {dataset} cannot be read: {reason}; mend or remove the damaged files")
 
 
-class UnreadablePictures:
+class UnreadableImages:
     """
-    The pictures of this process that could not be read, each named once on stderr.
+    The images of this process that could not be read, each named once on stderr.
 
     Args:
         on_bad_image (`str`): `"skip"`, or `"error"`: [`check`] raises then, if there was one.
@@ -69,54 +69,54 @@ class UnreadablePictures:
             if problem not in self.known:
                 self.known.add(problem)
                 if self.on_bad_image == "skip":
-                    tqdm.write(f"skipped an unreadable picture: {problem}", file=sys.stderr)
+                    tqdm.write(f"skipped an unreadable image: {problem}", file=sys.stderr)
 
     def named_by_all(self) -> list[str]:
         """Those of all processes. Every process must call this."""
         return sorted(set(gather_object(sorted(self.known))))
 
     def check(self) -> None:
-        """Raise [`UserError`] by the first unreadable picture, if `on_bad_image` asks for it."""
+        """Raise [`SiTError`] by the first unreadable image, if `on_bad_image` asks for it."""
         if self.on_bad_image == "error" and self.known:
-            raise UserError(f"{min(self.known)} (--on_bad_image skip would go on without it)")
+            raise SiTError(f"{min(self.known)} (--on_bad_image skip would go on without it)")
 
 
 def create_crops(
-    pictures: Pictures, image_shape: tuple[int, int], num_channels: int, arguments: ViewArguments
+    images: ImageDatasets, image_shape: tuple[int, int], num_channels: int, arguments: ViewArguments
 ) -> TwoCropsDataset | StreamedCrops:
-    """What decodes the training pictures and crops each of them twice."""
-    if is_streamed(pictures):
+    """What decodes the training images and crops each of them twice."""
+    if is_streamed(images):
         return StreamedCrops(image_shape, num_channels, arguments)
-    two_crops = TwoRandomCrops(image_shape, arguments)
-    return TwoCropsDataset(DecodedPictures(pictures.train, num_channels, two_crops.reduction), two_crops)
+    two_crops = TwoCropsTransform(image_shape, arguments)
+    return TwoCropsDataset(DecodedImages(images.train, num_channels, two_crops.reduction), two_crops)
 
 
-def is_streamed(pictures: Pictures) -> bool:
-    return isinstance(pictures.train, datasets.IterableDataset)
+def is_streamed(images: ImageDatasets) -> bool:
+    return isinstance(images.train, datasets.IterableDataset)
 
 
-def crop_first_pictures(
-    pictures: Pictures, crops: TwoCropsDataset | StreamedCrops, count: int, seeds: Callable[[int], int]
+def crop_first_images(
+    images: ImageDatasets, crops: TwoCropsDataset | StreamedCrops, count: int, seeds: Callable[[int], int]
 ) -> torch.Tensor:
-    """One crop each of the first `count` pictures, or as many as there are, `(pictures, channels, height, width)`, uint8.
+    """One crop each of the first `count` images, or as many as there are, `(images, channels, height, width)`, uint8.
 
     Args:
-        seeds (callable): From a picture's number to the seed of its crop.
+        seeds (callable): From an image's number to the seed of its crop.
 
     Raises:
-        [`UserError`]: If they cannot be read.
+        [`SiTError`]: If they cannot be read.
     """
-    with naming_unreadable(pictures.name):
+    with naming_unreadable(images.name):
         if isinstance(crops, StreamedCrops):
-            first = first_pictures(pictures.train, count, pictures.train_shards)
-            items = crops.__getitems__([(picture, seeds(number)) for number, picture in enumerate(first)])
+            first = first_images(images.train, count, images.train_shards)
+            items = crops.__getitems__([(image, seeds(number)) for number, image in enumerate(first)])
         else:
             items = [crops[number, seeds(number)] for number in range(min(count, len(crops)))]
     return torch.stack([item["crops"][0] for item in items])
 
 
 def create_loader(
-    pictures: Pictures,
+    images: ImageDatasets,
     crops: TwoCropsDataset | StreamedCrops,
     *,
     batch_size: int,
@@ -134,32 +134,32 @@ def create_loader(
     """Batches of one process, as [`collate_crops`] makes them.
 
     Args:
-        pictures (`Pictures`): The data set; `crops` is of it.
-        batch_size (`int`): Pictures in a batch of one process.
+        images (`ImageDatasets`): The dataset; `crops` is of it.
+        batch_size (`int`): Images in a batch of one process.
         seed (`int`): Seed of the order and of the crops.
         first_batch (`int`): Number of the first batch, counted from the start of the run.
         num_batches (`int`): How many batches.
         process_index, num_processes (`int`): Which process this is, of how many.
-        shuffle_buffer_size, stream_state (*optional*): As of [`StreamingLoader`], for streamed pictures.
+        shuffle_buffer_size, stream_state (*optional*): As of [`StreamingLoader`], for streamed images.
         num_workers, pin_memory, worker_init_fn (*optional*): As of `torch.utils.data.DataLoader`.
     """
     reading = {"num_workers": num_workers, "pin_memory": pin_memory, "worker_init_fn": worker_init_fn}
     if isinstance(crops, StreamedCrops):
         return StreamingLoader(
-            pictures.train,
+            images.train,
             crops,
             batch_size,
             seed,
             num_batches,
             shuffle_buffer_size,
             start_state=stream_state,
-            shards=pictures.train_shards,
-            num_pictures=pictures.num_train,
+            shards=images.train_shards,
+            num_images=images.num_train,
             process_index=process_index,
             num_processes=num_processes,
             **reading,
         )
-    batches = PictureBatches(
+    batches = ResumableBatchSampler(
         len(crops),
         batch_size,
         seed,

@@ -1,4 +1,4 @@
-"""Which picture is seen when, and with which random numbers: functions of the seed and the step, of nothing else.
+"""Which image is seen when, and with which random numbers: functions of the seed and the step, of nothing else.
 
 So a run that resumes at a step sees what an uninterrupted one sees there, whatever the number of dataloader workers.
 """
@@ -19,15 +19,15 @@ def derive_seed(seed: int, purpose: int, *numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") >> 1
 
 
-class PictureBatches(Sampler[list[tuple[int, int]]]):
+class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     """
-    Batches of one process: lists of (index of a picture, seed of its draws), epoch after epoch.
+    Batches of one process: lists of (index of an image, seed of its draws), epoch after epoch.
 
-    An epoch is a new permutation of all pictures; what does not fill a batch of every process is left to other epochs.
+    An epoch is a new permutation of all images; what does not fill a batch of every process is left to other epochs.
 
     Args:
-        num_pictures (`int`): Number of pictures.
-        batch_size (`int`): Pictures in a batch of one process.
+        num_images (`int`): Number of images.
+        batch_size (`int`): Images in a batch of one process.
         seed (`int`): Seed of the permutations and of the draws.
         start (`int`, *optional*, defaults to 0): Number of the first batch, counted from the start of the run.
         stop (`int`): Number of the batch to stop before.
@@ -35,12 +35,12 @@ class PictureBatches(Sampler[list[tuple[int, int]]]):
         num_processes (`int`, *optional*, defaults to 1): How many processes share each batch number.
 
     Raises:
-        `ValueError`: If there are fewer pictures than the batches of all processes hold.
+        `ValueError`: If there are fewer images than the batches of all processes hold.
     """
 
     def __init__(
         self,
-        num_pictures: int,
+        num_images: int,
         batch_size: int,
         seed: int,
         stop: int,
@@ -48,12 +48,12 @@ class PictureBatches(Sampler[list[tuple[int, int]]]):
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        self.batches_per_epoch = num_pictures // (batch_size * num_processes)
+        self.batches_per_epoch = num_images // (batch_size * num_processes)
         if self.batches_per_epoch == 0:
             raise ValueError(
-                f"{num_pictures} pictures do not fill one batch of {batch_size} in each of {num_processes} processes"
+                f"{num_images} images do not fill one batch of {batch_size} in each of {num_processes} processes"
             )
-        self.num_pictures = num_pictures
+        self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
@@ -70,7 +70,7 @@ class PictureBatches(Sampler[list[tuple[int, int]]]):
             epoch, position = divmod(number, self.batches_per_epoch)
             if epoch != permuted_epoch:
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, epoch))
-                permutation = torch.randperm(self.num_pictures, generator=generator)
+                permutation = torch.randperm(self.num_images, generator=generator)
                 permuted_epoch = epoch
             first = (position * self.num_processes + self.process_index) * self.batch_size
             indices = permutation[first : first + self.batch_size].tolist()

@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder, parquet or webdataset files, a saved data set, the Hub, or the built-in digits."""
+"""Where images come from: a folder, parquet or webdataset files, a saved dataset, the Hub, or the built-in digits."""
 
 import functools
 import glob
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from modeling_sit.data.decoding import Reduction, UnreadablePicture, read_picture
+from modeling_sit.data.decoding import DraftScale, UnreadableImage, decode_image
 from modeling_sit.data.label_encoding import (
     EncodedLabels,
     described,
@@ -29,13 +29,13 @@ from modeling_sit.data.label_encoding import (
     find_label_column,
     listed,
 )
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
 
 TRAIN_SPLITS = ("train", "training")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test", "testing")
-# Pillow knows these when it sees them, and cannot decode them: videos and arrays that lie beside the pictures.
+# Pillow knows these when it sees them, and cannot decode them: videos and arrays that lie beside the images.
 UNDECODABLE_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 # Into how many shards a set that lies open in memory is cut to be streamed: enough to shuffle and to share them.
@@ -56,17 +56,17 @@ class Shard:
 
 
 @dataclass
-class Pictures:
-    """The pictures of a data set, not decoded yet.
+class ImageDatasets:
+    """The images of a dataset, not decoded yet.
 
     Each split has the columns `image` (a `datasets.Image(decode=False)`: `{"bytes": ..., "path": ...}`, or `None` in a
-    row without a picture) and, if `label_names` is not `None`, `label`, with the same encoding in all splits:
+    row without an image) and, if `label_names` is not `None`, `label`, with the same encoding in all splits:
 
-    - a `datasets.ClassLabel`, -1 where a picture has no label, as in the Hub's test sets;
-    - in a multi-label set a `datasets.List` of such, the indices of the picture's classes, ascending; null where no label is
-      known, and an empty list where the picture has none of the classes.
+    - a `datasets.ClassLabel`, -1 where an image has no label, as in the Hub's test sets;
+    - in a multi-label set a `datasets.List` of such, the indices of the image's classes, ascending; null where no label is
+      known, and an empty list where the image has none of the classes.
 
-    Splits that are streamed have the same columns, with labels as they are stored: of classes whose names the data set
+    Splits that are streamed have the same columns, with labels as they are stored: of classes whose names the dataset
     does not tell, `label` holds integers, and `label_names` is `None`.
 
     Args:
@@ -74,13 +74,13 @@ class Pictures:
         train (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
             `None` if there are several splits and none is called `train`.
         validation (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
-            `None` if the data set has no such split; none is made up.
+            `None` if the dataset has no such split; none is made up.
         label_names (`list[str]`, *optional*): Names of the classes, in the order of their indices.
-        splits (`list[str]`): Names of all splits of the data set, also of those not used.
+        splits (`list[str]`): Names of all splits of the dataset, also of those not used.
         num_train (`int`, *optional*):
-            Number of pictures to train on; `None` if that is not known without reading the whole stream.
+            Number of images to train on; `None` if that is not known without reading the whole stream.
         train_shards (`list[Shard]`, *optional*): What `train` is made of, in its order, where it is streamed.
-        multi_label (`bool`, *optional*, defaults to `False`): Whether a picture may have several classes.
+        multi_label (`bool`, *optional*, defaults to `False`): Whether an image may have several classes.
     """
 
     name: str
@@ -106,7 +106,7 @@ class _Stream:
         return self.rows.features
 
 
-def load_pictures(
+def load_images(
     dataset: str,
     *,
     dataset_config_name: str | None = None,
@@ -116,23 +116,23 @@ def load_pictures(
     validation_split: str | None = None,
     streaming: bool = False,
     labels: Literal["required", "if clear"] = "if clear",
-) -> Pictures:
-    """Find the pictures, the labels and the splits of a data set, without decoding a picture.
+) -> ImageDatasets:
+    """Find the images, the labels and the splits of a dataset, without decoding an image.
 
     Args:
         dataset (`str`):
             One of
 
-            - `digits`: scikit-learn's 1,797 grey 8 x 8 pictures, 1,437 to train and 360 to test, always the same;
-            - a folder of pictures: class sub-folders, or a pile without labels if pictures lie in the folder itself.
-              If the sub-folders with pictures are all called like splits (`train`, `val`, `test`, ...), they are splits;
+            - `digits`: scikit-learn's 1,797 grey 8 x 8 images, 1,437 to train and 360 to test, always the same;
+            - a folder of images: class sub-folders, or a pile without labels if images lie in the folder itself.
+              If the sub-folders with images are all called like splits (`train`, `val`, `test`, ...), they are splits;
             - a parquet or webdataset tar file, which is the `train` split, or a folder of them, whose names
               (`train-00000-of-00002.parquet`) or sub-folders tell the split;
             - a folder written by `save_to_disk`;
-            - the id of a data set on the Hub.
-        dataset_config_name (`str`, *optional*): Configuration of a Hub data set.
+            - the id of a dataset on the Hub.
+        dataset_config_name (`str`, *optional*): Configuration of a Hub dataset.
         image_column (`str`, *optional*):
-            Column of the pictures. Default: the one of type `Image`, or else the one of encoded pictures (binary, or a
+            Column of the images. Default: the one of type `Image`, or else the one of encoded images (binary, or a
             struct of `bytes` and `path`).
         label_column (`str`, *optional*):
             Column of the labels, or `COLUMN.FIELD` of a struct (such as `json.labels` of a webdataset): `ClassLabel`s,
@@ -142,7 +142,7 @@ def load_pictures(
         train_split (`str`, *optional*): Default: `train`, or the only split.
         validation_split (`str`, *optional*): Default: `validation`, or else `test`, where there is one.
         streaming (`bool`, *optional*, defaults to `False`):
-            Give `datasets.IterableDataset`s, which read pictures when they are asked for. Parquet and tar files and data
+            Give `datasets.IterableDataset`s, which read images when they are asked for. Parquet and tar files and data
             sets on the Hub are then neither copied nor downloaded, so that they can be larger than the disk. Class labels,
             also lists of them, and integers are kept, other labels left out.
         labels (`str`, *optional*, defaults to `"if clear"`):
@@ -151,10 +151,10 @@ def load_pictures(
             labels. A `label_column` that is named must hold labels in either case.
 
     Returns:
-        [`Pictures`]
+        [`ImageDatasets`]
 
     Raises:
-        [`UserError`]: If there is no such data set, file, column or split, it holds nothing to train on, or labels are
+        [`SiTError`]: If there is no such dataset, file, column or split, it holds nothing to train on, or labels are
             required and there are none, or it is not clear which they are.
     """
     try:
@@ -168,7 +168,7 @@ def load_pictures(
         )
         chosen = [split for split in (train_split, validation_split) if split is not None]
         if not chosen:
-            raise UserError(f"which split? It has {listed(splits)}; choose with --train_split or --validation_split")
+            raise SiTError(f"which split? It has {listed(splits)}; choose with --train_split or --validation_split")
         features = {**splits[chosen[-1]].features, **splits[chosen[0]].features}
         image_column = find_image_column(features, image_column)
         are_streams = any(isinstance(split, _Stream) for split in splits.values())
@@ -183,29 +183,27 @@ def load_pictures(
             )
             if found is None and labels == "required":
                 reason = f"column {column} holds none" if column else f"no column of them among {listed(features)}"
-                raise UserError(f"no labels: {reason}; name their column with --label_column")
-        except UserError as problem:
+                raise SiTError(f"no labels: {reason}; name their column with --label_column")
+        except SiTError as problem:
             if labels == "required" or label_column is not None:
                 raise
             logger.warning("%s: labels are not read: %s", dataset, problem)
             found = None
         if are_streams:
             label_column = found.column if found is not None else None
-            pictures = {
+            images = {
                 split: _only_streamed_image_and_label(stream, split, image_column, label_column)
                 for split, stream in used.items()
             }
         else:
-            pictures = {
-                split: _only_image_and_label(table, split, image_column, found) for split, table in used.items()
-            }
+            images = {split: _only_image_and_label(table, split, image_column, found) for split, table in used.items()}
             if streaming:
-                pictures = {split: _stream_table(table) for split, table in pictures.items()}
-    except UserError as error:
-        raise UserError(f"--dataset {dataset}: {error}") from error
-    rows = {split: found.rows if isinstance(found, _Stream) else found for split, found in pictures.items()}
-    train = pictures.get(train_split)
-    return Pictures(
+                images = {split: _stream_table(table) for split, table in images.items()}
+    except SiTError as error:
+        raise SiTError(f"--dataset {dataset}: {error}") from error
+    rows = {split: found.rows if isinstance(found, _Stream) else found for split, found in images.items()}
+    train = images.get(train_split)
+    return ImageDatasets(
         name=dataset,
         train=rows.get(train_split),
         validation=rows.get(validation_split),
@@ -217,41 +215,41 @@ def load_pictures(
     )
 
 
-def picture_name(dataset: datasets.Dataset, index: int) -> str:
-    """What to call a picture in a log: its file's path, or the row where its bytes are.
+def image_name(dataset: datasets.Dataset, index: int) -> str:
+    """What to call an image in a log: its file's path, or the row where its bytes are.
 
     Args:
-        dataset (`datasets.Dataset`): A split of [`Pictures`].
-        index (`int`): Row of the picture, from 0.
+        dataset (`datasets.Dataset`): A split of [`ImageDatasets`].
+        index (`int`): Row of the image, from 0.
 
     Returns:
         `str`: Such as `/data/cells/a/007.png`, or `row 17 of train (007.png)`.
     """
-    picture = dataset[index]["image"] or {"bytes": None, "path": None}
-    if picture["path"] and picture["bytes"] is None:
-        return picture["path"]
-    row = f"row {index} of {dataset.split or 'the data set'}"
-    return f"{row} ({picture['path']})" if picture["path"] else row
+    image = dataset[index]["image"] or {"bytes": None, "path": None}
+    if image["path"] and image["bytes"] is None:
+        return image["path"]
+    row = f"row {index} of {dataset.split or 'the dataset'}"
+    return f"{row} ({image['path']})" if image["path"] else row
 
 
 def read_row(
-    dataset: datasets.Dataset, index: int, num_channels: int = 3, reduction: Reduction | None = None
+    dataset: datasets.Dataset, index: int, num_channels: int = 3, reduction: DraftScale | None = None
 ) -> tuple[PIL.Image.Image, dict[str, Any]]:
-    """A picture of a data set, decoded, and its row.
+    """An image of a dataset, decoded, and its row.
 
     Raises:
-        [`UnreadablePicture`]: If it cannot be decoded, naming it as [`picture_name`] does.
+        [`UnreadableImage`]: If it cannot be decoded, naming it as [`image_name`] does.
     """
     row, name = dataset[index], str(index)
     try:
-        return read_picture(row["image"], num_channels, name=name, reduction=reduction), row
-    except UnreadablePicture as problem:
-        # The full name takes another look at the row, which the many readable pictures can do without.
+        return decode_image(row["image"], num_channels, name=name, reduction=reduction), row
+    except UnreadableImage as problem:
+        # The full name takes another look at the row, which the many readable images can do without.
         reason = str(problem).removeprefix(f"{name}: ")
-        raise UnreadablePicture(f"{picture_name(dataset, index)}: {reason}") from None
+        raise UnreadableImage(f"{image_name(dataset, index)}: {reason}") from None
 
 
-# Forms of data sets. Each gives the splits as they are, with all their columns.
+# Forms of datasets. Each gives the splits as they are, with all their columns.
 
 
 def _load_splits(
@@ -260,7 +258,7 @@ def _load_splits(
     path = os.path.abspath(os.path.expanduser(dataset))
     local = dataset == "digits" or (dataset and os.path.lexists(path))
     if local and config_name is not None:
-        raise UserError("--dataset_config_name is for data sets on the Hub; leave it out here")
+        raise SiTError("--dataset_config_name is for datasets on the Hub; leave it out here")
     if dataset == "digits":
         return _load_digits()
     if not local:
@@ -296,10 +294,10 @@ def _load_file(path: str, streaming: bool) -> dict[str, datasets.Dataset] | dict
     if path.lower().endswith(TAR_EXTENSIONS):
         return {"train": _load_tars([path], "train", streaming)}
     if not os.path.exists(path):
-        raise UserError(f"a link to {os.path.realpath(path)}, which does not exist")
-    if path.lower().endswith(_picture_extensions()):
-        raise UserError("one picture is no data set; give the folder that it lies in")
-    raise UserError("a file of an unknown kind; give a folder of pictures, or .parquet or .tar files")
+        raise SiTError(f"a link to {os.path.realpath(path)}, which does not exist")
+    if path.lower().endswith(_image_extensions()):
+        raise SiTError("one image is no dataset; give the folder that it lies in")
+    raise SiTError("a file of an unknown kind; give a folder of images, or .parquet or .tar files")
 
 
 def _load_saved(path: str) -> dict[str, datasets.Dataset]:
@@ -313,9 +311,9 @@ def _load_from_hub(
     # `load_dataset` would take `csv` and the like for its readers of local files, and read the current folder.
     is_reader = dataset.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{dataset}")
     if is_reader or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", dataset):
-        raise UserError("no such file or folder, and no id of a data set on the Hub either")
+        raise SiTError("no such file or folder, and no id of a dataset on the Hub either")
     trouble = (
-        "no such file or folder, and the Hub does not give such a data set "
+        "no such file or folder, and the Hub does not give such a dataset "
         "(check the spelling, the network and --dataset_config_name)"
     )
     if not streaming:
@@ -331,13 +329,13 @@ def _hub_stream(split: str, rows: datasets.IterableDataset) -> _Stream:
 
 
 def _load_folder(folder: str, streaming: bool) -> dict[str, datasets.Dataset] | dict[str, _Stream]:
-    pictures, parquet, tars, others = [], [], [], []
-    extensions = _picture_extensions()
+    images, parquet, tars, others = [], [], [], []
+    extensions = _image_extensions()
     try:
         for path in _walk(folder):
             name = path.lower()
             if name.endswith(extensions):
-                pictures.append(path)
+                images.append(path)
             elif name.endswith(".parquet"):
                 parquet.append(path)
             elif name.endswith(TAR_EXTENSIONS):
@@ -345,20 +343,20 @@ def _load_folder(folder: str, streaming: bool) -> dict[str, datasets.Dataset] | 
             else:
                 others.append(path)
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; the folder must be readable") from error
+        raise SiTError(f"{error.filename}: {error.strerror}; the folder must be readable") from error
 
-    kinds = {"pictures": pictures, "parquet files": parquet, "tar files": tars}
+    kinds = {"images": images, "parquet files": parquet, "tar files": tars}
     found = [f"{kind} ({len(paths)})" for kind, paths in kinds.items() if paths]
     if len(found) > 1:
-        raise UserError(f"it holds {' and '.join(found)}; keep one kind in the folder, or give the sub-folder of one")
+        raise SiTError(f"it holds {' and '.join(found)}; keep one kind in the folder, or give the sub-folder of one")
     if not found and not others:
-        raise UserError("the folder is empty")
+        raise SiTError("the folder is empty")
     if not found:
-        raise UserError("no picture (.jpg, .png, .tif, ...), .parquet or .tar file in the folder or its sub-folders")
-    if pictures:
+        raise SiTError("no image (.jpg, .png, .tif, ...), .parquet or .tar file in the folder or its sub-folders")
+    if images:
         if others:
-            logger.warning("%s: %d files are not pictures and left out, such as %s", folder, len(others), others[0])
-        return _split_folders(folder, pictures)
+            logger.warning("%s: %d files are not images and left out, such as %s", folder, len(others), others[0])
+        return _split_folders(folder, images)
     load = _load_parquet if parquet else _load_tars
     return {split: load(shards, split, streaming) for split, shards in _split_shards(folder, parquet or tars).items()}
 
@@ -379,7 +377,7 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]
 
 
 @functools.cache
-def _picture_extensions() -> tuple[str, ...]:
+def _image_extensions() -> tuple[str, ...]:
     formats = PIL.Image.registered_extensions()  # fills `OPEN`, too
     readable = set(PIL.Image.OPEN) - UNDECODABLE_FORMATS
     return tuple(extension for extension, format in formats.items() if format in readable)
@@ -402,10 +400,10 @@ def _folder_dataset(folder: str, paths: list[str]) -> datasets.Dataset:
                 images, np.repeat(np.arange(len(counts)), counts), datasets.ClassLabel(names=list(by_class))
             )
         if len(by_class) > 1:
-            logger.warning("%s: some pictures lie in the folder itself, so its sub-folders are not classes", folder)
+            logger.warning("%s: some images lie in the folder itself, so its sub-folders are not classes", folder)
         return _dataset(_images(paths=paths))
     except UnicodeEncodeError as error:
-        raise UserError(f"a file or folder name is not valid UTF-8: {error.object!r}; rename it") from error
+        raise SiTError(f"a file or folder name is not valid UTF-8: {error.object!r}; rename it") from error
 
 
 def _group_by_sub_folder(folder: str, paths: list[str]) -> dict[str, list[str]]:
@@ -423,7 +421,7 @@ def _split_shards(folder: str, paths: list[str]) -> dict[str, list[str]]:
     for path in paths:
         by_split.setdefault(_split_of_shard(os.path.relpath(path, folder)), []).append(path)
     if None in by_split and len(by_split) > 1:
-        raise UserError(
+        raise SiTError(
             f"{by_split[None][0]}: the name tells no split, others' do; name it like train-0000, or move it"
         )
     return {split or "train": shards for split, shards in by_split.items()}
@@ -486,7 +484,7 @@ def _with_features(rows: datasets.IterableDataset) -> datasets.IterableDataset:
         return rows
     first = next(iter(rows), None)
     if first is None:
-        raise UserError("it is empty")
+        raise SiTError("it is empty")
     return rows.cast(datasets.Dataset.from_list([first]).features)
 
 
@@ -497,14 +495,14 @@ def _or_user_error(trouble: str, function: Callable, *args, **kwargs) -> Any:
     except Exception as error:
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
         reason = textwrap.shorten(str(cause or error) or type(error).__name__, 300, placeholder=" ...")
-        raise UserError(f"{trouble}: {reason}") from error
+        raise SiTError(f"{trouble}: {reason}") from error
 
 
 # Tables in Arrow: lists of dictionaries would take a look at every file, and minutes for a million.
 
 
 def _images(paths: list[str] | None = None, encoded: list[bytes] | None = None) -> pa.StructArray:
-    """An Arrow column in the storage type of `datasets.Image`, of files or of encoded pictures."""
+    """An Arrow column in the storage type of `datasets.Image`, of files or of encoded images."""
     length = len(paths or encoded)
     columns = [
         pa.nulls(length, pa.binary()) if encoded is None else pa.array(encoded, pa.binary()),
@@ -526,16 +524,16 @@ def _only_image_and_label(
     dataset: datasets.Dataset, split: str, image_column: str, labels: EncodedLabels | None
 ) -> datasets.Dataset:
     if image_column not in dataset.column_names:
-        raise UserError(f"split {split} has no column {image_column}, only {listed(dataset.column_names)}")
+        raise SiTError(f"split {split} has no column {image_column}, only {listed(dataset.column_names)}")
     if len(dataset) == 0:
-        raise UserError(f"split {split} is empty; choose another with --train_split or --validation_split")
+        raise SiTError(f"split {split} is empty; choose another with --train_split or --validation_split")
     dataset = dataset.select_columns([image_column])
     if image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
     dataset = dataset.cast_column("image", datasets.Image(decode=False))
     if labels is not None:
         dataset = dataset.add_column("label", labels.columns[split], feature=labels.feature)
-    # Files and saved data sets do not always say which split they are; a split's name is one of word characters.
+    # Files and saved datasets do not always say which split they are; a split's name is one of word characters.
     return datasets.Dataset(dataset.data, info=dataset.info, split=datasets.NamedSplit(re.sub(r"\W+", "_", split)))
 
 
@@ -555,7 +553,7 @@ def _labels_of_streams(streams: dict[str, _Stream], column: str) -> _StreamedLab
     multi_label = isinstance(features[0], datasets.List)
     one_class = features[0].feature if multi_label else features[0]
     if not (is_index or isinstance(one_class, datasets.ClassLabel)) or any(other != features[0] for other in features):
-        raise UserError(
+        raise SiTError(
             f"--label_column {column}: the labels of a stream are class labels, lists of them, or integers, the same in all "
             f"its splits, not {listed(described(feature) for feature in features)}; leave it out, for pretraining needs none"
         )
@@ -566,9 +564,9 @@ def _only_streamed_image_and_label(
     stream: _Stream, split: str, image_column: str, label_column: str | None
 ) -> _Stream:
     if image_column not in stream.features:
-        raise UserError(f"split {split} has no column {image_column}, only {listed(stream.features)}")
+        raise SiTError(f"split {split} has no column {image_column}, only {listed(stream.features)}")
     if stream.num_rows == 0:
-        raise UserError(f"split {split} is empty; choose another with --train_split or --validation_split")
+        raise SiTError(f"split {split} is empty; choose another with --train_split or --validation_split")
     columns = {"image": image_column, **({"label": label_column} if label_column else {})}
     # Before anything else: what is decoded on the way, even if only to rename it, is decoded in vain.
     rows = stream.rows.decode(False).select_columns(list(columns.values()))
@@ -588,7 +586,7 @@ def _stream_table(table: datasets.Dataset) -> _Stream:
 def _choose_split(splits: Iterable[str], asked: str | None, flag: str, usual: tuple[str, ...]) -> str | None:
     if asked is not None:
         if asked not in splits:
-            raise UserError(f"{flag} {asked}: no such split, only {listed(splits)}")
+            raise SiTError(f"{flag} {asked}: no such split, only {listed(splits)}")
         return asked
     by_name = {split.lower(): split for split in splits}
     return next((by_name[name] for name in usual if name in by_name), None)

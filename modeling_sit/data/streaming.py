@@ -1,4 +1,4 @@
-"""Pictures that are read as they come, from sets larger than the disk: in shuffled blocks, resumable at any picture.
+"""Images that are read as they come, from sets larger than the disk: in shuffled blocks, resumable at any image.
 
 Encoded rows are read by one thread of each process, in an order that is a function of the seed, and travel to the
 dataloader workers, which decode and crop them. So what a run sees does not depend on the number of workers, and where it
@@ -19,33 +19,33 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from modeling_sit.data.crops import TwoRandomCrops, as_pixels, collate_crops
-from modeling_sit.data.decoding import UnreadablePicture, read_picture
+from modeling_sit.data.crops import TwoCropsTransform, as_pixels, collate_crops
+from modeling_sit.data.decoding import UnreadableImage, decode_image
 from modeling_sit.data.sampling import CROPS, ORDER, derive_seed
 from modeling_sit.data.sources import Shard
 from modeling_sit.data.views import ViewArguments
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 DEFAULT_BUFFER_SIZE = 1000
-# Read in turns, so that a block holds pictures of several places of a set that is sorted by class.
+# Read in turns, so that a block holds images of several places of a set that is sorted by class.
 SHARDS_AT_A_TIME = 8
 
 
 @dataclass
 class StreamingArguments:
-    """How pictures are streamed."""
+    """How images are streamed."""
 
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read pictures as they come instead of laying the data set out on disk first; for sets larger than "
+            "help": "Read images as they come instead of laying the dataset out on disk first; for sets larger than "
             "the disk."
         },
     )
     shuffle_buffer_size: int | None = field(
         default=None,
         metadata={
-            "help": "With --streaming: encoded pictures that are shuffled together. Two times as many are kept in memory, "
+            "help": "With --streaming: encoded images that are shuffled together. Two times as many are kept in memory, "
             f"in each process. Default: {DEFAULT_BUFFER_SIZE}."
         },
     )
@@ -59,8 +59,8 @@ class StreamingArguments:
             raise ValueError(f"--shuffle_buffer_size must be at least 1, got {self.shuffle_buffer_size}")
 
 
-class EncodedPicture(NamedTuple):
-    """A picture on its way to where it is decoded.
+class EncodedImage(NamedTuple):
+    """An image on its way to where it is decoded.
 
     Args:
         image (`dict` of `bytes` and `path`, or `None`): As `datasets.Image(decode=False)` gives it.
@@ -95,19 +95,19 @@ class _OpenShard:
             self.rows.load_state_dict(self._state)
         self._iterator = iter(self.rows)
 
-    def read(self) -> EncodedPicture | None:
-        """The next picture, or `None` after the last one."""
+    def read(self) -> EncodedImage | None:
+        """The next image, or `None` after the last one."""
         try:
             row = next(self._iterator, None)
         except Exception as error:  # readers raise nearly everything on a damaged file
             reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
-            raise UserError(f"{self.shard.name} cannot be read beyond row {self._row()}: {reason}") from error
+            raise SiTError(f"{self.shard.name} cannot be read beyond row {self._row()}: {reason}") from error
         self._state = None
         if row is None:
             return None
-        picture = EncodedPicture(row["image"], self._name(row["image"] or {}))
+        image = EncodedImage(row["image"], self._name(row["image"] or {}))
         self.num_read += 1
-        return picture
+        return image
 
     def _row(self) -> int:
         return self.shard.first_row + self.num_read * self.num_processes + self.process_index
@@ -126,13 +126,13 @@ class _OpenShard:
 
 class ProcessStream:
     """
-    The rows of one process, pass after pass through the data set, in an order that the seed decides.
+    The rows of one process, pass after pass through the dataset, in an order that the seed decides.
 
     In each pass, the shards are in another order. Each process gets every so-manieth of them; those left over, fewer than
     there are processes, are shared row by row. [`SHARDS_AT_A_TIME`] shards are read in turns.
 
     Args:
-        stream (`datasets.IterableDataset`): Column `image` of encoded pictures.
+        stream (`datasets.IterableDataset`): Column `image` of encoded images.
         shards (`list[Shard]`, *optional*): What to call the stream's shards.
         seed (`int`): Seed of the shards' order.
         process_index (`int`): Which process this is.
@@ -176,27 +176,27 @@ class ProcessStream:
             part = ((self.process_index + number) % self.num_processes, self.num_processes)
         return _OpenShard(self.stream, self.shards[number], number, *part, state)
 
-    def read_block(self, size: int, stop: threading.Event | None = None) -> list[EncodedPicture]:
-        """The next `size` pictures of this pass, or the fewer that are left; none if all were read before, and the next
+    def read_block(self, size: int, stop: threading.Event | None = None) -> list[EncodedImage]:
+        """The next `size` images of this pass, or the fewer that are left; none if all were read before, and the next
         block is then of the next pass. Ends early, and in vain, once `stop` is set."""
-        pictures: list[EncodedPicture] = []
-        while len(pictures) < size and not (stop is not None and stop.is_set()):
+        images: list[EncodedImage] = []
+        while len(images) < size and not (stop is not None and stop.is_set()):
             while len(self._open) < SHARDS_AT_A_TIME and self._num_opened < len(self._order):
                 self._open.append(self._open_shard(*self._order[self._num_opened]))
                 self._num_opened += 1
             if not self._open:
                 self.epoch, self.block = self.epoch + 1, 0
                 self._order, self._num_opened, self._turn = self._order_of_shards(), 0, 0
-                return pictures
+                return images
             self._turn %= len(self._open)
-            picture = self._open[self._turn].read()
-            if picture is None:
+            image = self._open[self._turn].read()
+            if image is None:
                 del self._open[self._turn]
             else:
-                pictures.append(picture)
+                images.append(image)
                 self._turn += 1
         self.block += 1
-        return pictures
+        return images
 
     def state_dict(self) -> dict:
         """Where the stream stands, in what JSON can hold."""
@@ -212,61 +212,61 @@ class ProcessStream:
         }
 
 
-def first_pictures(
+def first_images(
     stream: datasets.IterableDataset, count: int, shards: list[Shard] | None = None
-) -> list[EncodedPicture]:
-    """The first `count` pictures of a stream in its own order, or as many as there are; to be looked at again and again."""
-    pictures: list[EncodedPicture] = []
+) -> list[EncodedImage]:
+    """The first `count` images of a stream in its own order, or as many as there are; to be looked at again and again."""
+    images: list[EncodedImage] = []
     for number in range(stream.num_shards):
         shard = _OpenShard(stream, shards[number] if shards else Shard(f"shard {number}"), number, 0, 1)
-        while len(pictures) < count and (picture := shard.read()) is not None:
-            pictures.append(picture)
-        if len(pictures) == count:
+        while len(images) < count and (image := shard.read()) is not None:
+            images.append(image)
+        if len(images) == count:
             break
-    return pictures
+    return images
 
 
 class StreamedCrops(torch.utils.data.Dataset):
     """
-    Decodes and crops batches of encoded pictures, in whichever process.
+    Decodes and crops batches of encoded images, in whichever process.
 
     Args:
         image_shape (pair of `int`): Height and width of the crops in pixels.
         num_channels (`int`): 1 (grey), 3 (RGB) or 4 (RGBA).
         arguments (`ViewArguments`): Ranges of the crops' area and ratio.
 
-    A batch is asked for by a list of ([`EncodedPicture`], seed), and is a list of items like
-    [`~modeling_sit.data.crops.TwoCropsDataset`]'s. The next readable picture of the batch stands in for an unreadable one,
+    A batch is asked for by a list of ([`EncodedImage`], seed), and is a list of items like
+    [`~modeling_sit.data.crops.TwoCropsDataset`]'s. The next readable image of the batch stands in for an unreadable one,
     with crops of its own.
     """
 
     def __init__(self, image_shape: tuple[int, int], num_channels: int, arguments: ViewArguments):
         self.num_channels = num_channels
-        self.two_crops = TwoRandomCrops(image_shape, arguments)
+        self.two_crops = TwoCropsTransform(image_shape, arguments)
 
-    def __getitems__(self, batch: list[tuple[EncodedPicture, int]]) -> list[dict]:
+    def __getitems__(self, batch: list[tuple[EncodedImage, int]]) -> list[dict]:
         items: list[dict] = []
-        for picture, seed in batch:
+        for image, seed in batch:
             try:
-                items.append({"crops": self._crop(picture, seed), "unreadable": []})
-            except UnreadablePicture as problem:
+                items.append({"crops": self._crop(image, seed), "unreadable": []})
+            except UnreadableImage as problem:
                 items.append({"crops": None, "unreadable": [str(problem)]})
         readable = [place for place, item in enumerate(items) if item["crops"] is not None]
         if not readable:
             problems = "; ".join(problem for item in items for problem in item["unreadable"])
-            raise UnreadablePicture(f"none of the {len(batch)} pictures of a batch: {problems}")
+            raise UnreadableImage(f"none of the {len(batch)} images of a batch: {problems}")
         for place, item in enumerate(items):
             if item["crops"] is None:
                 stand_in = next((other for other in readable if other > place), readable[0])
-                # Decoded once more: to keep pictures at hand for this would take the memory of a batch of them.
+                # Decoded once more: to keep images at hand for this would take the memory of a batch of them.
                 item["crops"] = self._crop(batch[stand_in][0], batch[place][1])
         return items
 
-    def _crop(self, picture: EncodedPicture, seed: int) -> torch.Tensor:
-        encoded = picture.image
+    def _crop(self, image: EncodedImage, seed: int) -> torch.Tensor:
+        encoded = image.image
         if encoded is not None and encoded["bytes"] is None and "://" in (encoded["path"] or ""):
-            encoded = _fetch(encoded["path"], picture.name)
-        decoded = read_picture(encoded, self.num_channels, name=picture.name, reduction=self.two_crops.reduction)
+            encoded = _fetch(encoded["path"], image.name)
+        decoded = decode_image(encoded, self.num_channels, name=image.name, reduction=self.two_crops.reduction)
         return self.two_crops(as_pixels(decoded), seed)
 
 
@@ -276,46 +276,46 @@ def _fetch(address: str, name: str) -> bytes:
         with fsspec.open(address, "rb") as file:
             return file.read()
     except Exception as error:  # of whichever file system
-        raise UnreadablePicture(f"{name}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise UnreadableImage(f"{name}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 class _Block(NamedTuple):
-    """Pictures in shuffled order, and the stream's state before and after them."""
+    """Images in shuffled order, and the stream's state before and after them."""
 
-    pictures: list[EncodedPicture]
+    images: list[EncodedImage]
     start: dict
     end: dict
 
 
 class StreamingLoader:
     """
-    Batches of one process from a stream of pictures, resumable after every batch.
+    Batches of one process from a stream of images, resumable after every batch.
 
     Rows are read in blocks of `shuffle_buffer_size`, and each block is shuffled; the next one is read in the background.
-    The stream has no end: after a pass comes the next, and a batch may hold the last pictures of one and the first of
-    another. All of it is a function of the seed, the process and the number of the picture in the process's stream.
+    The stream has no end: after a pass comes the next, and a batch may hold the last images of one and the first of
+    another. All of it is a function of the seed, the process and the number of the image in the process's stream.
 
     Args:
-        stream (`datasets.IterableDataset`): Column `image` of encoded pictures.
+        stream (`datasets.IterableDataset`): Column `image` of encoded images.
         crops (`StreamedCrops`): Decodes and crops them.
-        batch_size (`int`): Pictures in a batch of one process.
+        batch_size (`int`): Images in a batch of one process.
         seed (`int`): Seed of the order and of the crops.
         num_batches (`int`): How many batches to give out, from `start_state` on.
-        shuffle_buffer_size (`int`, *optional*, defaults to 1000): Pictures in a block.
+        shuffle_buffer_size (`int`, *optional*, defaults to 1000): Images in a block.
         start_state (`dict`, *optional*): What [`~StreamingLoader.state_dict`] of the same process gave, to go on from there.
         shards (`list[Shard]`, *optional*): What to call the stream's shards in messages.
-        num_pictures (`int`, *optional*): Pictures of the whole data set, if known.
+        num_images (`int`, *optional*): Images of the whole dataset, if known.
         process_index (`int`, *optional*, defaults to 0): Which process this is.
         num_processes (`int`, *optional*, defaults to 1): How many processes share the stream.
         num_workers (`int`, *optional*, defaults to 0): Processes that decode; the results do not depend on it.
         pin_memory (`bool`, *optional*, defaults to `False`): As of `torch.utils.data.DataLoader`.
         worker_init_fn (callable, *optional*): As of `torch.utils.data.DataLoader`.
 
-    Iterating raises [`UserError`] if the process has no picture to read or a shard is damaged, and
-    [`~modeling_sit.data.decoding.UnreadablePicture`] for a batch without a single readable picture.
+    Iterating raises [`SiTError`] if the process has no image to read or a shard is damaged, and
+    [`~modeling_sit.data.decoding.UnreadableImage`] for a batch without a single readable image.
 
     Raises:
-        [`UserError`]: If `start_state` is of another seed, buffer, number of processes or of shards.
+        [`SiTError`]: If `start_state` is of another seed, buffer, number of processes or of shards.
     """
 
     def __init__(
@@ -328,7 +328,7 @@ class StreamingLoader:
         shuffle_buffer_size: int = DEFAULT_BUFFER_SIZE,
         start_state: dict | None = None,
         shards: list[Shard] | None = None,
-        num_pictures: int | None = None,
+        num_images: int | None = None,
         process_index: int = 0,
         num_processes: int = 1,
         num_workers: int = 0,
@@ -342,7 +342,7 @@ class StreamingLoader:
         self.num_batches = num_batches
         self.shuffle_buffer_size = shuffle_buffer_size
         self.shards = shards
-        self.num_pictures = num_pictures
+        self.num_images = num_images
         self.process_index = process_index
         self.num_processes = num_processes
         self.num_workers = num_workers
@@ -358,7 +358,7 @@ class StreamingLoader:
         if start_state is not None:
             for name, value in self._order_depends_on.items():
                 if start_state["of"].get(name) != value:
-                    raise UserError(
+                    raise SiTError(
                         f"a stream goes on only as it began: {name} was {start_state['of'].get(name)}, and is {value} now"
                     )
         self._state = start_state or {
@@ -374,10 +374,10 @@ class StreamingLoader:
 
     @property
     def epoch(self) -> float | int:
-        """Passes so far: of the data set by all processes if its size is known, or else whole ones of this process."""
-        if self.num_pictures is None:
+        """Passes so far: of the dataset by all processes if its size is known, or else whole ones of this process."""
+        if self.num_images is None:
             return self._state["stream"]["epoch"]
-        return self._state["num_samples"] * self.num_processes / self.num_pictures
+        return self._state["num_samples"] * self.num_processes / self.num_images
 
     def __iter__(self) -> Iterator[dict]:
         states: deque[dict] = deque()  # of the batches on their way through the workers
@@ -395,36 +395,36 @@ class StreamingLoader:
             self.num_batches -= 1
             yield batch
 
-    def _batches(self, states: deque[dict]) -> Iterator[list[tuple[EncodedPicture, int]]]:
-        """Batches of pictures with the seeds of their crops; the state after each is left in `states`."""
+    def _batches(self, states: deque[dict]) -> Iterator[list[tuple[EncodedImage, int]]]:
+        """Batches of images with the seeds of their crops; the state after each is left in `states`."""
         stop = threading.Event()
         try:
-            pictures = self._pictures(stop)
+            images = self._images(stop)
             for _ in range(self.num_batches):
                 batch = []
                 while len(batch) < self.batch_size:
-                    picture, seed, state = next(pictures)
-                    batch.append((picture, seed))
+                    image, seed, state = next(images)
+                    batch.append((image, seed))
                 states.append(state)
                 yield batch
         finally:
             stop.set()  # what is read in the background is not wanted any more
 
-    def _pictures(self, stop: threading.Event) -> Iterator[tuple[EncodedPicture, int, dict]]:
-        """Picture by picture, with the seed of its crops and the loader's state after it."""
+    def _images(self, stop: threading.Event) -> Iterator[tuple[EncodedImage, int, dict]]:
+        """Image by image, with the seed of its crops and the loader's state after it."""
         num_samples, position = self._state["num_samples"], self._state["position"]
         for block in _read_ahead(self._blocks(self._state["stream"], stop)):
-            for place in range(position, len(block.pictures)):
+            for place in range(position, len(block.images)):
                 seed = derive_seed(self.seed, CROPS, self.process_index, num_samples)
                 num_samples += 1
-                is_last = place + 1 == len(block.pictures)
+                is_last = place + 1 == len(block.images)
                 state = {
                     "of": self._order_depends_on,
                     "num_samples": num_samples,
                     "position": 0 if is_last else place + 1,
                     "stream": block.end if is_last else block.start,
                 }
-                yield block.pictures[place], seed, state
+                yield block.images[place], seed, state
             position = 0
 
     def _blocks(self, state: dict, stop: threading.Event) -> Iterator[_Block]:
@@ -432,19 +432,19 @@ class StreamingLoader:
         end = state
         while True:
             start, epoch, number = end, stream.epoch, stream.block
-            pictures = stream.read_block(self.shuffle_buffer_size, stop)
+            images = stream.read_block(self.shuffle_buffer_size, stop)
             if stop.is_set():
                 return
             end = stream.state_dict()
-            if not pictures and number == 0:
-                raise UserError(
-                    f"process {self.process_index + 1} of {self.num_processes} has no picture to read: there are fewer "
-                    "pictures, or fewer shards with pictures, than processes; start fewer of them"
+            if not images and number == 0:
+                raise SiTError(
+                    f"process {self.process_index + 1} of {self.num_processes} has no image to read: there are fewer "
+                    "images, or fewer shards with images, than processes; start fewer of them"
                 )
-            if pictures:
+            if images:
                 seed = derive_seed(self.seed, ORDER, self.process_index, epoch, number)
-                order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed)).tolist()
-                yield _Block([pictures[place] for place in order], start, end)
+                order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+                yield _Block([images[place] for place in order], start, end)
 
     def _open_stream(self, state: dict | None) -> ProcessStream:
         return ProcessStream(self.stream, self.shards, self.seed, self.process_index, self.num_processes, state)
@@ -453,7 +453,7 @@ class StreamingLoader:
 def _read_ahead(blocks: Iterable[Any]) -> Iterator[Any]:
     """The same, each read in a thread while the one before is in use."""
     blocks = iter(blocks)
-    with ThreadPoolExecutor(1, thread_name_prefix="picture-stream") as reader:
+    with ThreadPoolExecutor(1, thread_name_prefix="image-stream") as reader:
         coming = reader.submit(next, blocks)
         while True:
             block = coming.result()

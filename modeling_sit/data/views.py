@@ -1,4 +1,4 @@
-"""Two augmented views of each picture: cropped where pictures are decoded, the rest in batch on the device."""
+"""Two augmented views of each image: cropped where images are decoded, the rest in batch on the device."""
 
 from dataclasses import dataclass, field
 
@@ -10,14 +10,14 @@ class ViewArguments:
     """How the two views are augmented (arXiv 2104.03602, section 4). Pairs of probabilities are of view 1 and view 2."""
 
     crop_scale: list[float] = field(
-        default_factory=lambda: [0.2, 1.0], metadata={"help": "Range of a crop's area, as share of the picture's."}
+        default_factory=lambda: [0.2, 1.0], metadata={"help": "Range of a crop's area, as share of the image's."}
     )
     crop_ratio: list[float] = field(
         default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Range of a crop's width divided by its height."}
     )
     horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Chance of a mirrored view."})
     vertical_flip_probability: float = field(
-        default=0.0, metadata={"help": "Chance of a view upside down, for pictures without an up."}
+        default=0.0, metadata={"help": "Chance of a view upside down, for images without an up."}
     )
     color_jitter: list[float] = field(
         default_factory=lambda: [0.4, 0.4, 0.2, 0.1],
@@ -25,7 +25,7 @@ class ViewArguments:
             "help": "Strength of jitter in brightness, contrast, saturation (factors 1 - x to 1 + x) and hue (turns)."
         },
     )
-    color_jitter_probability: float = field(default=0.8, metadata={"help": "Chance of colour jitter."})
+    color_jitter_probability: float = field(default=0.8, metadata={"help": "Chance of color jitter."})
     grayscale_probability: float = field(default=0.2, metadata={"help": "Chance of a grey view."})
     blur_probability: list[float] = field(
         default_factory=lambda: [1.0, 0.1], metadata={"help": "Chances of Gaussian blur of view 1 and view 2."}
@@ -37,10 +37,10 @@ class ViewArguments:
         },
     )
     solarize_probability: list[float] = field(
-        default_factory=lambda: [0.0, 0.2], metadata={"help": "Chances of solarisation of view 1 and view 2."}
+        default_factory=lambda: [0.0, 0.2], metadata={"help": "Chances of solarization of view 1 and view 2."}
     )
     solarize_threshold: float = field(
-        default=0.5, metadata={"help": "Brightness in [0, 1] from which solarisation inverts."}
+        default=0.5, metadata={"help": "Brightness in [0, 1] from which solarization inverts."}
     )
 
     def __post_init__(self):
@@ -53,7 +53,7 @@ class ViewArguments:
             if not 0 < low <= high:
                 raise ValueError(f"--{name} takes a range 0 < low <= high, got {low} {high}")
         if self.crop_scale[1] > 1:
-            raise ValueError(f"--crop_scale is a share of the picture, at most 1, got {self.crop_scale[1]}")
+            raise ValueError(f"--crop_scale is a share of the image, at most 1, got {self.crop_scale[1]}")
         if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
             raise ValueError(
                 f"--color_jitter takes numbers from 0 on, the last one (hue) up to 0.5, got {self.color_jitter}"
@@ -68,7 +68,7 @@ class ViewArguments:
 
 
 def rotate_views(views: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate each view by a number of quarter turns of its own draw, counter-clockwise as a picture is shown.
+    """Rotate each view by a number of quarter turns of its own draw, counter-clockwise as an image is shown.
 
     Comes after the augmentation and before the corruption, so that all who see the views see them rotated.
 

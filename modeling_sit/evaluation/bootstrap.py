@@ -1,6 +1,6 @@
-"""Confidence intervals by the bootstrap: how far a figure would move had other pictures of the same kind been measured.
+"""Confidence intervals by the bootstrap: how far a figure would move had other images of the same kind been measured.
 
-A statistic is a figure as a function of how often each picture was drawn, for many resamples at a time. With every picture
+A statistic is a figure as a function of how often each image was drawn, for many resamples at a time. With every image
 drawn once it is the figure itself, the same that the metric of its name in `metrics/` gives.
 """
 
@@ -10,7 +10,7 @@ from statistics import NormalDist
 import torch
 
 Statistic = Callable[[torch.Tensor], torch.Tensor]
-"""From how often each picture was drawn, `(num_resamples, num_pictures)`, float64, to the figure in each resample,
+"""From how often each image was drawn, `(num_resamples, num_images)`, float64, to the figure in each resample,
 `(num_resamples,)`; not a number where the resample has nothing to measure it on."""
 
 # Numbers in the counts of the resamples that are computed at a time: 32 MB.
@@ -20,18 +20,18 @@ RECALL_STEPS = {"voc2007": 10, "coco": 100}
 
 
 def confidence_interval(
-    statistic: Statistic, num_pictures: int, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95
+    statistic: Statistic, num_images: int, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
     """
     Bias-corrected percentile interval of a figure by the bootstrap (Efron 1987, the acceleration taken as 0).
 
-    Pictures are drawn with replacement; the encoder, the training pictures and what was fitted to them stay as they are.
-    The correction matters for average precision: with pictures that are drawn twice it comes out too high, and so would the
+    Images are drawn with replacement; the encoder, the training images and what was fitted to them stay as they are.
+    The correction matters for average precision: with images that are drawn twice it comes out too high, and so would the
     percentiles.
 
     Args:
-        statistic (callable): The figure in each resample, from the counts of the pictures ([`Statistic`]).
-        num_pictures (`int`): Pictures that the figure is measured on.
+        statistic (callable): The figure in each resample, from the counts of the images ([`Statistic`]).
+        num_images (`int`): Images that the figure is measured on.
         seed (`int`, *optional*, defaults to 0): Seed of the draws; with it, the interval is always the same.
         num_resamples (`int`, *optional*, defaults to 1000): Resamples.
         level (`float` in (0, 1), *optional*, defaults to 0.95): Share of the resamples whose figures lie in the interval.
@@ -42,17 +42,17 @@ def confidence_interval(
     Raises:
         `ValueError`: If an argument is out of range, or the figure is a number in no resample.
     """
-    if num_pictures < 1 or num_resamples < 1 or not 0 < level < 1:
+    if num_images < 1 or num_resamples < 1 or not 0 < level < 1:
         raise ValueError(
-            f"num_pictures ({num_pictures}) and num_resamples ({num_resamples}) must be at least 1, and level ({level}) "
+            f"num_images ({num_images}) and num_resamples ({num_resamples}) must be at least 1, and level ({level}) "
             "between 0 and 1"
         )
     generator = torch.Generator().manual_seed(seed)
-    at_a_time = max(1, NUMBERS_AT_A_TIME // num_pictures)
+    at_a_time = max(1, NUMBERS_AT_A_TIME // num_images)
     figures = []
     for start in range(0, num_resamples, at_a_time):
-        size = (min(at_a_time, num_resamples - start), num_pictures)
-        drawn = torch.randint(num_pictures, size, generator=generator)
+        size = (min(at_a_time, num_resamples - start), num_images)
+        drawn = torch.randint(num_images, size, generator=generator)
         counts = torch.zeros(size, dtype=torch.float64).scatter_add_(
             1, drawn, torch.ones((), dtype=torch.float64).expand(size)
         )
@@ -62,7 +62,7 @@ def confidence_interval(
     if len(figures) == 0:
         raise ValueError("the figure is not a number in any resample")
     normal = NormalDist()
-    figure = statistic(torch.ones(1, num_pictures, dtype=torch.float64))
+    figure = statistic(torch.ones(1, num_images, dtype=torch.float64))
     share_below = ((figures < figure).double().mean() + (figures == figure).double().mean() / 2).item()
     # As if half a resample more lay on either side, where there is none.
     share_below = min(max(share_below, 0.5 / len(figures)), 1 - 0.5 / len(figures))
@@ -72,11 +72,11 @@ def confidence_interval(
     return low, high
 
 
-# The statistics. Each takes what is known of the pictures, and gives a function of their counts.
+# The statistics. Each takes what is known of the images, and gives a function of their counts.
 
 
 def mean_of(values: torch.Tensor) -> Statistic:
-    """Mean of something that each picture has by itself, such as whether it was labelled right: `(num_pictures,)`."""
+    """Mean of something that each image has by itself, such as whether it was labeled right: `(num_images,)`."""
     values = values.double()
     return lambda counts: counts @ values / counts.sum(dim=1)
 
@@ -86,7 +86,7 @@ def macro_f1_of(predictions: torch.Tensor, references: torch.Tensor, num_labels:
     Mean over the labels of F1, as in `metrics/macro_f1.py`.
 
     Args:
-        predictions (`torch.Tensor` of shape `(num_pictures,)`, or `(num_pictures, num_labels)` of 0 and 1): Predicted labels.
+        predictions (`torch.Tensor` of shape `(num_images,)`, or `(num_images, num_labels)` of 0 and 1): Predicted labels.
         references (`torch.Tensor` like `predictions`): True labels.
         num_labels (`int`): Number of labels.
     """
@@ -110,8 +110,8 @@ def mean_average_precision_of(scores: torch.Tensor, references: torch.Tensor, st
     Mean average precision, as in `metrics/mean_average_precision.py`.
 
     Args:
-        scores (`torch.Tensor` of shape `(num_pictures, num_labels)`): Scores, of any scale.
-        references (`torch.Tensor` like `scores`): 1 for each label that the picture has, 0 for the others.
+        scores (`torch.Tensor` of shape `(num_images, num_labels)`): Scores, of any scale.
+        references (`torch.Tensor` like `scores`): 1 for each label that the image has, 0 for the others.
         style (`str`, *optional*, defaults to `"step"`): Or `"voc2007"`, `"voc2010"`, `"coco"`.
     """
     # Sorted here, once for all resamples.
@@ -132,7 +132,7 @@ def mean_average_precision_of(scores: torch.Tensor, references: torch.Tensor, st
 
 
 def mean_of_statistics(statistics: list[Statistic]) -> Statistic:
-    """Mean of several figures of the same pictures."""
+    """Mean of several figures of the same images."""
     return lambda counts: torch.stack([statistic(counts) for statistic in statistics]).nanmean(dim=0)
 
 
@@ -148,7 +148,7 @@ def _last_of_equals(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _average_precision(hits: torch.Tensor, retrieved: torch.Tensor, style: str) -> torch.Tensor:
-    """From the hits and the pictures down to each rank, `(num_resamples, num_ranks)`; NaN without a hit."""
+    """From the hits and the images down to each rank, `(num_resamples, num_ranks)`; NaN without a hit."""
     total = hits[:, -1:]
     precision = hits / retrieved.clamp_min(1)
     rises = hits.diff(dim=1, prepend=torch.zeros_like(total))

@@ -6,12 +6,12 @@ from typing import Any, Literal
 from transformers import PreTrainedConfig
 
 from modeling_sit.evaluation.features import POOLINGS, check_features_asked_for
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 @dataclass
 class FeatureArguments:
-    """How the frozen encoder reads the pictures.
+    """How the frozen encoder reads the images.
 
     Raises:
         `ValueError`: If a value is out of range.
@@ -20,7 +20,7 @@ class FeatureArguments:
     pooling: Literal[POOLINGS] = field(
         default="token",
         metadata={
-            "help": "What stands for a picture: the token in front, the patch tokens' mean, or both side by side."
+            "help": "What stands for an image: the token in front, the patch tokens' mean, or both side by side."
         },
     )
     layer: int = field(
@@ -31,10 +31,10 @@ class FeatureArguments:
         },
     )
     per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Pictures that the encoder reads at a time, in each process."}
+        default=64, metadata={"help": "Images that the encoder reads at a time, in each process."}
     )
     dataloader_num_workers: int = field(
-        default=0, metadata={"help": "Processes that read pictures; 0 reads them in the main one."}
+        default=0, metadata={"help": "Processes that read images; 0 reads them in the main one."}
     )
 
     def __post_init__(self):
@@ -47,12 +47,12 @@ class FeatureArguments:
         """These flags as [`extract_features`] takes them.
 
         Raises:
-            [`UserError`]: If an encoder of this config has no such layer.
+            [`SiTError`]: If an encoder of this config has no such layer.
         """
         try:
             check_features_asked_for(config, self.pooling, self.layer)
         except ValueError as problem:
-            raise UserError(f"--layer {self.layer}: {problem}") from problem
+            raise SiTError(f"--layer {self.layer}: {problem}") from problem
         return {
             "pooling": self.pooling,
             "layer": self.layer,

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from modeling_sit.data.decoding import UnreadablePicture, read_picture
+from modeling_sit.data.decoding import UnreadableImage, decode_image
 from modeling_sit.data.labeled import labels_of
-from modeling_sit.data.sources import picture_name
+from modeling_sit.data.sources import image_name
 from modeling_sit.image_modes import MODES
 from modeling_sit.modeling_sit import pool
 
@@ -25,15 +25,15 @@ POOLINGS = ("token", "mean", "token_mean")
 @dataclass
 class Features:
     """
-    Features of the pictures of a data set, in its order, without the pictures that could not be read.
+    Features of the images of a dataset, in its order, without the images that could not be read.
 
     Args:
-        features (`torch.Tensor` of shape `(num_pictures, hidden_size)`, or twice the width for `"token_mean"`):
-            One row a picture, float32, on the CPU.
-        labels (`torch.Tensor` of shape `(num_pictures,)`, or `(num_pictures, num_labels)`, *optional*):
-            Labels where the data set has them: int64, or float32 of 0 and 1 where a picture can have several.
+        features (`torch.Tensor` of shape `(num_images, hidden_size)`, or twice the width for `"token_mean"`):
+            One row an image, float32, on the CPU.
+        labels (`torch.Tensor` of shape `(num_images,)`, or `(num_images, num_labels)`, *optional*):
+            Labels where the dataset has them: int64, or float32 of 0 and 1 where an image can have several.
         skipped (`list[tuple[str, str]]`):
-            Name of each picture that could not be read, and the reason.
+            Name of each image that could not be read, and the reason.
     """
 
     features: torch.Tensor
@@ -55,10 +55,10 @@ def extract_features(
     progress: bool = True,
 ) -> Features | None:
     """
-    Features of every picture of a data set, from a frozen encoder, each read once.
+    Features of every image of a dataset, from a frozen encoder, each read once.
 
-    With an `accelerator` every process must call this; they share out the pictures batch by batch, and the main process
-    alone keeps the features: `num_pictures * hidden_size * 4` bytes. The others hold a batch at a time.
+    With an `accelerator` every process must call this; they share out the images batch by batch, and the main process
+    alone keeps the features: `num_images * hidden_size * 4` bytes. The others hold a batch at a time.
 
     Args:
         model (`PreTrainedModel`):
@@ -66,33 +66,33 @@ def extract_features(
             token in front of the patches' (and register tokens, if its config counts them). Run in evaluation mode and
             then put back as it was, but for `device`.
         dataset (`datasets.Dataset`):
-            Pictures in the column `image`, `datasets.Image(decode=False)`, and labels, if any, in the column `label`.
+            Images in the column `image`, `datasets.Image(decode=False)`, and labels, if any, in the column `label`.
         processor (`BaseImageProcessor`):
             Image processor that makes the model's `pixel_values`.
         batch_size (`int`, *optional*, defaults to 64):
-            Pictures of each process at a time.
+            Images of each process at a time.
         pooling (`str`, *optional*, defaults to `"token"`):
-            What stands for the picture: the `"token"` in front, the `"mean"` of the patches' tokens, or both side by side
+            What stands for the image: the `"token"` in front, the `"mean"` of the patches' tokens, or both side by side
             (`"token_mean"`).
         layer (`int`, *optional*, defaults to -1):
             Whose output the tokens are: -1 the encoder's, after its last norm; 0 the embeddings', and from 1 to
             `num_hidden_layers` that block's, not normed. Lower ones than -1 count back from the last block: -2 is the one
             before it.
         num_workers (`int`, *optional*, defaults to 0):
-            Processes that read and process pictures; 0 does it in this one.
+            Processes that read and process images; 0 does it in this one.
         device (`torch.device` or `str`, *optional*):
             Device to move the model to. Default: the accelerator's, or where the model is.
         accelerator (`Accelerator`, *optional*):
             Knows the processes that share the work. Default: this one does it alone.
         progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a bar with pictures per second on stderr, in the main process.
+            Whether to show a bar with images per second on stderr, in the main process.
 
     Returns:
         [`Features`]: The features, the labels and what was skipped. `None` in all processes but the main one.
 
     Raises:
         `ValueError`: If `pooling` is none of the three, there is no such layer, `batch_size` is less than 1, the model gives
-            no tokens, or no picture could be read.
+            no tokens, or no image could be read.
     """
     encoder = model.base_model
     check_features_asked_for(encoder.config, pooling, layer)
@@ -104,7 +104,7 @@ def extract_features(
         model.to(device or accelerator.device)
     loader = DataLoader(
         range(len(dataset)),
-        batch_sampler=share_out(len(dataset), batch_size, num_processes, process_index),
+        batch_sampler=distributed_batches(len(dataset), batch_size, num_processes, process_index),
         num_workers=num_workers,
         # Reading is left to the workers by way of the one function of a loader that sees a batch as a whole.
         collate_fn=partial(
@@ -121,7 +121,7 @@ def extract_features(
     training_flags = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
-        with tqdm(total=len(dataset), desc="features", unit=" pictures", disable=not (progress and is_main)) as bar:
+        with tqdm(total=len(dataset), desc="features", unit=" images", disable=not (progress and is_main)) as bar:
             for pixel_values, is_readable, batch_unreadable in loader:
                 unreadable += batch_unreadable
                 with torch.no_grad():
@@ -132,7 +132,7 @@ def extract_features(
                     is_readable = is_readable.to(encoder.device)
                     if num_processes > 1:
                         pooled, is_readable = accelerator.gather((pooled, is_readable))
-                # What was added to give every process the same number of pictures stands at the end.
+                # What was added to give every process the same number of images stands at the end.
                 rows = slice(num_read, min(num_read + len(pooled), len(dataset)))
                 readable[rows] = is_readable[: rows.stop - rows.start].bool().cpu()
                 if is_main:
@@ -147,11 +147,11 @@ def extract_features(
 
     if num_processes > 1:
         unreadable = gather_object(unreadable)
-    # The full name takes another look at the row, which the many readable pictures can do without.
-    skipped = [(picture_name(dataset, index), reason) for index, reason in sorted(dict(unreadable).items())]
+    # The full name takes another look at the row, which the many readable images can do without.
+    skipped = [(image_name(dataset, index), reason) for index, reason in sorted(dict(unreadable).items())]
     if not readable.any():
         first = "".join(f"; the first, {name}: {reason}" for name, reason in skipped[:1])
-        raise ValueError(f"none of {len(dataset)} pictures could be read{first}")
+        raise ValueError(f"none of {len(dataset)} images could be read{first}")
     if not is_main:
         return None
     return Features(
@@ -177,25 +177,25 @@ def check_features_asked_for(config: PreTrainedConfig, pooling: str, layer: int)
         )
 
 
-def share_out(num_pictures: int, batch_size: int, num_processes: int, process_index: int) -> list[list[int]]:
+def distributed_batches(num_images: int, batch_size: int, num_processes: int, process_index: int) -> list[list[int]]:
     """
     Batches of indices of one process, so that every process has as many, of the same sizes.
 
     The batches of the same number, one process after the other, hold consecutive indices; past the last they start again at
-    0. So what is gathered batch by batch has the pictures' order, with what is too much at its end.
+    0. So what is gathered batch by batch has the images' order, with what is too much at its end.
 
     Args:
-        num_pictures (`int`): Pictures to share out.
-        batch_size (`int`): Pictures at a time of one process, at most.
+        num_images (`int`): Images to share out.
+        batch_size (`int`): Images at a time of one process, at most.
         num_processes (`int`): Number of processes.
         process_index (`int`): Which of them this is.
     """
-    per_process = math.ceil(num_pictures / num_processes)
+    per_process = math.ceil(num_images / num_processes)
     batches = []
     for start in range(0, per_process, batch_size):
         size = min(batch_size, per_process - start)
         first = start * num_processes + process_index * size
-        batches.append([index % num_pictures for index in range(first, first + size)])
+        batches.append([index % num_images for index in range(first, first + size)])
     return batches
 
 
@@ -221,17 +221,17 @@ def _moved_together(features: torch.Tensor, readable: torch.Tensor, chunk_size: 
 def _read_batch(
     indices: list[int], dataset: datasets.Dataset, processor: BaseImageProcessor, num_channels: int
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, str]]]:
-    """`pixel_values` of pictures, 1 for each that can be read, and index and reason of those that cannot: grey takes their
-    place, for all processes must go on with as many pictures."""
-    pictures, readable, unreadable = [], [], []
+    """`pixel_values` of images, 1 for each that can be read, and index and reason of those that cannot: grey takes their
+    place, for all processes must go on with as many images."""
+    images, readable, unreadable = [], [], []
     for index in indices:
         name = str(index)
         try:
-            pictures.append(read_picture(dataset[index]["image"], num_channels=num_channels, name=name))
+            images.append(decode_image(dataset[index]["image"], num_channels=num_channels, name=name))
             readable.append(1)
-        except UnreadablePicture as problem:
-            pictures.append(Image.new(MODES[num_channels], (32, 32), "grey"))
+        except UnreadableImage as problem:
+            images.append(Image.new(MODES[num_channels], (32, 32), "grey"))
             readable.append(0)
             unreadable.append((index, str(problem).removeprefix(f"{name}: ")))
-    pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
     return pixel_values, torch.tensor(readable, dtype=torch.uint8), unreadable

@@ -15,23 +15,23 @@ def knn_predict(
     chunk_size: int = 4096,
 ) -> torch.Tensor:
     """
-    Score labels by the votes of each picture's k nearest training pictures, after Wu et al. 2018 (arXiv 1805.01978,
+    Score labels by the votes of each image's k nearest training images, after Wu et al. 2018 (arXiv 1805.01978,
     section 3.4), with the settings under which DINO (arXiv 2104.14294) reports it.
 
     Near is a high cosine similarity, and a neighbour's vote weighs `exp(similarity / temperature)`. The scores are the
     shares of the votes, so `scores.argmax(dim=1)` is the prediction and `scores.topk(5)` the five best guesses.
 
-    Ties are settled by order: of training pictures equally near, the earlier ones are the neighbours; of labels with equal
+    Ties are settled by order: of training images equally near, the earlier ones are the neighbours; of labels with equal
     scores, `argmax` takes the lower. A feature of norm zero has similarity zero to every other.
 
     Args:
         train_features (`torch.Tensor` of shape `(num_train, hidden_size)`):
-            Features of the training pictures, any float dtype; normalised here. They may lie on another device than
+            Features of the training images, any float dtype; normalized here. They may lie on another device than
             `features`: they cross over one chunk at a time.
         train_labels (`torch.Tensor` of shape `(num_train,)`, or `(num_train, num_labels)`):
-            Integer labels in `[0, num_labels)`; or, where a picture can have several, 0 and 1 for each label.
-        features (`torch.Tensor` of shape `(num_pictures, hidden_size)`):
-            Features of the pictures to label. The computation is done on their device, in float32 at least.
+            Integer labels in `[0, num_labels)`; or, where an image can have several, 0 and 1 for each label.
+        features (`torch.Tensor` of shape `(num_images, hidden_size)`):
+            Features of the images to label. The computation is done on their device, in float32 at least.
         num_labels (`int`):
             Number of labels.
         k (`int`, *optional*, defaults to 20):
@@ -39,12 +39,12 @@ def knn_predict(
         temperature (`float`, *optional*, defaults to 0.07):
             The lower, the more the nearest of the neighbours decide.
         chunk_size (`int`, *optional*, defaults to 4096):
-            Pictures compared at a time, on either side. Working memory grows with its square, whatever the number of
-            pictures: half a gigabyte at most at 4096.
+            Images compared at a time, on either side. Working memory grows with its square, whatever the number of
+            images: half a gigabyte at most at 4096.
 
     Returns:
-        `torch.Tensor` of shape `(num_pictures, num_labels)`: Scores in `[0, 1]`, the share of the votes for each label, in
-        float32 (float64 for float64 features), on the device of `features`. Each row sums to 1, unless pictures can have
+        `torch.Tensor` of shape `(num_images, num_labels)`: Scores in `[0, 1]`, the share of the votes for each label, in
+        float32 (float64 for float64 features), on the device of `features`. Each row sums to 1, unless images can have
         several labels.
 
     Raises:
@@ -53,7 +53,7 @@ def knn_predict(
     """
     if train_features.ndim != 2 or features.ndim != 2 or train_features.shape[1] != features.shape[1]:
         raise ValueError(
-            "train_features and features must be of shapes (num_train, hidden_size) and (num_pictures, hidden_size), not "
+            "train_features and features must be of shapes (num_train, hidden_size) and (num_images, hidden_size), not "
             f"{tuple(train_features.shape)} and {tuple(features.shape)}"
         )
     num_train = len(train_features)
@@ -61,7 +61,7 @@ def knn_predict(
     if train_labels.shape != ((num_train, num_labels) if multi_label else (num_train,)):
         raise ValueError(f"{num_train} training features need as many labels, not {tuple(train_labels.shape)}")
     if not 1 <= k <= num_train:
-        raise ValueError(f"k = {k} neighbours cannot be drawn from {num_train} training pictures")
+        raise ValueError(f"k = {k} neighbours cannot be drawn from {num_train} training images")
     if temperature <= 0 or chunk_size < 1:
         raise ValueError(f"temperature ({temperature}) and chunk_size ({chunk_size}) must be positive")
     num_values = 2 if multi_label else num_labels
@@ -89,7 +89,7 @@ def knn_predict(
 def _nearest(
     features: torch.Tensor, train_features: torch.Tensor, k: int, chunk_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Similarities and indices, `(num_pictures, k)` each, of the k training features nearest to normalised features."""
+    """Similarities and indices, `(num_images, k)` each, of the k training features nearest to normalized features."""
     similarities = features.new_empty(len(features), 0)
     indices = torch.empty(len(features), 0, dtype=torch.long, device=features.device)
     for start in range(0, len(train_features), chunk_size):

@@ -1,6 +1,6 @@
 """The linear probe: what one linear layer on frozen features tells of the labels.
 
-Two ways to fit it: L-BFGS to the optimum, in memory, and stochastic gradients near to it, for any number of pictures.
+Two ways to fit it: L-BFGS to the optimum, in memory, and stochastic gradients near to it, for any number of images.
 """
 
 import warnings
@@ -27,18 +27,18 @@ def linear_predict(
     max_iterations: int = 100,
 ) -> torch.Tensor:
     """
-    Score labels by multinomial logistic regression on standardised features, fitted by L-BFGS (scikit-learn's).
+    Score labels by multinomial logistic regression on standardized features, fitted by L-BFGS (scikit-learn's).
 
-    Every dimension is shifted and scaled to mean 0 and standard deviation 1 over the training pictures. The same arguments
+    Every dimension is shifted and scaled to mean 0 and standard deviation 1 over the training images. The same arguments
     give the same scores; nothing is drawn.
 
     Args:
         train_features (`torch.Tensor` of shape `(num_train, hidden_size)`):
-            Features of the training pictures, any float dtype and device.
+            Features of the training images, any float dtype and device.
         train_labels (`torch.Tensor` of shape `(num_train,)`):
             Integer labels in `[0, num_labels)`. A label that is not among them gets a score of 0 everywhere.
-        features (`torch.Tensor` of shape `(num_pictures, hidden_size)`):
-            Features of the pictures to label.
+        features (`torch.Tensor` of shape `(num_images, hidden_size)`):
+            Features of the images to label.
         num_labels (`int`):
             Number of labels.
         C (`float`, *optional*, defaults to 1.0):
@@ -48,15 +48,15 @@ def linear_predict(
             Iterations of L-BFGS after which it is left at that, converged or not.
 
     Returns:
-        `torch.Tensor` of shape `(num_pictures, num_labels)`: Probabilities, each row summing to 1, float32, on the CPU.
+        `torch.Tensor` of shape `(num_images, num_labels)`: Probabilities, each row summing to 1, float32, on the CPU.
 
     Raises:
-        `ValueError`: If shapes do not fit, there is no training picture, `C` or `max_iterations` is not positive, a label is
+        `ValueError`: If shapes do not fit, there is no training image, `C` or `max_iterations` is not positive, a label is
             out of range, or a feature is not finite.
     """
     if train_features.ndim != 2 or features.ndim != 2 or train_features.shape[1] != features.shape[1]:
         raise ValueError(
-            "train_features and features must be of shapes (num_train, hidden_size) and (num_pictures, hidden_size), not "
+            "train_features and features must be of shapes (num_train, hidden_size) and (num_images, hidden_size), not "
             f"{tuple(train_features.shape)} and {tuple(features.shape)}"
         )
     num_train = len(train_features)
@@ -83,15 +83,15 @@ def linear_predict(
 @dataclass(frozen=True)
 class LinearProbe:
     """
-    Logistic regression on standardised features: multinomial where a picture has one label, and one against the rest for
+    Logistic regression on standardized features: multinomial where an image has one label, and one against the rest for
     each label where it has several.
 
     Args:
         mean (`torch.Tensor` of shape `(hidden_size,)`): Subtracted from the features.
         scale (`torch.Tensor` of shape `(hidden_size,)`): By which they are then divided.
-        weight (`torch.Tensor` of shape `(num_labels, hidden_size)`): Weights on the standardised features.
+        weight (`torch.Tensor` of shape `(num_labels, hidden_size)`): Weights on the standardized features.
         bias (`torch.Tensor` of shape `(num_labels,)`): Added; minus infinity for a label that cannot be predicted.
-        multi_label (`bool`): Whether a picture can have several labels.
+        multi_label (`bool`): Whether an image can have several labels.
         converged (`bool`, *optional*, defaults to `True`): Whether the fit ended at its optimum, rather than by the number of
             its iterations. Not known of [`fit_by_sgd`]'s.
     """
@@ -105,7 +105,7 @@ class LinearProbe:
 
     @torch.no_grad()
     def predict(self, features: torch.Tensor, chunk_size: int = 4096) -> torch.Tensor:
-        """Probabilities of the labels, `(num_pictures, num_labels)`, float32, on the CPU, from features on any device."""
+        """Probabilities of the labels, `(num_images, num_labels)`, float32, on the CPU, from features on any device."""
         scores = torch.empty(len(features), len(self.bias))
         for start in range(0, len(features), chunk_size):
             chunk = features[start : start + chunk_size].to(self.weight)
@@ -116,7 +116,7 @@ class LinearProbe:
         return scores
 
 
-def standardisation(features: torch.Tensor, chunk_size: int = 65536) -> tuple[torch.Tensor, torch.Tensor]:
+def standardization(features: torch.Tensor, chunk_size: int = 65536) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Mean and standard deviation of every dimension, `(hidden_size,)` each, float64, on the CPU; a dimension that never
     changes counts as of deviation 1.
@@ -150,37 +150,37 @@ def fit_by_lbfgs(
     A copy of the features in float64 is made, and several of the scores: for sets too large for that there is [`fit_by_sgd`].
 
     Args:
-        features (`torch.Tensor` of shape `(num_pictures, hidden_size)`):
-            Features of the training pictures, finite.
-        labels (`torch.Tensor` of shape `(num_pictures,)` with values in `[0, num_labels)`, or `(num_pictures, num_labels)`
+        features (`torch.Tensor` of shape `(num_images, hidden_size)`):
+            Features of the training images, finite.
+        labels (`torch.Tensor` of shape `(num_images,)` with values in `[0, num_labels)`, or `(num_images, num_labels)`
             of 0 and 1):
-            Their labels. A label that no picture has is never predicted.
+            Their labels. A label that no image has is never predicted.
         num_labels (`int`):
             Number of labels.
         strengths (`list[float]`):
             Inverse strengths C of the L2 penalty: what minimises `C * sum of cross-entropies + half the squared norm of the
             weights` is sought. Each fit starts from the one before, so let them rise.
         statistics (pair of `torch.Tensor`, *optional*):
-            Mean and deviation to standardise by. Default: [`standardisation`] of these features.
+            Mean and deviation to standardize by. Default: [`standardization`] of these features.
         max_iterations (`int`, *optional*):
             Iterations of each fit at most. With hardly any penalty thousands are needed. Default: 10,000 up to
-            1e7 = `num_pictures * hidden_size * num_labels`, and in inverse proportion to it beyond, down to 200.
+            1e7 = `num_images * hidden_size * num_labels`, and in inverse proportion to it beyond, down to 200.
         tolerance (`float`, *optional*, defaults to 1e-8):
-            Largest component of the gradient, of the mean over the pictures, at which a fit has ended.
+            Largest component of the gradient, of the mean over the images, at which a fit has ended.
 
     Returns:
         `list[LinearProbe]`: One for each of `strengths`.
     """
-    mean, scale = statistics or standardisation(features)
+    mean, scale = statistics or standardization(features)
     # In place, for each step would make another copy.
-    standardised = features.detach().to("cpu", torch.float64, copy=True).sub_(mean).div_(scale).numpy()
+    standardized = features.detach().to("cpu", torch.float64, copy=True).sub_(mean).div_(scale).numpy()
     if max_iterations is None:
         fewest, most = LBFGS_ITERATIONS
         max_iterations = max(fewest, min(most, LBFGS_MAX_PRODUCTS // max(1, features.numel() * num_labels)))
     labels = labels.cpu()
     multi_label = labels.ndim == 2
     targets = labels.T.numpy() > 0.5 if multi_label else [labels.numpy()]
-    coefficients = [_fit_path(standardised, target, strengths, max_iterations, tolerance) for target in targets]
+    coefficients = [_fit_path(standardized, target, strengths, max_iterations, tolerance) for target in targets]
     probes = []
     for number in range(len(strengths)):
         weight = torch.zeros(num_labels, features.shape[1], dtype=torch.float64)
@@ -203,21 +203,21 @@ def fit_by_lbfgs(
 
 
 def _fit_path(
-    standardised: np.ndarray, target: np.ndarray, strengths: list[float], max_iterations: int, tolerance: float
+    standardized: np.ndarray, target: np.ndarray, strengths: list[float], max_iterations: int, tolerance: float
 ) -> list[tuple[np.ndarray, np.ndarray, bool]]:
     """Weights and biases for each strength, of the classes that occur (of two, the second's), and whether the fit ended."""
     num_classes = len(np.unique(target))
     if num_classes == 1:
-        # Nothing to tell apart: all pictures are of this class, or all or none have this label.
+        # Nothing to tell apart: all images are of this class, or all or none have this label.
         bias = 0.0 if target.dtype != bool else np.inf if target[0] else -np.inf
-        return [(np.zeros((1, standardised.shape[1])), np.array([bias]), True)] * len(strengths)
+        return [(np.zeros((1, standardized.shape[1])), np.array([bias]), True)] * len(strengths)
     model = LogisticRegression(max_iter=max_iterations, tol=tolerance, warm_start=True)
     path = []
     with warnings.catch_warnings():
-        # That it has not converged, which the probe says, and that labels are many for so few pictures.
+        # That it has not converged, which the probe says, and that labels are many for so few images.
         warnings.simplefilter("ignore", UserWarning)
         for strength in strengths:
-            model.set_params(C=strength).fit(standardised, target)
+            model.set_params(C=strength).fit(standardized, target)
             converged = bool(model.n_iter_.max() < max_iterations)
             path.append((model.coef_.copy(), model.intercept_.copy(), converged))
     return path
@@ -243,22 +243,22 @@ def fit_by_sgd(
 
     Args:
         features, labels, num_labels, strengths, statistics: As for [`fit_by_lbfgs`].
-        epochs (`int`, *optional*, defaults to 20): Passes over the pictures; more of them where that makes less than
+        epochs (`int`, *optional*, defaults to 20): Passes over the images; more of them where that makes less than
             `MIN_STEPS` steps.
-        batch_size (`int`, *optional*, defaults to 256): Pictures a step.
+        batch_size (`int`, *optional*, defaults to 256): Images a step.
         learning_rate (`float`, *optional*, defaults to 0.01): The rate of the first step.
-        seed (`int`, *optional*, defaults to 0): Seed of the pictures' order.
+        seed (`int`, *optional*, defaults to 0): Seed of the images' order.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the fit is computed.
 
     Returns:
         `list[LinearProbe]`: One for each of `strengths`, on `device`.
     """
-    mean, scale = (each.float().to(device) for each in statistics or standardisation(features))
+    mean, scale = (each.float().to(device) for each in statistics or standardization(features))
     multi_label = labels.ndim == 2
     shape = (len(strengths), num_labels)
     weight = torch.zeros(*shape, features.shape[1], device=device, requires_grad=True)
     bias = torch.zeros(shape, device=device, requires_grad=True)
-    # A label that no picture has stays out of the softmax.
+    # A label that no image has stays out of the softmax.
     known = labels.any(dim=0) if multi_label else torch.bincount(labels, minlength=num_labels) > 0
     never = torch.zeros(num_labels, device=device).masked_fill_(~known.to(device), -torch.inf)
     penalty = 0.5 / (torch.tensor(strengths, device=device) * len(features))

@@ -17,7 +17,7 @@ from modeling_sit.evaluation.bootstrap import (
 )
 from modeling_sit.evaluation.metrics import load_metric
 
-# How many guesses a picture has in the second accuracy, where there are more labels than that.
+# How many guesses an image has in the second accuracy, where there are more labels than that.
 TOP_K = 5
 # Scores that are sorted and handed to a metric at a time: a metric makes a Python number of 32 bytes of each.
 SCORES_AT_A_TIME = 2**22
@@ -31,7 +31,7 @@ class Figure:
     Args:
         name (`str`): Such as `"accuracy"`.
         value (`float`): The number, in `[0, 1]`.
-        interval (`tuple[float, float]`): 95 % bootstrap interval over the validation pictures.
+        interval (`tuple[float, float]`): 95 % bootstrap interval over the validation images.
         spread (`float`, *optional*): Standard deviation over the draws, where there were several.
         chance (`float`, *optional*): What features that say nothing give, where that does not go without saying.
     """
@@ -66,16 +66,16 @@ def label_figures(
     seed: int = 0,
 ) -> list[Figure]:
     """
-    Figures of the labels that were predicted, once or, by different training pictures, several times.
+    Figures of the labels that were predicted, once or, by different training images, several times.
 
-    Of labels of which a picture has one: accuracy, top-5 accuracy if there are more than five, macro-F1. Of labels of which
+    Of labels of which an image has one: accuracy, top-5 accuracy if there are more than five, macro-F1. Of labels of which
     it has several: mean average precision, and macro-F1 of the labels with a score of more than 0.5.
 
     Args:
-        draws (iterable of `torch.Tensor` of shape `(num_pictures, num_labels)`):
+        draws (iterable of `torch.Tensor` of shape `(num_images, num_labels)`):
             Scores in [0, 1] of every label. Of several, a figure is the mean, and it has a spread. Of an iterator, one
             draw's scores are in memory at a time.
-        labels (`torch.Tensor` of shape `(num_pictures,)`, or `(num_pictures, num_labels)` of 0 and 1):
+        labels (`torch.Tensor` of shape `(num_images,)`, or `(num_images, num_labels)` of 0 and 1):
             True labels.
         style (`str`, *optional*, defaults to `"step"`): What average precision is: see `metrics/mean_average_precision.py`.
         num_resamples (`int`, *optional*, defaults to 1000): Resamples of the bootstrap.

@@ -12,15 +12,15 @@ import torch
 from modeling_sit.evaluation.bootstrap import confidence_interval, mean_of
 from modeling_sit.evaluation.features import Features
 from modeling_sit.evaluation.knn import knn_predict
-from modeling_sit.evaluation.linear import LinearProbe, fit_by_lbfgs, fit_by_sgd, standardisation
+from modeling_sit.evaluation.linear import LinearProbe, fit_by_lbfgs, fit_by_sgd, standardization
 from modeling_sit.evaluation.metric_results import Figure, Measurement, label_figures, main_value
 from modeling_sit.evaluation.retrieval import average_precision_by_chance, rank_gallery, recall_by_chance
 from modeling_sit.evaluation.subsets import draw_held_back, draw_per_class, draw_share, features_of_rows
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
 
-# L-BFGS is left for stochastic gradients from so many numbers in the features and the scores of the training pictures on,
+# L-BFGS is left for stochastic gradients from so many numbers in the features and the scores of the training images on,
 # of which it would hold several copies of 800 MB; and from so many products of a feature and a weight in each iteration,
 # of which there are hundreds for each strength: some tenths of a second on one core.
 LBFGS_MAX_NUMBERS = 10**8
@@ -39,9 +39,9 @@ class ProtocolArguments:
     protocols: str = field(
         default="knn",
         metadata={
-            "help": "Protocols to run, separated by commas: `knn` (votes of the nearest training pictures), `linear` "
-            "(logistic regression), `fewshot` (the same from few labels), `retrieval` (what the nearest training pictures "
-            "have in common with a picture)."
+            "help": "Protocols to run, separated by commas: `knn` (votes of the nearest training images), `linear` "
+            "(logistic regression), `fewshot` (the same from few labels), `retrieval` (what the nearest training images "
+            "have in common with an image)."
         },
     )
     knn_k: int = field(default=20, metadata={"help": "Neighbours that vote in `knn`."})
@@ -52,19 +52,19 @@ class ProtocolArguments:
         default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0],
         metadata={
             "help": "Inverse strengths C of the L2 penalty in `linear`. Of several, the one that does best on a held-back "
-            "part of the training pictures is taken; one alone is taken as it is."
+            "part of the training images is taken; one alone is taken as it is."
         },
     )
     linear_held_back: float = field(
         default=0.2,
         metadata={
-            "help": "Share of each class's training pictures that is held back to choose C by, and then put back."
+            "help": "Share of each class's training images that is held back to choose C by, and then put back."
         },
     )
-    linear_choice_pictures: int = field(
+    linear_choice_images: int = field(
         default=50_000,
         metadata={
-            "help": "Training pictures at most, those held back among them, that C is chosen on; of more, a random share of each "
+            "help": "Training images at most, those held back among them, that C is chosen on; of more, a random share of each "
             "class is taken. The fit with the C chosen is to all of them."
         },
     )
@@ -73,23 +73,23 @@ class ProtocolArguments:
         metadata={
             "help": "How `linear` and `fewshot` are fitted: `lbfgs` to the optimum, with copies of the features and of the scores in "
             "float64 in memory, or `sgd`, stochastic gradients on --device, near to it for C up to about 1. `auto` is lbfgs "
-            "for up to 1e8 numbers, pictures x (size of the features + classes), and up to 1e9 pictures x size x classes, and "
+            "for up to 1e8 numbers, images x (size of the features + classes), and up to 1e9 images x size x classes, and "
             "sgd beyond."
         },
     )
     linear_epochs: int = field(
-        default=20, metadata={"help": "Passes of `sgd` over the training pictures; in small sets more, to 2000 steps."}
+        default=20, metadata={"help": "Passes of `sgd` over the training images; in small sets more, to 2000 steps."}
     )
-    linear_batch_size: int = field(default=256, metadata={"help": "Pictures of a step of `sgd`."})
+    linear_batch_size: int = field(default=256, metadata={"help": "Images of a step of `sgd`."})
     fewshot_labels: list[str] = field(
         default_factory=lambda: ["1%", "10%"],
         metadata={
-            "help": "How many labels `fewshot` learns from: a share of each class such as 10%% (one picture at least), or a "
-            "number of pictures of each class such as 5."
+            "help": "How many labels `fewshot` learns from: a share of each class such as 10%% (one image at least), or a "
+            "number of images of each class such as 5."
         },
     )
     fewshot_draws: int = field(
-        default=5, metadata={"help": "Random choices of these pictures; figures are their mean and spread."}
+        default=5, metadata={"help": "Random choices of these images; figures are their mean and spread."}
     )
     fewshot_c: float = field(
         default=1.0,
@@ -103,12 +103,12 @@ class ProtocolArguments:
         },
     )
     bootstrap_resamples: int = field(
-        default=1000, metadata={"help": "Resamples of the validation pictures for the 95 %% intervals."}
+        default=1000, metadata={"help": "Resamples of the validation images for the 95 %% intervals."}
     )
     seed: int = field(
         default=0,
         metadata={
-            "help": "Seed of what is drawn: held-back pictures, few shots, order in `sgd`, resamples, weights of --from_scratch."
+            "help": "Seed of what is drawn: held-back images, few shots, order in `sgd`, resamples, weights of --from_scratch."
         },
     )
 
@@ -117,7 +117,7 @@ class ProtocolArguments:
             if name not in PROTOCOLS:
                 raise ValueError(f"--protocols {self.protocols}: no protocol {name!r}, only {', '.join(PROTOCOLS)}")
         for name in (
-            *("knn_k", "linear_choice_pictures", "linear_epochs", "linear_batch_size"),
+            *("knn_k", "linear_choice_images", "linear_epochs", "linear_batch_size"),
             *("fewshot_draws", "bootstrap_resamples"),
         ):
             if getattr(self, name) < 1:
@@ -151,20 +151,20 @@ class ProtocolArguments:
 
 
 Protocol = Callable[[Features, Features, list[str], ProtocolArguments, torch.device], Measurement]
-"""From the labelled features of the training and the validation pictures, the names of the classes, the flags and the device
-to compute on, to what was measured. Labels that are `(num_pictures, num_labels)` are those of pictures with several."""
+"""From the labeled features of the training and the validation images, the names of the classes, the flags and the device
+to compute on, to what was measured. Labels that are `(num_images, num_labels)` are those of images with several."""
 
 
 def knn(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
 ) -> Measurement:
-    """The weighted votes of the k nearest training pictures ([`knn_predict`]).
+    """The weighted votes of the k nearest training images ([`knn_predict`]).
 
     Raises:
-        [`UserError`]: If there are fewer training pictures than `--knn_k`.
+        [`SiTError`]: If there are fewer training images than `--knn_k`.
     """
     if len(train.features) < arguments.knn_k:
-        raise UserError(f"--knn_k {arguments.knn_k}: more than the {len(train.features)} training pictures; lower it")
+        raise SiTError(f"--knn_k {arguments.knn_k}: more than the {len(train.features)} training images; lower it")
     scores = knn_predict(
         train.features,
         train.labels,
@@ -180,11 +180,11 @@ def knn(
 def linear(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
 ) -> Measurement:
-    """Logistic regression on the standardised features, with the strength of its penalty chosen on a part of the training
-    pictures, and then fitted to all of them. The validation pictures have no part in the choice.
+    """Logistic regression on the standardized features, with the strength of its penalty chosen on a part of the training
+    images, and then fitted to all of them. The validation images have no part in the choice.
 
     Raises:
-        [`UserError`]: If a class has one training picture, and there is a choice.
+        [`SiTError`]: If a class has one training image, and there is a choice.
     """
     solver = _solver(len(train.labels), train, label_names, arguments)
     strengths = sorted(set(arguments.linear_c))
@@ -214,7 +214,7 @@ def _values_held_back(
     """How good each strength is on the part held back, and what `eval_results.json` is told of the choice."""
     _check_can_be_held_back(train, label_names)
     parts = draw_held_back(train.labels, label_names, arguments.linear_held_back, arguments.seed)
-    share = arguments.linear_choice_pictures / len(train.labels)
+    share = arguments.linear_choice_images / len(train.labels)
     if share < 1:
         parts = [rows[draw_share(train.labels[rows], label_names, share, arguments.seed)] for rows in parts]
     rest, held_back = (features_of_rows(train, rows) for rows in parts)
@@ -235,13 +235,13 @@ def _values_held_back(
 def fewshot(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
 ) -> Measurement:
-    """Logistic regression fitted to few of the training pictures, drawn several times. What the features are standardised by
+    """Logistic regression fitted to few of the training images, drawn several times. What the features are standardized by
     is taken from all of them: it takes no labels.
 
     Raises:
-        [`UserError`]: If a class has fewer pictures than `--fewshot_labels` asks for.
+        [`SiTError`]: If a class has fewer images than `--fewshot_labels` asks for.
     """
-    statistics = standardisation(train.features)
+    statistics = standardization(train.features)
     drawn = {
         budget: [_few_shots(train, label_names, budget, draw, arguments) for draw in range(arguments.fewshot_draws)]
         for budget in arguments.fewshot_labels
@@ -269,17 +269,17 @@ def fewshot(
 def retrieval(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
 ) -> Measurement:
-    """Every validation picture as a query for the training pictures of its class (of any of its classes), by cosine similarity ([`rank_gallery`]):
+    """Every validation image as a query for the training images of its class (of any of its classes), by cosine similarity ([`rank_gallery`]):
     mean average precision of the whole ranking, and recall@k, the share of queries with a hit among the k nearest. Queries
-    of which the training pictures have none are left out, and counted.
+    of which the training images have none are left out, and counted.
 
     Raises:
-        [`UserError`]: If they are all left out.
+        [`SiTError`]: If they are all left out.
     """
     ranking = rank_gallery(train.features, train.labels, validation.features.to(device), validation.labels)
     answerable = ranking.num_hits > 0
     if not answerable.any():
-        raise UserError("no validation picture has a label that a training picture has: retrieval has nothing to find")
+        raise SiTError("no validation image has a label that a training image has: retrieval has nothing to find")
     num_gallery, num_hits = len(train.features), ranking.num_hits[answerable]
     values = {"mean_average_precision": ranking.average_precision[answerable]}
     chances = {"mean_average_precision": average_precision_by_chance(num_hits, num_gallery)}
@@ -301,11 +301,11 @@ def retrieval(
     return Measurement(figures, {"num_queries": len(answerable), "unanswerable": int((~answerable).sum())})
 
 
-def _solver(num_pictures: int, train: Features, label_names: list[str], arguments: ProtocolArguments) -> str:
+def _solver(num_images: int, train: Features, label_names: list[str], arguments: ProtocolArguments) -> str:
     if arguments.linear_solver != "auto":
         return arguments.linear_solver
     size = train.features.shape[1]
-    num_numbers, num_products = num_pictures * (size + len(label_names)), num_pictures * size * len(label_names)
+    num_numbers, num_products = num_images * (size + len(label_names)), num_images * size * len(label_names)
     return "lbfgs" if num_numbers <= LBFGS_MAX_NUMBERS and num_products <= LBFGS_MAX_PRODUCTS else "sgd"
 
 
@@ -332,12 +332,12 @@ def _fit(
 
 
 def _check_can_be_held_back(train: Features, label_names: list[str]) -> None:
-    counts = _pictures_of_each(train, label_names)
+    counts = _images_of_each(train, label_names)
     single = [name for name, count in zip(label_names, counts, strict=True) if count == 1]
     if single:
-        raise UserError(
-            f"only one training picture of {_some(single)}, so none can be held back to choose the penalty of `linear` by: "
-            "give one --linear_c, such as 0.1, or add pictures"
+        raise SiTError(
+            f"only one training image of {_some(single)}, so none can be held back to choose the penalty of `linear` by: "
+            "give one --linear_c, such as 0.1, or add images"
         )
 
 
@@ -351,17 +351,17 @@ def _few_shots(
 
 
 def _draw_per_class(train: Features, label_names: list[str], count: int, seed: int) -> torch.Tensor:
-    counts = _pictures_of_each(train, label_names)
+    counts = _images_of_each(train, label_names)
     short = [name for name, has in zip(label_names, counts, strict=True) if 0 < has < count]
     if short:
-        raise UserError(
-            f"--fewshot_labels {count}: fewer training pictures than that of {_some(short)}; ask for "
+        raise SiTError(
+            f"--fewshot_labels {count}: fewer training images than that of {_some(short)}; ask for "
             f"{min(has for has in counts if has)} at most"
         )
     return draw_per_class(train.labels, label_names, count, seed)
 
 
-def _pictures_of_each(train: Features, label_names: list[str]) -> list[int]:
+def _images_of_each(train: Features, label_names: list[str]) -> list[int]:
     if train.labels.ndim == 2:
         return train.labels.sum(dim=0).long().tolist()
     return torch.bincount(train.labels, minlength=len(label_names)).tolist()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_sit.evaluation.metric_results import Measurement
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 RESULTS_FILE = "eval_results.json"
 
@@ -45,7 +45,7 @@ def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:
     """Results of the runs so far; none if there is no file yet.
 
     Raises:
-        [`UserError`]: If the file is there and is not one of results.
+        [`SiTError`]: If the file is there and is not one of results.
     """
     path = Path(output_dir) / RESULTS_FILE
     try:
@@ -53,9 +53,9 @@ def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as problem:
-        raise UserError(f"{path} cannot be read ({problem}); mend it or move it away") from problem
+        raise SiTError(f"{path} cannot be read ({problem}); mend it or move it away") from problem
     if not isinstance(results, dict):
-        raise UserError(f"{path} holds no results by protocol; move it away")
+        raise SiTError(f"{path} holds no results by protocol; move it away")
     return results
 
 
@@ -70,7 +70,7 @@ def write_results(output_dir: str | os.PathLike, results: dict[str, dict[str, An
         `Path`: The file, which at any moment holds the results either before or after.
 
     Raises:
-        [`UserError`]: If the folder cannot be written to, or holds a file of that name which is not one of results.
+        [`SiTError`]: If the folder cannot be written to, or holds a file of that name which is not one of results.
     """
     path = Path(output_dir) / RESULTS_FILE
     merged = {**read_results(output_dir), **results}
@@ -80,7 +80,5 @@ def write_results(output_dir: str | os.PathLike, results: dict[str, dict[str, An
         unfinished.write_text(json.dumps(merged, indent=2) + "\n")
         unfinished.replace(path)
     except OSError as problem:
-        raise UserError(
-            f"--output_dir {output_dir}: cannot be written to ({problem.strerror or problem})"
-        ) from problem
+        raise SiTError(f"--output_dir {output_dir}: cannot be written to ({problem.strerror or problem})") from problem
     return path

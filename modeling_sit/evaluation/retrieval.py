@@ -1,4 +1,4 @@
-"""Retrieval: how far up the training pictures with the same label stand among those that are nearest to a picture."""
+"""Retrieval: how far up the training images with the same label stand among those that are nearest to an image."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ GALLERY_AT_A_TIME = 16384
 @dataclass(frozen=True)
 class Ranking:
     """
-    How well each query finds the gallery's pictures with its label.
+    How well each query finds the gallery's images with its label.
 
     Args:
         average_precision (`torch.Tensor` of shape `(num_queries,)`): Of the whole gallery's ranking, float64.
-        first_hit (`torch.Tensor` of shape `(num_queries,)`): Rank, from 1, of the first picture with the query's label, int64.
+        first_hit (`torch.Tensor` of shape `(num_queries,)`): Rank, from 1, of the first image with the query's label, int64.
         num_hits (`torch.Tensor` of shape `(num_queries,)`):
-            Pictures of the gallery with the query's label, int64. Where there are none, the other two are 0 and say nothing.
+            Images of the gallery with the query's label, int64. Where there are none, the other two are 0 and say nothing.
     """
 
     average_precision: torch.Tensor
@@ -29,7 +29,7 @@ class Ranking:
 
 
 def average_precision_by_chance(num_hits: torch.Tensor, num_gallery: int) -> torch.Tensor:
-    """Mean average precision of a gallery in random order, by the number of its pictures that are hits, at least 1."""
+    """Mean average precision of a gallery in random order, by the number of its images that are hits, at least 1."""
     if num_gallery == 1:
         return torch.ones_like(num_hits, dtype=torch.float64)
     harmonic = (1 / torch.arange(1, num_gallery + 1, dtype=torch.float64)).sum()
@@ -38,7 +38,7 @@ def average_precision_by_chance(num_hits: torch.Tensor, num_gallery: int) -> tor
 
 
 def recall_by_chance(num_hits: torch.Tensor, num_gallery: int, rank: int) -> torch.Tensor:
-    """Chance of a hit among the first `rank` of a gallery in random order, by the number of its pictures that are hits."""
+    """Chance of a hit among the first `rank` of a gallery in random order, by the number of its images that are hits."""
     misses = num_gallery - num_hits.double()
     places = torch.arange(rank, dtype=torch.float64)
     return 1 - ((misses[:, None] - places).clamp_min(0) / (num_gallery - places)).prod(dim=1)
@@ -52,13 +52,13 @@ def rank_gallery(
     query_labels: torch.Tensor,
 ) -> Ranking:
     """
-    Rank the whole gallery for each query by cosine similarity; of pictures equally near, the earlier one first.
+    Rank the whole gallery for each query by cosine similarity; of images equally near, the earlier one first.
 
-    A picture is a hit if it has the query's label; where pictures have several, if they have one in common.
+    An image is a hit if it has the query's label; where images have several, if they have one in common.
 
     Args:
         gallery_features (`torch.Tensor` of shape `(num_gallery, hidden_size)`):
-            Features of the pictures to be found, any device.
+            Features of the images to be found, any device.
         gallery_labels (`torch.Tensor` of shape `(num_gallery,)`, or `(num_gallery, num_labels)` of 0 and 1):
             Their labels.
         query_features (`torch.Tensor` of shape `(num_queries, hidden_size)`):

@@ -1,37 +1,37 @@
-"""Parts of the pictures whose features are known, drawn by their labels as `data/labelled.py` draws them."""
+"""Parts of the images whose features are known, drawn by their labels as `data/labeled.py` draws them."""
 
 import datasets
 import torch
 
-from modeling_sit.data.labeled import hold_back, select_label_fraction, select_per_class
+from modeling_sit.data.labeled import select_label_fraction, select_per_class, train_validation_split
 from modeling_sit.evaluation.features import Features
 
 
 def features_of_rows(features: Features, rows: torch.Tensor) -> Features:
-    """The features and labels of some of the pictures, by their indices `(num_rows,)`."""
+    """The features and labels of some of the images, by their indices `(num_rows,)`."""
     return Features(features.features[rows], features.labels[rows], [])
 
 
 def draw_share(labels: torch.Tensor, label_names: list[str], share: float, seed: int) -> torch.Tensor:
-    """Indices of a random share of the pictures of every class: [`select_label_fraction`]."""
-    return _rows(select_label_fraction(_labelled_rows(labels, label_names), share, seed))
+    """Indices of a random share of the images of every class: [`select_label_fraction`]."""
+    return _rows(select_label_fraction(_labeled_rows(labels, label_names), share, seed))
 
 
 def draw_per_class(labels: torch.Tensor, label_names: list[str], count: int, seed: int) -> torch.Tensor:
-    """Indices of as many random pictures of every class: [`select_per_class`]."""
-    return _rows(select_per_class(_labelled_rows(labels, label_names), count, seed))
+    """Indices of as many random images of every class: [`select_per_class`]."""
+    return _rows(select_per_class(_labeled_rows(labels, label_names), count, seed))
 
 
 def draw_held_back(
     labels: torch.Tensor, label_names: list[str], share: float, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the rest, and of the random share of the pictures of every class that is held back: [`hold_back`]."""
-    rest, held_back = hold_back(_labelled_rows(labels, label_names), share, seed)
+    """Indices of the rest, and of the random share of the images of every class that is held back: [`train_validation_split`]."""
+    rest, held_back = train_validation_split(_labeled_rows(labels, label_names), share, seed)
     return _rows(rest), _rows(held_back)
 
 
-def _labelled_rows(labels: torch.Tensor, label_names: list[str]) -> datasets.Dataset:
-    """A split of labels and row numbers without pictures."""
+def _labeled_rows(labels: torch.Tensor, label_names: list[str]) -> datasets.Dataset:
+    """A split of labels and row numbers without images."""
     label, column = datasets.ClassLabel(names=label_names), labels.tolist()
     if labels.ndim == 2:
         label, column = datasets.List(label), [row.nonzero()[:, 0].tolist() for row in labels]

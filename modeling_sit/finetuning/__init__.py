@@ -1,1 +1,1 @@
-"""Fine-tuning a pretrained backbone to classify labelled pictures, on transformers' Trainer."""
+"""Fine-tuning a pretrained backbone to classify labeled images, on transformers' Trainer."""

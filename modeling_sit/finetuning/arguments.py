@@ -22,20 +22,20 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
         default=None,
         metadata={
             "help": "Split to choose the best checkpoint by. Default: `validation`, where there is one; else a part of the "
-            "training split, see --validation_share."
+            "training split, see --validation_fraction."
         },
     )
     test_split: str | None = field(
         default=None,
         metadata={
             "help": "Split to measure on once, at the end; nothing is chosen by it. Default: `test`, where there is one; else "
-            "the pictures that were chosen by are measured again."
+            "the images that were chosen by are measured again."
         },
     )
-    validation_share: float = field(
+    validation_fraction: float = field(
         default=0.1,
         metadata={
-            "help": "Share of the training pictures of each class, in (0, 1), held back where no split is there to choose by. "
+            "help": "Share of the training images of each class, in (0, 1), held back where no split is there to choose by. "
             "With `--eval_strategy no` nothing is chosen, and nothing held back if there is a test split."
         },
     )
@@ -47,7 +47,7 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
         metadata={"help": "Whether to start from random weights: what the pretrained ones are to be compared with."},
     )
     label_fraction: float = field(
-        default=1.0, metadata={"help": "Share of the training pictures of each class to learn from, in (0, 1]."}
+        default=1.0, metadata={"help": "Share of the training images of each class to learn from, in (0, 1]."}
     )
     pooling: Literal["token", "mean", "token_mean"] | None = field(
         default=None,
@@ -98,22 +98,22 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     augmentation: Literal["plain", "3-augment", "randaugment"] = field(
         default="plain",
         metadata={
-            "help": "What a training picture goes through after crop and mirroring: nothing; one of grey, solarise and blur, "
-            "then colour jitter (DeiT III's 3-Augment); or RandAugment (DeiT)."
+            "help": "What a training image goes through after crop and mirroring: nothing; one of grey, solarize and blur, "
+            "then color jitter (DeiT III's 3-Augment); or RandAugment (DeiT)."
         },
     )
     crop_scale: list[float] = field(
-        default_factory=lambda: [0.2, 1.0], metadata={"help": "Range of a crop's area, as share of the picture's."}
+        default_factory=lambda: [0.2, 1.0], metadata={"help": "Range of a crop's area, as share of the image's."}
     )
     horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Chance of mirroring."})
-    randaugment_num_ops: int = field(default=2, metadata={"help": "RandAugment's operations on a picture."})
+    randaugment_num_ops: int = field(default=2, metadata={"help": "RandAugment's operations on an image."})
     randaugment_magnitude: int = field(default=9, metadata={"help": "RandAugment's strength, 0 to 30."})
     color_jitter: float = field(
         default=0.3,
         metadata={"help": "3-Augment's change of brightness, contrast and saturation, by up to this share."},
     )
     random_erasing_probability: float = field(
-        default=0.0, metadata={"help": "Chance that a rectangle of 2 to 33 %% of the picture becomes noise."}
+        default=0.0, metadata={"help": "Chance that a rectangle of 2 to 33 %% of the image becomes noise."}
     )
     mixup_alpha: float = field(
         default=0.0,
@@ -123,20 +123,20 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     multi_label_loss: Literal["binary_cross_entropy", "asymmetric"] = field(
         default="binary_cross_entropy",
         metadata={
-            "help": "Loss where a picture has several labels; the asymmetric one weighs down easy negatives. "
+            "help": "Loss where an image has several labels; the asymmetric one weighs down easy negatives. "
             "The loss that is measured on the way is binary cross-entropy either way."
         },
     )
     class_weights: Literal["none", "balanced"] = field(
         default="none",
         metadata={
-            "help": "Whether a class weighs in the loss by the inverse of its number of training pictures; of several labels, "
-            "the pictures that have one weigh by how many have it not."
+            "help": "Whether a class weighs in the loss by the inverse of its number of training images; of several labels, "
+            "the images that have one weigh by how many have it not."
         },
     )
     balanced_sampling: bool = field(
         default=False,
-        metadata={"help": "Whether an epoch draws pictures so that all classes come equally often, with replacement."},
+        metadata={"help": "Whether an epoch draws images so that all classes come equally often, with replacement."},
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Measurements without a new best after which training ends. Default: never."}
@@ -152,7 +152,7 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"--crop_scale takes a range 0 < low <= high <= 1, got {self.crop_scale}")
         for names, is_in_range, range_name in (
-            (("validation_share",), lambda value: 0 < value < 1, "in (0, 1)"),
+            (("validation_fraction",), lambda value: 0 < value < 1, "in (0, 1)"),
             (("drop_path_rate", "ema_decay", "lora_dropout"), lambda value: 0 <= value < 1, "in [0, 1)"),
             (("layer_decay",), lambda value: 0 < value <= 1, "in (0, 1]"),
             (PROBABILITIES, lambda value: 0 <= value <= 1, "in [0, 1]"),
@@ -178,9 +178,9 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
 class FinetuningTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments, with defaults that suit a Vision Transformer."""
 
-    num_train_epochs: float = field(default=100, metadata={"help": "Times that each picture is seen."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pictures a step on each device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pictures measured at a time."})
+    num_train_epochs: float = field(default=100, metadata={"help": "Times that each image is seen."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step on each device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images measured at a time."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(
         default=0.05, metadata={"help": "Decay of weights; biases, norms, tokens, positions: none."}
@@ -188,7 +188,7 @@ class FinetuningTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of linear warm-up; below 1, a share of all."})
     label_smoothing_factor: float | None = field(
-        default=None, metadata={"help": "Label smoothing in [0, 1). Default: 0.1; of several labels a picture, 0."}
+        default=None, metadata={"help": "Label smoothing in [0, 1). Default: 0.1; of several labels an image, 0."}
     )
     logging_strategy: str | None = field(
         default=None,

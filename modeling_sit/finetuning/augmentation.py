@@ -1,4 +1,4 @@
-"""What training pictures go through before a classifier sees them."""
+"""What training images go through before a classifier sees them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
 
-# As in DeiT III's code: a blur whose strength is drawn, and solarisation of what is brighter than the middle.
+# As in DeiT III's code: a blur whose strength is drawn, and solarization of what is brighter than the middle.
 BLUR_SIGMA = (0.1, 2.0)
 BLUR_KERNEL_SIZE = 9
 SOLARIZE_THRESHOLD = 128
@@ -17,7 +17,7 @@ SOLARIZE_THRESHOLD = 128
 def create_augmentation(
     image_shape: tuple[int, int], arguments: FinetuningArguments, fill: Sequence[int] | int = 0
 ) -> v2.Compose:
-    """From picture to picture, random by PyTorch's global generator: see [`seeded`].
+    """From image to image, random by PyTorch's global generator: see [`seeded`].
 
     Args:
         image_shape (pair of `int`): Height and width of the crop in pixels.
@@ -44,8 +44,8 @@ def create_augmentation(
 
 
 def three_augment(color_jitter: float) -> list[v2.Transform]:
-    """DeiT III's 3-Augment (Touvron et al. 2022, section 3): grey, solarisation or blur, one of them with equal chances,
-    then colour jitter.
+    """DeiT III's 3-Augment (Touvron et al. 2022, section 3): grey, solarization or blur, one of them with equal chances,
+    then color jitter.
 
     Args:
         color_jitter (`float`): Change of brightness, contrast and saturation by up to this share; 0 for none.
@@ -61,7 +61,7 @@ def three_augment(color_jitter: float) -> list[v2.Transform]:
 
 
 def create_erasing(probability: float) -> v2.RandomErasing | None:
-    """Random erasing (Zhong et al. 2020) of normalised pictures with normal noise, as DeiT has it; `None` for 0."""
+    """Random erasing (Zhong et al. 2020) of normalized images with normal noise, as DeiT has it; `None` for 0."""
     return v2.RandomErasing(probability, value="random") if probability > 0 else None
 
 

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from modeling_sit.hub.card_file import read_written_card
 from modeling_sit.hub.card_results import classifier_results
-from modeling_sit.hub.card_writing import describe_commands, describe_hardware_of, licence_of, save_curves, write_card
+from modeling_sit.hub.card_writing import describe_commands, describe_hardware_of, license_of, save_curves, write_card
 from modeling_sit.hub.markdown import code, escaped, table
 from modeling_sit.hub.provenance import Start, describe_duration, describe_versions, hub_id, public_name
 
@@ -56,11 +56,11 @@ def write_finetuning_card(
         `Path`: The card.
 
     Raises:
-        [`UserError`]: If it cannot be written.
+        [`SiTError`]: If it cannot be written.
     """
     earlier = read_written_card(output_dir)
     name = output_dir.resolve().name
-    validation, license = report.get("validation"), licence_of(license, earlier)
+    validation, license = report.get("validation"), license_of(license, earlier)
     is_sit, pooling = _read_config(output_dir)
     base = None if report["from_scratch"] else hub_id(report["model_name_or_path"])
     labels = ", ".join(map(escaped, label_names[:MAX_LISTED_LABELS]))
@@ -89,13 +89,13 @@ def write_finetuning_card(
         facts=table(
             ("", ""),
             [
-                ("data", f"{code(public_name(report['dataset']))}: {report['num_train']:,} pictures to learn from"),
+                ("data", f"{code(public_name(report['dataset']))}: {report['num_train']:,} images to learn from"),
                 ("share of the labels", f"{report['label_fraction']:g}"),
                 (
                     "classes",
                     f"{len(label_names)}: {labels}"
                     + (", ..." if len(label_names) > MAX_LISTED_LABELS else "")
-                    + ("; a picture may have several" if "mean_average_precision" in report else ""),
+                    + ("; an image may have several" if "mean_average_precision" in report else ""),
                 ),
                 ("start", _describe_start(report)),
                 ("epochs, seed", f"{report['epochs']:.4g}, {report['seed']}"),

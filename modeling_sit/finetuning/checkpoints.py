@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 WEIGHTS = "training_weights.safetensors"
 # The last file that `Trainer` writes: where it is whole, so is the checkpoint.
@@ -30,24 +30,24 @@ def load_weights(folder: str | Path, model: nn.Module, average: dict[str, torch.
     """Read them back, all of them.
 
     Raises:
-        [`UserError`]: If the file is not there or damaged, or has not exactly the weights of this model and this average.
+        [`SiTError`]: If the file is not there or damaged, or has not exactly the weights of this model and this average.
     """
     try:
         saved = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as problem:
-        raise UserError(f"--resume_from_checkpoint {folder}: {WEIGHTS} cannot be read: {problem}") from problem
+        raise SiTError(f"--resume_from_checkpoint {folder}: {WEIGHTS} cannot be read: {problem}") from problem
     live = {f"model.{name}": weight for name, weight in model.state_dict().items()}
     live |= {f"average.{name}": weight for name, weight in (average or {}).items()}
     for name in sorted(live.keys() ^ saved.keys()):
         where = "lacks" if name in live else "has"
-        raise UserError(
+        raise SiTError(
             f"--resume_from_checkpoint {folder}: it {where} {name}, so it is of a run with other settings of the model, "
             "--lora_rank or --ema_decay; give the flags of that run"
         )
     with torch.no_grad():
         for name, weight in live.items():
             if weight.shape != saved[name].shape:
-                raise UserError(
+                raise SiTError(
                     f"--resume_from_checkpoint {folder}: {name} is of shape {tuple(saved[name].shape)}, not "
                     f"{tuple(weight.shape)}: it is of a run with another model or other labels"
                 )
@@ -58,15 +58,15 @@ def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
     """The checkpoint that `--resume_from_checkpoint` names, or with `auto` the newest of the output folder, if any.
 
     Raises:
-        [`UserError`]: If it is none, or if none is asked for and the output folder has some, which would be mixed up.
+        [`SiTError`]: If it is none, or if none is asked for and the output folder has some, which would be mixed up.
     """
     complete = complete_checkpoints(output_dir)
     if asked == "auto":
         return str(complete[-1]) if complete else None
     if asked is not None and not _is_complete(Path(asked)):
-        raise UserError(f"--resume_from_checkpoint {asked}: no checkpoint (it has no whole {STATE})")
+        raise SiTError(f"--resume_from_checkpoint {asked}: no checkpoint (it has no whole {STATE})")
     if asked is None and complete:
-        raise UserError(
+        raise SiTError(
             f"--output_dir {output_dir} holds the checkpoints of a run: go on with --resume_from_checkpoint auto, remove "
             "them, or name another folder"
         )

@@ -16,9 +16,14 @@ from transformers import (
 from modeling_sit import SiTConfig, SiTForImageClassification
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.lora import is_of_head
-from modeling_sit.interop.reading import ReadCheckpoint, check_weights_file_flags, has_no_auto_encoder, read_checkpoint
+from modeling_sit.interop.reading import (
+    ConvertedCheckpoint,
+    check_weights_file_flags,
+    has_no_auto_encoder,
+    read_checkpoint,
+)
 from modeling_sit.interop.resize import check_image_size, resize_model, resize_processor
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 def load_classifier(
@@ -27,24 +32,24 @@ def load_classifier(
     """The image processor, and the model with a new classifier for these labels, of the size that is asked for.
 
     Raises:
-        [`UserError`]: If there is no such model, it lacks weights of the backbone, or a flag does not suit it.
+        [`SiTError`]: If there is no such model, it lacks weights of the backbone, or a flag does not suit it.
     """
     name = arguments.model_name_or_path
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"--model_name_or_path {name}: no config.json in this folder, so it holds no model")
+        raise SiTError(f"--model_name_or_path {name}: no config.json in this folder, so it holds no model")
     check_weights_file_flags(name, arguments.network, arguments.num_attention_heads)
     read = None
     if has_no_auto_encoder(name):
         read = read_checkpoint(name, network=arguments.network, num_attention_heads=arguments.num_attention_heads)
-        read.tell_notes()
+        read.log_notes()
     try:
         processor, model, missing = _load(arguments, _classifier_settings(label_names, multi_label), read)
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         reason = " ".join(str(problem).split())
-        raise UserError(f"--model_name_or_path {name}: cannot be loaded: {reason}") from problem
+        raise SiTError(f"--model_name_or_path {name}: cannot be loaded: {reason}") from problem
     missing = sorted(key for key in missing if not is_of_head(model, key))
     if missing:
-        raise UserError(
+        raise SiTError(
             f"--model_name_or_path {name}: {len(missing)} weights of the backbone are not there, such as {missing[0]}"
         )
     if arguments.image_size is not None:
@@ -66,7 +71,7 @@ def _classifier_settings(label_names: list[str], multi_label: bool) -> dict[str,
 
 
 def _load(
-    arguments: FinetuningArguments, settings: dict[str, Any], read: ReadCheckpoint | None
+    arguments: FinetuningArguments, settings: dict[str, Any], read: ConvertedCheckpoint | None
 ) -> tuple[BaseImageProcessor, PreTrainedModel, list[str]]:
     name = arguments.model_name_or_path
     of_sit = {
@@ -78,7 +83,7 @@ def _load(
         config = SiTConfig.from_dict({**read.config.to_dict(), **settings, **of_sit})
     for key in of_sit:
         if key not in config.to_dict():
-            raise UserError(f"--{key}: {type(config).__name__} has no such setting")
+            raise SiTError(f"--{key}: {type(config).__name__} has no such setting")
     if arguments.image_size is not None:
         check_image_size(config, arguments.image_size)
     processor = AutoImageProcessor.from_pretrained(name) if read is None else read.create_processor()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class WeightAverage:
+class ModelEma:
     """
     Follows the trainable weights of a model by exponential moving average. All else of the model is as it is.
 

@@ -11,7 +11,7 @@ BLOCK = re.compile(r"(?:^|\.)(?:layer|layers|blocks)\.(\d+)\.")
 
 
 def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float) -> list[dict]:
-    """Trainable parameters in groups of one learning rate and one weight decay, for PyTorch's optimisers.
+    """Trainable parameters in groups of one learning rate and one weight decay, for PyTorch's optimizers.
 
     The rate of the classifier and the last layer norm is the full one; the last block's is `layer_decay` times that, and so
     on down to the embeddings (Clark et al. 2020; BEiT's and MAE's fine-tuning). Biases, norms, tokens and positions do not

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.layer_decay import block_of
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 ADAPTER = "default"
 
@@ -22,12 +22,12 @@ class Adapters:
         arguments (`FinetuningArguments`): Rank, scale, dropout and places of the adapters.
 
     Raises:
-        [`UserError`]: If `peft` is not installed, or there is no such place.
+        [`SiTError`]: If `peft` is not installed, or there is no such place.
     """
 
     def __init__(self, model: PreTrainedModel, arguments: FinetuningArguments):
         if importlib.util.find_spec("peft") is None:
-            raise UserError("--lora_rank needs peft: pip install 'modeling-sit[lora]'")
+            raise SiTError("--lora_rank needs peft: pip install 'modeling-sit[lora]'")
         from peft import LoraConfig, LoraModel
 
         config = LoraConfig(
@@ -50,7 +50,7 @@ def layers_to_adapt(model: PreTrainedModel, asked: list[str] | None) -> list[str
     """Full names of the blocks' linear layers, or of those whose names end with one of `asked`.
 
     Raises:
-        [`UserError`]: If one of `asked` is the end of no name.
+        [`SiTError`]: If one of `asked` is the end of no name.
     """
     layers = [
         name
@@ -62,7 +62,7 @@ def layers_to_adapt(model: PreTrainedModel, asked: list[str] | None) -> list[str
     for ending in asked:
         if not any(f".{name}".endswith(f".{ending}") for name in layers):
             ends = sorted({name.rpartition(".")[2] for name in layers})
-            raise UserError(
+            raise SiTError(
                 f"--lora_target_modules {ending}: no such linear layer in the blocks, only {', '.join(ends)}"
             )
     return [name for name in layers if any(f".{name}".endswith(f".{ending}") for ending in asked)]

@@ -38,7 +38,7 @@ def create_mixing(mixup_alpha: float, cutmix_alpha: float) -> v2.Transform | Non
 
 class SingleLabelLoss(nn.Module):
     """
-    Cross-entropy over probabilities, a mean in which each picture counts by the weights of its classes.
+    Cross-entropy over probabilities, a mean in which each image counts by the weights of its classes.
 
     Args:
         class_weights (`torch.Tensor` of shape `(num_labels,)`, *optional*): Default: all the same.
@@ -58,7 +58,7 @@ class SingleLabelLoss(nn.Module):
 
 class MultiLabelLoss(nn.Module):
     """
-    A loss of each label on its own, the mean over pictures and labels: binary cross-entropy, or the asymmetric loss (Ridnik
+    A loss of each label on its own, the mean over images and labels: binary cross-entropy, or the asymmetric loss (Ridnik
     et al. 2021, "Asymmetric Loss for Multi-Label Classification", equation 7), which weighs down what is easy, negatives
     more than positives, and drops negatives that are nearly certain.
 
@@ -91,12 +91,12 @@ def balanced_class_weights(labels: torch.Tensor, num_labels: int) -> torch.Tenso
     """Weights of the classes that make all weigh the same in the loss, `(num_labels,)`, float32.
 
     Args:
-        labels (`torch.Tensor`): Of the training pictures: class indices `(n,)`, or 0 and 1 `(n, num_labels)`.
+        labels (`torch.Tensor`): Of the training images: class indices `(n,)`, or 0 and 1 `(n, num_labels)`.
         num_labels (`int`): Number of classes.
 
     Returns:
-        For single labels, number of pictures / (classes that there are * pictures of the class), scikit-learn's "balanced";
-        for several, pictures without / with the label, for [`MultiLabelLoss`]. 1 for a class that no picture has.
+        For single labels, number of images / (classes that there are * images of the class), scikit-learn's "balanced";
+        for several, images without / with the label, for [`MultiLabelLoss`]. 1 for a class that no image has.
     """
     if labels.ndim == 1:
         counts = labels.bincount(minlength=num_labels).float()

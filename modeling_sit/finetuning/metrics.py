@@ -15,7 +15,7 @@ def main_metric(multi_label: bool) -> str:
 
 
 def create_compute_metrics(multi_label: bool) -> Callable[[EvalPrediction], dict[str, float]]:
-    """What `Trainer` measures with: figures over the pictures that could be read, by the project's `evaluate` metrics.
+    """What `Trainer` measures with: figures over the images that could be read, by the project's `evaluate` metrics.
 
     Accuracy and macro F1 of the most likely class; of several labels, mean average precision, and macro F1 of those that
     are more likely than not.

@@ -1,4 +1,4 @@
-"""Which pictures teach, which ones choose, and which ones measure."""
+"""Which images teach, which ones choose, and which ones measure."""
 
 import re
 from collections.abc import Iterable
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import datasets
 
-from modeling_sit.data.labeled import hold_back, labelled_splits, labels_of, select_label_fraction
-from modeling_sit.data.sources import VALIDATION_SPLITS, Pictures, load_pictures
+from modeling_sit.data.labeled import labeled_splits, labels_of, select_label_fraction, train_validation_split
+from modeling_sit.data.sources import VALIDATION_SPLITS, ImageDatasets, load_images
 from modeling_sit.finetuning.arguments import FinetuningArguments
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 TEST_SPLITS = ("test", "testing")
 
@@ -17,16 +17,16 @@ TEST_SPLITS = ("test", "testing")
 @dataclass
 class Splits:
     """
-    A data set as fine-tuning uses it.
+    A dataset as fine-tuning uses it.
 
     Args:
         name (`str`): What the user gave as `--dataset`.
         label_names (`list[str]`): Names of the classes, in the order of their indices.
-        multi_label (`bool`): Whether a picture may have several classes.
-        train (`datasets.Dataset`): Pictures to learn from.
-        validation (`datasets.Dataset`, *optional*): Pictures to choose by. `None` if there are none.
+        multi_label (`bool`): Whether an image may have several classes.
+        train (`datasets.Dataset`): Images to learn from.
+        validation (`datasets.Dataset`, *optional*): Images to choose by. `None` if there are none.
         validation_name (`str`, *optional*): What to call them.
-        test (`datasets.Dataset`, *optional*): Pictures to measure on once. `None` if there are none.
+        test (`datasets.Dataset`, *optional*): Images to measure on once. `None` if there are none.
         test_name (`str`, *optional*): What to call them.
     """
 
@@ -40,8 +40,8 @@ class Splits:
     test_name: str | None = None
 
     def summary(self) -> str:
-        """How many pictures do what, in a line."""
-        parts = [f"{self.name}: {len(self.train):,} pictures of {len(self.label_names)} classes to learn from"]
+        """How many images do what, in a line."""
+        parts = [f"{self.name}: {len(self.train):,} images of {len(self.label_names)} classes to learn from"]
         if self.validation is not None:
             parts.append(f"{len(self.validation):,} to choose by ({self.validation_name})")
         if self.test is not None:
@@ -50,21 +50,21 @@ class Splits:
 
 
 def load_splits(arguments: FinetuningArguments, seed: int, measures_on_the_way: bool) -> Splits:
-    """The labelled pictures to learn from, to choose by and to measure on.
+    """The labeled images to learn from, to choose by and to measure on.
 
     Nothing is ever chosen by the test split. Where there is no other to choose by, a share of each class's training
-    pictures is held back for it; so it is where there is no test split either, for something has to be measured.
+    images is held back for it; so it is where there is no test split either, for something has to be measured.
 
     Args:
-        arguments (`FinetuningArguments`): Data set, names of splits, shares.
-        seed (`int`): Seed of what is drawn at random: which labels are used, and which pictures held back.
+        arguments (`FinetuningArguments`): Dataset, names of splits, shares.
+        seed (`int`): Seed of what is drawn at random: which labels are used, and which images held back.
         measures_on_the_way (`bool`): Whether there is anything to choose.
 
     Raises:
-        [`UserError`]: If there is no such split, two are one and the same, or labels are missing.
+        [`SiTError`]: If there is no such split, two are one and the same, or labels are missing.
     """
-    pictures = _load(arguments, arguments.validation_split)
-    others = [name for name in pictures.splits if name != arguments.train_split]
+    images = _load(arguments, arguments.validation_split)
+    others = [name for name in images.splits if name != arguments.train_split]
     validation_name = arguments.validation_split
     test_name = arguments.test_split or _called(others, TEST_SPLITS)
     if validation_name is None:
@@ -72,35 +72,35 @@ def load_splits(arguments: FinetuningArguments, seed: int, measures_on_the_way: 
         validation_name = _called([name for name in others if name != test_name], usual)
     elif validation_name == test_name:
         if arguments.test_split is not None or measures_on_the_way:
-            raise UserError(
-                f"--validation_split {validation_name}: nothing is chosen by test pictures; leave the flag out, and "
-                "--validation_share of the training pictures is held back"
+            raise SiTError(
+                f"--validation_split {validation_name}: nothing is chosen by test images; leave the flag out, and "
+                "--validation_fraction of the training images is held back"
             )
         validation_name = None
 
     train, validation, test = None, None, None
     if validation_name is not None:
-        train, validation = labelled_splits(_load(arguments, validation_name, pictures))
+        train, validation = labeled_splits(_load(arguments, validation_name, images))
     if test_name is not None:
-        pictures = _load(arguments, test_name, pictures)
+        images = _load(arguments, test_name, images)
         # Test sets on the Hub often come without their labels.
-        if arguments.test_split is None and (labels_of(pictures.validation) < 0).all():
+        if arguments.test_split is None and (labels_of(images.validation) < 0).all():
             test_name = None
         else:
-            train, test = _labelled_train_and_test(pictures)
+            train, test = _labeled_train_and_test(images)
     if train is None:
-        pictures.validation = None
-        train, _ = labelled_splits(pictures, validation="if there")
+        images.validation = None
+        train, _ = labeled_splits(images, validation="if there")
     train_name = str(train.split)
     train = select_label_fraction(train, arguments.label_fraction, seed) if arguments.label_fraction < 1 else train
     if validation is None and (measures_on_the_way or test is None):
-        train, validation = hold_back(train, arguments.validation_share, seed)
+        train, validation = train_validation_split(train, arguments.validation_fraction, seed)
         at_least = ", one of each class at least" if arguments.label_fraction < 1 else ""
-        validation_name = f"{100 * arguments.validation_share:.4g} % of {train_name}{at_least}, held back"
+        validation_name = f"{100 * arguments.validation_fraction:.4g} % of {train_name}{at_least}, held back"
     return Splits(
-        name=pictures.name,
-        label_names=pictures.label_names,
-        multi_label=pictures.multi_label,
+        name=images.name,
+        label_names=images.label_names,
+        multi_label=images.multi_label,
         train=train,
         validation=validation,
         validation_name=validation_name,
@@ -109,13 +109,13 @@ def load_splits(arguments: FinetuningArguments, seed: int, measures_on_the_way: 
     )
 
 
-def _load(arguments: FinetuningArguments, name: str | None, loaded: Pictures | None = None) -> Pictures:
-    """The data set with the split `name` beside the training split; `loaded`, if that is the one it has already."""
+def _load(arguments: FinetuningArguments, name: str | None, loaded: ImageDatasets | None = None) -> ImageDatasets:
+    """The dataset with the split `name` beside the training split; `loaded`, if that is the one it has already."""
     if loaded is not None and loaded.validation is not None:
         is_it = str(loaded.validation.split) == re.sub(r"\W+", "_", name)
         if is_it:
             return loaded
-    return load_pictures(
+    return load_images(
         arguments.dataset,
         dataset_config_name=arguments.dataset_config_name,
         image_column=arguments.image_column,
@@ -131,8 +131,8 @@ def _called(splits: Iterable[str], usual: Iterable[str]) -> str | None:
     return next((by_name[name] for name in usual if name in by_name), None)
 
 
-def _labelled_train_and_test(pictures: Pictures) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _labeled_train_and_test(images: ImageDatasets) -> tuple[datasets.Dataset, datasets.Dataset]:
     try:
-        return labelled_splits(pictures)
-    except UserError as problem:
-        raise UserError(str(problem).replace("--validation_split", "--test_split")) from problem
+        return labeled_splits(images)
+    except SiTError as problem:
+        raise SiTError(str(problem).replace("--validation_split", "--test_split")) from problem

@@ -1,4 +1,4 @@
-"""transformers' `Trainer` for classifiers of pictures: what is random, what is learned, and what is saved."""
+"""transformers' `Trainer` for classifiers of images: what is random, what is learned, and what is saved."""
 
 import copy
 import signal
@@ -15,13 +15,13 @@ from transformers import (
     TrainerState,
 )
 
-from modeling_sit.data.labeled import LabelledPictures
+from modeling_sit.data.labeled import LabeledImageDataset
 from modeling_sit.data.sampling import STEP, derive_seed
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
 from modeling_sit.finetuning.augmentation import create_augmentation, create_erasing
 from modeling_sit.finetuning.checkpoints import STATE, WEIGHTS, load_weights, save_weights
-from modeling_sit.finetuning.collation import AugmentedPictures, Collator, is_readable
-from modeling_sit.finetuning.ema import WeightAverage
+from modeling_sit.finetuning.collation import AugmentedImages, Collator, is_readable
+from modeling_sit.finetuning.ema import ModelEma
 from modeling_sit.finetuning.layer_decay import parameter_groups
 from modeling_sit.finetuning.lora import Adapters
 from modeling_sit.finetuning.losses import (
@@ -35,12 +35,12 @@ from modeling_sit.finetuning.metrics import create_compute_metrics
 from modeling_sit.finetuning.sampling import EpochOrder, balancing_weights
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.hub.repository_files import BEST_CHECKPOINT
-from modeling_sit.interop.resize import picture_shape
-from modeling_sit.runtime.errors import UserError
-from modeling_sit.runtime.signals import StopRequest, leave_signals_to_the_loop
+from modeling_sit.interop.resize import image_shape
+from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.signals import StopSignal, ignore_signals_in_worker
 
 
-class PictureTrainer(Trainer):
+class ImageClassificationTrainer(Trainer):
     """
     Trains a classifier as the flags say. Everything random is a function of the seed and the place in the run, so that a
     run that goes on from a checkpoint ends where an uninterrupted one does, to the last bit.
@@ -49,12 +49,12 @@ class PictureTrainer(Trainer):
         model (`PreTrainedModel`): The classifier.
         arguments (`FinetuningArguments`), training_arguments (`FinetuningTrainingArguments`): The flags.
         processor: The model's image processor.
-        train (`LabelledPictures`): Pictures to learn from.
-        train_labels (`torch.Tensor`): Their labels, `(n,)`, or `(n, num_labels)` where a picture may have several.
-        validation (`LabelledPictures`, *optional*): Pictures to measure on the way.
+        train (`LabeledImageDataset`): Images to learn from.
+        train_labels (`torch.Tensor`): Their labels, `(n,)`, or `(n, num_labels)` where an image may have several.
+        validation (`LabeledImageDataset`, *optional*): Images to measure on the way.
 
     Raises:
-        [`UserError`]: If a flag does not suit the model or the machine.
+        [`SiTError`]: If a flag does not suit the model or the machine.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class PictureTrainer(Trainer):
         arguments: FinetuningArguments,
         training_arguments: FinetuningTrainingArguments,
         processor: Any,
-        train: LabelledPictures,
+        train: LabeledImageDataset,
         train_labels: torch.Tensor,
-        validation: LabelledPictures | None,
+        validation: LabeledImageDataset | None,
     ):
         multi_label = train_labels.ndim == 2
         self.adapters = Adapters(model, arguments) if arguments.lora_rank else None
@@ -91,7 +91,7 @@ class PictureTrainer(Trainer):
             balancing_weights(train_labels) if arguments.balanced_sampling else None,
         )
         fill = [round(255 * mean) for mean in processor.image_mean]
-        augmentation = create_augmentation(picture_shape(processor), arguments, fill)
+        augmentation = create_augmentation(image_shape(processor), arguments, fill)
         callbacks: list[TrainerCallback] = [FollowEpochs(self.order)]
         if self.patience is not None:
             # How long it has been waiting already.
@@ -101,17 +101,17 @@ class PictureTrainer(Trainer):
             model,
             training_arguments,
             data_collator=Collator(processor, create_erasing(arguments.random_erasing_probability)),
-            train_dataset=AugmentedPictures(train, augmentation),
+            train_dataset=AugmentedImages(train, augmentation),
             eval_dataset=validation,
             processing_class=processor,
             compute_metrics=create_compute_metrics(multi_label),
             callbacks=callbacks,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError("fine-tuning is data parallel only: leave out --fsdp and --deepspeed")
+            raise SiTError("fine-tuning is data parallel only: leave out --fsdp and --deepspeed")
         # The loss is the mean of a batch, which `Trainer` is to divide by the batches of a step.
         self.model_accepts_loss_kwargs = False
-        self.average = WeightAverage(self.model, arguments.ema_decay) if arguments.ema_decay else None
+        self.average = ModelEma(self.model, arguments.ema_decay) if arguments.ema_decay else None
         if self.average is not None:
             self.add_callback(FollowWeights(self.average))
         self._step_and_batch = (-1, 0)
@@ -162,7 +162,7 @@ class PictureTrainer(Trainer):
         )
         loss = super().training_step(*args, **kwargs)
         if not loss.isfinite():
-            raise UserError(
+            raise SiTError(
                 f"loss not finite at step {self.state.global_step + 1}; try a lower --learning_rate or more --warmup_steps"
             )
         return loss
@@ -227,12 +227,12 @@ class PictureTrainer(Trainer):
 def with_steady_workers(loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
     """The same loader; a signal to all processes of a run does not end its workers, whose batches the step still needs."""
     # Accelerate's loader holds the one that starts the workers.
-    getattr(loader, "base_dataloader", loader).worker_init_fn = leave_signals_to_the_loop
+    getattr(loader, "base_dataloader", loader).worker_init_fn = ignore_signals_in_worker
     return loader
 
 
 class FollowEpochs(TrainerCallback):
-    """Tells the order of the pictures which epoch it is: with several processes, who resumes amid an epoch is not told."""
+    """Tells the order of the images which epoch it is: with several processes, who resumes amid an epoch is not told."""
 
     def __init__(self, order: EpochOrder):
         self.order = order
@@ -244,7 +244,7 @@ class FollowEpochs(TrainerCallback):
 class FollowWeights(TrainerCallback):
     """Makes the moving average follow the weights, step by step."""
 
-    def __init__(self, average: WeightAverage):
+    def __init__(self, average: ModelEma):
         self.average = average
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -274,7 +274,7 @@ class FindBestCheckpoint(TrainerCallback):
             if (found / WEIGHTS).is_file():
                 state.best_model_checkpoint = str(found)
                 return
-        raise UserError(
+        raise SiTError(
             f"--resume_from_checkpoint {self.resumed}: the best checkpoint so far is not here: put {Path(best).name} beside it, "
             "or give --load_best_model_at_end False"
         )
@@ -293,7 +293,7 @@ class PushCheckpoints(TrainerCallback):
 class StopAtSignal(TrainerCallback):
     """Ends training after the step in which a SIGTERM or SIGINT came, with a checkpoint."""
 
-    def __init__(self, request: StopRequest):
+    def __init__(self, request: StopSignal):
         self.request = request
         self.received: signal.Signals | None = None
 

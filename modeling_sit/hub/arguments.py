@@ -19,7 +19,7 @@ class HubArguments:
     hub_private_repo: bool = field(
         default=False,
         metadata={
-            "help": "Whether the repository is private. Else it is public, unless its organisation says otherwise."
+            "help": "Whether the repository is private. Else it is public, unless its organization says otherwise."
         },
     )
     hub_strategy: Literal["end", "checkpoint"] = field(

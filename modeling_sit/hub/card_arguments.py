@@ -10,14 +10,14 @@ class CardArguments:
     Flags of the programs that write model cards.
 
     Raises:
-        `ValueError`: If the licence is no identifier.
+        `ValueError`: If the license is no identifier.
     """
 
     license: str | None = field(
         default=None,
         metadata={
-            "help": "Licence of the weights, for the model card: one of the Hub's identifiers, such as `mit` or `cc-by-nc-4.0`. "
-            "Default: what the card says already, else `apache-2.0`. What the pictures' licence allows is yours to know."
+            "help": "License of the weights, for the model card: one of the Hub's identifiers, such as `mit` or `cc-by-nc-4.0`. "
+            "Default: what the card says already, else `apache-2.0`. What the images' license allows is yours to know."
         },
     )
 

@@ -10,8 +10,8 @@ import yaml
 from huggingface_hub import ModelCardData
 from tqdm import tqdm
 
-from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written, replace_file
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.atomic_files import replace_file, write_errors
+from modeling_sit.runtime.errors import SiTError
 
 CARD_FILE = "README.md"
 # As the Hub reads it.
@@ -156,11 +156,11 @@ class Card:
         """Write the card into a folder.
 
         Raises:
-            [`UserError`]: If it cannot be written; an earlier one is as it was.
+            [`SiTError`]: If it cannot be written; an earlier one is as it was.
         """
         path = folder / CARD_FILE
         remedy = "free some space there, or check who may write to it"
-        with naming_what_cannot_be_written(path, remedy), replace_file(path) as unfinished:
+        with write_errors(path, remedy), replace_file(path) as unfinished:
             unfinished.write_bytes(str(self).encode())
         return path
 
@@ -200,7 +200,7 @@ def read_written_card(folder: Path) -> Card | None:
     while kept.exists():
         number += 1
         kept = folder / f"README.old-{number}.md"
-    with naming_what_cannot_be_written(kept, "check who may write there"):
+    with write_errors(kept, "check who may write there"):
         path.rename(kept)
     tqdm.write(f"{path} is not updated but written anew: {reason}; what it was is {kept}", file=sys.stderr)
     return None
@@ -210,19 +210,19 @@ def card_to_update(folder: Path) -> Card:
     """The card that `--update_model_card` is about.
 
     Raises:
-        [`UserError`]: If there is none, or it cannot be updated.
+        [`SiTError`]: If there is none, or it cannot be updated.
     """
     path = folder / CARD_FILE
     try:
         return read_card(folder)
     except FileNotFoundError as problem:
-        raise UserError(
+        raise SiTError(
             f"--update_model_card: there is no {path}, so no card to update; give a model folder that has one"
         ) from problem
     except OSError as problem:
-        raise UserError(f"--update_model_card: {path} cannot be read: {problem.strerror}") from problem
+        raise SiTError(f"--update_model_card: {path} cannot be read: {problem.strerror}") from problem
     except DamagedCard as problem:
-        raise UserError(f"--update_model_card: {path} cannot be updated: {problem}") from problem
+        raise SiTError(f"--update_model_card: {path} cannot be updated: {problem}") from problem
 
 
 def _marks(section: str) -> tuple[str, str]:

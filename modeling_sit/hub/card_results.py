@@ -10,7 +10,7 @@ from modeling_sit.evaluation.metric_results import Measurement
 from modeling_sit.hub.card_file import Card, DamagedCard, card_to_update
 from modeling_sit.hub.markdown import escaped, table
 from modeling_sit.hub.provenance import public_name
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 SECTION = "results"
 # What is not a classification: in the Hub's names of tasks.
@@ -21,7 +21,7 @@ METRIC_TYPES = {"macro_f1": "f1"}
 CLASSIFIER_FIGURES = ("accuracy", "mean_average_precision", "macro_f1")
 NOTHING = (
     "What the features are worth for a task was not measured yet. `python scripts/evaluate.py --model_name_or_path FOLDER "
-    "--dataset LABELLED_PICTURES --update_model_card` measures it, and writes it here."
+    "--dataset LABELLED_IMAGES --update_model_card` measures it, and writes it here."
 )
 
 
@@ -36,13 +36,13 @@ def update_card(
 ) -> Path:
     """
     Write figures into the `model-index` and the table of a folder's model card, each in place of the earlier one of the same
-    protocol and name on the same split of the same data set. The rest of the card stays as it is, byte for byte.
+    protocol and name on the same split of the same dataset. The rest of the card stays as it is, byte for byte.
 
     Args:
         folder (`Path`): The model's folder, with a `README.md`.
         measurements (`dict[str, Measurement]`): What was measured, by protocol.
         dataset (`str`): As given in `--dataset`; of a path, the card says the last part alone.
-        dataset_config (`str`, *optional*): Configuration of a Hub data set.
+        dataset_config (`str`, *optional*): Configuration of a Hub dataset.
         split (`str`): Split that was measured on.
         settings (`dict[str, Any]`): What else the figures depend on: pooling, layer.
 
@@ -50,7 +50,7 @@ def update_card(
         `Path`: The card.
 
     Raises:
-        [`UserError`]: If there is no card, its metadata or its marks are damaged, or it cannot be written.
+        [`SiTError`]: If there is no card, its metadata or its marks are damaged, or it cannot be written.
     """
     card = card_to_update(folder)
     results = [
@@ -77,7 +77,7 @@ def update_card(
     try:
         put_results(card, results, folder.resolve().name)
     except DamagedCard as problem:
-        raise UserError(f"--update_model_card: {folder / 'README.md'} cannot be updated: {problem}") from problem
+        raise SiTError(f"--update_model_card: {folder / 'README.md'} cannot be updated: {problem}") from problem
     return card.save(folder)
 
 
@@ -110,7 +110,7 @@ def classifier_results(report: dict[str, Any]) -> list[EvalResult]:
 
 
 def put_results(card: Card, results: list[EvalResult], model_name: str, keep_others: bool = True) -> None:
-    """Put results into a card, in place of those of the same metrics on the same split of the same data set.
+    """Put results into a card, in place of those of the same metrics on the same split of the same dataset.
 
     Args:
         card (`Card`): Changed in place: `model-index` and `metrics` of its metadata, and its section `results`.
@@ -174,7 +174,7 @@ def _table(results: list[dict[str, Any]]) -> str:
                 ", ".join(f"{key} {_setting(value)}".strip() for key, value in settings.items()),
             ]
             rows.append([escaped(cell) for cell in row])
-    return table(["data set", "split", "figure", "value", "95 % interval", "settings"], rows)
+    return table(["dataset", "split", "figure", "value", "95 % interval", "settings"], rows)
 
 
 def _number(value: Any) -> str:

@@ -12,7 +12,7 @@ from modeling_sit.hub.card_file import Card, DamagedCard, read_card
 from modeling_sit.hub.card_results import put_results
 from modeling_sit.hub.markdown import code_block
 from modeling_sit.hub.provenance import Start
-from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written, replace_file
+from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.visualization.curves import curves_figure
 
 DEFAULT_LICENCE = "apache-2.0"
@@ -39,7 +39,7 @@ def write_card(
         `Path`: The card.
 
     Raises:
-        [`UserError`]: If it cannot be written.
+        [`SiTError`]: If it cannot be written.
     """
     new = Card.parse(rendered.rstrip() + "\n")
     card = new if earlier is None else earlier
@@ -61,7 +61,7 @@ def name_repository(folder: Path, model_id: str) -> None:
     """Have the card of a folder load the model by its id on the Hub. A card that programs do not write into stays as it is.
 
     Raises:
-        [`UserError`]: If it cannot be written.
+        [`SiTError`]: If it cannot be written.
     """
     try:
         card = read_card(folder)
@@ -74,8 +74,8 @@ def name_repository(folder: Path, model_id: str) -> None:
         card.save(folder)
 
 
-def licence_of(asked: str | None, earlier: Card | None) -> str:
-    """The licence that was asked for, or that the earlier card tells, or the package's own."""
+def license_of(asked: str | None, earlier: Card | None) -> str:
+    """The license that was asked for, or that the earlier card tells, or the package's own."""
     told = earlier.metadata.get("license") if earlier is not None else None
     return asked or (told if isinstance(told, str) else None) or DEFAULT_LICENCE
 
@@ -99,11 +99,11 @@ def save_curves(output_dir: Path, lines: Sequence[Mapping[str, Any]], titles: Ma
     """Draw `loss_curve.png`, see [`curves_figure`], and give its name; `None` if there is nothing to draw.
 
     Raises:
-        [`UserError`]: If it cannot be written.
+        [`SiTError`]: If it cannot be written.
     """
     figure, path = curves_figure(lines, titles), output_dir / LOSS_CURVE
     if figure is None:
         return None
-    with naming_what_cannot_be_written(path, "make room"), replace_file(path) as unfinished:
+    with write_errors(path, "make room"), replace_file(path) as unfinished:
         figure.savefig(unfinished, dpi=110, format="png")
     return path.name

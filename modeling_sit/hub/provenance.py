@@ -155,14 +155,14 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def public_name(path_or_id: str) -> str:
-    """What to call a data set or a model: its id on the Hub; of a path, which says where it lies on this machine, the last
+    """What to call a dataset or a model: its id on the Hub; of a path, which says where it lies on this machine, the last
     part."""
     path = Path(path_or_id).expanduser()
     return path.resolve().name if path.exists() else without_tokens(path_or_id)
 
 
 def hub_id(path_or_id: str) -> str | None:
-    """The id on the Hub of a data set or a model; `None` of one that lies on this machine, or is built in."""
+    """The id on the Hub of a dataset or a model; `None` of one that lies on this machine, or is built in."""
     if path_or_id == "digits" or Path(path_or_id).expanduser().exists():
         return None
     try:

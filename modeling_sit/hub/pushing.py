@@ -23,10 +23,10 @@ from modeling_sit.hub.repository_files import (
     find_model_files,
     stage_files,
 )
-from modeling_sit.runtime.atomic_files import UNFINISHED
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX
+from modeling_sit.runtime.errors import SiTError
 
-STAGED = f"{UNFINISHED}push-"
+STAGED = f"{TEMPORARY_PREFIX}push-"
 # What sends SIGTERM sends SIGKILL soon after: schedulers in 30 seconds, containers in 10.
 SECONDS_TO_LEAVE = 8.0
 
@@ -57,12 +57,12 @@ class HubPusher:
         folder (`Path`): The run's.
 
     Raises:
-        [`UserError`]: If the repository cannot be called so, or `HF_HUB_OFFLINE` forbids to push.
+        [`SiTError`]: If the repository cannot be called so, or `HF_HUB_OFFLINE` forbids to push.
     """
 
     def __init__(self, arguments: HubArguments, folder: Path):
         if constants.is_offline_mode():
-            raise UserError(
+            raise SiTError(
                 "--push_to_hub: HF_HUB_OFFLINE is set, so that nothing can be pushed: unset it, or leave the flag out and push "
                 f"later with `{push_command(folder, arguments)}`"
             )
@@ -78,7 +78,7 @@ class HubPusher:
         """Find out whether the Hub lets the user in. One that cannot be reached is no reason not to train.
 
         Raises:
-            [`UserError`]: If it does not: no token, a wrong one, one for reading only.
+            [`SiTError`]: If it does not: no token, a wrong one, one for reading only.
         """
         # It tells of every try in lines of its own, into the progress bar.
         hub_logging.set_verbosity_error()
@@ -88,7 +88,7 @@ class HubPusher:
         """Make the repository, before the training is begun in vain.
 
         Raises:
-            [`UserError`]: If the user may not write to it, or it cannot be as the flags say.
+            [`SiTError`]: If the user may not write to it, or it cannot be as the flags say.
         """
         _delete_staged(self.folder)
         if self._is_reachable:
@@ -140,7 +140,7 @@ class HubPusher:
                 files |= find_checkpoint_files(self.folder)
             staged = Path(tempfile.mkdtemp(prefix=STAGED, dir=self.folder))
             push = Push(what, staged, stage_files(files, staged))
-        except (OSError, UserError) as problem:
+        except (OSError, SiTError) as problem:
             if staged is not None:
                 shutil.rmtree(staged, ignore_errors=True)
             self._tell_failure(what, problem)
@@ -165,7 +165,7 @@ class HubPusher:
             try:
                 message = push.what[0].upper() + push.what[1:]
                 self.repository.commit(push.files, message, self._replaced_folders)
-            except (HubUnreachable, UserError, OSError) as problem:
+            except (HubUnreachable, SiTError, OSError) as problem:
                 if not self._is_left:
                     self._tell_failure(push.what, problem)
             else:

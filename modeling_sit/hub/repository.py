@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 # Client errors, by their number, that may be gone at the next try: timeouts, conflicts, rate limits.
@@ -45,14 +45,14 @@ class HubRepository:
         private (`bool`, *optional*, defaults to `False`): Whether it must be private; else that is left to the Hub.
 
     Raises:
-        [`UserError`]: If the Hub has no such names.
+        [`SiTError`]: If the Hub has no such names.
     """
 
     def __init__(self, name: str, private: bool = False):
         try:
             validate_repo_id(name)
         except HFValidationError as problem:
-            raise UserError(
+            raise SiTError(
                 f"--hub_model_id {name}: no name for a repository, which is made of letters, digits, and -, _ or . between "
                 "them: give NAME or NAMESPACE/NAME"
             ) from problem
@@ -67,15 +67,15 @@ class HubRepository:
         """Ask the Hub who the token's user is, and complete the repository's name by that.
 
         Raises:
-            [`UserError`]: If there is no token, or not one to write with.
+            [`SiTError`]: If there is no token, or not one to write with.
             [`HubUnreachable`]: If the Hub does not answer.
         """
         if get_token() is None:
-            raise UserError(f"--push_to_hub: you are not logged in to the Hub: {LOG_IN}")
+            raise SiTError(f"--push_to_hub: you are not logged in to the Hub: {LOG_IN}")
         with self._one_line_errors(SECONDS_TO_ANSWER):
             user = HfApi(token=True).whoami()
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise UserError(f"--push_to_hub: your Hub token is for reading only: {LOG_IN} to one that may write")
+            raise SiTError(f"--push_to_hub: your Hub token is for reading only: {LOG_IN} to one that may write")
         if "/" not in self.name:
             self.name = f"{user['name']}/{self.name}"
 
@@ -83,7 +83,7 @@ class HubRepository:
         """Make the repository, if it is not there, and make sure that the user may write to it.
 
         Raises:
-            [`UserError`]: If the user may not, or it is public and was to be private.
+            [`SiTError`]: If the user may not, or it is public and was to be private.
             [`HubUnreachable`]: If the Hub does not answer, or fails.
         """
         hub = HfApi(token=True)
@@ -92,7 +92,7 @@ class HubRepository:
             hub.auth_check(self.name, write=True)
             is_private = hub.model_info(self.name, expand=["private"], timeout=SECONDS_TO_ANSWER).private
         if self.private and not is_private:
-            raise UserError(
+            raise SiTError(
                 f"--hub_private_repo: {self.url} is there already, and public: make it private in its settings, or give "
                 "another --hub_model_id"
             )
@@ -107,7 +107,7 @@ class HubRepository:
             replaced_folders (`tuple` of `str`, *optional*): Folders of the repository that shall have no other files.
 
         Raises:
-            [`UserError`]: If the user may not write, or a file holds the user's token.
+            [`SiTError`]: If the user may not write, or a file holds the user's token.
             [`HubUnreachable`]: If the Hub does not answer, or fails.
         """
         check_for_token(files)
@@ -133,17 +133,17 @@ class HubRepository:
             yield
         except Exception as problem:  # its own, its HTTP library's, its upload's: what they are is not in its contract
             message, is_mistake = _explain(problem, self.name, self.url)
-            raise (UserError if is_mistake else HubUnreachable)(_without_token(message)) from problem
+            raise (SiTError if is_mistake else HubUnreachable)(_without_token(message)) from problem
         finally:
             client.timeout = usual
 
 
 def check_for_token(files: Mapping[str, Path]) -> None:
-    """Raise [`UserError`] if one of the texts that would be published holds the user's token."""
+    """Raise [`SiTError`] if one of the texts that would be published holds the user's token."""
     token = get_token()
     for file in files.values():
         if token and file.suffix in TEXT_ENDINGS and token in file.read_text(encoding="utf-8", errors="replace"):
-            raise UserError(
+            raise SiTError(
                 f"{file} holds your Hub token, and is not pushed: take it out, and get yourself a new token"
             )
 
@@ -171,7 +171,7 @@ def _explain(problem: BaseException, name: str, url: str) -> tuple[str, bool]:
         return f"the Hub does not know your token{said}: {LOG_IN} anew", True
     if status in (403, 404):
         return (
-            f"you may not write to {name}, or there is no such user or organisation{said}: give another --hub_model_id, or "
+            f"you may not write to {name}, or there is no such user or organization{said}: give another --hub_model_id, or "
             f"{LOG_IN} to a token that may write there"
         ), True
     if status == 409:

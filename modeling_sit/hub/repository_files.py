@@ -14,7 +14,7 @@ from modeling_sit.finetuning.checkpoints import STATE as FINETUNING_STATE
 from modeling_sit.finetuning.checkpoints import WEIGHTS as FINETUNING_WEIGHTS
 from modeling_sit.finetuning.checkpoints import complete_checkpoints
 from modeling_sit.pretraining.checkpoints import list_checkpoints
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 CONFIG, PROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -32,7 +32,7 @@ MAX_COPIED_BYTES = 1 << 20
 
 def find_model_files(folder: Path, is_finished: bool = True) -> dict[str, Path]:
     """The files of a model repository: weights, configuration, image processor, code, logs, and of a finished one the card
-    with the pictures that it shows, and the results.
+    with the images that it shows, and the results.
 
     Args:
         folder (`Path`): The output folder of a run.
@@ -42,12 +42,12 @@ def find_model_files(folder: Path, is_finished: bool = True) -> dict[str, Path]:
         `dict[str, Path]`: Each file by its path in the repository.
 
     Raises:
-        [`UserError`]: If the folder holds no model that can be loaded.
+        [`SiTError`]: If the folder holds no model that can be loaded.
     """
     weights = _matching(folder, WEIGHTS)
     for name, is_there in ((CONFIG, (folder / CONFIG).is_file()), (WEIGHTS[0], bool(weights))):
         if not is_there:
-            raise UserError(
+            raise SiTError(
                 f"{folder} holds no model, for it has no {name}; give the --output_dir of a run that is done"
             )
     files = [folder / CONFIG, *_matching(folder, (PROCESSOR, *LOGS)), *weights, *_code(folder)]
@@ -116,7 +116,7 @@ def _code(folder: Path) -> list[Path]:
         try:
             auto_map = json.loads(settings.read_text()).get("auto_map", {})
         except (ValueError, AttributeError) as problem:
-            raise UserError(f"{settings} cannot be read: {problem}") from problem
+            raise SiTError(f"{settings} cannot be read: {problem}") from problem
         for names in auto_map.values():
             for name in [names] if isinstance(names, str) else names:
                 # `REPOSITORY--MODULE.CLASS` is code that lies elsewhere.
@@ -128,14 +128,14 @@ def _code(folder: Path) -> list[Path]:
     except FileNotFoundError as problem:
         missing = [Path(problem.filename).name]
     if missing:
-        raise UserError(
+        raise SiTError(
             f"{folder} has not all of the code to load its model with: {missing[0]} is missing; export it anew"
         )
     return sorted(modules | needed)
 
 
 def _figures(folder: Path) -> list[Path]:
-    """The pictures in the folder that its card shows."""
+    """The images in the folder that its card shows."""
     card = folder / CARD
     if not card.is_file():
         return []

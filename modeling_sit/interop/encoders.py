@@ -109,7 +109,7 @@ def from_timm_network(
         if name not in weights:
             raise ValueError(f"it has no {name}, so it is no ViT by timm's names; it has {name_weights(network)}")
     if weights["patch_embed.proj.weight"].ndim != 4 or weights["pos_embed"].ndim != 3:
-        raise ValueError("its patches or positions are not those of pictures")
+        raise ValueError("its patches or positions are not those of images")
     hidden_size, num_channels, *patch_shape = weights["patch_embed.proj.weight"].shape
     if "dist_token" in weights:
         del weights["dist_token"]
@@ -250,7 +250,7 @@ def _fit_positions(
         if count == math.prod(grid):
             return grid, torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     raise ValueError(
-        f"its {count} positions are not those of a token and a square of patches, so that the pictures' size is unknown"
+        f"its {count} positions are not those of a token and a square of patches, so that the images' size is unknown"
     )
 
 

@@ -12,7 +12,7 @@ from modeling_sit.interop.sit import load_safetensors, load_sit_folder, write_sa
 from modeling_sit.interop.timm_folder import load_timm_folder, write_timm_folder
 from modeling_sit.interop.torchvision_layout import load_torchvision, write_torchvision
 from modeling_sit.interop.verification import Predict
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Format:
         write (`Callable`):
             Writes a model, with its image processor if there is one, to a path that is new. Gives lines for the user: how
             to load it, and what it cannot hold.
-        load (`Callable`): Reads it back in that library, and gives what predicts outputs from pictures.
+        load (`Callable`): Reads it back in that library, and gives what predicts outputs from images.
         suffix (`str`, *optional*): Of its file. `None`: it is a folder.
         tolerance (`float`): The largest difference of an output that rounding explains.
         keeps_heads (`bool`): Whether it can hold the heads of pretraining.
@@ -43,10 +43,10 @@ class Format:
     extra: str | None = None
 
     def check_installed(self, name: str) -> None:
-        """Raise [`UserError`] if a package that this format, called `name`, needs is not there."""
+        """Raise [`SiTError`] if a package that this format, called `name`, needs is not there."""
         missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
         if missing:
-            raise UserError(
+            raise SiTError(
                 f"--format {name} needs {', '.join(missing)}, not installed here: pip install 'modeling-sit[{self.extra}]'"
             )
 

@@ -9,12 +9,12 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit import SiTForImageClassification
 from modeling_sit.interop.plain_processor import plain_processor
-from modeling_sit.interop.verification import Predict, random_pictures
+from modeling_sit.interop.verification import Predict, random_images
 
 INPUT = "pixel_values"
 FEATURES = ("last_hidden_state", "pooler_output")
 LOGITS = ("logits",)
-# Traced with more than one picture, for a graph that is traced with one may be good for one alone.
+# Traced with more than one image, for a graph that is traced with one may be good for one alone.
 TRACED_BATCH_SIZE = 2
 
 
@@ -37,18 +37,18 @@ def output_names(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def export_program(model: PreTrainedModel) -> torch.export.ExportedProgram:
-    """The graph of a [`SiTModel`] or a [`SiTForImageClassification`] in evaluation mode, from normalised `pixel_values`
+    """The graph of a [`SiTModel`] or a [`SiTForImageClassification`] in evaluation mode, from normalized `pixel_values`
     `(batch, channels, height, width)` of any batch."""
-    pictures = random_pictures(model.config, TRACED_BATCH_SIZE, seed=0)
+    images = random_images(model.config, TRACED_BATCH_SIZE, seed=0)
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
         return torch.export.export(
-            NamedOutputs(model).eval(), (), kwargs={INPUT: pictures}, dynamic_shapes={INPUT: {0: batch}}
+            NamedOutputs(model).eval(), (), kwargs={INPUT: images}, dynamic_shapes={INPUT: {0: batch}}
         )
 
 
 def graph_metadata(model: PreTrainedModel, processor: BaseImageProcessor | None) -> dict[str, str]:
-    """What a graph cannot say: how pictures are prepared for it, and what its logits stand for."""
+    """What a graph cannot say: how images are prepared for it, and what its logits stand for."""
     metadata = {}
     if processor is not None:
         metadata["preprocessor_config.json"] = plain_processor(processor).to_json_string()
@@ -59,11 +59,9 @@ def graph_metadata(model: PreTrainedModel, processor: BaseImageProcessor | None)
 
 def graph_notes(model: PreTrainedModel, processor: BaseImageProcessor | None) -> list[str]:
     (height, width), channels = model.config.image_shape, model.config.num_channels
-    prepared = (
-        f"; how to prepare pictures is in its {', '.join(graph_metadata(model, processor))}" if processor else ""
-    )
+    prepared = f"; how to prepare images is in its {', '.join(graph_metadata(model, processor))}" if processor else ""
     return [
-        f"{INPUT} (batch, {channels}, {height}, {width}), float32, normalised: that is not part of the graph{prepared}",
+        f"{INPUT} (batch, {channels}, {height}, {width}), float32, normalized: that is not part of the graph{prepared}",
         f"outputs: {', '.join(output_names(model))}",
     ]
 

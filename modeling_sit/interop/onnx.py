@@ -16,7 +16,7 @@ def write_onnx(
     model: PreTrainedModel, processor: BaseImageProcessor | None, path: Path, opset: int = OPSET
 ) -> list[str]:
     """
-    Write the graph, from normalised pictures to features or logits. Resizing and normalising are not part of it, for
+    Write the graph, from normalized images to features or logits. Resizing and normalizing are not part of it, for
     runtimes differ in them: the file's metadata says how, as `preprocessor_config.json`, with `id2label.json` beside.
 
     Args:

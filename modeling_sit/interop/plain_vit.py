@@ -10,7 +10,7 @@ from modeling_sit import SiTConfig, SiTForImageClassification
 from modeling_sit.interop.plain_processor import plain_processor, processor_notes
 from modeling_sit.interop.source import training_settings_left_out
 from modeling_sit.interop.verification import Predict
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 ARCHITECTURE_FIELDS = (
     "hidden_size",
@@ -44,7 +44,7 @@ def write_plain_vit(model: PreTrainedModel, processor: BaseImageProcessor | None
 
     ViT's weights in files have SiT's names, so the numbers are copied as they are. ViT's pooler, a linear layer on the
     first token that no SiT has, is written as the identity: `pooler_output` is the contrastive token, and nothing is
-    initialised at random on loading.
+    initialized at random on loading.
 
     Args:
         model ([`SiTModel`] or [`SiTForImageClassification`]): In float32.
@@ -55,12 +55,12 @@ def write_plain_vit(model: PreTrainedModel, processor: BaseImageProcessor | None
         `list[str]`: How to load it, and what it has not.
 
     Raises:
-        [`UserError`]: If the classifier reads what ViT's does not.
+        [`SiTError`]: If the classifier reads what ViT's does not.
     """
     config = model.config
     has_classifier = isinstance(model, SiTForImageClassification)
     if has_classifier and config.pooling != "token":
-        raise UserError(
+        raise SiTError(
             f"--format vit: ViT's classifier reads the token in front, but this one has pooling={config.pooling}; "
             "--outputs features writes the backbone without it"
         )

@@ -30,7 +30,7 @@ from modeling_sit.interop.weights_files import (
     load_folder_weights,
     load_weights_file,
 )
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 # What a file of weights is called by `find_format`; a folder by its config's `model_type`, and one of timm's vit_* by this.
 WEIGHTS_FILE, TIMM = "weights file", "timm"
@@ -50,7 +50,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 @dataclass(frozen=True)
-class ReadCheckpoint:
+class ConvertedCheckpoint:
     """
     A checkpoint of another format, as SiT has it.
 
@@ -60,14 +60,14 @@ class ReadCheckpoint:
         state_dict (`dict[str, torch.Tensor]`): Float32, by their names in [`SiTForPreTraining`]; a head that the source
             has not is not among them.
         notes (`list[str]`): What its user has to know, a line each: what was left out, what was assumed.
-        normalisation (`dict[str, list[float]]`): `image_mean` and `image_std`, as far as the source says them.
+        normalization (`dict[str, list[float]]`): `image_mean` and `image_std`, as far as the source says them.
     """
 
     name: str
     config: SiTConfig
     state_dict: dict[str, torch.Tensor]
     notes: list[str] = field(default_factory=list)
-    normalisation: dict[str, list[float]] = field(default_factory=dict)
+    normalization: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def reconstructs(self) -> bool:
@@ -86,7 +86,7 @@ class ReadCheckpoint:
             `PreTrainedModel`: On the CPU, float32, in evaluation mode.
 
         Raises:
-            [`UserError`]: If the config is of another backbone.
+            [`SiTError`]: If the config is of another backbone.
         """
         model = model_class(self.config if config is None else config)
         names = {name: name.removeprefix("vit.") if model_class is SiTModel else name for name in self.state_dict}
@@ -104,12 +104,12 @@ class ReadCheckpoint:
         try:
             model.load_state_dict(found, strict=False)
         except RuntimeError as problem:
-            raise UserError(f"{self.name} is of another backbone than asked for: {problem}") from problem
+            raise SiTError(f"{self.name} is of another backbone than asked for: {problem}") from problem
         model.name_or_path = model.config._name_or_path = self.name
         return model.eval()
 
     def create_processor(self) -> SiTImageProcessor:
-        """The image processor for pictures of the config's size, normalised as the source says, else as ImageNet's."""
+        """The image processor for images of the config's size, normalized as the source says, else as ImageNet's."""
         height, width = self.config.image_shape
         usual = {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)}
         if self.config.num_channels == 1:
@@ -117,10 +117,10 @@ class ReadCheckpoint:
         return SiTImageProcessor(
             size={"height": height, "width": width},
             patch_size=self.config.patch_size,
-            **{**usual, **self.normalisation},
+            **{**usual, **self.normalization},
         )
 
-    def tell_notes(self) -> None:
+    def log_notes(self) -> None:
         """Print the notes on stderr, in the first process of a run."""
         if os.environ.get("RANK", "0") == "0":
             for note in self.notes:
@@ -146,20 +146,20 @@ def needs_conversion(model_name_or_path: str) -> bool:
 
 
 def has_no_auto_encoder(model_name_or_path: str) -> bool:
-    """Whether transformers' Auto classes give no encoder, or not that of whole pictures, so that it has to be converted."""
+    """Whether transformers' Auto classes give no encoder, or not that of whole images, so that it has to be converted."""
     return find_format(model_name_or_path) in (WEIGHTS_FILE, TIMM, *WITHOUT_AUTO_ENCODER)
 
 
 def check_weights_file_flags(
     model_name_or_path: str | None, network: str | None, num_attention_heads: int | None
 ) -> None:
-    """Raise [`UserError`] if a flag for files of weights is given beside something else."""
+    """Raise [`SiTError`] if a flag for files of weights is given beside something else."""
     if model_name_or_path is not None and Path(model_name_or_path).is_file():
         return
     for flag, value in (("network", network), ("num_attention_heads", num_attention_heads)):
         if value is not None:
             reason = f"{model_name_or_path} says that itself" if model_name_or_path else "there is none"
-            raise UserError(f"--{flag} {value} is for a --model_name_or_path that is a file of weights: {reason}")
+            raise SiTError(f"--{flag} {value} is for a --model_name_or_path that is a file of weights: {reason}")
 
 
 def read_checkpoint(
@@ -168,7 +168,7 @@ def read_checkpoint(
     network: str | None = None,
     num_attention_heads: int | None = None,
     flag: str = "--model_name_or_path",
-) -> ReadCheckpoint:
+) -> ConvertedCheckpoint:
     """
     Read a checkpoint of another format. Nothing that it holds is run.
 
@@ -183,7 +183,7 @@ def read_checkpoint(
         flag (`str`, *optional*, defaults to `"--model_name_or_path"`): What names it in errors.
 
     Raises:
-        [`UserError`]: If it cannot be read, a pickle holds more than weights, or a SiT cannot give its outputs. Weights that
+        [`SiTError`]: If it cannot be read, a pickle holds more than weights, or a SiT cannot give its outputs. Weights that
             are missing, or have no place, are all named.
     """
     try:
@@ -196,11 +196,11 @@ def read_checkpoint(
             read = _read_transformers_folder(model_name_or_path, found)
     except (ValueError, OSError) as problem:
         reason = " ".join(str(problem).split())
-        raise UserError(f"{flag} {model_name_or_path}: {reason}") from problem
+        raise SiTError(f"{flag} {model_name_or_path}: {reason}") from problem
     return replace(read, name=str(model_name_or_path))
 
 
-def _read_file(path: Path, network: str | None, num_attention_heads: int | None) -> ReadCheckpoint:
+def _read_file(path: Path, network: str | None, num_attention_heads: int | None) -> ConvertedCheckpoint:
     if is_sit_file(path):
         for flag, value in (("network", network), ("num_attention_heads", num_attention_heads)):
             if value is not None:
@@ -215,11 +215,11 @@ def _read_file(path: Path, network: str | None, num_attention_heads: int | None)
         encoder = from_timm_network(weights, num_attention_heads)
     encoder.notes = notes + encoder.notes
     read = _as_read(encoder, {})
-    read.notes.append("normalised as ImageNet's pictures are, for the file does not say how it was trained")
+    read.notes.append("normalized as ImageNet's images are, for the file does not say how it was trained")
     return read
 
 
-def _read_sit_file(path: Path) -> ReadCheckpoint:
+def _read_sit_file(path: Path) -> ConvertedCheckpoint:
     model, processor = read_sit_file(path)
     prefix = "vit." if isinstance(model, SiTModel) else ""
     state_dict = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
@@ -227,12 +227,12 @@ def _read_sit_file(path: Path) -> ReadCheckpoint:
     if isinstance(model, SiTForImageClassification):
         state_dict = {name: value for name, value in state_dict.items() if name.startswith("vit.")}
         notes.append("left out, for it is another task's: its classifier")
-    normalisation = {}
+    normalization = {}
     if processor is None:
-        notes.append("normalised as ImageNet's pictures are, for the file does not say how it was trained")
+        notes.append("normalized as ImageNet's images are, for the file does not say how it was trained")
     else:
-        normalisation = {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
-    return ReadCheckpoint("", model.config, state_dict, notes, normalisation)
+        normalization = {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
+    return ConvertedCheckpoint("", model.config, state_dict, notes, normalization)
 
 
 def _choose_network(contents: Any, network: str | None) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -255,7 +255,7 @@ def _choose_network(contents: Any, network: str | None) -> tuple[dict[str, torch
     return dict(weights), notes
 
 
-def _read_timm_folder(model_name_or_path: str) -> ReadCheckpoint:
+def _read_timm_folder(model_name_or_path: str) -> ConvertedCheckpoint:
     config, _ = PreTrainedConfig.get_config_dict(model_name_or_path)
     model_args, described = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
     unseen = [f"{name}={model_args[name]}" for name in UNSEEN_MODEL_ARGS if model_args.get(name)]
@@ -266,19 +266,19 @@ def _read_timm_folder(model_name_or_path: str) -> ReadCheckpoint:
     input_size = described.get("input_size")
     image_shape = tuple(input_size[1:]) if isinstance(input_size, list) and len(input_size) == 3 else None
     encoder = from_timm_network(weights, model_args.get("num_heads"), image_shape)
-    return _as_read(encoder, read_normalisation(model_name_or_path))
+    return _as_read(encoder, read_normalization(model_name_or_path))
 
 
-def _read_transformers_folder(model_name_or_path: str, model_type: str | None) -> ReadCheckpoint:
+def _read_transformers_folder(model_name_or_path: str, model_type: str | None) -> ConvertedCheckpoint:
     check_model_type(model_type)
     config = AutoConfig.from_pretrained(model_name_or_path)
     check_transformers_config(config)
     weights = load_folder_weights(model_name_or_path)
     check_is_state_dict(weights, "it")
-    return _as_read(from_transformers_network(weights, config), read_normalisation(model_name_or_path))
+    return _as_read(from_transformers_network(weights, config), read_normalization(model_name_or_path))
 
 
-def read_normalisation(model_name_or_path: str) -> dict[str, list[float]]:
+def read_normalization(model_name_or_path: str) -> dict[str, list[float]]:
     """`image_mean` and `image_std` of a checkpoint, as far as it says them."""
     found = find_format(model_name_or_path)
     try:
@@ -295,7 +295,7 @@ def read_normalisation(model_name_or_path: str) -> dict[str, list[float]]:
     return {name: list(settings[name]) for name in ("image_mean", "image_std") if settings.get(name)}
 
 
-def _as_read(encoder: Encoder, normalisation: dict[str, list[float]]) -> ReadCheckpoint:
+def _as_read(encoder: Encoder, normalization: dict[str, list[float]]) -> ConvertedCheckpoint:
     config = SiTConfig(**encoder.settings)
     state_dict = {f"vit.{name}": value for name, value in encoder.weights.items()} | encoder.heads
     state_dict = {name: value.float() if value.is_floating_point() else value for name, value in state_dict.items()}
@@ -303,12 +303,12 @@ def _as_read(encoder: Encoder, normalisation: dict[str, list[float]]) -> ReadChe
     notes = list(encoder.notes)
     if encoder.left_out:
         notes.append(f"left out, for a SiT has no place for them: {name_weights(encoder.left_out)}")
-    return ReadCheckpoint(
+    return ConvertedCheckpoint(
         name="",
         config=config,
         state_dict=state_dict,
         notes=notes,
-        normalisation=normalisation,
+        normalization=normalization,
     )
 
 

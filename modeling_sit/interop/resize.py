@@ -1,4 +1,4 @@
-"""A model for pictures of another size than it was trained with."""
+"""A model for images of another size than it was trained with."""
 
 import copy
 
@@ -6,22 +6,22 @@ import torch
 from torch import nn
 from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
 
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 POSITIONS = "embeddings.position_embeddings"
 
 
-def picture_shape(processor: BaseImageProcessor) -> tuple[int, int]:
+def image_shape(processor: BaseImageProcessor) -> tuple[int, int]:
     """Height and width in pixels of what the processor gives the model."""
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     return (size.height or size.shortest_edge, size.width or size.shortest_edge)
 
 
 def resize_processor(processor: BaseImageProcessor, image_size: int) -> None:
-    """Make the processor give square pictures of `image_size` pixels."""
+    """Make the processor give square images of `image_size` pixels."""
     square = {"height": image_size, "width": image_size}
     if getattr(processor, "do_center_crop", False):
-        ratio = (processor.size.shortest_edge or processor.size.height) / picture_shape(processor)[0]
+        ratio = (processor.size.shortest_edge or processor.size.height) / image_shape(processor)[0]
         processor.size = type(processor.size)(shortest_edge=round(ratio * image_size))
         processor.crop_size = type(processor.crop_size)(**square)
     else:
@@ -29,17 +29,17 @@ def resize_processor(processor: BaseImageProcessor, image_size: int) -> None:
 
 
 def check_image_size(config: PretrainedConfig, image_size: int) -> None:
-    """Raise [`UserError`] if a picture of that height and width is not made of whole patches."""
+    """Raise [`SiTError`] if an image of that height and width is not made of whole patches."""
     for patch in pair(config.patch_size):
         if image_size % patch:
-            raise UserError(
+            raise SiTError(
                 f"--image_size {image_size} is not made of whole patches: give a multiple of {patch}, such as "
                 f"{max(1, round(image_size / patch)) * patch}"
             )
 
 
 def resize_model(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
-    """The same model for square pictures of `image_size` pixels: its positions are interpolated, bicubic, and belong to the
+    """The same model for square images of `image_size` pixels: its positions are interpolated, bicubic, and belong to the
     weights, so that it is saved and loaded as a model of that size.
 
     Args:
@@ -47,12 +47,12 @@ def resize_model(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
         image_size (`int`): Height and width in pixels, a multiple of the patches'.
 
     Raises:
-        [`UserError`]: If the model has no such positions.
+        [`SiTError`]: If the model has no such positions.
     """
     weights = model.state_dict()
     name = next((name for name in weights if name.endswith(POSITIONS)), None)
     if name is None:
-        raise UserError(f"--image_size {image_size}: {type(model).__name__} has no position embeddings to interpolate")
+        raise SiTError(f"--image_size {image_size}: {type(model).__name__} has no position embeddings to interpolate")
     config = copy.deepcopy(model.config)
     config.image_size = image_size
     patches = pair(config.patch_size)

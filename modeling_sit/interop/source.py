@@ -11,7 +11,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
 from modeling_sit.interop.reading import find_format, read_checkpoint
 from modeling_sit.interop.sit_file import MODEL_CLASSES, is_sit_file, read_sit_file
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 # Of transformers' ViT, whose weights have SiT's names in files.
 CLASSIFIERS = {"ViTForImageClassification": SiTForImageClassification}
@@ -27,7 +27,7 @@ class Source:
     Args:
         model ([`SiTModel`], [`SiTForPreTraining`] or [`SiTForImageClassification`]):
             In evaluation mode, on the CPU, in float32.
-        processor ([`SiTImageProcessor`], *optional*): What goes with it, where there is one; it leaves pictures uncorrupted.
+        processor ([`SiTImageProcessor`], *optional*): What goes with it, where there is one; it leaves images uncorrupted.
         notes (`list[str]`): What reading it has left out or assumed, a line each.
     """
 
@@ -47,17 +47,17 @@ def load_source(name: str, network: str | None = None, num_attention_heads: int 
         network, num_attention_heads (*optional*): Of a file of weights, as for [`~interop.reading.read_checkpoint`].
 
     Raises:
-        [`UserError`]: If there is no such checkpoint, or weights are missing or do not fit.
+        [`SiTError`]: If there is no such checkpoint, or weights are missing or do not fit.
     """
     if not Path(name).is_file():
         for flag, value in (("network", network), ("num_attention_heads", num_attention_heads)):
             if value is not None:
-                raise UserError(f"--{flag} {value} is for a file of weights; FROM {name} says that itself")
+                raise SiTError(f"--{flag} {value} is for a file of weights; FROM {name} says that itself")
     elif is_sit_file(Path(name)):
         try:
             model, processor = read_sit_file(Path(name))
         except ValueError as problem:
-            raise UserError(f"FROM {name}: {problem}") from problem
+            raise SiTError(f"FROM {name}: {problem}") from problem
         return _source(model, processor, [])
     found = find_format(name)
     if found in (None, SiTConfig.model_type) or (found == "vit" and _architecture(name) in CLASSIFIERS):
@@ -75,21 +75,21 @@ def _load_repository(name: str) -> Source:
     """A SiT, or a classifier of transformers' ViT, which has a SiT's weights by their names."""
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"FROM {name}: no config.json in this folder, so it holds no model")
+        raise SiTError(f"FROM {name}: no config.json in this folder, so it holds no model")
     try:
         architecture = _architecture(name)
         model_class = {**MODEL_CLASSES, **CLASSIFIERS}.get(architecture)
         if model_class is None:
-            raise UserError(
+            raise SiTError(
                 f"FROM {name}: config.json names the architecture {architecture}, not one of {', '.join(MODEL_CLASSES)}"
             )
         stored_dtype = SiTConfig.from_pretrained(name).dtype
         model, info = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         where = "this model cannot be loaded" if folder.is_dir() else "no such folder, nor a model that the Hub gives"
-        raise UserError(f"FROM {name}: {where}: {' '.join(str(problem).split())}") from problem
+        raise SiTError(f"FROM {name}: {where}: {' '.join(str(problem).split())}") from problem
     if info["missing_keys"]:
-        raise UserError(
+        raise SiTError(
             f"FROM {name}: weights are not there, and would be random: {', '.join(sorted(info['missing_keys']))}"
         )
     notes = []
@@ -131,11 +131,11 @@ def choose_model(model: PreTrainedModel, outputs: str | None, keeps_heads: bool)
         keeps_heads (`bool`): Whether the format can hold the heads of pretraining.
 
     Raises:
-        [`UserError`]: If logits are asked for of a model without a classifier.
+        [`SiTError`]: If logits are asked for of a model without a classifier.
     """
     has_classifier = isinstance(model, SiTForImageClassification) and model.config.num_labels > 0
     if outputs == "logits" and not has_classifier:
-        raise UserError("--outputs logits: FROM has no classifier; fine-tune it first, or choose features")
+        raise SiTError("--outputs logits: FROM has no classifier; fine-tune it first, or choose features")
     keeps_all = outputs != "features" and (has_classifier or keeps_heads)
     chosen = model if keeps_all else model.base_model
     left_out = [] if chosen is model else [part for part in model.named_children() if part[1] is not chosen]

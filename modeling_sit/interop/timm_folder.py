@@ -13,7 +13,7 @@ from modeling_sit import SiTConfig, SiTForImageClassification
 from modeling_sit.interop.source import training_settings_left_out
 from modeling_sit.interop.timm_layout import timm_state_dict
 from modeling_sit.interop.verification import Predict
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 # Names of timm's builders; every size of theirs is given anew.
 ARCHITECTURES = {192: "vit_tiny_patch16_224", 768: "vit_base_patch16_224", 1024: "vit_large_patch16_224"}
@@ -45,17 +45,17 @@ def write_timm_folder(model: PreTrainedModel, processor: BaseImageProcessor | No
         `list[str]`: How to load it, and what it has not.
 
     Raises:
-        [`UserError`]: If timm has no such classifier or activation.
+        [`SiTError`]: If timm has no such classifier or activation.
     """
     config = model.config
     has_classifier = isinstance(model, SiTForImageClassification)
     if has_classifier and config.pooling == "token_mean":
-        raise UserError(
+        raise SiTError(
             "--format timm: no classifier of timm's vit_* reads token and mean side by side, as pooling=token_mean has it; "
             "--outputs features writes the backbone without it"
         )
     if config.hidden_act not in ACTIVATIONS:
-        raise UserError(
+        raise SiTError(
             f"--format timm: its vit_* have no activation like hidden_act={config.hidden_act}, of {', '.join(ACTIVATIONS)}"
         )
     folder.mkdir()
@@ -76,7 +76,7 @@ def write_timm_folder(model: PreTrainedModel, processor: BaseImageProcessor | No
 
 
 def timm_config(config: SiTConfig, has_classifier: bool, processor: BaseImageProcessor | None) -> dict[str, Any]:
-    """What `config.json` says to timm: how to build the model, and how to prepare pictures."""
+    """What `config.json` says to timm: how to build the model, and how to prepare images."""
     input_size = [config.num_channels, *config.image_shape]
     num_classes = config.num_labels if has_classifier else 0
     global_pool = GLOBAL_POOLS[config.pooling]
@@ -124,8 +124,8 @@ def mlp_ratio(config: SiTConfig) -> float:
 
 
 def timm_preprocessing(processor: BaseImageProcessor | None) -> dict[str, Any]:
-    """Resizing to the model's size without regard to the picture's shape, as SiT's image processor does it, and its
-    normalisation."""
+    """Resizing to the model's size without regard to the image's shape, as SiT's image processor does it, and its
+    normalization."""
     if processor is None:
         return {}
     resized = {"interpolation": Resampling(processor.resample).name.lower(), "crop_pct": 1.0, "crop_mode": "squash"}

@@ -52,7 +52,7 @@ def timm_state_dict(model: SiTPreTrainedModel) -> dict[str, torch.Tensor]:
 def from_timm_state_dict(state_dict: Mapping[str, torch.Tensor], config: SiTConfig) -> dict[str, torch.Tensor]:
     """
     Weights that have timm's names by the names that they have in [`SiTModel`] (no `vit.` in front), and a `head` by that
-    of the classifier. Shapes are left as they are, so that positions of another picture size pass.
+    of the classifier. Shapes are left as they are, so that positions of another image size pass.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): The weights of a plain `vit_*`, exactly.

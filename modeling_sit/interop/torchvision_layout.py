@@ -14,7 +14,7 @@ from modeling_sit import SiTConfig, SiTForImageClassification
 from modeling_sit.interop.plain_processor import plain_processor
 from modeling_sit.interop.source import training_settings_left_out
 from modeling_sit.interop.verification import Predict
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 AROUND_BLOCKS = {
     "embeddings.cls_token": "class_token",
@@ -81,7 +81,7 @@ def write_torchvision(model: PreTrainedModel, processor: BaseImageProcessor | No
         `list[str]`: How to load it, which sizes are not vit_b_16's, and what it has not.
 
     Raises:
-        [`UserError`]: If torchvision's class cannot be of these sizes, or cannot give these outputs; all reasons are named.
+        [`SiTError`]: If torchvision's class cannot be of these sizes, or cannot give these outputs; all reasons are named.
     """
     config = model.config
     has_classifier = isinstance(model, SiTForImageClassification)
@@ -118,7 +118,7 @@ def write_torchvision(model: PreTrainedModel, processor: BaseImageProcessor | No
 
 
 def torchvision_settings(config: SiTConfig, has_classifier: bool) -> dict[str, Any]:
-    """What builds the [`VisionTransformer`] of a SiT of square pictures and patches."""
+    """What builds the [`VisionTransformer`] of a SiT of square images and patches."""
     return {
         "image_size": config.image_shape[0],
         "patch_size": config.patch_shape[0],
@@ -131,17 +131,17 @@ def torchvision_settings(config: SiTConfig, has_classifier: bool) -> dict[str, A
 
 
 def check_fits_torchvision(config: SiTConfig, has_classifier: bool) -> None:
-    """Raise [`UserError`] with everything in which torchvision's class cannot be like a SiT of this configuration."""
+    """Raise [`SiTError`] with everything in which torchvision's class cannot be like a SiT of this configuration."""
     (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
     unfit = []
     if height != width:
-        unfit.append(f"its pictures are square, not image_size={height}x{width}")
+        unfit.append(f"its images are square, not image_size={height}x{width}")
     if patch_height != patch_width:
         unfit.append(f"its patches are square, not patch_size={patch_height}x{patch_width}")
     elif height % patch_height or width % patch_width:
-        unfit.append(f"its pictures are made of whole patches, not {height}x{width} of patches of {patch_height}")
+        unfit.append(f"its images are made of whole patches, not {height}x{width} of patches of {patch_height}")
     if config.num_channels != 3:
-        unfit.append(f"its pictures have 3 channels, not num_channels={config.num_channels}")
+        unfit.append(f"its images have 3 channels, not num_channels={config.num_channels}")
     if config.hidden_act != "gelu":
         unfit.append(f"its activation is gelu, not hidden_act={config.hidden_act}")
     if has_classifier and config.pooling != "token":
@@ -149,7 +149,7 @@ def check_fits_torchvision(config: SiTConfig, has_classifier: bool) -> None:
             f"its classifier reads the token in front, not pooling={config.pooling} (--outputs features writes the backbone)"
         )
     if unfit:
-        raise UserError(f"--format torchvision: torchvision's VisionTransformer cannot hold it: {'; '.join(unfit)}")
+        raise SiTError(f"--format torchvision: torchvision's VisionTransformer cannot hold it: {'; '.join(unfit)}")
 
 
 def load_torchvision(path: Path) -> Predict:

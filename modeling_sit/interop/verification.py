@@ -8,14 +8,14 @@ from transformers import PreTrainedModel
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining
 
 Outputs = dict[str, torch.Tensor]
-# What a format's reader gives: pictures `(batch, channels, height, width)` to outputs by their names.
+# What a format's reader gives: images `(batch, channels, height, width)` to outputs by their names.
 Predict = Callable[[torch.Tensor], Outputs]
 
 
 @torch.no_grad()
 def outputs_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> Outputs:
     """
-    What a SiT says of normalised pictures, by name.
+    What a SiT says of normalized images, by name.
 
     Returns:
         `dict[str, torch.Tensor]`: Of a classifier `logits`; of a backbone `last_hidden_state`, `pooler_output` (what
@@ -36,15 +36,15 @@ def outputs_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> Outputs:
     return {name: output for name, output in outputs.items() if output is not None}
 
 
-def random_pictures(config: SiTConfig, count: int, seed: int) -> torch.Tensor:
-    """Pictures `(count, channels, height, width)` of standard normal pixels, a function of the seed."""
+def random_images(config: SiTConfig, count: int, seed: int) -> torch.Tensor:
+    """Images `(count, channels, height, width)` of standard normal pixels, a function of the seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, config.num_channels, *config.image_shape, generator=generator)
 
 
-def one_and_the_rest(pictures: torch.Tensor) -> list[torch.Tensor]:
-    """Pictures as batches of two sizes: a size that a format has frozen shows."""
-    return [batch for batch in (pictures[:1], pictures[1:]) if len(batch) > 0]
+def one_and_the_rest(images: torch.Tensor) -> list[torch.Tensor]:
+    """Images as batches of two sizes: a size that a format has frozen shows."""
+    return [batch for batch in (images[:1], images[1:]) if len(batch) > 0]
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def largest_differences(
     Args:
         model (`PreTrainedModel`): What was written, in evaluation mode.
         predict (`Callable`): What was read back.
-        batches (`Iterable[torch.Tensor]`): Normalised pictures, `(batch, channels, height, width)` each.
+        batches (`Iterable[torch.Tensor]`): Normalized images, `(batch, channels, height, width)` each.
 
     Raises:
         `ValueError`: If an output is unknown, of another shape, or not finite on either side.

@@ -57,7 +57,7 @@ def load_weights_file(path: Path) -> Any:
     stand_ins = [(Discarded, name) for name in DISCARDED_NAMES]
     try:
         with torch.serialization.safe_globals(stand_ins):
-            # Mapped, so that an optimiser's state, twice as large as the network's, is never read.
+            # Mapped, so that an optimizer's state, twice as large as the network's, is never read.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as problem:  # a damaged pickle can raise anything
         named = _refused_names(problem)

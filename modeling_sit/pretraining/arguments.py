@@ -19,9 +19,9 @@ from modeling_sit.interop.reading import (
     check_weights_file_flags,
     needs_conversion,
     read_checkpoint,
-    read_normalisation,
+    read_normalization,
 )
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 MODEL_SIZES = {
     "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
@@ -42,7 +42,7 @@ AT_LEAST_ZERO = (
     "checkpoints_total_limit",
 )
 
-# Below this many pictures a set counts as small, and the reconstruction weighs more (arXiv 2104.03602, section 4).
+# Below this many images a set counts as small, and the reconstruction weighs more (arXiv 2104.03602, section 4).
 SMALL_SET = 100_000
 
 
@@ -76,7 +76,7 @@ class ModelArguments(WeightsFileArguments):
     )
     reconstruction_weight: float | None = field(
         default=None,
-        metadata={"help": "Weight of the reconstruction loss, 0 for none. Default: 5 below 100,000 pictures, else 1."},
+        metadata={"help": "Weight of the reconstruction loss, 0 for none. Default: 5 below 100,000 images, else 1."},
     )
     contrastive_weight: float | None = field(
         default=None, metadata={"help": "Weight of the contrastive loss, 0 for none. Default: 1."}
@@ -119,7 +119,7 @@ class CorruptionArguments:
     )
     replace_ratio: list[float] = field(
         default_factory=lambda: [0.3, 0.3],
-        metadata={"help": "Range of the share of pixels that another picture covers."},
+        metadata={"help": "Range of the share of pixels that another image covers."},
     )
     block_size: list[float] = field(
         default_factory=lambda: [0.05, 0.25], metadata={"help": "Range of a block's sides, as shares of the view's."}
@@ -142,13 +142,13 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Whether to start anew in a folder that holds a run; its files are replaced."}
     )
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pictures a step on each device."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step on each device."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches to add up for one step."})
     num_train_epochs: float = field(
         default=800,
-        metadata={"help": "Times that each picture is seen. The paper: 800 on ImageNet-1K, 3000 on small sets."},
+        metadata={"help": "Times that each image is seen. The paper: 800 on ImageNet-1K, 3000 on small sets."},
     )
-    max_train_steps: int | None = field(default=None, metadata={"help": "Optimiser steps; overrides the epochs."})
+    max_train_steps: int | None = field(default=None, metadata={"help": "Optimizer steps; overrides the epochs."})
     base_learning_rate: float = field(
         default=5e-4, metadata={"help": "Peak learning rate for a total batch of 256; scaled linearly to the run's."}
     )
@@ -195,12 +195,12 @@ class PretrainingArguments(CardArguments, DatasetArguments):
         metadata={"help": "Processes that decode and crop, for each device. Default: 0 on a CPU, else up to 8."},
     )
     on_bad_image: Literal["skip", "error"] = field(
-        default="skip", metadata={"help": "What an unreadable picture does: it is skipped and named, or ends the run."}
+        default="skip", metadata={"help": "What an unreadable image does: it is skipped and named, or ends the run."}
     )
     seed: int = field(default=42, metadata={"help": "Seed of everything random."})
     logging_steps: int = field(default=10, metadata={"help": "Steps between lines of metrics.jsonl."})
     preview_steps: int | None = field(
-        default=None, metadata={"help": "Steps between preview pictures; 0 for none. Default: ten in the run."}
+        default=None, metadata={"help": "Steps between preview images; 0 for none. Default: ten in the run."}
     )
     checkpointing_steps: str = field(
         default="500", metadata={"help": "Steps between checkpoints, `epoch`, or `no`; there is one at the end too."}
@@ -215,7 +215,7 @@ class PretrainingArguments(CardArguments, DatasetArguments):
         default=False,
         metadata={
             "help": "Whether a run that goes on may differ from the checkpoint's in what is safe: length, rates, weights of "
-            "losses, batch, augmentation, corruption, pictures, processes. The schedules are those of the new settings."
+            "losses, batch, augmentation, corruption, images, processes. The schedules are those of the new settings."
         },
     )
     dry_run: bool = field(
@@ -253,13 +253,13 @@ class PretrainingArguments(CardArguments, DatasetArguments):
             )
 
 
-def create_config(arguments: ModelArguments, num_pictures: int | None) -> SiTConfig:
+def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfig:
     """The configuration that the flags describe, or that of `--model_name_or_path` with the flags' loss weights.
 
     A stream of unknown length (`None`) counts as a large set.
 
     Raises:
-        `UserError`: If a field does not exist or has a value that does not fit, or the checkpoint cannot be read.
+        `SiTError`: If a field does not exist or has a value that does not fit, or the checkpoint cannot be read.
     """
     settings = {
         "reconstruction_weight": arguments.reconstruction_weight,
@@ -268,7 +268,7 @@ def create_config(arguments: ModelArguments, num_pictures: int | None) -> SiTCon
     }
     settings = {name: weight for name, weight in settings.items() if weight is not None}
     settings = {**parse_config_overrides(arguments.config_overrides), **settings}
-    small_set_weight = {"reconstruction_weight": 5.0 if num_pictures is not None and num_pictures < SMALL_SET else 1.0}
+    small_set_weight = {"reconstruction_weight": 5.0 if num_images is not None and num_images < SMALL_SET else 1.0}
     check_weights_file_flags(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads)
     try:
         if arguments.model_name_or_path is None:
@@ -284,15 +284,15 @@ def create_config(arguments: ModelArguments, num_pictures: int | None) -> SiTCon
                 settings = {**small_set_weight, **settings}
             config = SiTConfig.from_dict({**saved, **settings})
     except (ValueError, TypeError) as problem:
-        raise UserError(f"the model's configuration: {problem}") from problem
+        raise SiTError(f"the model's configuration: {problem}") from problem
     (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
     if height % patch_height or width % patch_width:
-        raise UserError(
+        raise SiTError(
             f"--image_size {config.image_size} is not made of whole patches: give a multiple of --patch_size "
             f"{config.patch_size}, such as {max(1, round(height / patch_height)) * patch_height}"
         )
     if config.reconstruction_weight == config.contrastive_weight == config.rotation_weight == 0:
-        raise UserError(
+        raise SiTError(
             "--reconstruction_weight and --contrastive_weight are both 0, and there is no --rotation_weight: there is "
             "nothing to learn"
         )
@@ -300,55 +300,55 @@ def create_config(arguments: ModelArguments, num_pictures: int | None) -> SiTCon
 
 
 def _read_saved_config(arguments: ModelArguments) -> tuple[dict[str, Any], bool]:
-    """The configuration of `--model_name_or_path` for pictures of `--image_size`, and whether it is a SiT of this package.
+    """The configuration of `--model_name_or_path` for images of `--image_size`, and whether it is a SiT of this package.
     The other sizes must not be contradicted."""
     name = arguments.model_name_or_path
     if needs_conversion(name):
         read = read_checkpoint(name, network=arguments.network, num_attention_heads=arguments.num_attention_heads)
         return _with_flags_sizes(read.config.to_dict(), arguments), False
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        raise UserError(f"--model_name_or_path {name}: no config.json in this folder, so it holds no model")
+        raise SiTError(f"--model_name_or_path {name}: no config.json in this folder, so it holds no model")
     try:
         saved, _ = SiTConfig.get_config_dict(name)
     except (OSError, ValueError) as problem:
-        raise UserError(
+        raise SiTError(
             f"--model_name_or_path {name}: no folder with a config.json, and no model on the Hub that could be reached"
         ) from problem
     if not saved:
-        raise UserError(f"--model_name_or_path {name}: no such folder, and no model on the Hub that could be reached")
+        raise SiTError(f"--model_name_or_path {name}: no such folder, and no model on the Hub that could be reached")
     return _with_flags_sizes(saved, arguments), saved.get("model_type") == SiTConfig.model_type
 
 
 def _with_flags_sizes(saved: dict[str, Any], arguments: ModelArguments) -> dict[str, Any]:
     name, patch_size = arguments.model_name_or_path, arguments.patch_size
     if patch_size is not None and saved.get("patch_size", patch_size) not in (patch_size, [patch_size] * 2):
-        raise UserError(
+        raise SiTError(
             f"--patch_size {patch_size}: {name} was made for patch_size {saved['patch_size']}; leave the flag out"
         )
     if arguments.model_size is not None:
-        raise UserError(f"--model_size {arguments.model_size}: the size is that of {name}; leave the flag out")
+        raise SiTError(f"--model_size {arguments.model_size}: the size is that of {name}; leave the flag out")
     return saved if arguments.image_size is None else {**saved, "image_size": arguments.image_size}
 
 
 def create_processor(
     config: SiTConfig, arguments: ModelArguments, corruption_arguments: CorruptionArguments
 ) -> SiTImageProcessor:
-    """The image processor that goes with the configuration, with the flags' corruption and normalisation.
+    """The image processor that goes with the configuration, with the flags' corruption and normalization.
 
     Raises:
-        `UserError`: If a setting is out of range, or pictures cannot be read with the configuration's channels.
+        `SiTError`: If a setting is out of range, or images cannot be read with the configuration's channels.
     """
     if config.num_channels not in (1, 3):
-        raise UserError(f"num_channels={config.num_channels}: pictures are read with 1 (grey) or 3 (RGB) channels")
+        raise SiTError(f"num_channels={config.num_channels}: images are read with 1 (grey) or 3 (RGB) channels")
     grey = config.num_channels == 1
     saved = _read_saved_processor(arguments.model_name_or_path)
     image_mean = arguments.image_mean or saved.get("image_mean") or ([0.5] if grey else list(IMAGENET_DEFAULT_MEAN))
     image_std = arguments.image_std or saved.get("image_std") or ([0.5] if grey else list(IMAGENET_DEFAULT_STD))
     for name, values in (("image_mean", image_mean), ("image_std", image_std)):
         if len(values) != config.num_channels:
-            raise UserError(f"--{name} takes one number for each of {config.num_channels} channels, got {len(values)}")
+            raise SiTError(f"--{name} takes one number for each of {config.num_channels} channels, got {len(values)}")
     if min(image_std) <= 0:
-        raise UserError(f"--image_std must be above 0, got {image_std}")
+        raise SiTError(f"--image_std must be above 0, got {image_std}")
     height, width = config.image_shape
     try:
         return SiTImageProcessor(
@@ -359,7 +359,7 @@ def create_processor(
             **asdict(corruption_arguments),
         )
     except ValueError as problem:
-        raise UserError(f"--{problem}") from problem
+        raise SiTError(f"--{problem}") from problem
 
 
 def _read_saved_processor(model_name_or_path: str | None) -> dict[str, Any]:
@@ -367,7 +367,7 @@ def _read_saved_processor(model_name_or_path: str | None) -> dict[str, Any]:
     if model_name_or_path is None:
         return {}
     if needs_conversion(model_name_or_path):
-        return read_normalisation(model_name_or_path)
+        return read_normalization(model_name_or_path)
     try:
         settings, _ = SiTImageProcessor.get_image_processor_dict(model_name_or_path)
     except (OSError, ValueError):
@@ -384,11 +384,11 @@ def parse_config_overrides(text: str | None) -> dict[str, Any]:
             continue
         name, separator, value = (part.strip() for part in assignment.partition("="))
         if not separator:
-            raise UserError(f"--config_overrides takes field=value, separated by commas; got {assignment.strip()!r}")
+            raise SiTError(f"--config_overrides takes field=value, separated by commas; got {assignment.strip()!r}")
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"--config_overrides: SiTConfig has no field {name!r}{hint}")
+            raise SiTError(f"--config_overrides: SiTConfig has no field {name!r}{hint}")
         overrides[name] = _parse_value(name, value)
     return overrides
 
@@ -397,7 +397,7 @@ def _parse_value(name: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as problem:
-        raise UserError(f"--config_overrides: {name}={text} is no value") from problem
+        raise SiTError(f"--config_overrides: {name}={text} is no value") from problem
     if isinstance(value, str):
         # YAML reads 1e-6, for want of a dot, as a word.
         with contextlib.suppress(ValueError):
@@ -405,7 +405,7 @@ def _parse_value(name: str, text: str) -> Any:
     return value
 
 
-def num_workers(asked: int | None, device_type: str, num_local_processes: int) -> int:
+def default_num_workers(asked: int | None, device_type: str, num_local_processes: int) -> int:
     """Dataloader workers of one process: what was asked for, else none on a CPU, which the network fills, else up to 8."""
     if asked is not None:
         return asked

@@ -10,11 +10,11 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from modeling_sit import SiTConfig
 from modeling_sit.data.loading import is_streamed
-from modeling_sit.data.sources import Pictures
+from modeling_sit.data.sources import ImageDatasets
 from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.hub.card_file import read_written_card
-from modeling_sit.hub.card_writing import describe_commands, describe_hardware_of, licence_of, save_curves, write_card
+from modeling_sit.hub.card_writing import describe_commands, describe_hardware_of, license_of, save_curves, write_card
 from modeling_sit.hub.markdown import code, escaped, table
 from modeling_sit.hub.provenance import (
     Start,
@@ -41,10 +41,10 @@ LOSSES = {
 MONITORS = {
     "rankme": "effective rank of the contrastive tokens; near 1 they have collapsed",
     "projection_rankme": "effective rank of the projections",
-    "embedding_spread": "how far the contrastive tokens lie apart, 0 (collapsed) to 1",
-    "teacher_agreement": "cosine between the student's and the teacher's projections of a picture",
-    "knn_accuracy": "nearest neighbours' votes for the labels, on few pictures",
-    "linear_accuracy": "logistic regression for the labels, on few pictures",
+    "embedding_std": "how far the contrastive tokens lie apart, 0 (collapsed) to 1",
+    "teacher_agreement": "cosine between the student's and the teacher's projections of an image",
+    "knn_accuracy": "nearest neighbours' votes for the labels, on few images",
+    "linear_accuracy": "logistic regression for the labels, on few images",
 }
 
 
@@ -54,7 +54,7 @@ def write_pretraining_card(
     *,
     settings: dict[str, Any],
     starts: Sequence[Start],
-    pictures: Pictures,
+    images: ImageDatasets,
     num_unreadable: int,
     config: SiTConfig,
     num_parameters: int,
@@ -74,8 +74,8 @@ def write_pretraining_card(
         output_dir (`Path`): The run's folder, with `metrics.jsonl` and, if there are any, `monitors.jsonl` and `previews/`.
         settings (`dict`): The flags' values; of `export`, whose weights the folder has.
         starts (sequence of [`Start`]): The run's starts, oldest first.
-        pictures (`Pictures`): The data set.
-        num_unreadable (`int`): Pictures of it that could not be read.
+        images (`ImageDatasets`): The dataset.
+        num_unreadable (`int`): Images of it that could not be read.
         config (`SiTConfig`): The model's.
         num_parameters (`int`): The backbone's.
         schedules (`Schedules`): The run's length.
@@ -89,23 +89,23 @@ def write_pretraining_card(
         `Path`: The card.
 
     Raises:
-        [`UserError`]: If it cannot be written.
+        [`SiTError`]: If it cannot be written.
     """
     earlier = read_written_card(output_dir)
     name = output_dir.resolve().name
-    dataset, license = public_name(pictures.name), licence_of(settings["license"], earlier)
+    dataset, license = public_name(images.name), license_of(settings["license"], earlier)
     start = settings["model_name_or_path"]
     previews = sorted((output_dir / "previews").glob("*.png"))
     lines = _lines(output_dir / "metrics.jsonl")
     height, width = config.image_shape
     patch_height, patch_width = config.patch_shape
-    num_pictures = "an unknown number of" if pictures.num_train is None else f"{pictures.num_train:,}"
+    num_images = "an unknown number of" if images.num_train is None else f"{images.num_train:,}"
     data = {
         "library_name": "transformers",
         "license": license,
         "pipeline_tag": "image-feature-extraction",
         "tags": ["sit", "vit", "self-supervised", "masked-image-modeling", "contrastive-learning"],
-        "datasets": [hub_id(pictures.name)] if hub_id(pictures.name) else None,
+        "datasets": [hub_id(images.name)] if hub_id(images.name) else None,
         "base_model": hub_id(start) if start is not None else None,
     }
     card = ModelCard.from_template(
@@ -117,19 +117,19 @@ def write_pretraining_card(
         f"{patch_height} x {patch_width}",
         num_channels=config.num_channels,
         dataset=code(dataset),
-        num_pictures=num_pictures,
+        num_images=num_images,
         preview=f"previews/{previews[-1].name}" if previews else None,
         loss_curve=save_curves(output_dir, lines, LOSSES),
         commands=describe_commands(starts),
         facts=table(
             ("", ""),
             [
-                ("data", _describe_data(pictures, dataset, num_pictures, num_unreadable)),
+                ("data", _describe_data(images, dataset, num_images, num_unreadable)),
                 *([("went on from", code(public_name(start)))] if start is not None else []),
                 ("steps, epochs", _describe_length(schedules, step)),
                 (
                     "total batch",
-                    f"{settings['per_device_train_batch_size'] * num_processes * schedules.batches_per_step:,} pictures, "
+                    f"{settings['per_device_train_batch_size'] * num_processes * schedules.batches_per_step:,} images, "
                     "two views each",
                 ),
                 ("losses", _describe_losses(config)),
@@ -152,14 +152,14 @@ def _lines(path: Path) -> list[dict]:
     return read_metrics(path) if path.exists() else []
 
 
-def _describe_data(pictures: Pictures, dataset: str, num_pictures: str, num_unreadable: int) -> str:
-    split = getattr(pictures.train, "split", None)
+def _describe_data(images: ImageDatasets, dataset: str, num_images: str, num_unreadable: int) -> str:
+    split = getattr(images.train, "split", None)
     return (
-        f"{code(dataset)}: {num_pictures} pictures"
+        f"{code(dataset)}: {num_images} images"
         + (f", {num_unreadable:,} of them unreadable and skipped" if num_unreadable else "")
         + (f", of split {code(split)}" if split is not None else "")
-        + f" (its splits: {escaped(', '.join(pictures.splits))})"
-        + (", streamed" if is_streamed(pictures) else "")
+        + f" (its splits: {escaped(', '.join(images.splits))})"
+        + (", streamed" if is_streamed(images) else "")
         + "; labels were not used to train"
     )
 
@@ -195,7 +195,7 @@ def _changed_settings(settings: dict[str, Any]) -> str:
 def _metrics_table(lines: list[dict]) -> str:
     losses = [name for name in LOSSES if any(name in line for line in lines)]
     return table(
-        ["step", "epoch", *(name.replace("_", " ") for name in losses), "pictures a second", "waiting for data"],
+        ["step", "epoch", *(name.replace("_", " ") for name in losses), "images a second", "waiting for data"],
         [
             [
                 str(line["step"]),

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.accelerator import full_state_dict, load_full_state_dict
-from modeling_sit.runtime.atomic_files import UNFINISHED, flush, flush_files, naming_what_cannot_be_written
-from modeling_sit.runtime.distributed import fail_together
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, flush, flush_files, write_errors
+from modeling_sit.runtime.distributed import sync_errors
+from modeling_sit.runtime.errors import SiTError
 
 STATE_FILE = "run_state.json"
 TEACHER_FILE = "teacher.safetensors"
@@ -32,14 +32,14 @@ RUN_FILES = ("metrics.jsonl", "monitors.jsonl", "checkpoints", "previews", "logs
 @dataclass
 class RunState:
     """
-    What of a run is neither in its networks nor in its optimiser.
+    What of a run is neither in its networks nor in its optimizer.
 
     Args:
         settings (`dict`): The flags' values, for whoever reads the checkpoint.
-        determined_by (`dict`): What the run's outcome follows from, as [`run_settings.determining_settings`] gives it.
+        determined_by (`dict`): What the run's outcome follows from, as [`run_settings.run_fingerprint`] gives it.
         step (`int`, *optional*, defaults to 0): Steps done.
-        window (`dict`, *optional*): What was counted since the last line of the log, as `RunProgress.state_dict` gives it.
-        unreadable (`list` of `str`, *optional*): Pictures that could not be read, and why.
+        window (`dict`, *optional*): What was counted since the last line of the log, as `MetricLogger.state_dict` gives it.
+        unreadable (`list` of `str`, *optional*): Images that could not be read, and why.
         seconds (`float`, *optional*, defaults to 0): How long the run has taken, all its starts together.
         starts (`list` of `dict`, *optional*): Its starts, as `cards.provenance.describe_start` gives them, oldest first.
         crops_on_device (`bool`, *optional*): Whether its crops are cut on the device, which rounds otherwise than the host.
@@ -74,29 +74,29 @@ def save_checkpoint(
     """Write a checkpoint beside its place, have it on the disk, and rename it. Every process must call this.
 
     Args:
-        accelerator (`Accelerator`): Has prepared the student and the optimiser.
+        accelerator (`Accelerator`): Has prepared the student and the optimizer.
         teacher (`Teacher`, *optional*): The teacher, where the run has one.
         output_dir (`Path`): The run's folder.
         state (`RunState`): All else.
-        stream_state (`dict`, *optional*): Where this process's stream of pictures stands, if it is streamed.
+        stream_state (`dict`, *optional*): Where this process's stream of images stands, if it is streamed.
 
     Raises:
-        [`UserError`]: If it cannot be written, because the disk is full for instance. Earlier ones are as they were.
+        [`SiTError`]: If it cannot be written, because the disk is full for instance. Earlier ones are as they were.
     """
     path = checkpoint_path(output_dir, state.step)
-    unfinished = path.with_name(UNFINISHED + path.name)
+    unfinished = path.with_name(TEMPORARY_PREFIX + path.name)
     remedy = "earlier checkpoints are as they were; make room, and go on with --resume_from_checkpoint auto"
-    with fail_together(accelerator), naming_what_cannot_be_written(path, remedy):
+    with sync_errors(accelerator), write_errors(path, remedy):
         if accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
     try:
-        with fail_together(accelerator), naming_what_cannot_be_written(path, remedy):
+        with sync_errors(accelerator), write_errors(path, remedy):
             accelerator.save_state(str(unfinished))
             teacher_state = full_state_dict(teacher.model) if teacher is not None else None
             if stream_state is not None:
                 (unfinished / stream_file(accelerator.process_index)).write_text(json.dumps(stream_state))
-        with fail_together(accelerator), naming_what_cannot_be_written(path, remedy):
+        with sync_errors(accelerator), write_errors(path, remedy):
             if accelerator.is_main_process:
                 if teacher is not None:
                     save_file(teacher_state, unfinished / TEACHER_FILE)
@@ -127,7 +127,7 @@ def delete_checkpoint(path: Path) -> None:
 
 def delete_old_checkpoints(accelerator: Accelerator, output_dir: Path, limit: int) -> None:
     """Keep the newest `limit` checkpoints (all where it is 0)."""
-    with fail_together(accelerator), _naming_what_cannot_be_deleted(output_dir):
+    with sync_errors(accelerator), _naming_what_cannot_be_deleted(output_dir):
         if accelerator.is_main_process and limit > 0:
             for path in list_checkpoints(output_dir)[:-limit]:
                 delete_checkpoint(path)
@@ -135,7 +135,7 @@ def delete_old_checkpoints(accelerator: Accelerator, output_dir: Path, limit: in
 
 def delete_checkpoints_after(accelerator: Accelerator, output_dir: Path, step: int) -> None:
     """Delete what a run that goes on from `step` is about to write anew; else the old ones would count as newer."""
-    with fail_together(accelerator), _naming_what_cannot_be_deleted(output_dir):
+    with sync_errors(accelerator), _naming_what_cannot_be_deleted(output_dir):
         if accelerator.is_main_process:
             for path in list_checkpoints(output_dir):
                 if path.name > checkpoint_path(output_dir, step).name:
@@ -144,7 +144,7 @@ def delete_checkpoints_after(accelerator: Accelerator, output_dir: Path, step: i
 
 
 def _naming_what_cannot_be_deleted(output_dir: Path) -> AbstractContextManager[None]:
-    return naming_what_cannot_be_written(output_dir, "see to its permissions, or choose another --output_dir")
+    return write_errors(output_dir, "see to its permissions, or choose another --output_dir")
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -210,7 +210,7 @@ def check_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path 
         start.
 
     Raises:
-        [`UserError`]: If the folder cannot be written, holds a run that nothing was said about, or there is no
+        [`SiTError`]: If the folder cannot be written, holds a run that nothing was said about, or there is no
             undamaged checkpoint where one was asked for.
     """
     existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
@@ -218,7 +218,7 @@ def check_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path 
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as problem:
-        raise UserError(f"--output_dir {output_dir} cannot be written: {problem.strerror}") from problem
+        raise SiTError(f"--output_dir {output_dir} cannot be written: {problem.strerror}") from problem
     asked, checkpoint = arguments.resume_from_checkpoint, None
     if asked == "auto":
         checkpoint = _newest_undamaged(output_dir)
@@ -226,20 +226,20 @@ def check_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path 
         checkpoint = Path(asked)
         damage = find_damage(checkpoint)
         if damage is not None:
-            raise UserError(f"--resume_from_checkpoint {asked}: no checkpoint, or a damaged one: {damage}")
+            raise SiTError(f"--resume_from_checkpoint {asked}: no checkpoint, or a damaged one: {damage}")
     if _goes_on(output_dir, arguments, checkpoint) or arguments.overwrite_output_dir or not _old_run(output_dir):
         return checkpoint
     if asked == "auto":
-        raise UserError(
+        raise SiTError(
             f"--output_dir {output_dir} holds a run without an undamaged checkpoint to go on from; "
             "--overwrite_output_dir starts anew"
         )
     if asked is not None:
-        raise UserError(
+        raise SiTError(
             f"--output_dir {output_dir} holds a run already, to which --resume_from_checkpoint {asked} does not belong: "
             "--resume_from_checkpoint auto goes on with it, --overwrite_output_dir replaces it"
         )
-    raise UserError(
+    raise SiTError(
         f"--output_dir {output_dir} holds a run already: --resume_from_checkpoint auto goes on with it, "
         "--overwrite_output_dir starts anew"
     )
@@ -266,7 +266,7 @@ def lock_output_dir(output_dir: Path) -> TextIO:
     """Keep other processes of this machine from running in the same folder, as long as the file that this gives is open.
 
     Raises:
-        [`UserError`]: If one does already.
+        [`SiTError`]: If one does already.
     """
     name = hashlib.blake2b(str(output_dir.resolve()).encode(), digest_size=8).hexdigest()
     # Not in the folder, which is a model repository; and by a lock that forked dataloader workers do not inherit.
@@ -275,14 +275,14 @@ def lock_output_dir(output_dir: Path) -> TextIO:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as problem:
         file.close()
-        raise UserError(
+        raise SiTError(
             f"--output_dir {output_dir}: another process is running there; wait for it, or end it"
         ) from problem
     return file
 
 
 def _newest_undamaged(output_dir: Path) -> Path | None:
-    for path in sorted((output_dir / "checkpoints").glob(f"{UNFINISHED}step-*")):
+    for path in sorted((output_dir / "checkpoints").glob(f"{TEMPORARY_PREFIX}step-*")):
         tqdm.write(f"passed over {path}: a checkpoint that was not finished", file=sys.stderr)
     for path in reversed(list_checkpoints(output_dir)):
         damage = find_damage(path)
@@ -297,7 +297,7 @@ def _clear_leftovers(output_dir: Path) -> None:
     folders = (output_dir, output_dir / "checkpoints", output_dir / "previews")
     _delete(
         output_dir,
-        [path for folder in folders for prefix in (UNFINISHED, DELETED) for path in folder.glob(f"{prefix}*")],
+        [path for folder in folders for prefix in (TEMPORARY_PREFIX, DELETED) for path in folder.glob(f"{prefix}*")],
     )
 
 
@@ -312,22 +312,22 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def read_run_state(path: Path) -> RunState:
-    """All of an undamaged checkpoint but the networks and the optimiser."""
+    """All of an undamaged checkpoint but the networks and the optimizer."""
     state = json.loads((path / STATE_FILE).read_text())
     del state["files"], state["digest"]
     return RunState(**state)
 
 
 def read_stream_state(path: Path, process_index: int) -> dict:
-    """Where this process's stream of pictures stood."""
+    """Where this process's stream of images stood."""
     return json.loads((path / stream_file(process_index)).read_text())
 
 
 def load_checkpoint(accelerator: Accelerator, teacher: Teacher | None, path: Path) -> None:
-    """Restore the student, the optimiser and the teacher from an undamaged checkpoint. Every process must call this.
+    """Restore the student, the optimizer and the teacher from an undamaged checkpoint. Every process must call this.
 
     Raises:
-        [`UserError`]: If it does not fit them.
+        [`SiTError`]: If it does not fit them.
     """
     try:
         accelerator.load_state(str(path))
@@ -337,7 +337,7 @@ def load_checkpoint(accelerator: Accelerator, teacher: Teacher | None, path: Pat
             load_full_state_dict(teacher.model, load_file(path / TEACHER_FILE))
     # The readers raise nearly everything.
     except Exception as problem:
-        raise UserError(
+        raise SiTError(
             f"checkpoint {path} cannot be loaded, so it is of another model: "
             f"{(str(problem) or type(problem).__name__).splitlines()[0]}"
         ) from problem

@@ -6,7 +6,7 @@ from torch.distributed.fsdp import FSDPModule
 from modeling_sit import SiTForPreTraining
 from modeling_sit.data.augmentation import ViewAugmentation
 from modeling_sit.pretraining.teacher import Teacher
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 # Random numbers as without the compiler: a compiled run follows the other to rounding, and resumes bit for bit as that.
 OPTIONS = {"fallback_random": True}
@@ -16,14 +16,14 @@ def check_compiler(device: torch.device) -> None:
     """Compile a small function.
 
     Raises:
-        [`UserError`]: If PyTorch cannot compile for the device.
+        [`SiTError`]: If PyTorch cannot compile for the device.
     """
     try:
         torch.compile(lambda numbers: numbers.sin() + 1, options=OPTIONS)(torch.zeros(2, device=device))
     except RuntimeError as problem:  # of dynamo, inductor, Triton
         lines = str(problem).splitlines() or [type(problem).__name__]
         tool = "a C++ compiler such as g++" if device.type == "cpu" else "Triton and a C compiler"
-        raise UserError(
+        raise SiTError(
             f"--torch_compile: PyTorch cannot compile for {device.type} here ({lines[0].strip()}): install {tool}, or leave "
             "the flag out"
         ) from problem
@@ -35,13 +35,13 @@ def compile_training(
     """Compile, in place, backbone and decoder of student and teacher, and on an accelerator the augmentation.
 
     Names of weights stay as they are. The projection heads are left out, a few large products of matrices between batch norms
-    that may speak to other processes; so is the augmentation on a CPU, which works on what each picture wants.
+    that may speak to other processes; so is the augmentation on a CPU, which works on what each image wants.
 
     Raises:
-        [`UserError`]: If PyTorch cannot compile for the device, or the student is sharded.
+        [`SiTError`]: If PyTorch cannot compile for the device, or the student is sharded.
     """
     if isinstance(student, FSDPModule):
-        raise UserError("--torch_compile with FSDP2 has not been tested: leave the flag out, or use multi_gpu.yaml")
+        raise SiTError("--torch_compile with FSDP2 has not been tested: leave the flag out, or use multi_gpu.yaml")
     check_compiler(device)
     for model in [student] if teacher is None else [student, teacher.model]:
         model.vit.compile(options=OPTIONS)

@@ -23,7 +23,7 @@ BYTES_PER_WEIGHT = 4
 
 
 @dataclass
-class Rehearsal:
+class DryRun:
     """
     What a few steps took.
 
@@ -39,20 +39,20 @@ class Rehearsal:
     peak_memory: int
 
 
-def num_rehearsed_steps(schedules: Schedules) -> int:
+def num_dry_run_steps(schedules: Schedules) -> int:
     return min(NUM_WARMUP_STEPS + NUM_MEASURED_STEPS, schedules.num_steps)
 
 
-def rehearse(
+def measure_steps(
     batches: Iterable[dict],
     train_on: Callable[[torch.Tensor, int], object],
     schedules: Schedules,
     accelerator: Accelerator,
-) -> Rehearsal:
-    """Train on the batches of [`num_rehearsed_steps`] and measure. Every process must call this."""
+) -> DryRun:
+    """Train on the batches of [`num_dry_run_steps`] and measure. Every process must call this."""
     batches = iter(batches)
     times, waits = [], []
-    for step in range(num_rehearsed_steps(schedules)):
+    for step in range(num_dry_run_steps(schedules)):
         started, waited = time.perf_counter(), 0.0
         for number in range(schedules.batches_per_step):
             asked = time.perf_counter()
@@ -64,7 +64,7 @@ def rehearse(
         times.append(time.perf_counter() - started)
         waits.append(waited)
     measured = slice(NUM_WARMUP_STEPS if len(times) > NUM_WARMUP_STEPS else 0, None)
-    return Rehearsal(
+    return DryRun(
         statistics.median(times[measured]), statistics.median(waits[measured]), _peak_memory(accelerator.device)
     )
 
@@ -77,7 +77,7 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def describe_plan(
-    rehearsal: Rehearsal,
+    dry_run: DryRun,
     student: SiTForPreTraining,
     teacher: Teacher | None,
     schedules: Schedules,
@@ -97,25 +97,25 @@ def describe_plan(
     networks = model_bytes * (1 if teacher is None else 2)
     states = BYTES_PER_WEIGHT * trained
     checkpoint_bytes = networks + 2 * states
-    pictures_per_second = (
+    images_per_second = (
         arguments.per_device_train_batch_size
         * schedules.batches_per_step
         * accelerator.num_processes
-        / rehearsal.seconds_per_step
+        / dry_run.seconds_per_step
     )
     parts = ", ".join(f"{name.replace('_', ' ')} {count / 1e6:.2f} M" for name, count in numbers.items() if count)
     memory = (
-        f"peak of this process {_size(rehearsal.peak_memory)}"
+        f"peak of this process {_size(dry_run.peak_memory)}"
         if accelerator.device.type == "cpu"
-        else f"peak on {accelerator.device} {_size(rehearsal.peak_memory)}"
+        else f"peak on {accelerator.device} {_size(dry_run.peak_memory)}"
     )
     output_dir = Path(arguments.output_dir)
     lines = [
         f"parameters: {total / 1e6:.2f} M ({parts})" + ("" if teacher is None else "; the teacher has as many"),
-        f"memory: {memory}, of it networks {_size(networks)}, gradients {_size(states)}, optimiser {_size(2 * states)}",
-        f"speed: {rehearsal.seconds_per_step:.3g} s a step, {pictures_per_second:.1f} images/s, data wait "
-        f"{rehearsal.waited / rehearsal.seconds_per_step:.0%} (median of {NUM_MEASURED_STEPS} steps at most)",
-        f"steps: {schedules.num_steps:,}, in all about {_duration(rehearsal.seconds_per_step * schedules.num_steps)}, "
+        f"memory: {memory}, of it networks {_size(networks)}, gradients {_size(states)}, optimizer {_size(2 * states)}",
+        f"speed: {dry_run.seconds_per_step:.3g} s a step, {images_per_second:.1f} images/s, data wait "
+        f"{dry_run.waited / dry_run.seconds_per_step:.0%} (median of {NUM_MEASURED_STEPS} steps at most)",
+        f"steps: {schedules.num_steps:,}, in all about {_duration(dry_run.seconds_per_step * schedules.num_steps)}, "
         "checkpoints, previews and monitors not counted",
         f"would write to {output_dir}{_what_is_there(output_dir)}:",
         f"  model.safetensors ({_size(model_bytes)}), config.json, preprocessor_config.json, README.md, loss_curve.png, code",
@@ -150,7 +150,7 @@ def _describe_checkpoints(arguments: PretrainingArguments, checkpoint_bytes: int
 def _describe_previews(student: SiTForPreTraining, schedules: Schedules, arguments: PretrainingArguments) -> str:
     if arguments.preview_steps == 0 or student.config.reconstruction_weight == 0:
         return "none"
-    return f"{_count_rounds(arguments.preview_steps, schedules):,} pictures"
+    return f"{_count_rounds(arguments.preview_steps, schedules):,} images"
 
 
 def _count_rounds(every: int | None, schedules: Schedules) -> int:

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.accelerator import full_state_dict
-from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written, replace_files
-from modeling_sit.runtime.distributed import fail_together
+from modeling_sit.runtime.atomic_files import replace_files, write_errors
+from modeling_sit.runtime.distributed import sync_errors
 
 
 def export_model(
@@ -26,12 +26,12 @@ def export_model(
         export (`str`): `"teacher"` or `"student"`: whose weights; without a teacher, the student's.
 
     Raises:
-        [`UserError`]: If they cannot be written; what was there stays as it was.
+        [`SiTError`]: If they cannot be written; what was there stays as it was.
     """
     exported = teacher.model if teacher is not None and export == "teacher" else student
     state_dict = full_state_dict(exported)
     remedy = "what was there is as it was, and so are the checkpoints; make room, and go on from there"
-    with fail_together(accelerator), naming_what_cannot_be_written(output_dir, remedy):
+    with sync_errors(accelerator), write_errors(output_dir, remedy):
         if accelerator.is_main_process:
             with replace_files(output_dir) as unfinished:
                 # A sharded student is of a class that PyTorch made, whose code would be saved in place of SiT's.

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from modeling_sit import SiTConfig
 from modeling_sit.modeling_sit import SiTForPreTrainingOutput
 from modeling_sit.runtime.metrics_log import MetricsLog
-from modeling_sit.runtime.trackers import log_picture
+from modeling_sit.runtime.trackers import log_image
 
 # The figures first: on a narrow terminal it is the bar that gives way.
 BAR = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}] {bar}"
@@ -43,7 +43,7 @@ class NonFiniteLoss(Exception):
         self.terms = terms
 
 
-class RunProgress:
+class MetricLogger:
     """
     Gathers losses and times batch by batch, and tells them: progress bar (lines where stderr is no terminal),
     `metrics.jsonl`, `monitors.jsonl`, Accelerate's trackers.
@@ -89,7 +89,7 @@ class RunProgress:
         self._started = time.perf_counter()
         self._start_window()
         if window is not None:
-            self._num_pictures, self._waited = window["num_pictures"], window["waited"]
+            self._num_images, self._waited = window["num_images"], window["waited"]
             self._window_started -= window["elapsed"]
             if window["losses"]:
                 losses = torch.tensor(window["losses"], device=accelerator.device)
@@ -99,7 +99,7 @@ class RunProgress:
     def _start_window(self) -> None:
         self._losses: list[torch.Tensor] = []
         self._gradient_norms: list[torch.Tensor] = []
-        self._window_started, self._num_pictures, self._waited = time.perf_counter(), 0, 0.0
+        self._window_started, self._num_images, self._waited = time.perf_counter(), 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted since the last telling, as JSON knows it. Every process must call this, after [`check`]."""
@@ -109,7 +109,7 @@ class RunProgress:
             losses = self.accelerator.gather(torch.stack(self._losses)[None]).tolist()
         return {
             "losses": losses,
-            "num_pictures": self._num_pictures,
+            "num_images": self._num_images,
             "waited": self._waited,
             "elapsed": time.perf_counter() - self._window_started,
         }
@@ -125,11 +125,11 @@ class RunProgress:
                 return
             yield batch
 
-    def count(self, output: SiTForPreTrainingOutput, num_pictures: int) -> None:
-        """Count a batch of `num_pictures` (of all processes) and its losses; one that was not computed counts as 0."""
+    def count(self, output: SiTForPreTrainingOutput, num_images: int) -> None:
+        """Count a batch of `num_images` (of all processes) and its losses; one that was not computed counts as 0."""
         losses = [output.get(name, output.loss.new_zeros(())) for name in self.losses]
         self._losses.append(torch.stack([loss.detach().float() for loss in losses]))
-        self._num_pictures += num_pictures
+        self._num_images += num_images
 
     def count_gradient(self, norm: torch.Tensor) -> None:
         """Count the norm of a step's gradient, before clipping."""
@@ -163,7 +163,7 @@ class RunProgress:
             "epoch": round(epoch, 4),
             **dict(zip(self.losses, means, strict=True)),
             **schedule,
-            "images_per_second": round(self._num_pictures / elapsed, 2),
+            "images_per_second": round(self._num_images / elapsed, 2),
             "data_wait": round(self._waited / elapsed, 4),
         }
         if self.log is not None:
@@ -181,7 +181,7 @@ class RunProgress:
         self.accelerator.log(metrics, step=self.step)
         self._start_window()
 
-    def tell_monitors(self, epoch: float, values: dict[str, float], warning: str | None = None) -> None:
+    def log_monitors(self, epoch: float, values: dict[str, float], warning: str | None = None) -> None:
         """Tell what the monitors found, and what there is to warn of."""
         if not values:
             return
@@ -192,10 +192,10 @@ class RunProgress:
                 _say(f"step {self.step:,}: {warning}")
         self.accelerator.log({f"monitors/{name}": value for name, value in values.items()}, step=self.step)
 
-    def tell_preview(self, path: Path) -> None:
+    def log_preview(self, path: Path) -> None:
         """Tell the trackers of a preview that was saved."""
         if self.accelerator.is_main_process and path.exists():
-            log_picture(self.accelerator, "preview", path, self.step)
+            log_image(self.accelerator, "preview", path, self.step)
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:
@@ -218,7 +218,7 @@ class RunProgress:
     def close(self) -> None:
         self.bar.close()
 
-    def __enter__(self) -> "RunProgress":
+    def __enter__(self) -> "MetricLogger":
         return self
 
     def __exit__(self, *exception) -> None:

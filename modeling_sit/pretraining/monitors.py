@@ -1,7 +1,7 @@
 """Online monitors: what a network in training is worth, measured on a bounded sample beside the run.
 
-A monitor is a function from the model and the pictures to (name, value) pairs, and one line in the tables below. The model
-embeds a set of pictures once a round, whichever monitors ask for it, and is left as it was found.
+A monitor is a function from the model and the images to (name, value) pairs, and one line in the tables below. The model
+embeds a set of images once a round, whichever monitors ask for it, and is left as it was found.
 """
 
 import sys
@@ -22,24 +22,24 @@ from tqdm import tqdm
 from transformers import BaseImageProcessor
 
 from modeling_sit import SiTConfig, SiTForPreTraining
-from modeling_sit.data.decoding import UnreadablePicture
-from modeling_sit.data.sources import Pictures, read_row
-from modeling_sit.evaluation.features import share_out
+from modeling_sit.data.decoding import UnreadableImage
+from modeling_sit.data.sources import ImageDatasets, read_row
+from modeling_sit.evaluation.features import distributed_batches
 from modeling_sit.evaluation.knn import knn_predict
 from modeling_sit.evaluation.linear import linear_predict
 from modeling_sit.image_modes import MODES
 from modeling_sit.pretraining.teacher import Teacher
-from modeling_sit.runtime.errors import UserError
-from modeling_sit.runtime.signals import leave_signals_to_the_loop
+from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.signals import ignore_signals_in_worker
 
 # Below these the embeddings count as collapsed. Networks with random weights, and trained ones, have a spread from 0.06 and
 # a rank from 1.9 up; those that a far too high learning rate has destroyed, 0.02 and 1.25 at most. A spread of 0.03 says
-# that two pictures' embeddings have a cosine similarity of 0.999 on average.
+# that two images' embeddings have a cosine similarity of 0.999 on average.
 COLLAPSED_SPREAD = 0.03
 COLLAPSED_RANKME = 1.3
 
 KNN_NEIGHBOURS = 20
-# Without validation pictures, one in so many of the labelled ones is held back to measure on.
+# Without validation images, one in so many of the labeled ones is held back to measure on.
 HELD_BACK = 3
 
 
@@ -54,18 +54,18 @@ class MonitorArguments:
     monitors: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Of `rankme`, `embedding_spread`, `teacher_agreement` and, with labels, `knn` and `linear`; or `none`; several by spaces "
+            "help": "Of `rankme`, `embedding_std`, `teacher_agreement` and, with labels, `knn` and `linear`; or `none`; several by spaces "
             "or commas. Default: all that apply."
         },
     )
     monitor_steps: int | None = field(
         default=None, metadata={"help": "Steps between rounds of monitors; 0 for none. Default: ten in the run."}
     )
-    monitor_pictures: int = field(
+    monitor_images: int = field(
         default=1024,
         metadata={
-            "help": "Training pictures to measure on, drawn once a run; of validation pictures, half as many for `knn` and "
-            "`linear`. A test split is not used unless --validation_split names it: a third of the training pictures is "
+            "help": "Training images to measure on, drawn once a run; of validation images, half as many for `knn` and "
+            "`linear`. A test split is not used unless --validation_split names it: a third of the training images is "
             "held back then."
         },
     )
@@ -80,21 +80,21 @@ class MonitorArguments:
             raise ValueError(f"--monitors {' '.join(self.monitors)}: none goes alone")
         if self.monitor_steps is not None and self.monitor_steps < 0:
             raise ValueError(f"--monitor_steps must be at least 0, got {self.monitor_steps}")
-        if self.monitor_pictures < 2:
-            raise ValueError(f"--monitor_pictures must be at least 2, got {self.monitor_pictures}")
+        if self.monitor_images < 2:
+            raise ValueError(f"--monitor_images must be at least 2, got {self.monitor_images}")
 
 
 @dataclass(frozen=True)
-class MonitorPictures:
+class MonitorImages:
     """
-    The pictures that monitors measure on.
+    The images that monitors measure on.
 
     Args:
         train (`datasets.Dataset`):
-            A sample of the training pictures, in their order: column `image` (`datasets.Image(decode=False)`) and, with
-            labels, `label`, -1 where a picture has none.
+            A sample of the training images, in their order: column `image` (`datasets.Image(decode=False)`) and, with
+            labels, `label`, -1 where an image has none.
         validation (`datasets.Dataset`, *optional*):
-            A sample of the labelled validation pictures. Without it, what measures by labels holds back some of `train`.
+            A sample of the labeled validation images. Without it, what measures by labels holds back some of `train`.
         num_labels (`int`, *optional*, defaults to 0): Number of classes; 0 without labels.
     """
 
@@ -103,40 +103,40 @@ class MonitorPictures:
     num_labels: int = 0
 
     @classmethod
-    def sample(cls, pictures: Pictures, num_pictures: int, seed: int) -> "MonitorPictures":
+    def sample(cls, images: ImageDatasets, num_images: int, seed: int) -> "MonitorImages":
         """
-        Draw `num_pictures` of the training pictures and half as many of the validation pictures with labels (all, where
+        Draw `num_images` of the training images and half as many of the validation images with labels (all, where
         there are fewer); of a stream take the first, be they of one class. The draw is a function of the seed alone. Of
-        pictures with several labels each, the labels are left out.
+        images with several labels each, the labels are left out.
         """
-        if pictures.multi_label:  # which the monitors that measure by labels do not know
-            pictures = replace(pictures, train=pictures.train.remove_columns("label"), label_names=None)
-        validation, num_labels = None, len(pictures.label_names or ())
-        if num_labels and pictures.validation is not None and not _are_same_split(pictures):
-            validation = _sample(pictures.validation, num_pictures // 2, seed, labelled_only=True)
-        return cls(_sample(pictures.train, num_pictures, seed), validation or None, num_labels)
+        if images.multi_label:  # which the monitors that measure by labels do not know
+            images = replace(images, train=images.train.remove_columns("label"), label_names=None)
+        validation, num_labels = None, len(images.label_names or ())
+        if num_labels and images.validation is not None and not _are_same_split(images):
+            validation = _sample(images.validation, num_images // 2, seed, labeled_only=True)
+        return cls(_sample(images.train, num_images, seed), validation or None, num_labels)
 
     @property
     def has_labels(self) -> bool:
-        """Whether there are labelled pictures both to learn from and to measure on."""
+        """Whether there are labeled images both to learn from and to measure on."""
         if not self.num_labels:
             return False
-        num_labelled = int((_labels(self.train) >= 0).sum())
-        return num_labelled >= (1 if self.validation else HELD_BACK)
+        num_labeled = int((_labels(self.train) >= 0).sum())
+        return num_labeled >= (1 if self.validation else HELD_BACK)
 
 
 @dataclass(frozen=True)
 class Embeddings:
     """
-    What a network makes of a set of pictures, in its order, without those that cannot be read. All on the CPU.
+    What a network makes of a set of images, in its order, without those that cannot be read. All on the CPU.
 
     Args:
-        token (`torch.Tensor` of shape `(num_pictures, hidden_size)`):
+        token (`torch.Tensor` of shape `(num_images, hidden_size)`):
             The student's contrastive tokens, float32: the features that transfer.
-        projection (`torch.Tensor` of shape `(num_pictures, projection_size)`): The student's projections, float32.
+        projection (`torch.Tensor` of shape `(num_images, projection_size)`): The student's projections, float32.
         teacher_projection (`torch.Tensor` like `projection`, *optional*): The teacher's, where there is one.
-        labels (`torch.Tensor` of shape `(num_pictures,)`, *optional*): Int64, -1 for none, where the set has labels.
-        num_unreadable (`int`): Pictures that were left out.
+        labels (`torch.Tensor` of shape `(num_images,)`, *optional*): Int64, -1 for none, where the set has labels.
+        num_unreadable (`int`): Images that were left out.
     """
 
     token: torch.Tensor
@@ -146,22 +146,22 @@ class Embeddings:
     num_unreadable: int
 
     def select(self, rows: torch.Tensor) -> "Embeddings":
-        """Those of some pictures, by a mask `(num_pictures,)`, bool."""
+        """Those of some images, by a mask `(num_images,)`, bool."""
         columns = (self.token, self.projection, self.teacher_projection, self.labels)
         return Embeddings(*(None if column is None else column[rows] for column in columns), self.num_unreadable)
 
 
 class MonitoredModel:
     """
-    Student and teacher at one moment of the run, as monitors see them: by what they make of clean pictures.
+    Student and teacher at one moment of the run, as monitors see them: by what they make of clean images.
 
     Args:
         student ([`SiTForPreTraining`]): Bare, not wrapped.
         teacher ([`Teacher`], *optional*): `None` where there is none.
-        processor (`BaseImageProcessor`): Makes `pixel_values` of pictures.
-        accelerator (`Accelerator`): Knows the processes, which share out the pictures, the device and the precision.
-        batch_size (`int`, *optional*, defaults to 64): Pictures of each process at a time.
-        num_workers (`int`, *optional*, defaults to 0): Processes that read pictures; 0 does it in this one.
+        processor (`BaseImageProcessor`): Makes `pixel_values` of images.
+        accelerator (`Accelerator`): Knows the processes, which share out the images, the device and the precision.
+        batch_size (`int`, *optional*, defaults to 64): Images of each process at a time.
+        num_workers (`int`, *optional*, defaults to 0): Processes that read images; 0 does it in this one.
     """
 
     def __init__(
@@ -186,44 +186,44 @@ class MonitoredModel:
         """Whether the projections are trained, and so mean something."""
         return self.student.config.contrastive_weight > 0
 
-    def embed(self, pictures: datasets.Dataset) -> Embeddings:
+    def embed(self, images: datasets.Dataset) -> Embeddings:
         """
-        Embed a set of pictures, or recall what was made of it before. Every process must call this, and gets the same.
+        Embed a set of images, or recall what was made of it before. Every process must call this, and gets the same.
 
         Neither modes nor buffers of the networks are left changed, and no global generator is drawn from.
 
         Raises:
-            [`UserError`]: If an embedding is not finite: training has diverged.
+            [`SiTError`]: If an embedding is not finite: training has diverged.
         """
-        if id(pictures) not in self.embedded:
-            # The data set is kept beside, so that no other one can come by its id.
-            self.embedded[id(pictures)] = (pictures, self._embed(pictures))
-        return self.embedded[id(pictures)][1]
+        if id(images) not in self.embedded:
+            # The dataset is kept beside, so that no other one can come by its id.
+            self.embedded[id(images)] = (images, self._embed(images))
+        return self.embedded[id(images)][1]
 
-    def _embed(self, pictures: datasets.Dataset) -> Embeddings:
+    def _embed(self, images: datasets.Dataset) -> Embeddings:
         networks = [self.student] if self.teacher is None else [self.student, self.teacher]
         # Not inference mode: networks with sharded weights would come out of it with weights that cannot be trained on.
         with _evaluation_mode(networks), torch.no_grad():
-            batches = [self._embed_batch(*batch) for batch in self._read_own_share(pictures)]
-        # What was added to give every process the same number of pictures stands at the end.
-        columns = {name: torch.cat([batch[name] for batch in batches])[: len(pictures)] for name in batches[0]}
+            batches = [self._embed_batch(*batch) for batch in self._read_own_share(images)]
+        # What was added to give every process the same number of images stands at the end.
+        columns = {name: torch.cat([batch[name] for batch in batches])[: len(images)] for name in batches[0]}
         readable = columns.pop("readable").bool()
         embeddings = Embeddings(
             token=columns["token"],
             projection=columns["projection"],
             teacher_projection=columns.get("teacher_projection"),
-            labels=_labels(pictures) if "label" in pictures.column_names else None,
+            labels=_labels(images) if "label" in images.column_names else None,
             num_unreadable=int((~readable).sum()),
         ).select(readable)
         if not all(columns[name][readable].isfinite().all() for name in columns):
-            raise UserError(
+            raise SiTError(
                 "the network's embeddings are not finite, so its training has diverged. Try a lower --base_learning_rate, "
                 "longer --warmup_epochs, or --mixed_precision no"
             )
         return embeddings
 
     def _embed_batch(self, pixel_values: torch.Tensor, readable: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the networks make of the batches of all processes, in the pictures' order, on the CPU."""
+        """What the networks make of the batches of all processes, in the images' order, on the CPU."""
         pixel_values = pixel_values.to(self.accelerator.device)
         columns = {"readable": readable.to(self.accelerator.device)}
         with self.accelerator.autocast():
@@ -232,18 +232,16 @@ class MonitoredModel:
                 columns["teacher_projection"] = self.teacher.project(pixel_values)
         return {name: made.float().cpu() for name, made in self.accelerator.gather(columns).items()}
 
-    def _read_own_share(self, pictures: datasets.Dataset) -> DataLoader:
+    def _read_own_share(self, images: datasets.Dataset) -> DataLoader:
         config = self.student.config
         return DataLoader(
-            range(len(pictures)),
-            batch_sampler=share_out(
-                len(pictures), self.batch_size, self.accelerator.num_processes, self.accelerator.process_index
+            range(len(images)),
+            batch_sampler=distributed_batches(
+                len(images), self.batch_size, self.accelerator.num_processes, self.accelerator.process_index
             ),
             # Reading is left to the workers by way of the one function of a loader that sees a batch as a whole.
-            collate_fn=partial(
-                _read_batch, pictures=pictures, processor=self.processor, num_channels=config.num_channels
-            ),
-            worker_init_fn=leave_signals_to_the_loop,
+            collate_fn=partial(_read_batch, images=images, processor=self.processor, num_channels=config.num_channels),
+            worker_init_fn=ignore_signals_in_worker,
             num_workers=self.num_workers,
             # A loader draws a seed for its workers, by default from the global generator.
             generator=torch.Generator(),
@@ -252,51 +250,51 @@ class MonitoredModel:
 
 # The monitors. They are asked in all processes, and tell the same in each.
 
-Monitor = Callable[[MonitoredModel, MonitorPictures], Iterable[tuple[str, float]]]
-"""From the model and the pictures to the names and values of what was measured; nothing where that cannot be."""
+Monitor = Callable[[MonitoredModel, MonitorImages], Iterable[tuple[str, float]]]
+"""From the model and the images to the names and values of what was measured; nothing where that cannot be."""
 
 
-def rankme(model: MonitoredModel, pictures: MonitorPictures) -> Iterator[tuple[str, float]]:
+def rankme(model: MonitoredModel, images: MonitorImages) -> Iterator[tuple[str, float]]:
     """[`effective_rank`] of the contrastive tokens, `rankme`, and of the projections where there is contrast,
-    `projection_rankme`. Between 1 (collapsed) and the number of dimensions or of pictures, whichever is smaller."""
-    embeddings = model.embed(pictures.train)
+    `projection_rankme`. Between 1 (collapsed) and the number of dimensions or of images, whichever is smaller."""
+    embeddings = model.embed(images.train)
     yield "rankme", effective_rank(embeddings.token)
     if model.has_contrast:
         yield "projection_rankme", effective_rank(embeddings.projection)
 
 
-def embedding_spread(model: MonitoredModel, pictures: MonitorPictures) -> Iterator[tuple[str, float]]:
+def embedding_std(model: MonitoredModel, images: MonitorImages) -> Iterator[tuple[str, float]]:
     """[`spread`] of the contrastive tokens, between 0 (collapsed) and 1. The projections' would hide a collapse where a
     batch norm stands at their end."""
-    yield "embedding_spread", spread(model.embed(pictures.train).token)
+    yield "embedding_std", spread(model.embed(images.train).token)
 
 
-def teacher_agreement(model: MonitoredModel, pictures: MonitorPictures) -> Iterator[tuple[str, float]]:
-    """Mean cosine similarity, between -1 and 1, of the student's and the teacher's projection of the same clean picture."""
-    embeddings = model.embed(pictures.train)
+def teacher_agreement(model: MonitoredModel, images: MonitorImages) -> Iterator[tuple[str, float]]:
+    """Mean cosine similarity, between -1 and 1, of the student's and the teacher's projection of the same clean image."""
+    embeddings = model.embed(images.train)
     if embeddings.teacher_projection is not None:
         similarities = F.cosine_similarity(embeddings.projection.double(), embeddings.teacher_projection.double())
         yield "teacher_agreement", similarities.mean().item()
 
 
-def knn(model: MonitoredModel, pictures: MonitorPictures) -> Iterator[tuple[str, float]]:
+def knn(model: MonitoredModel, images: MonitorImages) -> Iterator[tuple[str, float]]:
     """Top-1 accuracy, in [0, 1], of the weighted nearest neighbours' votes ([`knn_predict`]) by the contrastive tokens."""
-    train, validation = _labelled_splits(model, pictures)
+    train, validation = _labeled_splits(model, images)
     if len(train.labels) and len(validation.labels):
         k = min(KNN_NEIGHBOURS, len(train.labels))
-        scores = knn_predict(train.token, train.labels, validation.token, pictures.num_labels, k=k)
+        scores = knn_predict(train.token, train.labels, validation.token, images.num_labels, k=k)
         yield "knn_accuracy", _accuracy(scores, validation.labels)
 
 
-def linear(model: MonitoredModel, pictures: MonitorPictures) -> Iterator[tuple[str, float]]:
+def linear(model: MonitoredModel, images: MonitorImages) -> Iterator[tuple[str, float]]:
     """Top-1 accuracy, in [0, 1], of a linear probe ([`linear_predict`]) on the contrastive tokens."""
-    train, validation = _labelled_splits(model, pictures)
+    train, validation = _labeled_splits(model, images)
     if len(train.labels) and len(validation.labels):
-        scores = linear_predict(train.token, train.labels, validation.token, pictures.num_labels)
+        scores = linear_predict(train.token, train.labels, validation.token, images.num_labels)
         yield "linear_accuracy", _accuracy(scores, validation.labels)
 
 
-UNCONDITIONAL_MONITORS: dict[str, Monitor] = {"rankme": rankme, "embedding_spread": embedding_spread}
+UNCONDITIONAL_MONITORS: dict[str, Monitor] = {"rankme": rankme, "embedding_std": embedding_std}
 TEACHER_MONITORS: dict[str, Monitor] = {"teacher_agreement": teacher_agreement}
 LABEL_MONITORS: dict[str, Monitor] = {"knn": knn, "linear": linear}
 MONITORS: dict[str, Monitor] = {**UNCONDITIONAL_MONITORS, **TEACHER_MONITORS, **LABEL_MONITORS}
@@ -307,11 +305,11 @@ def effective_rank(embeddings: torch.Tensor, epsilon: float = 1e-7) -> float:
     RankMe (Garrido et al., arXiv 2210.02885, equation 1): the exponential of the entropy of the singular values' shares.
 
     Args:
-        embeddings (`torch.Tensor` of shape `(num_pictures, size)`): One row a picture; computed on in float64.
+        embeddings (`torch.Tensor` of shape `(num_images, size)`): One row an image; computed on in float64.
         epsilon (`float`, *optional*, defaults to 1e-7): Added to each share, as in the paper.
 
     Returns:
-        `float`: Between 1 and the lesser of `num_pictures` and `size`, to some 1e-6 a dimension.
+        `float`: Between 1 and the lesser of `num_images` and `size`, to some 1e-6 a dimension.
     """
     singular_values = torch.linalg.svdvals(embeddings.double())
     shares = singular_values / singular_values.sum().clamp_min(torch.finfo(torch.float64).tiny) + epsilon
@@ -320,11 +318,11 @@ def effective_rank(embeddings: torch.Tensor, epsilon: float = 1e-7) -> float:
 
 def spread(embeddings: torch.Tensor) -> float:
     """
-    Standard deviation of the L2-normalised embeddings, mean over the dimensions, times the root of their number (Chen and
+    Standard deviation of the L2-normalized embeddings, mean over the dimensions, times the root of their number (Chen and
     He, arXiv 2011.10566, section 4.1): 0 if all point the same way, 1 if they point evenly in all directions.
 
     Args:
-        embeddings (`torch.Tensor` of shape `(num_pictures, size)`): One row a picture; computed on in float64.
+        embeddings (`torch.Tensor` of shape `(num_images, size)`): One row an image; computed on in float64.
     """
     directions = F.normalize(embeddings.double(), dim=1)
     return directions.std(dim=0, correction=0).mean().item() * embeddings.shape[1] ** 0.5
@@ -336,7 +334,7 @@ def collapse_warning(values: dict[str, float]) -> str | None:
     Args:
         values (`dict[str, float]`): What [`OnlineMonitors.run`] gave.
     """
-    thresholds = {"embedding_spread": COLLAPSED_SPREAD, "rankme": COLLAPSED_RANKME}
+    thresholds = {"embedding_std": COLLAPSED_SPREAD, "rankme": COLLAPSED_RANKME}
     signs = [
         f"{name} {values[name]:.3g} is below {threshold}"
         for name, threshold in thresholds.items()
@@ -345,33 +343,33 @@ def collapse_warning(values: dict[str, float]) -> str | None:
     if not signs:
         return None
     return (
-        f"the embeddings have collapsed, pictures are embedded nearly alike: {' and '.join(signs)}. If this stays, try a "
+        f"the embeddings have collapsed, images are embedded nearly alike: {' and '.join(signs)}. If this stays, try a "
         "lower --base_learning_rate, longer --warmup_epochs or a larger --per_device_train_batch_size"
     )
 
 
 class OnlineMonitors:
     """
-    The monitors of a run, and the pictures that they measure on.
+    The monitors of a run, and the images that they measure on.
 
     Args:
         arguments ([`MonitorArguments`]): The flags.
-        pictures ([`Pictures`]): The run's; a stream has to be whole in every process.
+        images ([`ImageDatasets`]): The run's; a stream has to be whole in every process.
         config ([`SiTConfig`]): The student's.
         processor (`BaseImageProcessor`): The run's image processor.
         accelerator (`Accelerator`): The run's.
-        seed (`int`): Decides which pictures are drawn; the same in all processes.
-        batch_size (`int`, *optional*, defaults to 64): Pictures that each process embeds at a time.
-        num_workers (`int`, *optional*, defaults to 0): Processes of each process that read pictures, while a round lasts.
+        seed (`int`): Decides which images are drawn; the same in all processes.
+        batch_size (`int`, *optional*, defaults to 64): Images that each process embeds at a time.
+        num_workers (`int`, *optional*, defaults to 0): Processes of each process that read images, while a round lasts.
 
     Raises:
-        [`UserError`]: If a monitor is asked for that lacks labels or a teacher.
+        [`SiTError`]: If a monitor is asked for that lacks labels or a teacher.
     """
 
     def __init__(
         self,
         arguments: MonitorArguments,
-        pictures: Pictures,
+        images: ImageDatasets,
         config: SiTConfig,
         processor: BaseImageProcessor,
         accelerator: Accelerator,
@@ -386,13 +384,13 @@ class OnlineMonitors:
         self.has_told_unreadable = False
         self.chosen: list[str] = []
         if arguments.monitors != ["none"] and arguments.monitor_steps != 0:
-            self.pictures = MonitorPictures.sample(pictures, arguments.monitor_pictures, seed)
+            self.images = MonitorImages.sample(images, arguments.monitor_images, seed)
             has_teacher = config.use_teacher and config.contrastive_weight > 0
-            self.chosen = choose_monitors(arguments.monitors, self.pictures.has_labels, has_teacher)
+            self.chosen = choose_monitors(arguments.monitors, self.images.has_labels, has_teacher)
 
     def run(self, student: SiTForPreTraining, teacher: Teacher | None) -> dict[str, float]:
         """
-        One round: embed the pictures and ask every monitor. All processes must call this, and all get the same values.
+        One round: embed the images and ask every monitor. All processes must call this, and all get the same values.
 
         Args:
             student ([`SiTForPreTraining`]): Bare, not wrapped. Left as it was, to the last buffer and mode.
@@ -402,24 +400,24 @@ class OnlineMonitors:
             `dict[str, float]`: Values by name; of what could not be measured, none.
 
         Raises:
-            [`UserError`]: If an embedding is not finite.
+            [`SiTError`]: If an embedding is not finite.
         """
         if not self.chosen:
             return {}
         model = MonitoredModel(student, teacher, self.processor, self.accelerator, self.batch_size, self.num_workers)
         values = {}
-        if len(model.embed(self.pictures.train).token) > 0:
+        if len(model.embed(self.images.train).token) > 0:
             for name in self.chosen:
-                values.update(MONITORS[name](model, self.pictures))
+                values.update(MONITORS[name](model, self.images))
         self._tell_unreadable(model)
         return values
 
     def _tell_unreadable(self, model: MonitoredModel) -> None:
         num_unreadable = sum(embeddings.num_unreadable for _, embeddings in model.embedded.values())
         if num_unreadable and not self.has_told_unreadable and self.accelerator.is_main_process:
-            num_pictures = sum(len(pictures) for pictures, _ in model.embedded.values())
+            num_images = sum(len(images) for images, _ in model.embedded.values())
             tqdm.write(
-                f"monitors: {num_unreadable:,} of {num_pictures:,} pictures drawn cannot be read and are left out",
+                f"monitors: {num_unreadable:,} of {num_images:,} images drawn cannot be read and are left out",
                 file=sys.stderr,
             )
         self.has_told_unreadable |= num_unreadable > 0
@@ -431,17 +429,17 @@ def choose_monitors(asked: list[str] | None, has_labels: bool, has_teacher: bool
 
     Args:
         asked (`list[str]`, *optional*): `--monitors`.
-        has_labels (`bool`): Whether there are labelled pictures to learn from and to measure on.
+        has_labels (`bool`): Whether there are labeled images to learn from and to measure on.
         has_teacher (`bool`): Whether the run has a teacher.
 
     Raises:
-        [`UserError`]: If one is asked for that does not apply.
+        [`SiTError`]: If one is asked for that does not apply.
     """
     lacks: dict[str, str] = {}
     if not has_labels:
         lacks |= dict.fromkeys(
             LABEL_MONITORS,
-            "needs one label for each picture, and none or too few of the pictures drawn have one; name their column with "
+            "needs one label for each image, and none or too few of the images drawn have one; name their column with "
             "--label_column",
         )
     if not has_teacher:
@@ -453,7 +451,7 @@ def choose_monitors(asked: list[str] | None, has_labels: bool, has_teacher: bool
         return [name for name in MONITORS if name not in lacks]
     for name in asked:
         if name in lacks:
-            raise UserError(f"--monitors {name}: {lacks[name]}, or leave it out")
+            raise SiTError(f"--monitors {name}: {lacks[name]}, or leave it out")
     return [name for name in dict.fromkeys(asked) if name != "none"]
 
 
@@ -474,16 +472,16 @@ def _evaluation_mode(networks: list[torch.nn.Module]) -> Iterator[None]:
 
 
 def _read_batch(
-    indices: list[int], pictures: datasets.Dataset, processor: BaseImageProcessor, num_channels: int
+    indices: list[int], images: datasets.Dataset, processor: BaseImageProcessor, num_channels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`pixel_values` of pictures, and 1 for each that can be read; grey takes the place of one that cannot, for all
-    processes must go on with as many pictures."""
+    """`pixel_values` of images, and 1 for each that can be read; grey takes the place of one that cannot, for all
+    processes must go on with as many images."""
     decoded, readable = [], []
     for index in indices:
         try:
-            decoded.append(read_row(pictures, index, num_channels)[0])
+            decoded.append(read_row(images, index, num_channels)[0])
             readable.append(1)
-        except UnreadablePicture:
+        except UnreadableImage:
             decoded.append(Image.new(MODES[num_channels], (32, 32), "grey"))
             readable.append(0)
     pixel_values = processor(images=decoded, do_corrupt=False, return_tensors="pt")["pixel_values"]
@@ -491,16 +489,16 @@ def _read_batch(
 
 
 def _sample(
-    split: datasets.Dataset | datasets.IterableDataset, num_pictures: int, seed: int, labelled_only: bool = False
+    split: datasets.Dataset | datasets.IterableDataset, num_images: int, seed: int, labeled_only: bool = False
 ) -> datasets.Dataset:
     if isinstance(split, datasets.IterableDataset):
-        rows = list(split.take(num_pictures))
+        rows = list(split.take(num_images))
         split = datasets.Dataset.from_list(rows, features=split.features, split=split.split)
     candidates = torch.arange(len(split))
-    if labelled_only:
+    if labeled_only:
         candidates = candidates[_labels(split) >= 0]
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
-    return split.select(candidates[order[:num_pictures]].sort().values.tolist())
+    return split.select(candidates[order[:num_images]].sort().values.tolist())
 
 
 def _labels(split: datasets.Dataset) -> torch.Tensor:
@@ -509,16 +507,16 @@ def _labels(split: datasets.Dataset) -> torch.Tensor:
     return torch.from_numpy(np.nan_to_num(labels.astype(np.float64), nan=-1.0).astype(np.int64))
 
 
-def _are_same_split(pictures: Pictures) -> bool:
-    return pictures.train.split is not None and pictures.train.split == pictures.validation.split
+def _are_same_split(images: ImageDatasets) -> bool:
+    return images.train.split is not None and images.train.split == images.validation.split
 
 
-def _labelled_splits(model: MonitoredModel, pictures: MonitorPictures) -> tuple[Embeddings, Embeddings]:
-    """Embeddings of the labelled pictures to learn from, and of others to measure on."""
-    train = model.embed(pictures.train)
+def _labeled_splits(model: MonitoredModel, images: MonitorImages) -> tuple[Embeddings, Embeddings]:
+    """Embeddings of the labeled images to learn from, and of others to measure on."""
+    train = model.embed(images.train)
     train = train.select(train.labels >= 0)
-    if pictures.validation is not None:
-        validation = model.embed(pictures.validation)
+    if images.validation is not None:
+        validation = model.embed(images.validation)
         return train, validation.select(validation.labels >= 0)
     held_back = torch.arange(len(train.labels)) % HELD_BACK == HELD_BACK - 1
     return train.select(~held_back), train.select(held_back)

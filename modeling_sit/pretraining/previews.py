@@ -1,4 +1,4 @@
-"""The pictures that show how a run's reconstructions come along."""
+"""The images that show how a run's reconstructions come along."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import torch
 from accelerate import Accelerator
 
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
-from modeling_sit.runtime.atomic_files import naming_what_cannot_be_written, replace_file
-from modeling_sit.runtime.distributed import fail_together
+from modeling_sit.runtime.atomic_files import replace_file, write_errors
+from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.visualization.reconstructions import preview_sheet
 
 
@@ -26,11 +26,11 @@ def save_preview(
     """Save a [`preview_sheet`] as a PNG, if the model reconstructs. Every process must call this.
 
     Raises:
-        [`UserError`]: If it cannot be written.
+        [`SiTError`]: If it cannot be written.
     """
     sheet = preview_sheet(model, processor, crops, seed)  # in all of them, for a sharded model needs them all
     remedy = "make room, and go on with --resume_from_checkpoint auto"
-    with fail_together(accelerator), naming_what_cannot_be_written(path, remedy):
+    with sync_errors(accelerator), write_errors(path, remedy):
         if sheet is not None and accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replace_file(path) as unfinished:

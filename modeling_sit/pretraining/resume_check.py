@@ -10,11 +10,11 @@ from accelerate import Accelerator
 
 from modeling_sit import SiTConfig, SiTImageProcessor
 from modeling_sit.data.loading import is_streamed
-from modeling_sit.data.sources import Pictures
+from modeling_sit.data.sources import ImageDatasets
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.schedules import Schedules
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 NUM_FINGERPRINTED_ROWS = 1000
 
@@ -49,7 +49,7 @@ SETTINGS_BEFORE_THEIR_FIELDS = {
 # A weight of 0 leaves out the task's head.
 TASKS = ("reconstruction_weight", "contrastive_weight", "rotation_weight")
 # What a stream's place hangs on, beside.
-FORM_OF_STREAMS = {"num_processes", "seed", "shuffle_buffer_size", "pictures"}
+FORM_OF_STREAMS = {"num_processes", "seed", "shuffle_buffer_size", "images"}
 # Of the flags: those that go into the outcome as they are. Others are in the configuration, processor and schedules.
 FLAGS = (
     "per_device_train_batch_size",
@@ -67,8 +67,8 @@ FLAGS = (
     "tf32",
     "torch_compile",
 )
-# Of the processor; the pictures' size and patches are the configuration's.
-CORRUPTION_AND_NORMALISATION = (
+# Of the processor; the images' size and patches are the configuration's.
+CORRUPTION_AND_NORMALizATION = (
     "corruption",
     "noise_ratio",
     "zeros_ratio",
@@ -80,24 +80,24 @@ CORRUPTION_AND_NORMALISATION = (
 )
 
 
-def determining_settings(
+def run_fingerprint(
     arguments: PretrainingArguments,
     view_arguments: ViewArguments,
     config: SiTConfig,
     processor: SiTImageProcessor,
     schedules: Schedules,
-    pictures: Pictures,
+    images: ImageDatasets,
     accelerator: Accelerator,
     shuffle_buffer_size: int | None,
 ) -> dict[str, Any]:
     """All that a run's outcome follows from, by name, as JSON knows it.
 
     Names are the flags' and the configuration's where there is such a flag or field; `max_train_steps` and `warmup_steps`
-    are what flags and data make of them, `pictures` is a fingerprint of the data.
+    are what flags and data make of them, `images` is a fingerprint of the data.
     """
     settings = {
         **{name: getattr(config, name) for name in SiTConfig.__annotations__},
-        **{name: getattr(processor, name) for name in CORRUPTION_AND_NORMALISATION},
+        **{name: getattr(processor, name) for name in CORRUPTION_AND_NORMALizATION},
         **asdict(view_arguments),
         **{name: getattr(arguments, name) for name in FLAGS},
         "max_train_steps": schedules.num_steps,
@@ -105,29 +105,29 @@ def determining_settings(
         "engine": "FSDP2" if accelerator.is_fsdp2 else "data parallel",
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
-        "streaming": is_streamed(pictures),
+        "streaming": is_streamed(images),
         "shuffle_buffer_size": shuffle_buffer_size,
-        "num_pictures": pictures.num_train,
-        "pictures": fingerprint(pictures),
+        "num_images": images.num_train,
+        "images": fingerprint(images),
     }
     return json.loads(json.dumps(settings))
 
 
-def fingerprint(pictures: Pictures) -> str:
-    """A short checksum that differs, nearly always, where the training pictures differ or come in another order.
+def fingerprint(images: ImageDatasets) -> str:
+    """A short checksum that differs, nearly always, where the training images differ or come in another order.
 
-    It is made from the number of pictures and, for a thousand of them evenly spread, from the path below the data set's
-    folder and the size of the file; of a stream, from the names of its shards. So a data set that was moved as a
+    It is made from the number of images and, for a thousand of them evenly spread, from the path below the dataset's
+    folder and the size of the file; of a stream, from the names of its shards. So a dataset that was moved as a
     whole keeps its fingerprint.
     """
-    folder = Path(pictures.name).expanduser().absolute()
-    checksum = hashlib.blake2b(str(pictures.num_train).encode(), digest_size=8)
-    if is_streamed(pictures):
-        for shard in pictures.train_shards or ():
+    folder = Path(images.name).expanduser().absolute()
+    checksum = hashlib.blake2b(str(images.num_train).encode(), digest_size=8)
+    if is_streamed(images):
+        for shard in images.train_shards or ():
             checksum.update(f"{_below(shard.name, folder)} {shard.first_row}\n".encode())
     else:
-        rows = range(0, len(pictures.train), -(-len(pictures.train) // NUM_FINGERPRINTED_ROWS))
-        for image in pictures.train.select(rows)["image"]:
+        rows = range(0, len(images.train), -(-len(images.train) // NUM_FINGERPRINTED_ROWS))
+        for image in images.train.select(rows)["image"]:
             path = (image or {}).get("path") or ""
             checksum.update(f"{_below(path, folder)} {_encoded_size(image, Path(path))}\n".encode())
     return checksum.hexdigest()
@@ -140,7 +140,7 @@ def _below(path: str, folder: Path) -> str:
 
 
 def _encoded_size(image: dict[str, Any] | None, path: Path) -> int:
-    """Bytes of an encoded picture, in memory or in its file; 0 where there is none."""
+    """Bytes of an encoded image, in memory or in its file; 0 where there is none."""
     encoded = (image or {}).get("bytes")
     if encoded is not None:
         return len(encoded)
@@ -150,11 +150,13 @@ def _encoded_size(image: dict[str, Any] | None, path: Path) -> int:
         return 0
 
 
-def check_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: Path, allow_changes: bool) -> list[str]:
+def check_resume_compatible(
+    saved: dict[str, Any], current: dict[str, Any], checkpoint: Path, allow_changes: bool
+) -> list[str]:
     """Compare a checkpoint's settings with those of the run that would go on from it.
 
     Args:
-        saved, current (`dict`): Of [`determining_settings`].
+        saved, current (`dict`): Of [`run_fingerprint`].
         checkpoint (`Path`): Named in errors.
         allow_changes (`bool`): Whether what can be changed may be: all but what the networks' weights hang on.
 
@@ -162,7 +164,7 @@ def check_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: P
         `list[str]`: What differs, such as `seed: 1 (the checkpoint: 0)`.
 
     Raises:
-        [`UserError`]: If something differs that must not.
+        [`SiTError`]: If something differs that must not.
     """
     saved = {**SETTINGS_BEFORE_THEIR_FIELDS, **saved}
     names = [name for name in current if saved.get(name) != current[name]]
@@ -172,12 +174,12 @@ def check_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: P
         fixed = fixed | {"mixed_precision"}  # its gradient scaler has a state
     for name in TASKS:
         if bool(saved.get(name)) != bool(current.get(name)):
-            fixed = fixed | {name}  # a head that is trained, and what the optimiser knows of it
+            fixed = fixed | {name}  # a head that is trained, and what the optimizer knows of it
     unfit = [difference for name, difference in zip(names, differences, strict=True) if name in fixed]
     if unfit:
-        raise UserError(f"checkpoint {checkpoint} is of another model, or in another form: {'; '.join(unfit)}")
+        raise SiTError(f"checkpoint {checkpoint} is of another model, or in another form: {'; '.join(unfit)}")
     if differences and not allow_changes:
-        raise UserError(
+        raise SiTError(
             f"checkpoint {checkpoint} was written by a run with other settings: {'; '.join(differences)}. Give the same "
             "ones, or go on with these by --allow_changed_settings"
         )

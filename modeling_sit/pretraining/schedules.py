@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from modeling_sit.pretraining.arguments import PretrainingArguments
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 def cosine(start: float, end: float, progress: float) -> float:
@@ -31,7 +31,7 @@ class Schedules:
     How long a run is, and what changes on the way.
 
     Args:
-        num_steps (`int`): Optimiser steps.
+        num_steps (`int`): Optimizer steps.
         num_warmup_steps (`int`): Steps of the learning rate's linear rise.
         batches_per_epoch (`float`, *optional*): Batches of each process in an epoch; whole where epochs begin with a batch
             of their own. `None` for a stream of unknown length.
@@ -63,43 +63,43 @@ class Schedules:
         }
 
     def epoch(self, steps: int) -> float | None:
-        """How many times `steps` steps have seen each picture; `None` where that is not known."""
+        """How many times `steps` steps have seen each image; `None` where that is not known."""
         if self.batches_per_epoch is None:
             return None
         return steps * self.batches_per_step / self.batches_per_epoch
 
 
 def plan_schedules(
-    arguments: PretrainingArguments, num_pictures: int | None, num_processes: int, streaming: bool = False
+    arguments: PretrainingArguments, num_images: int | None, num_processes: int, streaming: bool = False
 ) -> Schedules:
     """The schedules that the flags describe.
 
     Args:
         arguments (`PretrainingArguments`): The flags.
-        num_pictures (`int`, *optional*): Pictures of the data set; `None` for a stream of unknown length.
+        num_images (`int`, *optional*): Images of the dataset; `None` for a stream of unknown length.
         num_processes (`int`): How many processes share them.
         streaming (`bool`, *optional*, defaults to `False`): Whether batches go on from one epoch into the next.
 
     Raises:
-        [`UserError`]: If the pictures do not fill one batch, or a stream's length would have to be known.
+        [`SiTError`]: If the images do not fill one batch, or a stream's length would have to be known.
     """
     batch_size = arguments.per_device_train_batch_size * num_processes
     batches_per_step = arguments.gradient_accumulation_steps
-    if num_pictures is None:
+    if num_images is None:
         batches_per_epoch = None
         for given, flag in (
             (arguments.max_train_steps is not None, "--max_train_steps"),
             (arguments.checkpointing_steps != "epoch", "--checkpointing_steps N"),
         ):
             if not given:
-                raise UserError(
-                    f"--dataset {arguments.dataset} does not tell how many pictures it has, so an epoch has no length: give "
+                raise SiTError(
+                    f"--dataset {arguments.dataset} does not tell how many images it has, so an epoch has no length: give "
                     f"{flag}"
                 )
         num_steps = arguments.max_train_steps
         num_warmup_steps = num_steps // 10
     else:
-        batches_per_epoch = _batches_per_epoch(arguments, num_pictures, num_processes, streaming)
+        batches_per_epoch = _batches_per_epoch(arguments, num_images, num_processes, streaming)
         steps_per_epoch = batches_per_epoch / batches_per_step
         num_steps = arguments.max_train_steps or math.ceil(arguments.num_train_epochs * steps_per_epoch)
         num_warmup_steps = min(round(arguments.warmup_epochs * steps_per_epoch), num_steps // 10)
@@ -116,20 +116,18 @@ def plan_schedules(
     )
 
 
-def _batches_per_epoch(
-    arguments: PretrainingArguments, num_pictures: int, num_processes: int, streaming: bool
-) -> float:
+def _batches_per_epoch(arguments: PretrainingArguments, num_images: int, num_processes: int, streaming: bool) -> float:
     batch_size = arguments.per_device_train_batch_size * num_processes
-    if num_pictures < num_processes:
-        raise UserError(
-            f"--dataset {arguments.dataset} has {num_pictures} pictures, fewer than the {num_processes} processes: start "
+    if num_images < num_processes:
+        raise SiTError(
+            f"--dataset {arguments.dataset} has {num_images} images, fewer than the {num_processes} processes: start "
             "fewer of them"
         )
     if streaming:
-        return num_pictures / batch_size
-    if num_pictures < batch_size:
-        raise UserError(
-            f"--dataset {arguments.dataset} has {num_pictures} pictures, fewer than one batch of {batch_size}: set "
-            f"--per_device_train_batch_size to {num_pictures // num_processes} or less"
+        return num_images / batch_size
+    if num_images < batch_size:
+        raise SiTError(
+            f"--dataset {arguments.dataset} has {num_images} images, fewer than one batch of {batch_size}: set "
+            f"--per_device_train_batch_size to {num_images // num_processes} or less"
         )
-    return num_pictures // batch_size
+    return num_images // batch_size

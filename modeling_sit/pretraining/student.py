@@ -9,14 +9,14 @@ from modeling_sit import SiTConfig, SiTForPreTraining
 from modeling_sit.interop.reading import needs_conversion, read_checkpoint
 from modeling_sit.interop.resize import resize_model
 from modeling_sit.pretraining.arguments import ModelArguments
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 def create_student(config: SiTConfig, arguments: ModelArguments, seed: int) -> SiTForPreTraining:
     """A student with weights from the seed, or from the checkpoint to go on from; heads without a loss are frozen.
 
     Raises:
-        [`UserError`]: If there is no such attention implementation, or `--model_name_or_path` cannot be loaded.
+        [`SiTError`]: If there is no such attention implementation, or `--model_name_or_path` cannot be loaded.
     """
     torch.manual_seed(seed)
     if arguments.attn_implementation is not None:
@@ -25,7 +25,7 @@ def create_student(config: SiTConfig, arguments: ModelArguments, seed: int) -> S
         student = SiTForPreTraining(config)
     except (ValueError, ImportError) as problem:
         reason = " ".join(str(problem).split())
-        raise UserError(f"--attn_implementation {arguments.attn_implementation}: {reason}") from problem
+        raise SiTError(f"--attn_implementation {arguments.attn_implementation}: {reason}") from problem
     if arguments.model_name_or_path is not None:
         student = _load_student(config, arguments)
     student.decoder.requires_grad_(config.reconstruction_weight > 0)
@@ -36,11 +36,11 @@ def create_student(config: SiTConfig, arguments: ModelArguments, seed: int) -> S
 
 
 def _load_student(config: SiTConfig, arguments: ModelArguments) -> SiTForPreTraining:
-    """The checkpoint's weights, its positions interpolated to pictures of `--image_size`."""
+    """The checkpoint's weights, its positions interpolated to images of `--image_size`."""
     name = arguments.model_name_or_path
     if needs_conversion(name):
         read = read_checkpoint(name, network=arguments.network, num_attention_heads=arguments.num_attention_heads)
-        read.tell_notes()
+        read.log_notes()
         student = read.create_model(SiTForPreTraining, _of_image_size(config, read.config.image_size))
     elif arguments.image_size is None:
         return _load_saved_student(config, name)
@@ -66,10 +66,10 @@ def _load_saved_student(config: SiTConfig, model_name_or_path: str) -> SiTForPre
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         reason = " ".join(str(problem).split())
-        raise UserError(f"--model_name_or_path {model_name_or_path}: cannot be loaded: {reason}") from problem
+        raise SiTError(f"--model_name_or_path {model_name_or_path}: cannot be loaded: {reason}") from problem
     missing = sorted(name for name in info["missing_keys"] if name.startswith("vit."))
     if missing:
-        raise UserError(
+        raise SiTError(
             f"--model_name_or_path {model_name_or_path}: {len(missing)} weights of the backbone are not there, such as "
             f"{missing[0]}; it is no ViT"
         )

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from modeling_sit.modeling_sit import SiTForPreTraining
-from modeling_sit.runtime.accelerator import free_gathered_parameters, shard_alike
+from modeling_sit.runtime.accelerator import reshard, shard_like
 from modeling_sit.runtime.batch_norm import synchronize_batch_norm
 
 
@@ -33,14 +33,14 @@ class Teacher(nn.Module):
         self._followed: tuple[nn.Module, list[nn.Parameter], list[nn.Parameter]] | None = None
 
     def spread(self, student: SiTForPreTraining) -> "Teacher":
-        """Make this the teacher of all processes' pictures: batch norm over all of them, and shards where the student has
+        """Make this the teacher of all processes' images: batch norm over all of them, and shards where the student has
         shards.
 
         Args:
             student ([`SiTForPreTraining`]): As Accelerate has prepared it; bare where it is not sharded.
         """
         synchronize_batch_norm(self.model)
-        shard_alike(self.model, student)
+        shard_like(self.model, student)
         self._followed = None
         return self
 
@@ -52,8 +52,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student: SiTForPreTraining, momentum: float) -> None:
         """`teacher = momentum * teacher + (1 - momentum) * student`, parameter by parameter, shard by shard."""
-        free_gathered_parameters(self.model)
-        free_gathered_parameters(student)
+        reshard(self.model)
+        reshard(student)
         if self._followed is None or self._followed[0] is not student:
             # Collecting parameters takes longer than telling an accelerator what to do with them. Between steps they stay
             # the same objects, which checkpoints are loaded into.

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 USE_INSTEAD = (
     "use scripts/accelerate_configs/fsdp2.yaml for models that do not fit a device, multi_gpu.yaml for others"
@@ -30,12 +30,12 @@ REFUSED_LAUNCHES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed steps, clips and accumulates by itself, which has not been tested with a teacher",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM trains models of its own only",
     "ACCELERATE_USE_PARALLELISM_CONFIG": (
-        "parallelism_config splits tensors or sequences, and here pictures are what is split between processes"
+        "parallelism_config splits tensors or sequences, and here images are what is split between processes"
     ),
 }
 REFUSED_TYPES = {
-    DistributedType.XLA: "XLA's processes do not speak torch.distributed, by which teacher and contrast know of all pictures",
-    DistributedType.MULTI_NEURON: "batch norm cannot be synchronised on Neuron cores",
+    DistributedType.XLA: "XLA's processes do not speak torch.distributed, by which teacher and contrast know of all images",
+    DistributedType.MULTI_NEURON: "batch norm cannot be synchronized on Neuron cores",
 }
 
 
@@ -43,48 +43,48 @@ def create_accelerator(**settings) -> Accelerator:
     """An `Accelerator` with these settings, of an engine that works here.
 
     Raises:
-        [`UserError`]: If `accelerate launch` chose an engine or a setting of one that does not work, with the reason.
+        [`SiTError`]: If `accelerate launch` chose an engine or a setting of one that does not work, with the reason.
     """
-    refuse_launch(os.environ)
+    check_launch(os.environ)
     accelerator = Accelerator(**settings)
-    refuse_engine(accelerator, os.environ)
+    check_supported(accelerator, os.environ)
     return accelerator
 
 
-def refuse_launch(environment: Mapping[str, str]) -> None:
-    """Raise a [`UserError`] for an engine that `accelerate launch` asks for by this environment and that does not work."""
+def check_launch(environment: Mapping[str, str]) -> None:
+    """Raise a [`SiTError`] for an engine that `accelerate launch` asks for by this environment and that does not work."""
     for name, reason in REFUSED_LAUNCHES.items():
         if is_on(environment, name):
-            raise UserError(f"{reason}: {USE_INSTEAD}")
+            raise SiTError(f"{reason}: {USE_INSTEAD}")
     if is_on(environment, "ACCELERATE_USE_FSDP") and environment.get("FSDP_VERSION", "1") != "2":
-        raise UserError(
+        raise SiTError(
             "FSDP1 flattens parameters, so the teacher could not follow them one by one: set fsdp_version: 2 as "
             "scripts/accelerate_configs/fsdp2.yaml does"
         )
 
 
-def refuse_engine(accelerator: Accelerator, environment: Mapping[str, str]) -> None:
-    """Raise a [`UserError`] if the engine that Accelerate chose, or a setting of it, does not work, with the reason.
+def check_supported(accelerator: Accelerator, environment: Mapping[str, str]) -> None:
+    """Raise a [`SiTError`] if the engine that Accelerate chose, or a setting of it, does not work, with the reason.
 
     Args:
         accelerator (`Accelerator`): As it was made.
         environment (mapping): What `accelerate launch` or `torchrun` set.
     """
     if accelerator.distributed_type in REFUSED_TYPES:
-        raise UserError(f"{REFUSED_TYPES[accelerator.distributed_type]}: use GPUs or CPUs")
+        raise SiTError(f"{REFUSED_TYPES[accelerator.distributed_type]}: use GPUs or CPUs")
     num_launched = int(environment.get("WORLD_SIZE", "1"))
     if num_launched > accelerator.num_processes:
-        raise UserError(
+        raise SiTError(
             f"{num_launched} processes were launched, but each sees no GPU and would train alone, into the same folder: "
             "set ACCELERATE_USE_CPU=true to train on CPUs together"
         )
     if is_on(environment, "ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.FSDP:
-        raise UserError(
+        raise SiTError(
             "FSDP shards on GPUs only, Accelerate would copy the whole model to each process instead: use "
             "scripts/accelerate_configs/multi_gpu.yaml, which says so"
         )
     if accelerator.mixed_precision == "fp8":
-        raise UserError("mixed_precision fp8 replaces layers that the teacher is to copy: use bf16")
+        raise SiTError("mixed_precision fp8 replaces layers that the teacher is to copy: use bf16")
     if accelerator.distributed_type == DistributedType.FSDP:
         _refuse_sharding(accelerator)
 
@@ -92,27 +92,27 @@ def refuse_engine(accelerator: Accelerator, environment: Mapping[str, str]) -> N
 def _refuse_sharding(accelerator: Accelerator) -> None:
     plugin = accelerator.state.fsdp_plugin
     if accelerator.mixed_precision == "fp16":
-        raise UserError(
+        raise SiTError(
             "mixed_precision fp16 with FSDP2 has gradients scaled shard by shard, which is untested: use bf16"
         )
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
-        raise UserError(
+        raise SiTError(
             "fsdp_offload_params leaves parameters on the CPU and the batch norm's statistics on the GPU, which PyTorch's "
             "checkpoints refuse: set it to false"
         )
     if plugin.cpu_ram_efficient_loading:
-        raise UserError(
+        raise SiTError(
             "fsdp_cpu_ram_efficient_loading knows parameters only, not the batch norm's statistics: set it to false"
         )
     if plugin.activation_checkpointing:
-        raise UserError(
+        raise SiTError(
             "fsdp_activation_checkpointing renames the student's layers, so that the teacher could not be sharded alike: "
             "set it to false and give --gradient_checkpointing"
         )
     if plugin.ignored_modules is not None:
-        raise UserError("fsdp_ignored_modules would shard student and teacher differently: leave it out")
+        raise SiTError("fsdp_ignored_modules would shard student and teacher differently: leave it out")
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
-        raise UserError(
+        raise SiTError(
             "dynamo_backend with FSDP2 renames the student's modules, so that the teacher could not be sharded alike: leave "
             "dynamo_config out"
         )
@@ -125,32 +125,32 @@ def is_on(environment: Mapping[str, str], name: str) -> bool:
 def prepare_student(
     accelerator: Accelerator, student: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Hand student and optimiser to Accelerate.
+    """Hand student and optimizer to Accelerate.
 
     With FSDP2 the student is sharded in place, and its `encode` gathers parameters as its forward pass does. Weights stay
     float32 on every engine: mixed precision is autocast's, so the forward pass has to run in `accelerator.autocast()`.
 
     Args:
         accelerator (`Accelerator`): Of [`create_accelerator`].
-        student ([`SiTForPreTraining`]): With its batch norm synchronised.
+        student ([`SiTForPreTraining`]): With its batch norm synchronized.
         optimizer (`torch.optim.Optimizer`): Over the student's parameters.
 
     Returns:
-        `tuple`: The wrapped student and optimiser.
+        `tuple`: The wrapped student and optimizer.
     """
     if accelerator.is_fsdp2:
-        # Accelerate's policy rounds the clean pictures and the losses to 16 bits.
+        # Accelerate's policy rounds the clean images and the losses to 16 bits.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         # Modules that return views of tensors may be sharded where nothing is done in place, as in SiT.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    # Of a dimension of one, such as a grey picture's channels, the stride says nothing.
+    # Of a dimension of one, such as a grey image's channels, the stride says nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     student, optimizer = accelerator.prepare(student, optimizer)
     register_fsdp_forward_method(student, "encode")
     return student, optimizer
 
 
-def shard_alike(model: nn.Module, sharded: nn.Module) -> nn.Module:
+def shard_like(model: nn.Module, sharded: nn.Module) -> nn.Module:
     """Shard a model module by module as another one is, so that the two have the same shards of the same parameters.
 
     Args:
@@ -171,7 +171,7 @@ def shard_alike(model: nn.Module, sharded: nn.Module) -> nn.Module:
     return model
 
 
-def free_gathered_parameters(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Make `parameters()` give shards again after a forward pass without a backward pass, which may leave whole ones."""
     for module in model.modules():
         if isinstance(module, FSDPModule):

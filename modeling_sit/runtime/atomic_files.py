@@ -8,15 +8,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
-UNFINISHED = ".unfinished-"
+TEMPORARY_PREFIX = ".unfinished-"
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Give a path to write a file to; when the block has ended without an error, that file takes the place of `path`."""
-    unfinished = path.with_name(UNFINISHED + path.name)
+    unfinished = path.with_name(TEMPORARY_PREFIX + path.name)
     try:
         yield unfinished
         flush(unfinished)
@@ -31,7 +31,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 def replace_files(folder: Path) -> Iterator[Path]:
     """Give a new folder to write files to; when the block has ended without an error, each of them takes the place of the
     one of its name in `folder`."""
-    unfinished = folder / f"{UNFINISHED}files"
+    unfinished = folder / f"{TEMPORARY_PREFIX}files"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
@@ -60,8 +60,8 @@ def flush_files(folder: Path) -> None:
 
 
 @contextmanager
-def naming_what_cannot_be_written(path: Path, remedy: str) -> Iterator[None]:
-    """Turn a full disk, or another failure to write, into a [`UserError`] that names `path`, the reason and the remedy."""
+def write_errors(path: Path, remedy: str) -> Iterator[None]:
+    """Turn a full disk, or another failure to write, into a [`SiTError`] that names `path`, the reason and the remedy."""
     try:
         yield
     # PyTorch and safetensors have errors of their own for a full disk.
@@ -70,4 +70,4 @@ def naming_what_cannot_be_written(path: Path, remedy: str) -> Iterator[None]:
         if isinstance(problem, RuntimeError) and type(problem) is not RuntimeError:
             raise
         reason = getattr(problem, "strerror", None) or (str(problem) or type(problem).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be written: {reason}; {remedy}") from problem
+        raise SiTError(f"{path} cannot be written: {reason}; {remedy}") from problem

@@ -1,4 +1,4 @@
-"""Batch norm over the pictures of all processes, on every device."""
+"""Batch norm over the images of all processes, on every device."""
 
 import torch
 import torch.distributed as dist
@@ -21,8 +21,8 @@ class SynchronizedBatchNorm1d(nn.BatchNorm1d):
             input (`torch.Tensor` of shape `(batch, features)` or `(batch, features, length)`): In training, every process
                 has to call this as often as the others.
         """
-        normalises_by_batch = self.training or not self.track_running_stats
-        if not (normalises_by_batch and has_several_processes()):
+        normalizes_by_batch = self.training or not self.track_running_stats
+        if not (normalizes_by_batch and has_several_processes()):
             return super().forward(input)
         self._check_input_dim(input)
         if self.training and self.track_running_stats:
@@ -38,11 +38,11 @@ class SynchronizedBatchNorm1d(nn.BatchNorm1d):
         if self.training and self.track_running_stats:
             self._track(mean.detach(), variance.detach() * count / (count - 1))
 
-        normalised = deviation * (variance + self.eps).rsqrt()[:, None]
+        normalized = deviation * (variance + self.eps).rsqrt()[:, None]
         if self.affine:
-            normalised = normalised * self.weight[:, None] + self.bias[:, None]
+            normalized = normalized * self.weight[:, None] + self.bias[:, None]
         shape = (input.shape[1], input.shape[0], *input.shape[2:])
-        return normalised.reshape(shape).transpose(0, 1).to(input.dtype)
+        return normalized.reshape(shape).transpose(0, 1).to(input.dtype)
 
     @torch.no_grad()
     def _track(self, mean: torch.Tensor, unbiased_variance: torch.Tensor) -> None:
@@ -80,7 +80,7 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
     """Make every batch norm of the model take its training statistics from the batches of all processes.
 
     To be called before the model is wrapped or sharded. Parameters and buffers stay the same tensors, under the same
-    names, so an optimiser may hold them already.
+    names, so an optimizer may hold them already.
 
     Args:
         model (`nn.Module`): On the device of its training. With one process it stays as it is.

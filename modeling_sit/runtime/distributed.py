@@ -8,25 +8,25 @@ from typing import TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 Result = TypeVar("Result")
 
 
 @contextmanager
-def fail_together(accelerator: Accelerator) -> Iterator[None]:
-    """Run a block that may end by [`UserError`] in some processes; then the run ends in all of them, and is told once.
+def sync_errors(accelerator: Accelerator) -> Iterator[None]:
+    """Run a block that may end by [`SiTError`] in some processes; then the run ends in all of them, and is told once.
 
-    Every process must reach the end of its block, or raise `UserError` on the way: there they wait for each other.
+    Every process must reach the end of its block, or raise `SiTError` on the way: there they wait for each other.
 
     Raises:
-        [`UserError`]: In the main process, the first that any process raised.
+        [`SiTError`]: In the main process, the first that any process raised.
         `SystemExit`: With code 1, in the other processes.
     """
     problem = None
     try:
         yield
-    except UserError as error:
+    except SiTError as error:
         if accelerator.num_processes == 1:
             raise
         problem = str(error)
@@ -34,31 +34,31 @@ def fail_together(accelerator: Accelerator) -> Iterator[None]:
         return
     problems = [problem for problem in gather_object([problem]) if problem is not None]
     if problems and accelerator.is_main_process:
-        raise UserError(problems[0])
+        raise SiTError(problems[0])
     if problems:
         sys.exit(1)
 
 
-def run_main_process_first(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+def main_process_first(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
     """Call `function` in every process, on each machine first in its main one, which may leave files for the others.
 
-    Raises: As [`fail_together`].
+    Raises: As [`sync_errors`].
     """
     result = None
     for goes_first in (True, False):
-        with fail_together(accelerator):
+        with sync_errors(accelerator):
             if accelerator.is_local_main_process == goes_first:
                 result = function()
     return result
 
 
-def share_main_process_result(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+def broadcast_from_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
     """Call `function` in the main process alone, and give every process what it returned.
 
-    Raises: As [`fail_together`].
+    Raises: As [`sync_errors`].
     """
     result = None
-    with fail_together(accelerator):
+    with sync_errors(accelerator):
         if accelerator.is_main_process:
             result = function()
     return broadcast_object_list([result])[0]

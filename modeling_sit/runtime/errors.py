@@ -9,17 +9,17 @@ from accelerate.state import is_initialized
 from tqdm.auto import tqdm
 
 
-class UserError(Exception):
+class SiTError(Exception):
     """Something that the user can put right. The message names the file, column or flag, and the remedy, in one line."""
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a [`UserError`] into `error: MESSAGE` on stderr and exit code 1, and Ctrl-C into exit code 130."""
+    """Turn a [`SiTError`] into `error: MESSAGE` on stderr and exit code 1, and Ctrl-C into exit code 130."""
     try:
         yield
-    except UserError as error:
-        if tells_errors():
+    except SiTError as error:
+        if is_reporting_rank():
             # Not behind a progress bar, on a line of its own.
             tqdm.write("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
@@ -28,6 +28,6 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def tells_errors() -> bool:
+def is_reporting_rank() -> bool:
     """Whether this process is to tell its errors: until the processes of a run know of each other, all make the same."""
     return is_initialized() or os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""Losses over the pictures of all processes: what one process has to know of the others."""
+"""Losses over the images of all processes: what one process has to know of the others."""
 
 import torch
 import torch.distributed as dist
@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 
 def gather_projections(accelerator: Accelerator, projections: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The projections of all processes, and which picture among them is this process's first.
+    """The projections of all processes, and which image among them is this process's first.
 
     Gradients flow back to the process whose projections they are, summed over the processes' losses; averaged over
     processes, as data-parallel training does, they are those of the mean loss.
@@ -53,7 +53,7 @@ class _GatherFromProcesses(torch.autograd.Function):
 
 def mean_num_corrupted_pixels(accelerator: Accelerator, corruption_mask: torch.Tensor) -> torch.Tensor:
     """Mean over the processes of the number of corrupted pixels: what each process has to divide its sum by, so that the
-    mean of all processes' losses is the loss of all their pictures together.
+    mean of all processes' losses is the loss of all their images together.
 
     Args:
         accelerator (`Accelerator`): Knows the processes; every one of them must call this.

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from modeling_sit.runtime.atomic_files import flush, naming_what_cannot_be_written, replace_file
+from modeling_sit.runtime.atomic_files import flush, replace_file, write_errors
 
 
 class MetricsLog:
@@ -15,7 +15,7 @@ class MetricsLog:
         resume_step (`int`): Lines of steps beyond this one are dropped, because they are about to be written again.
 
     Raises:
-        [`UserError`]: If it cannot be written.
+        [`SiTError`]: If it cannot be written.
     """
 
     def __init__(self, path: Path, resume_step: int = 0):
@@ -36,7 +36,7 @@ class MetricsLog:
 
     def _naming(self):
         remedy = "checkpoints are as they were; make room, and go on with --resume_from_checkpoint auto"
-        return naming_what_cannot_be_written(self.path, remedy)
+        return write_errors(self.path, remedy)
 
 
 def read_metrics(path: Path) -> list[dict]:

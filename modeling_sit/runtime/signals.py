@@ -19,7 +19,7 @@ SECONDS_OF_ONE_REQUEST = 2.0
 SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP = 60
 
 
-class StopRequest:
+class StopSignal:
     """
     Notes a SIGTERM or SIGINT while its block runs, for the loop to leave when a step is done. A second SIGINT, after two
     seconds or more, raises `KeyboardInterrupt` at once; a second SIGTERM changes nothing, for what sends it ends by
@@ -38,7 +38,7 @@ class StopRequest:
             # Of its own, on the host: asking must not wait for what the accelerators have still to do.
             self._group = torch.distributed.new_group(backend="gloo")
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> "StopSignal":
         self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -72,7 +72,7 @@ class StopRequest:
         return signal.Signals(number) if number else None
 
 
-def stop_with_the_launcher(environment: Mapping[str, str]) -> None:
+def die_with_parent(environment: Mapping[str, str]) -> None:
     """Have the system send SIGTERM to this process when the launcher that started it is gone (Linux only).
 
     `accelerate launch` does not pass on the SIGTERM by which it is ended; its program would go on alone.
@@ -85,7 +85,7 @@ def stop_with_the_launcher(environment: Mapping[str, str]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def leave_signals_to_the_loop(worker: int) -> None:
+def ignore_signals_in_worker(worker: int) -> None:
     """Make a dataloader worker go on at SIGTERM and SIGINT, which a terminal or a scheduler sends to all processes of a
     run: the loop still needs its batches to end the step, and ends the worker itself.
 

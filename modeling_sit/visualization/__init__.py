@@ -1,1 +1,1 @@
-"""Pictures of what a model has learned."""
+"""Images of what a model has learned."""

@@ -5,7 +5,7 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colors, told apart by color-blind readers too.
 COLORS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7")
 
 
@@ -18,7 +18,7 @@ def comparison_chart(figures: dict[tuple[float, str], list[float]], x_label: str
         figure_name (`str`): What was measured, such as accuracy.
 
     Returns:
-        `matplotlib.figure.Figure`: One group of bars a share, one colour for each thing compared.
+        `matplotlib.figure.Figure`: One group of bars a share, one color for each thing compared.
     """
     shares = list(dict.fromkeys(share for share, _ in figures))
     kinds = list(dict.fromkeys(kind for _, kind in figures))

@@ -1,4 +1,4 @@
-"""Maps of the features: thousands of dimensions brought down to two, coloured by class or by cluster."""
+"""Maps of the features: thousands of dimensions brought down to two, colored by class or by cluster."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.page import fitted, text_width
 from modeling_sit.visualization.palette import Group, shortened_apart
 
@@ -20,7 +20,7 @@ METHODS = ("tsne", "umap", "pca")
 # So many principal components go into t-SNE, as its authors advise: what is left out is mostly noise.
 TSNE_COMPONENTS = 50
 PERPLEXITY = 30
-MIN_PICTURES = 4
+MIN_IMAGES = 4
 LEGEND_ROWS = 16
 PANEL_INCHES = 3.9
 TITLE_SIZE, LEGEND_SIZE = 8, 8
@@ -33,7 +33,7 @@ class FeatureMap:
 
     Args:
         title (`str`): Which model's features these are.
-        points (`numpy.ndarray` of shape `(num_pictures, 2)`): Float64.
+        points (`numpy.ndarray` of shape `(num_images, 2)`): Float64.
         axes (pair of `str`): What the two axes are.
         note (`str`, *optional*): A second line below the title.
     """
@@ -45,29 +45,29 @@ class FeatureMap:
 
 
 def map_features(features: torch.Tensor, method: str, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
-    """Bring features down to two dimensions, in which pictures of similar features (cosine) lie close to each other.
+    """Bring features down to two dimensions, in which images of similar features (cosine) lie close to each other.
 
     Args:
-        features (`torch.Tensor` of shape `(num_pictures, width)`): Of at least 4 pictures.
+        features (`torch.Tensor` of shape `(num_images, width)`): Of at least 4 images.
         method (`str`):
-            `"tsne"` (van der Maaten and Hinton 2008; perplexity 30, or a third of the pictures), `"umap"` (McInnes et al.
+            `"tsne"` (van der Maaten and Hinton 2008; perplexity 30, or a third of the images), `"umap"` (McInnes et al.
             2018; needs umap-learn) or `"pca"`. Only PCA's distances mean the same everywhere on the map.
         seed (`int`): Of t-SNE's and UMAP's randomness.
 
     Returns:
-        `tuple[numpy.ndarray, tuple[str, str]]`: Points `(num_pictures, 2)`, float64, and what the axes are.
+        `tuple[numpy.ndarray, tuple[str, str]]`: Points `(num_images, 2)`, float64, and what the axes are.
 
     Raises:
         `ValueError`: If there is no such method.
-        [`UserError`]: If there are too few pictures, their features are all the same, or umap-learn is missing.
+        [`SiTError`]: If there are too few images, their features are all the same, or umap-learn is missing.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    if len(features) < MIN_PICTURES:
-        raise UserError(f"{len(features)} pictures are too few for a map; it takes at least {MIN_PICTURES}")
+    if len(features) < MIN_IMAGES:
+        raise SiTError(f"{len(features)} images are too few for a map; it takes at least {MIN_IMAGES}")
     vectors = unit_vectors(features)
     if np.ptp(vectors, axis=0).max() < 1e-6:
-        raise UserError("the features of all pictures are the same: the model has collapsed, there is nothing to map")
+        raise SiTError("the features of all images are the same: the model has collapsed, there is nothing to map")
     if method == "pca":
         pca = PCA(n_components=2, svd_solver="full")
         points = pca.fit_transform(vectors)
@@ -77,9 +77,7 @@ def map_features(features: torch.Tensor, method: str, seed: int) -> tuple[np.nda
         )
     if method == "umap":
         if importlib.util.find_spec("umap") is None:
-            raise UserError(
-                "--method umap: umap-learn is not installed; pip install umap-learn, or take --method tsne"
-            )
+            raise SiTError("--method umap: umap-learn is not installed; pip install umap-learn, or take --method tsne")
         from umap import UMAP
 
         # One thread, without which UMAP's seed does not settle the result.
@@ -93,18 +91,18 @@ def map_features(features: torch.Tensor, method: str, seed: int) -> tuple[np.nda
 
 
 def unit_vectors(features: torch.Tensor) -> np.ndarray:
-    """Features `(num_pictures, width)` of length 1, float64: their Euclidean distances go by the cosine."""
+    """Features `(num_images, width)` of length 1, float64: their Euclidean distances go by the cosine."""
     return torch.nn.functional.normalize(features.double(), dim=1).numpy()
 
 
 def cluster_features(features: torch.Tensor, num_clusters: int, seed: int) -> np.ndarray:
-    """The cluster of each picture `(num_pictures,)`, int64, by k-means on unit vectors, the largest cluster first.
+    """The cluster of each image `(num_images,)`, int64, by k-means on unit vectors, the largest cluster first.
 
     Raises:
-        [`UserError`]: If there are fewer pictures than clusters.
+        [`SiTError`]: If there are fewer images than clusters.
     """
     if len(features) < num_clusters:
-        raise UserError(f"--num_clusters {num_clusters}: more than the {len(features)} pictures; lower it")
+        raise SiTError(f"--num_clusters {num_clusters}: more than the {len(features)} images; lower it")
     found = KMeans(num_clusters, n_init=10, random_state=seed).fit_predict(unit_vectors(features))
     by_size = np.argsort(-np.bincount(found, minlength=num_clusters), kind="stable")
     return np.argsort(by_size)[found].astype(np.int64)
@@ -113,11 +111,11 @@ def cluster_features(features: torch.Tensor, num_clusters: int, seed: int) -> np
 @dataclass
 class NeighbourAgreement:
     """
-    How often the nearest picture is of the same kind. A map distorts; this is measured on the features themselves.
+    How often the nearest image is of the same kind. A map distorts; this is measured on the features themselves.
 
     Args:
         share (`float` in [0, 1]):
-            Of the pictures with a label, those whose nearest other one (cosine) shares a class with them, or has none like
+            Of the images with a label, those whose nearest other one (cosine) shares a class with them, or has none like
             them.
         chance (`float` in [0, 1]): The same for an other one at random.
     """
@@ -127,44 +125,44 @@ class NeighbourAgreement:
 
 
 def neighbour_agreement(features: torch.Tensor, labels: Sequence[tuple[str, ...] | None]) -> NeighbourAgreement | None:
-    """How often pictures whose features are nearest share a class.
+    """How often images whose features are nearest share a class.
 
     Args:
-        features (`torch.Tensor` of shape `(num_pictures, width)`): Of all pictures.
-        labels (sequence of tuples of `str`, or `None`): The classes of each picture; `None` where no label is known.
+        features (`torch.Tensor` of shape `(num_images, width)`): Of all images.
+        labels (sequence of tuples of `str`, or `None`): The classes of each image; `None` where no label is known.
 
     Returns:
-        [`NeighbourAgreement`], or `None` if fewer than two pictures have a label.
+        [`NeighbourAgreement`], or `None` if fewer than two images have a label.
     """
-    labelled = [row for row, names in enumerate(labels) if names is not None]
-    if len(labelled) < 2:
+    labeled = [row for row, names in enumerate(labels) if names is not None]
+    if len(labeled) < 2:
         return None
-    vectors = unit_vectors(features[labelled])
-    # Without a query, a picture is not a neighbour of its own.
+    vectors = unit_vectors(features[labeled])
+    # Without a query, an image is not a neighbour of its own.
     nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(vectors).kneighbors(return_distance=False)[:, 0]
-    classes = [labels[row] or (None,) for row in labelled]  # to have none of the classes is one more class
+    classes = [labels[row] or (None,) for row in labeled]  # to have none of the classes is one more class
     column = {name: number for number, name in enumerate(dict.fromkeys(name for names in classes for name in names))}
     has_class = np.zeros((len(classes), len(column)), dtype=np.float32)
     for row, names in enumerate(classes):
         has_class[row, [column[name] for name in names]] = 1
     shares = (has_class * has_class[nearest]).any(axis=1)
-    # A picture at a time, for all pairs together could be more than the memory holds.
+    # An image at a time, for all pairs together could be more than the memory holds.
     others = [int(np.count_nonzero(has_class @ mine)) - 1 for mine in has_class]
     return NeighbourAgreement(float(shares.mean()), float(np.mean(others) / (len(classes) - 1)))
 
 
-def default_num_clusters(num_pictures: int, num_classes: int | None) -> int:
-    """As many clusters as classes, or else 10, but few enough that a cluster has five pictures on average, and at least 2."""
-    return max(2, min(num_classes or 10, num_pictures // 5))
+def default_num_clusters(num_images: int, num_classes: int | None) -> int:
+    """As many clusters as classes, or else 10, but few enough that a cluster has five images on average, and at least 2."""
+    return max(2, min(num_classes or 10, num_images // 5))
 
 
 def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend_title: str) -> Figure:
     """The maps side by side, with one legend.
 
     Args:
-        maps (sequence of [`FeatureMap`]): Of the same pictures.
-        groups (sequence of [`Group`]): Which points have which colour and shape.
-        legend_title (`str`): What the colours stand for.
+        maps (sequence of [`FeatureMap`]): Of the same images.
+        groups (sequence of [`Group`]): Which points have which color and shape.
+        legend_title (`str`): What the colors stand for.
     """
     columns = -(-len(groups) // LEGEND_ROWS)
     names = shortened_apart([group.name for group in groups], 28 if columns == 1 else 18)

@@ -1,4 +1,4 @@
-"""The maps as one HTML page that needs nothing but itself: hovering over a point shows its picture."""
+"""The maps as one HTML page that needs nothing but itself: hovering over a point shows its image."""
 
 import html
 import json
@@ -41,16 +41,16 @@ ul { list-style: none; margin: 0; padding: 0; columns: $columns; column-width: 9
 li button { all: unset; cursor: pointer; display: flex; gap: .4em; align-items: center; padding: .05em .3em; }
 li button:focus-visible, li button[aria-pressed=true] { outline: 2px solid #0072B2; border-radius: 3px; }
 li svg { width: 1em; height: 1em; flex: none; }
-#picture { position: fixed; display: none; pointer-events: none; background: #fff; border: 1px solid #888;
+#image { position: fixed; display: none; pointer-events: none; background: #fff; border: 1px solid #888;
  border-radius: 4px; padding: 6px; box-shadow: 0 2px 10px #0004; max-width: 200px; overflow-wrap: anywhere; }
-#picture img { display: block; width: 160px; height: 160px; object-fit: contain; margin-bottom: 4px; }
-#picture img.small { image-rendering: pixelated; }
-#picture small { color: #555; }
+#image img { display: block; width: 160px; height: 160px; object-fit: contain; margin-bottom: 4px; }
+#image img.small { image-rendering: pixelated; }
+#image small { color: #555; }
 </style>
 </head>
 <body>
 <h1>$title</h1>
-<p>$subtitle Hover over a point for its picture; the same picture is marked in every map. Click a name to see its points
+<p>$subtitle Hover over a point for its image; the same image is marked in every map. Click a name to see its points
 alone. Turn the wheel to zoom, drag to move, double-click for all.</p>
 <main>
 $panels
@@ -58,12 +58,12 @@ $panels
 $legend
 </ul>
 </main>
-<div id="picture" role="status"><img alt=""><div></div><small></small></div>
+<div id="image" role="status"><img alt=""><div></div><small></small></div>
 <script type="application/json" id="points">$points</script>
 <script>
 "use strict";
 const points = JSON.parse(document.getElementById("points").textContent);
-const box = document.getElementById("picture");
+const box = document.getElementById("image");
 const maps = [...document.querySelectorAll("svg.map")];
 const marks = points.map(() => []);
 for (const map of maps) for (const mark of map.querySelectorAll("path")) marks[mark.dataset.i].push(mark);
@@ -79,8 +79,8 @@ function show(index, event) {
     shown = index;
     for (const mark of marks[index]) { mark.classList.add("found"); mark.parentNode.append(mark); }
     const point = points[index], image = box.querySelector("img");
-    image.src = point.picture;
-    image.className = point.picture.startsWith("data:image/png") ? "small" : "";
+    image.src = point.image;
+    image.className = point.image.startsWith("data:image/png") ? "small" : "";
     box.querySelector("div").textContent = point.group;
     box.querySelector("small").textContent = point.name;
     box.style.display = "block";
@@ -147,7 +147,7 @@ def hover_page(
     groups: Sequence[Group],
     legend_title: str,
     names: Sequence[str],
-    pictures: Sequence[str],
+    images: Sequence[str],
     title: str,
     subtitle: str,
 ) -> str:
@@ -155,8 +155,8 @@ def hover_page(
 
     Args:
         maps, groups, legend_title: As there.
-        names (sequence of `str`): What to call each picture, such as its file.
-        pictures (sequence of `str`): Each picture as a `data:` address.
+        names (sequence of `str`): What to call each image, such as its file.
+        images (sequence of `str`): Each image as a `data:` address.
         title (`str`): Of the page.
         subtitle (`str`): A sentence below it.
 
@@ -168,8 +168,8 @@ def hover_page(
         for index in group.members:
             group_of[index] = group.name
     points = [
-        {"group": group, "name": name, "picture": picture}
-        for group, name, picture in zip(group_of, names, pictures, strict=True)
+        {"group": group, "name": name, "image": image}
+        for group, name, image in zip(group_of, names, images, strict=True)
     ]
     legend = "\n".join(
         f'<li><button data-g="{number}" aria-pressed="false">'
@@ -215,7 +215,7 @@ def _panel(feature_map: FeatureMap, groups: Sequence[Group]) -> str:
 
 
 def _look(group: Group) -> str:
-    """A group's colour and shape, the same as matplotlib draws, as attributes of an SVG path one unit wide."""
+    """A group's color and shape, the same as matplotlib draws, as attributes of an SVG path one unit wide."""
     style = MarkerStyle(group.marker)
     outline = style.get_path().transformed(style.get_transform())
     commands = {OutlinePath.MOVETO: "M", OutlinePath.LINETO: "L", OutlinePath.CURVE3: "Q", OutlinePath.CURVE4: "C"}

@@ -1,4 +1,4 @@
-"""Pictures and those that a model holds to be most like them."""
+"""Images and those that a model holds to be most like them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from matplotlib.transforms import Transform
 from modeling_sit.visualization.page import FRAME_COLOR, fitted, line_height, place_axes, place_text, text_width
 from modeling_sit.visualization.palette import AGREES, DIFFERS
 
-PICTURE_INCHES = 1.15
+IMAGE_INCHES = 1.15
 GAP, ROW_GAP, MARGIN = 0.1, 0.06, 0.08
 # Sets the query apart.
 QUERY_GAP = 0.25
@@ -24,47 +24,47 @@ SHARES = {True: "shares a class with the query", False: "does not"}
 
 
 @dataclass
-class ShownPicture:
+class ShownImage:
     """
     A query or a neighbour.
 
     Args:
-        picture (`PIL.Image.Image`): In RGB.
+        image (`PIL.Image.Image`): In RGB.
         labels (`tuple` of `str`, *optional*): Names of its classes; `None` if it has no label.
         similarity (`float` in [-1, 1], *optional*): Cosine to the query; `None` for the query itself.
     """
 
-    picture: PIL.Image.Image
+    image: PIL.Image.Image
     labels: tuple[str, ...] | None
     similarity: float | None = None
 
-    def agrees_with(self, query: "ShownPicture") -> bool | None:
+    def agrees_with(self, query: "ShownImage") -> bool | None:
         """Whether the two share a class, or both have none; `None` where a label is missing."""
         if self.labels is None or query.labels is None:
             return None
         return bool(set(self.labels) & set(query.labels)) or self.labels == query.labels
 
 
-def nearest_pictures(
+def nearest_images(
     queries: torch.Tensor, gallery: torch.Tensor, count: int, own_rows: Sequence[int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pictures of a gallery that are most like each query, by the cosine of their features.
+    """The images of a gallery that are most like each query, by the cosine of their features.
 
     Args:
         queries (`torch.Tensor` of shape `(num_queries, width)`): Features.
-        gallery (`torch.Tensor` of shape `(num_pictures, width)`): Features.
-        count (`int`): How many neighbours, at most the gallery's pictures less the query.
+        gallery (`torch.Tensor` of shape `(num_images, width)`): Features.
+        count (`int`): How many neighbours, at most the gallery's images less the query.
         own_rows (sequence of `int`, *optional*): Each query's own row in the gallery, which is none of its neighbours.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Cosines `(num_queries, count)`, falling, and rows of the gallery, int64.
 
     Raises:
-        `ValueError`: If there are fewer pictures than `count`.
+        `ValueError`: If there are fewer images than `count`.
     """
     available = len(gallery) - (own_rows is not None)
     if not 1 <= count <= available:
-        raise ValueError(f"count must be from 1 to {available}, the pictures there are, not {count}")
+        raise ValueError(f"count must be from 1 to {available}, the images there are, not {count}")
     normalize = torch.nn.functional.normalize
     similarities = normalize(queries, dim=1) @ normalize(gallery, dim=1).T
     if own_rows is not None:
@@ -72,48 +72,48 @@ def nearest_pictures(
     return similarities.topk(count, dim=1)
 
 
-def neighbours_figure(rows: Sequence[tuple[ShownPicture, Sequence[ShownPicture]]]) -> Figure:
+def neighbours_figure(rows: Sequence[tuple[ShownImage, Sequence[ShownImage]]]) -> Figure:
     """One row a query: the query, then its neighbours, the most similar first.
 
     Where labels are known, a neighbour that shares a class has a solid green frame, another a dashed vermilion one.
 
     Args:
-        rows (sequence of pairs of a [`ShownPicture`] and a sequence of them): Queries with their neighbours, as many each.
+        rows (sequence of pairs of a [`ShownImage`] and a sequence of them): Queries with their neighbours, as many each.
     """
     num_neighbours = len(rows[0][1])
     line = line_height(CAPTION_SIZE)
-    first = MARGIN + PICTURE_INCHES + QUERY_GAP  # where the neighbours begin
+    first = MARGIN + IMAGE_INCHES + QUERY_GAP  # where the neighbours begin
     # A row has lines for the label and the cosine, where there are any.
-    shown = [picture for query, neighbours in rows for picture in (query, *neighbours)]
-    row_height = PICTURE_INCHES + GAP + (1 + any(picture.labels is not None for picture in shown)) * line
+    shown = [image for query, neighbours in rows for image in (query, *neighbours)]
+    row_height = IMAGE_INCHES + GAP + (1 + any(image.labels is not None for image in shown)) * line
     top = MARGIN + line_height(TITLE_SIZE) + GAP
     bottom = top + len(rows) * (row_height + ROW_GAP)
-    kinds = {picture.agrees_with(query) for query, neighbours in rows for picture in neighbours} - {None}
+    kinds = {image.agrees_with(query) for query, neighbours in rows for image in neighbours} - {None}
     legend_width = max((text_width(SHARES[kind], LEGEND_SIZE) for kind in kinds), default=0) + LEGEND_MARK + GAP
     page_width = max(
-        first + num_neighbours * (PICTURE_INCHES + GAP) - GAP,
+        first + num_neighbours * (IMAGE_INCHES + GAP) - GAP,
         first + text_width(NEIGHBOURS_TITLE, TITLE_SIZE),
         MARGIN + (legend_width if kinds else 0),
     )
     figure = Figure(figsize=(page_width + MARGIN, bottom + len(kinds) * 1.2 * line_height(LEGEND_SIZE) + MARGIN))
 
     baseline = MARGIN + line_height(TITLE_SIZE)
-    place_text(figure, MARGIN + PICTURE_INCHES / 2, baseline, "query", TITLE_SIZE, ha="center", va="baseline")
+    place_text(figure, MARGIN + IMAGE_INCHES / 2, baseline, "query", TITLE_SIZE, ha="center", va="baseline")
     place_text(figure, first, baseline, NEIGHBOURS_TITLE, TITLE_SIZE, va="baseline")
     for row, (query, neighbours) in enumerate(rows):
         row_top = top + row * (row_height + ROW_GAP)
-        lefts = (MARGIN, *(first + column * (PICTURE_INCHES + GAP) for column in range(num_neighbours)))
-        for left, picture in zip(lefts, (query, *neighbours), strict=True):
-            axes = place_axes(figure, left, row_top, PICTURE_INCHES, PICTURE_INCHES)
+        lefts = (MARGIN, *(first + column * (IMAGE_INCHES + GAP) for column in range(num_neighbours)))
+        for left, image in zip(lefts, (query, *neighbours), strict=True):
+            axes = place_axes(figure, left, row_top, IMAGE_INCHES, IMAGE_INCHES)
             axes.set_axis_off()
-            _draw_in_the_middle(axes, picture.picture)
-            agrees = picture.agrees_with(query) if picture is not query else None
-            axes.add_patch(_outline(picture.picture, axes) if agrees is None else _frame(agrees, axes.transAxes))
-            for number, text in enumerate(_caption(picture, query)):
+            _draw_in_the_middle(axes, image.image)
+            agrees = image.agrees_with(query) if image is not query else None
+            axes.add_patch(_outline(image.image, axes) if agrees is None else _frame(agrees, axes.transAxes))
+            for number, text in enumerate(_caption(image, query)):
                 place_text(
                     figure,
-                    left + PICTURE_INCHES / 2,
-                    row_top + PICTURE_INCHES + GAP + number * line,
+                    left + IMAGE_INCHES / 2,
+                    row_top + IMAGE_INCHES + GAP + number * line,
                     text,
                     CAPTION_SIZE,
                     ha="center",
@@ -128,7 +128,7 @@ def neighbours_figure(rows: Sequence[tuple[ShownPicture, Sequence[ShownPicture]]
     return figure
 
 
-def _caption(shown: ShownPicture, query: ShownPicture) -> list[str]:
+def _caption(shown: ShownImage, query: ShownImage) -> list[str]:
     """Its classes, those that the query has too first, and the cosine."""
     lines = []
     if shown.labels is not None:
@@ -142,24 +142,24 @@ def _fitted_labels(labels: Sequence[str]) -> str:
     for number in range(len(labels), 0, -1):
         more = f" + {len(labels) - number} more" if number < len(labels) else ""
         text = " + ".join(labels[:number]) + more
-        if text_width(text, CAPTION_SIZE) <= PICTURE_INCHES:
+        if text_width(text, CAPTION_SIZE) <= IMAGE_INCHES:
             return text
-    return fitted(labels[0], CAPTION_SIZE, PICTURE_INCHES - text_width(more, CAPTION_SIZE)) + more
+    return fitted(labels[0], CAPTION_SIZE, IMAGE_INCHES - text_width(more, CAPTION_SIZE)) + more
 
 
-def _draw_in_the_middle(axes: Axes, picture: PIL.Image.Image) -> None:
-    """The picture in the middle of a square, so that all columns are of one size."""
-    side = max(picture.size)
-    axes.imshow(picture, interpolation="antialiased", extent=(0, picture.width, picture.height, 0), aspect="auto")
-    left, above = (side - picture.width) / 2, (side - picture.height) / 2
+def _draw_in_the_middle(axes: Axes, image: PIL.Image.Image) -> None:
+    """The image in the middle of a square, so that all columns are of one size."""
+    side = max(image.size)
+    axes.imshow(image, interpolation="antialiased", extent=(0, image.width, image.height, 0), aspect="auto")
+    left, above = (side - image.width) / 2, (side - image.height) / 2
     axes.set(xlim=(-left, side - left), ylim=(side - above, -above))
 
 
-def _outline(picture: PIL.Image.Image, axes: Axes) -> Rectangle:
-    """A thin line around a picture without a frame: a white one would be one with the page."""
+def _outline(image: PIL.Image.Image, axes: Axes) -> Rectangle:
+    """A thin line around an image without a frame: a white one would be one with the page."""
     return Rectangle(
         (0, 0),
-        *picture.size,
+        *image.size,
         fill=False,
         clip_on=False,
         edgecolor=FRAME_COLOR,

@@ -62,5 +62,5 @@ def wrapped(text: str, size: float, width: float, num_lines: int) -> str:
 
 
 def frame_lightly(axes: Axes) -> None:
-    """A thin grey line around a picture, without which a white one would be one with the page."""
+    """A thin grey line around an image, without which a white one would be one with the page."""
     axes.spines[:].set(visible=True, color=FRAME_COLOR, linewidth=0.5)

@@ -1,4 +1,4 @@
-"""Colours and shapes that tell classes apart, by colour-blind readers too, and names cut to fit."""
+"""Colors and shapes that tell classes apart, by color-blind readers too, and names cut to fit."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ import numpy as np
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is lost on white paper.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-# Matplotlib's markers: when the colours are used up they start again with another shape.
+# Matplotlib's markers: when the colors are used up they start again with another shape.
 MARKERS = ("o", "^", "s", "D")
 MAX_GROUPS = len(COLORS) * len(MARKERS)
 NEUTRAL_COLOR, NEUTRAL_MARKER, NO_LABEL_MARKER = "#BBBBBB", ".", "x"
@@ -21,7 +21,7 @@ NO_LABEL = "no label"
 @dataclass
 class Group:
     """
-    Points that share a colour and a shape.
+    Points that share a color and a shape.
 
     Args:
         name (`str`): Of the class or cluster, in full.
@@ -37,7 +37,7 @@ class Group:
 
 
 def style_groups(names: Sequence[str | None], order: Sequence[str] | None = None) -> list[Group]:
-    """Give every class its colour and shape: seven colours of Okabe and Ito in four shapes.
+    """Give every class its color and shape: seven colors of Okabe and Ito in four shapes.
 
     Args:
         names (sequence of `str` or `None`): The class of each point; `None` for none.
@@ -58,9 +58,9 @@ def style_groups(names: Sequence[str | None], order: Sequence[str] | None = None
         shown = [name for name in classes if name in largest]
 
     members: dict[str, list[int]] = {name: [] for name in shown}
-    others, unlabelled = [], []
+    others, unlabeled = [], []
     for index, name in enumerate(names):
-        (unlabelled if name is None else members.get(name, others)).append(index)
+        (unlabeled if name is None else members.get(name, others)).append(index)
     groups = [
         # By its place among all the classes, so that a figure of fewer of them gives it the same style.
         Group(name, COLORS[number % len(COLORS)], MARKERS[number // len(COLORS)], np.array(members[name]))
@@ -70,8 +70,8 @@ def style_groups(names: Sequence[str | None], order: Sequence[str] | None = None
     if others:
         name = f"{len(classes) - len(shown)} others"
         groups.append(Group(name, NEUTRAL_COLOR, NEUTRAL_MARKER, np.array(others)))
-    if unlabelled:
-        groups.append(Group(NO_LABEL, NEUTRAL_COLOR, NO_LABEL_MARKER, np.array(unlabelled)))
+    if unlabeled:
+        groups.append(Group(NO_LABEL, NEUTRAL_COLOR, NO_LABEL_MARKER, np.array(unlabeled)))
     return groups
 
 

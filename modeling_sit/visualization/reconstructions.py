@@ -13,7 +13,7 @@ MARGIN = 4
 LABEL_WIDTH = 96
 FONT_SIZE = 12
 CAPTION_SIZE = 9
-MIN_PICTURE_SIZE = 64
+MIN_IMAGE_SIZE = 64
 MAX_COLUMNS = 8
 
 
@@ -24,33 +24,33 @@ def reconstruction_sheet(
     corruption_mask: torch.Tensor,
     image_mean,
     image_std,
-    picture_size: int = MIN_PICTURE_SIZE,
+    image_size: int = MIN_IMAGE_SIZE,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
-    """A sheet of four labelled rows: clean view, corrupted view, reconstruction, and the reconstruction pasted into the
-    clean pixels where they had been corrupted. More than 8 pictures stand in several such blocks, one below the other.
+    """A sheet of four labeled rows: clean view, corrupted view, reconstruction, and the reconstruction pasted into the
+    clean pixels where they had been corrupted. More than 8 images stand in several such blocks, one below the other.
 
     Args:
-        clean, corrupted, reconstruction (`torch.Tensor` of shape `(pictures, channels, height, width)`): Normalised.
-        corruption_mask (`torch.Tensor` of shape `(pictures, 1, height, width)`): Bool.
-        image_mean, image_std (sequences of `float`): Undo the normalisation.
-        picture_size (`int`, *optional*, defaults to 64):
-            Pixels that the longer side of a picture has at least; the labels grow with it.
+        clean, corrupted, reconstruction (`torch.Tensor` of shape `(images, channels, height, width)`): Normalized.
+        corruption_mask (`torch.Tensor` of shape `(images, 1, height, width)`): Bool.
+        image_mean, image_std (sequences of `float`): Undo the normalization.
+        image_size (`int`, *optional*, defaults to 64):
+            Pixels that the longer side of an image has at least; the labels grow with it.
         captions (sequence of `str`, *optional*):
-            What each picture is, above it; cut where they are wider. Default: none, and no room for them.
+            What each image is, above it; cut where they are wider. Default: none, and no room for them.
 
     Returns:
-        `PIL.Image.Image`: RGB; small pictures are enlarged by a whole factor, so that pixels stay visible.
+        `PIL.Image.Image`: RGB; small images are enlarged by a whole factor, so that pixels stay visible.
     """
     pasted = torch.where(corruption_mask, reconstruction.to(clean.dtype), clean)
     rows = [to_uint8(row, image_mean, image_std) for row in (clean, corrupted, reconstruction, pasted)]
-    num_pictures, _, height, width = clean.shape
-    num_blocks = -(-num_pictures // MAX_COLUMNS)
-    num_columns = -(-num_pictures // num_blocks)
-    factor = max(1, -(-picture_size // max(height, width)))
+    num_images, _, height, width = clean.shape
+    num_blocks = -(-num_images // MAX_COLUMNS)
+    num_columns = -(-num_images // num_blocks)
+    factor = max(1, -(-image_size // max(height, width)))
     cell_width, cell_height = width * factor + MARGIN, height * factor + MARGIN
     label_width, font_size, caption_size = (
-        size * picture_size // MIN_PICTURE_SIZE for size in (LABEL_WIDTH, FONT_SIZE, CAPTION_SIZE)
+        size * image_size // MIN_IMAGE_SIZE for size in (LABEL_WIDTH, FONT_SIZE, CAPTION_SIZE)
     )
     caption_font = ImageFont.load_default(max(1, caption_size))
     caption_height = 3 * caption_size // 2 if captions and any(captions) else 0
@@ -65,7 +65,7 @@ def reconstruction_sheet(
     font = ImageFont.load_default(max(1, font_size))
     for block in range(num_blocks):
         block_top = MARGIN + block * (block_height + block_gap)
-        shown = range(block * num_columns, min((block + 1) * num_columns, num_pictures))
+        shown = range(block * num_columns, min((block + 1) * num_columns, num_images))
         if caption_height:
             for column, number in enumerate(shown):
                 place = (label_width + column * cell_width, block_top + caption_height - caption_size // 4)
@@ -75,8 +75,8 @@ def reconstruction_sheet(
             top = block_top + caption_height + number * cell_height
             draw.text((MARGIN, top + cell_height // 2), label, fill="black", anchor="lm", font=font)
             for column, pixels in enumerate(row[shown.start : shown.stop]):
-                picture = _to_image(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
-                sheet.paste(picture, (label_width + column * cell_width, top))
+                image = _to_image(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+                sheet.paste(image, (label_width + column * cell_width, top))
     return sheet
 
 
@@ -90,7 +90,7 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def to_uint8(pixel_values: torch.Tensor, image_mean, image_std) -> torch.Tensor:
-    """Normalised pictures `(pictures, channels, height, width)` as uint8 on the CPU, what is out of range clipped."""
+    """Normalized images `(images, channels, height, width)` as uint8 on the CPU, what is out of range clipped."""
     pixel_values = pixel_values.detach().float().cpu()
     mean, std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (image_mean, image_std))
     return ((pixel_values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -107,10 +107,10 @@ def preview_sheet(
     processor: SiTImageProcessor,
     crops: torch.Tensor,
     seed: int,
-    picture_size: int = MIN_PICTURE_SIZE,
+    image_size: int = MIN_IMAGE_SIZE,
     captions: Sequence[str] | None = None,
 ) -> Image.Image | None:
-    """Corrupt `crops` (uint8, `(pictures, channels, height, width)`) and reconstruct them; `None` from a model without a
+    """Corrupt `crops` (uint8, `(images, channels, height, width)`) and reconstruct them; `None` from a model without a
     reconstruction.
 
     The same seed corrupts the same way, so that the sheets of a run can be compared. The model's mode is left as it was.
@@ -126,5 +126,5 @@ def preview_sheet(
     reconstruction = model.eval()(corrupted).reconstruction
     model.train(was_training)
     return reconstruction_sheet(
-        clean, corrupted, reconstruction, mask, processor.image_mean, processor.image_std, picture_size, captions
+        clean, corrupted, reconstruction, mask, processor.image_mean, processor.image_std, image_size, captions
     )

@@ -1,9 +1,9 @@
-"""How fast are two views augmented after their crop? Ours in batch, torchvision's picture by picture, kornia's in batch.
+"""How fast are two views augmented after their crop? Ours in batch, torchvision's image by image, kornia's in batch.
 
     python scripts/benchmarks/augmentation.py --batch_size 64 --image_size 224 --runs 9 --threads 1 --output FILE.json
     python scripts/benchmarks/augmentation.py --device cuda --batch_size 256
 
-All have the defaults of scripts/pretrain.py, and their own draw for every picture. They take turns, so that a busy moment of
+All have the defaults of scripts/pretrain.py, and their own draw for every image. They take turns, so that a busy moment of
 the machine hits them alike; ratios are those of medians. kornia takes part where it is installed: the package does not need it.
 """
 
@@ -29,7 +29,7 @@ Augment = Callable[[torch.Tensor], torch.Tensor]
 
 
 def by_torchvision(arguments: ViewArguments, image_shape: tuple[int, int], image_mean, image_std) -> Augment:
-    """torchvision's transforms on one picture after the other: on a batch they would draw once for all of it."""
+    """torchvision's transforms on one image after the other: on a batch they would draw once for all of it."""
     transforms = [plain_augmentation(arguments, view, image_shape, image_mean, image_std) for view in range(2)]
 
     def augment(crops: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def by_torchvision(arguments: ViewArguments, image_shape: tuple[int, int], image
 
 
 def by_kornia(arguments: ViewArguments, image_shape: tuple[int, int], image_mean, image_std) -> Augment:
-    """kornia's augmentations, which draw for each picture of a batch."""
+    """kornia's augmentations, which draw for each image of a batch."""
     import kornia.augmentation as K
 
     brightness, contrast, saturation, hue = arguments.color_jitter
@@ -85,11 +85,11 @@ def measure(batch_size: int, image_size: int, runs: int, device: torch.device) -
     image_shape = (image_size, image_size)
     settings = (ViewArguments(), image_shape, processor.image_mean, processor.image_std)
     contestants = {"ours, in batch": ViewAugmentation(*settings).to(device)}
-    contestants["torchvision, picture by picture"] = by_torchvision(*settings)
+    contestants["torchvision, image by image"] = by_torchvision(*settings)
     if importlib.util.find_spec("kornia"):
         contestants["kornia, in batch"] = by_kornia(*settings)
     generator = torch.Generator().manual_seed(0)
-    # Of low frequency, as pictures are.
+    # Of low frequency, as images are.
     small = torch.rand(2 * batch_size, 3, 8, 8, generator=generator)
     large = nn.functional.interpolate(small, image_shape, mode="bicubic").clamp(0, 1)
     crops = (255 * large).byte().unflatten(0, (2, batch_size)).to(device)
@@ -125,7 +125,7 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--batch_size", type=positive, default=64, help="pictures in the batch, of two views each")
+    parser.add_argument("--batch_size", type=positive, default=64, help="images in the batch, of two views each")
     parser.add_argument("--image_size", type=positive, default=224, help="height and width of the views in pixels")
     parser.add_argument("--runs", type=positive, default=9, help="timed runs of each, after one to warm up")
     parser.add_argument("--threads", type=positive, default=1, help="PyTorch's threads")
@@ -137,7 +137,7 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     print(
-        f"{arguments.batch_size} pictures, two views of {arguments.image_size} x {arguments.image_size} pixels, "
+        f"{arguments.batch_size} images, two views of {arguments.image_size} x {arguments.image_size} pixels, "
         f"{arguments.device}, {arguments.threads} thread(s), {arguments.runs} runs"
     )
     print("{:34}{:>30}{:>12}".format("", "ms a view (range)", "x ours"))

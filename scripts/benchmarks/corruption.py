@@ -1,4 +1,4 @@
-"""How fast is GMML corruption? `SiTImageProcessor.corrupt` against a plain loop over pictures and blocks, on this CPU.
+"""How fast is GMML corruption? `SiTImageProcessor.corrupt` against a plain loop over images and blocks, on this CPU.
 
     python scripts/benchmarks/corruption.py --batch_size 64 --image_size 224 --runs 9 --threads 1 --output FILE.json
 
@@ -33,12 +33,12 @@ def plain_corrupt(
         """A whole number from `low` to `high`, both included."""
         return int(torch.randint(low, high + 1, (), generator=generator))
 
-    for picture in range(batch_size):
+    for image in range(batch_size):
         kind = kinds[draw(0, len(kinds) - 1)]
         low, high = ratios[kind]
         share = low + (high - low) * float(torch.rand((), generator=generator))
-        donor = (picture + draw(1, max(batch_size - 1, 1))) % batch_size
-        while mask[picture].float().mean() < share:
+        donor = (image + draw(1, max(batch_size - 1, 1))) % batch_size
+        while mask[image].float().mean() < share:
             block_height, block_width = (
                 draw(max(1, round(processor.block_size[0] * side)), max(1, round(processor.block_size[1] * side)))
                 for side in (height, width)
@@ -51,8 +51,8 @@ def plain_corrupt(
                 filling = torch.zeros(channels, block_height, block_width)
             else:
                 filling = pixel_values[donor, :, rows, columns]
-            corrupted[picture, :, rows, columns] = filling
-            mask[picture, :, rows, columns] = True
+            corrupted[image, :, rows, columns] = filling
+            mask[image, :, rows, columns] = True
     return corrupted, mask
 
 
@@ -109,8 +109,8 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--batch_size", type=positive, default=64, help="pictures in the batch")
-    parser.add_argument("--image_size", type=positive, default=224, help="height and width of the pictures in pixels")
+    parser.add_argument("--batch_size", type=positive, default=64, help="images in the batch")
+    parser.add_argument("--image_size", type=positive, default=224, help="height and width of the images in pixels")
     parser.add_argument("--runs", type=positive, default=9, help="timed runs of each, after one to warm up")
     parser.add_argument("--threads", type=positive, default=1, help="PyTorch's threads")
     parser.add_argument("--output", type=Path, default=None, help="JSON file for every run's time")
@@ -121,9 +121,7 @@ def main() -> None:
     shape = (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
     pixel_values = torch.randn(shape, generator=generator)
 
-    print(
-        f"{shape[0]} pictures of {shape[2]} x {shape[3]} pixels, {arguments.threads} thread(s), {arguments.runs} runs"
-    )
+    print(f"{shape[0]} images of {shape[2]} x {shape[3]} pixels, {arguments.threads} thread(s), {arguments.runs} runs")
     print("{:24}{:>28}{:>28}{:>9}".format("corruption", "plain loop, ms (range)", "corrupt, ms (range)", "ratio"))
     results = []
     for corruption in CORRUPTIONS:

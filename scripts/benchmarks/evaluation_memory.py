@@ -27,13 +27,13 @@ CHUNK_SIZE = 65536
 
 
 def clustered_features(
-    num_pictures: int, hidden_size: int, num_classes: int, *, noise: float = 4.0, seed: int
+    num_images: int, hidden_size: int, num_classes: int, *, noise: float = 4.0, seed: int
 ) -> Features:
-    """Pictures of every class in turn, made chunk by chunk: at no time is there more than them and a chunk."""
+    """Images of every class in turn, made chunk by chunk: at no time is there more than them and a chunk."""
     centres = torch.randn(num_classes, hidden_size, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(num_pictures) % num_classes
-    features = torch.empty(num_pictures, hidden_size)
+    labels = torch.arange(num_images) % num_classes
+    features = torch.empty(num_images, hidden_size)
     for chunk, its_labels in zip(features.split(CHUNK_SIZE), labels.split(CHUNK_SIZE), strict=True):
         torch.randn(chunk.shape, generator=generator, out=chunk).mul_(noise).add_(centres[its_labels])
     return Features(features, labels, [])
@@ -95,10 +95,10 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--num_train", type=positive, default=100_000, help="training pictures")
-    parser.add_argument("--num_validation", type=positive, default=10_000, help="validation pictures")
-    parser.add_argument("--hidden_size", type=positive, default=384, help="numbers in the features of a picture")
-    parser.add_argument("--num_classes", type=positive, default=1000, help="classes, of as many pictures each")
+    parser.add_argument("--num_train", type=positive, default=100_000, help="training images")
+    parser.add_argument("--num_validation", type=positive, default=10_000, help="validation images")
+    parser.add_argument("--hidden_size", type=positive, default=384, help="numbers in the features of an image")
+    parser.add_argument("--num_classes", type=positive, default=1000, help="classes, of as many images each")
     parser.add_argument("--protocols", type=protocols, default=list(PROTOCOLS), help="which, separated by commas")
     parser.add_argument("--output", type=Path, default=None, help="JSON file for the figures")
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """How fast is pretraining, where does the time go, and how far is that from what the machine can do?
 
-    python scripts/benchmarks/pretraining_throughput.py --profile cpu|gpu|smoke [--dataset PICTURES] [--output FILE.json]
+    python scripts/benchmarks/pretraining_throughput.py --profile cpu|gpu|smoke [--dataset IMAGES] [--output FILE.json]
     python scripts/benchmarks/pretraining_throughput.py --profile cpu --sweep all --output FILE.json --figure FILE.png
 
-Our run from JPEG files, our step on pictures that are on the device already, the networks alone, a plain reference of our step,
-and transformers' ViTMAEForPreTraining and ViTForMaskedImageModeling with the same encoder, pictures and batch take turns in this
-process; what is told are medians of several runs, first steps not counted. transformers' models see one view of a picture in a
+Our run from JPEG files, our step on images that are on the device already, the networks alone, a plain reference of our step,
+and transformers' ViTMAEForPreTraining and ViTForMaskedImageModeling with the same encoder, images and batch take turns in this
+process; what is told are medians of several runs, first steps not counted. transformers' models see one view of an image in a
 step, ours and the plain reference two. Ctrl-C tells what there is until then.
 """
 
@@ -53,9 +53,9 @@ from modeling_sit.cli.help_text import ExampleHelpFormatter
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.hub.provenance import typed_command
 from modeling_sit.runtime.accelerator import create_accelerator
-from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.runtime.errors import SiTError, one_line_errors
 
-NUM_PICTURES = {"cpu": 512, "gpu": 2048, "smoke": 16}
+NUM_IMAGES = {"cpu": 512, "gpu": 2048, "smoke": 16}
 TIME_LIMITS = {"cpu": None, "gpu": 9.0, "smoke": None}  # minutes
 NUM_STAGED_STEPS = 4
 # Of bfloat16's matrix rate against float32's: some of it is lost to conversions.
@@ -71,7 +71,7 @@ class Bench:
     Args:
         arguments (`ThroughputArguments`): The flags.
         accelerator (`Accelerator`): One for all, for a process has one precision.
-        dataset (`str`): The pictures.
+        dataset (`str`): The images.
         folder (`Path`): Temporary, for what runs would write.
         deadline (`float`): Of `time.monotonic()`, after which no run begins.
         matrix_rates (`dict`): FLOPs a second by precision.
@@ -89,9 +89,9 @@ class Bench:
     def flags(self, scenario: Scenario, entry: Entry | None = None):
         """Of `scripts/pretrain.py`, for a contender."""
         flags = {**scenario.flags, **({} if entry is None else entry.flags)}
-        # Pictures that are kept on the disk are not to be found there by the next measurement.
-        if flags.get("picture_cache", "auto") in ("auto", "disk"):
-            flags["picture_cache_dir"] = self.folder / "cache"
+        # Images that are kept on the disk are not to be found there by the next measurement.
+        if flags.get("image_cache", "auto") in ("auto", "disk"):
+            flags["image_cache_dir"] = self.folder / "cache"
         return ours.parse_flags(dataset=self.dataset, output_dir=self.folder / "run", **flags)
 
     def prepare(self, scenario: Scenario, flags: dict[str, Any]):
@@ -105,12 +105,12 @@ class Bench:
         if entry.kind in ("files", "synthetic", "bare"):
             kinds = {"files": ours.OurRun, "synthetic": ours.SyntheticRun, "bare": ours.BareArithmetic}
             return kinds[entry.kind](entry.name, self.prepare(scenario, entry.flags))
-        # What pictures and sizes are is asked of a run of ours.
+        # What images and sizes are is asked of a run of ours.
         flags = next((other.flags for other in scenario.entries if other.kind == "files"), {})
         pretraining = self.prepare(scenario, flags)
         config, run = pretraining.student.config, pretraining.flags.run
         shared = {
-            "pictures": pretraining.pictures.train,
+            "images": pretraining.images.train,
             "processor": pretraining.processor,
             "batch_size": run.per_device_train_batch_size,
             "num_workers": ours.pretrain.choose_num_workers(run, self.accelerator),
@@ -122,7 +122,7 @@ class Bench:
                 views=pretraining.flags.views,
                 schedules=pretraining.schedules,
                 attention=self.arguments.plain_attention,
-                flops_per_picture=ours.count_pretraining_flops(config),
+                flops_per_image=ours.count_pretraining_flops(config),
                 **shared,
             )
         create = {"mae": create_mae, "mim": create_mim}[entry.kind]
@@ -163,7 +163,7 @@ def measure(arguments: ThroughputArguments) -> None:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "flags": vars(arguments),
         "machine": describe_machine(accelerator.device),
-        "pictures": describe_pictures(arguments),
+        "images": describe_images(arguments),
         "matrix_rates": {},
         "scenarios": [],
         "sweeps": [],
@@ -175,7 +175,7 @@ def measure(arguments: ThroughputArguments) -> None:
             bench = Bench(
                 arguments,
                 accelerator,
-                arguments.dataset or str(write_photographs(Path(folder) / "pictures", num_pictures(arguments))),
+                arguments.dataset or str(write_photographs(Path(folder) / "images", num_images(arguments))),
                 Path(folder),
                 deadline=float("inf") if minutes is None else started + 60 * minutes,
                 matrix_rates=report["matrix_rates"],
@@ -200,17 +200,17 @@ def figure_path(arguments: ThroughputArguments) -> Path | None:
     """Where a sweep's curves go."""
     if not arguments.sweep:
         if arguments.figure is not None:
-            raise UserError(f"--figure {arguments.figure}: only a sweep has curves; give --sweep, or leave this out")
+            raise SiTError(f"--figure {arguments.figure}: only a sweep has curves; give --sweep, or leave this out")
         return None
     if arguments.figure is None and arguments.output is None:
-        raise UserError("--sweep draws curves: give --figure FILE.png, or --output FILE.json to have them beside it")
+        raise SiTError("--sweep draws curves: give --figure FILE.png, or --output FILE.json to have them beside it")
     return Path(arguments.figure or Path(arguments.output).with_suffix(".png"))
 
 
 def create_bench_accelerator(arguments: ThroughputArguments) -> Accelerator:
     on_gpu = arguments.profile == "gpu"
     if on_gpu and not torch.cuda.is_available():
-        raise UserError("--profile gpu: PyTorch finds no CUDA device here; use --profile cpu")
+        raise SiTError("--profile gpu: PyTorch finds no CUDA device here; use --profile cpu")
     return create_accelerator(cpu=not on_gpu, mixed_precision=arguments.mixed_precision or choose_precision(arguments))
 
 
@@ -224,14 +224,14 @@ def choose_precision(arguments: ThroughputArguments) -> str:
     return "bf16" if pays else "no"
 
 
-def num_pictures(arguments: ThroughputArguments) -> int:
-    return arguments.num_pictures or NUM_PICTURES[arguments.profile]
+def num_images(arguments: ThroughputArguments) -> int:
+    return arguments.num_images or NUM_IMAGES[arguments.profile]
 
 
-def describe_pictures(arguments: ThroughputArguments) -> str:
+def describe_images(arguments: ThroughputArguments) -> str:
     if arguments.dataset is not None:
-        return f"pictures of {arguments.dataset}"
-    return f"{num_pictures(arguments):,} made-up JPEG files of {WIDTH} x {HEIGHT} pixels"
+        return f"images of {arguments.dataset}"
+    return f"{num_images(arguments):,} made-up JPEG files of {WIDTH} x {HEIGHT} pixels"
 
 
 def measure_matrix_rates(accelerator: Accelerator) -> dict[str, float]:
@@ -245,7 +245,7 @@ def choose_scenarios(arguments: ThroughputArguments) -> list[Scenario]:
     names = [scenario.name for scenario in scenarios]
     for name in arguments.scenarios:
         if name not in names:
-            raise UserError(f"--scenarios {name}: --profile {arguments.profile} has {', '.join(names)}")
+            raise SiTError(f"--scenarios {name}: --profile {arguments.profile} has {', '.join(names)}")
     return [scenario for scenario in scenarios if not arguments.scenarios or scenario.name in arguments.scenarios]
 
 
@@ -306,7 +306,7 @@ def try_contender(bench: Bench, scenario: Scenario, entry: Entry) -> tuple[Conte
         "views": contender.num_views,
         "num_workers": contender.num_workers,
         "batch_size": contender.batch_size,
-        "flops_per_picture": contender.flops_per_picture,
+        "flops_per_image": contender.flops_per_image,
         # Of contenders that share their networks, the first has taken what they take.
         "peak_memory_bytes": memory.bytes if has_networks else None,
         "stages": median_stages(stages) if stages else None,
@@ -320,7 +320,7 @@ def summarize(bench: Bench, contenders: list[dict[str, Any]], runs: dict[str, li
         if runs.get(contender["name"]):
             contender |= summary(runs[contender["name"]])
             rate = bench.matrix_rate(contender["kind"])
-            contender["utilization"] = contender["pictures_per_second"] * contender["flops_per_picture"] / rate
+            contender["utilization"] = contender["images_per_second"] * contender["flops_per_image"] / rate
     measured = [contender for contender in contenders if contender.get("runs")]
     plain = [contender for contender in measured if contender["kind"] == "plain"]
     bare = [contender for contender in measured if contender["kind"] == "bare"]
@@ -328,8 +328,8 @@ def summarize(bench: Bench, contenders: list[dict[str, Any]], runs: dict[str, li
         # The networks alone as this contender has them: compiled or not.
         alike = [other for other in bare if _is_compiled(other) == _is_compiled(contender)]
         for name, others in (("times_plain", plain), ("times_bare", alike)):
-            speeds = [other["pictures_per_second"] for other in others]
-            contender[name] = contender["pictures_per_second"] / speeds[0] if speeds else None
+            speeds = [other["images_per_second"] for other in others]
+            contender[name] = contender["images_per_second"] / speeds[0] if speeds else None
 
 
 def _is_compiled(contender: dict[str, Any]) -> bool:
@@ -342,7 +342,7 @@ def measure_reading(bench: Bench, scenario: Scenario, readings: list[dict[str, A
         if entry.kind == "files" and not _is_compiled({"flags": entry.flags}):
             narrate(f"{scenario.title}: reading, {entry.name}")
             reading = ours.time_reading(bench.flags(scenario, entry), bench.accelerator, num_epochs=2)
-            readings.append({"cache": entry.flags.get("picture_cache", "none"), **reading})
+            readings.append({"cache": entry.flags.get("image_cache", "none"), **reading})
             bench.forget()
 
 
@@ -371,21 +371,21 @@ def measure_sweep(bench: Bench, sweep: Sweep, results: list[dict[str, Any]]) -> 
             if sweep.name == "image_size":
                 first = result["points"][0]
                 for point in result["points"]:
-                    point["arithmetic"] = first["y"] * point["flops_per_picture"] / first["flops_per_picture"]
+                    point["arithmetic"] = first["y"] * point["flops_per_image"] / first["flops_per_image"]
         results.append(result)
 
 
 def sweep_point(sweep: Sweep, size: int | str, contender: dict[str, Any]) -> dict[str, Any]:
     """Where a contender stands on the curve."""
-    per_picture = [run["seconds"] / run["pictures"] for run in contender["runs"]]
+    per_image = [run["seconds"] / run["images"] for run in contender["runs"]]
     if sweep.name == "batch":
         x, values = size, [run["seconds"] / run["steps"] for run in contender["runs"]]
     elif sweep.name == "workers":
-        x, values = size, [1 / seconds for seconds in per_picture]
+        x, values = size, [1 / seconds for seconds in per_image]
     elif sweep.name == "image_size":
-        x, values = (size // sweep.scenario.flags.get("patch_size", 16)) ** 2, per_picture
+        x, values = (size // sweep.scenario.flags.get("patch_size", 16)) ** 2, per_image
     else:
-        x, values = contender["flops_per_picture"] / 1e9, per_picture
+        x, values = contender["flops_per_image"] / 1e9, per_image
     return {
         "size": size,
         "x": x,
@@ -393,7 +393,7 @@ def sweep_point(sweep: Sweep, size: int | str, contender: dict[str, Any]) -> dic
         "low": min(values),
         "high": max(values),
         "data_wait": contender["data_wait"],
-        "flops_per_picture": contender["flops_per_picture"],
+        "flops_per_image": contender["flops_per_image"],
         "utilization": contender["utilization"],
     }
 
@@ -424,7 +424,7 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save(path)
     except (OSError, ValueError) as problem:
-        raise UserError(f"{path} cannot be written: {problem}") from problem
+        raise SiTError(f"{path} cannot be written: {problem}") from problem
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What does a run need? GPU hours, CPU cores, network, disk and memory, by the formulas of modeling_sit/training/scaling.py.
 
     python scripts/benchmarks/scaling.py                                            the tables of docs/scaling.md
-    python scripts/benchmarks/scaling.py --pictures_per_second_per_device 2500      with what one's own GPU does
+    python scripts/benchmarks/scaling.py --images_per_second_per_device 2500      with what one's own GPU does
     python scripts/benchmarks/scaling.py --measure --dataset D --resize 500x375     decoding and cropping on one CPU core
 
 What is measured is printed as the flags that put it into the tables.
@@ -23,20 +23,20 @@ import torch
 from scaling_formulas import StageCosts, TrainingPlan, scaling_table
 
 from modeling_sit.data.loading import create_crops
-from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.sources import load_images
 from modeling_sit.data.views import ViewArguments
-from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.runtime.errors import SiTError, one_line_errors
 
 JPEG_QUALITY = 90
 
 # SiT-S/16 on views of 224. Of the first four, docs/scaling.md says by which command and on what they were measured; the
 # parameters are counted by the test of that page; the memory of a process with a GPU and the overhead are assumed.
 COSTS = StageCosts(
-    pictures_per_second_per_core=391,
+    images_per_second_per_core=391,
     encoded_bytes=40_245,
     decoded_bytes=562_500,
     worker_bytes=992_055_296,
-    pictures_per_second_per_device=871,
+    images_per_second_per_device=871,
     crop_bytes=2 * 3 * 224 * 224,
     num_parameters=47_646_851,
     teacher_parameters=47_646_851,
@@ -45,30 +45,30 @@ COSTS = StageCosts(
 )
 # Neither is measured by this project.
 ASSUMED_RATES = {
-    "871 pictures a second on a GPU, as stable-pretraining reports for one H200": 871,
-    "10,000 pictures a second on a GPU, the bound of arithmetic of an H100": 10_000,
+    "871 images a second on a GPU, as stable-pretraining reports for one H200": 871,
+    "10,000 images a second on a GPU, the bound of arithmetic of an H100": 10_000,
 }
 PLANS = [
-    TrainingPlan(num_pictures=1_000_000, num_epochs=800, num_devices=8),
-    TrainingPlan(num_pictures=14_000_000, num_epochs=100, num_devices=16),
-    TrainingPlan(num_pictures=1_000_000_000, num_epochs=3, num_devices=64),
+    TrainingPlan(num_images=1_000_000, num_epochs=800, num_devices=8),
+    TrainingPlan(num_images=14_000_000, num_epochs=100, num_devices=16),
+    TrainingPlan(num_images=1_000_000_000, num_epochs=3, num_devices=64),
 ]
 
 
-def encoded_picture(row: dict) -> bytes:
+def encoded_image(row: dict) -> bytes:
     return row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
 
 
-def resized(pictures: datasets.Dataset, size: tuple[int, int]) -> datasets.Dataset:
-    """The same pictures as JPEGs of another size."""
+def resized(images: datasets.Dataset, size: tuple[int, int]) -> datasets.Dataset:
+    """The same images as JPEGs of another size."""
 
     def encode(row: dict) -> dict:
         buffer = io.BytesIO()
-        picture = PIL.Image.open(io.BytesIO(encoded_picture(row))).convert("RGB")
-        picture.resize(size, PIL.Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        image = PIL.Image.open(io.BytesIO(encoded_image(row))).convert("RGB")
+        image.resize(size, PIL.Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=JPEG_QUALITY)
         return {"image": {"bytes": buffer.getvalue(), "path": None}}
 
-    rows = [encode(row) for row in pictures.select_columns(["image"])]
+    rows = [encode(row) for row in images.select_columns(["image"])]
     return datasets.Dataset.from_list(rows, features=datasets.Features({"image": datasets.Image(decode=False)}))
 
 
@@ -81,17 +81,17 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure(dataset: str, num_pictures: int, size: tuple[int, int] | None, image_size: int) -> dict[str, float]:
-    """Read, decode and crop pictures in this process, which is to have one thread; the median rate of three passes."""
+def measure(dataset: str, num_images: int, size: tuple[int, int] | None, image_size: int) -> dict[str, float]:
+    """Read, decode and crop images in this process, which is to have one thread; the median rate of three passes."""
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
-    pictures = load_pictures(dataset)
-    train = pictures.train.select(range(min(num_pictures, len(pictures.train))))
+    images = load_images(dataset)
+    train = images.train.select(range(min(num_images, len(images.train))))
     if size is not None:
         train = resized(train, size)
-    encoded = [encoded_picture(row) for row in train]
+    encoded = [encoded_image(row) for row in train]
     sizes = [PIL.Image.open(io.BytesIO(each)).size for each in encoded]
-    crops = create_crops(replace(pictures, train=train), (image_size, image_size), 3, ViewArguments())
+    crops = create_crops(replace(images, train=train), (image_size, image_size), 3, ViewArguments())
     rates = []
     for run in range(4):
         # In processor time: what else goes on in the machine does not count.
@@ -100,7 +100,7 @@ def measure(dataset: str, num_pictures: int, size: tuple[int, int] | None, image
             assert not crops[index, index + run * len(train)]["unreadable"]
         rates.append(len(train) / (time.process_time() - started))
     return {
-        "pictures_per_second_per_core": sorted(rates[1:])[1],  # the first pass warms up
+        "images_per_second_per_core": sorted(rates[1:])[1],  # the first pass warms up
         "encoded_bytes": sum(map(len, encoded)) / len(encoded),
         "decoded_bytes": sum(3 * width * height for width, height in sizes) / len(sizes),
         "worker_bytes": peak_bytes(),
@@ -114,7 +114,7 @@ def positive(text: str) -> float:
     return number
 
 
-def picture_size(text: str) -> tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
         raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT in pixels, such as 500x375, got {text}")
@@ -129,31 +129,31 @@ def main() -> None:
     )
     measuring = parser.add_argument_group("to measure decoding and cropping on one CPU core")
     measuring.add_argument("--measure", action="store_true", help="measure rather than print tables")
-    measuring.add_argument("--dataset", default=None, help="pictures, as pretrain.py takes them")
-    measuring.add_argument("--num_pictures", type=int, default=200, help="of them, how many")
+    measuring.add_argument("--dataset", default=None, help="images, as pretrain.py takes them")
+    measuring.add_argument("--num_images", type=int, default=200, help="of them, how many")
     measuring.add_argument("--image_size", type=int, default=224, help="height and width of the crops in pixels")
     measuring.add_argument(
-        "--resize", type=picture_size, default=None, help="size that the pictures are brought to as JPEGs beforehand"
+        "--resize", type=image_size, default=None, help="size that the images are brought to as JPEGs beforehand"
     )
     measuring.add_argument("--output", type=Path, default=None, help="JSON file for what was measured")
     costs = parser.add_argument_group("costs of the tables")
     costs.add_argument(
-        "--pictures_per_second_per_device",
+        "--images_per_second_per_device",
         type=positive,
         default=None,
         help="what one GPU trains on when it never waits; default: the two assumptions of docs/scaling.md",
     )
-    for name in ("pictures_per_second_per_core", "encoded_bytes", "decoded_bytes", "worker_bytes", "process_bytes"):
+    for name in ("images_per_second_per_core", "encoded_bytes", "decoded_bytes", "worker_bytes", "process_bytes"):
         costs.add_argument(f"--{name}", type=positive, default=getattr(COSTS, name), help="as of `StageCosts`")
     arguments = parser.parse_args()
 
     if arguments.measure:
         with one_line_errors():
             if arguments.dataset is None:
-                raise UserError("--measure: give the pictures by --dataset")
-            if arguments.num_pictures < 1 or arguments.image_size < 1:
-                raise UserError("--num_pictures and --image_size must be at least 1")
-            measured = measure(arguments.dataset, arguments.num_pictures, arguments.resize, arguments.image_size)
+                raise SiTError("--measure: give the images by --dataset")
+            if arguments.num_images < 1 or arguments.image_size < 1:
+                raise SiTError("--num_images and --image_size must be at least 1")
+            measured = measure(arguments.dataset, arguments.num_images, arguments.resize, arguments.image_size)
         print(" ".join(f"--{name} {value:.0f}" for name, value in measured.items()))
         if arguments.output is not None:
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -162,18 +162,18 @@ def main() -> None:
         return
 
     rates = ASSUMED_RATES
-    if arguments.pictures_per_second_per_device is not None:
-        rate = arguments.pictures_per_second_per_device
-        rates = {f"{rate:,g} pictures a second on a GPU": rate}
+    if arguments.images_per_second_per_device is not None:
+        rate = arguments.images_per_second_per_device
+        rates = {f"{rate:,g} images a second on a GPU": rate}
     given = {
         name: getattr(arguments, name)
         for name in (
-            *("pictures_per_second_per_core", "encoded_bytes", "decoded_bytes"),
+            *("images_per_second_per_core", "encoded_bytes", "decoded_bytes"),
             *("worker_bytes", "process_bytes"),
         )
     }
     tables = [
-        f"### {title}\n\n" + scaling_table(replace(COSTS, pictures_per_second_per_device=rate, **given), PLANS)
+        f"### {title}\n\n" + scaling_table(replace(COSTS, images_per_second_per_device=rate, **given), PLANS)
         for title, rate in rates.items()
     ]
     print("\n\n".join(tables))

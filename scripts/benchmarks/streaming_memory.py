@@ -1,9 +1,9 @@
-"""How much memory does streaming take? One pass over a set, and over one of ten times as many pictures.
+"""How much memory does streaming take? One pass over a set, and over one of ten times as many images.
 
-    python scripts/benchmarks/streaming_memory.py --pictures 4000 --factor 10 --picture_kilobytes 30 --output FILE.json
+    python scripts/benchmarks/streaming_memory.py --images 4000 --factor 10 --image_kilobytes 30 --output FILE.json
 
 Each set is written as shards, streamed with crops in a process of its own, and deleted; what is told is the process's
-peak of resident memory, workers not counted. `start` is the peak before the first picture is read.
+peak of resident memory, workers not counted. `start` is the peak before the first image is read.
 """
 
 import argparse
@@ -24,35 +24,35 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.sources import load_images
 from modeling_sit.data.streaming import StreamedCrops, StreamingLoader
 from modeling_sit.data.views import ViewArguments
 
 ROWS_IN_A_GROUP = 100
 
 
-def encoded_picture(kilobytes: int) -> bytes:
-    """A small picture, with as many bytes behind its end as make the size wanted: reading takes memory, not decoding."""
+def encoded_image(kilobytes: int) -> bytes:
+    """A small image, with as many bytes behind its end as make the size wanted: reading takes memory, not decoding."""
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)).save(buffer, "PNG")
     return buffer.getvalue() + bytes(max(0, 1024 * kilobytes - len(buffer.getvalue())))
 
 
-def write_shards(folder: Path, form: str, num_pictures: int, pictures_per_shard: int, picture: bytes) -> None:
-    for shard, first in enumerate(range(0, num_pictures, pictures_per_shard)):
-        count = min(pictures_per_shard, num_pictures - first)
+def write_shards(folder: Path, form: str, num_images: int, images_per_shard: int, image: bytes) -> None:
+    for shard, first in enumerate(range(0, num_images, images_per_shard)):
+        count = min(images_per_shard, num_images - first)
         path = folder / f"train-{shard:05}.{form}"
         if form == "parquet":
             struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-            table = pa.table({"image": pa.array([{"bytes": picture, "path": None}] * count, struct)})
-            # Neither dictionary nor compression: pictures are all different, and do not become smaller.
+            table = pa.table({"image": pa.array([{"bytes": image, "path": None}] * count, struct)})
+            # Neither dictionary nor compression: images are all different, and do not become smaller.
             pq.write_table(table, path, row_group_size=ROWS_IN_A_GROUP, use_dictionary=False, compression="none")
         else:
             with tarfile.open(path, "w") as tar:
                 for row in range(count):
                     member = tarfile.TarInfo(f"{first + row:08}.png")
-                    member.size = len(picture)
-                    tar.addfile(member, io.BytesIO(picture))
+                    member.size = len(image)
+                    tar.addfile(member, io.BytesIO(image))
 
 
 def peak_megabytes() -> float:
@@ -65,18 +65,18 @@ def peak_megabytes() -> float:
     return peak / (1024**2 if sys.platform == "darwin" else 1024)
 
 
-def stream_once(folder: Path, num_pictures: int, batch_size: int, shuffle_buffer_size: int, num_workers: int) -> dict:
+def stream_once(folder: Path, num_images: int, batch_size: int, shuffle_buffer_size: int, num_workers: int) -> dict:
     """Stream one pass; tell the peaks of memory and the speed."""
     datasets.disable_progress_bars()
-    pictures = load_pictures(str(folder), streaming=True)
+    images = load_images(str(folder), streaming=True)
     loader = StreamingLoader(
-        pictures.train,
+        images.train,
         StreamedCrops((32, 32), 3, ViewArguments()),
         batch_size,
         seed=0,
-        num_batches=num_pictures // batch_size,
+        num_batches=num_images // batch_size,
         shuffle_buffer_size=shuffle_buffer_size,
-        shards=pictures.train_shards,
+        shards=images.train_shards,
         num_workers=num_workers,
     )
     start, started, num_read = peak_megabytes(), time.perf_counter(), 0
@@ -84,21 +84,21 @@ def stream_once(folder: Path, num_pictures: int, batch_size: int, shuffle_buffer
         assert not batch["unreadable"]
         num_read += batch["crops"].shape[1]
     return {
-        "pictures": num_read,
+        "images": num_read,
         "start_megabytes": start,
         "peak_megabytes": peak_megabytes(),
-        "pictures_per_second": num_read / (time.perf_counter() - started),
+        "images_per_second": num_read / (time.perf_counter() - started),
     }
 
 
-def measure(num_pictures: int, arguments: argparse.Namespace) -> dict:
+def measure(num_images: int, arguments: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        picture = encoded_picture(arguments.picture_kilobytes)
-        write_shards(Path(folder), arguments.form, num_pictures, arguments.pictures_per_shard, picture)
+        image = encoded_image(arguments.image_kilobytes)
+        write_shards(Path(folder), arguments.form, num_images, arguments.images_per_shard, image)
         # A process of its own, started anew: peaks never fall.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
             settings = (arguments.batch_size, arguments.shuffle_buffer_size, arguments.num_workers)
-            return processes.submit(stream_once, Path(folder), num_pictures, *settings).result()
+            return processes.submit(stream_once, Path(folder), num_images, *settings).result()
 
 
 def positive(text: str) -> int:
@@ -114,26 +114,26 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--pictures", type=positive, default=4000, help="pictures of the smaller set")
+    parser.add_argument("--images", type=positive, default=4000, help="images of the smaller set")
     parser.add_argument("--factor", type=positive, default=10, help="how many times as many the larger set has")
     parser.add_argument("--form", choices=["parquet", "tar"], default="parquet", help="form of the shards")
-    parser.add_argument("--picture_kilobytes", type=positive, default=30, help="size of an encoded picture")
-    parser.add_argument("--pictures_per_shard", type=positive, default=500, help="pictures in a shard")
-    parser.add_argument("--shuffle_buffer_size", type=positive, default=1000, help="pictures shuffled together")
-    parser.add_argument("--batch_size", type=positive, default=64, help="pictures in a batch")
+    parser.add_argument("--image_kilobytes", type=positive, default=30, help="size of an encoded image")
+    parser.add_argument("--images_per_shard", type=positive, default=500, help="images in a shard")
+    parser.add_argument("--shuffle_buffer_size", type=positive, default=1000, help="images shuffled together")
+    parser.add_argument("--batch_size", type=positive, default=64, help="images in a batch")
     parser.add_argument("--num_workers", type=int, default=0, help="dataloader workers")
     parser.add_argument("--folder", type=Path, default=None, help="where to write the sets; default: the system's")
     parser.add_argument("--output", type=Path, default=None, help="JSON file for the figures")
     arguments = parser.parse_args()
 
-    print("{:>12}{:>16}{:>16}{:>16}{:>14}".format("pictures", "data, MB", "start, MB", "peak, MB", "pictures/s"))
+    print("{:>12}{:>16}{:>16}{:>16}{:>14}".format("images", "data, MB", "start, MB", "peak, MB", "images/s"))
     results = []
-    for num_pictures in (arguments.pictures, arguments.pictures * arguments.factor):
-        result = measure(num_pictures, arguments)
+    for num_images in (arguments.images, arguments.images * arguments.factor):
+        result = measure(num_images, arguments)
         results.append(result)
-        size = num_pictures * arguments.picture_kilobytes / 1024
-        figures = (result["start_megabytes"], result["peak_megabytes"], result["pictures_per_second"])
-        print(f"{num_pictures:12}{size:16.1f}{figures[0]:16.1f}{figures[1]:16.1f}{figures[2]:14.0f}", flush=True)
+        size = num_images * arguments.image_kilobytes / 1024
+        figures = (result["start_megabytes"], result["peak_megabytes"], result["images_per_second"])
+        print(f"{num_images:12}{size:16.1f}{figures[0]:16.1f}{figures[1]:16.1f}{figures[2]:14.0f}", flush=True)
     ratio = results[1]["peak_megabytes"] / results[0]["peak_megabytes"]
     print(f"peak of the larger set / peak of the smaller one: {ratio:.3f}")
 

@@ -9,7 +9,7 @@ import pytest
 
 from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
 from modeling_sit.runtime import errors
-from modeling_sit.runtime.errors import UserError, one_line_errors
+from modeling_sit.runtime.errors import SiTError, one_line_errors
 
 
 @dataclass
@@ -370,10 +370,10 @@ def leave(error):
 
 def test_a_users_mistake_ends_in_one_line(capsys):
     with pytest.raises(SystemExit) as end:
-        leave(UserError("pictures/ has no pictures:\n  give another folder\twith --dataset"))
+        leave(SiTError("images/ has no images:\n  give another folder\twith --dataset"))
     assert end.value.code == 1
     output = capsys.readouterr()
-    assert output.err == "error: pictures/ has no pictures: give another folder with --dataset\n"
+    assert output.err == "error: images/ has no images: give another folder with --dataset\n"
     assert not output.out
 
 
@@ -410,7 +410,7 @@ def test_no_traceback_in_a_process():
         "import runpy, sys\n"
         "errors = runpy.run_path(sys.argv[1])\n"
         "with errors['one_line_errors']():\n"
-        "    raise errors['UserError']('the remedy')\n"
+        "    raise errors['SiTError']('the remedy')\n"
     )
     result = subprocess.run([sys.executable, "-c", program, errors.__file__], capture_output=True, text=True)
     assert result.returncode == 1

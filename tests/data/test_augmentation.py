@@ -52,7 +52,7 @@ def augmentation(mean=MEAN, std=STD, shape=SHAPE, **settings) -> ViewAugmentatio
 
 
 def raw_views(crops: torch.Tensor, seed: int = 0, **settings) -> tuple[torch.Tensor, torch.Tensor]:
-    """View 1 and view 2 in [0, 1]: with mean 0 and standard deviation 1, normalisation changes nothing."""
+    """View 1 and view 2 in [0, 1]: with mean 0 and standard deviation 1, normalization changes nothing."""
     channels = crops.shape[2]
     augment = augmentation([0.0] * channels, [1.0] * channels, tuple(crops.shape[-2:]), **settings)
     torch.manual_seed(seed)
@@ -61,15 +61,15 @@ def raw_views(crops: torch.Tensor, seed: int = 0, **settings) -> tuple[torch.Ten
 
 class TestViewAugmentation:
     @pytest.mark.parametrize(("mean", "std"), [(MEAN, STD), ((0.5,), (0.25,))])
-    def test_without_augmentation_it_normalises(self, mean, std):
+    def test_without_augmentation_it_normalizes(self, mean, std):
         crops = random_crops(channels=len(mean), shape=(16, 8))
         given = crops.clone()
         views = augmentation(mean, std, (16, 8))(crops)
         assert torch.equal(crops, given)
         assert views.shape == (6, len(mean), 16, 8)
-        for row, (view, picture) in enumerate((view, picture) for view in range(2) for picture in range(3)):
+        for row, (view, image) in enumerate((view, image) for view in range(2) for image in range(3)):
             for channel in range(len(mean)):
-                expected = (crops[view, picture, channel].double() / 255 - mean[channel]) / std[channel]
+                expected = (crops[view, image, channel].double() / 255 - mean[channel]) / std[channel]
                 torch.testing.assert_close(views[row, channel].double(), expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize(("flag", "dimension"), [("horizontal", -1), ("vertical", -2)])
@@ -88,7 +88,7 @@ class TestViewAugmentation:
 
     @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
     @pytest.mark.parametrize("channels", [1, 3])
-    def test_solarisation_of_the_view_it_is_asked_for(self, threshold, channels):
+    def test_solarization_of_the_view_it_is_asked_for(self, threshold, channels):
         crops = random_crops(channels=channels)
         for probabilities in ([0.0, 1.0], [1.0, 0.0]):
             views = raw_views(crops, solarize_probability=probabilities, solarize_threshold=threshold)
@@ -141,14 +141,13 @@ class TestViewAugmentation:
         assert 0.6 - 1e-2 <= factors.min() < 0.65
         assert 1.3 < factors.max() <= 1.4 + 1e-2
 
-    def test_saturation_keeps_grey_and_pulls_colours_from_it(self):
+    def test_saturation_keeps_grey_and_pulls_colors_from_it(self):
         grey = random_crops(4, channels=1).expand(-1, -1, 3, -1, -1)
         settings = {"color_jitter": [0.0, 0.0, 0.9, 0.0], "color_jitter_probability": 1.0}
         torch.testing.assert_close(torch.stack(raw_views(grey, **settings)), grey / 255, rtol=0, atol=2e-3)
-        colour = random_crops(20)
+        color = random_crops(20)
         distances = [
-            torch.cat(views).std(dim=1).mean(dim=(1, 2))
-            for views in (raw_views(colour, **settings), raw_views(colour))
+            torch.cat(views).std(dim=1).mean(dim=(1, 2)) for views in (raw_views(color, **settings), raw_views(color))
         ]
         assert (distances[0] < 0.6 * distances[1]).any()
 
@@ -173,7 +172,7 @@ class TestViewAugmentation:
         views = raw_views(grey, color_jitter=[0.0, 0.0, 0.0, 0.5], color_jitter_probability=1.0)
         torch.testing.assert_close(torch.stack(views), grey / 255, rtol=0, atol=2e-3)
 
-    def test_each_picture_and_view_has_its_own_draw(self):
+    def test_each_image_and_view_has_its_own_draw(self):
         crops = random_crops(1)[:1].expand(2, 8, -1, -1, -1)
         views = torch.cat(raw_views(crops, color_jitter=[0.4, 0.0, 0.0, 0.0], color_jitter_probability=1.0))
         means = views.mean(dim=(1, 2, 3))
@@ -214,13 +213,13 @@ class TestViewAugmentation:
         assert views.min() >= 0 and views.max() <= 1 + 1e-6
         assert ((views - crops.flatten(0, 1) / 255).abs().flatten(1).mean(dim=1) > 0.05).all()
 
-    def test_grey_pictures_are_jittered_in_brightness(self):
+    def test_grey_images_are_jittered_in_brightness(self):
         crops = torch.full((2, 20, 1, *SHAPE), 100, dtype=torch.uint8)
         views = torch.cat(raw_views(crops, color_jitter_probability=1.0))
         assert views.mean(dim=(1, 2, 3)).std() > 0.02
 
     def test_default_view_1_is_blurred_and_not_solarised(self):
-        """White stays white in view 1, whatever it meets there; solarisation turns it black in some views 2."""
+        """White stays white in view 1, whatever it meets there; solarization turns it black in some views 2."""
         crops = torch.full((2, 60, 3, *SHAPE), 255, dtype=torch.uint8)
         augment = ViewAugmentation(ViewArguments(color_jitter=[0.0] * 4), SHAPE, (0.0,) * 3, (1.0,) * 3)
         torch.manual_seed(0)
@@ -246,17 +245,17 @@ class TestViewAugmentation:
 @pytest.fixture(scope="module")
 def photographs() -> torch.Tensor:
     """Parts of real photographs, uint8 `(8, 3, 24, 32)`, among them black, white and grey ones."""
-    pictures = [torch.tensor(load_sample_image(name)).permute(2, 0, 1) for name in ("china.jpg", "flower.jpg")]
+    images = [torch.tensor(load_sample_image(name)).permute(2, 0, 1) for name in ("china.jpg", "flower.jpg")]
     parts = [
-        picture[:, top : top + 24, left : left + 32]
-        for picture in pictures
+        image[:, top : top + 24, left : left + 32]
+        for image in images
         for top, left in ((0, 0), (200, 150), (250, 300))
     ]
     grey = parts[1][:1].expand(3, -1, -1)
     return torch.stack([*parts, grey, torch.tensor([0, 255]).repeat(16).to(torch.uint8).expand(3, 24, -1)])
 
 
-def per_picture(*values: float) -> torch.Tensor:
+def per_image(*values: float) -> torch.Tensor:
     """Eight numbers from the given ones on, as an operation takes them."""
     return torch.tensor([*values] * 8)[:8].view(-1, 1, 1, 1)
 
@@ -266,7 +265,7 @@ def assert_close(found, expected):
 
 
 class TestOperations:
-    """Each with another parameter for each picture, against torchvision's picture by picture."""
+    """Each with another parameter for each image, against torchvision's image by image."""
 
     @pytest.mark.parametrize(
         ("operation", "reference", "values"),
@@ -279,7 +278,7 @@ class TestOperations:
     )
     def test_jitter(self, photographs, operation, reference, values):
         views = photographs / 255
-        given, parameters = views.clone(), per_picture(*values)
+        given, parameters = views.clone(), per_image(*values)
         found = operation(views, parameters)
         assert torch.equal(views, given)
         expected = [
@@ -287,20 +286,20 @@ class TestOperations:
         ]
         torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-5)
 
-    def test_hue_of_every_colour(self):
+    def test_hue_of_every_color(self):
         """All mixtures of five levels: every sector of the circle and every border between two."""
         levels = torch.linspace(0, 1, 5)
-        colours = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 5, 25)
+        colors = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 5, 25)
         for turns in (-0.5, -1 / 3, -0.07, 0.0, 1 / 6, 0.2, 0.5):
-            found = adjust_hue(colours, torch.full((1, 1, 1, 1), turns))
-            assert_close(found[0], F.adjust_hue(colours[0], turns))
+            found = adjust_hue(colors, torch.full((1, 1, 1, 1), turns))
+            assert_close(found[0], F.adjust_hue(colors[0], turns))
 
     def test_grey(self, photographs):
         views = photographs / 255
         assert_close(make_grey(views), F.rgb_to_grayscale(views, num_output_channels=3))
 
     @pytest.mark.parametrize("threshold", [0.0, 0.3, 128 / 255, 1.0])
-    def test_solarisation(self, photographs, threshold):
+    def test_solarization(self, photographs, threshold):
         views = photographs / 255
         given = views.clone()
         assert torch.equal(solarize(views, threshold), F.solarize(views, threshold))
@@ -319,7 +318,7 @@ class TestOperations:
 
 
 def augment_slowly(crops: torch.Tensor, draws: ViewDraws, radius: int, threshold: float) -> torch.Tensor:
-    """What `draws` say, picture by picture and by torchvision, up to the normalisation."""
+    """What `draws` say, image by image and by torchvision, up to the normalization."""
     adjust = {
         "brightness": F.adjust_brightness,
         "contrast": F.adjust_contrast,
@@ -348,7 +347,7 @@ def augment_slowly(crops: torch.Tensor, draws: ViewDraws, radius: int, threshold
 
 
 WAYS = ("augment_in_chunks", "augment_at_once")
-# All that a view can meet, with chances of a half, so that a few pictures meet all of it.
+# All that a view can meet, with chances of a half, so that a few images meet all of it.
 HALVES = {
     **{f"{name}_probability": 0.5 for name in ("horizontal_flip", "vertical_flip", "grayscale")},
     "color_jitter_probability": 0.8,
@@ -363,10 +362,10 @@ class TestWhole:
     @pytest.mark.parametrize("numbers_at_a_time", [1, 5 * 3 * 24 * 32, 10**6])
     @pytest.mark.parametrize("way", WAYS)
     def test_is_torchvisions_in_the_order_drawn(self, photographs, way, numbers_at_a_time, monkeypatch):
-        """Both ways of computing, whatever the number of pictures at a time, against torchvision picture by picture."""
+        """Both ways of computing, whatever the number of images at a time, against torchvision image by image."""
         monkeypatch.setattr(augmentations, "NUMBERS_AT_A_TIME", max(numbers_at_a_time, 3 * 24 * 32))
         if numbers_at_a_time == 1:
-            monkeypatch.setattr(augmentations, "NUMBERS_OF_A_LARGE_PICTURE", 0)
+            monkeypatch.setattr(augmentations, "NUMBERS_OF_A_LARGE_IMAGE", 0)
         crops = photographs.repeat(8, 1, 1, 1)
         given = crops.clone()
         augment = ViewAugmentation(ViewArguments(**HALVES), (24, 32), MEAN, STD)
@@ -375,7 +374,7 @@ class TestWhole:
         views = getattr(augment, way)(crops, draws)
         assert torch.equal(crops, given)
         expected = augment_slowly(crops, draws, radius=round(2 * 20 * 32 / 224), threshold=0.5)
-        # Where rounding puts a pixel on the other side of the threshold, solarisation makes a jump of it.
+        # Where rounding puts a pixel on the other side of the threshold, solarization makes a jump of it.
         at_threshold = draws.chosen["solarize"].view(-1, 1, 1, 1) & ((expected - 0.5).abs() < 1e-5)
         expected = F.normalize(expected, MEAN, STD)
         assert at_threshold.float().mean() < 1e-3
@@ -392,7 +391,7 @@ class TestWhole:
         one, other = (getattr(augment, way)(photographs, draws) for way in WAYS)
         assert (one - other).abs().median() < 1e-6 and ((one - other).abs() < 1e-4).float().mean() > 0.999
 
-    def test_both_ways_of_grey_pictures(self):
+    def test_both_ways_of_grey_images(self):
         crops = random_crops(8, channels=1).flatten(0, 1)
         augment = ViewAugmentation(ViewArguments(**HALVES), SHAPE, (0.5,), (0.25,))
         torch.manual_seed(0)
@@ -456,19 +455,19 @@ class TestDraws:
         assert stats.chisquare(counts).pvalue > 1e-4
 
     def test_nothing_depends_on_anything_else(self, draws):
-        """Of pictures, of views and of operations: no two draws are correlated."""
+        """Of images, of views and of operations: no two draws are correlated."""
         columns = [draws.chosen[name].double() for name in CHANCES] + [
             *(number.double() for number in draws.number.values()),
             *draws.order[:, :3].double().unbind(1),
         ]
         rows = torch.stack([part for column in columns for part in column.view(2, -1)])
         rows = torch.stack([row for row in rows if row.std() > 0])
-        rows = torch.cat([rows, rows[:, torch.arange(1, COUNT + 1) % COUNT]])  # the next picture's
+        rows = torch.cat([rows, rows[:, torch.arange(1, COUNT + 1) % COUNT]])  # the next image's
         correlations = torch.corrcoef(rows).fill_diagonal_(0)
         of_an_order = 0.4  # places of one order exclude each other
         strong = correlations.abs() > 5 / COUNT**0.5
         assert correlations.abs().max() < of_an_order
-        assert strong.sum() <= 2 * 4 * 6  # pairs of 3 places, of 2 views, here and at the next picture
+        assert strong.sum() <= 2 * 4 * 6  # pairs of 3 places, of 2 views, here and at the next image
 
     def test_factors_are_not_below_0(self):
         augment = ViewAugmentation(ViewArguments(color_jitter=[3.0, 0.0, 0.0, 0.0]), SHAPE, MEAN, STD)
@@ -476,7 +475,7 @@ class TestDraws:
         assert factors.min() >= 0 and factors.max() > 3.5
 
 
-def test_too_much_blur_for_the_picture_is_refused():
+def test_too_much_blur_for_the_image_is_refused():
     with pytest.raises(ValueError, match="--blur_sigma"):
         augmentation(shape=(4, 4), blur_probability=[1.0, 0.0], blur_sigma=[0.1, 200.0])
     augmentation(shape=(4, 4), blur_sigma=[0.1, 200.0])

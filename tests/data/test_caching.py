@@ -1,4 +1,4 @@
-"""Pictures that are decoded once: equal to those decoded anew, taken for kept only if all of them are."""
+"""Images that are decoded once: equal to those decoded anew, taken for kept only if all of them are."""
 
 import gc
 import io
@@ -19,16 +19,16 @@ import torch
 from accelerate import Accelerator
 
 from modeling_sit.data import caching
-from modeling_sit.data import decoded_cache as picture_cache
-from modeling_sit.data.caching import PictureCacheArguments, cache_pictures, check_picture_cache
-from modeling_sit.data.crops import DecodedPictures
-from modeling_sit.data.decoded_cache import PictureCache, cache_key, estimate_bytes, write_pictures
-from modeling_sit.data.decoding import UnreadablePicture
+from modeling_sit.data import decoded_cache as image_cache
+from modeling_sit.data.caching import ImageCacheArguments, cache_images, check_image_cache
+from modeling_sit.data.crops import DecodedImages
+from modeling_sit.data.decoded_cache import DecodedImageCache, cache_key, estimate_bytes, write_images
+from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.device_crops import CropsOnDevice
 from modeling_sit.data.loading import create_crops, create_loader
-from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.sources import load_images
 from modeling_sit.data.views import ViewArguments
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 forking = multiprocessing.get_context("fork")
 UNREADABLE = [1, 7]
@@ -36,9 +36,9 @@ ONE_PROCESS = SimpleNamespace(num_processes=1, device=torch.device("cpu"), wait_
 
 
 @pytest.fixture
-def folder(tmp_path, save_pictures):
-    """Pictures of several sizes, one of which shrinks where it is decoded, two of which cannot be read."""
-    folder = save_pictures(tmp_path / "pile", 5)
+def folder(tmp_path, save_images):
+    """Images of several sizes, one of which shrinks where it is decoded, two of which cannot be read."""
+    folder = save_images(tmp_path / "pile", 5)
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)).save(folder / "05.png")
     PIL.Image.effect_noise((400, 300), 50).save(folder / "06.jpg")
     (folder / "01.png").write_bytes(b"")
@@ -47,30 +47,28 @@ def folder(tmp_path, save_pictures):
 
 
 def crops_of(folder, **settings):
-    pictures = load_pictures(str(folder))
-    return create_crops(pictures, (8, 8), 3, ViewArguments(**settings))
+    images = load_images(str(folder))
+    return create_crops(images, (8, 8), 3, ViewArguments(**settings))
 
 
 def cached(
     folder, kind: str = "disk", cache_dir: Path | None = None, num_epochs: float = 100, accelerator=ONE_PROCESS
 ):
-    directory = {} if cache_dir is None else {"picture_cache_dir": str(cache_dir)}
-    arguments = PictureCacheArguments(picture_cache=kind, **directory)
-    return cache_pictures(accelerator, str(folder), crops_of(folder), arguments, num_epochs)
+    directory = {} if cache_dir is None else {"image_cache_dir": str(cache_dir)}
+    arguments = ImageCacheArguments(image_cache=kind, **directory)
+    return cache_images(accelerator, str(folder), crops_of(folder), arguments, num_epochs)
 
 
 def files_of(cache_dir: Path) -> list[Path]:
-    return sorted(path for path in cache_dir.rglob("*.pictures") if not path.name.startswith("."))
+    return sorted(path for path in cache_dir.rglob("*.images") if not path.name.startswith("."))
 
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Which pictures are decoded, in order."""
+    """Which images are decoded, in order."""
     indices = []
-    decode = DecodedPictures.__getitem__
-    monkeypatch.setattr(
-        DecodedPictures, "__getitem__", lambda self, index: indices.append(index) or decode(self, index)
-    )
+    decode = DecodedImages.__getitem__
+    monkeypatch.setattr(DecodedImages, "__getitem__", lambda self, index: indices.append(index) or decode(self, index))
     return indices
 
 
@@ -80,7 +78,7 @@ class TestCrops:
         """Also in place of what cannot be read, which is named alike."""
         crops, kept = crops_of(folder), cached(folder, kind, tmp_path / "cache" if kind == "disk" else None)
         assert len(kept) == len(crops) == 8
-        assert crops.pictures[6].shape == (38, 50, 3)  # an eighth
+        assert crops.images[6].shape == (38, 50, 3)  # an eighth
         for index in range(8):
             expected, item = crops[index, 3], kept[index, 3]
             assert torch.equal(item["crops"], expected["crops"]) and item["unreadable"] == expected["unreadable"]
@@ -117,7 +115,7 @@ class TestCrops:
 
 def batches_of(crops, folder, **settings):
     return create_loader(
-        load_pictures(str(folder)),
+        load_images(str(folder)),
         crops,
         batch_size=3,
         seed=1,
@@ -130,115 +128,115 @@ def batches_of(crops, folder, **settings):
 
 
 class TestFile:
-    """Of a data set in memory, by hand."""
+    """Of a dataset in memory, by hand."""
 
     @pytest.fixture
-    def pictures(self, folder):
-        return crops_of(folder).pictures
+    def images(self, folder):
+        return crops_of(folder).images
 
-    def write(self, pictures, max_bytes: int = 10**9, threads: int = 2) -> bytes:
+    def write(self, images, max_bytes: int = 10**9, threads: int = 2) -> bytes:
         file = io.BytesIO()
-        write_pictures(file, pictures, "key", max_bytes, range(len(pictures)), threads)
+        write_images(file, images, "key", max_bytes, range(len(images)), threads)
         return file.getvalue()
 
-    def test_is_the_same_whatever_the_number_of_threads(self, pictures):
-        assert self.write(pictures) == self.write(pictures, threads=1) == self.write(pictures, threads=7)
+    def test_is_the_same_whatever_the_number_of_threads(self, images):
+        assert self.write(images) == self.write(images, threads=1) == self.write(images, threads=7)
 
-    def test_cut_short_anywhere_it_is_refused(self, pictures, tmp_path):
-        whole = self.write(pictures)
+    def test_cut_short_anywhere_it_is_refused(self, images, tmp_path):
+        whole = self.write(images)
         path = tmp_path / "file"
         for length in (0, 3, len(whole) // 2, len(whole) - 9, len(whole) - 1):
             path.write_bytes(whole[:length])
             with pytest.raises(ValueError, match="cut short"):
-                PictureCache(path, "key")
+                DecodedImageCache(path, "key")
         path.write_bytes(whole[10:])  # the end is there, and the beginning is not
         with pytest.raises(ValueError, match="not as long"):
-            PictureCache(path, "key")
+            DecodedImageCache(path, "key")
         path.write_bytes(whole)
-        assert len(PictureCache(path, "key")) == 8
+        assert len(DecodedImageCache(path, "key")) == 8
 
-    def test_of_other_pictures_or_foreign_it_is_refused(self, pictures, tmp_path):
+    def test_of_other_images_or_foreign_it_is_refused(self, images, tmp_path):
         path = tmp_path / "file"
-        path.write_bytes(self.write(pictures))
-        with pytest.raises(ValueError, match="other pictures"):
-            PictureCache(path, "another")
+        path.write_bytes(self.write(images))
+        with pytest.raises(ValueError, match="other images"):
+            DecodedImageCache(path, "another")
         path.write_bytes(os.urandom(1000))
         with pytest.raises(ValueError):
-            PictureCache(path, "key")
+            DecodedImageCache(path, "key")
         with pytest.raises(OSError):
-            PictureCache(tmp_path / "none", "key")
+            DecodedImageCache(tmp_path / "none", "key")
 
-    def test_of_unreadable_pictures_alone(self, tmp_path):
+    def test_of_unreadable_images_alone(self, tmp_path):
         (tmp_path / "a.png").write_bytes(b"")
-        (tmp_path / "file").write_bytes(self.write(crops_of(tmp_path).pictures))
-        with pytest.raises(UnreadablePicture, match=r"a\.png: it is empty"):
-            PictureCache(tmp_path / "file", "key")[0]
+        (tmp_path / "file").write_bytes(self.write(crops_of(tmp_path).images))
+        with pytest.raises(UnreadableImage, match=r"a\.png: it is empty"):
+            DecodedImageCache(tmp_path / "file", "key")[0]
 
-    def test_more_than_there_is_room_for_ends_it(self, pictures):
-        size = sum(picture.nbytes for picture in (pictures[index] for index in (0, 2, 3, 4, 5, 6)))
-        self.write(pictures, max_bytes=size)
-        with pytest.raises(picture_cache.CacheTooLarge):
-            self.write(pictures, max_bytes=size - 1)
-        assert estimate_bytes(pictures) == size
+    def test_more_than_there_is_room_for_ends_it(self, images):
+        size = sum(image.nbytes for image in (images[index] for index in (0, 2, 3, 4, 5, 6)))
+        self.write(images, max_bytes=size)
+        with pytest.raises(image_cache.CacheTooLarge):
+            self.write(images, max_bytes=size - 1)
+        assert estimate_bytes(images) == size
 
-    def test_other_errors_are_not_swallowed(self, pictures, monkeypatch):
-        monkeypatch.setattr(DecodedPictures, "__getitem__", lambda self, index: 1 / 0)
+    def test_other_errors_are_not_swallowed(self, images, monkeypatch):
+        monkeypatch.setattr(DecodedImages, "__getitem__", lambda self, index: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            self.write(pictures)
+            self.write(images)
 
 
 class TestKey:
     def test_hangs_on_all_that_changes_pixels(self, folder):
         """And is the same for the same."""
-        key = cache_key(crops_of(folder).pictures)
-        assert cache_key(crops_of(folder).pictures) == key
-        assert cache_key(crops_of(folder, crop_scale=[0.1, 1.0]).pictures) != key
-        grey = create_crops(load_pictures(str(folder)), (8, 8), 1, ViewArguments())
-        assert cache_key(grey.pictures) != key
+        key = cache_key(crops_of(folder).images)
+        assert cache_key(crops_of(folder).images) == key
+        assert cache_key(crops_of(folder, crop_scale=[0.1, 1.0]).images) != key
+        grey = create_crops(load_images(str(folder)), (8, 8), 1, ViewArguments())
+        assert cache_key(grey.images) != key
         os.utime(folder / "00.png", (1, 1))
-        touched = cache_key(crops_of(folder).pictures)
+        touched = cache_key(crops_of(folder).images)
         (folder / "04.png").unlink()
-        assert len({key, touched, cache_key(crops_of(folder).pictures)}) == 3
+        assert len({key, touched, cache_key(crops_of(folder).images)}) == 3
 
     def test_does_not_hang_on_settings_of_no_account(self, folder):
-        key = cache_key(crops_of(folder).pictures)
-        assert cache_key(crops_of(folder, horizontal_flip_probability=0.0).pictures) == key
+        key = cache_key(crops_of(folder).images)
+        assert cache_key(crops_of(folder, horizontal_flip_probability=0.0).images) == key
 
-    def test_of_pictures_in_tables(self):
-        digits = load_pictures("digits")
-        keys = {cache_key(create_crops(digits, (8, 8), 1, ViewArguments()).pictures) for _ in range(2)}
+    def test_of_images_in_tables(self):
+        digits = load_images("digits")
+        keys = {cache_key(create_crops(digits, (8, 8), 1, ViewArguments()).images) for _ in range(2)}
         digits.train = digits.train.select(range(100))
         assert len(keys) == 1
-        assert cache_key(create_crops(digits, (8, 8), 1, ViewArguments()).pictures) not in keys
+        assert cache_key(create_crops(digits, (8, 8), 1, ViewArguments()).images) not in keys
 
 
 class TestOnDisk:
     def test_the_next_run_decodes_nothing(self, folder, tmp_path, decoded, capsys):
         first = cached(folder, "disk", tmp_path / "cache")
         (path,) = files_of(tmp_path / "cache")
-        assert re.search(rf"picture cache: 8 pictures, [\d.]+ KB, {path}, made in [\d.]+ s\n", capsys.readouterr().err)
+        assert re.search(rf"image cache: 8 images, [\d.]+ KB, {path}, made in [\d.]+ s\n", capsys.readouterr().err)
         decoded.clear()
         again = cached(folder, "disk", tmp_path / "cache")
         assert decoded == UNREADABLE  # only these are tried again
         assert capsys.readouterr().err.endswith("made before\n")
         assert torch.equal(again[6, 0]["crops"], first[6, 0]["crops"])
 
-    def test_changed_pictures_are_decoded_anew(self, folder, tmp_path):
+    def test_changed_images_are_decoded_anew(self, folder, tmp_path):
         cached(folder, "disk", tmp_path / "cache")
         PIL.Image.new("RGB", (24, 20), "red").save(folder / "00.png")
         assert (cached(folder, "disk", tmp_path / "cache")[0, 0]["crops"][:, 0] == 255).all()
 
-    def test_pictures_that_can_be_read_again_are(self, folder, tmp_path, monkeypatch):
+    def test_images_that_can_be_read_again_are(self, folder, tmp_path, monkeypatch):
         """The disk failed for a moment while the cache was made: its key is that of the same files."""
-        decode = DecodedPictures.__getitem__
+        decode = DecodedImages.__getitem__
 
         def failing(self, index):
             if index == 3:
-                raise UnreadablePicture("3: Input/output error")
+                raise UnreadableImage("3: Input/output error")
             return decode(self, index)
 
         with monkeypatch.context() as patch:
-            patch.setattr(DecodedPictures, "__getitem__", failing)
+            patch.setattr(DecodedImages, "__getitem__", failing)
             assert cached(folder, "disk", tmp_path / "cache")[3, 0]["unreadable"] == ["3: Input/output error"]
         again = cached(folder, "disk", tmp_path / "cache")
         assert again[3, 0]["unreadable"] == []
@@ -258,8 +256,8 @@ class TestOnDisk:
 
     def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_one(self, folder, tmp_path, monkeypatch):
         def die():
-            decode = DecodedPictures.__getitem__
-            DecodedPictures.__getitem__ = lambda self, index: os._exit(9) if index == 6 else decode(self, index)
+            decode = DecodedImages.__getitem__
+            DecodedImages.__getitem__ = lambda self, index: os._exit(9) if index == 6 else decode(self, index)
             cached(folder, "disk", tmp_path / "cache")
 
         monkeypatch.setattr(caching, "_num_cores", lambda: 1)
@@ -277,7 +275,7 @@ class TestOnDisk:
         log = tmp_path / "log"
 
         def run():
-            decode = DecodedPictures.__getitem__
+            decode = DecodedImages.__getitem__
 
             def slowly(self, index):
                 time.sleep(0.02)
@@ -285,7 +283,7 @@ class TestOnDisk:
                     file.write(f"{index}\n")
                 return decode(self, index)
 
-            DecodedPictures.__getitem__ = slowly
+            DecodedImages.__getitem__ = slowly
             assert len(cached(folder, "disk", tmp_path / "cache")) == 8
 
         processes = [forking.Process(target=run) for _ in range(3)]
@@ -298,7 +296,7 @@ class TestOnDisk:
         assert sorted(decoded) == [index for index in range(8) if index not in UNREADABLE]
 
     def test_few_stay_of_one_data_set(self, folder, tmp_path):
-        """The last used, those in use, and those of other data sets."""
+        """The last used, those in use, and those of other datasets."""
         other = tmp_path / "other"
         other.mkdir()
         (folder / "00.png").rename(other / "a.png")
@@ -310,29 +308,29 @@ class TestOnDisk:
             os.utime(folder / "02.png", (time_of_change, time_of_change))
             cached(folder, "disk", tmp_path / "cache")
             made.append(max(set(files_of(tmp_path / "cache")) - set(made), key=lambda path: path.stat().st_mtime_ns))
-        expected = {of_other, in_use.pictures.path, *made[1:]}
+        expected = {of_other, in_use.images.path, *made[1:]}
         assert set(files_of(tmp_path / "cache")) == expected
 
     def test_without_room_or_a_folder_to_write_to(self, folder, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("")
-        with pytest.raises(UserError, match=r"file/pile-\w+ cannot be written: .*--picture_cache_dir"):
+        with pytest.raises(SiTError, match=r"file/pile-\w+ cannot be written: .*--image_cache_dir"):
             cached(folder, "disk", tmp_path / "file")
         monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-        with pytest.raises(UserError, match=r"--picture_cache disk: .* take about .* room for 950 B; .*, or none"):
+        with pytest.raises(SiTError, match=r"--image_cache disk: .* take about .* room for 950 B; .*, or none"):
             cached(folder, "disk", tmp_path / "cache")
         assert files_of(tmp_path / "cache") == []
 
     def test_a_folder_of_its_own_for_each_data_set_in_the_cache_of_datasets(self, monkeypatch, tmp_path, folder):
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
         cached(folder, "disk")
-        (path,) = files_of(tmp_path / "hf" / "sit_pictures")
+        (path,) = files_of(tmp_path / "hf" / "sit_images")
         assert re.fullmatch(r"pile-\w{12}", path.parent.name)
 
 
 class TestInMemory:
     def test_is_let_go_of_with_its_last_reader(self, folder):
         def held():
-            return "sit-pictures" in Path("/proc/self/maps").read_text()
+            return "sit-images" in Path("/proc/self/maps").read_text()
 
         kept = cached(folder, "memory")
         assert held()
@@ -342,13 +340,13 @@ class TestInMemory:
     def test_without_room(self, folder, monkeypatch):
         monkeypatch.setattr(caching, "free_memory", lambda: 1000)
         for kind in ("memory", "device"):
-            with pytest.raises(UserError, match=rf"--picture_cache {kind}: .* room for 900 B; choose disk, or none"):
+            with pytest.raises(SiTError, match=rf"--image_cache {kind}: .* room for 900 B; choose disk, or none"):
                 cached(folder, kind)
 
 
 class TestAuto:
     def test_is_memory_where_there_is_room(self, folder, tmp_path, capsys):
-        assert isinstance(cached(folder, "auto", tmp_path / "cache").pictures, PictureCache)
+        assert isinstance(cached(folder, "auto", tmp_path / "cache").images, DecodedImageCache)
         assert "in memory" in capsys.readouterr().err
         assert not (tmp_path / "cache").exists()
 
@@ -360,9 +358,9 @@ class TestAuto:
 
     def test_goes_on_where_crops_were_cut(self, folder, tmp_path):
         """On the device, even for the last epoch; and not there, if they were not."""
-        arguments = PictureCacheArguments(picture_cache_dir=str(tmp_path / "cache"))
+        arguments = ImageCacheArguments(image_cache_dir=str(tmp_path / "cache"))
         of = {
-            on_device: cache_pictures(ONE_PROCESS, str(folder), crops_of(folder), arguments, 1, on_device)
+            on_device: cache_images(ONE_PROCESS, str(folder), crops_of(folder), arguments, 1, on_device)
             for on_device in (True, False, None)
         }
         assert [isinstance(crops, CropsOnDevice) for crops in of.values()] == [True, False, False]
@@ -370,13 +368,13 @@ class TestAuto:
     def test_an_attempt_that_fails_leaves_no_memory_taken(self, folder, tmp_path, monkeypatch):
         """The estimate was too low: half the memory must not be held while the next place is tried."""
         held = []
-        monkeypatch.setattr(caching, "estimate_bytes", lambda pictures: 0)
+        monkeypatch.setattr(caching, "estimate_bytes", lambda images: 0)
         monkeypatch.setattr(caching, "free_memory", lambda: 1000)
         keep_on_disk = caching._Keeper._keep_on_disk
 
         def watched(self, *arguments):
             files = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-            held.extend(file for file in files if "sit-pictures" in file)
+            held.extend(file for file in files if "sit-images" in file)
             return keep_on_disk(self, *arguments)
 
         monkeypatch.setattr(caching._Keeper, "_keep_on_disk", watched)
@@ -385,24 +383,24 @@ class TestAuto:
             kept = cached(folder, "auto", tmp_path / "cache")
         finally:
             gc.enable()
-        assert [kept.pictures.path] == files_of(tmp_path / "cache")
+        assert [kept.images.path] == files_of(tmp_path / "cache")
         assert held == []
 
     def test_is_disk_where_memory_is_short(self, folder, tmp_path, monkeypatch):
         monkeypatch.setattr(caching, "free_memory", lambda: 1000)
         kept = cached(folder, "auto", tmp_path / "cache")
-        assert [kept.pictures.path] == files_of(tmp_path / "cache")
+        assert [kept.images.path] == files_of(tmp_path / "cache")
 
     def test_is_nowhere_where_all_is_short_and_says_why(self, folder, tmp_path, monkeypatch, capsys, decoded):
         monkeypatch.setattr(caching, "free_memory", lambda: 1000)
         monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-        assert isinstance(cached(folder, "auto", tmp_path / "cache").pictures, DecodedPictures)
+        assert isinstance(cached(folder, "auto", tmp_path / "cache").images, DecodedImages)
         (line,) = capsys.readouterr().err.splitlines()
-        assert "no picture cache" in line and "room for 250 B" in line
+        assert "no image cache" in line and "room for 250 B" in line
         assert decoded == []
 
     def test_is_nowhere_for_a_short_run(self, folder, capsys):
-        assert isinstance(cached(folder, "auto", num_epochs=2.9).pictures, DecodedPictures)
+        assert isinstance(cached(folder, "auto", num_epochs=2.9).images, DecodedImages)
         assert capsys.readouterr().err == ""
 
 
@@ -418,8 +416,8 @@ class TestTwoProcesses:
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
             )  # fmt: skip
-            indices, decode = [], DecodedPictures.__getitem__
-            DecodedPictures.__getitem__ = lambda self, index: indices.append(index) or decode(self, index)
+            indices, decode = [], DecodedImages.__getitem__
+            DecodedImages.__getitem__ = lambda self, index: indices.append(index) or decode(self, index)
             kept = cached(folder, "memory", accelerator=Accelerator(cpu=True))
             torch.save((len(indices), kept[6, 0]["crops"]), tmp_path / f"{rank}.pt")
 
@@ -456,13 +454,13 @@ class TestProgram:
         return weights
 
     def test_learns_the_same_and_goes_on_with_another_cache(self, weights, tmp_path):
-        expected = weights("none", "--picture_cache", "none")
-        assert weights("memory", "--picture_cache", "memory") == expected
+        expected = weights("none", "--image_cache", "none")
+        assert weights("memory", "--image_cache", "memory") == expected
         shutil.rmtree(tmp_path / "memory" / "checkpoints" / "step-00000006")
         disk = (
-            "--picture_cache",
+            "--image_cache",
             "disk",
-            "--picture_cache_dir",
+            "--image_cache_dir",
             tmp_path / "cache",
             "--resume_from_checkpoint",
             "auto",
@@ -471,28 +469,28 @@ class TestProgram:
         assert len(files_of(tmp_path / "cache")) == 1
 
     def test_on_the_device_it_stays_there(self, weights, one_line_error, folder, tmp_path):
-        flags = ("--picture_cache", "device")
+        flags = ("--image_cache", "device")
         whole = weights("device", *flags)
         shutil.rmtree(tmp_path / "device" / "checkpoints" / "step-00000006")
         going_on = ("--resume_from_checkpoint", "auto")
-        flags = self.flags(folder, tmp_path / "device", "--picture_cache", "memory", *going_on)
+        flags = self.flags(folder, tmp_path / "device", "--image_cache", "memory", *going_on)
         assert "--allow_changed_settings" in one_line_error("pretrain", *flags)
         assert weights("device", *going_on) == whole  # `auto` knows
 
     def test_a_dry_run_keeps_nothing(self, run_program, folder, tmp_path):
-        cache = ("--picture_cache", "disk", "--picture_cache_dir", tmp_path / "cache")
+        cache = ("--image_cache", "disk", "--image_cache_dir", tmp_path / "cache")
         assert run_program("pretrain", *self.flags(folder, tmp_path / "out", "--dry_run", *cache)) == 0
         assert not (tmp_path / "cache").exists()
 
     def test_of_a_stream_is_an_error(self, one_line_error, folder, tmp_path):
-        flags = self.flags(folder, tmp_path / "out", "--streaming", "--picture_cache", "memory")
-        assert "--picture_cache memory" in one_line_error("pretrain", *flags)
+        flags = self.flags(folder, tmp_path / "out", "--streaming", "--image_cache", "memory")
+        assert "--image_cache memory" in one_line_error("pretrain", *flags)
 
     def test_a_folder_of_no_account_is_an_error(self, one_line_error, folder, tmp_path):
-        flags = self.flags(folder, tmp_path / "out", "--picture_cache", "memory", "--picture_cache_dir", "cache")
-        assert "--picture_cache_dir" in one_line_error("pretrain", *flags, code=2)
+        flags = self.flags(folder, tmp_path / "out", "--image_cache", "memory", "--image_cache_dir", "cache")
+        assert "--image_cache_dir" in one_line_error("pretrain", *flags, code=2)
 
 
 @pytest.mark.parametrize("kind", ["auto", "none"])
 def test_streams_can_do_without(folder, kind):
-    check_picture_cache(PictureCacheArguments(picture_cache=kind), load_pictures(str(folder), streaming=True))
+    check_image_cache(ImageCacheArguments(image_cache=kind), load_images(str(folder), streaming=True))

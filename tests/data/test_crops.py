@@ -14,9 +14,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop
 
 from modeling_sit.data import crops as crops_module
-from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset, TwoRandomCrops, collate_crops
-from modeling_sit.data.decoding import UnreadablePicture
-from modeling_sit.data.sampling import PictureBatches
+from modeling_sit.data.crops import DecodedImages, TwoCropsDataset, TwoCropsTransform, collate_crops
+from modeling_sit.data.decoding import UnreadableImage
+from modeling_sit.data.sampling import ResumableBatchSampler
 from modeling_sit.data.views import ViewArguments
 
 SHAPE = (16, 16)
@@ -29,31 +29,31 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 def as_dataset(encoded: list[bytes | None]) -> datasets.Dataset:
-    rows = [{"bytes": picture, "path": f"{number}.png"} for number, picture in enumerate(encoded)]
+    rows = [{"bytes": image, "path": f"{number}.png"} for number, image in enumerate(encoded)]
     features = datasets.Features({"image": datasets.Image(decode=False)})
     return datasets.Dataset.from_dict({"image": rows}, features=features, split="train")
 
 
-def random_pictures(count: int, seed: int = 0) -> list[bytes]:
+def random_images(count: int, seed: int = 0) -> list[bytes]:
     generator = np.random.default_rng(seed)
     return [encode(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)) for _ in range(count)]
 
 
 def two_crops(encoded: list[bytes | None], num_channels: int = 3, shape=SHAPE, **settings) -> TwoCropsDataset:
-    cut = TwoRandomCrops(shape, ViewArguments(**settings))
-    return TwoCropsDataset(DecodedPictures(as_dataset(encoded), num_channels, cut.reduction), cut)
+    cut = TwoCropsTransform(shape, ViewArguments(**settings))
+    return TwoCropsDataset(DecodedImages(as_dataset(encoded), num_channels, cut.reduction), cut)
 
 
 class TestTwoCrops:
     def test_shape_and_type(self):
         for num_channels in (1, 3, 4):
-            item = two_crops(random_pictures(1), num_channels, (16, 24))[0, 0]
+            item = two_crops(random_images(1), num_channels, (16, 24))[0, 0]
             assert item["crops"].shape == (2, num_channels, 16, 24)
             assert item["crops"].dtype == torch.uint8
             assert item["unreadable"] == []
 
     def test_are_a_function_of_index_and_seed(self):
-        dataset = two_crops(random_pictures(4))
+        dataset = two_crops(random_images(4))
         crops = dataset[2, 7]["crops"]
         assert torch.equal(dataset[2, 7]["crops"], crops)
         assert not torch.equal(dataset[2, 8]["crops"], crops)
@@ -61,12 +61,12 @@ class TestTwoCrops:
         assert not torch.equal(crops[0], crops[1])
 
     def test_are_the_same_in_any_number_of_workers(self):
-        dataset = two_crops(random_pictures(9))
+        dataset = two_crops(random_images(9))
         batches = [
             list(
                 DataLoader(
                     dataset,
-                    batch_sampler=PictureBatches(9, 3, seed=5, stop=5),
+                    batch_sampler=ResumableBatchSampler(9, 3, seed=5, stop=5),
                     collate_fn=collate_crops,
                     num_workers=workers,
                 )
@@ -78,7 +78,7 @@ class TestTwoCrops:
             assert all(torch.equal(a["crops"], b["crops"]) for a, b in zip(batches[0], other, strict=True))
 
     def test_leave_the_global_generator_alone_and_do_not_depend_on_it(self):
-        dataset = two_crops(random_pictures(1))
+        dataset = two_crops(random_images(1))
         torch.manual_seed(0)
         before = torch.get_rng_state()
         crops = dataset[0, 3]["crops"]
@@ -92,8 +92,8 @@ class TestTwoCrops:
     def test_area_and_ratio_stay_in_their_ranges_and_use_them(self, scale, ratio):
         # Red tells a pixel's column, green its row: the slope in a crop is the crop's size over that of the view.
         row, column = np.mgrid[:200, :240]
-        picture = encode(np.stack([column, row, 0 * row], axis=-1).astype(np.uint8))
-        dataset = two_crops([picture], crop_scale=list(scale), crop_ratio=list(ratio))
+        image = encode(np.stack([column, row, 0 * row], axis=-1).astype(np.uint8))
+        dataset = two_crops([image], crop_scale=list(scale), crop_ratio=list(ratio))
         areas, ratios = [], []
         for seed in range(150):
             for crop in dataset[0, seed]["crops"].float():
@@ -117,8 +117,8 @@ class TestTwoCrops:
         assert crop.max() > 192
         assert crop.min() < 64
 
-    def test_unreadable_pictures_are_replaced_by_the_next_readable_and_named(self):
-        good = random_pictures(2)
+    def test_unreadable_images_are_replaced_by_the_next_readable_and_named(self):
+        good = random_images(2)
         dataset = two_crops([good[0], b"broken", b"", good[1], None])
         item = dataset[1, 9]
         assert torch.equal(item["crops"], dataset[3, 9]["crops"])
@@ -130,49 +130,47 @@ class TestTwoCrops:
         assert torch.equal(wrapped["crops"], dataset[0, 9]["crops"])
         assert len(wrapped["unreadable"]) == 1
 
-    def test_a_picture_of_one_pixel(self):
+    def test_a_image_of_one_pixel(self):
         item = two_crops([encode(np.full((1, 1, 3), 77, dtype=np.uint8))])[0, 0]
         assert (item["crops"] == 77).all()
 
     def test_whole_set_unreadable(self):
         dataset = two_crops([b"", b"broken"])
-        with pytest.raises(UnreadablePicture, match=r"2 pictures.*1\.png"):
+        with pytest.raises(UnreadableImage, match=r"2 images.*1\.png"):
             dataset[0, 0]
 
-    def test_a_long_row_of_unreadable_pictures_is_not_walked_through(self, monkeypatch):
+    def test_a_long_row_of_unreadable_images_is_not_walked_through(self, monkeypatch):
         monkeypatch.setattr(crops_module, "MAX_UNREADABLE_IN_A_ROW", 3)
-        good = random_pictures(1)
+        good = random_images(1)
         assert len(two_crops([b"", b"", *good])[0, 0]["unreadable"]) == 2
-        with pytest.raises(UnreadablePicture):
+        with pytest.raises(UnreadableImage):
             two_crops([b"", b"", b"", *good])[0, 0]
 
     def test_collation_puts_the_views_first(self):
-        dataset = two_crops([*random_pictures(2), b""])
+        dataset = two_crops([*random_images(2), b""])
         items = [dataset[index, seed] for index, seed in ((0, 1), (1, 2), (2, 3))]
         batch = collate_crops(items)
         assert batch["crops"].shape == (2, 3, 3, *SHAPE)
-        for picture, item in enumerate(items):
+        for image, item in enumerate(items):
             for view in range(2):
-                assert torch.equal(batch["crops"][view, picture], item["crops"][view])
+                assert torch.equal(batch["crops"][view, image], item["crops"][view])
         assert batch["unreadable"] == items[2]["unreadable"] != []
 
 
 class TestAgainstTorchvision:
-    """torchvision draws and cuts in one go, of the full picture."""
+    """torchvision draws and cuts in one go, of the full image."""
 
     @pytest.mark.parametrize("settings", [{}, {"crop_scale": [0.05, 0.1]}, {"crop_ratio": [3.0, 4.0]}])
     @pytest.mark.parametrize("size", [(40, 30), (300, 20), (20, 300), (1, 1)])
     def test_boxes_are_its_draws(self, size, settings):
-        """So their area, ratio and place are distributed as its are; long pictures get its central crop."""
+        """So their area, ratio and place are distributed as its are; long images get its central crop."""
         arguments = ViewArguments(**settings)
-        picture = PIL.Image.new("L", size)
+        image = PIL.Image.new("L", size)
         for seed in range(20):
-            boxes = TwoRandomCrops(SHAPE, arguments).draw_boxes(size[1], size[0], seed)
+            boxes = TwoCropsTransform(SHAPE, arguments).draw_boxes(size[1], size[0], seed)
             torch.manual_seed(seed)
             expected = [
-                torchvision.transforms.RandomResizedCrop.get_params(
-                    picture, arguments.crop_scale, arguments.crop_ratio
-                )
+                torchvision.transforms.RandomResizedCrop.get_params(image, arguments.crop_scale, arguments.crop_ratio)
                 for _ in range(2)
             ]
             assert boxes == expected
@@ -180,17 +178,17 @@ class TestAgainstTorchvision:
     @pytest.mark.parametrize("channels", [1, 3, 4])
     def test_crops_are_those_of_its_transform(self, channels):
         pixels = np.random.default_rng(0).integers(0, 256, (60, 50, channels), dtype=np.uint8)
-        cut = TwoRandomCrops((16, 24), ViewArguments())
+        cut = TwoCropsTransform((16, 24), ViewArguments())
         transform = RandomResizedCrop((16, 24), scale=(0.2, 1.0), interpolation=InterpolationMode.BICUBIC)
         for seed in range(20):
             crops = cut(pixels, seed)
             torch.manual_seed(seed)
-            picture = torch.from_numpy(pixels).permute(2, 0, 1)
-            assert torch.equal(crops, torch.stack([transform(picture), transform(picture)]))
+            image = torch.from_numpy(pixels).permute(2, 0, 1)
+            assert torch.equal(crops, torch.stack([transform(image), transform(image)]))
 
     def test_crops_are_pillows_to_two_levels(self):
         pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
-        cut = TwoRandomCrops(SHAPE, ViewArguments())
+        cut = TwoCropsTransform(SHAPE, ViewArguments())
         for seed in range(20):
             for crop, (top, left, height, width) in zip(cut(pixels, seed), cut.draw_boxes(60, 50, seed), strict=True):
                 cropped = PIL.Image.fromarray(pixels).crop((left, top, left + width, top + height))
@@ -200,22 +198,22 @@ class TestAgainstTorchvision:
                 expected = np.asarray(cropped).astype(int)
                 assert np.abs(crop.permute(1, 2, 0).numpy() - expected).max() <= 2
 
-    def test_pictures_are_not_changed_and_may_be_read_only(self):
+    def test_images_are_not_changed_and_may_be_read_only(self):
         pixels = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
         before = pixels.copy()
         pixels.flags.writeable = False
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            TwoRandomCrops((30, 30), ViewArguments(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0]))(pixels, 0)
+            TwoCropsTransform((30, 30), ViewArguments(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0]))(pixels, 0)
         np.testing.assert_array_equal(pixels, before)
 
 
-def test_large_pictures_are_decoded_smaller():
-    """Nothing is lost to views of 4 pixels: boxes are drawn in, and crops are cut from, the reduced picture."""
+def test_large_images_are_decoded_smaller():
+    """Nothing is lost to views of 4 pixels: boxes are drawn in, and crops are cut from, the reduced image."""
     row, column = np.mgrid[:128, :128]
     smooth = encode(np.stack([row, column, row + column], axis=-1).astype(np.uint8))
     dataset = two_crops([smooth], shape=(4, 4))
-    assert dataset.pictures[0].shape == (32, 32, 3)
+    assert dataset.images[0].shape == (32, 32, 3)
     whole = two_crops([smooth], shape=(4, 4), crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0])
     expected = PIL.Image.open(io.BytesIO(smooth)).resize((4, 4), PIL.Image.Resampling.BOX)
     assert (whole[0, 0]["crops"][0].int() - torch.from_numpy(np.array(expected)).permute(2, 0, 1)).abs().max() <= 3

@@ -14,8 +14,8 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms import RandomResizedCrop
 
-from modeling_sit.data.decoding import Reduction, UnreadablePicture, decoded_size, read_picture
-from modeling_sit.image_modes import convert_picture
+from modeling_sit.data.decoding import DraftScale, UnreadableImage, decode_image, decoded_size
+from modeling_sit.image_modes import convert_image
 
 HEIGHT, WIDTH = 5, 7
 
@@ -54,18 +54,18 @@ def exif_with_orientation(orientation):
     return exif
 
 
-# What a picture may be handed in as.
+# What an image may be handed in as.
 
 
 @pytest.mark.parametrize(
     "form", ["str", "path", "bytes", "bytearray", "dict_bytes", "dict_path", "dict_both", "pil", "pil_lazy"]
 )
-def test_forms_of_one_picture(tmp_path, form):
+def test_forms_of_one_image(tmp_path, form):
     values = random_values(3)
-    path = tmp_path / "a picture [1].png"
+    path = tmp_path / "an image [1].png"
     encoded = encode(PIL.Image.fromarray(values))
     path.write_bytes(encoded)
-    picture = {
+    image = {
         "str": str(path),
         "path": path,
         "bytes": encoded,
@@ -76,22 +76,22 @@ def test_forms_of_one_picture(tmp_path, form):
         "pil": PIL.Image.fromarray(values),
         "pil_lazy": PIL.Image.open(path),
     }[form]
-    decoded = read_picture(picture)
+    decoded = decode_image(image)
     assert decoded.mode == "RGB" and decoded.size == (WIDTH, HEIGHT)
     np.testing.assert_array_equal(np.asarray(decoded), values)
 
 
 def test_rgb_is_not_copied():
     image = PIL.Image.fromarray(random_values(3))
-    assert read_picture(image) is image
-    assert convert_picture(image) is image
+    assert decode_image(image) is image
+    assert convert_image(image) is image
 
 
-def test_pil_pictures_are_left_as_they_are():
+def test_pil_images_are_left_as_they_are():
     image = PIL.Image.fromarray(random_values(4))
     image.getexif()[0x0112] = 6
     before = image.copy()
-    assert read_picture(image).size == (HEIGHT, WIDTH)
+    assert decode_image(image).size == (HEIGHT, WIDTH)
     assert image.mode == "RGBA" and image.size == (WIDTH, HEIGHT) and image.getexif()[0x0112] == 6
     np.testing.assert_array_equal(np.asarray(image), np.asarray(before))
 
@@ -103,7 +103,7 @@ def test_files_are_closed(tmp_path, format):
     frame = PIL.Image.fromarray(random_values())
     frame.save(path, save_all=True, append_images=[frame.transpose(PIL.Image.Transpose.ROTATE_180)])
     before = len(os.listdir("/proc/self/fd"))
-    images = [read_picture(path, 1) for _ in range(5)]  # not converted, so what was opened lives on
+    images = [decode_image(path, 1) for _ in range(5)]  # not converted, so what was opened lives on
     assert len(os.listdir("/proc/self/fd")) == before
     assert len(images) == 5
 
@@ -111,14 +111,14 @@ def test_files_are_closed(tmp_path, format):
 @pytest.mark.parametrize("num_channels", [0, 2, 5, "RGB"])
 def test_wrong_number_of_channels(num_channels):
     with pytest.raises(ValueError, match="num_channels"):
-        read_picture(PIL.Image.new("L", (1, 1)), num_channels)
+        decode_image(PIL.Image.new("L", (1, 1)), num_channels)
     with pytest.raises(ValueError, match="num_channels"):
-        convert_picture(PIL.Image.new("L", (1, 1)), num_channels)
+        convert_image(PIL.Image.new("L", (1, 1)), num_channels)
 
 
 def test_something_else_is_a_programming_error():
     with pytest.raises(TypeError, match="int"):
-        read_picture(3)
+        decode_image(3)
 
 
 # Modes.
@@ -127,9 +127,9 @@ def test_something_else_is_a_programming_error():
 def test_rgb_to_each_number_of_channels():
     values = random_values(3)
     encoded = encode(PIL.Image.fromarray(values))
-    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 3)), values)
-    assert_close(read_picture(encoded, 1), luma(values))
-    rgba = read_picture(encoded, 4)
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded, 3)), values)
+    assert_close(decode_image(encoded, 1), luma(values))
+    rgba = decode_image(encoded, 4)
     assert rgba.mode == "RGBA"
     np.testing.assert_array_equal(np.asarray(rgba), np.dstack([values, np.full((HEIGHT, WIDTH), 255)]))
 
@@ -137,7 +137,7 @@ def test_rgb_to_each_number_of_channels():
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
 def test_grey_keeps_its_values(num_channels):
     values = random_values()
-    image = read_picture(encode(PIL.Image.fromarray(values)), num_channels)
+    image = decode_image(encode(PIL.Image.fromarray(values)), num_channels)
     assert image.mode == {1: "L", 3: "RGB", 4: "RGBA"}[num_channels]
     for band in image.split()[: min(num_channels, 3)]:
         np.testing.assert_array_equal(np.asarray(band), values)
@@ -150,20 +150,20 @@ def test_transparent_rgb_lies_on_white():
     values[0, 0] = (10, 20, 30, 0)
     encoded = encode(PIL.Image.fromarray(values))
     expected = over_white(values[..., :3], values[..., 3])
-    image = read_picture(encoded, 3)
+    image = decode_image(encoded, 3)
     assert image.getpixel((0, 0)) == (255, 255, 255)
     assert_close(image, expected)
-    assert_close(read_picture(encoded, 1), luma(expected), tolerance=1.5)
-    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 4)), values)
+    assert_close(decode_image(encoded, 1), luma(expected), tolerance=1.5)
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded, 4)), values)
 
 
 def test_transparent_grey_lies_on_white():
     values = random_values(2)
     encoded = encode(PIL.Image.fromarray(values, "LA"))
     expected = over_white(values[..., :1], values[..., 1])
-    assert_close(read_picture(encoded, 1), expected[..., 0])
-    assert_close(read_picture(encoded, 3), expected.repeat(3, axis=2))
-    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 4)), values[..., [0, 0, 0, 1]])
+    assert_close(decode_image(encoded, 1), expected[..., 0])
+    assert_close(decode_image(encoded, 3), expected.repeat(3, axis=2))
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded, 4)), values[..., [0, 0, 0, 1]])
 
 
 @pytest.mark.parametrize("mode", ["RGBa", "La"])
@@ -172,16 +172,16 @@ def test_premultiplied_alpha(mode):
     expected = 200 * 128 / 255 + 255 * 127 / 255
     for num_channels in (1, 3):
         assert_close(
-            convert_picture(straight.convert(mode), num_channels).convert("L"), np.full((2, 2), expected), tolerance=2
+            convert_image(straight.convert(mode), num_channels).convert("L"), np.full((2, 2), expected), tolerance=2
         )
 
 
-def test_one_transparent_colour_of_an_rgb_or_grey_png():
+def test_one_transparent_color_of_an_rgb_or_grey_png():
     values = np.zeros((2, 2, 3), np.uint8)
     values[0, 0] = (10, 20, 30)
-    image = read_picture(encode(PIL.Image.fromarray(values), transparency=(10, 20, 30)))
+    image = decode_image(encode(PIL.Image.fromarray(values), transparency=(10, 20, 30)))
     assert [image.getpixel((x, y)) for y in range(2) for x in range(2)] == [(255,) * 3, (0,) * 3, (0,) * 3, (0,) * 3]
-    image = read_picture(encode(PIL.Image.fromarray(values[..., 0]), transparency=10), 1)
+    image = decode_image(encode(PIL.Image.fromarray(values[..., 0]), transparency=10), 1)
     np.testing.assert_array_equal(np.asarray(image), [[255, 0], [0, 0]])
 
 
@@ -189,7 +189,7 @@ PALETTE = np.array([(250, 0, 10), (0, 240, 20), (30, 40, 230)], np.uint8)
 PALETTE_INDICES = np.array([[0, 1, 2], [2, 0, 1]], np.uint8)
 
 
-def palette_picture():
+def palette_image():
     image = PIL.Image.fromarray(PALETTE_INDICES, "P")
     image.putpalette(PALETTE.tobytes())
     return image
@@ -197,25 +197,25 @@ def palette_picture():
 
 @pytest.mark.parametrize("format", ["PNG", "GIF", "BMP"])
 def test_palette(format):
-    image = read_picture(encode(palette_picture(), format))
+    image = decode_image(encode(palette_image(), format))
     np.testing.assert_array_equal(np.asarray(image), PALETTE[PALETTE_INDICES])
-    assert_close(read_picture(encode(palette_picture(), format), 1), luma(PALETTE[PALETTE_INDICES]))
+    assert_close(decode_image(encode(palette_image(), format), 1), luma(PALETTE[PALETTE_INDICES]))
 
 
 @pytest.mark.parametrize("format", ["PNG", "GIF"])
 def test_palette_with_a_transparent_entry(format):
-    encoded = encode(palette_picture(), format, transparency=1)
+    encoded = encode(palette_image(), format, transparency=1)
     expected = PALETTE[PALETTE_INDICES]
     expected[PALETTE_INDICES == 1] = 255
-    np.testing.assert_array_equal(np.asarray(read_picture(encoded)), expected)
-    alpha = np.asarray(read_picture(encoded, 4))[..., 3]
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded)), expected)
+    alpha = np.asarray(decode_image(encoded, 4))[..., 3]
     np.testing.assert_array_equal(alpha, np.where(PALETTE_INDICES == 1, 0, 255))
 
 
 def test_palette_with_an_alpha_for_each_entry(recwarn):
     alphas = np.array([0, 100, 255], np.uint8)
-    encoded = encode(palette_picture(), transparency=alphas.tobytes())
-    assert_close(read_picture(encoded), over_white(PALETTE[PALETTE_INDICES], alphas[PALETTE_INDICES]))
+    encoded = encode(palette_image(), transparency=alphas.tobytes())
+    assert_close(decode_image(encoded), over_white(PALETTE[PALETTE_INDICES], alphas[PALETTE_INDICES]))
     assert not recwarn  # Pillow warns where the alphas would be lost
 
 
@@ -223,29 +223,29 @@ def test_one_bit():
     bits = random_values() > 127
     encoded = encode(PIL.Image.fromarray(bits))
     assert PIL.Image.open(io.BytesIO(encoded)).mode == "1"
-    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 1)), bits * 255)
-    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 3)), np.dstack([bits * 255] * 3))
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded, 1)), bits * 255)
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded, 3)), np.dstack([bits * 255] * 3))
 
 
 def test_cmyk_tiff():
     inks = random_values(4)
     cyan, magenta, yellow, black = np.moveaxis(inks.astype(float), 2, 0)
     expected = np.dstack([(255 - ink) * (255 - black) / 255 for ink in (cyan, magenta, yellow)])
-    assert_close(read_picture(encode(PIL.Image.fromarray(inks, "CMYK"), "TIFF")), expected, tolerance=2)
+    assert_close(decode_image(encode(PIL.Image.fromarray(inks, "CMYK"), "TIFF")), expected, tolerance=2)
 
 
 def test_cmyk_jpeg():
     """Adobe's CMYK JPEGs store their inks inverted: taken literally, red would come out as a dark cyan."""
     encoded = encode(PIL.Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
     assert PIL.Image.open(io.BytesIO(encoded)).mode == "CMYK"
-    assert_close(read_picture(encoded), np.full((16, 16, 3), (255.0, 0.0, 0.0)), tolerance=6)
+    assert_close(decode_image(encoded), np.full((16, 16, 3), (255.0, 0.0, 0.0)), tolerance=6)
 
 
 @pytest.mark.parametrize("mode", ["YCbCr", "LAB", "HSV"])
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
-def test_other_colour_spaces(mode, num_channels):
+def test_other_color_spaces(mode, num_channels):
     white = {"YCbCr": (255, 128, 128), "LAB": (255, 128, 128), "HSV": (0, 0, 255)}[mode]
-    image = convert_picture(PIL.Image.new(mode, (2, 2), white), num_channels)
+    image = convert_image(PIL.Image.new(mode, (2, 2), white), num_channels)
     assert_close(image.convert("L"), np.full((2, 2), 255.0), tolerance=2)
 
 
@@ -260,21 +260,21 @@ def test_16_bit_grey_is_scaled_not_clipped(kind, num_channels):
     image = PIL.Image.fromarray(values.astype({"tiff_int32": np.int32, "tiff_big_endian": ">u2"}.get(kind, np.uint16)))
     encoded = encode(image, "PNG" if kind == "png" else "TIFF")
     assert PIL.Image.open(io.BytesIO(encoded)).mode.startswith("I")
-    result = read_picture(encoded, num_channels)
+    result = decode_image(encoded, num_channels)
     expected = np.array([[round(value / 257) for value in row] for row in values.tolist()])
     for band in result.split()[: min(num_channels, 3)]:
         np.testing.assert_array_equal(np.asarray(band), expected)
 
 
-def test_a_dark_16_bit_picture_stays_dark():
-    image = convert_picture(PIL.Image.fromarray(np.full((2, 2), 500, np.uint16)), 1)
+def test_a_dark_16_bit_image_stays_dark():
+    image = convert_image(PIL.Image.fromarray(np.full((2, 2), 500, np.uint16)), 1)
     assert image.getextrema() == (2, 2)
 
 
 @pytest.mark.parametrize("low, high", [(-1000, 1000), (0, 10**6), (-5, -5)])
 def test_integers_beyond_16_bits_are_stretched(low, high):
     values = np.linspace(low, high, HEIGHT * WIDTH).round().astype(np.int32).reshape(HEIGHT, WIDTH)
-    image = read_picture(encode(PIL.Image.fromarray(values), "TIFF"), 1)
+    image = decode_image(encode(PIL.Image.fromarray(values), "TIFF"), 1)
     assert_close(image, (values - low) / max(high - low, 1) * 255, tolerance=0.51)
 
 
@@ -286,12 +286,12 @@ def test_floats_are_scaled_by_the_range_that_holds_them(low, high, black, white)
     values = np.linspace(low, high, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
     encoded = encode(PIL.Image.fromarray(values), "TIFF")
     assert PIL.Image.open(io.BytesIO(encoded)).mode == "F"
-    assert_close(read_picture(encoded, 1), (values.astype(float) - black) / (white - black) * 255, tolerance=0.51)
+    assert_close(decode_image(encoded, 1), (values.astype(float) - black) / (white - black) * 255, tolerance=0.51)
 
 
 def test_values_that_are_not_finite_count_as_zero(recwarn):
     values = np.array([[0.5, np.nan], [np.inf, 1]], np.float32)
-    image = read_picture(PIL.Image.fromarray(values), 1)
+    image = decode_image(PIL.Image.fromarray(values), 1)
     assert np.asarray(image).tolist() == [[128, 0], [0, 255]]
     assert not recwarn
 
@@ -317,48 +317,48 @@ def test_exif_orientation(format, orientation):
     values = random_values(3)
     lossless = {"lossless": True} if format == "WEBP" else {}
     encoded = encode(PIL.Image.fromarray(values), format, exif=exif_with_orientation(orientation), **lossless)
-    np.testing.assert_array_equal(np.asarray(read_picture(encoded)), UPRIGHT[orientation](values))
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded)), UPRIGHT[orientation](values))
 
 
 def test_exif_orientation_of_a_jpeg():
     values = np.zeros((16, 32), np.uint8)
     values[:, 16:] = 255  # white on the right; turned 90 degrees clockwise it is at the bottom
-    image = read_picture(encode(PIL.Image.fromarray(values), "JPEG", exif=exif_with_orientation(6)), 1)
+    image = decode_image(encode(PIL.Image.fromarray(values), "JPEG", exif=exif_with_orientation(6)), 1)
     assert image.size == (16, 32)
     assert_close(image, UPRIGHT[6](values).astype(float), tolerance=3)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_exif_of_a_jpeg_does_not_cost_the_picture(exif):
-    image = read_picture(encode(PIL.Image.new("L", (8, 8), 77), "JPEG", exif=exif), 1)
+def test_damaged_exif_of_a_jpeg_does_not_cost_the_image(exif):
+    image = decode_image(encode(PIL.Image.new("L", (8, 8), 77), "JPEG", exif=exif), 1)
     assert_close(image, np.full((8, 8), 77.0), tolerance=1)
 
 
-def test_damaged_exif_of_a_png_does_not_cost_the_picture():
+def test_damaged_exif_of_a_png_does_not_cost_the_image():
     values = random_values()
     text = PngInfo()
     text.add_text("Raw profile type exif", "\nexif\n  8\nno hexadecimal digits")
     encoded = encode(PIL.Image.fromarray(values), pnginfo=text)
     with pytest.raises(ValueError):  # what Pillow makes of it
         PIL.Image.open(io.BytesIO(encoded)).getexif()
-    np.testing.assert_array_equal(np.asarray(read_picture(encoded, 1)), values)
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded, 1)), values)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
 def test_one_pixel(mode, num_channels):
-    image = read_picture(encode(PIL.Image.new(mode, (1, 1)), "TIFF" if mode == "CMYK" else "PNG"), num_channels)
+    image = decode_image(encode(PIL.Image.new(mode, (1, 1)), "TIFF" if mode == "CMYK" else "PNG"), num_channels)
     assert image.size == (1, 1) and len(image.getbands()) == num_channels
 
 
 @pytest.mark.parametrize("format", ["GIF", "TIFF", "PNG", "WEBP"])
 def test_the_first_of_several_frames(format):
-    frames = [PIL.Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    frames = [PIL.Image.new("RGB", (4, 4), color) for color in ("red", "lime", "blue")]
     lossless = {"lossless": True} if format == "WEBP" else {}
     encoded = encode(frames[0], format, save_all=True, append_images=frames[1:], **lossless)
     assert PIL.Image.open(io.BytesIO(encoded)).n_frames == 3
-    assert read_picture(encoded).getcolors() == [(16, (255, 0, 0))]
+    assert decode_image(encoded).getcolors() == [(16, (255, 0, 0))]
 
 
 # Trouble.
@@ -390,10 +390,10 @@ UNREADABLE = {
 @pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
 @pytest.mark.parametrize("in_memory", [False, True], ids=["file", "bytes"])
 def test_damaged_files(tmp_path, content, in_memory):
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(content)
-    with pytest.raises(UnreadablePicture) as caught:
-        read_picture({"bytes": content, "path": str(path)} if in_memory else path)
+    with pytest.raises(UnreadableImage) as caught:
+        decode_image({"bytes": content, "path": str(path)} if in_memory else path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and len(message) > len(f"{path}: ") + 5
     assert "\n" not in message and "BytesIO" not in message
@@ -402,38 +402,38 @@ def test_damaged_files(tmp_path, content, in_memory):
 def test_a_corrupt_chunk_in_a_png():
     encoded = bytearray(encode(PIL.Image.fromarray(random_values(3))))
     encoded[encoded.index(b"IDAT") + 8] ^= 0xFF
-    with pytest.raises(UnreadablePicture):
-        read_picture(bytes(encoded))
+    with pytest.raises(UnreadableImage):
+        decode_image(bytes(encoded))
 
 
 @pytest.mark.parametrize(
-    "picture, reason",
+    "image, reason",
     [
-        (None, "no picture"),
-        ({"bytes": None, "path": None}, "no picture"),
+        (None, "no image"),
+        ({"bytes": None, "path": None}, "no image"),
         ("/nowhere/at/all.png", "No such file"),
         ({"bytes": None, "path": "/nowhere/at/all.png"}, "No such file"),
         (os.path.dirname(__file__), "directory"),
         (b"", "empty"),
     ],
 )
-def test_no_picture(picture, reason):
-    with pytest.raises(UnreadablePicture, match=reason):
-        read_picture(picture)
+def test_no_image(image, reason):
+    with pytest.raises(UnreadableImage, match=reason):
+        decode_image(image)
 
 
 def test_a_given_name_is_used():
-    with pytest.raises(UnreadablePicture, match=r"^row 17 of train: it is empty"):
-        read_picture(b"", name="row 17 of train")
-    with pytest.raises(UnreadablePicture, match=r"^007\.png: it is empty"):
-        read_picture({"bytes": b"", "path": "007.png"})
+    with pytest.raises(UnreadableImage, match=r"^row 17 of train: it is empty"):
+        decode_image(b"", name="row 17 of train")
+    with pytest.raises(UnreadableImage, match=r"^007\.png: it is empty"):
+        decode_image({"bytes": b"", "path": "007.png"})
 
 
-def test_a_cut_picture_opened_lazily(tmp_path):
+def test_a_cut_image_opened_lazily(tmp_path):
     path = tmp_path / "cut.png"
     path.write_bytes(cut("PNG"))
-    with PIL.Image.open(path) as image, pytest.raises(UnreadablePicture, match=r"cut\.png: .*truncated"):
-        read_picture(image)
+    with PIL.Image.open(path) as image, pytest.raises(UnreadableImage, match=r"cut\.png: .*truncated"):
+        decode_image(image)
 
 
 @pytest.mark.parametrize("side", [11, 15])  # Pillow only warns of 121 pixels (the limit is 100), and stops at 225
@@ -441,10 +441,10 @@ def test_a_cut_picture_opened_lazily(tmp_path):
 def test_decompression_bombs(monkeypatch, side):
     encoded = encode(PIL.Image.new("L", (side, side)))
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UnreadablePicture, match="pixels"):
-        read_picture(encoded)
+    with pytest.raises(UnreadableImage, match="pixels"):
+        decode_image(encoded)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
-    assert read_picture(encoded).size == (side, side)
+    assert decode_image(encoded).size == (side, side)
 
 
 def test_a_real_decompression_bomb_costs_no_memory():
@@ -458,22 +458,22 @@ def test_a_real_decompression_bomb_costs_no_memory():
         + chunk(b"IDAT", zlib.compress(bytes(1000)))
         + chunk(b"IEND", b"")
     )
-    with pytest.raises(UnreadablePicture, match="bomb"):
-        read_picture(bomb)
+    with pytest.raises(UnreadableImage, match="bomb"):
+        decode_image(bomb)
 
 
 def test_the_error_travels_between_processes():
-    error = pickle.loads(pickle.dumps(UnreadablePicture("a.png: cut")))
-    assert isinstance(error, UnreadablePicture) and str(error) == "a.png: cut"
+    error = pickle.loads(pickle.dumps(UnreadableImage("a.png: cut")))
+    assert isinstance(error, UnreadableImage) and str(error) == "a.png: cut"
 
 
-# Large pictures, decoded smaller.
+# Large images, decoded smaller.
 
 FLOWERS = Path(__file__).parents[3] / "shared" / "data" / "flowers12" / "train.parquet"
 SQUARE = (3 / 4, 4 / 3)
 
 
-def smooth_picture(height, width):
+def smooth_image(height, width):
     row, column = np.mgrid[:height, :width]
     waves = [128 + 100 * np.sin(row / period) * np.cos(column / period) for period in (19, 23, 31)]
     return PIL.Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
@@ -486,7 +486,7 @@ class TestReduction:
     )
     def test_of_usual_sizes(self, width, height, view_side, factor):
         """The smallest crop's short side, sqrt(0.2 * 3 / 4 * area), is divided as long as twice the view's is left."""
-        assert Reduction(view_side, 0.2, SQUARE).factor(width, height) == factor
+        assert DraftScale(view_side, 0.2, SQUARE).factor(width, height) == factor
 
     @pytest.mark.parametrize("size", [(640, 480), (2000, 100), (300, 4000), (900, 900), (5000, 5000)])
     @pytest.mark.parametrize(
@@ -498,16 +498,16 @@ class TestReduction:
         boxes = [RandomResizedCrop.get_params(image, scale, ratio) for _ in range(200)]
         shortest = min(min(box[2:]) for box in boxes)
         for view_side in (8, 20, 50, 130):
-            factor = Reduction(view_side, scale[0], ratio).factor(*size)
+            factor = DraftScale(view_side, scale[0], ratio).factor(*size)
             assert factor == 1 or shortest + 1 >= factor * 2 * view_side
 
-    def test_does_not_hang_on_which_way_up_a_picture_lies(self):
-        reduction = Reduction(50, 0.2, SQUARE)
+    def test_does_not_hang_on_which_way_up_a_image_lies(self):
+        reduction = DraftScale(50, 0.2, SQUARE)
         assert all(reduction.factor(a, b) == reduction.factor(b, a) for a in (300, 900, 2000) for b in (200, 1500))
 
 
-class TestReducedPictures:
-    VIEWS_OF_8 = Reduction(8, 0.2, SQUARE)  # 90 pixels: half; 180: a quarter
+class TestReducedImages:
+    VIEWS_OF_8 = DraftScale(8, 0.2, SQUARE)  # 90 pixels: half; 180: a quarter
 
     @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
     @pytest.mark.parametrize("size", [(90, 91), (181, 203), (97, 180)])
@@ -515,13 +515,13 @@ class TestReducedPictures:
     def test_are_the_means_of_the_full_ones(self, format, size, num_channels):
         """A factor of 2 or 4, rounded up, of any format; and as large as was told before."""
         settings = {"quality": 100} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
-        encoded = encode(smooth_picture(*size), format, **settings)
-        image = read_picture(encoded, num_channels, reduction=self.VIEWS_OF_8)
+        encoded = encode(smooth_image(*size), format, **settings)
+        image = decode_image(encoded, num_channels, reduction=self.VIEWS_OF_8)
         factor = self.VIEWS_OF_8.factor(*size)
         assert factor > 1
         assert image.size == (-(-size[1] // factor), -(-size[0] // factor))
         assert image.size == decoded_size({"bytes": encoded, "path": None}, self.VIEWS_OF_8)
-        expected = read_picture(encoded, num_channels).reduce(factor)
+        expected = decode_image(encoded, num_channels).reduce(factor)
         inside = (slice(0, size[0] // factor), slice(0, size[1] // factor))
         difference = np.abs(np.asarray(image).astype(int) - np.asarray(expected))[inside]
         assert difference.max() <= 4 and difference.mean() < 1
@@ -532,41 +532,41 @@ class TestReducedPictures:
         monkeypatch.setattr(
             PIL.JpegImagePlugin.JpegImageFile, "draft", lambda image, *size: asked.append(size) or draft(image, *size)
         )
-        read_picture(encode(smooth_picture(180, 180), "JPEG"), reduction=self.VIEWS_OF_8)
+        decode_image(encode(smooth_image(180, 180), "JPEG"), reduction=self.VIEWS_OF_8)
         assert asked == [(None, (45, 45))]
 
     def test_are_upright(self):
         exif = exif_with_orientation(6)
-        image = read_picture(encode(smooth_picture(90, 120), "JPEG", exif=exif), reduction=self.VIEWS_OF_8)
+        image = decode_image(encode(smooth_image(90, 120), "JPEG", exif=exif), reduction=self.VIEWS_OF_8)
         assert image.size == (45, 60)
 
     @pytest.mark.parametrize("format", ["JPEG", "PNG"])
     def test_small_ones_are_left_alone(self, format):
-        encoded = encode(smooth_picture(40, 50), format)
-        reduced = read_picture(encoded, reduction=self.VIEWS_OF_8)
-        np.testing.assert_array_equal(np.asarray(reduced), np.asarray(read_picture(encoded)))
+        encoded = encode(smooth_image(40, 50), format)
+        reduced = decode_image(encoded, reduction=self.VIEWS_OF_8)
+        np.testing.assert_array_equal(np.asarray(reduced), np.asarray(decode_image(encoded)))
 
-    def test_pil_pictures_are_left_as_they_are(self):
-        image = smooth_picture(90, 90)
-        assert read_picture(image, reduction=self.VIEWS_OF_8).size == (45, 45)
+    def test_pil_images_are_left_as_they_are(self):
+        image = smooth_image(90, 90)
+        assert decode_image(image, reduction=self.VIEWS_OF_8).size == (45, 45)
         assert image.size == (90, 90)
 
     @pytest.mark.parametrize("bad", [b"", b"broken", None])
     def test_those_that_cannot_be_read_are_named_as_before(self, bad):
-        with pytest.raises(UnreadablePicture) as full:
-            read_picture({"bytes": bad, "path": "a.png"}, name="a.png")
-        with pytest.raises(UnreadablePicture) as reduced:
-            read_picture({"bytes": bad, "path": "a.png"}, name="a.png", reduction=self.VIEWS_OF_8)
+        with pytest.raises(UnreadableImage) as full:
+            decode_image({"bytes": bad, "path": "a.png"}, name="a.png")
+        with pytest.raises(UnreadableImage) as reduced:
+            decode_image({"bytes": bad, "path": "a.png"}, name="a.png", reduction=self.VIEWS_OF_8)
         assert str(full.value) == str(reduced.value)
 
     @pytest.mark.skipif(not FLOWERS.exists(), reason="needs the flowers of ../shared/data")
     def test_views_of_flowers_hardly_differ(self):
         """At the smallest crop and the least that is left of it, twice the view's pixels, by less than 1.5 of 255 on average."""
         rows = pyarrow.parquet.read_table(FLOWERS)["image"].to_pylist()[:20]
-        reduction = Reduction(21, 0.2, SQUARE)
+        reduction = DraftScale(21, 0.2, SQUARE)
         differences = []
         for row in rows:
-            full, half = read_picture(row), read_picture(row, reduction=reduction)
+            full, half = decode_image(row), decode_image(row, reduction=reduction)
             assert (full.size, half.size) == ((224, 224), (112, 112))
             views = [
                 np.asarray(image.resize((21, 21), PIL.Image.Resampling.BICUBIC, box), dtype=float)

@@ -1,20 +1,20 @@
-"""Which picture is seen when, and with which seed."""
+"""Which image is seen when, and with which seed."""
 
 import pytest
 import torch
 
-from modeling_sit.data.sampling import CROPS, ORDER, PREVIEW, STEP, PictureBatches, derive_seed
+from modeling_sit.data.sampling import CROPS, ORDER, PREVIEW, STEP, ResumableBatchSampler, derive_seed
 
 
-def batches(num_pictures=10, batch_size=3, seed=0, stop=6, **others) -> list[list[tuple[int, int]]]:
-    return list(PictureBatches(num_pictures, batch_size, seed, stop, **others))
+def batches(num_images=10, batch_size=3, seed=0, stop=6, **others) -> list[list[tuple[int, int]]]:
+    return list(ResumableBatchSampler(num_images, batch_size, seed, stop, **others))
 
 
 def indices(batches) -> list[int]:
     return [index for batch in batches for index, _ in batch]
 
 
-def test_every_picture_once_an_epoch():
+def test_every_image_once_an_epoch():
     for start in (0, 4, 8):
         assert sorted(indices(batches(12, 3, start=start, stop=start + 4))) == list(range(12))
 
@@ -54,14 +54,14 @@ def test_starting_at_a_batch_is_dropping_those_before(start):
 
 
 def test_length_and_stop():
-    sampler = PictureBatches(10, 3, seed=0, stop=7, start=2)
+    sampler = ResumableBatchSampler(10, 3, seed=0, stop=7, start=2)
     assert len(sampler) == len(list(sampler)) == 5
     assert len(list(sampler)) == 5  # it can be walked through again
     assert batches(stop=0) == []
     assert batches(start=4, stop=4) == []
 
 
-def test_seeds_of_draws_differ_between_pictures_epochs_and_runs():
+def test_seeds_of_draws_differ_between_images_epochs_and_runs():
     seeds = [seed for batch in batches(30, 5, stop=60) for _, seed in batch]
     seeds += [seed for batch in batches(30, 5, seed=1, stop=60) for _, seed in batch]
     assert len(set(seeds)) == len(seeds) == 600
@@ -76,11 +76,11 @@ def test_global_generator_is_left_alone():
     assert batches() == result
 
 
-@pytest.mark.parametrize(("num_pictures", "num_processes"), [(2, 1), (5, 2)])
-def test_too_few_pictures(num_pictures, num_processes):
-    with pytest.raises(ValueError, match=f"{num_pictures} pictures"):
-        PictureBatches(num_pictures, 3, seed=0, stop=1, num_processes=num_processes)
-    PictureBatches(3 * num_processes, 3, seed=0, stop=1, num_processes=num_processes)
+@pytest.mark.parametrize(("num_images", "num_processes"), [(2, 1), (5, 2)])
+def test_too_few_images(num_images, num_processes):
+    with pytest.raises(ValueError, match=f"{num_images} images"):
+        ResumableBatchSampler(num_images, 3, seed=0, stop=1, num_processes=num_processes)
+    ResumableBatchSampler(3 * num_processes, 3, seed=0, stop=1, num_processes=num_processes)
 
 
 def test_derived_seeds_are_seeds():

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
-from modeling_sit.data.decoding import UnreadablePicture, read_picture
-from modeling_sit.data.sources import load_pictures, picture_name
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.data.decoding import UnreadableImage, decode_image
+from modeling_sit.data.sources import image_name, load_images
+from modeling_sit.runtime.errors import SiTError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 AWKWARD = "da[t]a s*t {1}"  # characters that mean something in a glob
@@ -45,8 +45,8 @@ def write(path, content):
     return path
 
 
-def write_pictures(folder, values):
-    """One grey picture for each `{path: value}`, by which it is recognised later."""
+def write_images(folder, values):
+    """One grey image for each `{path: value}`, by which it is recognised later."""
     for path, value in values.items():
         write(folder / path, png(value))
     return str(folder)
@@ -71,46 +71,46 @@ def write_parquet(path, values, **columns):
 
 
 def values_of(dataset):
-    """The pixels of every row, each picture being of one value."""
+    """The pixels of every row, each image being of one value."""
     values = []
     for row in dataset:
-        array = np.asarray(read_picture(row["image"], 1))
+        array = np.asarray(decode_image(row["image"], 1))
         assert array.shape == (3, 2) and array.min() == array.max()
         values.append(int(array[0, 0]))
     return values
 
 
-def labels_of(pictures, dataset):
+def labels_of(images, dataset):
     """Names of the classes; `None` for no label."""
-    names = pictures.label_names
-    if pictures.multi_label:
+    names = images.label_names
+    if images.multi_label:
         return [None if labels is None else [names[label] for label in labels] for labels in dataset["label"]]
     return [names[label] if label >= 0 else None for label in dataset["label"]]
 
 
-def assert_form(pictures):
+def assert_form(images):
     """What every form promises."""
-    for dataset in (pictures.train, pictures.validation):
+    for dataset in (images.train, images.validation):
         if dataset is None:
             continue
         expected = {"image": datasets.Image(decode=False)}
-        if pictures.label_names is not None:
-            expected["label"] = datasets.ClassLabel(names=pictures.label_names)
-            if pictures.multi_label:
+        if images.label_names is not None:
+            expected["label"] = datasets.ClassLabel(names=images.label_names)
+            if images.multi_label:
                 expected["label"] = datasets.List(expected["label"])
         assert dict(dataset.features) == expected
 
 
 def load(dataset, **flags):
-    pictures = load_pictures(str(dataset), **flags)
-    assert pictures.name == str(dataset)
-    assert_form(pictures)
-    return pictures
+    images = load_images(str(dataset), **flags)
+    assert images.name == str(dataset)
+    assert_form(images)
+    return images
 
 
 def load_error(dataset, **flags):
-    with pytest.raises(UserError) as caught:
-        load_pictures(str(dataset), **flags)
+    with pytest.raises(SiTError) as caught:
+        load_images(str(dataset), **flags)
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"--dataset {dataset}: ")
     return message.removeprefix(f"--dataset {dataset}: ")
@@ -123,22 +123,22 @@ def test_digits():
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pictures = load("digits")
-    assert (len(pictures.train), len(pictures.validation)) == (1437, 360)
-    assert pictures.label_names == list("0123456789") and pictures.splits == ["train", "test"]
+    images = load("digits")
+    assert (len(images.train), len(images.validation)) == (1437, 360)
+    assert images.label_names == list("0123456789") and images.splits == ["train", "test"]
 
     originals = {(digits.images[i].astype(int).tobytes(), int(digits.target[i])) for i in range(1797)}
     found = []
-    for dataset in (pictures.train, pictures.validation):
+    for dataset in (images.train, images.validation):
         for row in dataset:
-            image = read_picture(row["image"], 1)
+            image = decode_image(row["image"], 1)
             assert image.size == (8, 8)
             sixteenths = np.rint(np.asarray(image, dtype=float) * 16 / 255).astype(int)
             assert np.abs(np.asarray(image) - sixteenths * 255 / 16).max() <= 0.5
             found.append((sixteenths.tobytes(), row["label"]))
     assert len(found) == 1797 and set(found) == originals
 
-    shares = np.bincount(pictures.validation["label"]) / np.bincount(digits.target)
+    shares = np.bincount(images.validation["label"]) / np.bincount(digits.target)
     assert np.abs(shares - 360 / 1797).max() < 0.01
 
 
@@ -157,108 +157,106 @@ DIGITS_TRAIN_LABELS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
 
 
 def test_flat_pile(tmp_path):
-    folder = write_pictures(
-        tmp_path / AWKWARD, {"b.png": 2, "a.PNG": 1, "c.Tiff": 3, "notes.txt": 9, ".hidden.png": 8}
-    )
-    pictures = load(folder)
-    assert values_of(pictures.train) == [1, 2, 3]
-    assert pictures.label_names is None and pictures.validation is None and pictures.splits == ["train"]
-    assert picture_name(pictures.train, 1) == os.path.join(folder, "b.png")
+    folder = write_images(tmp_path / AWKWARD, {"b.png": 2, "a.PNG": 1, "c.Tiff": 3, "notes.txt": 9, ".hidden.png": 8})
+    images = load(folder)
+    assert values_of(images.train) == [1, 2, 3]
+    assert images.label_names is None and images.validation is None and images.splits == ["train"]
+    assert image_name(images.train, 1) == os.path.join(folder, "b.png")
 
 
 def test_class_sub_folders(tmp_path):
-    files = {"zebra/1.png": 1, "ape/2.png": 2, "ape/deep/er/3.png": 3, "ape/.hidden/9.png": 9, "no pictures/a.txt": 0}
-    pictures = load(write_pictures(tmp_path / AWKWARD, files))
-    assert pictures.label_names == ["ape", "zebra"]
-    assert values_of(pictures.train) == [2, 3, 1]
-    assert pictures.train["label"][:] == [0, 0, 1]
-    assert pictures.validation is None
+    files = {"zebra/1.png": 1, "ape/2.png": 2, "ape/deep/er/3.png": 3, "ape/.hidden/9.png": 9, "no images/a.txt": 0}
+    images = load(write_images(tmp_path / AWKWARD, files))
+    assert images.label_names == ["ape", "zebra"]
+    assert values_of(images.train) == [2, 3, 1]
+    assert images.train["label"][:] == [0, 0, 1]
+    assert images.validation is None
 
 
 def test_one_class_sub_folder(tmp_path):
-    pictures = load(write_pictures(tmp_path, {"jpg/1.png": 1, "jpg/2.png": 2}))
-    assert pictures.label_names == ["jpg"] and pictures.train["label"][:] == [0, 0]
+    images = load(write_images(tmp_path, {"jpg/1.png": 1, "jpg/2.png": 2}))
+    assert images.label_names == ["jpg"] and images.train["label"][:] == [0, 0]
 
 
 def test_pile_with_sub_folders_has_no_labels(tmp_path, caplog):
-    pictures = load(write_pictures(tmp_path, {"0.png": 1, "a/0.png": 2, "b/c/0.png": 3}))
-    assert values_of(pictures.train) == [1, 2, 3] and pictures.label_names is None
+    images = load(write_images(tmp_path, {"0.png": 1, "a/0.png": 2, "b/c/0.png": 3}))
+    assert values_of(images.train) == [1, 2, 3] and images.label_names is None
     assert "not classes" in caplog.text
 
 
 @pytest.mark.parametrize("validation", ["validation", "valid", "val", "test", "Val"])
 def test_split_sub_folders(tmp_path, validation):
     files = {"train/b/1.png": 1, "train/a/2.png": 2, f"{validation}/a/3.png": 3, f"{validation}/c/4.png": 4}
-    pictures = load(write_pictures(tmp_path, files))
-    assert pictures.label_names == ["a", "b", "c"]
-    assert values_of(pictures.train) == [2, 1] and labels_of(pictures, pictures.train) == ["a", "b"]
-    assert values_of(pictures.validation) == [3, 4] and labels_of(pictures, pictures.validation) == ["a", "c"]
-    assert sorted(pictures.splits) == sorted(["train", validation])
-    assert (str(pictures.train.split), str(pictures.validation.split)) == ("train", validation)
+    images = load(write_images(tmp_path, files))
+    assert images.label_names == ["a", "b", "c"]
+    assert values_of(images.train) == [2, 1] and labels_of(images, images.train) == ["a", "b"]
+    assert values_of(images.validation) == [3, 4] and labels_of(images, images.validation) == ["a", "c"]
+    assert sorted(images.splits) == sorted(["train", validation])
+    assert (str(images.train.split), str(images.validation.split)) == ("train", validation)
 
 
 def test_split_sub_folders_of_piles(tmp_path):
-    pictures = load(write_pictures(tmp_path, {"train/1.png": 1, "test/2.png": 2}))
-    assert values_of(pictures.train) == [1] and values_of(pictures.validation) == [2] and pictures.label_names is None
+    images = load(write_images(tmp_path, {"train/1.png": 1, "test/2.png": 2}))
+    assert values_of(images.train) == [1] and values_of(images.validation) == [2] and images.label_names is None
 
 
 def test_a_test_folder_without_classes(tmp_path):
-    pictures = load(write_pictures(tmp_path, {"train/a/1.png": 1, "train/b/2.png": 2, "test/3.png": 3}))
-    assert pictures.train["label"][:] == [0, 1] and pictures.validation["label"][:] == [-1]
+    images = load(write_images(tmp_path, {"train/a/1.png": 1, "train/b/2.png": 2, "test/3.png": 3}))
+    assert images.train["label"][:] == [0, 1] and images.validation["label"][:] == [-1]
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path):
-    pictures = load(write_pictures(tmp_path, {"train/1.png": 1, "car/2.png": 2}))
-    assert pictures.label_names == ["car", "train"] and pictures.splits == ["train"] and len(pictures.train) == 2
+    images = load(write_images(tmp_path, {"train/1.png": 1, "car/2.png": 2}))
+    assert images.label_names == ["car", "train"] and images.splits == ["train"] and len(images.train) == 2
 
 
-def test_key_words_in_file_names_move_no_picture(tmp_path):
+def test_key_words_in_file_names_move_no_image(tmp_path):
     """`imagefolder` would make splits of these, and drop the others."""
     files = {"a/test_1.png": 1, "a/train-2.png": 2, "b/validation.png": 3, "b/evaluation 4.png": 4}
-    pictures = load(write_pictures(tmp_path, files))
-    assert sorted(values_of(pictures.train)) == [1, 2, 3, 4] and pictures.validation is None
+    images = load(write_images(tmp_path, files))
+    assert sorted(values_of(images.train)) == [1, 2, 3, 4] and images.validation is None
 
 
 def test_links_are_followed(tmp_path):
-    write_pictures(tmp_path / "elsewhere", {"1.png": 1, "2.png": 2})
+    write_images(tmp_path / "elsewhere", {"1.png": 1, "2.png": 2})
     folder = tmp_path / "folder"
     (folder / "b").mkdir(parents=True)
     (folder / "a").symlink_to(tmp_path / "elsewhere")
     (folder / "b" / "one.png").symlink_to(tmp_path / "elsewhere" / "2.png")
     (folder / "b" / "back").symlink_to(folder)  # a link to the folder above must not be walked for ever
-    pictures = load(folder)
-    assert values_of(pictures.train) == [1, 2, 2] and labels_of(pictures, pictures.train) == ["a", "a", "b"]
+    images = load(folder)
+    assert values_of(images.train) == [1, 2, 2] and labels_of(images, images.train) == ["a", "a", "b"]
 
 
-def test_damaged_pictures_are_listed_and_not_opened(tmp_path):
-    write_pictures(tmp_path, {"a/good.png": 1})
+def test_damaged_images_are_listed_and_not_opened(tmp_path):
+    write_images(tmp_path, {"a/good.png": 1})
     write(tmp_path / "a" / "empty.png", b"")
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    pictures = load(tmp_path)
-    names = [os.path.basename(picture_name(pictures.train, index)) for index in range(3)]
+    images = load(tmp_path)
+    names = [os.path.basename(image_name(images.train, index)) for index in range(3)]
     assert names == ["empty.png", "gone.png", "good.png"]
     for index in (0, 1):
-        with pytest.raises(UnreadablePicture, match=names[index]):
-            read_picture(pictures.train[index]["image"])
+        with pytest.raises(UnreadableImage, match=names[index]):
+            decode_image(images.train[index]["image"])
 
 
-def test_files_that_are_not_pictures_are_left_out_and_counted(tmp_path, caplog):
-    write_pictures(tmp_path, {"1.png": 1, "clip.mpg": 2, "features.h5": 3, "scan": 4})
+def test_files_that_are_not_images_are_left_out_and_counted(tmp_path, caplog):
+    write_images(tmp_path, {"1.png": 1, "clip.mpg": 2, "features.h5": 3, "scan": 4})
     with caplog.at_level(logging.WARNING):
         assert values_of(load(tmp_path).train) == [1]
-    assert "3 files are not pictures" in caplog.text and "clip.mpg" in caplog.text
+    assert "3 files are not images" in caplog.text and "clip.mpg" in caplog.text
 
 
 def test_a_relative_path_survives_a_change_of_folder(tmp_path, monkeypatch):
-    write_pictures(tmp_path / "pile", {"1.png": 1})
+    write_images(tmp_path / "pile", {"1.png": 1})
     monkeypatch.chdir(tmp_path)
-    pictures = load("pile")
+    images = load("pile")
     monkeypatch.chdir("/")
-    assert values_of(pictures.train) == [1]
+    assert values_of(images.train) == [1]
 
 
 def test_home_folder(tmp_path, monkeypatch):
-    write_pictures(tmp_path / "pile", {"1.png": 1})
+    write_images(tmp_path / "pile", {"1.png": 1})
     monkeypatch.setenv("HOME", str(tmp_path))
     assert values_of(load("~/pile").train) == [1]
 
@@ -267,14 +265,14 @@ def test_no_file_of_a_folder_is_opened(tmp_path):
     for number in range(20):
         folder = tmp_path / f"class {number:02}"
         folder.mkdir()
-        for picture in range(500):
-            (folder / f"{picture:04}.png").touch()
+        for image in range(500):
+            (folder / f"{image:04}.png").touch()
     opened = []
     watching = True
     sys.addaudithook(lambda event, args: opened.append(args[0]) if watching and event == "open" else None)
-    pictures = load(tmp_path)
+    images = load(tmp_path)
     watching = False
-    assert len(pictures.train) == 10_000 and len(pictures.label_names) == 20
+    assert len(images.train) == 10_000 and len(images.label_names) == 20
     assert not [path for path in opened if str(path).endswith(".png")]
 
 
@@ -283,19 +281,19 @@ def test_no_file_of_a_folder_is_opened(tmp_path):
 
 def test_one_parquet_file_is_train(tmp_path):
     path = write_parquet(tmp_path / AWKWARD / "test.parquet", [5, 6], label=[0, 1])
-    pictures = load(path)
-    assert values_of(pictures.train) == [5, 6] and pictures.splits == ["train"] and pictures.validation is None
+    images = load(path)
+    assert values_of(images.train) == [5, 6] and images.splits == ["train"] and images.validation is None
 
 
 def test_folder_of_parquet_files(tmp_path):
     folder = tmp_path / AWKWARD
     write_parquet(folder / "train.parquet", [1, 2], label=["b", "a"])
     write_parquet(folder / "test.parquet", [3], label=["c"])
-    pictures = load(folder)
-    assert pictures.label_names == ["a", "b", "c"]
-    assert values_of(pictures.train) == [1, 2] and labels_of(pictures, pictures.train) == ["b", "a"]
-    assert values_of(pictures.validation) == [3] and labels_of(pictures, pictures.validation) == ["c"]
-    assert picture_name(pictures.validation, 0) == "row 0 of test"
+    images = load(folder)
+    assert images.label_names == ["a", "b", "c"]
+    assert values_of(images.train) == [1, 2] and labels_of(images, images.train) == ["b", "a"]
+    assert values_of(images.validation) == [3] and labels_of(images, images.validation) == ["c"]
+    assert image_name(images.validation, 0) == "row 0 of test"
 
 
 @pytest.mark.parametrize(
@@ -314,15 +312,15 @@ def test_folder_of_parquet_files(tmp_path):
 def test_shards(tmp_path, names):
     for value, name in enumerate(names):
         write_parquet(tmp_path / name, [10 * value, 10 * value + 1])
-    pictures = load(tmp_path)
-    assert values_of(pictures.train) == [0, 1, 10, 11] and values_of(pictures.validation) == [20, 21]
+    images = load(tmp_path)
+    assert values_of(images.train) == [0, 1, 10, 11] and values_of(images.validation) == [20, 21]
 
 
 def test_shards_without_split_names_are_all_train(tmp_path):
     for value, name in enumerate(["part-0.parquet", "part-1.parquet", "values.parquet", "testimony.parquet"]):
         write_parquet(tmp_path / name, [value])
-    pictures = load(tmp_path)
-    assert values_of(pictures.train) == [0, 1, 3, 2] and pictures.splits == ["train"]
+    images = load(tmp_path)
+    assert values_of(images.train) == [0, 1, 3, 2] and images.splits == ["train"]
 
 
 def test_a_shard_without_split_name_among_others_is_an_error(tmp_path):
@@ -333,7 +331,7 @@ def test_a_shard_without_split_name_among_others_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["struct", "binary", "large_binary", "large_struct"])
-def test_pictures_without_the_image_type(tmp_path, kind):
+def test_images_without_the_image_type(tmp_path, kind):
     """As pandas or polars write them."""
     encoded = [png(7), png(8)]
     types = {
@@ -344,9 +342,9 @@ def test_pictures_without_the_image_type(tmp_path, kind):
     }
     rows = [{"bytes": content, "path": "x.png"} for content in encoded] if "struct" in kind else encoded
     pq.write_table(pa.table({"photo": pa.array(rows, types[kind]), "n": [1, 2]}), tmp_path / "a.parquet")
-    pictures = load(tmp_path / "a.parquet")
-    assert values_of(pictures.train) == [7, 8] and pictures.label_names is None
-    assert picture_name(pictures.train, 1) == ("row 1 of train (x.png)" if "struct" in kind else "row 1 of train")
+    images = load(tmp_path / "a.parquet")
+    assert values_of(images.train) == [7, 8] and images.label_names is None
+    assert image_name(images.train, 1) == ("row 1 of train (x.png)" if "struct" in kind else "row 1 of train")
 
 
 def test_parquet_of_pandas(tmp_path):
@@ -357,8 +355,8 @@ def test_parquet_of_pandas(tmp_path):
         }
     )
     frame.to_parquet(tmp_path / "a.parquet")
-    pictures = load(tmp_path / "a.parquet")
-    assert values_of(pictures.train) == [1, 2, 3] and labels_of(pictures, pictures.train) == ["pine", "oak", None]
+    images = load(tmp_path / "a.parquet")
+    assert values_of(images.train) == [1, 2, 3] and labels_of(images, images.train) == ["pine", "oak", None]
 
 
 def test_an_image_column_goes_before_binary_ones(tmp_path):
@@ -381,67 +379,67 @@ def test_the_bytes_stay_on_disk(tmp_path, type):
     pq.write_table(table, tmp_path / "a.parquet")
     del table
     before = pa.total_allocated_bytes()
-    pictures = load(tmp_path / "a.parquet")
+    images = load(tmp_path / "a.parquet")
     assert pa.total_allocated_bytes() - before < 100_000
-    assert len(pickle.dumps(pictures.train)) < 20_000  # what a worker process is sent
+    assert len(pickle.dumps(images.train)) < 20_000  # what a worker process is sent
 
 
-def test_a_row_without_a_picture(tmp_path):
+def test_a_row_without_a_image(tmp_path):
     table = pa.table({"image": pa.array([{"bytes": png(1), "path": None}, None])})
     pq.write_table(table, tmp_path / "a.parquet")
-    pictures = load(tmp_path / "a.parquet")
-    assert picture_name(pictures.train, 1) == "row 1 of train"
-    with pytest.raises(UnreadablePicture, match="row 1 of train"):
-        read_picture(pictures.train[1]["image"], name=picture_name(pictures.train, 1))
+    images = load(tmp_path / "a.parquet")
+    assert image_name(images.train, 1) == "row 1 of train"
+    with pytest.raises(UnreadableImage, match="row 1 of train"):
+        decode_image(images.train[1]["image"], name=image_name(images.train, 1))
 
 
 @pytest.mark.parametrize("name, num_train, num_classes", [("flowers12", 720, 12), ("cifar10", 50_000, 10)])
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
 def test_real_data(name, num_train, num_classes):
-    pictures = load(SHARED / name)
-    assert len(pictures.train) == num_train and len(pictures.label_names) == num_classes
-    assert pictures.splits == ["test", "train"]
+    images = load(SHARED / name)
+    assert len(images.train) == num_train and len(images.label_names) == num_classes
+    assert images.splits == ["test", "train"]
     raw = pq.ParquetFile(SHARED / name / "test.parquet")
     metadata = json.loads(raw.schema_arrow.metadata[b"huggingface"])
-    assert pictures.label_names == metadata["info"]["features"]["label"]["names"]
+    assert images.label_names == metadata["info"]["features"]["label"]["names"]
     first = next(raw.iter_batches(100)).to_pylist()
-    for row, original in zip(pictures.validation, first, strict=False):
+    for row, original in zip(images.validation, first, strict=False):
         assert row["label"] == original["label"] and row["image"]["bytes"] == original["image"]["bytes"]
-        read_picture(row["image"])
+        decode_image(row["image"])
 
 
 # Webdataset.
 
 
-@pytest.mark.parametrize("name, mode", [("train-0000.tar", "w"), ("pictures.tar.gz", "w:gz")])
+@pytest.mark.parametrize("name, mode", [("train-0000.tar", "w"), ("images.tar.gz", "w:gz")])
 def test_one_tar_file(tmp_path, name, mode):
     members = {}
     for value in range(12):
         members |= {f"{value:03}.png": png(value), f"{value:03}.cls": str(10 - value % 3).encode()}
-    pictures = load(write_tar(tmp_path / AWKWARD / name, members, mode))
-    assert values_of(pictures.train) == list(range(12)) and pictures.splits == ["train"]
-    assert pictures.label_names == ["8", "9", "10"]
-    assert labels_of(pictures, pictures.train) == ["10", "9", "8"] * 4
-    assert picture_name(pictures.train, 3) == "row 3 of train (003.png)"
+    images = load(write_tar(tmp_path / AWKWARD / name, members, mode))
+    assert values_of(images.train) == list(range(12)) and images.splits == ["train"]
+    assert images.label_names == ["8", "9", "10"]
+    assert labels_of(images, images.train) == ["10", "9", "8"] * 4
+    assert image_name(images.train, 3) == "row 3 of train (003.png)"
 
 
 def test_folder_of_tar_files(tmp_path):
     write_tar(tmp_path / "train-0000.tar", {"a/0.png": png(1), "a/1.png": png(2)})
     write_tar(tmp_path / "train-0001.tar", {"b/0.png": png(3)})
     write_tar(tmp_path / "test-0000.tar", {"c/0.png": png(4)})
-    pictures = load(tmp_path)
-    assert values_of(pictures.train) == [1, 2, 3] and values_of(pictures.validation) == [4]
-    assert pictures.label_names is None
+    images = load(tmp_path)
+    assert values_of(images.train) == [1, 2, 3] and values_of(images.validation) == [4]
+    assert images.label_names is None
 
 
-def test_several_pictures_in_a_sample(tmp_path):
+def test_several_images_in_a_sample(tmp_path):
     path = write_tar(tmp_path / "a.tar", {"0.png": png(1), "0.seg.png": png(2)})
     message = load_error(path)
     assert "png, seg.png" in message and "--image_column" in message
     assert values_of(load(path, image_column="seg.png").train) == [2]
 
 
-# Saved data sets.
+# Saved datasets.
 
 
 def saved_splits():
@@ -452,25 +450,25 @@ def saved_splits():
 
 def test_saved_dataset(tmp_path):
     saved_splits().save_to_disk(tmp_path / AWKWARD)
-    pictures = load(tmp_path / AWKWARD)
-    assert values_of(pictures.train) == list(range(6))
-    assert pictures.label_names == ["b", "a"] and pictures.train["label"][:] == [0, 1, 1, 0, -1, -1]
-    assert pictures.validation is None
+    images = load(tmp_path / AWKWARD)
+    assert values_of(images.train) == list(range(6))
+    assert images.label_names == ["b", "a"] and images.train["label"][:] == [0, 1, 1, 0, -1, -1]
+    assert images.validation is None
 
 
 def test_saved_dataset_dict(tmp_path):
     splits = saved_splits().train_test_split(test_size=2, shuffle=False)
     datasets.DatasetDict({"train": splits["train"], "my test": splits["test"]}).save_to_disk(tmp_path)
-    pictures = load(tmp_path, validation_split="my test")
-    assert values_of(pictures.train) == [0, 1, 2, 3] and values_of(pictures.validation) == [4, 5]
-    assert pictures.validation["label"][:] == [-1, -1] and pictures.splits == ["train", "my test"]
-    assert picture_name(pictures.validation, 1) == "row 1 of my_test"
+    images = load(tmp_path, validation_split="my test")
+    assert values_of(images.train) == [0, 1, 2, 3] and values_of(images.validation) == [4, 5]
+    assert images.validation["label"][:] == [-1, -1] and images.splits == ["train", "my test"]
+    assert image_name(images.validation, 1) == "row 1 of my_test"
 
 
 def test_a_saved_selection_keeps_its_rows(tmp_path):
     saved_splits().select([4, 2, 0]).with_format("numpy").save_to_disk(tmp_path)
-    pictures = load(tmp_path)
-    assert values_of(pictures.train) == [4, 2, 0] and pictures.train["label"][:] == [-1, 1, 0]
+    images = load(tmp_path)
+    assert values_of(images.train) == [4, 2, 0] and images.train["label"][:] == [-1, 1, 0]
 
 
 # The Hub, with its answers made here.
@@ -484,13 +482,13 @@ def test_hub_dataset(monkeypatch):
         return datasets.DatasetDict({"train": saved_splits(), "test": saved_splits().select([1])})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    pictures = load("someone/some-pictures", dataset_config_name="small")
-    assert calls == [(("someone/some-pictures", "small"), {})]
-    assert len(pictures.train) == 6 and values_of(pictures.validation) == [1]
-    assert pictures.validation["label"][:] == [1]
+    images = load("someone/some-images", dataset_config_name="small")
+    assert calls == [(("someone/some-images", "small"), {})]
+    assert len(images.train) == 6 and values_of(images.validation) == [1]
+    assert images.validation["label"][:] == [1]
 
 
-@pytest.mark.parametrize("dataset", ["no_such_folder", "someone/no-such-data-set"])
+@pytest.mark.parametrize("dataset", ["no_such_folder", "someone/no-such-dataset"])
 def test_hub_out_of_reach(dataset):
     message = load_error(dataset)
     assert "no such file or folder" in message and "Hub" in message
@@ -507,18 +505,18 @@ def test_what_cannot_be_on_the_hub_is_not_asked_for(dataset, monkeypatch):
 
 @pytest.mark.parametrize("form", ["digits", "folder"])
 def test_a_configuration_is_the_hubs(tmp_path, form):
-    dataset = "digits" if form == "digits" else write_pictures(tmp_path, {"1.png": 1})
+    dataset = "digits" if form == "digits" else write_images(tmp_path, {"1.png": 1})
     assert "--dataset_config_name" in load_error(dataset, dataset_config_name="small")
 
 
-# Streams: the same pictures as they come.
+# Streams: the same images as they come.
 
 
 def stream(dataset, **flags):
     """Load a stream, and check it against the set as it is without streaming."""
-    pictures, plain = load_pictures(str(dataset), streaming=True, **flags), load(dataset, **flags)
+    images, plain = load_images(str(dataset), streaming=True, **flags), load(dataset, **flags)
     for split in ("train", "validation"):
-        rows, table = getattr(pictures, split), getattr(plain, split)
+        rows, table = getattr(images, split), getattr(plain, split)
         assert (rows is None) == (table is None)
         if rows is not None:
             assert isinstance(rows, datasets.IterableDataset) and rows.features["image"] == datasets.Image(
@@ -526,16 +524,16 @@ def stream(dataset, **flags):
             )
             assert [row["image"] for row in rows] == table["image"][:]
             assert values_of(rows) == values_of(table)
-    assert (pictures.name, pictures.splits) == (plain.name, plain.splits)
+    assert (images.name, images.splits) == (plain.name, plain.splits)
     if plain.train is not None:
-        assert pictures.num_train in (None, plain.num_train) and plain.num_train == len(plain.train)
-        assert len(pictures.train_shards) == pictures.train.num_shards and plain.train_shards is None
-    return pictures
+        assert images.num_train in (None, plain.num_train) and plain.num_train == len(plain.train)
+        assert len(images.train_shards) == images.train.num_shards and plain.train_shards is None
+    return images
 
 
 @pytest.fixture
 def no_decoding(monkeypatch):
-    monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("decoded a picture"))
+    monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("decoded an image"))
 
 
 def labels_in(rows):
@@ -545,17 +543,17 @@ def labels_in(rows):
 @pytest.mark.parametrize("form", ["folder", "digits", "saved"])
 def test_tables_are_streamed(tmp_path, form, monkeypatch, no_decoding):
     if form == "folder":
-        write_pictures(tmp_path, {f"{'ab'[value % 2]}/{value}.png": value for value in range(7)})
+        write_images(tmp_path, {f"{'ab'[value % 2]}/{value}.png": value for value in range(7)})
     elif form == "saved":
         saved_splits().save_to_disk(tmp_path)
     monkeypatch.setattr("modeling_sit.data.sources.MAX_SHARDS_OF_A_TABLE", 4)
     dataset = "digits" if form == "digits" else tmp_path
-    pictures, plain = load_pictures(str(dataset), streaming=True), load(dataset)
-    assert pictures.train.features == plain.train.features and pictures.label_names == plain.label_names
-    assert list(pictures.train.take(9)) == [plain.train[row] for row in range(min(9, len(plain.train)))]
-    assert pictures.num_train == len(plain.train) and pictures.train.num_shards == 4
-    for number, shard in enumerate(pictures.train_shards):
-        first = next(iter(pictures.train.shard(num_shards=4, index=number)))
+    images, plain = load_images(str(dataset), streaming=True), load(dataset)
+    assert images.train.features == plain.train.features and images.label_names == plain.label_names
+    assert list(images.train.take(9)) == [plain.train[row] for row in range(min(9, len(plain.train)))]
+    assert images.num_train == len(plain.train) and images.train.num_shards == 4
+    for number, shard in enumerate(images.train_shards):
+        first = next(iter(images.train.shard(num_shards=4, index=number)))
         assert shard.name == "train" and plain.train[shard.first_row] == first
 
 
@@ -566,37 +564,35 @@ def test_parquet_is_streamed(tmp_path, no_decoding):
         features = datasets.Features({"photo": datasets.Image(), "cls": label, "note": datasets.Value("string")})
         rows["note"] = ["n"] * len(values)
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{name}.parquet")
-    pictures = stream(tmp_path)
-    assert pictures.num_train == 5 and pictures.label_names == ["x", "y"]
-    assert dict(pictures.train.features) == {"image": datasets.Image(decode=False), "label": label}
-    assert labels_in(pictures.train) == [1] * 5 and labels_in(pictures.validation) == [1]
-    assert [shard.name for shard in pictures.train_shards] == [
-        f"{tmp_path}/train-{number}.parquet" for number in (0, 2)
-    ]
+    images = stream(tmp_path)
+    assert images.num_train == 5 and images.label_names == ["x", "y"]
+    assert dict(images.train.features) == {"image": datasets.Image(decode=False), "label": label}
+    assert labels_in(images.train) == [1] * 5 and labels_in(images.validation) == [1]
+    assert [shard.name for shard in images.train_shards] == [f"{tmp_path}/train-{number}.parquet" for number in (0, 2)]
     assert stream(tmp_path / "train-0.parquet").num_train == 3
 
 
 def test_a_stream_is_not_copied_to_the_disk(tmp_path):
     write_parquet(tmp_path / "data" / "train.parquet", range(9))
-    list(load_pictures(str(tmp_path / "data"), streaming=True).train)
+    list(load_images(str(tmp_path / "data"), streaming=True).train)
     assert not list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
 
 
 def test_tars_are_streamed(tmp_path, no_decoding):
     write_tar(tmp_path / "train-0.tar", {"0.png": png(0), "0.cls": b"4", "1.png": png(1), "1.cls": b"2"})
     write_tar(tmp_path / "train-1.tar", {"2.png": png(2), "2.cls": b"3"})
-    pictures = stream(tmp_path)
-    assert pictures.num_train is None and pictures.validation is None
+    images = stream(tmp_path)
+    assert images.num_train is None and images.validation is None
     # Which classes there are, only the whole stream tells.
-    assert labels_in(pictures.train) == [4, 2, 3] and pictures.label_names is None
-    assert [shard.name for shard in pictures.train_shards] == [f"{tmp_path}/train-{number}.tar" for number in (0, 1)]
+    assert labels_in(images.train) == [4, 2, 3] and images.label_names is None
+    assert [shard.name for shard in images.train_shards] == [f"{tmp_path}/train-{number}.tar" for number in (0, 1)]
 
 
 def test_encoded_columns_are_streamed(tmp_path, no_decoding):
     binary = pa.table({"content": [png(1), png(2)], "label": ["a", "b"]})
     pq.write_table(binary, tmp_path / "train.parquet")
-    pictures = stream(tmp_path)
-    assert list(pictures.train.features) == ["image"] and pictures.label_names is None
+    images = stream(tmp_path)
+    assert list(images.train.features) == ["image"] and images.label_names is None
     message = load_error(tmp_path, streaming=True, label_column="label")
     assert "--label_column label" in message and "class labels, lists of them, or integers" in message
 
@@ -648,13 +644,13 @@ def test_hub_streams(monkeypatch, no_decoding):
         return Builder()
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
-    pictures = load_pictures("someone/some-pictures", streaming=True, dataset_config_name="small")
-    assert calls == [(("someone/some-pictures",), {"name": "small"})]
+    images = load_images("someone/some-images", streaming=True, dataset_config_name="small")
+    assert calls == [(("someone/some-images",), {"name": "small"})]
     assert options.fragment_scan_options.pre_buffer is False
-    assert pictures.num_train == 6 and values_of(pictures.train) == list(range(6))
-    assert labels_in(pictures.train) == saved_splits()["species"][:]
-    assert [shard.name for shard in pictures.train_shards] == [f"shard {number} of train" for number in range(3)]
-    raw = load_pictures("someone/some-pictures", streaming=True, train_split="raw")
+    assert images.num_train == 6 and values_of(images.train) == list(range(6))
+    assert labels_in(images.train) == saved_splits()["species"][:]
+    assert [shard.name for shard in images.train_shards] == [f"shard {number} of train" for number in range(3)]
+    raw = load_images("someone/some-images", streaming=True, train_split="raw")
     assert values_of(raw.train) == [7] and raw.num_train is None
 
 
@@ -706,7 +702,7 @@ def test_wrong_column_types(tmp_path):
     assert "--image_column text" in load_error(folder, image_column="text")
     for column in ("photo", "boxes", "scores", "score"):
         message = load_error(folder, label_column=column)
-        assert message.startswith(f"--label_column {column}: not one class for each picture") and len(message) < 250
+        assert message.startswith(f"--label_column {column}: not one class for each image") and len(message) < 250
 
 
 @pytest.mark.parametrize(
@@ -718,14 +714,14 @@ def test_wrong_column_types(tmp_path):
         ({"left": datasets.Value("int64")}, {"left": 1}),
         (IMAGE, {"bytes": png(1), "path": None}),
     ],
-    ids=["float", "floats", "nested lists", "struct", "picture"],
+    ids=["float", "floats", "nested lists", "struct", "image"],
 )
 def test_a_usual_name_for_what_is_no_label(tmp_path, caplog, feature, value):
     folder = save(tmp_path, {"image": IMAGE, "label": feature}, image=IMAGES, label=[value] * 3)
     message = load_error(folder, labels="required", image_column="image")
-    assert message.startswith("column label: not one class for each picture") and "--label_column" in message
-    pictures = load(folder, image_column="image")
-    assert pictures.label_names is None and values_of(pictures.train) == [1, 2, 3]
+    assert message.startswith("column label: not one class for each image") and "--label_column" in message
+    images = load(folder, image_column="image")
+    assert images.label_names is None and values_of(images.train) == [1, 2, 3]
     assert "labels are not read: column label" in caplog.text
 
 
@@ -737,20 +733,20 @@ def test_several_label_columns(tmp_path, caplog, coarse):
     message = load_error(folder, labels="required")
     assert "fine_label, coarse_label" in message and "--label_column" in message
     for needed in ("required", "if clear"):
-        pictures = load(folder, label_column="coarse_label", labels=needed)
-        assert pictures.train["label"][:] == labels and pictures.multi_label == (coarse is not ABC)
+        images = load(folder, label_column="coarse_label", labels=needed)
+        assert images.train["label"][:] == labels and images.multi_label == (coarse is not ABC)
     assert not caplog.text
     for streaming in (False, True):  # pretraining needs none
-        pictures = load_pictures(str(folder), streaming=streaming)
-        assert pictures.label_names is None and values_of(pictures.train) == [1, 2, 3]
-        assert pictures.train.column_names == ["image"]
+        images = load_images(str(folder), streaming=streaming)
+        assert images.label_names is None and values_of(images.train) == [1, 2, 3]
+        assert images.train.column_names == ["image"]
     assert caplog.text.count("several columns of labels: fine_label, coarse_label") == 2
 
 
 def test_a_class_label_column_goes_before_a_usual_name(tmp_path):
     features = {"image": IMAGE, "label": datasets.Value("int64"), "species": ABC}
-    pictures = load(save(tmp_path, features, image=IMAGES, label=[5, 6, 7], species=[2, 1, 0]))
-    assert labels_of(pictures, pictures.train) == ["c", "b", "a"]
+    images = load(save(tmp_path, features, image=IMAGES, label=[5, 6, 7], species=[2, 1, 0]))
+    assert labels_of(images, images.train) == ["c", "b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -767,16 +763,16 @@ def test_a_class_label_column_goes_before_a_usual_name(tmp_path):
 @pytest.mark.parametrize("column", ["label", "Class", "target"])
 def test_labels_without_names(tmp_path, column, type, given, names, expected):
     features = {"image": IMAGE, column: datasets.Value(type), "width": datasets.Value("int64")}
-    pictures = load(save(tmp_path, features, image=IMAGES, width=[1, 2, 3], **{column: given}))
-    assert pictures.label_names == names and labels_of(pictures, pictures.train) == expected
+    images = load(save(tmp_path, features, image=IMAGES, width=[1, 2, 3], **{column: given}))
+    assert images.label_names == names and labels_of(images, images.train) == expected
 
 
 def test_no_labels(tmp_path):
     features = {"image": IMAGE, "width": datasets.Value("int64"), "caption": datasets.Value("string")}
     folder = save(tmp_path, features, image=IMAGES, width=[1, 2, 3], caption=["x", "y", "z"])
     assert load(folder).label_names is None
-    pictures = load(folder, label_column="caption")
-    assert pictures.label_names == ["x", "y", "z"] and pictures.train["label"][:] == [0, 1, 2]
+    images = load(folder, label_column="caption")
+    assert images.label_names == ["x", "y", "z"] and images.train["label"][:] == [0, 1, 2]
 
 
 def test_a_label_column_that_holds_none(tmp_path):
@@ -787,9 +783,9 @@ def test_a_label_column_that_holds_none(tmp_path):
 def test_a_test_split_without_the_label_column(tmp_path):
     write_parquet(tmp_path / "train.parquet", [1, 2], label=["x", "y"])
     write_parquet(tmp_path / "test.parquet", [3])
-    pictures = load(tmp_path)
-    assert pictures.label_names == ["x", "y"] and pictures.train["label"][:] == [0, 1]
-    assert values_of(pictures.validation) == [3] and pictures.validation["label"][:] == [-1]
+    images = load(tmp_path)
+    assert images.label_names == ["x", "y"] and images.train["label"][:] == [0, 1]
+    assert values_of(images.validation) == [3] and images.validation["label"][:] == [-1]
 
 
 def test_splits_that_name_their_classes_differently(tmp_path):
@@ -798,17 +794,17 @@ def test_splits_that_name_their_classes_differently(tmp_path):
         features = datasets.Features({"image": IMAGE, "label": datasets.ClassLabel(names=names)})
         splits[split] = datasets.Dataset.from_dict({"image": IMAGES, "label": [0, 1, -1]}, features=features)
     datasets.DatasetDict(splits).save_to_disk(tmp_path)
-    pictures = load(tmp_path)
-    assert pictures.label_names == ["x", "y", "z"]
-    assert labels_of(pictures, pictures.train) == ["x", "y", None]
-    assert labels_of(pictures, pictures.validation) == ["z", "y", None]
+    images = load(tmp_path)
+    assert images.label_names == ["x", "y", "z"]
+    assert labels_of(images, images.train) == ["x", "y", None]
+    assert labels_of(images, images.validation) == ["z", "y", None]
 
 
 def test_numbers_in_one_split_and_strings_in_another(tmp_path):
     write_parquet(tmp_path / "train.parquet", [1, 2], label=[3, 4])
     write_parquet(tmp_path / "test.parquet", [3], label=["4"])
-    pictures = load(tmp_path)
-    assert labels_of(pictures, pictures.train) == ["3", "4"] and labels_of(pictures, pictures.validation) == ["4"]
+    images = load(tmp_path)
+    assert labels_of(images, images.train) == ["3", "4"] and labels_of(images, images.validation) == ["4"]
 
 
 def test_a_split_that_is_not_used_takes_part_in_the_encoding(tmp_path):
@@ -825,16 +821,16 @@ def test_splits_that_are_not_used_may_have_other_columns(tmp_path):
     features = datasets.Features({"photo": IMAGE, "mask": IMAGE, "species": ABC})
     other = datasets.Dataset.from_dict({"photo": [image], "mask": [image], "species": [0]}, features=features)
     other.to_parquet(tmp_path / "test.parquet")
-    pictures = load(tmp_path)
-    assert pictures.splits == ["test", "train", "val"] and pictures.label_names == ["a"]
-    assert values_of(pictures.train) == [1] and values_of(pictures.validation) == [2]
+    images = load(tmp_path)
+    assert images.splits == ["test", "train", "val"] and images.label_names == ["a"]
+    assert values_of(images.train) == [1] and values_of(images.validation) == [2]
 
 
 def test_columns_that_only_the_validation_split_has(tmp_path):
     write_parquet(tmp_path / "train.parquet", [1])
     write_parquet(tmp_path / "test.parquet", [2], label=["a"])
-    pictures = load(tmp_path)
-    assert pictures.train["label"][:] == [-1] and pictures.validation["label"][:] == [0]
+    images = load(tmp_path)
+    assert images.train["label"][:] == [-1] and images.validation["label"][:] == [0]
 
 
 def test_splits_whose_labels_are_of_different_types(tmp_path):
@@ -849,8 +845,8 @@ def test_a_test_split_with_an_empty_label_column(tmp_path):
     for name, labels in {"train": [1, 0], "test": [None, None]}.items():
         table = pa.table({"image": [png(1), png(2)], "label": pa.array(labels)})
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    pictures = load(tmp_path)
-    assert pictures.train["label"][:] == [1, 0] and pictures.validation["label"][:] == [-1, -1]
+    images = load(tmp_path)
+    assert images.train["label"][:] == [1, 0] and images.validation["label"][:] == [-1, -1]
 
 
 @pytest.mark.parametrize("columns", [{}, {"label": [None] * 3}, {"label": [-1] * 3}, {"label": [[], None, []]}])
@@ -873,7 +869,7 @@ def test_a_class_without_a_name(tmp_path):
         assert "column label of split train: a label 7, but names for 3 classes" in message
 
 
-# Several labels a picture.
+# Several labels an image.
 
 
 LISTS = [["oak", "fir"], [], ["fir", "ash"], None, ["fir", "fir", "fir"]]
@@ -920,20 +916,20 @@ def write_lists(path, form, rows=None, names=None):
 
 @pytest.mark.parametrize("form", LISTS_OF_CLASSES)
 def test_lists_of_classes(tmp_path, form):
-    pictures = load(write_lists(tmp_path / "a.parquet", form), labels="required")
+    images = load(write_lists(tmp_path / "a.parquet", form), labels="required")
     has_names = "names" in form
-    assert pictures.multi_label and pictures.label_names == (NAMES if has_names else ["0", "1", "2"])
+    assert images.multi_label and images.label_names == (NAMES if has_names else ["0", "1", "2"])
     expected = [None if names is None else [NAMES.index(name) for name in names] for names in SORTED_LISTS]
-    assert pictures.train["label"][:] == expected
-    assert values_of(pictures.train) == [0, 1, 2, 3, 4]
+    assert images.train["label"][:] == expected
+    assert values_of(images.train) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("form", ["indices", "unsigned indices", "indices of fixed size"])
 def test_lists_of_class_labels(tmp_path, form):
-    """Names in the order that the data set gives them, with a class that no picture has."""
-    pictures = load(write_lists(tmp_path / "a.parquet", form, names=[*"xaz", "none"]))
-    assert pictures.label_names == ["x", "a", "z", "none"]
-    assert labels_of(pictures, pictures.train) == [["a", "z"], [], ["x", "a"], None, ["a"]]
+    """Names in the order that the dataset gives them, with a class that no image has."""
+    images = load(write_lists(tmp_path / "a.parquet", form, names=[*"xaz", "none"]))
+    assert images.label_names == ["x", "a", "z", "none"]
+    assert labels_of(images, images.train) == [["a", "z"], [], ["x", "a"], None, ["a"]]
 
 
 @pytest.mark.parametrize("rows", [[0, 4], [0, 2], [1, 3], [3]])
@@ -941,31 +937,31 @@ def test_a_selection_of_lists(tmp_path, rows):
     """Which has another start in its Arrow buffers."""
     path = write_lists(tmp_path / "all.parquet", "names of fixed size")
     datasets.Dataset.from_parquet(str(path)).select(rows).save_to_disk(tmp_path / "saved")
-    pictures = load(tmp_path / "saved")
-    if pictures.label_names is None:
+    images = load(tmp_path / "saved")
+    if images.label_names is None:
         assert rows in ([1, 3], [3])
     else:
-        assert labels_of(pictures, pictures.train) == [SORTED_LISTS[row] for row in rows]
+        assert labels_of(images, images.train) == [SORTED_LISTS[row] for row in rows]
 
 
 def test_lists_have_one_encoding_in_all_splits(tmp_path):
     write_lists(tmp_path / "train.parquet", "names", [0, 1])
     write_lists(tmp_path / "val.parquet", "large names", [4, 3])
     write_lists(tmp_path / "test.parquet", "names", [2])
-    pictures = load(tmp_path)
-    assert pictures.label_names == NAMES
-    assert labels_of(pictures, pictures.train) == [["fir", "oak"], []]
-    assert labels_of(pictures, pictures.validation) == [["fir"], None]
-    assert load(tmp_path, validation_split="test").train["label"][:] == pictures.train["label"][:]
+    images = load(tmp_path)
+    assert images.label_names == NAMES
+    assert labels_of(images, images.train) == [["fir", "oak"], []]
+    assert labels_of(images, images.validation) == [["fir"], None]
+    assert load(tmp_path, validation_split="test").train["label"][:] == images.train["label"][:]
 
 
 def test_class_labels_of_other_names_in_lists(tmp_path):
     for split, names in {"train": ["a", "b", "c"], "test": ["b", "c", "d"]}.items():
         write_lists(tmp_path / f"{split}.parquet", "indices", names=names)
-    pictures = load(tmp_path)
-    assert pictures.label_names == ["a", "b", "c", "d"]
-    assert labels_of(pictures, pictures.train) == [["b", "c"], [], ["a", "b"], None, ["b"]]
-    assert labels_of(pictures, pictures.validation) == [["c", "d"], [], ["b", "c"], None, ["c"]]
+    images = load(tmp_path)
+    assert images.label_names == ["a", "b", "c", "d"]
+    assert labels_of(images, images.train) == [["b", "c"], [], ["a", "b"], None, ["b"]]
+    assert labels_of(images, images.validation) == [["c", "d"], [], ["b", "c"], None, ["c"]]
 
 
 @pytest.mark.parametrize("names", [None, ["x", "a", "z", "none"]])
@@ -974,24 +970,24 @@ def test_a_test_split_without_lists(tmp_path, test, names):
     write_lists(tmp_path / "train.parquet", "indices" if names else "names", names=names)
     columns = {"absent": {}, "null": {"labels": [None]}, "empty lists": {"labels": [[]]}}[test]
     pq.write_table(pa.table({"image": [png(9)], **columns}), tmp_path / "test.parquet")
-    pictures = load(tmp_path)
-    assert pictures.multi_label and pictures.label_names == (names or NAMES)
+    images = load(tmp_path)
+    assert images.multi_label and images.label_names == (names or NAMES)
     expected = [["a", "z"], [], ["x", "a"], None, ["a"]] if names else SORTED_LISTS
-    assert labels_of(pictures, pictures.train) == expected
-    assert pictures.validation["label"][:] == ([[]] if test == "empty lists" else [None])
+    assert labels_of(images, images.train) == expected
+    assert images.validation["label"][:] == ([[]] if test == "empty lists" else [None])
 
 
 def test_lists_in_one_split_only(tmp_path):
     write_lists(tmp_path / "train.parquet", "names")
     pq.write_table(pa.table({"image": [png(9)], "labels": ["oak"]}), tmp_path / "test.parquet")
     message = load_error(tmp_path, labels="required")
-    assert "column labels: lists of classes in some splits, and one class a picture in" in message
+    assert "column labels: lists of classes in some splits, and one class an image in" in message
 
 
 @pytest.mark.parametrize(
     "rows, expected",
     [
-        ([[0, 1], [1, 0]], [["1"], ["0"]]),  # two classes, and each picture has one: all would have both otherwise
+        ([[0, 1], [1, 0]], [["1"], ["0"]]),  # two classes, and each image has one: all would have both otherwise
         ([[0, 1], [1, 0], [0]], [["0", "1"], ["0", "1"], ["0"]]),
         ([[0, 1], [1, 2]], [["0", "1"], ["1", "2"]]),
         ([[0], [1]], [["0"], ["1"]]),
@@ -1000,15 +996,15 @@ def test_lists_in_one_split_only(tmp_path):
 )
 def test_which_integers_are_multi_hot(tmp_path, rows, expected):
     pq.write_table(pa.table({"image": [png(0)] * len(rows), "labels": rows}), tmp_path / "a.parquet")
-    pictures = load(tmp_path / "a.parquet")
-    assert labels_of(pictures, pictures.train) == expected
+    images = load(tmp_path / "a.parquet")
+    assert labels_of(images, images.train) == expected
 
 
 def test_multi_hot_in_all_splits_or_none(tmp_path):
     for split, rows in {"train": [[0, 1, 1], [1, 0, 0]], "test": [[0, 1, 2]]}.items():
         pq.write_table(pa.table({"image": [png(0)] * len(rows), "labels": rows}), tmp_path / f"{split}.parquet")
-    pictures = load(tmp_path)
-    assert labels_of(pictures, pictures.train) == [["0", "1"], ["0", "1"]]
+    images = load(tmp_path)
+    assert labels_of(images, images.train) == [["0", "1"], ["0", "1"]]
 
 
 def test_booleans_of_unequal_length(tmp_path):
@@ -1025,13 +1021,13 @@ def test_lists_in_a_webdataset(tmp_path, form):
         members |= {f"{row}.png": png(row), f"{row}.{form}": json.dumps(content).encode()}
     write_tar(tmp_path / "a.tar", members)
     for flags in ({}, {"label_column": {"json": "json.labels"}.get(form, form)}):
-        pictures = load(tmp_path / "a.tar", labels="required", **flags)
-        assert labels_of(pictures, pictures.train) == [["fir", "oak"], [], ["ash", "fir"]]
+        images = load(tmp_path / "a.tar", labels="required", **flags)
+        assert labels_of(images, images.train) == [["fir", "oak"], [], ["ash", "fir"]]
     assert values_of(stream(tmp_path / "a.tar").train) == [0, 1, 2]
 
 
 def test_fields_of_a_struct_are_for_those_who_ask(tmp_path):
-    """Classes of boxes stand so in a data set for detection."""
+    """Classes of boxes stand so in a dataset for detection."""
     features = {
         "image": IMAGE,
         "objects": {"category": datasets.List(ABC), "area": datasets.List(datasets.Value("int64"))},
@@ -1039,8 +1035,8 @@ def test_fields_of_a_struct_are_for_those_who_ask(tmp_path):
     objects = [{"category": [0, 2, 0], "area": [5, 6, 7]}, {"category": [], "area": []}, None]
     folder = save(tmp_path, features, image=IMAGES, objects=objects)
     assert load(folder).label_names is None
-    pictures = load(folder, label_column="objects.category")
-    assert labels_of(pictures, pictures.train)[:2] == [["a", "c"], []]
+    images = load(folder, label_column="objects.category")
+    assert labels_of(images, images.train)[:2] == [["a", "c"], []]
     assert "--label_column objects.no" in load_error(folder, label_column="objects.no")
     assert "--label_column objects:" in load_error(folder, label_column="objects")
 
@@ -1049,26 +1045,26 @@ def test_fields_of_a_struct_are_for_those_who_ask(tmp_path):
 def test_lists_of_class_labels_are_streamed(tmp_path, no_decoding, label_column):
     for split in ("train", "test"):
         write_lists(tmp_path / f"{split}.parquet", "indices", names=["x", "y", "z"])
-    pictures = stream(tmp_path, label_column=label_column)
+    images = stream(tmp_path, label_column=label_column)
     label = datasets.List(datasets.ClassLabel(names=["x", "y", "z"]))
-    assert pictures.multi_label and pictures.label_names == ["x", "y", "z"]
-    assert pictures.train.features["label"] == label and labels_in(pictures.train) == INDICES
+    assert images.multi_label and images.label_names == ["x", "y", "z"]
+    assert images.train.features["label"] == label and labels_in(images.train) == INDICES
 
 
 @pytest.mark.parametrize("form", LISTS_OF_CLASSES)
 def test_lists_of_any_kind_do_not_stop_a_stream(tmp_path, form):
     write_lists(tmp_path / "a.parquet", form)
-    pictures = load_pictures(str(tmp_path / "a.parquet"), streaming=True)
-    assert pictures.label_names is None and not pictures.multi_label
-    assert values_of(pictures.train) == [0, 1, 2, 3, 4] and pictures.train.column_names == ["image"]
+    images = load_images(str(tmp_path / "a.parquet"), streaming=True)
+    assert images.label_names is None and not images.multi_label
+    assert values_of(images.train) == [0, 1, 2, 3, 4] and images.train.column_names == ["image"]
     assert "--label_column labels" in load_error(tmp_path / "a.parquet", streaming=True, label_column="labels")
 
 
 def test_a_table_with_lists_is_streamed(tmp_path):
     datasets.Dataset.from_parquet(str(write_lists(tmp_path / "a.parquet", "names"))).save_to_disk(tmp_path / "saved")
-    pictures = load_pictures(str(tmp_path / "saved"), streaming=True)
-    assert pictures.multi_label and pictures.label_names == NAMES
-    assert [row["label"] for row in pictures.train] == load(tmp_path / "saved").train["label"][:]
+    images = load_images(str(tmp_path / "saved"), streaming=True)
+    assert images.multi_label and images.label_names == NAMES
+    assert [row["label"] for row in images.train] == load(tmp_path / "saved").train["label"][:]
 
 
 # Splits.
@@ -1089,15 +1085,15 @@ def four_splits(tmp_path):
 
 
 def test_choice_of_splits(four_splits):
-    pictures = load(four_splits)
-    assert values_of(pictures.train) == [0] and values_of(pictures.validation) == [1]
-    assert pictures.splits == ["train", "val", "test", "unlabeled"]
-    pictures = load(four_splits, train_split="unlabeled", validation_split="test")
-    assert values_of(pictures.train) == [3] and values_of(pictures.validation) == [2]
-    pictures = load(four_splits, train_split="val")  # is not measured on as well
-    assert values_of(pictures.train) == [1] and values_of(pictures.validation) == [2]
-    pictures = load(four_splits, train_split="test", validation_split="test")  # unless asked to
-    assert values_of(pictures.train) == values_of(pictures.validation) == [2]
+    images = load(four_splits)
+    assert values_of(images.train) == [0] and values_of(images.validation) == [1]
+    assert images.splits == ["train", "val", "test", "unlabeled"]
+    images = load(four_splits, train_split="unlabeled", validation_split="test")
+    assert values_of(images.train) == [3] and values_of(images.validation) == [2]
+    images = load(four_splits, train_split="val")  # is not measured on as well
+    assert values_of(images.train) == [1] and values_of(images.validation) == [2]
+    images = load(four_splits, train_split="test", validation_split="test")  # unless asked to
+    assert values_of(images.train) == values_of(images.validation) == [2]
 
 
 @pytest.mark.parametrize("flag", ["train_split", "validation_split"])
@@ -1107,13 +1103,13 @@ def test_wrong_split_names(four_splits, flag):
 
 
 def test_the_only_split_is_train(tmp_path):
-    pictures = load(write_pictures(tmp_path, {"test/a/1.png": 1}))
-    assert values_of(pictures.train) == [1] and pictures.validation is None
+    images = load(write_images(tmp_path, {"test/a/1.png": 1}))
+    assert values_of(images.train) == [1] and images.validation is None
 
 
 def test_several_splits_and_none_is_train(tmp_path):
-    pictures = load(write_pictures(tmp_path, {"val/1.png": 1, "test/2.png": 2}))
-    assert pictures.train is None and values_of(pictures.validation) == [1]
+    images = load(write_images(tmp_path, {"val/1.png": 1, "test/2.png": 2}))
+    assert images.train is None and values_of(images.validation) == [1]
 
 
 def test_several_splits_and_none_with_a_usual_name(tmp_path):
@@ -1121,8 +1117,8 @@ def test_several_splits_and_none_with_a_usual_name(tmp_path):
     datasets.DatasetDict(splits).save_to_disk(tmp_path)
     message = load_error(tmp_path)
     assert "north, south" in message and "--train_split" in message
-    pictures = load(tmp_path, train_split="south")
-    assert len(pictures.train) == 6 and pictures.validation is None
+    images = load(tmp_path, train_split="south")
+    assert len(images.train) == 6 and images.validation is None
 
 
 # Trouble with files.
@@ -1132,24 +1128,24 @@ def test_empty_folder(tmp_path):
     assert "empty" in load_error(tmp_path)
 
 
-def test_folder_without_pictures(tmp_path):
+def test_folder_without_images(tmp_path):
     write(tmp_path / "a" / "notes.txt", b"x")
-    assert "no picture" in load_error(tmp_path)
+    assert "no image" in load_error(tmp_path)
 
 
 def test_folder_of_several_kinds(tmp_path):
-    write_pictures(tmp_path, {"a/1.png": 1, "a/2.png": 2})
+    write_images(tmp_path, {"a/1.png": 1, "a/2.png": 2})
     write_parquet(tmp_path / "features.parquet", [1])
     message = load_error(tmp_path)
-    assert "pictures (2)" in message and "parquet files (1)" in message
+    assert "images (2)" in message and "parquet files (1)" in message
 
 
-def test_one_picture(tmp_path):
-    write_pictures(tmp_path, {"1.png": 1})
+def test_one_image(tmp_path):
+    write_images(tmp_path, {"1.png": 1})
     assert "folder" in load_error(tmp_path / "1.png")
 
 
-@pytest.mark.parametrize("name", ["pictures.zip", "labels.csv", "pictures"])
+@pytest.mark.parametrize("name", ["images.zip", "labels.csv", "images"])
 def test_file_of_an_unknown_kind(tmp_path, name):
     assert "unknown kind" in load_error(write(tmp_path / name, b"content"))
 
@@ -1209,7 +1205,7 @@ def test_a_split_without_the_image_column(tmp_path):
 
 
 def test_folder_without_permission(tmp_path, monkeypatch):
-    write_pictures(tmp_path, {"a/1.png": 1, "secret/2.png": 2})
+    write_images(tmp_path, {"a/1.png": 1, "secret/2.png": 2})
     scandir = os.scandir  # root, as whom tests may run, may read everything
 
     def refuse(path):
@@ -1230,7 +1226,7 @@ def test_file_name_that_is_not_utf_8(tmp_path):
     assert "caf\\udce9.png" in load_error(tmp_path)
 
 
-@pytest.mark.parametrize("dataset", ["no_such_folder", "someone/no-such-data-set"])
+@pytest.mark.parametrize("dataset", ["no_such_folder", "someone/no-such-dataset"])
 def test_hub_streams_out_of_reach(dataset):
     message = load_error(dataset, streaming=True)
     assert "no such file or folder" in message and "Hub" in message

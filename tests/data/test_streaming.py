@@ -1,4 +1,4 @@
-"""Streams: who reads which picture when, with which crops, from where a run goes on, and in how much memory."""
+"""Streams: who reads which image when, with which crops, from where a run goes on, and in how much memory."""
 
 import gc
 import io
@@ -16,27 +16,27 @@ import torch
 
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data import sources, streaming
-from modeling_sit.data.crops import DecodedPictures, TwoCropsDataset, TwoRandomCrops
-from modeling_sit.data.decoding import UnreadablePicture, read_picture
+from modeling_sit.data.crops import DecodedImages, TwoCropsDataset, TwoCropsTransform
+from modeling_sit.data.decoding import UnreadableImage, decode_image
 from modeling_sit.data.sampling import CROPS, ORDER, derive_seed
-from modeling_sit.data.sources import Pictures, load_pictures
-from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader, first_pictures
+from modeling_sit.data.sources import ImageDatasets, load_images
+from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader, first_images
 from modeling_sit.data.views import ViewArguments
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 SHARD_SIZES = [5, 3, 7, 4, 6]
-NUM_PICTURES = sum(SHARD_SIZES)
+NUM_IMAGES = sum(SHARD_SIZES)
 SHAPE = (6, 6)
 CROPPING = ViewArguments(crop_scale=[0.4, 1.0])
 
 
 def crops_of(table: datasets.Dataset) -> TwoCropsDataset:
-    two_crops = TwoRandomCrops(SHAPE, CROPPING)
-    return TwoCropsDataset(DecodedPictures(table, 3, two_crops.reduction), two_crops)
+    two_crops = TwoCropsTransform(SHAPE, CROPPING)
+    return TwoCropsDataset(DecodedImages(table, 3, two_crops.reduction), two_crops)
 
 
 def png(number):
-    """A picture by whose red one knows it again, in whichever crop; the other channels tell the crops apart."""
+    """An image by whose red one knows it again, in whichever crop; the other channels tell the crops apart."""
     pixels = np.random.default_rng(number).integers(0, 256, (12, 10, 3), dtype=np.uint8)
     pixels[..., 0] = number
     buffer = io.BytesIO()
@@ -57,7 +57,7 @@ def write_parquet(path, images, **columns):
 
 def write_parquets(folder, sizes=SHARD_SIZES, damaged=()):
     for shard, numbers in enumerate(shards_of_numbers(sizes)):
-        images = [b"no picture" if number in damaged else png(number) for number in numbers]
+        images = [b"no image" if number in damaged else png(number) for number in numbers]
         write_parquet(folder / f"train-{shard:04}.parquet", images)
     return folder
 
@@ -83,7 +83,7 @@ def write_folder(folder, sizes=SHARD_SIZES):
 
 def write_renamed(folder):
     """A column that is not called `image`, and not of type Image either."""
-    rows = {"photo": [{"bytes": png(number), "path": None} for number in range(NUM_PICTURES)], "other": ["x"] * 25}
+    rows = {"photo": [{"bytes": png(number), "path": None} for number in range(NUM_IMAGES)], "other": ["x"] * 25}
     datasets.Dataset.from_dict(rows).to_parquet(folder / "train.parquet", batch_size=4)
     return folder
 
@@ -100,17 +100,17 @@ def quick_garbage_collection():
 
 
 @pytest.fixture(scope="module")
-def pictures_of(tmp_path_factory):
-    """The same pictures in any form, as a stream."""
+def images_of(tmp_path_factory):
+    """The same images in any form, as a stream."""
     loaded = {}
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
         monkeypatch.setattr(sources, "MAX_SHARDS_OF_A_TABLE", 6)
         datasets.disable_progress_bars()
 
-        def load(form) -> Pictures:
+        def load(form) -> ImageDatasets:
             if form not in loaded:
-                loaded[form] = load_pictures(str(FORMS[form](tmp_path_factory.mktemp(form))), streaming=True)
+                loaded[form] = load_images(str(FORMS[form](tmp_path_factory.mktemp(form))), streaming=True)
             return loaded[form]
 
         yield load
@@ -118,13 +118,13 @@ def pictures_of(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(pictures_of) -> Pictures:
-    return pictures_of("parquet")
+def images(images_of) -> ImageDatasets:
+    return images_of("parquet")
 
 
-def loader(pictures, num_batches=16, **settings) -> StreamingLoader:
-    settings = {"batch_size": 4, "seed": 0, "shuffle_buffer_size": 6, "shards": pictures.train_shards, **settings}
-    return StreamingLoader(pictures.train, StreamedCrops(SHAPE, 3, CROPPING), num_batches=num_batches, **settings)
+def loader(images, num_batches=16, **settings) -> StreamingLoader:
+    settings = {"batch_size": 4, "seed": 0, "shuffle_buffer_size": 6, "shards": images.train_shards, **settings}
+    return StreamingLoader(images.train, StreamedCrops(SHAPE, 3, CROPPING), num_batches=num_batches, **settings)
 
 
 def numbers_in(batch) -> list[int]:
@@ -141,8 +141,8 @@ def content(batch) -> tuple:
     return batch["crops"].numpy().tobytes(), tuple(batch["unreadable"])
 
 
-def expected_numbers(shards, num_pictures, seed=0, buffer=6, process=0, num_processes=1, at_a_time=8) -> list[int]:
-    """The order as one would write it down, with all pictures at hand."""
+def expected_numbers(shards, num_images, seed=0, buffer=6, process=0, num_processes=1, at_a_time=8) -> list[int]:
+    """The order as one would write it down, with all images at hand."""
 
     def permuted(values, *numbers):
         generator = torch.Generator().manual_seed(derive_seed(seed, ORDER, *numbers))
@@ -166,45 +166,45 @@ def expected_numbers(shards, num_pictures, seed=0, buffer=6, process=0, num_proc
                 del being_read[turn]
         for block, start in enumerate(range(0, len(numbers), buffer)):
             result += permuted(numbers[start : start + buffer], process, epoch, block)
-        if len(result) >= num_pictures:
-            return result[:num_pictures]
+        if len(result) >= num_images:
+            return result[:num_images]
 
 
-# Which picture when.
+# Which image when.
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("buffer", [1, 6, 1000])
-def test_every_picture_once_a_pass(pictures_of, form, buffer):
-    numbers = numbers_of(loader(pictures_of(form), 15, batch_size=5, shuffle_buffer_size=buffer))
+def test_every_image_once_a_pass(images_of, form, buffer):
+    numbers = numbers_of(loader(images_of(form), 15, batch_size=5, shuffle_buffer_size=buffer))
     for epoch in range(3):
         assert sorted(numbers[25 * epoch : 25 * (epoch + 1)]) == list(range(25))
 
 
 @pytest.mark.parametrize(("num_processes", "at_a_time"), [(1, 2), (1, 8), (2, 2), (3, 8), (7, 2)])
-def test_the_order_is_the_plain_one(pictures, num_processes, at_a_time, monkeypatch):
+def test_the_order_is_the_plain_one(images, num_processes, at_a_time, monkeypatch):
     monkeypatch.setattr(streaming, "SHARDS_AT_A_TIME", at_a_time)
-    num_pictures = 64 // num_processes // 4 * 4  # more than two passes
+    num_images = 64 // num_processes // 4 * 4  # more than two passes
     for process in range(num_processes):
         part = {"process_index": process, "num_processes": num_processes}
         expected = expected_numbers(
             shards_of_numbers(),
-            num_pictures,
+            num_images,
             seed=3,
             process=process,
             num_processes=num_processes,
             at_a_time=at_a_time,
         )
-        assert numbers_of(loader(pictures, num_pictures // 4, seed=3, **part)) == expected
+        assert numbers_of(loader(images, num_images // 4, seed=3, **part)) == expected
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("num_processes", [2, 3, 7])
-def test_processes_share_a_pass(pictures_of, form, num_processes):
+def test_processes_share_a_pass(images_of, form, num_processes):
     seen = []
     for process in range(num_processes):
         part = {"process_index": process, "num_processes": num_processes}
-        one = loader(pictures_of(form), 100, batch_size=1, **part)
+        one = loader(images_of(form), 100, batch_size=1, **part)
         # Ends with the first batch of the next pass, or does not: the state tells when the pass is over.
         for batch in one:
             if one.state_dict()["stream"]["epoch"] > 0 and one.state_dict()["position"] > 0:
@@ -213,12 +213,12 @@ def test_processes_share_a_pass(pictures_of, form, num_processes):
     assert sorted(seen) == list(range(25))
 
 
-def test_order_is_another_one_in_another_pass_and_with_another_seed(pictures):
-    numbers = numbers_of(loader(pictures, 10, batch_size=5))
+def test_order_is_another_one_in_another_pass_and_with_another_seed(images):
+    numbers = numbers_of(loader(images, 10, batch_size=5))
     first, second = numbers[:25], numbers[25:]
     assert first != second
-    assert first == numbers_of(loader(pictures, 5, batch_size=5))
-    assert first != numbers_of(loader(pictures, 5, batch_size=5, seed=1))
+    assert first == numbers_of(loader(images, 5, batch_size=5))
+    assert first != numbers_of(loader(images, 5, batch_size=5, seed=1))
     assert first != sorted(first)
 
 
@@ -226,26 +226,26 @@ def test_sorted_classes_are_mixed():
     """A hundred shards of a class each, as class sub-folders give: a block holds as many as are read in turns."""
     table = datasets.Dataset.from_dict({"image": [{"bytes": b"", "path": str(row // 10)} for row in range(1000)]})
     stream = streaming.ProcessStream(table.to_iterable_dataset(num_shards=100), None, 0, 0, 1)
-    assert len({picture.image["path"] for picture in stream.read_block(40)}) == 8
+    assert len({image.image["path"] for image in stream.read_block(40)}) == 8
 
 
-def test_epoch(pictures):
-    known, unknown = loader(pictures, 14, num_pictures=25), loader(pictures, 14)
+def test_epoch(images):
+    known, unknown = loader(images, 14, num_images=25), loader(images, 14)
     assert known.epoch == unknown.epoch == 0
     for number, _ in enumerate(zip(known, unknown, strict=True), start=1):
         assert known.epoch == pytest.approx(4 * number / 25)
         assert unknown.epoch == 4 * number // 25
     assert isinstance(unknown.epoch, int)
-    half = loader(pictures, 1, num_pictures=25, num_processes=2)
+    half = loader(images, 1, num_images=25, num_processes=2)
     assert [half.epoch for _ in half] == [8 / 25]
 
 
 # Crops.
 
 
-def test_crops_are_those_of_the_pictures_seed(pictures):
-    numbers = numbers_of(loader(pictures, 15, process_index=1, num_processes=2))
-    crops = torch.cat([batch["crops"] for batch in loader(pictures, 15, process_index=1, num_processes=2)], dim=1)
+def test_crops_are_those_of_the_images_seed(images):
+    numbers = numbers_of(loader(images, 15, process_index=1, num_processes=2))
+    crops = torch.cat([batch["crops"] for batch in loader(images, 15, process_index=1, num_processes=2)], dim=1)
     table = datasets.Dataset.from_dict({"image": [{"bytes": png(number), "path": None} for number in range(25)]})
     plain = crops_of(table)
     for sample, number in enumerate(numbers):
@@ -253,22 +253,22 @@ def test_crops_are_those_of_the_pictures_seed(pictures):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_results_do_not_depend_on_the_workers(pictures_of, form):
+def test_results_do_not_depend_on_the_workers(images_of, form):
     results = []
     for num_workers in (0, 1, 2):
-        one = loader(pictures_of(form), 9, num_workers=num_workers)
+        one = loader(images_of(form), 9, num_workers=num_workers)
         results.append([(content(batch), json.dumps(one.state_dict()), one.epoch) for batch in one])
     assert results[0] == results[1] == results[2] and len(results[0]) == 9
 
 
-def test_global_generators_are_left_alone(pictures):
+def test_global_generators_are_left_alone(images):
     torch.manual_seed(5)
     np.random.seed(5)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    first = [content(batch) for batch in loader(pictures, 3)]
+    first = [content(batch) for batch in loader(images, 3)]
     assert torch.equal(torch.get_rng_state(), before) and (np.random.get_state()[1] == numpy_before).all()
     torch.manual_seed(6)
-    assert [content(batch) for batch in loader(pictures, 3)] == first
+    assert [content(batch) for batch in loader(images, 3)] == first
 
 
 # Resuming.
@@ -276,85 +276,85 @@ def test_global_generators_are_left_alone(pictures):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("buffer", "process_index", "num_processes"), [(6, 0, 1), (4, 1, 2), (1, 0, 3), (1000, 2, 3)])
-def test_resuming_after_any_batch(pictures_of, form, buffer, process_index, num_processes):
+def test_resuming_after_any_batch(images_of, form, buffer, process_index, num_processes):
     """Within blocks, at their ends, at the ends of passes, and in batches that span them."""
     settings = {"shuffle_buffer_size": buffer, "process_index": process_index, "num_processes": num_processes}
-    whole = loader(pictures_of(form), 15, **settings)
+    whole = loader(images_of(form), 15, **settings)
     expected, states = [], [json.dumps(whole.state_dict())]
     for batch in whole:
         expected.append(content(batch))
         states.append(json.dumps(whole.state_dict()))
     for done, state in enumerate(states[:-1]):
-        resumed = loader(pictures_of(form), min(3, 15 - done), start_state=json.loads(state), **settings)
+        resumed = loader(images_of(form), min(3, 15 - done), start_state=json.loads(state), **settings)
         assert json.dumps(resumed.state_dict()) == state
         assert [content(batch) for batch in resumed] == expected[done : done + 3]
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("process_index", "num_processes", "at_a_time"), [(0, 1, 8), (2, 3, 2)])
-def test_resuming_again_and_again(pictures_of, form, process_index, num_processes, at_a_time, monkeypatch):
+def test_resuming_again_and_again(images_of, form, process_index, num_processes, at_a_time, monkeypatch):
     """Also with blocks so small that not all open shards are read between two resumes."""
     monkeypatch.setattr(streaming, "SHARDS_AT_A_TIME", at_a_time)
     part = {"process_index": process_index, "num_processes": num_processes, "batch_size": 3}
     for buffer in (1, 5):
-        expected = [content(batch) for batch in loader(pictures_of(form), 12, shuffle_buffer_size=buffer, **part)]
+        expected = [content(batch) for batch in loader(images_of(form), 12, shuffle_buffer_size=buffer, **part)]
         found, state = [], None
         for _ in range(12):
             state = json.loads(json.dumps(state))
-            one = loader(pictures_of(form), 5, start_state=state, shuffle_buffer_size=buffer, **part)
+            one = loader(images_of(form), 5, start_state=state, shuffle_buffer_size=buffer, **part)
             found.append(content(next(iter(one))))
             state = one.state_dict()
         assert found == expected
 
 
-def test_state_is_of_the_batch_given_out_not_of_those_under_way(pictures):
-    one = loader(pictures, 12, num_workers=2)
+def test_state_is_of_the_batch_given_out_not_of_those_under_way(images):
+    one = loader(images, 12, num_workers=2)
     batches = iter(one)
     next(batches)
     assert one.state_dict()["num_samples"] == 4
-    rest = [content(batch) for batch in loader(pictures, 11, start_state=one.state_dict())]
+    rest = [content(batch) for batch in loader(images, 11, start_state=one.state_dict())]
     assert [content(batch) for batch in batches] == rest
 
 
-def test_a_batch_of_another_size_goes_on_at_the_same_picture(pictures):
-    one = loader(pictures, 3)
+def test_a_batch_of_another_size_goes_on_at_the_same_image(images):
+    one = loader(images, 3)
     start = numbers_of(one)
-    assert start + numbers_of(loader(pictures, 4, batch_size=2, start_state=one.state_dict())) == expected_numbers(
+    assert start + numbers_of(loader(images, 4, batch_size=2, start_state=one.state_dict())) == expected_numbers(
         shards_of_numbers(), 20
     )
 
 
-def test_going_on_with_the_same_loader(pictures):
-    one = loader(pictures, 6)
+def test_going_on_with_the_same_loader(images):
+    one = loader(images, 6)
     first = content(next(iter(one)))
-    assert [first, *map(content, one)] == [content(batch) for batch in loader(pictures, 6)]
+    assert [first, *map(content, one)] == [content(batch) for batch in loader(images, 6)]
 
 
-def test_skipped_pictures_are_not_decoded_and_one_block_at_most_is_read_again(pictures, monkeypatch):
+def test_skipped_images_are_not_decoded_and_one_block_at_most_is_read_again(images, monkeypatch):
     decoded, read = [], []
     plain_read = streaming._OpenShard.read
 
     def counted_decode(encoded, *arguments, name, **settings):
         decoded.append(name)
-        return read_picture(encoded, *arguments, name=name, **settings)
+        return decode_image(encoded, *arguments, name=name, **settings)
 
     def counted_read(shard):
-        picture = plain_read(shard)
-        if picture is not None:
-            read.append(picture.name)
-        return picture
+        image = plain_read(shard)
+        if image is not None:
+            read.append(image.name)
+        return image
 
-    monkeypatch.setattr(streaming, "read_picture", counted_decode)
+    monkeypatch.setattr(streaming, "decode_image", counted_decode)
     monkeypatch.setattr(streaming._OpenShard, "read", counted_read)
     monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("decoded"))
     for done in range(1, 6):  # all in the first pass
         decoded.clear()
-        one = loader(pictures, done)
+        one = loader(images, done)
         list(one)
         given_out = list(decoded)
         assert len(set(given_out)) == 4 * done
         decoded.clear(), read.clear()
-        list(loader(pictures, 1, start_state=one.state_dict()))
+        list(loader(images, 1, start_state=one.state_dict()))
         assert len(decoded) == 4 and not set(decoded) & set(given_out)
         assert len(set(read) & set(given_out)) == 4 * done % 6  # what was given out of the block that is not done
 
@@ -367,26 +367,26 @@ def test_skipped_pictures_are_not_decoded_and_one_block_at_most_is_read_again(pi
         ({"num_processes": 2}, "number of processes was 1, and is 2 now"),
     ],
 )
-def test_a_state_of_another_stream(pictures, changed, named):
-    with pytest.raises(UserError, match=named):
-        loader(pictures, 1, start_state=loader(pictures, 1).state_dict(), **changed)
+def test_a_state_of_another_stream(images, changed, named):
+    with pytest.raises(SiTError, match=named):
+        loader(images, 1, start_state=loader(images, 1).state_dict(), **changed)
 
 
-def test_a_state_of_another_data_set(pictures_of):
-    with pytest.raises(UserError, match="number of shards was 5, and is 1 now"):
-        loader(pictures_of("renamed"), 1, start_state=loader(pictures_of("parquet"), 1).state_dict())
+def test_a_state_of_another_data_set(images_of):
+    with pytest.raises(SiTError, match="number of shards was 5, and is 1 now"):
+        loader(images_of("renamed"), 1, start_state=loader(images_of("parquet"), 1).state_dict())
 
 
 # Trouble.
 
 
-def test_the_next_readable_picture_of_the_batch_stands_in(tmp_path):
+def test_the_next_readable_image_of_the_batch_stands_in(tmp_path):
     damaged = {0, 6, 7, 19, 24}
-    pictures = load_pictures(str(write_parquets(tmp_path, damaged=damaged)), streaming=True)
+    images = load_images(str(write_parquets(tmp_path, damaged=damaged)), streaming=True)
     numbers = expected_numbers(shards_of_numbers(), 24)
     results = []
     for num_workers in (0, 2):
-        batches = list(loader(pictures, 6, num_workers=num_workers))
+        batches = list(loader(images, 6, num_workers=num_workers))
         results.append([content(batch) for batch in batches])
     assert results[0] == results[1]
 
@@ -410,23 +410,23 @@ def test_the_next_readable_picture_of_the_batch_stands_in(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_no_readable_picture(tmp_path, num_workers):
+def test_no_readable_image(tmp_path, num_workers):
     write_parquet(tmp_path / "train.parquet", [b"1", b"", b"3"])
-    pictures = load_pictures(str(tmp_path), streaming=True)
-    with pytest.raises(UnreadablePicture, match="none of the 3 pictures of a batch") as caught:
-        list(loader(pictures, 2, batch_size=3, num_workers=num_workers))
+    images = load_images(str(tmp_path), streaming=True)
+    with pytest.raises(UnreadableImage, match="none of the 3 images of a batch") as caught:
+        list(loader(images, 2, batch_size=3, num_workers=num_workers))
     message = str(caught.value).strip().splitlines()[-1]
     assert all(f"row {row} of {tmp_path}/train.parquet" in message for row in range(3))
 
 
-def test_names(pictures_of, tmp_path):
+def test_names(images_of, tmp_path):
     def names(form, **part):
-        stream = streaming.ProcessStream(pictures_of(form).train, pictures_of(form).train_shards, 0, 0, 1)
+        stream = streaming.ProcessStream(images_of(form).train, images_of(form).train_shards, 0, 0, 1)
         stream = stream if not part else streaming.ProcessStream(stream.stream, stream.shards, 0, **part)
-        return {read_number(picture): picture.name for picture in stream.read_block(25)}
+        return {read_number(image): image.name for image in stream.read_block(25)}
 
-    def read_number(picture):
-        return read_picture(picture.image).getpixel((0, 0))[0]
+    def read_number(image):
+        return decode_image(image.image).getpixel((0, 0))[0]
 
     assert re.fullmatch(r"/.*/a/008\.png", names("folder")[8])
     assert re.fullmatch(r"row 2 of /.*/train-0001\.tar \(007\.png\)", names("tar")[7])
@@ -436,44 +436,44 @@ def test_names(pictures_of, tmp_path):
     assert {number: name for part in shared for number, name in part.items()} == names("parquet")
     rows = {"image": [{"bytes": png(number), "path": None} for number in range(25)]}
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path)
-    saved = load_pictures(str(tmp_path), streaming=True)
+    saved = load_images(str(tmp_path), streaming=True)
     assert saved.train.num_shards == 6
-    for picture in streaming.ProcessStream(saved.train, saved.train_shards, 0, 0, 1).read_block(25):
-        assert picture.name == f"row {read_number(picture)} of train"
+    for image in streaming.ProcessStream(saved.train, saved.train_shards, 0, 0, 1).read_block(25):
+        assert image.name == f"row {read_number(image)} of train"
 
 
 @pytest.mark.parametrize(("sizes", "num_processes", "index"), [([3], 4, 3), ([1, 1], 5, 2)])
-def test_a_process_without_a_picture(tmp_path, sizes, num_processes, index):
-    pictures = load_pictures(str(write_parquets(tmp_path, sizes)), streaming=True)
-    with pytest.raises(UserError, match=f"process {index + 1} of {num_processes} has no picture.*start fewer"):
-        list(loader(pictures, 1, process_index=index, num_processes=num_processes))
-    assert numbers_of(loader(pictures, 1, batch_size=2, num_processes=num_processes)) == [0, 0]
+def test_a_process_without_a_image(tmp_path, sizes, num_processes, index):
+    images = load_images(str(write_parquets(tmp_path, sizes)), streaming=True)
+    with pytest.raises(SiTError, match=f"process {index + 1} of {num_processes} has no image.*start fewer"):
+        list(loader(images, 1, process_index=index, num_processes=num_processes))
+    assert numbers_of(loader(images, 1, batch_size=2, num_processes=num_processes)) == [0, 0]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_damaged_shard(tmp_path, num_workers, caplog):
     write_tars(tmp_path, [20])
     path = tmp_path / "train-0000.tar"
-    pictures = load_pictures(str(tmp_path), streaming=True)
+    images = load_images(str(tmp_path), streaming=True)
     path.write_bytes(path.read_bytes()[:20000])
-    with pytest.raises(UserError, match=r"train-0000\.tar cannot be read beyond row") as caught:
-        list(loader(pictures, 5, num_workers=num_workers))
+    with pytest.raises(SiTError, match=r"train-0000\.tar cannot be read beyond row") as caught:
+        list(loader(images, 5, num_workers=num_workers))
     assert "\n" not in str(caught.value)
 
 
-def test_pictures_elsewhere_are_fetched_where_they_are_decoded(tmp_path):
+def test_images_elsewhere_are_fetched_where_they_are_decoded(tmp_path):
     import fsspec
 
-    with fsspec.open("memory://pictures/1.png", "wb") as file:
+    with fsspec.open("memory://images/1.png", "wb") as file:
         file.write(png(77))
-    images = [{"bytes": None, "path": f"memory://pictures/{number}.png"} for number in (1, 2)]
-    batch = [(streaming.EncodedPicture(image, image["path"]), 0) for image in images]
+    images = [{"bytes": None, "path": f"memory://images/{number}.png"} for number in (1, 2)]
+    batch = [(streaming.EncodedImage(image, image["path"]), 0) for image in images]
     first, second = StreamedCrops(SHAPE, 3, CROPPING).__getitems__(batch)
     assert (first["crops"][:, 0] == 77).all() and first["unreadable"] == []
-    assert second["unreadable"][0].startswith("memory://pictures/2.png: ")
+    assert second["unreadable"][0].startswith("memory://images/2.png: ")
 
 
-def test_reading_ends_with_the_loop(pictures, monkeypatch):
+def test_reading_ends_with_the_loop(images, monkeypatch):
     """Who leaves in the middle of a run need not wait until a big block is read."""
     threads_before = set(threading.enumerate())
     plain_read_block, plain_read = streaming.ProcessStream.read_block, streaming._OpenShard.read
@@ -493,7 +493,7 @@ def test_reading_ends_with_the_loop(pictures, monkeypatch):
 
     monkeypatch.setattr(streaming.ProcessStream, "read_block", read_block)
     monkeypatch.setattr(streaming._OpenShard, "read", read)
-    batches = iter(loader(pictures, 10, shuffle_buffer_size=10))
+    batches = iter(loader(images, 10, shuffle_buffer_size=10))
     next(batches)
     batches.close()
     assert num_reads <= 12
@@ -503,17 +503,17 @@ def test_reading_ends_with_the_loop(pictures, monkeypatch):
 # Others.
 
 
-def test_first_pictures(pictures):
+def test_first_images(images):
     for count in (3, 8, 1000):
-        first = first_pictures(pictures.train, count, pictures.train_shards)
-        assert [read_picture(picture.image).getpixel((0, 0))[0] for picture in first] == list(range(min(count, 25)))
-    assert first[6].name == f"row 1 of {pictures.train_shards[1].name}"
-    assert first_pictures(pictures.train, 2)[1].name == "row 1 of shard 0"
+        first = first_images(images.train, count, images.train_shards)
+        assert [decode_image(image.image).getpixel((0, 0))[0] for image in first] == list(range(min(count, 25)))
+    assert first[6].name == f"row 1 of {images.train_shards[1].name}"
+    assert first_images(images.train, 2)[1].name == "row 1 of shard 0"
 
 
-def test_worker_init_fn(pictures):
+def test_worker_init_fn(images):
     with pytest.raises(ZeroDivisionError):
-        list(loader(pictures, 1, num_workers=1, worker_init_fn=lambda _: 1 / 0))
+        list(loader(images, 1, num_workers=1, worker_init_fn=lambda _: 1 / 0))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def random_views(count: int, channels: int = 3, side: int = 6, seed: int = 0) ->
 
 class TestRotateViews:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
-    def test_is_numpys_quarter_turns_picture_by_picture(self, dtype):
+    def test_is_numpys_quarter_turns_image_by_image(self, dtype):
         views = (50 * random_views(40).abs()).to(dtype)
         given = views.clone()
         rotated, labels = rotate_views(views, torch.Generator().manual_seed(0))
@@ -27,7 +27,7 @@ class TestRotateViews:
             assert np.array_equal(turned.numpy(), np.rot90(view.numpy(), label, axes=(1, 2)))
 
     def test_one_quarter_turn_is_counter_clockwise(self):
-        """As Pillow turns a picture on the screen: what was at the right comes to the top."""
+        """As Pillow turns an image on the screen: what was at the right comes to the top."""
         view = torch.arange(9.0).view(1, 1, 3, 3)
         rotated, labels = rotate_views(view.expand(30, -1, -1, -1), torch.Generator().manual_seed(0))
         turned = PIL.Image.fromarray(view[0, 0].numpy()).transpose(PIL.Image.Transpose.ROTATE_90)

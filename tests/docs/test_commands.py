@@ -1,4 +1,4 @@
-"""What README and docs tell to type: each block is run, as it stands, on small pictures and a tiny model, or says why not."""
+"""What README and docs tell to type: each block is run, as it stands, on small images and a tiny model, or says why not."""
 
 import re
 import shlex
@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
 
-# What stands for the reader's own pictures.
+# What stands for the reader's own images.
 PLACEHOLDERS = {
-    "PATH/TO/PICTURES": "pictures",
-    "LABELLED_PICTURES": "pictures",
-    "PICTURES": "pictures",
-    "USER/DATASET": "pictures.parquet",
+    "PATH/TO/IMAGES": "images",
+    "LABELLED_IMAGES": "images",
+    "IMAGES": "images",
+    "USER/DATASET": "images.parquet",
 }
 # What makes the commands small. The flags that stand in the docs come first; of a flag that is there twice, the last counts.
 MODEL = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,decoder_hidden_size=8,projection_hidden_size=8,projection_size=8"
@@ -67,20 +67,20 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture
-def workspace(prepared, tmp_path, monkeypatch, run_program, save_pictures):
-    """A folder with labelled pictures, `outputs/mine` pretrained and `outputs/classifier` fine-tuned, to work in."""
+def workspace(prepared, tmp_path, monkeypatch, run_program, save_images):
+    """A folder with labeled images, `outputs/mine` pretrained and `outputs/classifier` fine-tuned, to work in."""
     if not prepared.exists():
         for split, count in (("train", 24), ("test", 6)):
             for seed, label in enumerate(("daisy", "rose")):
-                save_pictures(prepared / "pictures" / split / label, count, seed=seed)
+                save_images(prepared / "images" / split / label, count, seed=seed)
         monkeypatch.chdir(prepared)
-        files = sorted(Path("pictures/train").rglob("*.png"))
+        files = sorted(Path("images/train").rglob("*.png"))
         rows = {"image": [str(file) for file in files], "label": [file.parent.name for file in files]}
         features = datasets.Features(
             {"image": datasets.Image(), "label": datasets.ClassLabel(names=["daisy", "rose"])}
         )
-        datasets.Dataset.from_dict(rows, features=features).to_parquet("pictures.parquet")
-        start = "--dataset LABELLED_PICTURES --output_dir"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet("images.parquet")
+        start = "--dataset LABELLED_IMAGES --output_dir"
         run(run_program, f"python scripts/pretrain.py {start} outputs/mine")
         run(run_program, f"python scripts/finetune.py --model_name_or_path outputs/mine {start} outputs/classifier")
     shutil.copytree(prepared, tmp_path / "workspace")
@@ -145,7 +145,7 @@ def test_links_lead_somewhere(page):
 
 # Each program, and each of those that it is made of.
 PROGRAMS = [
-    *("pretrain", "finetune", "evaluate", "compare", "embed", "tile_pictures", "convert_checkpoint", "push_to_hub"),
+    *("pretrain", "finetune", "evaluate", "compare", "embed", "tile_images", "convert_checkpoint", "push_to_hub"),
     *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
     *(
         f"benchmarks/{name}"

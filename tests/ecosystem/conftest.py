@@ -1,4 +1,4 @@
-"""What the tests with other libraries share: tiny repositories whose weights are far from their start, and pictures."""
+"""What the tests with other libraries share: tiny repositories whose weights are far from their start, and images."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def pretrained(save_repository):
 
 @pytest.fixture
 def images():
-    """Pictures of different sizes, the last one grey. (Pipelines make all pictures RGB before the processor sees them.)"""
+    """Images of different sizes, the last one grey. (Pipelines make all images RGB before the processor sees them.)"""
     generator = np.random.default_rng(0)
     shapes = [(24, 20, 3), (16, 16, 3), (18, 30)]
     return [PIL.Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
@@ -50,5 +50,5 @@ def images():
 
 @pytest.fixture
 def pixel_values():
-    """A batch of four normalised pictures."""
+    """A batch of four normalized images."""
     return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))

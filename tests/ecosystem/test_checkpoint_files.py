@@ -40,7 +40,7 @@ def test_another_number_of_labels(classifier, pixel_values):
     assert other(pixel_values).logits.shape == (4, 7) and len(other.config.id2label) == 7
     expected = model.vit(pixel_values).last_hidden_state
     assert torch.equal(other.eval().vit(pixel_values).last_hidden_state, expected)
-    assert other.classifier.weight.std() < 0.1 < model.classifier.weight.std()  # drawn anew, not left uninitialised
+    assert other.classifier.weight.std() < 0.1 < model.classifier.weight.std()  # drawn anew, not left uninitialized
 
 
 def test_labels_for_a_pretrained_model(pretrained, pixel_values):

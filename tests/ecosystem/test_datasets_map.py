@@ -19,8 +19,8 @@ def one_thread():
 
 
 @pytest.fixture
-def pictures(save_pictures, tmp_path):
-    folder = save_pictures(tmp_path / "pictures", 10)
+def images(save_images, tmp_path):
+    folder = save_images(tmp_path / "images", 10)
     paths = sorted(map(str, folder.iterdir()))
     return datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
 
@@ -30,12 +30,12 @@ def process(batch: dict, processor) -> dict:
 
 
 @pytest.mark.parametrize("backend", [SiTImageProcessor, SiTImageProcessorPil])
-def test_two_processes_give_what_one_gives(pictures, one_thread, backend):
+def test_two_processes_give_what_one_gives(images, one_thread, backend):
     processor = backend(size={"height": 16, "width": 16})
     settings = {"batched": True, "batch_size": 3, "fn_kwargs": {"processor": processor}, "remove_columns": ["image"]}
-    one = pictures.map(process, **settings, keep_in_memory=True)
-    two = pictures.map(process, **settings, num_proc=2)
-    expected = processor([row["image"] for row in pictures], return_tensors="np")["pixel_values"]
+    one = images.map(process, **settings, keep_in_memory=True)
+    two = images.map(process, **settings, num_proc=2)
+    expected = processor([row["image"] for row in images], return_tensors="np")["pixel_values"]
     for mapped in (one, two):
         assert np.array_equal(np.array(mapped["pixel_values"][:]), expected)
 

@@ -1,4 +1,4 @@
-"""transformers' pipelines: what comes out of a repository, for pictures of any size."""
+"""transformers' pipelines: what comes out of a repository, for images of any size."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from modeling_sit import SiTForImageClassification, SiTForPreTraining, SiTImageP
 
 
 def outputs(model, folder, images):
-    """The model's outputs for the pictures, one by one, without a pipeline."""
+    """The model's outputs for the images, one by one, without a pipeline."""
     processor = SiTImageProcessor.from_pretrained(folder)
     with torch.no_grad():
         return [model(**processor(image, return_tensors="pt")) for image in images]
@@ -43,12 +43,12 @@ def test_features(save_repository, images, model_class, pooling):
     assert type(extract.model) is SiTModel
     tokens = extract(images)
     pooled = extract(images, pool=True)
-    for of_tokens, of_picture, output in zip(tokens, pooled, outputs(model.vit, folder, images), strict=True):
+    for of_tokens, of_image, output in zip(tokens, pooled, outputs(model.vit, folder, images), strict=True):
         torch.testing.assert_close(torch.tensor(of_tokens), output.last_hidden_state)
         assert output.last_hidden_state.shape == (1, 5, 16)
         token, mean = output.last_hidden_state[:, 0], output.last_hidden_state[:, 1:].mean(dim=1)
         expected = {"token": token, "mean": mean, "token_mean": torch.cat([token, mean], dim=1)}[pooling]
-        torch.testing.assert_close(torch.tensor(of_picture), expected)
+        torch.testing.assert_close(torch.tensor(of_image), expected)
 
 
 def test_features_as_tensors_in_batches(pretrained, images):

@@ -12,8 +12,8 @@ from modeling_sit import SiTForImageClassification, SiTForPreTraining, SiTImageP
 
 
 @pytest.fixture
-def labelled():
-    """Twelve pictures: class 0 is dark, class 1 is bright."""
+def labeled():
+    """Twelve images: class 0 is dark, class 1 is bright."""
     generator = np.random.default_rng(0)
     labels = [0, 1] * 6
     images = [
@@ -24,10 +24,10 @@ def labelled():
     return datasets.Dataset.from_dict({"image": images, "labels": labels}, features=features)
 
 
-def test_trainer_fine_tunes_and_leaves_a_repository(pretrained, labelled, tmp_path):
+def test_trainer_fine_tunes_and_leaves_a_repository(pretrained, labeled, tmp_path):
     folder, _ = pretrained
     processor = SiTImageProcessor.from_pretrained(folder)
-    dataset = labelled.with_transform(
+    dataset = labeled.with_transform(
         lambda batch: {**processor(batch["image"], return_tensors="pt"), "labels": batch["labels"]}
     )
     torch.manual_seed(0)
@@ -59,7 +59,7 @@ def test_trainer_fine_tunes_and_leaves_a_repository(pretrained, labelled, tmp_pa
     assert results["eval_loss"] < before and results["eval_accuracy"] == 1
     trainer.save_model(tmp_path / "finetuned")
     classify = pipeline("image-classification", model=str(tmp_path / "finetuned"), device="cpu")
-    best = [result[0]["label"] for result in classify(labelled["image"][:2], top_k=1)]
+    best = [result[0]["label"] for result in classify(labeled["image"][:2], top_k=1)]
     assert best == ["dark", "bright"]
 
 

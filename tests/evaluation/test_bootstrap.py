@@ -15,32 +15,32 @@ from modeling_sit.evaluation.bootstrap import (
 )
 from modeling_sit.evaluation.metrics import load_metric
 
-NUM_PICTURES, NUM_LABELS = 25, 4
+NUM_IMAGES, NUM_LABELS = 25, 4
 
 
 def single_label(seed=0):
-    return torch.randint(NUM_LABELS, (2, NUM_PICTURES), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(NUM_LABELS, (2, NUM_IMAGES), generator=torch.Generator().manual_seed(seed))
 
 
 def several_labels(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    references = (torch.rand(NUM_PICTURES, NUM_LABELS, generator=generator) < 0.4).long()
-    return torch.rand(NUM_PICTURES, NUM_LABELS, generator=generator).mul(8).round(), references
+    references = (torch.rand(NUM_IMAGES, NUM_LABELS, generator=generator) < 0.4).long()
+    return torch.rand(NUM_IMAGES, NUM_LABELS, generator=generator).mul(8).round(), references
 
 
 def resamples(count=20):
     """Rows that were drawn, and how often each one was."""
-    drawn = torch.randint(NUM_PICTURES, (count, NUM_PICTURES), generator=torch.Generator().manual_seed(1))
-    return drawn, torch.stack([torch.bincount(rows, minlength=NUM_PICTURES) for rows in drawn]).double()
+    drawn = torch.randint(NUM_IMAGES, (count, NUM_IMAGES), generator=torch.Generator().manual_seed(1))
+    return drawn, torch.stack([torch.bincount(rows, minlength=NUM_IMAGES) for rows in drawn]).double()
 
 
 def assert_equals_metric(statistic, predictions, references, metric, **options):
     drawn, counts = resamples()
     expected = [
         metric.compute(predictions=predictions[rows].numpy(), references=references[rows].numpy(), **options)
-        for rows in [torch.arange(NUM_PICTURES), *drawn]
+        for rows in [torch.arange(NUM_IMAGES), *drawn]
     ]
-    counts = torch.cat([torch.ones(1, NUM_PICTURES, dtype=torch.float64), counts])
+    counts = torch.cat([torch.ones(1, NUM_IMAGES, dtype=torch.float64), counts])
     assert statistic(counts).tolist() == pytest.approx([next(iter(each.values())) for each in expected], abs=1e-12)
 
 
@@ -50,7 +50,7 @@ def test_accuracy_of_resamples():
 
 
 def test_macro_f1_of_resamples():
-    # A label that no picture has, and one that is hardly there, so that resamples lack it.
+    # A label that no image has, and one that is hardly there, so that resamples lack it.
     predictions, references = single_label() * 2
     references[references == 6] = torch.tensor([6] + [4] * (int((references == 6).sum()) - 1))
     statistic = macro_f1_of(predictions, references, 8)
@@ -85,11 +85,11 @@ def test_is_that_of_the_normal_distribution_for_a_mean():
 
 
 def test_bias_is_corrected():
-    """Average precision of resamples is too high, for pictures come twice; the interval of it must not be."""
+    """Average precision of resamples is too high, for images come twice; the interval of it must not be."""
     scores, references = several_labels()
     statistic = mean_average_precision_of(scores + 2.0 * references, references)
     kept = []
-    low, high = confidence_interval(lambda counts: kept.append(statistic(counts)) or kept[-1], NUM_PICTURES)
+    low, high = confidence_interval(lambda counts: kept.append(statistic(counts)) or kept[-1], NUM_IMAGES)
     figure, figures = kept.pop().item(), sorted(torch.cat(kept).tolist())
     below = sum(value < figure for value in figures) + sum(value == figure for value in figures) / 2
     bias = scipy.stats.norm.ppf(below / 1000)
@@ -127,15 +127,15 @@ def test_memory_is_bounded(monkeypatch):
 
 
 def test_several_draws_are_averaged():
-    values = torch.rand(2, NUM_PICTURES, generator=torch.Generator().manual_seed(0))
+    values = torch.rand(2, NUM_IMAGES, generator=torch.Generator().manual_seed(0))
     _, counts = resamples()
     together = mean_of_statistics([mean_of(values[0]), mean_of(values[1])])(counts)
     torch.testing.assert_close(together, mean_of(values.mean(dim=0))(counts), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("change", [{"num_pictures": 0}, {"num_resamples": 0}, {"level": 1.0}])
+@pytest.mark.parametrize("change", [{"num_images": 0}, {"num_resamples": 0}, {"level": 1.0}])
 def test_refuses(change):
     with pytest.raises(ValueError, match="must be at least 1"):
-        confidence_interval(mean_of(torch.ones(3)), **{"num_pictures": 3, **change})
+        confidence_interval(mean_of(torch.ones(3)), **{"num_images": 3, **change})
     with pytest.raises(ValueError, match="not a number in any"):
         confidence_interval(mean_of(torch.full((3,), torch.nan)), 3)

@@ -7,7 +7,7 @@ from transformers import AutoModel
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor, SiTModel
 from modeling_sit.evaluation.encoder import load_encoder
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 @pytest.fixture
@@ -30,21 +30,21 @@ def test_encoder_of_a_pretraining_checkpoint_in_float32(pretrained):
     assert type(AutoModel.from_pretrained(folder)) is type(encoder)
 
 
-def test_pictures_are_not_corrupted_though_the_processor_was_saved_so(pretrained):
+def test_images_are_not_corrupted_though_the_processor_was_saved_so(pretrained):
     _, processor = load_encoder(pretrained[1])
-    pictures = [np.full((16, 16, 3), 255, dtype=np.uint8)] * 3
-    inputs = processor(pictures, return_tensors="pt")
+    images = [np.full((16, 16, 3), 255, dtype=np.uint8)] * 3
+    inputs = processor(images, return_tensors="pt")
     assert list(inputs) == ["pixel_values"]
-    clean = SiTImageProcessor(size={"height": 16, "width": 16})(pictures, return_tensors="pt")
+    clean = SiTImageProcessor(size={"height": 16, "width": 16})(images, return_tensors="pt")
     torch.testing.assert_close(inputs["pixel_values"], clean["pixel_values"])
 
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./model", "../model", "outputs/my/model", "~/model"])
 def test_what_looks_like_a_path_is_not_sought_on_the_hub(path):
-    with pytest.raises(UserError, match=r"^--model_name_or_path \S+: no such folder$"):
+    with pytest.raises(SiTError, match=r"^--model_name_or_path \S+: no such folder$"):
         load_encoder(path)
 
 
 def test_a_file_of_a_folder_is_not_the_model(pretrained):
-    with pytest.raises(UserError, match="give the folder that it lies in"):
+    with pytest.raises(SiTError, match="give the folder that it lies in"):
         load_encoder(f"{pretrained[1]}/model.safetensors")

@@ -12,7 +12,7 @@ from modeling_sit.evaluation.metrics import load_metric
 NAMES = ["cornflower", "daisy", "rose"]
 
 
-def test_gives_the_accuracy_of_the_model(tiny_config, save_pictures, tmp_path):
+def test_gives_the_accuracy_of_the_model(tiny_config, save_images, tmp_path):
     """As a user calls it, from a folder of `save_pretrained`."""
     torch.manual_seed(0)
     config = tiny_config(id2label=dict(enumerate(NAMES)), label2id={name: number for number, name in enumerate(NAMES)})
@@ -20,7 +20,7 @@ def test_gives_the_accuracy_of_the_model(tiny_config, save_pictures, tmp_path):
     SiTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
     model = SiTForImageClassification.from_pretrained(tmp_path).eval()
     processor = SiTImageProcessor.from_pretrained(tmp_path)
-    paths = sorted(str(path) for path in save_pictures(tmp_path / "pictures", 9).iterdir())
+    paths = sorted(str(path) for path in save_images(tmp_path / "images", 9).iterdir())
     labels = [number % 3 for number in range(9)]
     data = datasets.Dataset.from_dict({"image": paths, "label": labels}).cast_column("image", datasets.Image())
 

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder against a plain loop over pictures."""
+"""Features of a frozen encoder against a plain loop over images."""
 
 import io
 
@@ -18,7 +18,7 @@ from transformers import (
     ViTModel,
 )
 
-from modeling_sit.data.sources import picture_name
+from modeling_sit.data.sources import image_name
 from modeling_sit.evaluation.features import _moved_together, extract_features
 
 TINY_VIT = {
@@ -39,14 +39,14 @@ def png(size, seed) -> bytes:
 
 
 def make_dataset(encoded, labels=None) -> datasets.Dataset:
-    columns = {"image": [{"bytes": picture, "path": f"{index}.png"} for index, picture in enumerate(encoded)]}
+    columns = {"image": [{"bytes": image, "path": f"{index}.png"} for index, image in enumerate(encoded)]}
     if labels is not None:
         columns["label"] = labels
     return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False))
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[bytes]:
+def images() -> list[bytes]:
     return [png((20 + index, 30 - index), index) for index in range(11)]
 
 
@@ -62,12 +62,12 @@ def vit() -> ViTModel:
 
 
 def slow_features(vit, encoded, processor) -> dict[str, torch.Tensor]:
-    """One picture at a time, each pooling spelled out."""
+    """One image at a time, each pooling spelled out."""
     rows = {"token": [], "mean": [], "token_mean": []}
     vit.eval()
     with torch.no_grad():
-        for picture in encoded:
-            inputs = processor(PIL.Image.open(io.BytesIO(picture)), return_tensors="pt")
+        for image in encoded:
+            inputs = processor(PIL.Image.open(io.BytesIO(image)), return_tensors="pt")
             tokens = list(vit(**inputs).last_hidden_state[0])
             mean = sum(tokens[1:]) / 16
             rows["token"].append(tokens[0])
@@ -78,17 +78,17 @@ def slow_features(vit, encoded, processor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("pooling", ["token", "mean", "token_mean"])
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 64])
-def test_equals_a_loop_over_pictures(vit, pictures, processor, pooling, batch_size):
+def test_equals_a_loop_over_images(vit, images, processor, pooling, batch_size):
     labels = [index % 3 for index in range(11)]
-    dataset = make_dataset(pictures, labels)
+    dataset = make_dataset(images, labels)
     result = extract_features(vit, dataset, processor, batch_size=batch_size, pooling=pooling, progress=False)
-    torch.testing.assert_close(result.features, slow_features(vit, pictures, processor)[pooling], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result.features, slow_features(vit, images, processor)[pooling], rtol=1e-4, atol=1e-5)
     assert (result.features.dtype, result.features.device.type) == (torch.float32, "cpu")
     assert (result.labels.dtype, result.labels.tolist(), result.skipped) == (torch.int64, labels, [])
 
 
-def test_workers_change_nothing(vit, pictures, processor):
-    dataset = make_dataset([*pictures[:5], b"broken", *pictures[5:]], list(range(12)))
+def test_workers_change_nothing(vit, images, processor):
+    dataset = make_dataset([*images[:5], b"broken", *images[5:]], list(range(12)))
     alone = extract_features(vit, dataset, processor, batch_size=4, progress=False)
     shared = extract_features(vit, dataset, processor, batch_size=4, num_workers=2, progress=False)
     torch.testing.assert_close(shared.features, alone.features)
@@ -96,51 +96,51 @@ def test_workers_change_nothing(vit, pictures, processor):
     assert shared.skipped == alone.skipped
 
 
-def test_unreadable_pictures_are_skipped_and_named(vit, pictures, processor):
-    # the second batch of three holds no picture at all
-    encoded = [*pictures[:2], b"not a picture", b"", b"", b"", *pictures[2:4], pictures[4][:300]]
+def test_unreadable_images_are_skipped_and_named(vit, images, processor):
+    # the second batch of three holds no image at all
+    encoded = [*images[:2], b"not an image", b"", b"", b"", *images[2:4], images[4][:300]]
     dataset = make_dataset(encoded, list(range(9)))
     result = extract_features(vit, dataset, processor, batch_size=3, progress=False)
-    expected = slow_features(vit, pictures[:4], processor)["token"]
+    expected = slow_features(vit, images[:4], processor)["token"]
     torch.testing.assert_close(result.features, expected, rtol=1e-4, atol=1e-5)
     assert result.labels.tolist() == [0, 1, 6, 7]
-    assert [name for name, _ in result.skipped] == [picture_name(dataset, index) for index in (2, 3, 4, 5, 8)]
+    assert [name for name, _ in result.skipped] == [image_name(dataset, index) for index in (2, 3, 4, 5, 8)]
     assert result.skipped[1][1] == "it is empty (0 bytes)"
 
 
-def test_nothing_but_unreadable_pictures_is_an_error(vit, processor):
-    with pytest.raises(ValueError, match=r"none of 2 pictures could be read; the first, .*0\.png.*: it is empty"):
+def test_nothing_but_unreadable_images_is_an_error(vit, processor):
+    with pytest.raises(ValueError, match=r"none of 2 images could be read; the first, .*0\.png.*: it is empty"):
         extract_features(vit, make_dataset([b"", b""]), processor, progress=False)
 
 
-def test_without_labels(vit, pictures, processor):
-    assert extract_features(vit, make_dataset(pictures), processor, progress=False).labels is None
+def test_without_labels(vit, images, processor):
+    assert extract_features(vit, make_dataset(images), processor, progress=False).labels is None
 
 
-def test_head_is_left_out(pictures, processor):
+def test_head_is_left_out(images, processor):
     classifier = ViTForImageClassification(ViTConfig(**TINY_VIT))
-    dataset = make_dataset(pictures)
+    dataset = make_dataset(images)
     torch.testing.assert_close(
         extract_features(classifier, dataset, processor, progress=False).features,
         extract_features(classifier.vit, dataset, processor, progress=False).features,
     )
 
 
-def test_register_tokens_are_no_patches(pictures, processor):
+def test_register_tokens_are_no_patches(images, processor):
     config = Dinov2WithRegistersConfig(**TINY_VIT, num_register_tokens=3)
     model = Dinov2WithRegistersModel(config).eval()
-    result = extract_features(model, make_dataset(pictures[:1]), processor, pooling="mean", progress=False)
+    result = extract_features(model, make_dataset(images[:1]), processor, pooling="mean", progress=False)
     with torch.no_grad():
-        inputs = processor(PIL.Image.open(io.BytesIO(pictures[0])), return_tensors="pt")
+        inputs = processor(PIL.Image.open(io.BytesIO(images[0])), return_tensors="pt")
         patches = model(**inputs).last_hidden_state[:, -16:]
     torch.testing.assert_close(result.features, patches.mean(dim=1), rtol=1e-4, atol=1e-5)
 
 
-def test_frozen_while_it_runs_and_as_it_was_after(pictures, processor):
+def test_frozen_while_it_runs_and_as_it_was_after(images, processor):
     model = ViTModel(ViTConfig(**TINY_VIT, hidden_dropout_prob=0.5), add_pooling_layer=False).train()
     model.layernorm.eval()
     before = {name: module.training for name, module in model.named_modules()}
-    dataset = make_dataset(pictures)
+    dataset = make_dataset(images)
     first, second = (extract_features(model, dataset, processor, progress=False).features for _ in range(2))
     assert torch.equal(first, second)
     assert {name: module.training for name, module in model.named_modules()} == before
@@ -149,48 +149,48 @@ def test_frozen_while_it_runs_and_as_it_was_after(pictures, processor):
     assert {name: module.training for name, module in model.named_modules()} == before
 
 
-def test_a_probe_can_be_trained_on_the_features(vit, pictures, processor):
-    features = extract_features(vit, make_dataset(pictures), processor, progress=False).features
+def test_a_probe_can_be_trained_on_the_features(vit, images, processor):
+    features = extract_features(vit, make_dataset(images), processor, progress=False).features
     assert not features.requires_grad
     probe = torch.nn.Linear(32, 2)
     probe(features).sum().backward()
     torch.testing.assert_close(probe.weight.grad[0], features.sum(dim=0))
 
 
-def test_half_precision_encoder_gives_float32(vit, pictures, processor):
+def test_half_precision_encoder_gives_float32(vit, images, processor):
     half = ViTModel(vit.config, add_pooling_layer=False).to(torch.bfloat16)
     half.load_state_dict(vit.state_dict())
-    result = extract_features(half, make_dataset(pictures[:1]), processor, pooling="mean", progress=False)
-    inputs = processor(PIL.Image.open(io.BytesIO(pictures[0])), return_tensors="pt")
+    result = extract_features(half, make_dataset(images[:1]), processor, pooling="mean", progress=False)
+    inputs = processor(PIL.Image.open(io.BytesIO(images[0])), return_tensors="pt")
     with torch.no_grad():
         patches = half(inputs["pixel_values"].bfloat16()).last_hidden_state[:, 1:]
     assert (patches.dtype, result.features.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(result.features, patches.float().mean(dim=1))
 
 
-def test_progress_counts_pictures(vit, pictures, processor, capsys):
-    extract_features(vit, make_dataset([*pictures, b""]), processor, batch_size=5)
-    assert "12/12" in (shown := capsys.readouterr().err) and "pictures/s" in shown
-    extract_features(vit, make_dataset(pictures), processor, progress=False)
+def test_progress_counts_images(vit, images, processor, capsys):
+    extract_features(vit, make_dataset([*images, b""]), processor, batch_size=5)
+    assert "12/12" in (shown := capsys.readouterr().err) and "images/s" in shown
+    extract_features(vit, make_dataset(images), processor, progress=False)
     assert capsys.readouterr().err == ""
 
 
-def test_unknown_pooling_is_an_error(vit, pictures, processor):
+def test_unknown_pooling_is_an_error(vit, images, processor):
     with pytest.raises(ValueError, match="token, mean, token_mean, not 'cls'"):
-        extract_features(vit, make_dataset(pictures), processor, pooling="cls")
+        extract_features(vit, make_dataset(images), processor, pooling="cls")
 
 
-def test_encoder_without_tokens_is_an_error(pictures, processor):
+def test_encoder_without_tokens_is_an_error(images, processor):
     resnet = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
     with pytest.raises(ValueError, match=r"resnet gives .*\(11, 8, 2, 2\), not \(batch, tokens, hidden_size\)"):
-        extract_features(resnet, make_dataset(pictures), processor, progress=False)
+        extract_features(resnet, make_dataset(images), processor, progress=False)
 
 
 @pytest.mark.parametrize("pooling", ["token", "mean"])
-def test_layer_is_what_that_block_gives(vit, pictures, processor, pooling):
+def test_layer_is_what_that_block_gives(vit, images, processor, pooling):
     vit.eval()
-    dataset = make_dataset(pictures)
-    inputs = processor([PIL.Image.open(io.BytesIO(picture)) for picture in pictures], return_tensors="pt")
+    dataset = make_dataset(images)
+    inputs = processor([PIL.Image.open(io.BytesIO(image)) for image in images], return_tensors="pt")
     with torch.no_grad():
         embedded = vit.embeddings(inputs["pixel_values"])
         first = vit.layers[0](embedded, None)
@@ -203,14 +203,14 @@ def test_layer_is_what_that_block_gives(vit, pictures, processor, pooling):
 
 
 @pytest.mark.parametrize("layer", [3, -4])
-def test_layer_that_is_not_there(vit, pictures, processor, layer):
+def test_layer_that_is_not_there(vit, images, processor, layer):
     with pytest.raises(ValueError, match=f"layer must be -1.* to 2 .*back to -3, not {layer}"):
-        extract_features(vit, make_dataset(pictures), processor, layer=layer)
+        extract_features(vit, make_dataset(images), processor, layer=layer)
 
 
-def test_several_labels(vit, pictures, processor):
+def test_several_labels(vit, images, processor):
     column = [[0, 2], [], [1], None, *[[2]] * 7]
-    dataset = make_dataset([*pictures[:4], b"broken", *pictures[5:]], column)
+    dataset = make_dataset([*images[:4], b"broken", *images[5:]], column)
     dataset = dataset.cast_column("label", datasets.List(datasets.ClassLabel(names=["a", "b", "c"])))
     result = extract_features(vit, dataset, processor, progress=False)
     expected = [[1, 0, 1], [0, 0, 0], [0, 1, 0], [-1, -1, -1], *[[0, 0, 1]] * 6]
@@ -230,9 +230,9 @@ class OneOfThree:
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 64])
-def test_processes_share_the_pictures_in_order(vit, pictures, processor, batch_size, monkeypatch):
+def test_processes_share_the_images_in_order(vit, images, processor, batch_size, monkeypatch):
     monkeypatch.setattr("modeling_sit.evaluation.features.gather_object", lambda own: own)
-    dataset = make_dataset([*pictures[:6], b"broken", *pictures[7:]], list(range(11)))
+    dataset = make_dataset([*images[:6], b"broken", *images[7:]], list(range(11)))
     alone = extract_features(vit, dataset, processor, progress=False)
     processes = [OneOfThree(process_index) for process_index in range(3)]
     for process in processes:
@@ -244,15 +244,15 @@ def test_processes_share_the_pictures_in_order(vit, pictures, processor, batch_s
     torch.testing.assert_close(features[readable.bool()], alone.features)
 
 
-def test_nothing_is_drawn_from_the_global_generator(vit, pictures, processor):
+def test_nothing_is_drawn_from_the_global_generator(vit, images, processor):
     before = torch.get_rng_state()
-    extract_features(vit, make_dataset(pictures), processor, progress=False)
+    extract_features(vit, make_dataset(images), processor, progress=False)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_batch_of_nothing(vit, pictures, processor):
+def test_batch_of_nothing(vit, images, processor):
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        extract_features(vit, make_dataset(pictures), processor, batch_size=0)
+        extract_features(vit, make_dataset(images), processor, batch_size=0)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])

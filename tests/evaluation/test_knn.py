@@ -1,4 +1,4 @@
-"""The weighted kNN protocol against a loop over pictures, and against scikit-learn's classifier."""
+"""The weighted kNN protocol against a loop over images, and against scikit-learn's classifier."""
 
 import math
 
@@ -12,7 +12,7 @@ from modeling_sit.evaluation.knn import knn_predict
 
 
 def slow_knn(train_features, train_labels, features, num_labels, k, temperature):
-    """Votes of every picture, one neighbour at a time, in Python's floats."""
+    """Votes of every image, one neighbour at a time, in Python's floats."""
     scores = []
     for feature in features.tolist():
         neighbours = []
@@ -27,12 +27,12 @@ def slow_knn(train_features, train_labels, features, num_labels, k, temperature)
     return torch.tensor(scores, dtype=torch.float64)
 
 
-def random_problem(num_train=53, num_pictures=17, hidden_size=6, num_labels=5, seed=0):
+def random_problem(num_train=53, num_images=17, hidden_size=6, num_labels=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return (
         torch.randn(num_train, hidden_size, generator=generator) * 3,
         torch.randint(num_labels, (num_train,), generator=generator),
-        torch.randn(num_pictures, hidden_size, generator=generator),
+        torch.randn(num_images, hidden_size, generator=generator),
         num_labels,
     )
 
@@ -40,7 +40,7 @@ def random_problem(num_train=53, num_pictures=17, hidden_size=6, num_labels=5, s
 @pytest.mark.parametrize("k", [1, 4, 20, 53])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 @pytest.mark.parametrize("chunk_size", [1, 7, 50, 4096])
-def test_equals_a_loop_over_pictures(k, temperature, chunk_size):
+def test_equals_a_loop_over_images(k, temperature, chunk_size):
     problem = random_problem()
     scores = knn_predict(*problem, k=k, temperature=temperature, chunk_size=chunk_size)
     assert scores.dtype == torch.float32
@@ -54,7 +54,7 @@ def test_defaults_are_those_of_the_protocol():
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.5)])
 def test_equals_scikit_learn(k, temperature):
-    train_features, train_labels, features, num_labels = random_problem(num_train=300, num_pictures=80, seed=1)
+    train_features, train_labels, features, num_labels = random_problem(num_train=300, num_images=80, seed=1)
     classifier = KNeighborsClassifier(
         n_neighbors=k,
         metric="cosine",
@@ -76,7 +76,7 @@ def test_length_of_features_does_not_matter():
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 100])
-def test_of_pictures_equally_near_the_earlier_are_the_neighbours(chunk_size):
+def test_of_images_equally_near_the_earlier_are_the_neighbours(chunk_size):
     far, near = [0.0, 1.0], [1.0, 0.0]
     train_features = torch.tensor([far, near, near, far, near, near, near])
     train_labels = torch.arange(7)
@@ -137,7 +137,7 @@ def test_half_precision_features_too_long_for_it():
     assert torch.equal(scores, torch.eye(2))
 
 
-def test_inputs_are_left_alone_and_no_pictures_are_no_scores():
+def test_inputs_are_left_alone_and_no_images_are_no_scores():
     problem = random_problem()
     before = [tensor.clone() for tensor in problem[:3]]
     knn_predict(*problem)
@@ -181,7 +181,7 @@ def test_of_several_labels_each_gets_the_votes_of_those_that_have_it(chunk_size)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 54}, "k = 54 neighbours cannot be drawn from 53 training pictures"),
+        ({"k": 54}, "k = 54 neighbours cannot be drawn from 53 training images"),
         ({"k": 0}, "k = 0 neighbours"),
         ({"temperature": 0.0}, "temperature"),
         ({"chunk_size": 0}, "chunk_size"),

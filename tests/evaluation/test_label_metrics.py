@@ -17,12 +17,12 @@ INTERPOLATED = {
 }
 
 
-def scores_with_ties(seed: int, num_pictures: int = 60, num_labels: int = 7) -> tuple[np.ndarray, np.ndarray]:
-    """Scores in tenths, and for each label pictures that have it and that do not."""
+def scores_with_ties(seed: int, num_images: int = 60, num_labels: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    """Scores in tenths, and for each label images that have it and that do not."""
     generator = np.random.default_rng(seed)
-    references = (generator.random((num_pictures, num_labels)) < 0.3).astype(int)
+    references = (generator.random((num_images, num_labels)) < 0.3).astype(int)
     references[0], references[1] = 1, 0
-    scores = np.round(generator.random((num_pictures, num_labels)) + 0.3 * references, 1)
+    scores = np.round(generator.random((num_images, num_labels)) + 0.3 * references, 1)
     return scores, references
 
 
@@ -113,11 +113,11 @@ def test_recall_of_three_in_ten_reaches_three_tenths():
     assert result["mean_average_precision"] == pytest.approx((4 * 1 + 7 * 10 / 17) / 11)
 
 
-def test_labels_that_no_picture_has_are_left_out():
+def test_labels_that_no_image_has_are_left_out():
     metric = load_metric("mean_average_precision")
     result = metric.compute(predictions=[[0.9, 0.5], [0.1, 0.6]], references=[[1, 0], [0, 0]])
     assert result == {"mean_average_precision": 1.0}
-    with pytest.raises(ValueError, match="no picture has any label"):
+    with pytest.raises(ValueError, match="no image has any label"):
         metric.compute(predictions=[[0.9]], references=[[0]])
     with pytest.raises(ValueError, match="style"):
         metric.compute(predictions=[[0.9]], references=[[1]], style="voc")

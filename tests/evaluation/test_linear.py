@@ -1,4 +1,4 @@
-"""The linear probe against scikit-learn by hand, against its own objective, and on real pictures."""
+"""The linear probe against scikit-learn by hand, against its own objective, and on real images."""
 
 import random
 import warnings
@@ -12,19 +12,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from modeling_sit.evaluation import linear
-from modeling_sit.evaluation.linear import fit_by_lbfgs, fit_by_sgd, linear_predict, standardisation
+from modeling_sit.evaluation.linear import fit_by_lbfgs, fit_by_sgd, linear_predict, standardization
 
 
-def blobs(num_pictures: int, num_labels: int, size: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def blobs(num_images: int, num_labels: int, size: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Overlapping classes, in dimensions of very different means and scales."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(num_pictures) % num_labels
+    labels = torch.arange(num_images) % num_labels
     centres = torch.randn(num_labels, size, generator=torch.Generator().manual_seed(99))
-    features = centres[labels] + torch.randn(num_pictures, size, generator=generator)
+    features = centres[labels] + torch.randn(num_images, size, generator=generator)
     return features * torch.logspace(-2, 2, size) + torch.arange(size) * 10, labels
 
 
-def test_equals_scikit_learn_on_features_standardised_by_hand():
+def test_equals_scikit_learn_on_features_standardized_by_hand():
     (train, train_labels), (features, _) = blobs(60, 3), blobs(20, 3, seed=1)
     mean, std = train.double().numpy().mean(axis=0), train.double().numpy().std(axis=0)
     probe = LogisticRegression(C=0.3).fit((train.double().numpy() - mean) / std, train_labels.numpy())
@@ -62,7 +62,7 @@ def test_reads_real_digits():
     assert (scores.argmax(dim=1) == labels[600:1200]).float().mean() > 0.9
 
 
-def test_labels_without_pictures_score_nothing():
+def test_labels_without_images_score_nothing():
     train, labels = blobs(40, 2)
     compact = linear_predict(train, labels, train, num_labels=2)
     spread_out = linear_predict(train, labels * 3 + 1, train, num_labels=6)
@@ -152,14 +152,14 @@ def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return pixels[:600], labels[:600], pixels[600:1200], labels[600:1200]
 
 
-def standardised(train, features):
+def standardized(train, features):
     scaler = StandardScaler().fit(train.double().numpy())
     return scaler.transform(train.double().numpy()), scaler.transform(features.double().numpy())
 
 
 def test_lbfgs_is_scikit_learn_at_every_strength(digits):
     train, train_labels, features, _ = digits
-    x, y = standardised(train, features)
+    x, y = standardized(train, features)
     for strength, probe in zip((0.01, 1.0), fit_by_lbfgs(train, train_labels, 10, [0.01, 1.0]), strict=True):
         model = LogisticRegression(C=strength, max_iter=1000, tol=1e-6)
         expected = model.fit(x, train_labels.numpy()).predict_proba(y)
@@ -172,7 +172,7 @@ def test_hardly_any_penalty_is_fitted_to_the_end_too(digits):
         fit_by_lbfgs(train, train_labels, 10, [1000.0], **limit) for limit in ({}, {"max_iterations": 20})
     )
     assert probe.converged and not hasty.converged
-    x, y = standardised(train, features)
+    x, y = standardized(train, features)
     newton = LogisticRegression(C=1000.0, solver="newton-cg", tol=1e-8, max_iter=1000).fit(x, train_labels.numpy())
     expected = torch.from_numpy(newton.predict_proba(y)).float()
     torch.testing.assert_close(probe.predict(features), expected, atol=1e-2, rtol=0)
@@ -182,7 +182,7 @@ def test_hardly_any_penalty_is_fitted_to_the_end_too(digits):
 def test_iterations_fall_with_the_size_of_the_set(digits, monkeypatch, products, iterations):
     asked_for = []
 
-    def note_iterations(standardised, target, strengths, max_iterations, tolerance):
+    def note_iterations(standardized, target, strengths, max_iterations, tolerance):
         asked_for.append(max_iterations)
         return [(np.zeros((10, 64)), np.zeros(10), True)]
 
@@ -202,7 +202,7 @@ def test_lbfgs_leaves_features_in_float64_as_they_are():
 
 def test_sgd_is_within_half_a_point_of_scikit_learn(digits):
     train, train_labels, features, labels = digits
-    x, y = standardised(train, features)
+    x, y = standardized(train, features)
     for strength, probe in zip((0.01, 1.0), fit_by_sgd(train, train_labels, 10, [0.01, 1.0]), strict=True):
         expected = LogisticRegression(C=strength, max_iter=1000).fit(x, train_labels.numpy()).score(y, labels.numpy())
         accuracy = (probe.predict(features).argmax(dim=1) == labels).double().mean().item()
@@ -213,18 +213,18 @@ def test_sgd_is_within_half_a_point_of_scikit_learn(digits):
 def test_several_labels_are_one_against_the_rest(digits, fit, tolerance):
     train, train_labels, features, _ = digits
     targets = torch.stack([train_labels < 3, train_labels % 2 == 0, torch.zeros(600), torch.ones(600)], dim=1).float()
-    x, y = standardised(train, features)
+    x, y = standardized(train, features)
     (probe,) = fit(train, targets, 4, [0.1])
     scores = probe.predict(features)
     for label in range(2):
         expected = LogisticRegression(C=0.1, max_iter=1000).fit(x, targets[:, label].numpy()).predict_proba(y)[:, 1]
         assert (scores[:, label] - torch.from_numpy(expected)).abs().mean() < tolerance
-    # What no picture has is never predicted, what all have always is.
+    # What no image has is never predicted, what all have always is.
     assert (scores[:, 2] == 0).all() and (scores[:, 3] > 0.9).all()
 
 
 @pytest.mark.parametrize("fit", [fit_by_lbfgs, fit_by_sgd])
-def test_labels_that_no_picture_has_get_no_score(few_steps, fit):
+def test_labels_that_no_image_has_get_no_score(few_steps, fit):
     train, labels = blobs(40, 2)
     (probe,) = fit(train, labels * 3 + 1, 6, [1.0])
     scores = probe.predict(train)
@@ -248,21 +248,21 @@ def test_fits_of_one_pass_are_those_of_several(few_steps):
         torch.testing.assert_close(probe.weight, alone.weight, atol=1e-4, rtol=1e-3)
 
 
-def test_standardisation_is_scikit_learns():
+def test_standardization_is_scikit_learns():
     train, _ = blobs(100, 3)
     train[:, 2] = 0.1  # whose mean is not 0.1 to the last bit
     scaler = StandardScaler().fit(train.double().numpy())
     for chunk_size in (7, 1000):
-        mean, scale = standardisation(train, chunk_size)
+        mean, scale = standardization(train, chunk_size)
         torch.testing.assert_close(mean, torch.from_numpy(scaler.mean_))
         torch.testing.assert_close(scale, torch.from_numpy(scaler.scale_))
 
 
-def test_statistics_of_other_pictures_are_used(few_steps):
+def test_statistics_of_other_images_are_used(few_steps):
     train, labels = blobs(40, 3)
     others, _ = blobs(50, 3, seed=3)
     for fit in (fit_by_lbfgs, fit_by_sgd):
-        (probe,) = fit(train, labels, 3, [1.0], statistics=standardisation(others))
+        (probe,) = fit(train, labels, 3, [1.0], statistics=standardization(others))
         torch.testing.assert_close(probe.mean.double(), others.double().mean(dim=0), atol=1e-4, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Figures in chunks against scikit-learn's of all pictures at once."""
+"""Figures in chunks against scikit-learn's of all images at once."""
 
 import pytest
 import torch

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from modeling_sit.evaluation import protocols
 from modeling_sit.evaluation.features import Features
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 CPU = torch.device("cpu")
 NAMES = [str(digit) for digit in range(10)]
@@ -20,7 +20,7 @@ NAMES = [str(digit) for digit in range(10)]
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Features, Features]:
-    """Pixels as features, in float64 so that nothing hangs on rounding: 500 pictures to train, 300 to validate."""
+    """Pixels as features, in float64 so that nothing hangs on rounding: 500 images to train, 300 to validate."""
     digits = load_digits()
     pixels, labels = torch.from_numpy(digits.data), torch.from_numpy(digits.target)
     return Features(pixels[:500], labels[:500], []), Features(pixels[500:800], labels[500:800], [])
@@ -73,14 +73,14 @@ def test_linear_is_scikit_learns_at_the_strength_that_did_best_on_what_was_held_
     assert measurement.settings["solver"] == "lbfgs"
 
 
-def test_validation_pictures_have_no_part_in_the_choice(digits):
+def test_validation_images_have_no_part_in_the_choice(digits):
     train, validation = digits
     wrong = Features(validation.features, (validation.labels + 1) % 10, [])
     chosen = [measure("linear", (train, split), linear_c=[0.001, 0.1])[1].settings for split in (validation, wrong)]
     assert chosen[0] == chosen[1]
 
 
-def test_of_many_pictures_the_strength_is_chosen_on_a_share(digits, monkeypatch):
+def test_of_many_images_the_strength_is_chosen_on_a_share(digits, monkeypatch):
     fitted = []
 
     def note_size(train, *rest):
@@ -89,12 +89,12 @@ def test_of_many_pictures_the_strength_is_chosen_on_a_share(digits, monkeypatch)
 
     fit = protocols._fit
     monkeypatch.setattr(protocols, "_fit", note_size)
-    figures, measurement = measure("linear", digits, linear_c=[1e-5, 0.1], linear_choice_pictures=200)
+    figures, measurement = measure("linear", digits, linear_c=[1e-5, 0.1], linear_choice_images=200)
     assert measurement.settings["num_choice"] == pytest.approx(200, abs=5)
     assert fitted == [pytest.approx(160, abs=5), 500]  # a fifth held back, and the fit itself is to all
     assert measurement.settings["c"] == 0.1 and measurement.settings["held_back"]["0.1"] > 0.7
     assert figures == measure("linear", digits, linear_c=[0.1])[0]
-    assert "num_choice" not in measure("linear", digits, linear_c=[1e-5, 0.1], linear_choice_pictures=500)[1].settings
+    assert "num_choice" not in measure("linear", digits, linear_c=[1e-5, 0.1], linear_choice_images=500)[1].settings
 
 
 def test_choices_before_the_optimum_are_told(digits, monkeypatch):
@@ -104,7 +104,7 @@ def test_choices_before_the_optimum_are_told(digits, monkeypatch):
     assert measurement.settings["held_back_before_optimum"] == ["1"]
 
 
-def test_few_shots_of_many_pictures_are_fitted_to_the_optimum(digits, monkeypatch):
+def test_few_shots_of_many_images_are_fitted_to_the_optimum(digits, monkeypatch):
     """The solver goes by what is fitted, not by what it is drawn from."""
     monkeypatch.setattr(protocols, "LBFGS_MAX_PRODUCTS", 100 * 64 * 10)
     assert measure("fewshot", digits, fewshot_labels=["10%"], fewshot_draws=1)[1].settings["solver"] == "lbfgs"
@@ -158,8 +158,8 @@ def test_few_shots_are_drawn_anew_and_averaged(digits):
     assert figure.spread == pytest.approx(np.std(alone, ddof=1)) and figure.spread > 0
 
 
-def test_few_shots_are_standardised_by_all_training_pictures(digits):
-    """Of one picture a class, many pixels are the same in all ten, and not at all in the others."""
+def test_few_shots_are_standardized_by_all_training_images(digits):
+    """Of one image a class, many pixels are the same in all ten, and not at all in the others."""
     figures, _ = measure("fewshot", digits, fewshot_labels=["1%"])
     assert figures["accuracy_1_percent"] > 0.35
 
@@ -199,7 +199,7 @@ def test_several_labels(several, protocol):
     )
     names = {"fewshot": ["mean_average_precision_10_percent", "mean_average_precision_20_per_class"]}
     for name in names.get(protocol, ["mean_average_precision"]):
-        # By chance: the share of the pictures that have a label, some 0.3 on average.
+        # By chance: the share of the images that have a label, some 0.3 on average.
         assert figures[name] > 0.5
     if protocol in ("knn", "linear"):
         assert list(figures) == ["mean_average_precision", "macro_f1"]
@@ -216,16 +216,14 @@ def test_style_of_average_precision(several):
 def test_mistakes(digits):
     train, validation = digits
     few = Features(train.features[:12], torch.tensor([*range(10), 0, 1]), [])
-    with pytest.raises(UserError, match="--knn_k 20: more than the 12 training pictures"):
+    with pytest.raises(SiTError, match="--knn_k 20: more than the 12 training images"):
         measure("knn", (few, validation))
-    with pytest.raises(UserError, match=r"only one training picture of 2, 3, 4, 5, 6 and 3 more.* one --linear_c"):
+    with pytest.raises(SiTError, match=r"only one training image of 2, 3, 4, 5, 6 and 3 more.* one --linear_c"):
         measure("linear", (few, validation))
     measure("linear", (few, validation), linear_c=[0.1])
-    with pytest.raises(
-        UserError, match=r"--fewshot_labels 2: fewer .* of 2, 3, 4, 5, 6 and 3 more; ask for 1 at most"
-    ):
+    with pytest.raises(SiTError, match=r"--fewshot_labels 2: fewer .* of 2, 3, 4, 5, 6 and 3 more; ask for 1 at most"):
         measure("fewshot", (few, validation), fewshot_labels=["2"])
-    with pytest.raises(UserError, match="nothing to find"):
+    with pytest.raises(SiTError, match="nothing to find"):
         measure(
             "retrieval",
             (
@@ -242,7 +240,7 @@ def test_mistakes(digits):
         ({"knn_k": 0}, "--knn_k 0: must be at least 1"),
         ({"fewshot_draws": 0}, "--fewshot_draws 0"),
         ({"bootstrap_resamples": 0}, "--bootstrap_resamples 0"),
-        ({"linear_choice_pictures": 0}, "--linear_choice_pictures 0"),
+        ({"linear_choice_images": 0}, "--linear_choice_images 0"),
         ({"linear_c": [1.0, 0.0]}, "--linear_c 0.0"),
         ({"linear_c": [float("nan")]}, "--linear_c nan"),
         ({"fewshot_c": -1.0}, "--fewshot_c -1.0"),

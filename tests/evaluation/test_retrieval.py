@@ -56,7 +56,7 @@ def test_a_perfect_and_the_worst_ranking():
     assert worst.first_hit.tolist() == [3, 3]
 
 
-def test_of_pictures_equally_near_the_earlier_comes_first():
+def test_of_images_equally_near_the_earlier_comes_first():
     ranking = rank_gallery(torch.ones(5, 2), torch.tensor([1, 1, 0, 1, 0]), torch.ones(1, 2), torch.tensor([0]))
     assert ranking.first_hit.item() == 3
 
@@ -74,7 +74,7 @@ def test_chance_is_the_mean_over_all_orders(num_hits):
 
 def test_ranks_by_whole_numbers_are_those_of_a_stable_order():
     generator = torch.Generator().manual_seed(0)
-    # Many equals, both zeros, and both signs: as of pictures that are there twice.
+    # Many equals, both zeros, and both signs: as of images that are there twice.
     similarities = torch.randint(-6, 7, (300,), generator=generator).float() / 6
     similarities[similarities == 0] = torch.tensor([0.0, -0.0]).repeat(300)[: int((similarities == 0).sum())]
     is_hit = torch.rand(300, generator=generator) < 0.3

@@ -1,4 +1,4 @@
-"""Augmentation of training pictures: what it does, and that it is random by its seed only."""
+"""Augmentation of training images: what it does, and that it is random by its seed only."""
 
 import random
 
@@ -11,16 +11,16 @@ from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.augmentation import create_augmentation, create_erasing, seeded, three_augment
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-PICTURE = PIL.Image.fromarray(PIXELS)
+IMAGE = PIL.Image.fromarray(PIXELS)
 
 
 def arguments(**settings) -> FinetuningArguments:
     return FinetuningArguments(dataset="some", model_name_or_path="some", **settings)
 
 
-def augmented(seed: int, picture=PICTURE, shape=(8, 16), **settings) -> np.ndarray:
+def augmented(seed: int, image=IMAGE, shape=(8, 16), **settings) -> np.ndarray:
     with seeded(seed):
-        return np.asarray(create_augmentation(shape, arguments(**settings))(picture))
+        return np.asarray(create_augmentation(shape, arguments(**settings))(image))
 
 
 KINDS = ("plain", "3-augment", "randaugment")
@@ -29,8 +29,8 @@ KINDS = ("plain", "3-augment", "randaugment")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_size_mode_and_randomness(kind, mode):
-    picture = PICTURE.convert(mode)
-    results = [augmented(seed, picture, augmentation=kind) for seed in (0, 0, 1, 2, 3, 4)]
+    image = IMAGE.convert(mode)
+    results = [augmented(seed, image, augmentation=kind) for seed in (0, 0, 1, 2, 3, 4)]
     assert all(result.shape == (8, 16, 3)[: 3 if mode == "RGB" else 2] for result in results)
     np.testing.assert_array_equal(results[0], results[1])
     assert any((results[0] != result).any() for result in results[2:])
@@ -53,8 +53,8 @@ def test_leaves_the_global_generators_alone(kind):
 
 
 def test_plain_is_crop_and_mirroring():
-    square = PICTURE.resize((16, 16))
-    settings = {"picture": square, "shape": (16, 16), "crop_scale": [1.0, 1.0]}
+    square = IMAGE.resize((16, 16))
+    settings = {"image": square, "shape": (16, 16), "crop_scale": [1.0, 1.0]}
     kept = augmented(0, **settings, horizontal_flip_probability=0)
     np.testing.assert_array_equal(kept, np.asarray(square))
     np.testing.assert_array_equal(augmented(0, **settings, horizontal_flip_probability=1), kept[:, ::-1])
@@ -73,15 +73,15 @@ def test_three_augment_is_one_of_three():
     kinds = set()
     for seed in range(30):
         with seeded(seed):
-            pixels = np.asarray(steps[0](PICTURE)).astype(int)
+            pixels = np.asarray(steps[0](IMAGE)).astype(int)
         if (pixels[..., 0] == pixels[..., 1]).all():
             kinds.add("grey")
         elif (np.where(PIXELS >= 128, 255 - PIXELS.astype(int), PIXELS) == pixels).all():
-            kinds.add("solarised")
+            kinds.add("solarized")
         else:
             assert pixels.std() <= PIXELS.std()
             kinds.add("blurred")
-    assert kinds == {"grey", "solarised", "blurred"}
+    assert kinds == {"grey", "solarized", "blurred"}
 
 
 def test_color_jitter_changes_by_its_share():
@@ -96,7 +96,7 @@ def test_color_jitter_changes_by_its_share():
 
 def test_randaugment_at_magnitude_0_and_30():
     settings = {"augmentation": "randaugment", "crop_scale": [1, 1], "horizontal_flip_probability": 0}
-    square = PICTURE.resize((16, 16))
+    square = IMAGE.resize((16, 16))
     far = [augmented(seed, square, (16, 16), randaugment_magnitude=30, **settings) for seed in range(8)]
     none = [augmented(seed, square, (16, 16), randaugment_num_ops=0, **settings) for seed in range(8)]
     assert all((result == np.asarray(square)).all() for result in none)

@@ -26,7 +26,7 @@ REPORT = {
     "from_scratch": False,
     "epochs": 60.0,
     "seed": 3,
-    "dataset": "some/pictures",
+    "dataset": "some/images",
     "split": "test",
     "model_name_or_path": "my/pretrained",
     "chosen_by": None,
@@ -70,7 +70,7 @@ def test_metadata_is_valid_and_complete(write):
         "transformers",
         "apache-2.0",
     )
-    assert data.base_model == "my/pretrained" and data.datasets == ["some/pictures"]
+    assert data.base_model == "my/pretrained" and data.datasets == ["some/images"]
     assert data.metrics == ["accuracy", "f1"]
     listed = {result.metric_type: result.metric_value for result in data.eval_results}
     assert listed == {"accuracy": 0.915625, "f1": 0.75}
@@ -93,11 +93,11 @@ def test_says_what_was_run_and_measured(write, page):
         "What was run",
         "How it went",
         "Limits",
-        "Licence",
+        "License",
         "Citation",
     ]
-    assert "fine-tuned on 144 labelled pictures of some/pictures from my/pretrained." in words_of(shown)
-    assert shown.tables[0][1][:4] == ["some/pictures", "test", "finetune accuracy", "0.9156"]
+    assert "fine-tuned on 144 labeled images of some/images from my/pretrained." in words_of(shown)
+    assert shown.tables[0][1][:4] == ["some/images", "test", "finetune accuracy", "0.9156"]
     assert "num_validation 360" in shown.tables[0][1][5]
     assert shown.facts["classes"] == "2: a, b"
     assert shown.facts["epochs, seed"] == "60, 3"
@@ -105,12 +105,12 @@ def test_says_what_was_run_and_measured(write, page):
     assert shown.facts["hardware"] == "2 x GPU"
     assert shown.facts["time, of all starts together"] == "1.5 minutes"
     assert COMMAND + "\n" in shown.blocks
-    assert list(shown.pictures) == ["loss_curve.png"]
+    assert list(shown.images) == ["loss_curve.png"]
 
 
 def test_nothing_to_draw(write, page):
     shown = page(write())
-    assert not shown.pictures and "How it went" not in shown.headings
+    assert not shown.images and "How it went" not in shown.headings
 
 
 def test_from_scratch(write, page):
@@ -154,7 +154,7 @@ def test_says_that_nothing_was_chosen(write, page):
 
 def test_several_labels(write, page):
     assert "may have several" not in page(write()).text
-    assert "a picture may have several" in page(write(mean_average_precision=0.8)).facts["classes"]
+    assert "an image may have several" in page(write(mean_average_precision=0.8)).facts["classes"]
 
 
 def test_long_lists_of_classes_are_cut(write, page):
@@ -180,7 +180,7 @@ class TestLoading:
             )
             for path in processor_folder.glob("*.py"):
                 (folder / path.name).write_bytes(path.read_bytes())
-            PIL.Image.new("RGB", (30, 20), "red").save(tmp_path / "picture.jpg")
+            PIL.Image.new("RGB", (30, 20), "red").save(tmp_path / "image.jpg")
             monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
             monkeypatch.chdir(tmp_path)
             names = {}
@@ -212,7 +212,7 @@ class TestLoading:
 class TestAgain:
     def measure(self, folder):
         measured = {"knn": Measurement([Figure("accuracy", 0.5, (0.4, 0.6))], {})}
-        update_card(folder, measured, dataset="some/pictures", split="test", settings={})
+        update_card(folder, measured, dataset="some/images", split="test", settings={})
 
     @pytest.mark.parametrize("same", [True, False])
     def test_figures_of_the_same_weights_stay_and_of_others_go(self, write, page, same):

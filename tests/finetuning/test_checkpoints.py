@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from modeling_sit.finetuning.checkpoints import WEIGHTS, find_checkpoint, load_weights, save_weights
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 def network(seed: int, width: int = 4) -> nn.Module:
@@ -27,21 +27,21 @@ class TestWeights:
 
     def test_names_that_do_not_fit(self, tmp_path):
         save_weights(tmp_path, network(0), None)
-        with pytest.raises(UserError, match=r"lacks average\.0\.weight.*--ema_decay"):
+        with pytest.raises(SiTError, match=r"lacks average\.0\.weight.*--ema_decay"):
             load_weights(tmp_path, network(0), {"0.weight": torch.zeros(4, 3)})
-        with pytest.raises(UserError, match=r"it has model\.1\.bias"):
+        with pytest.raises(SiTError, match=r"it has model\.1\.bias"):
             load_weights(tmp_path, network(0)[:1], None)
 
     def test_shapes_that_do_not_fit(self, tmp_path):
         save_weights(tmp_path, network(0), None)
-        with pytest.raises(UserError, match=r"shape \(4, 3\), not \(5, 3\)"):
+        with pytest.raises(SiTError, match=r"shape \(4, 3\), not \(5, 3\)"):
             load_weights(tmp_path, network(0, width=5), None)
 
     @pytest.mark.parametrize("content", [None, b"broken"])
     def test_no_weights(self, tmp_path, content):
         if content is not None:
             (tmp_path / WEIGHTS).write_bytes(content)
-        with pytest.raises(UserError, match=f"--resume_from_checkpoint {tmp_path}: {WEIGHTS}"):
+        with pytest.raises(SiTError, match=f"--resume_from_checkpoint {tmp_path}: {WEIGHTS}"):
             load_weights(tmp_path, network(0), None)
 
 
@@ -66,9 +66,9 @@ class TestFindCheckpoint:
 
     def test_runs_are_not_mixed_up(self, tmp_path):
         self.checkpoint(tmp_path, 9)
-        with pytest.raises(UserError, match="--resume_from_checkpoint auto"):
+        with pytest.raises(SiTError, match="--resume_from_checkpoint auto"):
             find_checkpoint(tmp_path, None)
 
     def test_none(self, tmp_path):
-        with pytest.raises(UserError, match=f"--resume_from_checkpoint {tmp_path}"):
+        with pytest.raises(SiTError, match=f"--resume_from_checkpoint {tmp_path}"):
             find_checkpoint(tmp_path, str(tmp_path))

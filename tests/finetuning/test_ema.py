@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_sit.finetuning.ema import WeightAverage
+from modeling_sit.finetuning.ema import ModelEma
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def model() -> nn.Module:
 
 def test_closed_form(model):
     """Sum over the steps of what was added times all later decays, which rise from 2/11."""
-    average = WeightAverage(model, 0.5)
+    average = ModelEma(model, 0.5)
     values, steps = [model[0].weight.detach().clone()], range(1, 20)
     for step in steps:
         with torch.no_grad():
@@ -32,7 +32,7 @@ def test_closed_form(model):
 
 
 def test_applied_only_inside(model):
-    average = WeightAverage(model, 0.9)
+    average = ModelEma(model, 0.9)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         for parameter in model.parameters():
@@ -47,4 +47,4 @@ def test_applied_only_inside(model):
 
 def test_frozen_weights_are_not_followed(model):
     model[0].requires_grad_(False)
-    assert set(WeightAverage(model, 0.9).weights) == {"1.weight", "1.bias"}
+    assert set(ModelEma(model, 0.9).weights) == {"1.weight", "1.bias"}

@@ -8,7 +8,7 @@ import torch
 from modeling_sit import SiTForImageClassification
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.lora import Adapters, layers_to_adapt
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 def arguments(**settings) -> FinetuningArguments:
@@ -64,11 +64,11 @@ def test_places(model):
     assert len(layers_to_adapt(model, None)) == 12
     some = layers_to_adapt(model, ["query", "intermediate.dense"])
     assert len(some) == 4 and all(name.endswith(("query", "intermediate.dense")) for name in some)
-    with pytest.raises(UserError, match=r"--lora_target_modules uery: .* dense, key, query, value"):
+    with pytest.raises(SiTError, match=r"--lora_target_modules uery: .* dense, key, query, value"):
         layers_to_adapt(model, ["uery"])
 
 
 def test_without_peft(model, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install"):
+    with pytest.raises(SiTError, match="pip install"):
         Adapters(model, arguments())

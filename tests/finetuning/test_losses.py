@@ -37,7 +37,7 @@ class TestTargets:
 
 
 class TestMixing:
-    pictures = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     targets = soft_targets(torch.arange(8), 8, 0.1)
 
     def test_none(self):
@@ -45,21 +45,21 @@ class TestMixing:
 
     def test_mixup_mixes_targets_as_it_mixes_pixels(self):
         torch.manual_seed(1)
-        pictures, targets = create_mixing(0.8, 0)(self.pictures, self.targets)
-        # The share of its own picture, by least squares over the pixels of the two.
+        images, targets = create_mixing(0.8, 0)(self.images, self.targets)
+        # The share of its own image, by least squares over the pixels of the two.
         for number in range(8):
-            own, other = self.pictures[number], self.pictures[number - 1]
-            share = ((pictures[number] - other) * (own - other)).sum() / (own - other).square().sum()
-            torch.testing.assert_close(pictures[number], share * own + (1 - share) * other)
+            own, other = self.images[number], self.images[number - 1]
+            share = ((images[number] - other) * (own - other)).sum() / (own - other).square().sum()
+            torch.testing.assert_close(images[number], share * own + (1 - share) * other)
             expected = share * self.targets[number] + (1 - share) * self.targets[number - 1]
             torch.testing.assert_close(targets[number], expected)
-        assert not torch.equal(pictures, self.pictures)
+        assert not torch.equal(images, self.images)
 
     def test_cutmix_mixes_targets_by_the_area(self):
         for seed in range(4):
             torch.manual_seed(seed)
-            pictures, targets = create_mixing(0, 1.0)(self.pictures, self.targets)
-            share = (pictures[0] == self.pictures[0]).float().mean()
+            images, targets = create_mixing(0, 1.0)(self.images, self.targets)
+            share = (images[0] == self.images[0]).float().mean()
             expected = share * self.targets[0] + (1 - share) * self.targets[-1]
             torch.testing.assert_close(targets[0], expected)
 
@@ -68,15 +68,15 @@ class TestMixing:
         kinds = set()
         for seed in range(20):
             torch.manual_seed(seed)
-            pictures, _ = mixing(self.pictures, self.targets)
-            kinds.add(bool((pictures[0] == self.pictures[0]).any() or (pictures[0] == self.pictures[-1]).any()))
+            images, _ = mixing(self.images, self.targets)
+            kinds.add(bool((images[0] == self.images[0]).any() or (images[0] == self.images[-1]).any()))
         assert kinds == {True, False}
 
     def test_is_a_function_of_torch_manual_seed(self):
         results = []
         for _ in range(2):
             torch.manual_seed(5)
-            results.append(create_mixing(0.8, 1.0)(self.pictures, self.targets)[0])
+            results.append(create_mixing(0.8, 1.0)(self.images, self.targets)[0])
         assert torch.equal(*results)
 
 

@@ -1,4 +1,4 @@
-"""Figures of a classifier, against scikit-learn, without the pictures that could not be read."""
+"""Figures of a classifier, against scikit-learn, without the images that could not be read."""
 
 import numpy as np
 import pytest

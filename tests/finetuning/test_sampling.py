@@ -1,4 +1,4 @@
-"""The order of an epoch's pictures, and balanced draws."""
+"""The order of an epoch's images, and balanced draws."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def epoch(order: EpochOrder, number: int) -> list[tuple[int, int]]:
     return list(order)
 
 
-def test_every_picture_once_an_epoch_in_new_orders():
+def test_every_image_once_an_epoch_in_new_orders():
     order = EpochOrder(50, seed=3)
     epochs = [[index for index, _ in epoch(order, number)] for number in range(3)]
     assert all(sorted(indices) == list(range(50)) for indices in epochs)
@@ -31,7 +31,7 @@ def test_is_a_function_of_seed_and_epoch():
 
 @pytest.mark.parametrize("weights", [None, torch.ones(30)])
 def test_every_draw_has_a_seed_of_its_own(weights):
-    """Also of a picture that is drawn twice."""
+    """Also of an image that is drawn twice."""
     seeds = {seed for number in range(5) for _, seed in epoch(EpochOrder(30, 0, weights), number)}
     assert len(seeds) == 150
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -9,25 +9,25 @@ import pytest
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.splits import Splits, load_splits
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 LABEL = datasets.ClassLabel(names=["a", "b"])
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a folder of parquet files, one for each split, with that many pictures of each class, all different."""
+    """Write a folder of parquet files, one for each split, with that many images of each class, all different."""
     made = [0]
 
     def write(labels=None, **counts) -> str:
         for split, count in counts.items():
-            pictures = []
+            images = []
             for _ in range(2 * count):
                 buffer = io.BytesIO()
                 made[0] += 1
                 PIL.Image.new("L", (8, 8), made[0]).save(buffer, "PNG")
-                pictures.append({"bytes": buffer.getvalue(), "path": None})
-            rows = {"image": pictures, "label": (labels or {}).get(split, [0, 1] * count)}
+                images.append({"bytes": buffer.getvalue(), "path": None})
+            rows = {"image": images, "label": (labels or {}).get(split, [0, 1] * count)}
             features = datasets.Features({"image": datasets.Image(), "label": LABEL})
             datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
         return str(tmp_path)
@@ -45,7 +45,7 @@ def sizes(found: Splits) -> tuple[int | None, int | None, int | None]:
 
 
 def encoded(split) -> set[bytes]:
-    return {picture["bytes"] for picture in split["image"]}
+    return {image["bytes"] for image in split["image"]}
 
 
 def test_three_splits(write):
@@ -56,9 +56,9 @@ def test_three_splits(write):
     assert found.label_names == ["a", "b"] and not found.multi_label
 
 
-def test_test_pictures_never_choose(write):
+def test_test_images_never_choose(write):
     folder = write(train=10, test=4)
-    found = splits(folder, validation_share=0.2)
+    found = splits(folder, validation_fraction=0.2)
     assert sizes(found) == (16, 4, 8)
     assert found.validation_name == "20 % of train, held back"
     assert found.validation["label"][:].count(0) == 2
@@ -80,8 +80,8 @@ def test_something_is_measured_though_there_is_train_only(write):
     assert sizes(splits(write(train=10), measures_on_the_way=False)) == (18, 2, None)
 
 
-def test_held_back_pictures_are_of_the_labels_that_are_used(write):
-    found = splits(write(train=20, test=4), label_fraction=0.5, validation_share=0.2)
+def test_held_back_images_are_of_the_labels_that_are_used(write):
+    found = splits(write(train=20, test=4), label_fraction=0.5, validation_fraction=0.2)
     assert sizes(found) == (16, 4, 8)
 
 
@@ -94,7 +94,7 @@ def test_names_of_ones_own(write):
 
 def test_choosing_by_the_test_split_is_refused(write):
     folder = write(train=10, test=4)
-    with pytest.raises(UserError, match="--validation_split test: nothing is chosen by test pictures"):
+    with pytest.raises(SiTError, match="--validation_split test: nothing is chosen by test images"):
         splits(folder, validation_split="test")
     assert sizes(splits(folder, False, validation_split="test")) == (20, None, 8)
 
@@ -110,19 +110,19 @@ def test_choosing_by_the_test_split_is_refused(write):
 )
 def test_splits_that_cannot_be(write, settings, flag):
     folder = write(train=10, dev=3)
-    with pytest.raises(UserError, match=flag):
+    with pytest.raises(SiTError, match=flag):
         splits(folder, **settings)
 
 
 def test_test_split_without_labels_is_not_measured(write):
     folder = write(train=10, test=2, labels={"test": [-1] * 4})
     assert sizes(splits(folder)) == (18, 2, None)
-    with pytest.raises(UserError, match="--test_split test"):
+    with pytest.raises(SiTError, match="--test_split test"):
         splits(folder, test_split="test")
 
 
 def test_train_without_labels(write):
-    with pytest.raises(UserError, match="train"):
+    with pytest.raises(SiTError, match="train"):
         splits(write(train=2, labels={"train": [-1] * 4}))
 
 
@@ -133,12 +133,12 @@ def test_some_without_labels_are_counted(write, caplog):
     assert "2 of 6" in caplog.text
 
 
-def test_a_class_with_one_picture(write):
-    with pytest.raises(UserError, match="only one picture of b"):
+def test_a_class_with_one_image(write):
+    with pytest.raises(SiTError, match="only one image of b"):
         splits(write(train=3, test=2, labels={"train": [0, 0, 0, 0, 0, 1]}))
 
 
 def test_classes_that_train_does_not_know(write):
     folder = write(train=3, test=2, labels={"train": [0] * 6})
-    with pytest.raises(UserError, match=r"--test_split test: 2 of its pictures .* train has: b"):
+    with pytest.raises(SiTError, match=r"--test_split test: 2 of its images .* train has: b"):
         splits(folder, False)

@@ -8,7 +8,7 @@ from loopback_hub import TOKEN, LoopbackHub, environment_for
 
 @pytest.fixture
 def hub():
-    """A Hub that knows one user, `ada`, of the organisation `lab`, by `TOKEN`."""
+    """A Hub that knows one user, `ada`, of the organization `lab`, by `TOKEN`."""
     with LoopbackHub() as hub:
         hub.add_user(TOKEN, "ada", organizations=("lab",))
         yield hub

@@ -53,7 +53,7 @@ class LoopbackHub(ThreadingHTTPServer):
     """
     The server; a context manager, which serves while it is entered.
 
-    `users` has the name, role and organisations of each token's user, `repositories` what was pushed, `requests` what was asked
+    `users` has the name, role and organizations of each token's user, `repositories` what was pushed, `requests` what was asked
     for, `(METHOD, path)` in order, `unknown` what of it there is no endpoint for.
     """
 

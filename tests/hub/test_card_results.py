@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from modeling_sit.evaluation.metric_results import Figure, Measurement
 from modeling_sit.hub.card_file import Card, read_card
 from modeling_sit.hub.card_results import classifier_results, put_results, update_card
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 BODY = "# Flowers\n\nWhat --- it is, and ``code``.  \n"
 
@@ -29,7 +29,7 @@ def update(folder, accuracy, split="test", protocol="knn", dataset="flowers", co
 def shown(page, folder) -> list[list[str]]:
     """The rows of the table of results."""
     (header, *rows) = page(folder).tables[-1]
-    assert header == ["data set", "split", "figure", "value", "95 % interval", "settings"]
+    assert header == ["dataset", "split", "figure", "value", "95 % interval", "settings"]
     return rows
 
 
@@ -180,7 +180,7 @@ def test_card_that_cannot_be_updated_is_left_alone(folder, content):
         b"---\n" + content + b"\n---\n" if content[:1] == b"{" else content
     )
     before = None if content is None else path.read_bytes()
-    with pytest.raises(UserError, match=r"--update_model_card: .*README\.md") as raised:
+    with pytest.raises(SiTError, match=r"--update_model_card: .*README\.md") as raised:
         update(folder, 0.1)
     assert "\n" not in str(raised.value)
     assert before is None or path.read_bytes() == before
@@ -204,7 +204,7 @@ class TestClassifier:
         "num_validation": 360,
         "epochs": 60.0,
         "seed": 3,
-        "dataset": "some/pictures",
+        "dataset": "some/images",
         "split": "test",
         "validation": None,
     }
@@ -222,7 +222,7 @@ class TestClassifier:
         ]
         (result, _) = classifier_results(self.report)
         assert result.metric_args == {"num_train": 144, "num_validation": 360, "epochs": 60.0, "seed": 3}
-        assert result.dataset_type == "some/pictures"
+        assert result.dataset_type == "some/images"
 
     def test_validation_beside_the_test_and_not_twice(self):
         validation = {"split": "validation", "accuracy": 0.5, "num_validation": 10}
@@ -230,7 +230,7 @@ class TestClassifier:
         assert len(self.figures(validation={**validation, "split": "test"})) == 2
 
     def test_beside_those_of_the_features(self, folder):
-        update(folder, 0.1, dataset="some/pictures")
+        update(folder, 0.1, dataset="some/images")
         card = read_card(folder)
         for accuracy in (0.5, 0.6):
             put_results(card, classifier_results({**self.report, "accuracy": accuracy}), "vit")

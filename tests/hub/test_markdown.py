@@ -24,7 +24,7 @@ TEXTS = [
 def test_text(page, text):
     shown = page(f"before {escaped(text)} after")
     assert shown.text == f"before {text} after\n"
-    assert not shown.pictures and not shown.links
+    assert not shown.images and not shown.links
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -48,7 +48,7 @@ def read_by_a_shell(command: str, home: Path) -> list[str]:
 
 
 def test_a_shell_reads_what_was_typed(command, tmp_path):
-    words = ["recipe.yaml", "--dataset", "my pictures/it's", "--config_overrides=a=1,b=$x", "--seed", "7", "~", "*"]
+    words = ["recipe.yaml", "--dataset", "my images/it's", "--config_overrides=a=1,b=$x", "--seed", "7", "~", "*"]
     words = [*words, "--a", tmp_path / "with space", f"--b={tmp_path}/c", f"{tmp_path}"]
     typed = command(*words)
     assert str(tmp_path) not in typed

@@ -11,7 +11,7 @@ from modeling_sit.hub.card_file import Card
 
 FOLDER = Path(__file__).parents[2] / "model_cards"
 CARDS = [path for path in sorted(FOLDER.glob("*.md")) if not path.stem.endswith("_template")]
-SECTIONS = ["about", "results", "usage", "training", "licence"]
+SECTIONS = ["about", "results", "usage", "training", "license"]
 
 
 def test_there_are_some():
@@ -33,13 +33,13 @@ class TestCard:
     def test_is_of_the_template(self, path):
         card = Card.parse(path.read_text())
         assert card.sections == SECTIONS
-        for heading in ("How to load it", "What was run", "How it went", "Limits", "Licence", "Citation"):
+        for heading in ("How to load it", "What was run", "How it went", "Limits", "License", "Citation"):
             assert f"\n## {heading}\n" in card.body
 
-    def test_pictures_are_there(self, path):
+    def test_images_are_there(self, path):
         rendered = MarkdownIt("commonmark").enable("table").render(Card.parse(path.read_text()).body)
-        pictures = re.findall(r'<img src="([^"]+)"', rendered)
-        assert len(pictures) >= 2 and all((FOLDER / picture).is_file() for picture in pictures)
+        images = re.findall(r'<img src="([^"]+)"', rendered)
+        assert len(images) >= 2 and all((FOLDER / image).is_file() for image in images)
 
     def test_tells_of_no_machine(self, path):
         assert not re.search(r"/(home|tmp|work|root)/", path.read_text())

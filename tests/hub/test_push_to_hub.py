@@ -34,19 +34,19 @@ import PIL.Image
 import transformers
 from transformers import AutoImageProcessor, pipeline
 
-picture, results, *asked = sys.argv[1:]
+image, results, *asked = sys.argv[1:]
 outputs = {}
 for number, (name, auto_class) in enumerate(word.split("=") for word in asked):
     model = getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=True).eval()
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
-    inputs = processor(PIL.Image.open(picture), return_tensors="pt")
+    inputs = processor(PIL.Image.open(image), return_tensors="pt")
     with torch.no_grad():
         outputs[f"{name}={auto_class}"] = {
             key: value for key, value in model(**inputs).items() if isinstance(value, torch.Tensor)
         }
     if auto_class == "AutoModelForImageClassification":
         classify = pipeline("image-classification", model=name, trust_remote_code=True)
-        outputs[f"{name}=pipeline"] = {each["label"]: torch.tensor(each["score"]) for each in classify(picture)}
+        outputs[f"{name}=pipeline"] = {each["label"]: torch.tensor(each["score"]) for each in classify(image)}
 torch.save(outputs, results)
 """
 
@@ -86,9 +86,9 @@ class TestPushed:
         (run_folder / "README.md").write_text("anew")
         assert run_program("push_to_hub", run_folder) == 0
         assert logged_in.repositories["ada/flowers-vit"].commits[1]["paths"] == ["README.md"]
-        assert sum(method == "PUT" for method, _ in logged_in.requests) == 2  # weights and picture, once
+        assert sum(method == "PUT" for method, _ in logged_in.requests) == 2  # weights and image, once
 
-    def test_into_an_organisation_privately(self, run_program, logged_in, run_folder):
+    def test_into_an_organization_privately(self, run_program, logged_in, run_folder):
         assert run_program("push_to_hub", run_folder, "--hub_model_id", "lab/vit", "--hub_private_repo") == 0
         assert logged_in.repositories["lab/vit"].private
 
@@ -242,7 +242,7 @@ class TestTroubles:
 class TestLoadedElsewhere:
     """By the repository's name, from an empty cache, in a process that has no such package."""
 
-    def test_outputs_are_equal(self, run_program, logged_in, run_folder, tiny_config, save_pictures, tmp_path):
+    def test_outputs_are_equal(self, run_program, logged_in, run_folder, tiny_config, save_images, tmp_path):
         torch.manual_seed(1)
         names = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
         classifier = SiTForImageClassification(tiny_config(pooling="token_mean", **names)).eval()
@@ -258,14 +258,14 @@ class TestLoadedElsewhere:
         vit.push_to_hub("ada/vit")
         ViTImageProcessor(size={"height": 16, "width": 16}).push_to_hub("ada/vit")
 
-        picture = save_pictures(tmp_path / "pictures", 1) / "00.png"
+        image = save_images(tmp_path / "images", 1) / "00.png"
         asked = {
             "ada/flowers-vit=AutoModel": pretrained.vit,
             "ada/flowers-vit=AutoModelForPreTraining": pretrained,
             "ada/classifier=AutoModelForImageClassification": classifier,
         }
         elsewhere = subprocess.run(
-            [sys.executable, "-c", LOADS, str(picture), str(tmp_path / "results.pt"), *asked],
+            [sys.executable, "-c", LOADS, str(image), str(tmp_path / "results.pt"), *asked],
             cwd=tmp_path,
             env={**os.environ, **environment_for(logged_in.url, tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -273,7 +273,7 @@ class TestLoadedElsewhere:
         )
         assert elsewhere.returncode == 0, elsewhere.stderr[-3000:]
         outputs = torch.load(tmp_path / "results.pt", weights_only=True)
-        inputs = processor(PIL.Image.open(picture), return_tensors="pt")
+        inputs = processor(PIL.Image.open(image), return_tensors="pt")
         for name, model in asked.items():
             with torch.no_grad():
                 expected = {key: value for key, value in model(**inputs).items() if isinstance(value, torch.Tensor)}

@@ -9,7 +9,7 @@ from loopback_hub import TOKEN, wait_for_pushes
 from modeling_sit.hub import repository as sharing_hub
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.pushing import HubPusher
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 SECONDS = 20  # more than anything here takes
 
@@ -142,7 +142,7 @@ class TestHubThatIsDown:
     @pytest.mark.parametrize("path", ["whoami", "repos/create", "auth-check"])
     def test_certain_mistakes_are_errors_before_the_training(self, logged_in, folder, path):
         logged_in.fail(path, 401 if path == "whoami" else 403)
-        with pytest.raises(UserError, match=r"your token|may not write"):
+        with pytest.raises(SiTError, match=r"your token|may not write"):
             create_pusher(folder)
 
     def test_what_a_killed_run_left_is_cleared(self, logged_in, folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modeling_sit.hub.repository_files import find_checkpoint_files, find_model_files, stage_files
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 CODE = {
     "configuration_sit.py",
@@ -72,13 +72,13 @@ class TestFindModelFiles:
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
     def test_no_model(self, folder, name):
         (folder / name).unlink()
-        with pytest.raises(UserError, match=f"holds no model, for it has no {name}"):
+        with pytest.raises(SiTError, match=f"holds no model, for it has no {name}"):
             find_model_files(folder)
 
     @pytest.mark.parametrize("name", ["modeling_sit.py", "losses.py"])
     def test_code_that_is_missing_is_named(self, folder, name):
         (folder / name).unlink()
-        with pytest.raises(UserError, match=f"{name} is missing"):
+        with pytest.raises(SiTError, match=f"{name} is missing"):
             find_model_files(folder)
 
     def test_weights_in_several_files(self, folder):

@@ -40,10 +40,10 @@ def finetuning_flags(model: Path, dataset: Path, output_dir: Path, *flags) -> li
 
 
 @pytest.fixture
-def classes(save_pictures, tmp_path) -> Path:
+def classes(save_images, tmp_path) -> Path:
     for number, name in enumerate(("cat", "dog")):
-        save_pictures(tmp_path / "classes" / "train" / name, 4, seed=number)
-        save_pictures(tmp_path / "classes" / "validation" / name, 2, seed=2 + number)
+        save_images(tmp_path / "classes" / "train" / name, 4, seed=number)
+        save_images(tmp_path / "classes" / "validation" / name, 2, seed=2 + number)
     return tmp_path / "classes"
 
 

@@ -40,13 +40,13 @@ class AuthorsNetwork(nn.Module):
         self.head_recons.mlp = nn.Sequential(*layers)
         self.head_recons.convTrans = nn.ConvTranspose2d(width, channels, patch, patch)
 
-    def tokens(self, pictures: torch.Tensor) -> torch.Tensor:
+    def tokens(self, images: torch.Tensor) -> torch.Tensor:
         net = self.backbone
         x = torch.stack(
             [
-                net.patch_embed.proj(pictures[:, :, top : top + self.patch, left : left + self.patch])[:, :, 0, 0]
-                for top in range(0, pictures.shape[2], self.patch)
-                for left in range(0, pictures.shape[3], self.patch)
+                net.patch_embed.proj(images[:, :, top : top + self.patch, left : left + self.patch])[:, :, 0, 0]
+                for top in range(0, images.shape[2], self.patch)
+                for left in range(0, images.shape[3], self.patch)
             ],
             dim=1,
         )
@@ -61,9 +61,9 @@ class AuthorsNetwork(nn.Module):
             x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(self.norm(block.norm2, x))))
         return self.norm(net.norm, x)
 
-    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Tokens, reconstruction and projection."""
-        tokens = self.tokens(pictures)
+        tokens = self.tokens(images)
         patches = self.head_recons.mlp(tokens[:, 1:]).transpose(1, 2)
         side = int(patches.shape[-1] ** 0.5)
         reconstruction = self.head_recons.convTrans(patches.reshape(len(tokens), -1, side, side))

@@ -1,4 +1,4 @@
-"""Models whose every weight matters to the outputs, and pictures to measure them on."""
+"""Models whose every weight matters to the outputs, and images to measure them on."""
 
 import pytest
 import torch
@@ -23,8 +23,8 @@ def make_model(tiny_config):
 
 
 @pytest.fixture
-def pictures():
-    """Random normalised pictures for a model."""
+def images():
+    """Random normalized images for a model."""
 
     def make(model, count=3):
         config = model.config
@@ -36,7 +36,7 @@ def pictures():
 
 @pytest.fixture
 def make_processor():
-    """The image processor of a model, with a normalisation of its own."""
+    """The image processor of a model, with a normalization of its own."""
 
     def make(model, **settings):
         size = {"height": model.config.image_shape[0], "width": model.config.image_shape[1]}

@@ -6,7 +6,7 @@ from authors_network import AuthorsNetwork, random_network, save_checkpoint
 
 from modeling_sit import SiTForPreTraining, SiTModel
 from modeling_sit.interop.reading import read_checkpoint
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def checkpoint(networks, tmp_path_factory):
     return save_checkpoint(tmp_path_factory.mktemp("authors") / "checkpoint.pth", **networks)
 
 
-def pictures(size=16, channels=3):
+def images(size=16, channels=3):
     return torch.randn(4, channels, size, size, generator=torch.Generator().manual_seed(2))
 
 
@@ -36,7 +36,7 @@ def assert_gives_the_same(read, network, images):
 @pytest.mark.parametrize("chosen", ["student", "teacher", None])
 def test_gives_what_the_network_gives(checkpoint, networks, chosen):
     read = read_checkpoint(str(checkpoint), network=chosen, num_attention_heads=3)
-    assert_gives_the_same(read, networks[chosen or "teacher"], pictures())
+    assert_gives_the_same(read, networks[chosen or "teacher"], images())
     assert any(note.startswith(f"its {chosen or 'teacher'} is taken") for note in read.notes)
 
 
@@ -53,7 +53,7 @@ def test_sizes_come_from_the_shapes(tmp_path, sizes):
     network = random_network(3, **sizes)
     heads = None if sizes.get("width") == 64 else network.heads
     read = read_checkpoint(str(save_checkpoint(tmp_path / "c.pth", network)), num_attention_heads=heads)
-    assert_gives_the_same(read, network, pictures(sizes.get("size", 16), sizes.get("channels", 3)))
+    assert_gives_the_same(read, network, images(sizes.get("size", 16), sizes.get("channels", 3)))
 
 
 def test_config_says_what_the_heads_are(checkpoint):
@@ -68,8 +68,8 @@ def test_survives_a_folder_of_this_package(checkpoint, networks, tmp_path):
     model.save_pretrained(tmp_path)
     saved = SiTForPreTraining.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        _, reconstruction, projection = networks["teacher"](pictures())
-        output = saved(pictures())
+        _, reconstruction, projection = networks["teacher"](images())
+        output = saved(images())
     torch.testing.assert_close(output.reconstruction, reconstruction, rtol=0, atol=1e-4)
     torch.testing.assert_close(output.projection, projection, rtol=0, atol=1e-4)
 
@@ -98,16 +98,16 @@ def test_one_network_alone(tmp_path, networks, prefix, suffix):
     weights = {f"{prefix}{name}": value for name, value in networks["student"].state_dict().items()}
     path = tmp_path / f"network{suffix}"
     torch.save(weights, path) if suffix == ".pth" else safetensors.torch.save_file(weights, path)
-    assert_gives_the_same(read_checkpoint(str(path), num_attention_heads=3), networks["student"], pictures())
-    with pytest.raises(UserError, match=r"network\..*--network.*no flag is needed"):
+    assert_gives_the_same(read_checkpoint(str(path), num_attention_heads=3), networks["student"], images())
+    with pytest.raises(SiTError, match=r"network\..*--network.*no flag is needed"):
         read_checkpoint(str(path), num_attention_heads=3, network="teacher")
 
 
 def test_a_network_that_is_not_there(tmp_path, networks):
     path = save_checkpoint(tmp_path / "c.pth", networks["student"])
-    with pytest.raises(UserError, match=r"no teacher in it.*it has the student"):
+    with pytest.raises(SiTError, match=r"no teacher in it.*it has the student"):
         read_checkpoint(str(path), network="teacher", num_attention_heads=3)
-    assert_gives_the_same(read_checkpoint(str(path), num_attention_heads=3), networks["student"], pictures())
+    assert_gives_the_same(read_checkpoint(str(path), num_attention_heads=3), networks["student"], images())
 
 
 def save_changed(path, network, change):
@@ -131,7 +131,7 @@ def save_changed(path, network, change):
 def test_a_weight_that_is_missing_is_named(tmp_path, networks, name):
     path = save_changed(tmp_path / "c.pth", networks["teacher"], lambda weights: weights.pop(f"module.{name}"))
     place = name.removeprefix("backbone.").replace("head_recons.", "").replace("head.", "").replace("convTrans.", "")
-    with pytest.raises(UserError, match=f"c.pth.*{place}"):
+    with pytest.raises(SiTError, match=f"c.pth.*{place}"):
         read_checkpoint(path, num_attention_heads=3)
 
 
@@ -140,7 +140,7 @@ def test_weights_without_a_place_are_named(tmp_path, networks):
         weights["module.backbone.blocks.0.attn.q_norm.weight"] = torch.zeros(8)
         weights["module.backbone.blocks.1.attn.k_norm.weight"] = torch.zeros(8)
 
-    with pytest.raises(UserError, match=r"also has.*blocks\.0\.attn\.q_norm\.weight.*blocks\.1\.attn\.k_norm\.weight"):
+    with pytest.raises(SiTError, match=r"also has.*blocks\.0\.attn\.q_norm\.weight.*blocks\.1\.attn\.k_norm\.weight"):
         read_checkpoint(save_changed(tmp_path / "c.pth", networks["teacher"], change), num_attention_heads=3)
 
 
@@ -148,7 +148,7 @@ def test_a_wider_head_than_the_config_can_say_is_refused(tmp_path, networks):
     def change(weights):
         weights["module.head.mlp.9.weight"] = torch.zeros(3, 3)
 
-    with pytest.raises(UserError, match=r"projection_head\.mlp\.9\.weight"):
+    with pytest.raises(SiTError, match=r"projection_head\.mlp\.9\.weight"):
         read_checkpoint(save_changed(tmp_path / "c.pth", networks["teacher"], change), num_attention_heads=3)
 
 
@@ -164,8 +164,8 @@ def test_heads_that_are_not_there_are_new(tmp_path, networks):
         read = read_checkpoint(path, num_attention_heads=3)
         assert not read.reconstructs
         with torch.no_grad():
-            features = read.create_model(SiTForPreTraining).vit(pictures()).last_hidden_state
-            torch.testing.assert_close(features, networks["teacher"].tokens(pictures()), rtol=0, atol=1e-5)
+            features = read.create_model(SiTForPreTraining).vit(images()).last_hidden_state
+            torch.testing.assert_close(features, networks["teacher"].tokens(images()), rtol=0, atol=1e-5)
 
 
 def test_dinos_head_is_left_out_and_named(tmp_path, networks):
@@ -182,22 +182,22 @@ def test_dinos_head_is_left_out_and_named(tmp_path, networks):
     read = read_checkpoint(str(path), num_attention_heads=3)
     assert any("head.mlp.0-4.weight, head.last_layer.weight_g" in note for note in read.notes)
     with torch.no_grad():
-        features = read.create_model(SiTModel)(pictures()).last_hidden_state
-    torch.testing.assert_close(features, networks["teacher"].tokens(pictures()), rtol=0, atol=1e-5)
+        features = read.create_model(SiTModel)(images()).last_hidden_state
+    torch.testing.assert_close(features, networks["teacher"].tokens(images()), rtol=0, atol=1e-5)
 
 
 def test_heads_must_be_said_where_the_convention_does_not_hold(checkpoint):
-    with pytest.raises(UserError, match=r"24 wide.*--num_attention_heads"):
+    with pytest.raises(SiTError, match=r"24 wide.*--num_attention_heads"):
         read_checkpoint(str(checkpoint))
-    with pytest.raises(UserError, match=r"hidden_size=24.*num_attention_heads=5"):
+    with pytest.raises(SiTError, match=r"hidden_size=24.*num_attention_heads=5"):
         read_checkpoint(str(checkpoint), num_attention_heads=5)
 
 
-def test_the_pictures_must_be_square(tmp_path, networks):
+def test_the_images_must_be_square(tmp_path, networks):
     def change(weights):
         weights["module.backbone.pos_embed"] = torch.zeros(1, 1 + 6, 24)
 
-    with pytest.raises(UserError, match="7 positions"):
+    with pytest.raises(SiTError, match="7 positions"):
         read_checkpoint(save_changed(tmp_path / "c.pth", networks["teacher"], change), num_attention_heads=3)
 
 

@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 from modeling_sit import SiTForPreTraining, SiTModel
 from modeling_sit.interop.encoders import conventional_num_attention_heads, name_weights
 from modeling_sit.interop.reading import find_format, read_checkpoint
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 SIZES = {
     "hidden_size": 16,
@@ -26,7 +26,7 @@ SIZES = {
 MAE_DECODER = {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
 
 
-def randomise(model, seed=3):
+def randomize(model, seed=3):
     torch.manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
@@ -40,7 +40,7 @@ def fixed_position(row, column):
     return [wave(place * rate) for place in (column, row) for wave in (math.sin, math.cos) for rate in frequencies]
 
 
-def pictures(size=16, channels=3):
+def images(size=16, channels=3):
     return torch.randn(3, channels, size, size, generator=torch.Generator().manual_seed(5))
 
 
@@ -65,9 +65,9 @@ class TestTransformers:
     )
     def test_of_vits_own_layout(self, tmp_path, name, settings, left_out):
         model_class = getattr(transformers, name)
-        model = randomise(model_class(model_class.config_class(**{**SIZES, **settings})))
+        model = randomize(model_class(model_class.config_class(**{**SIZES, **settings})))
         model.save_pretrained(tmp_path)
-        pixels = pictures(channels=model.config.num_channels)
+        pixels = images(channels=model.config.num_channels)
         with torch.no_grad():
             expected = model.base_model(pixels).last_hidden_state
         read = read_checkpoint(str(tmp_path))
@@ -79,7 +79,7 @@ class TestTransformers:
     def test_of_mae_without_its_masking(self, tmp_path, name, learnt):
         """transformers' own drops patches by chance; with `mask_ratio` 0 it only mixes them up."""
         model = getattr(transformers, name)(transformers.ViTMAEConfig(**SIZES, **MAE_DECODER, mask_ratio=0.0))
-        randomise(model)
+        randomize(model)
         if not learnt:
             positions = torch.tensor(
                 [[0.0] * 16, *(fixed_position(row, column) for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)))]
@@ -88,27 +88,27 @@ class TestTransformers:
         model.save_pretrained(tmp_path)
         with torch.no_grad():
             # Noise that rises leaves the patches in their order.
-            expected = model.base_model(pictures(), noise=torch.arange(4.0).repeat(3, 1)).last_hidden_state
+            expected = model.base_model(images(), noise=torch.arange(4.0).repeat(3, 1)).last_hidden_state
         read = read_checkpoint(str(tmp_path))
-        assert_gives(read, expected, pictures())
+        assert_gives(read, expected, images())
         assert read.config.position_embedding_type == ("learnable" if learnt else "sincos")
         assert read.config.decoder_hidden_size == 2048  # SiT's own: that of MAE is another
 
     @pytest.mark.parametrize("name", ["Dinov2Model", "Dinov2ForImageClassification"])
     def test_of_dinov2_with_its_layer_scale_folded(self, tmp_path, name):
         settings = {key: value for key, value in SIZES.items() if key != "intermediate_size"}
-        model = randomise(getattr(transformers, name)(transformers.Dinov2Config(**settings, mlp_ratio=3)))
+        model = randomize(getattr(transformers, name)(transformers.Dinov2Config(**settings, mlp_ratio=3)))
         model.save_pretrained(tmp_path)
         with torch.no_grad():
-            expected = model.base_model(pictures()).last_hidden_state
+            expected = model.base_model(images()).last_hidden_state
         read = read_checkpoint(str(tmp_path))
-        assert_gives(read, expected, pictures())
+        assert_gives(read, expected, images())
         assert any("mask_token" in note for note in read.notes)
 
     @pytest.mark.parametrize("name", ["DeiTModel", "DeiTForImageClassificationWithTeacher"])
     def test_of_deit_without_its_distillation_token(self, tmp_path, name):
         """What a ViT gives with the weights that are left."""
-        model = randomise(getattr(transformers, name)(transformers.DeiTConfig(**SIZES)))
+        model = randomize(getattr(transformers, name)(transformers.DeiTConfig(**SIZES)))
         model.save_pretrained(tmp_path)
         vit = transformers.ViTModel(transformers.ViTConfig(**SIZES), add_pooling_layer=False).eval()
         weights = {key: value for key, value in model.base_model.state_dict().items() if "pooler" not in key}
@@ -117,31 +117,31 @@ class TestTransformers:
         weights["embeddings.position_embeddings"] = torch.stack([positions[0, i] for i in (0, 2, 3, 4, 5)])[None]
         vit.load_state_dict(weights)
         with torch.no_grad():
-            expected = vit(pictures()).last_hidden_state
+            expected = vit(images()).last_hidden_state
         read = read_checkpoint(str(tmp_path))
-        assert_gives(read, expected, pictures())
+        assert_gives(read, expected, images())
         assert any("distillation token is left out" in note for note in read.notes)
         assert any("embeddings.distillation_token" in note for note in read.notes)
 
     def test_of_shards_and_halves(self, tmp_path):
-        model = randomise(transformers.ViTModel(transformers.ViTConfig(**SIZES))).half()
+        model = randomize(transformers.ViTModel(transformers.ViTConfig(**SIZES))).half()
         model.save_pretrained(tmp_path, max_shard_size="5KB")
         assert (tmp_path / "model.safetensors.index.json").exists()
         read = read_checkpoint(str(tmp_path))
         assert {value.dtype for value in read.state_dict.values()} == {torch.float32}
         with torch.no_grad():
-            assert_gives(read, model.float()(pictures()).last_hidden_state, pictures())
+            assert_gives(read, model.float()(images()).last_hidden_state, images())
 
     def test_of_an_old_folder_with_a_pickle(self, tmp_path):
-        model = randomise(transformers.ViTModel(transformers.ViTConfig(**SIZES)))
+        model = randomize(transformers.ViTModel(transformers.ViTConfig(**SIZES)))
         model.save_pretrained(tmp_path)
         weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
         (tmp_path / "model.safetensors").unlink()
         torch.save(weights, tmp_path / "pytorch_model.bin")
         with torch.no_grad():
-            assert_gives(read_checkpoint(str(tmp_path)), model(pictures()).last_hidden_state, pictures())
+            assert_gives(read_checkpoint(str(tmp_path)), model(images()).last_hidden_state, images())
         (tmp_path / "pytorch_model.bin").unlink()
-        with pytest.raises(UserError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        with pytest.raises(SiTError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
             read_checkpoint(str(tmp_path))
 
     @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ class TestTransformers:
     def test_of_what_a_sit_cannot_be(self, tmp_path, name, settings, reason):
         config_class = getattr(transformers, f"{name}Config")
         config_class(**({} if settings is None else {**SIZES, **settings})).save_pretrained(tmp_path)
-        with pytest.raises(UserError, match=reason):
+        with pytest.raises(SiTError, match=reason):
             read_checkpoint(str(tmp_path))
 
     def test_weights_that_are_missing_or_too_many_are_named(self, tmp_path):
@@ -167,7 +167,7 @@ class TestTransformers:
         weights["encoder.layer.0.gate.weight"] = torch.zeros(2)
         weights["embeddings.cls_token"] = torch.zeros(1, 1, 12)
         safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
-        with pytest.raises(UserError) as refusal:
+        with pytest.raises(SiTError) as refusal:
             read_checkpoint(str(tmp_path))
         message = str(refusal.value)
         assert "lacks encoder.layer.1.output.dense.bias, layernorm.weight and also has encoder.layer.0.gate" in message
@@ -180,7 +180,7 @@ TIMM_SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num
 class TestTimm:
     @staticmethod
     def create(name="vit_tiny_patch16_224", **settings):
-        return randomise(timm.create_model(name, **{**TIMM_SIZES, "num_classes": 3, **settings}))
+        return randomize(timm.create_model(name, **{**TIMM_SIZES, "num_classes": 3, **settings}))
 
     @pytest.mark.parametrize(
         ("name", "settings", "left_out"),
@@ -195,7 +195,7 @@ class TestTimm:
     )
     def test_of_a_file(self, tmp_path, name, settings, left_out):
         model = self.create(name, **settings)
-        pixels = pictures(channels=settings.get("in_chans", 3))
+        pixels = images(channels=settings.get("in_chans", 3))
         with torch.no_grad():
             expected = model.forward_features(pixels)
         path = tmp_path / "weights.safetensors"
@@ -206,19 +206,19 @@ class TestTimm:
 
     @pytest.mark.parametrize("wrapper", ["model", "state_dict", None])
     def test_of_the_codes_of_deit_and_mae(self, tmp_path, wrapper):
-        """Weights under `model`, beside an optimiser and flags; MAE's with its decoder."""
+        """Weights under `model`, beside an optimizer and flags; MAE's with its decoder."""
         model = self.create(num_classes=0)
         weights = {**model.state_dict(), "mask_token": torch.zeros(1, 1, 4), "decoder_embed.weight": torch.zeros(4, 4)}
         path = tmp_path / "weights.pth"
         torch.save({wrapper: weights, "epoch": 3} if wrapper else weights, path)
         with torch.no_grad():
-            expected = model.forward_features(pictures())
+            expected = model.forward_features(images())
         read = read_checkpoint(str(path), num_attention_heads=2)
-        assert_gives(read, expected, pictures())
+        assert_gives(read, expected, images())
         assert any("mask_token, decoder_embed.weight" in note for note in read.notes)
 
     def test_of_a_distilled_deit(self, tmp_path):
-        model = randomise(timm.create_model("deit_tiny_distilled_patch16_224", **TIMM_SIZES))
+        model = randomize(timm.create_model("deit_tiny_distilled_patch16_224", **TIMM_SIZES))
         torch.save(model.state_dict(), tmp_path / "d.pth")
         read = read_checkpoint(str(tmp_path / "d.pth"), num_attention_heads=2)
         plain = self.create(num_classes=0)
@@ -227,13 +227,13 @@ class TestTimm:
         weights["pos_embed"] = torch.stack([weights["pos_embed"][0, i] for i in (0, 2, 3, 4, 5)])[None]
         plain.load_state_dict(weights)
         with torch.no_grad():
-            assert_gives(read, plain.forward_features(pictures()), pictures())
+            assert_gives(read, plain.forward_features(images()), images())
         assert any("distillation" in note for note in read.notes)
         assert any("head_dist.weight" in note and "dist_token" in note for note in read.notes)
 
     @pytest.mark.parametrize("pickled", [False, "both"])
     def test_of_a_folder(self, tmp_path, pickled):
-        """Its config says what the weights do not: heads, and pictures that are not square."""
+        """Its config says what the weights do not: heads, and images that are not square."""
         model = self.create(img_size=(16, 24))
         model_args = {**TIMM_SIZES, "img_size": (16, 24)}
         save_for_hf(model, tmp_path, model_args=model_args, safe_serialization=pickled)
@@ -263,13 +263,13 @@ class TestTimm:
     )
     def test_of_what_a_sit_cannot_be(self, tmp_path, name, settings, named):
         torch.save(self.create(name, **settings).state_dict(), tmp_path / "w.pth")
-        with pytest.raises(UserError, match=named):
+        with pytest.raises(SiTError, match=named):
             read_checkpoint(str(tmp_path / "w.pth"), num_attention_heads=2)
 
     def test_of_another_activation(self, tmp_path):
         """It leaves no trace in the weights."""
         save_for_hf(self.create(), tmp_path, model_args={**TIMM_SIZES, "act_layer": "quick_gelu"})
-        with pytest.raises(UserError, match="act_layer=quick_gelu"):
+        with pytest.raises(SiTError, match="act_layer=quick_gelu"):
             read_checkpoint(str(tmp_path))
 
 
@@ -289,10 +289,10 @@ def test_number_of_heads_by_the_width_is_that_of_the_family(name):
 
 
 def test_assumed_heads_are_told(tmp_path):
-    model = randomise(timm.create_model("vit_tiny_patch16_224", **{**TIMM_SIZES, "embed_dim": 128, "num_classes": 0}))
+    model = randomize(timm.create_model("vit_tiny_patch16_224", **{**TIMM_SIZES, "embed_dim": 128, "num_classes": 0}))
     torch.save(model.state_dict(), tmp_path / "w.pth")
     with torch.no_grad():
-        assert_gives(read_checkpoint(str(tmp_path / "w.pth")), model.forward_features(pictures()), pictures())
+        assert_gives(read_checkpoint(str(tmp_path / "w.pth")), model.forward_features(images()), images())
     assert any(note.startswith("2 attention heads") for note in read_checkpoint(str(tmp_path / "w.pth")).notes)
     assert not any("heads" in note for note in read_checkpoint(str(tmp_path / "w.pth"), num_attention_heads=2).notes)
 

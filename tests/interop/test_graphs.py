@@ -35,7 +35,7 @@ def assert_described(files, model, processor):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_exported_program(make_model, make_processor, pictures, tmp_path, case):
+def test_exported_program(make_model, make_processor, images, tmp_path, case):
     model_class, fields = CASES[case]
     model = make_model(model_class, **fields)
     processor = make_processor(model)
@@ -46,15 +46,15 @@ def test_exported_program(make_model, make_processor, pictures, tmp_path, case):
     graph = torch.export.load(tmp_path / "model.pt2", extra_files=files).module()
     assert_described(files, model, processor)
     for batch_size in (1, 3):
-        found = graph(pixel_values=pictures(model, batch_size))
-        expected = expected_outputs(model, pictures(model, batch_size))
+        found = graph(pixel_values=images(model, batch_size))
+        expected = expected_outputs(model, images(model, batch_size))
         assert found.keys() == expected.keys()
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("case, opset", [("features", 18), ("logits", 20)])
-def test_onnx(make_model, make_processor, pictures, tmp_path, case, opset):
+def test_onnx(make_model, make_processor, images, tmp_path, case, opset):
     model_class, fields = CASES[case]
     model = make_model(model_class, num_hidden_layers=1, **fields)
     processor = make_processor(model)
@@ -68,8 +68,8 @@ def test_onnx(make_model, make_processor, pictures, tmp_path, case, opset):
     (taken,) = session.get_inputs()
     assert (taken.name, taken.shape[1:]) == ("pixel_values", [model.config.num_channels, *model.config.image_shape])
     for batch_size in (1, 3):
-        expected = expected_outputs(model, pictures(model, batch_size))
+        expected = expected_outputs(model, images(model, batch_size))
         assert [output.name for output in session.get_outputs()] == list(expected)
-        found = session.run(None, {"pixel_values": pictures(model, batch_size).numpy()})
+        found = session.run(None, {"pixel_values": images(model, batch_size).numpy()})
         for name, output in zip(expected, found, strict=True):
             torch.testing.assert_close(torch.from_numpy(output), expected[name], rtol=0, atol=1e-4)

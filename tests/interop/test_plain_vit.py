@@ -16,7 +16,7 @@ from transformers import (
 
 from modeling_sit import SiTForImageClassification, SiTModel
 from modeling_sit.interop.plain_vit import load_plain_vit, write_plain_vit
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 LABELS = {0: "daisy", 1: "rose", 2: "tulip"}
 
@@ -31,20 +31,20 @@ LABELS = {0: "daisy", 1: "rose", 2: "tulip"}
     ],
     ids=["plain", "other_layers", "grey_rectangles", "sincos"],
 )
-def test_backbone_gives_the_same_tokens(make_model, pictures, tmp_path, fields):
+def test_backbone_gives_the_same_tokens(make_model, images, tmp_path, fields):
     model = make_model(SiTModel, **fields)
     write_plain_vit(model, None, tmp_path / "vit")
     vit, info = AutoModel.from_pretrained(tmp_path / "vit", output_loading_info=True)
     assert type(vit) is ViTModel
     assert not info["missing_keys"] and not info["unexpected_keys"]
     with torch.no_grad():
-        found, expected = vit.eval()(pictures(model)), model(pictures(model))
+        found, expected = vit.eval()(images(model)), model(images(model))
     torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=0, atol=1e-5)
     # Its pooler does nothing to the contrastive token.
     assert torch.equal(found.pooler_output, found.last_hidden_state[:, 0])
 
 
-def test_classifier_gives_the_same_logits_and_labels(make_model, pictures, tmp_path):
+def test_classifier_gives_the_same_logits_and_labels(make_model, images, tmp_path):
     model = make_model(SiTForImageClassification, id2label=LABELS, label2id={name: i for i, name in LABELS.items()})
     model.config.problem_type = "multi_label_classification"
     write_plain_vit(model, None, tmp_path / "vit")
@@ -54,9 +54,7 @@ def test_classifier_gives_the_same_logits_and_labels(make_model, pictures, tmp_p
     assert vit.config.label2id == {"daisy": 0, "rose": 1, "tulip": 2}
     assert vit.config.problem_type == "multi_label_classification"
     with torch.no_grad():
-        torch.testing.assert_close(
-            vit.eval()(pictures(model)).logits, model(pictures(model)).logits, rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(vit.eval()(images(model)).logits, model(images(model)).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("model_class", [SiTModel, SiTForImageClassification])
@@ -74,7 +72,7 @@ def test_there_and_back_every_bit_is_the_same(make_model, tmp_path, model_class,
         assert all(torch.equal(back.state_dict()[name], weight) for name, weight in model.state_dict().items())
 
 
-def test_pictures_are_prepared_as_before(make_model, make_processor, tmp_path):
+def test_images_are_prepared_as_before(make_model, make_processor, tmp_path):
     model = make_model(SiTForImageClassification, id2label=LABELS)
     processor = make_processor(model)
     write_plain_vit(model, processor, tmp_path / "vit")
@@ -99,7 +97,7 @@ def test_pictures_are_prepared_as_before(make_model, make_processor, tmp_path):
     assert best["score"] == pytest.approx(float(expected.max()), abs=1e-5)
 
 
-def test_grey_pictures_stay_grey(make_model, make_processor, tmp_path):
+def test_grey_images_stay_grey(make_model, make_processor, tmp_path):
     model = make_model(SiTModel, num_channels=1)
     processor = make_processor(model)
     notes = write_plain_vit(model, processor, tmp_path / "vit")
@@ -113,7 +111,7 @@ def test_grey_pictures_stay_grey(make_model, make_processor, tmp_path):
 
 @pytest.mark.parametrize("pooling", ["mean", "token_mean"])
 def test_another_pooling_is_refused_in_a_classifier_and_named_in_a_backbone(make_model, tmp_path, pooling):
-    with pytest.raises(UserError, match=f"pooling={pooling}.*--outputs features"):
+    with pytest.raises(SiTError, match=f"pooling={pooling}.*--outputs features"):
         write_plain_vit(make_model(SiTForImageClassification, pooling=pooling), None, tmp_path / "vit")
     assert not (tmp_path / "vit").exists()
     notes = write_plain_vit(make_model(SiTModel, pooling=pooling), None, tmp_path / "vit")

@@ -1,17 +1,17 @@
-"""Models and processors for pictures of another size."""
+"""Models and processors for images of another size."""
 
 import pytest
 import torch
 from transformers import CLIPImageProcessor, ViTConfig, ViTForImageClassification
 
 from modeling_sit import SiTForImageClassification, SiTImageProcessor
-from modeling_sit.interop.resize import check_image_size, picture_shape, resize_model, resize_processor
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.interop.resize import check_image_size, image_shape, resize_model, resize_processor
+from modeling_sit.runtime.errors import SiTError
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 
 
-def pictures(size: int) -> torch.Tensor:
+def images(size: int) -> torch.Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
@@ -26,8 +26,8 @@ def model(request, tiny_config):
 
 def test_is_what_interpolation_on_the_fly_gives(model):
     resized = resize_model(model, 40).eval()
-    expected = model(pictures(40), interpolate_pos_encoding=True).logits
-    torch.testing.assert_close(resized(pictures(40)).logits, expected)
+    expected = model(images(40), interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(resized(images(40)).logits, expected)
     assert resized.config.image_size == 40 and model.config.image_size == 16
 
 
@@ -35,7 +35,7 @@ def test_is_loaded_at_its_new_size(model, tmp_path):
     resized = resize_model(model, 40).eval()
     resized.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded(pictures(40)).logits, resized(pictures(40)).logits)
+    torch.testing.assert_close(loaded(images(40)).logits, resized(images(40)).logits)
 
 
 def test_same_size_changes_nothing(model):
@@ -43,20 +43,20 @@ def test_same_size_changes_nothing(model):
     assert all(value.equal(model.state_dict()[name]) for name, value in resized.state_dict().items())
 
 
-def test_oblong_pictures_become_square(tiny_config):
+def test_oblong_images_become_square(tiny_config):
     model = SiTForImageClassification(tiny_config(image_size=(16, 32))).eval()
-    expected = model(pictures(40), interpolate_pos_encoding=True).logits
-    torch.testing.assert_close(resize_model(model, 40).eval()(pictures(40)).logits, expected)
+    expected = model(images(40), interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(resize_model(model, 40).eval()(images(40)).logits, expected)
 
 
 def test_whole_patches(tiny_config):
     check_image_size(tiny_config(), 24)
-    with pytest.raises(UserError, match=r"--image_size 30 .* multiple of 8, such as 32"):
+    with pytest.raises(SiTError, match=r"--image_size 30 .* multiple of 8, such as 32"):
         check_image_size(tiny_config(), 30)
 
 
 def test_model_without_positions():
-    with pytest.raises(UserError, match=r"--image_size 32"):
+    with pytest.raises(SiTError, match=r"--image_size 32"):
         resize_model(torch.nn.Linear(2, 2), 32)
 
 
@@ -68,9 +68,9 @@ def test_model_without_positions():
     ],
 )
 def test_processor(processor):
-    assert picture_shape(processor) == (16, 16)
+    assert image_shape(processor) == (16, 16)
     resize_processor(processor, 32)
-    assert picture_shape(processor) == (32, 32)
+    assert image_shape(processor) == (32, 32)
     pixels = processor(torch.zeros(3, 50, 70, dtype=torch.uint8), return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 32, 32)
     if processor.do_center_crop:

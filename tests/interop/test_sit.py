@@ -12,7 +12,7 @@ from modeling_sit.interop.sit import load_safetensors, load_sit_folder, write_sa
 from modeling_sit.interop.source import load_source
 
 
-def test_a_folder_keeps_heads_settings_and_corruption(make_model, make_processor, pictures, tmp_path):
+def test_a_folder_keeps_heads_settings_and_corruption(make_model, make_processor, images, tmp_path):
     model = make_model(SiTForPreTraining, temperature=0.3, rotation_weight=0.5)
     write_sit_folder(model, make_processor(model, corruption="zeros"), tmp_path / "sit")
     back = load_source(str(tmp_path / "sit"))
@@ -20,12 +20,12 @@ def test_a_folder_keeps_heads_settings_and_corruption(make_model, make_processor
     assert back.processor.corruption == "zeros"
     assert all(torch.equal(back.model.state_dict()[name], weight) for name, weight in model.state_dict().items())
     assert {"last_hidden_state", "reconstruction", "projection"} <= load_sit_folder(tmp_path / "sit")(
-        pictures(model)
+        images(model)
     ).keys()
 
 
 @pytest.mark.parametrize("model_class", [SiTForPreTraining, SiTForImageClassification])
-def test_one_file_describes_itself(make_model, make_processor, pictures, tmp_path, model_class):
+def test_one_file_describes_itself(make_model, make_processor, images, tmp_path, model_class):
     model = make_model(model_class, image_size=(16, 24), num_labels=3, temperature=0.3)
     path = tmp_path / "weights.safetensors"
     before = torch.random.get_rng_state()
@@ -39,9 +39,9 @@ def test_one_file_describes_itself(make_model, make_processor, pictures, tmp_pat
         metadata = file.metadata()
     assert SiTConfig.from_dict(json.loads(metadata["config.json"])).to_diff_dict() == model.config.to_diff_dict()
     assert SiTImageProcessor(**json.loads(metadata["preprocessor_config.json"])).corruption == "zeros"
-    found = predict(pictures(model))
+    found = predict(images(model))
     with torch.no_grad():
         if model_class is SiTForPreTraining:
-            assert torch.equal(found["reconstruction"], model(pictures(model)).reconstruction)
+            assert torch.equal(found["reconstruction"], model(images(model)).reconstruction)
         else:
-            assert torch.equal(found["logits"], model(pictures(model)).logits)
+            assert torch.equal(found["logits"], model(images(model)).logits)

@@ -13,7 +13,7 @@ from modeling_sit.interop.plain_vit import write_plain_vit
 from modeling_sit.interop.sit import write_safetensors
 from modeling_sit.interop.source import choose_model, load_source, training_settings_left_out
 from modeling_sit.interop.timm_folder import write_timm_folder
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 @pytest.mark.parametrize("model_class", [SiTModel, SiTForPreTraining, SiTForImageClassification])
@@ -43,14 +43,14 @@ def test_missing_weights_and_other_models_are_refused(make_model, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["encoder.layer.1.layernorm_after.bias"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"encoder\.layer\.1\.layernorm_after\.bias"):
+    with pytest.raises(SiTError, match=r"encoder\.layer\.1\.layernorm_after\.bias"):
         load_source(str(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["SiTForDreams"]}))
-    with pytest.raises(UserError, match="SiTForDreams"):
+    with pytest.raises(SiTError, match="SiTForDreams"):
         load_source(str(tmp_path))
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with pytest.raises(SiTError, match=r"no config\.json"):
         load_source(str(tmp_path))
 
 
@@ -63,7 +63,7 @@ def test_heads_that_stay_behind_are_named(make_model):
         decoder = sum(weight.numel() for weight in pretrained.decoder.parameters())
         assert f"decoder ({decoder:,} parameters)" in note and "projection_head" in note
         assert "rotation_head" not in note  # it has none
-    with pytest.raises(UserError, match="no classifier"):
+    with pytest.raises(SiTError, match="no classifier"):
         choose_model(pretrained, "logits", keeps_heads=False)
 
     classifier = make_model(SiTForImageClassification)
@@ -109,7 +109,7 @@ def test_what_was_written_for_timm_or_in_one_file_is_read_again(make_model, make
         metadata = file.metadata()
     del weights["decoder.projection.bias"]
     save_file(weights, path, metadata=metadata)
-    with pytest.raises(UserError, match=r"decoder\.projection\.bias"):
+    with pytest.raises(SiTError, match=r"decoder\.projection\.bias"):
         load_source(str(path))
 
 
@@ -122,5 +122,5 @@ def test_the_authors_checkpoints_are_read_with_their_heads(make_model, tmp_path)
     assert torch.equal(source.model.decoder.projection.weight, student.head_recons.convTrans.weight)
     assert any("student" in note for note in source.notes)
     make_model(SiTModel).save_pretrained(tmp_path / "sit")
-    with pytest.raises(UserError, match="--network student is for a file of weights"):
+    with pytest.raises(SiTError, match="--network student is for a file of weights"):
         load_source(str(tmp_path / "sit"), network="student")

@@ -3,7 +3,7 @@
 import pytest
 
 from modeling_sit.interop.staging import check_destination, staged
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 def test_a_file_and_what_lies_beside_it_appear_at_the_end(tmp_path):
@@ -52,18 +52,18 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     (folder / "config.json").touch()
     empty.mkdir()
     for destination, suffix in ((file, ".onnx"), (folder, None)):
-        with pytest.raises(UserError, match="--overwrite_output_dir"):
+        with pytest.raises(SiTError, match="--overwrite_output_dir"):
             check_destination(str(source), destination, suffix, overwrite=False)
         check_destination(str(source), destination, suffix, overwrite=True)
     check_destination(str(source), empty, None, overwrite=False)
     check_destination("a/repository", tmp_path / "new.onnx", ".onnx", overwrite=False)
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="is FROM"):
+        with pytest.raises(SiTError, match="is FROM"):
             check_destination(str(source), tmp_path / "empty" / ".." / "source", None, overwrite)
-        with pytest.raises(UserError, match=r"ends in \.onnx"):
+        with pytest.raises(SiTError, match=r"ends in \.onnx"):
             check_destination(str(source), tmp_path / "model", ".onnx", overwrite)
-        with pytest.raises(UserError, match="is a file"):
+        with pytest.raises(SiTError, match="is a file"):
             check_destination(str(source), file, None, overwrite)
     (tmp_path / "odd.onnx").mkdir()
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(SiTError, match="is a folder"):
         check_destination(str(source), tmp_path / "odd.onnx", ".onnx", overwrite=True)

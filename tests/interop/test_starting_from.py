@@ -20,12 +20,12 @@ from modeling_sit.interop.resize import interpolate_positions
 from modeling_sit.interop.sit import write_safetensors
 from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments, create_config, create_processor
 from modeling_sit.pretraining.student import create_student
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.models import load_reconstructing_model
 
 POSITIONS = "vit.embeddings.position_embeddings"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-PICTURES = {"image_size": 16, "patch_size": 8}
+IMAGES = {"image_size": 16, "patch_size": 8}
 SMALL_HEADS = "decoder_hidden_size=8,projection_hidden_size=8,projection_size=8"
 
 
@@ -43,7 +43,7 @@ def authors(networks, tmp_path_factory):
 def mae(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mae")
     decoder = {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-    transformers.ViTMAEModel(transformers.ViTMAEConfig(**SIZES, **PICTURES, **decoder)).save_pretrained(folder)
+    transformers.ViTMAEModel(transformers.ViTMAEConfig(**SIZES, **IMAGES, **decoder)).save_pretrained(folder)
     transformers.ViTImageProcessor(image_mean=[0.1] * 3, image_std=[0.2] * 3).save_pretrained(folder)
     return str(folder)
 
@@ -56,7 +56,7 @@ def timm_folder(tmp_path_factory):
     return str(folder)
 
 
-def pictures():
+def images():
     return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 
@@ -69,7 +69,7 @@ def student_of(seed=0, **flags):
 def sit_file(tmp_path_factory):
     """A pretrained SiT in one file, and the model."""
     sizes = {"decoder_hidden_size": 8, "projection_hidden_size": 8, "projection_size": 8}
-    model = SiTForPreTraining(SiTConfig(**SIZES, **PICTURES, **sizes)).eval()
+    model = SiTForPreTraining(SiTConfig(**SIZES, **IMAGES, **sizes)).eval()
     path = tmp_path_factory.mktemp("sit") / "sit.safetensors"
     write_safetensors(model, SiTImageProcessor(image_mean=[0.1] * 3, image_std=[0.2] * 3), path)
     return str(path), model
@@ -88,22 +88,22 @@ class TestSitFile:
         encoder, processor = load_encoder(path)
         reconstructing, _ = load_reconstructing_model(path)
         with torch.no_grad():
-            expected = model(pictures())
-            assert torch.equal(encoder(pictures()).last_hidden_state, model.vit(pictures()).last_hidden_state)
-            assert torch.equal(reconstructing(pictures()).reconstruction, expected.reconstruction)
+            expected = model(images())
+            assert torch.equal(encoder(images()).last_hidden_state, model.vit(images()).last_hidden_state)
+            assert torch.equal(reconstructing(images()).reconstruction, expected.reconstruction)
         assert list(processor.image_mean) == [0.1] * 3
 
     def test_a_classifier_gives_its_encoder(self, tmp_path, capsys):
-        model = SiTForImageClassification(SiTConfig(**SIZES, **PICTURES, num_labels=3)).eval()
+        model = SiTForImageClassification(SiTConfig(**SIZES, **IMAGES, num_labels=3)).eval()
         write_safetensors(model, None, tmp_path / "classifier.safetensors")
         encoder, _ = load_encoder(str(tmp_path / "classifier.safetensors"))
         torch.testing.assert_close(encoder.state_dict(), model.vit.state_dict(), rtol=0, atol=0)
         told = capsys.readouterr().err
-        assert "its classifier" in told and "normalised as ImageNet's" in told
+        assert "its classifier" in told and "normalized as ImageNet's" in told
 
     @pytest.mark.parametrize("flag", [{"network": "teacher"}, {"num_attention_heads": 3}])
     def test_says_itself_what_other_files_do_not(self, sit_file, flag):
-        with pytest.raises(UserError, match=f"--{next(iter(flag))} .* this one says that itself"):
+        with pytest.raises(SiTError, match=f"--{next(iter(flag))} .* this one says that itself"):
             load_encoder(sit_file[0], **flag)
 
     def test_damaged(self, sit_file, tmp_path):
@@ -111,7 +111,7 @@ class TestSitFile:
             weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         del weights["vit.layernorm.bias"]
         save_file(weights, tmp_path / "sit.safetensors", metadata)
-        with pytest.raises(UserError, match=r"--model_name_or_path \S+: .*vit\.layernorm\.bias"):
+        with pytest.raises(SiTError, match=r"--model_name_or_path \S+: .*vit\.layernorm\.bias"):
             load_encoder(str(tmp_path / "sit.safetensors"))
 
 
@@ -120,11 +120,11 @@ class TestPretraining:
     def test_goes_on_from_the_authors_checkpoint(self, authors, networks, chosen, capsys):
         student = student_of(model_name_or_path=authors, network=chosen, num_attention_heads=3).eval()
         with torch.no_grad():
-            _, reconstruction, projection = networks[chosen or "teacher"](pictures())
-            output = student(pictures())
+            _, reconstruction, projection = networks[chosen or "teacher"](images())
+            output = student(images())
         torch.testing.assert_close(output.reconstruction, reconstruction, rtol=0, atol=1e-4)
         torch.testing.assert_close(output.projection, projection, rtol=0, atol=1e-4)
-        assert student.config.reconstruction_weight == 5  # as for any start on few pictures
+        assert student.config.reconstruction_weight == 5  # as for any start on few images
         assert f"checkpoint.pth: its {chosen or 'teacher'} is taken" in capsys.readouterr().err
 
     def test_of_other_heads_on_request(self, authors, networks):
@@ -132,11 +132,11 @@ class TestPretraining:
         student = student_of(model_name_or_path=authors, num_attention_heads=3, config_overrides=SMALL_HEADS).eval()
         assert student.projection_head.mlp[-2].weight.shape == (8, 8)
         with torch.no_grad():
-            features = student.vit(pictures()).last_hidden_state
-            torch.testing.assert_close(features, networks["teacher"].tokens(pictures()), rtol=0, atol=1e-4)
+            features = student.vit(images()).last_hidden_state
+            torch.testing.assert_close(features, networks["teacher"].tokens(images()), rtol=0, atol=1e-4)
 
     def test_of_another_backbone_than_asked_for(self, authors):
-        with pytest.raises(UserError, match=r"checkpoint\.pth.*another backbone"):
+        with pytest.raises(SiTError, match=r"checkpoint\.pth.*another backbone"):
             student_of(model_name_or_path=authors, num_attention_heads=3, config_overrides="hidden_size=48")
 
     @pytest.mark.parametrize("source", ["authors", "mae", "timm_folder"])
@@ -156,26 +156,26 @@ class TestPretraining:
         config = create_config(ModelArguments(model_name_or_path=mae), 10)
         assert (config.decoder_hidden_size, config.decoder_num_hidden_layers) == (2048, 2)
 
-    def test_normalises_as_the_source_does(self, mae, timm_folder, authors):
-        def normalisation(**flags):
+    def test_normalizes_as_the_source_does(self, mae, timm_folder, authors):
+        def normalization(**flags):
             arguments = ModelArguments(**flags)
             processor = create_processor(create_config(arguments, 10), arguments, CorruptionArguments())
             return processor.image_mean[0], processor.image_std[0]
 
-        assert normalisation(model_name_or_path=mae) == (0.1, 0.2)
-        assert normalisation(model_name_or_path=timm_folder) == (0.5, 0.5)
-        assert normalisation(model_name_or_path=authors, num_attention_heads=3) == (0.485, 0.229)
-        assert normalisation(model_name_or_path=mae, image_mean=[0.3] * 3) == (0.3, 0.2)
+        assert normalization(model_name_or_path=mae) == (0.1, 0.2)
+        assert normalization(model_name_or_path=timm_folder) == (0.5, 0.5)
+        assert normalization(model_name_or_path=authors, num_attention_heads=3) == (0.485, 0.229)
+        assert normalization(model_name_or_path=mae, image_mean=[0.3] * 3) == (0.3, 0.2)
 
     @pytest.mark.parametrize("source", ["authors", "sit", "vit", "mae"])
-    def test_for_pictures_of_another_size(self, request, source, tmp_path, save_tiny_sit):
+    def test_for_images_of_another_size(self, request, source, tmp_path, save_tiny_sit):
         """Positions are interpolated, nothing else is touched; without the flag they stay as they are."""
         flags = {"config_overrides": SMALL_HEADS}
         if source == "sit":
             name = str(save_tiny_sit(tmp_path))
             flags = {}
         elif source == "vit":
-            transformers.ViTModel(transformers.ViTConfig(**SIZES, **PICTURES)).save_pretrained(tmp_path)
+            transformers.ViTModel(transformers.ViTConfig(**SIZES, **IMAGES)).save_pretrained(tmp_path)
             name = str(tmp_path)
         else:
             name = request.getfixturevalue(source)
@@ -192,7 +192,7 @@ class TestPretraining:
             if source in ("authors", "sit") or weight.startswith("vit."):
                 assert torch.equal(before[weight], after[weight]), weight
 
-    def test_for_pictures_of_the_size_that_it_knows(self, authors):
+    def test_for_images_of_the_size_that_it_knows(self, authors):
         flags = {"model_name_or_path": authors, "num_attention_heads": 3}
         before, after = student_of(**flags).state_dict(), student_of(image_size=16, **flags).state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
@@ -207,24 +207,24 @@ class TestPretraining:
         ],
     )
     def test_flags_that_do_not_fit(self, authors, flags, named):
-        with pytest.raises(UserError, match=named):
+        with pytest.raises(SiTError, match=named):
             create_config(ModelArguments(**{"model_name_or_path": authors, "num_attention_heads": 3, **flags}), 10)
 
     @pytest.mark.parametrize("flag", [{"network": "student"}, {"num_attention_heads": 2}])
     def test_flags_of_files_are_not_ignored(self, flag, mae):
         for name in (None, mae, "someone/some-vit"):
             with pytest.raises(
-                UserError, match=f"--{next(iter(flag))} .* is for a --model_name_or_path that is a file"
+                SiTError, match=f"--{next(iter(flag))} .* is for a --model_name_or_path that is a file"
             ):
                 create_config(ModelArguments(model_name_or_path=name, **flag), 10)
 
     def test_of_what_a_sit_cannot_be(self, tmp_path):
         """Else its weights were silently random, or its config's numbers meant something else."""
         transformers.BeitConfig().save_pretrained(tmp_path)
-        transformers.IJepaModel(transformers.IJepaConfig(**SIZES, **PICTURES)).save_pretrained(tmp_path / "ijepa")
-        with pytest.raises(UserError, match=r"--model_name_or_path .*ijepa: .*no token in front"):
+        transformers.IJepaModel(transformers.IJepaConfig(**SIZES, **IMAGES)).save_pretrained(tmp_path / "ijepa")
+        with pytest.raises(SiTError, match=r"--model_name_or_path .*ijepa: .*no token in front"):
             student_of(model_name_or_path=str(tmp_path / "ijepa"))
-        with pytest.raises(UserError, match=r"--model_name_or_path .*beit"):
+        with pytest.raises(SiTError, match=r"--model_name_or_path .*beit"):
             student_of(model_name_or_path=str(tmp_path))
 
 
@@ -240,9 +240,9 @@ class TestFinetuning:
         processor, model = load_classifier(finetuning(name, pooling="mean", **flags), ["a", "b"], False)
         encoder, _ = load_encoder(name, **flags)
         with torch.no_grad():
-            tokens = encoder(pictures()).last_hidden_state
+            tokens = encoder(images()).last_hidden_state
             expected = model.classifier(tokens[:, 1:].mean(dim=1))
-            torch.testing.assert_close(model.eval()(pictures()).logits, expected)
+            torch.testing.assert_close(model.eval()(images()).logits, expected)
         assert model.config.id2label == {0: "a", 1: "b"}
         assert (processor.size.height, processor.size.width) == (16, 16)
 
@@ -261,11 +261,11 @@ class TestFinetuning:
         model.eval().save_pretrained(tmp_path)
         loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
         with torch.no_grad():
-            assert torch.equal(loaded(pictures()).logits, model(pictures()).logits)
+            assert torch.equal(loaded(images()).logits, model(images()).logits)
         assert json.loads((tmp_path / "config.json").read_text())["projection_first_act"] == "relu"
 
     def test_flags_of_files_are_not_ignored(self, mae):
-        with pytest.raises(UserError, match="--network teacher is for"):
+        with pytest.raises(SiTError, match="--network teacher is for"):
             load_classifier(finetuning(mae, network="teacher"), ["a", "b"], False)
 
 
@@ -274,8 +274,8 @@ class TestMeasuring:
     def test_of_the_authors_checkpoint(self, authors, networks, chosen, capsys):
         encoder, processor = load_encoder(authors, chosen, 3)
         with torch.no_grad():
-            expected = networks[chosen].tokens(pictures())
-            torch.testing.assert_close(encoder(pictures()).last_hidden_state, expected, rtol=0, atol=1e-4)
+            expected = networks[chosen].tokens(images())
+            torch.testing.assert_close(encoder(images()).last_hidden_state, expected, rtol=0, atol=1e-4)
         assert not encoder.training and not processor.do_corrupt
         assert "its" in capsys.readouterr().err
 
@@ -283,7 +283,7 @@ class TestMeasuring:
         """transformers' `AutoModel` gives it with three quarters of the patches dropped, by chance."""
         encoder, _ = load_encoder(mae)
         with torch.no_grad():
-            tokens = [encoder(pictures()).last_hidden_state for _ in range(2)]
+            tokens = [encoder(images()).last_hidden_state for _ in range(2)]
         assert tokens[0].shape == (2, 5, 16)
         assert torch.equal(*tokens)
 
@@ -291,11 +291,11 @@ class TestMeasuring:
         encoder, _ = load_encoder(timm_folder)
         model = timm.create_model(f"local-dir:{timm_folder}", pretrained=True).eval()
         with torch.no_grad():
-            expected = model.forward_features(pictures())
-            torch.testing.assert_close(encoder(pictures()).last_hidden_state, expected, rtol=0, atol=1e-5)
+            expected = model.forward_features(images())
+            torch.testing.assert_close(encoder(images()).last_hidden_state, expected, rtol=0, atol=1e-5)
 
     def test_flags_of_files_are_not_ignored(self, mae):
-        with pytest.raises(UserError, match="--num_attention_heads 2 is for"):
+        with pytest.raises(SiTError, match="--num_attention_heads 2 is for"):
             load_encoder(mae, None, 2)
 
 
@@ -303,29 +303,29 @@ class TestReconstructions:
     def test_of_the_authors_checkpoint(self, authors, networks):
         model, _ = load_reconstructing_model(authors, "student", 3)
         with torch.no_grad():
-            expected = networks["student"](pictures())[1]
-            torch.testing.assert_close(model(pictures()).reconstruction, expected, rtol=0, atol=1e-4)
+            expected = networks["student"](images())[1]
+            torch.testing.assert_close(model(images()).reconstruction, expected, rtol=0, atol=1e-4)
 
     def test_of_an_encoder_alone(self, tmp_path, networks):
         weights = networks["student"].backbone.state_dict()
         safetensors.torch.save_file(weights, tmp_path / "encoder.safetensors")
-        with pytest.raises(UserError, match=r"encoder\.safetensors: .*reconstructs nothing"):
+        with pytest.raises(SiTError, match=r"encoder\.safetensors: .*reconstructs nothing"):
             load_reconstructing_model(str(tmp_path / "encoder.safetensors"), None, 3)
 
 
-def test_the_programs_take_a_file(run_program, authors, save_pictures, tmp_path, networks, capsys):
+def test_the_programs_take_a_file(run_program, authors, save_images, tmp_path, networks, capsys):
     """One step of pretraining at a rate of 0 writes back what was read, and figures are measured on it."""
-    save_pictures(tmp_path / "pictures" / "a", 4)
-    save_pictures(tmp_path / "pictures" / "b", 4, seed=1)
-    flags = ["--dataset", tmp_path / "pictures", "--model_name_or_path", authors, "--num_attention_heads", 3]
+    save_images(tmp_path / "images" / "a", 4)
+    save_images(tmp_path / "images" / "b", 4, seed=1)
+    flags = ["--dataset", tmp_path / "images", "--model_name_or_path", authors, "--num_attention_heads", 3]
     pretraining = ["--per_device_train_batch_size", 8, "--max_train_steps", 1, "--preview_steps", 0]
     pretraining += ["--base_learning_rate", 0, "--min_learning_rate", 0, "--export", "student", "--network", "student"]
     assert run_program("pretrain", *flags, *pretraining, "--output_dir", tmp_path / "out") == 0
     assert capsys.readouterr().err.count("its student is taken, not the teacher") == 1
     model = SiTForPreTraining.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
-        expected = networks["student"](pictures())
-        torch.testing.assert_close(model(pictures()).reconstruction, expected[1], rtol=0, atol=1e-4)
+        expected = networks["student"](images())
+        torch.testing.assert_close(model(images()).reconstruction, expected[1], rtol=0, atol=1e-4)
     drawing = [
         "--corruption",
         "zeros",
@@ -335,8 +335,8 @@ def test_the_programs_take_a_file(run_program, authors, save_pictures, tmp_path,
         3,
         "--device",
         "cpu",
-        "--pictures",
+        "--images",
     ]
-    drawing += [tmp_path / "pictures" / "a" / "00.png", "--output", tmp_path / "figure.png"]
+    drawing += [tmp_path / "images" / "a" / "00.png", "--output", tmp_path / "figure.png"]
     assert run_program("visualize", "reconstructions", *drawing) == 0
     assert (tmp_path / "figure.png").stat().st_size > 0

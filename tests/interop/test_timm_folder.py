@@ -13,7 +13,7 @@ from timm.data import create_transform, resolve_data_config
 from modeling_sit import SiTForImageClassification, SiTModel
 from modeling_sit.interop.timm_folder import ACTIVATIONS, mlp_ratio, write_timm_folder
 from modeling_sit.interop.timm_layout import from_timm_state_dict
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 def load(folder):
@@ -31,38 +31,38 @@ def load(folder):
     ],
     ids=["plain", "mean", "grey_rectangles", "pixels_left_over", "as_wide_as_a_builder"],
 )
-def test_backbone_gives_the_same_features(make_model, pictures, tmp_path, fields):
+def test_backbone_gives_the_same_features(make_model, images, tmp_path, fields):
     model = make_model(SiTModel, **fields)
     write_timm_folder(model, None, tmp_path / "timm")
     theirs = load(tmp_path / "timm")
     with torch.no_grad():
-        expected = model(pictures(model))
+        expected = model(images(model))
         torch.testing.assert_close(
-            theirs.forward_features(pictures(model)), expected.last_hidden_state, rtol=0, atol=2e-5
+            theirs.forward_features(images(model)), expected.last_hidden_state, rtol=0, atol=2e-5
         )
         pooled = expected.last_hidden_state if model.config.pooling == "token_mean" else expected.pooler_output
-        torch.testing.assert_close(theirs(pictures(model)), pooled, rtol=0, atol=2e-5)
+        torch.testing.assert_close(theirs(images(model)), pooled, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("pooling", ["token", "mean"])
 @pytest.mark.parametrize("hidden_act", ["gelu", "relu"])
-def test_classifier_gives_the_same_logits(make_model, pictures, tmp_path, pooling, hidden_act):
+def test_classifier_gives_the_same_logits(make_model, images, tmp_path, pooling, hidden_act):
     labels = {0: "daisy", 1: "rose", 2: "tulip"}
     model = make_model(SiTForImageClassification, pooling=pooling, hidden_act=hidden_act, id2label=labels)
     write_timm_folder(model, None, tmp_path / "timm")
     theirs = load(tmp_path / "timm")
     with torch.no_grad():
-        torch.testing.assert_close(theirs(pictures(model)), model(pictures(model)).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(theirs(images(model)), model(images(model)).logits, rtol=0, atol=1e-5)
     assert theirs.pretrained_cfg["label_names"] == list(labels.values())
 
 
 @pytest.mark.parametrize("hidden_act", ACTIVATIONS)
-def test_activations_are_the_same_functions(make_model, pictures, tmp_path, hidden_act):
+def test_activations_are_the_same_functions(make_model, images, tmp_path, hidden_act):
     model = make_model(SiTModel, hidden_act=hidden_act, num_hidden_layers=1)
     write_timm_folder(model, None, tmp_path / "timm")
     with torch.no_grad():
-        expected = model(pictures(model)).pooler_output
-        torch.testing.assert_close(load(tmp_path / "timm")(pictures(model)), expected, rtol=0, atol=1e-5)
+        expected = model(images(model)).pooler_output
+        torch.testing.assert_close(load(tmp_path / "timm")(images(model)), expected, rtol=0, atol=1e-5)
 
 
 def test_there_and_back_every_bit_is_the_same(make_model, tmp_path):
@@ -77,13 +77,13 @@ def test_there_and_back_every_bit_is_the_same(make_model, tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_are_prepared_as_before(make_model, make_processor, tmp_path, channels):
+def test_images_are_prepared_as_before(make_model, make_processor, tmp_path, channels):
     model = make_model(SiTModel, num_channels=channels, image_size=(16, 24))
     processor = make_processor(model)
     write_timm_folder(model, processor, tmp_path / "timm")
     transform = create_transform(**resolve_data_config({}, model=load(tmp_path / "timm")))
     shape = (40, 30, 3) if channels == 3 else (40, 30)
-    # A smooth picture: the two libraries resize to within a grey level.
+    # A smooth image: the two libraries resize to within a grey level.
     rows = np.linspace(0, 255, 40)[:, None]
     values = np.broadcast_to(rows[..., None] if channels == 3 else rows, shape).astype(np.uint8)
     image = PIL.Image.fromarray(np.ascontiguousarray(values))
@@ -99,9 +99,9 @@ def test_pictures_are_prepared_as_before(make_model, make_processor, tmp_path, c
 
 
 def test_what_timm_cannot_hold_is_refused_or_named(make_model, tmp_path):
-    with pytest.raises(UserError, match=r"pooling=token_mean.*--outputs features"):
+    with pytest.raises(SiTError, match=r"pooling=token_mean.*--outputs features"):
         write_timm_folder(make_model(SiTForImageClassification, pooling="token_mean"), None, tmp_path / "timm")
-    with pytest.raises(UserError, match="hidden_act=laplace"):
+    with pytest.raises(SiTError, match="hidden_act=laplace"):
         write_timm_folder(make_model(SiTModel, hidden_act="laplace"), None, tmp_path / "timm")
     assert not (tmp_path / "timm").exists()
     fields = {"layer_norm_eps": 1e-12, "pooling": "token_mean", "drop_path_rate": 0.3, "hidden_dropout_prob": 0.2}

@@ -29,12 +29,12 @@ def make_timm():
             global_pool=POOLS[pooling],
             fc_norm=False,
         )
-        return randomise(model)
+        return randomize(model)
 
     return make
 
 
-def randomise(model):
+def randomize(model):
     torch.manual_seed(3)
     with torch.no_grad():
         for weight in model.parameters():
@@ -42,7 +42,7 @@ def randomise(model):
     return model.eval()
 
 
-def pictures(config, count=3):
+def images(config, count=3):
     return torch.randn(count, config.num_channels, *config.image_shape, generator=torch.Generator().manual_seed(5))
 
 
@@ -53,22 +53,22 @@ def pictures(config, count=3):
 )
 def test_backbone_gives_the_same_tokens_in_timm(tiny_config, make_timm, fields):
     config = tiny_config(**fields)
-    model = randomise(SiTModel(config))
+    model = randomize(SiTModel(config))
     theirs = make_timm(config)
     theirs.load_state_dict(timm_state_dict(model), strict=True)
     with torch.no_grad():
-        expected = model(pictures(config)).last_hidden_state
-        torch.testing.assert_close(theirs.forward_features(pictures(config)), expected, rtol=0, atol=1e-5)
+        expected = model(images(config)).last_hidden_state
+        torch.testing.assert_close(theirs.forward_features(images(config)), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", POOLS)
 def test_classifier_gives_the_same_logits_in_timm(tiny_config, make_timm, pooling):
     config = tiny_config(pooling=pooling, num_labels=5)
-    model = randomise(SiTForImageClassification(config))
+    model = randomize(SiTForImageClassification(config))
     theirs = make_timm(config, num_classes=5, pooling=pooling)
     theirs.load_state_dict(timm_state_dict(model), strict=True)
     with torch.no_grad():
-        torch.testing.assert_close(theirs(pictures(config)), model(pictures(config)).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(theirs(images(config)), model(images(config)).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", POOLS)
@@ -81,7 +81,7 @@ def test_a_model_of_timm_gives_the_same_logits_here(tiny_config, make_timm, pool
     model.vit.load_state_dict(weights, strict=True)
     model.load_state_dict(classifier, strict=False)
     with torch.no_grad():
-        torch.testing.assert_close(model(pictures(config)).logits, theirs(pictures(config)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(images(config)).logits, theirs(images(config)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("fields", [{}, {"position_embedding_type": "sincos"}], ids=["learnable", "sincos"])

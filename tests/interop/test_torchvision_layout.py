@@ -16,7 +16,7 @@ from modeling_sit.interop.torchvision_layout import (
     torchvision_state_dict,
     write_torchvision,
 )
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 def load(path, model, num_classes):
@@ -37,23 +37,23 @@ def load(path, model, num_classes):
 @pytest.mark.parametrize(
     "fields", [{}, {"qkv_bias": False}, {"position_embedding_type": "sincos", "intermediate_size": 40}]
 )
-def test_gives_the_same_logits_or_the_contrastive_token(make_model, pictures, tmp_path, fields):
+def test_gives_the_same_logits_or_the_contrastive_token(make_model, images, tmp_path, fields):
     classifier = make_model(SiTForImageClassification, num_labels=3, **fields)
     write_torchvision(classifier, None, tmp_path / "classifier.safetensors")
     theirs = load(tmp_path / "classifier.safetensors", classifier, num_classes=3)
     with torch.no_grad():
-        expected = classifier(pictures(classifier)).logits
-        torch.testing.assert_close(theirs(pictures(classifier)), expected, rtol=0, atol=1e-5)
+        expected = classifier(images(classifier)).logits
+        torch.testing.assert_close(theirs(images(classifier)), expected, rtol=0, atol=1e-5)
 
     backbone = make_model(SiTModel, **fields)
     write_torchvision(backbone, None, tmp_path / "backbone.safetensors")
     theirs = load(tmp_path / "backbone.safetensors", backbone, num_classes=16)
     with torch.no_grad():
-        expected = backbone(pictures(backbone)).last_hidden_state[:, 0]
-        torch.testing.assert_close(theirs(pictures(backbone)), expected, rtol=0, atol=1e-5)
+        expected = backbone(images(backbone)).last_hidden_state[:, 0]
+        torch.testing.assert_close(theirs(images(backbone)), expected, rtol=0, atol=1e-5)
 
 
-def test_the_file_says_what_it_is(make_model, make_processor, pictures, tmp_path):
+def test_the_file_says_what_it_is(make_model, make_processor, images, tmp_path):
     model = make_model(SiTForImageClassification, id2label={0: "daisy", 1: "rose"})
     path = tmp_path / "weights.safetensors"
     notes = write_torchvision(model, make_processor(model), path)
@@ -69,7 +69,7 @@ def test_the_file_says_what_it_is(make_model, make_processor, pictures, tmp_path
     )
     theirs.load_state_dict(load_file(path), strict=True)
     with torch.no_grad():
-        assert torch.equal(theirs.eval()(pictures(model)), load_torchvision(path)(pictures(model))["logits"])
+        assert torch.equal(theirs.eval()(images(model)), load_torchvision(path)(images(model))["logits"])
 
 
 def test_sizes_that_are_not_those_of_vit_b_16_are_named(make_model, tmp_path):
@@ -93,10 +93,10 @@ def test_has_the_weights_of_vit_b_16():
 
 def test_everything_that_does_not_fit_is_named(tiny_config):
     config = tiny_config(image_size=(16, 24), patch_size=(8, 4), num_channels=1, hidden_act="relu", pooling="mean")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(SiTError) as error:
         check_fits_torchvision(config, has_classifier=True)
     for named in ("16x24", "8x4", "num_channels=1", "hidden_act=relu", "pooling=mean"):
         assert named in str(error.value)
-    with pytest.raises(UserError, match="whole patches"):
+    with pytest.raises(SiTError, match="whole patches"):
         check_fits_torchvision(tiny_config(image_size=20), has_classifier=False)
     check_fits_torchvision(tiny_config(pooling="mean"), has_classifier=False)

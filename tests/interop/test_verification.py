@@ -8,11 +8,11 @@ from modeling_sit.interop.verification import (
     largest_differences,
     one_and_the_rest,
     outputs_of,
-    random_pictures,
+    random_images,
 )
 
 
-def test_gives_the_largest_difference_of_each_output_over_all_batches(make_model, pictures):
+def test_gives_the_largest_difference_of_each_output_over_all_batches(make_model, images):
     model = make_model(SiTModel)
     offsets = iter([0.25, 0.5, 0.125])
 
@@ -21,7 +21,7 @@ def test_gives_the_largest_difference_of_each_output_over_all_batches(make_model
         outputs["pooler_output"][-1, -1] -= next(offsets)
         return outputs
 
-    differences = largest_differences(model, predict, [pictures(model)] * 3)
+    differences = largest_differences(model, predict, [images(model)] * 3)
     assert differences == {
         "last_hidden_state": 0,
         "pooler_output": pytest.approx(0.5, abs=1e-6),
@@ -38,42 +38,42 @@ def test_gives_the_largest_difference_of_each_output_over_all_batches(make_model
         (lambda found: {"logits": found["logits"] * torch.nan}, "of what was written is not finite"),
     ],
 )
-def test_outputs_that_cannot_be_compared_are_no_success(make_model, pictures, predict, complaint):
+def test_outputs_that_cannot_be_compared_are_no_success(make_model, images, predict, complaint):
     model = make_model(SiTForImageClassification)
     with pytest.raises(ValueError, match=complaint):
-        largest_differences(model, lambda pixel_values: predict(outputs_of(model, pixel_values)), [pictures(model)])
+        largest_differences(model, lambda pixel_values: predict(outputs_of(model, pixel_values)), [images(model)])
 
 
-def test_a_source_that_is_not_finite_is_no_success(make_model, pictures):
+def test_a_source_that_is_not_finite_is_no_success(make_model, images):
     model = make_model(SiTForImageClassification)
     model.classifier.bias.data[0] = torch.nan
     with pytest.raises(ValueError, match="of the source is not finite"):
-        largest_differences(model, lambda pixel_values: outputs_of(model, pixel_values), [pictures(model)])
+        largest_differences(model, lambda pixel_values: outputs_of(model, pixel_values), [images(model)])
 
 
 @pytest.mark.parametrize("use_teacher", [True, False])
-def test_a_pretrained_model_is_compared_with_its_heads(make_model, pictures, use_teacher):
+def test_a_pretrained_model_is_compared_with_its_heads(make_model, images, use_teacher):
     model = make_model(SiTForPreTraining, use_teacher=use_teacher)
-    outputs = outputs_of(model, pictures(model, 4))
+    outputs = outputs_of(model, images(model, 4))
     assert {"last_hidden_state", "pooler_output", "reconstruction", "projection"} <= outputs.keys()
     # Heads that the configuration switches off give nothing.
     model = make_model(SiTForPreTraining, reconstruction_weight=0.0)
-    assert "reconstruction" not in outputs_of(model, pictures(model))
+    assert "reconstruction" not in outputs_of(model, images(model))
 
 
-def test_random_pictures_are_a_function_of_the_seed(tiny_config):
+def test_random_images_are_a_function_of_the_seed(tiny_config):
     config = tiny_config(image_size=(16, 24), num_channels=4)
     torch.manual_seed(1)
-    first = random_pictures(config, 5, seed=0)
+    first = random_images(config, 5, seed=0)
     torch.manual_seed(2)
-    assert torch.equal(random_pictures(config, 5, seed=0), first)
-    assert not torch.equal(random_pictures(config, 5, seed=1), first)
+    assert torch.equal(random_images(config, 5, seed=0), first)
+    assert not torch.equal(random_images(config, 5, seed=1), first)
     assert first.shape == (5, 4, 16, 24)
 
 
 @pytest.mark.parametrize("count, sizes", [(1, [1]), (2, [1, 1]), (4, [1, 3])])
-def test_pictures_come_one_at_a_time_and_several(count, sizes):
-    pictures = torch.arange(count)
-    batches = one_and_the_rest(pictures)
+def test_images_come_one_at_a_time_and_several(count, sizes):
+    images = torch.arange(count)
+    batches = one_and_the_rest(images)
     assert [len(batch) for batch in batches] == sizes
-    assert torch.equal(torch.cat(batches), pictures)
+    assert torch.equal(torch.cat(batches), images)

@@ -13,7 +13,7 @@ from authors_network import random_network, save_checkpoint
 
 from modeling_sit.interop.reading import read_checkpoint
 from modeling_sit.interop.weights_files import Discarded, load_weights_file
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 RUN = []
 
@@ -60,7 +60,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, touched, attack, zipped):
     network = random_network(0)
     contents = {"teacher": network.state_dict(), "args": ATTACKS[attack](touched)}
     torch.save(contents, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(SiTError) as refusal:
         read_checkpoint(str(path), num_attention_heads=3)
     message = str(refusal.value)
     assert message.startswith(f"--model_name_or_path {path}: ")
@@ -70,7 +70,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, touched, attack, zipped):
 def test_a_plain_pickle_runs_nothing(tmp_path, touched):
     path = tmp_path / "checkpoint.pth"
     path.write_bytes(pickle.dumps(ATTACKS["system"](touched)))
-    with pytest.raises(UserError, match=r"checkpoint\.pth"):
+    with pytest.raises(SiTError, match=r"checkpoint\.pth"):
         read_checkpoint(str(path))
 
 
@@ -104,7 +104,7 @@ def test_nothing_of_what_is_discarded_is_called(tmp_path, name):
 
 
 def test_flags_and_numpys_numbers_do_no_harm(tmp_path):
-    """Learning rates that NumPy computed lie in every optimiser's state of the authors' code."""
+    """Learning rates that NumPy computed lie in every optimizer's state of the authors' code."""
     path = save_checkpoint(tmp_path / "c.pth", random_network(0), random_network(1))
     contents = load_weights_file(path)
     assert contents["epoch"] == 7 and type(contents["args"]) is Discarded
@@ -123,14 +123,14 @@ def test_allowing_names_ends_with_the_file(tmp_path):
 def test_a_file_that_is_none(tmp_path, content, suffix):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"weights{suffix}: "):
+    with pytest.raises(SiTError, match=f"weights{suffix}: "):
         read_checkpoint(str(path))
 
 
 def test_a_file_that_is_cut_off(tmp_path):
     path = save_checkpoint(tmp_path / "c.pth", random_network(0))
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=r"c\.pth: "):
+    with pytest.raises(SiTError, match=r"c\.pth: "):
         read_checkpoint(str(path), num_attention_heads=3)
 
 
@@ -138,12 +138,12 @@ def test_a_file_that_is_cut_off(tmp_path):
 def test_no_dict_of_weights(tmp_path, contents):
     path = tmp_path / "w.pth"
     torch.save(contents, path)
-    with pytest.raises(UserError, match=r"w\.pth: .*no dict of weights"):
+    with pytest.raises(SiTError, match=r"w\.pth: .*no dict of weights"):
         read_checkpoint(str(path))
 
 
 def test_weights_of_something_else_are_named(tmp_path):
     path = tmp_path / "resnet.pth"
     torch.save({f"layer1.{number}.conv1.weight": torch.zeros(1) for number in range(3)}, path)
-    with pytest.raises(UserError, match=r"patch_embed\.proj\.weight.*layer1\.0-2\.conv1\.weight"):
+    with pytest.raises(SiTError, match=r"patch_embed\.proj\.weight.*layer1\.0-2\.conv1\.weight"):
         read_checkpoint(str(path))

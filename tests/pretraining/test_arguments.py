@@ -13,14 +13,14 @@ from modeling_sit.pretraining.arguments import (
     PretrainingArguments,
     create_config,
     create_processor,
-    num_workers,
+    default_num_workers,
     parse_config_overrides,
 )
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
-def config(num_pictures: int = 5000, **settings) -> SiTConfig:
-    return create_config(ModelArguments(**settings), num_pictures)
+def config(num_images: int = 5000, **settings) -> SiTConfig:
+    return create_config(ModelArguments(**settings), num_images)
 
 
 class TestRun:
@@ -115,13 +115,13 @@ class TestConfig:
         assert made.intermediate_size == vit.intermediate_size
 
     def test_patch_that_does_not_divide_names_both_flags_and_a_size(self):
-        with pytest.raises(UserError, match=r"--image_size 100 .*--patch_size 16, such as 96"):
+        with pytest.raises(SiTError, match=r"--image_size 100 .*--patch_size 16, such as 96"):
             config(image_size=100)
-        with pytest.raises(UserError, match=r"--image_size 5 .*--patch_size 16, such as 16"):
+        with pytest.raises(SiTError, match=r"--image_size 5 .*--patch_size 16, such as 16"):
             config(image_size=5)
 
     def test_patch_that_does_not_divide_by_an_override_tells_the_sizes_that_are_wrong(self):
-        with pytest.raises(UserError) as error:
+        with pytest.raises(SiTError) as error:
             config(config_overrides="image_size=100")
         assert "100" in str(error.value)
         assert "224" not in str(error.value)
@@ -129,7 +129,7 @@ class TestConfig:
     @pytest.mark.parametrize("settings", [{"patch_size": 0}, {"image_size": 0}, {"image_size": -16}])
     def test_size_that_is_none(self, settings):
         (name,) = settings
-        with pytest.raises(UserError, match=name):
+        with pytest.raises(SiTError, match=name):
             config(**settings)
 
     @pytest.mark.parametrize(
@@ -149,12 +149,12 @@ class TestConfig:
         ],
     )
     def test_override_that_does_not_fit(self, overrides, message):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(SiTError, match=message):
             config(config_overrides=overrides)
 
     def test_override_that_does_not_fit_a_checkpoint(self, tmp_path, tiny_config):
         tiny_config().save_pretrained(tmp_path)
-        with pytest.raises(UserError, match="temperature"):
+        with pytest.raises(SiTError, match="temperature"):
             config(model_name_or_path=str(tmp_path), config_overrides="temperature=-1")
 
     def test_size_flags_beside_a_checkpoint_are_not_ignored(self, tmp_path, tiny_config):
@@ -162,16 +162,14 @@ class TestConfig:
         tiny_config().save_pretrained(tmp_path)
         try:
             made = config(model_name_or_path=str(tmp_path), image_size=32)
-        except UserError as error:
+        except SiTError as error:
             assert "--image_size" in str(error)
         else:
             assert made.image_size == 32
 
     def test_nothing_to_learn(self):
         for rotation_weight in (None, 0.0):
-            with pytest.raises(
-                UserError, match=r"--reconstruction_weight and --contrastive_weight.*--rotation_weight"
-            ):
+            with pytest.raises(SiTError, match=r"--reconstruction_weight and --contrastive_weight.*--rotation_weight"):
                 config(reconstruction_weight=0.0, contrastive_weight=0.0, rotation_weight=rotation_weight)
 
     def test_each_loss_alone_is_something_to_learn(self):
@@ -188,17 +186,17 @@ class TestConfig:
         assert config(model_name_or_path=str(tmp_path)).rotation_weight == 0.3
         assert config(model_name_or_path=str(tmp_path), rotation_weight=0.0).rotation_weight == 0
 
-    def test_rotation_of_pictures_that_are_not_square(self):
-        with pytest.raises(UserError, match=r"rotation_weight.*square"):
+    def test_rotation_of_images_that_are_not_square(self):
+        with pytest.raises(SiTError, match=r"rotation_weight.*square"):
             config(rotation_weight=1.0, config_overrides="image_size=[32,64]")
 
     def test_no_such_checkpoint(self, tmp_path):
         for name in (str(tmp_path / "nowhere"), "someone/no-such-model"):
-            with pytest.raises(UserError, match=f"--model_name_or_path {name}"):
+            with pytest.raises(SiTError, match=f"--model_name_or_path {name}"):
                 config(model_name_or_path=name)
 
     def test_folder_without_a_model(self, tmp_path):
-        with pytest.raises(UserError, match=r"--model_name_or_path .*config\.json"):
+        with pytest.raises(SiTError, match=r"--model_name_or_path .*config\.json"):
             config(model_name_or_path=str(tmp_path))
 
 
@@ -224,9 +222,9 @@ class TestOverrides:
 
 
 class TestProcessor:
-    def test_normalisation(self, tiny_config):
-        colour = create_processor(tiny_config(), ModelArguments(), CorruptionArguments())
-        assert (list(colour.image_mean), list(colour.image_std)) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    def test_normalization(self, tiny_config):
+        color = create_processor(tiny_config(), ModelArguments(), CorruptionArguments())
+        assert (list(color.image_mean), list(color.image_std)) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         grey = create_processor(tiny_config(num_channels=1), ModelArguments(), CorruptionArguments())
         assert (list(grey.image_mean), list(grey.image_std)) == ([0.5], [0.5])
         own = ModelArguments(image_mean=[0.1], image_std=[0.2])
@@ -256,18 +254,18 @@ class TestProcessor:
         ],
     )
     def test_errors_name_the_flag(self, tiny_config, model, corruption, message):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(SiTError, match=message):
             create_processor(tiny_config(), ModelArguments(**model), CorruptionArguments(**corruption))
 
-    def test_channels_that_pictures_do_not_have(self, tiny_config):
-        with pytest.raises(UserError, match="num_channels=2"):
+    def test_channels_that_images_do_not_have(self, tiny_config):
+        with pytest.raises(SiTError, match="num_channels=2"):
             create_processor(tiny_config(num_channels=2), ModelArguments(), CorruptionArguments())
 
 
 def test_workers(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 12)
-    assert num_workers(None, "cpu", 1) == 0
-    assert num_workers(None, "cuda", 1) == 8
-    assert num_workers(None, "cuda", 4) == 3
-    assert num_workers(3, "cpu", 1) == 3
-    assert num_workers(0, "cuda", 1) == 0
+    assert default_num_workers(None, "cpu", 1) == 0
+    assert default_num_workers(None, "cuda", 1) == 8
+    assert default_num_workers(None, "cuda", 4) == 3
+    assert default_num_workers(3, "cpu", 1) == 3
+    assert default_num_workers(0, "cuda", 1) == 0

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from modeling_sit import SiTConfig
-from modeling_sit.data.sources import Pictures
+from modeling_sit.data.sources import ImageDatasets
 from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.evaluation.metric_results import Figure, Measurement
@@ -25,7 +25,7 @@ from modeling_sit.pretraining.card import write_pretraining_card
 from modeling_sit.pretraining.schedules import plan_schedules
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "pretraining_template.md"
-COMMAND = "accelerate launch scripts/pretrain.py --dataset some/pictures"
+COMMAND = "accelerate launch scripts/pretrain.py --dataset some/images"
 STARTS = (Start(0, COMMAND, "2 x GPU"),)
 
 
@@ -39,13 +39,13 @@ def write(tmp_path, tiny_config):
     """Write the card of a run; gives the folder."""
 
     def write_card(
-        dataset="some/pictures",
+        dataset="some/images",
         steps=(),  # drawing the curve takes a while
         previews=(10, 20),
         starts=STARTS,
         monitors=(),
         lines=None,
-        num_pictures=12345,
+        num_images=12345,
         streamed=False,
         splits=("train", "test"),
         config=None,
@@ -64,7 +64,7 @@ def write(tmp_path, tiny_config):
         arguments = PretrainingArguments(dataset=dataset, output_dir=str(output_dir))
         groups = [arguments, StreamingArguments(), ModelArguments(), CorruptionArguments(), ViewArguments()]
         flags = {name: value for group in groups for name, value in asdict(group).items()}
-        schedules = plan_schedules(arguments, num_pictures or 1000, 2)
+        schedules = plan_schedules(arguments, num_images or 1000, 2)
         given = {
             "num_unreadable": settings.pop("num_unreadable", 0),
             "step": settings.pop("step", schedules.num_steps),
@@ -78,13 +78,13 @@ def write(tmp_path, tiny_config):
             output_dir,
             settings={**flags, **settings},
             starts=starts,
-            pictures=Pictures(
+            images=ImageDatasets(
                 name=dataset,
                 train=rows.to_iterable_dataset() if streamed else rows,
                 validation=None,
                 label_names=None,
                 splits=list(splits),
-                num_train=num_pictures,
+                num_train=num_images,
             ),
             config=config or tiny_config(),
             num_parameters=21_665_664,
@@ -120,7 +120,7 @@ def test_metadata_is_valid_and_complete(write):
         "image-feature-extraction",
     )
     assert {"sit", "vit", "self-supervised"} <= set(data.tags)
-    assert data.datasets == ["some/pictures"] and data.base_model is None and data.eval_results is None
+    assert data.datasets == ["some/images"] and data.base_model is None and data.eval_results is None
     assert yaml.safe_load(text_of(folder).split("---\n")[1])["library_name"] == "transformers"
 
 
@@ -143,16 +143,16 @@ def test_says_what_was_run(write, page):
         "What was run",
         "How it went",
         "Limits",
-        "Licence",
+        "License",
         "Citation",
     ]
     assert COMMAND + "\n" in shown.blocks
     assert "(21.67 M parameters, 16 x 16 pixels in patches of 8 x 8)" in shown.text
-    assert "12,345 pictures of some/pictures" in shown.text
+    assert "12,345 images of some/images" in shown.text
     facts = shown.facts
-    assert facts["data"].startswith("some/pictures: 12,345 pictures, of split train (its splits: train, test)")
+    assert facts["data"].startswith("some/images: 12,345 images, of split train (its splits: train, test)")
     assert facts["steps, epochs"] == "76,800, 800"
-    assert facts["total batch"] == "128 pictures, two views each"
+    assert facts["total batch"] == "128 images, two views each"
     assert facts["losses"] == "1 x reconstruction (l1, corrupted pixels) + 1 x contrast (to a teacher)"
     assert facts["weights in this folder"] == "teacher"
     assert facts["hardware"] == "2 x GPU" and facts["precision"] == "float32"
@@ -166,7 +166,7 @@ def test_says_what_was_run(write, page):
 def test_other_runs(write, page, tiny_config):
     config = tiny_config(contrastive_weight=0, reconstruction_norm="l2", reconstruction_weight=5)
     facts = page(write(config=config, num_unreadable=3, precision="bf16", export="student", step=1000)).facts
-    assert "12,345 pictures, 3 of them unreadable and skipped, of split" in facts["data"]
+    assert "12,345 images, 3 of them unreadable and skipped, of split" in facts["data"]
     assert facts["losses"] == "5 x reconstruction (l2, corrupted pixels)"
     assert (facts["precision"], facts["weights in this folder"]) == ("bf16", "student")
     assert facts["steps, epochs"].startswith("1,000 of 76,800, so far, ")
@@ -186,22 +186,22 @@ def test_all_starts_are_told(write, page):
 
 def test_a_stream_is_told(write, page):
     """Also one whose length nobody knows."""
-    folder = write(streaming=True, shuffle_buffer_size=500, num_pictures=None, streamed=True)
+    folder = write(streaming=True, shuffle_buffer_size=500, num_images=None, streamed=True)
     assert settings_on(folder) == ["- `--streaming`: `True`", "- `--shuffle_buffer_size`: `500`"]
     shown = page(folder)
-    assert "an unknown number of pictures of some/pictures" in shown.text
+    assert "an unknown number of images of some/images" in shown.text
     assert "streamed" in shown.facts["data"]
 
 
 def test_newest_preview_and_curve_are_shown(write, page):
-    pictures = page(write(steps=(10, 20))).pictures
-    assert list(pictures) == ["previews/step-00000020.png", "loss_curve.png"]
-    assert all(pictures.values())  # for those who do not see them
+    images = page(write(steps=(10, 20))).images
+    assert list(images) == ["previews/step-00000020.png", "loss_curve.png"]
+    assert all(images.values())  # for those who do not see them
 
 
 def test_without_previews_metrics_and_monitors(write, page):
     shown = page(write(previews=(), steps=()))
-    assert not shown.pictures and "Rows:" not in shown.text and "monitor" not in shown.text
+    assert not shown.images and "Rows:" not in shown.text and "monitor" not in shown.text
 
 
 def test_curve_is_of_the_losses(write):
@@ -249,7 +249,7 @@ def test_template_syntax_and_markdown_in_what_users_give(write, page):
     dataset = "/data/100%/{{ 7 * 7 }}{% raw %}|`*{x}"
     starts = [Start(0, f"run --dataset '{dataset}'", "CPU")]
     shown = page(write(dataset=dataset, starts=starts, config_overrides="hidden_act={{gelu}}"))
-    assert f"12,345 pictures of {dataset}" in shown.text
+    assert f"12,345 images of {dataset}" in shown.text
     assert shown.facts["data"].startswith(f"{dataset}: 12,345")
     assert f"run --dataset '{dataset}'\n" in shown.blocks
     assert "--config_overrides: hidden_act={{gelu}}" in shown.text
@@ -264,7 +264,7 @@ def test_metrics_are_a_spread_of_the_lines_with_the_last(write, page, monkeypatc
         "loss",
         "reconstruction loss",
         "contrastive loss",
-        "pictures a second",
+        "images a second",
         "waiting for data",
     ]
     assert [int(row[0]) for row in rows[1:]] == [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
@@ -285,7 +285,7 @@ def test_citation_is_whole(write, page):
 def test_how_to_load_it_works(write, page, save_tiny_sit, tmp_path, monkeypatch):
     folder = write()
     save_tiny_sit(folder)
-    PIL.Image.new("RGB", (30, 20), "red").save(tmp_path / "picture.jpg")
+    PIL.Image.new("RGB", (30, 20), "red").save(tmp_path / "image.jpg")
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.chdir(tmp_path)
     first, second = (block for block in page(folder).blocks if "import" in block)
@@ -324,7 +324,7 @@ class TestAgain:
         write(seconds=7200, export="student")
         assert card.read_text() == again
 
-    def test_a_licence_that_is_asked_for(self, write, page):
+    def test_a_license_that_is_asked_for(self, write, page):
         write(license="mit")
         folder = write(license="cc-by-nc-4.0")
         assert ModelCard.load(folder / "README.md").data.license == "cc-by-nc-4.0"
@@ -334,7 +334,7 @@ class TestAgain:
         folder = write()
         measured = {"knn": Measurement([Figure("accuracy", 0.5, (0.4, 0.6))], {})}
         update_card(folder, measured, dataset="d", split="test", settings={})
-        assert any(table[0][0] == "data set" for table in page(folder).tables)
+        assert any(table[0][0] == "dataset" for table in page(folder).tables)
         write()
         assert ModelCard.load(folder / "README.md").data.eval_results is None
         assert "not measured yet" in read_card(folder).section("results")
@@ -349,7 +349,7 @@ class TestAgain:
 
 
 @pytest.mark.parametrize("license", ["Apache 2.0", "", "-mit", "a\nb"])
-def test_a_licence_that_is_none(license):
+def test_a_license_that_is_none(license):
     with pytest.raises(ValueError, match="--license"):
         PretrainingArguments(dataset="d", output_dir="o", license=license)
 

@@ -30,18 +30,18 @@ from modeling_sit.pretraining.checkpoints import (
     save_checkpoint,
 )
 from modeling_sit.pretraining.teacher import Teacher
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.optimizer import create_optimizer, set_hyperparameters
 
 
 def state_at(step: int, **fields) -> RunState:
-    window = {"losses": [[0.1, 0.2, 0.3]], "num_pictures": 8, "waited": 0.25, "elapsed": 1.5}
+    window = {"losses": [[0.1, 0.2, 0.3]], "num_images": 8, "waited": 0.25, "elapsed": 1.5}
     state = {"settings": {"seed": 0}, "determined_by": {"seed": 0}, "unreadable": ["a.png: cut"], "seconds": 2.5}
     return RunState(**{"step": step, "window": window, **state, **fields})
 
 
 class Run:
-    """A student, a teacher and an optimiser with a few steps behind them."""
+    """A student, a teacher and an optimizer with a few steps behind them."""
 
     def __init__(self, config, seed: int, num_steps: int, batches_per_step: int = 1):
         torch.manual_seed(seed)
@@ -140,14 +140,14 @@ class TestOutputFolder:
     @pytest.mark.parametrize("name", ["metrics.jsonl", "monitors.jsonl", "checkpoints", "previews", "logs"])
     def test_one_that_holds_a_run_is_refused(self, tmp_path, name):
         (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("{}\n")
-        with pytest.raises(UserError, match=r"--resume_from_checkpoint auto.*--overwrite_output_dir"):
+        with pytest.raises(SiTError, match=r"--resume_from_checkpoint auto.*--overwrite_output_dir"):
             prepare(tmp_path)
         assert (tmp_path / name).exists()
 
     def test_one_that_holds_a_model_is_refused(self, tmp_path, save_tiny_sit):
         """A user's model, made elsewhere, would be replaced."""
         save_tiny_sit(tmp_path / "model")
-        with pytest.raises(UserError, match="--overwrite_output_dir"):
+        with pytest.raises(SiTError, match="--overwrite_output_dir"):
             prepare(tmp_path / "model")
 
     def test_overwriting_starts_anew(self, output_dir, make_checkpoint):
@@ -162,20 +162,20 @@ class TestOutputFolder:
     def test_that_cannot_be_written(self, tmp_path, below):
         (tmp_path / "file").write_text("in the way")
         output_dir = tmp_path / "file" / "out" if below else tmp_path / "file"
-        with pytest.raises(UserError, match=f"--output_dir {output_dir} cannot be written"):
+        with pytest.raises(SiTError, match=f"--output_dir {output_dir} cannot be written"):
             prepare(output_dir)
         assert (tmp_path / "file").read_text() == "in the way"
 
     def test_without_permission(self, tmp_path, monkeypatch):
         monkeypatch.setattr(checkpoints.tempfile, "TemporaryFile", refuse)
-        with pytest.raises(UserError, match=f"--output_dir {tmp_path} cannot be written: Permission denied"):
+        with pytest.raises(SiTError, match=f"--output_dir {tmp_path} cannot be written: Permission denied"):
             prepare(tmp_path)
 
     def test_with_something_in_it_that_cannot_be_deleted(self, output_dir, make_checkpoint, monkeypatch):
         make_checkpoint(output_dir, 5)
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints.shutil, "rmtree", refuse)
-            with pytest.raises(UserError, match=f"{output_dir} cannot be written: Permission denied"):
+            with pytest.raises(SiTError, match=f"{output_dir} cannot be written: Permission denied"):
                 prepare(output_dir, overwrite_output_dir=True)
         assert find_damage(checkpoint_path(output_dir, 5)) is None
 
@@ -229,7 +229,7 @@ class TestResuming:
         damage(make_checkpoint(output_dir, 10) / "model.safetensors")
         assert prepare(output_dir, resume_from_checkpoint="auto") is None
         (output_dir / "model.safetensors").write_text("trained for days")
-        with pytest.raises(UserError, match=r"without an undamaged checkpoint.*--overwrite_output_dir"):
+        with pytest.raises(SiTError, match=r"without an undamaged checkpoint.*--overwrite_output_dir"):
             prepare(output_dir, resume_from_checkpoint="auto")
         assert (output_dir / "model.safetensors").read_text() == "trained for days"
         assert len(list_checkpoints(output_dir)) == 1
@@ -248,7 +248,7 @@ class TestResuming:
     def test_a_path_into_the_folder_of_another_run(self, tmp_path, make_checkpoint):
         """Going on would delete that run's checkpoints of later steps."""
         path, others = make_checkpoint(tmp_path / "old", 10), make_checkpoint(tmp_path / "other", 20)
-        with pytest.raises(UserError, match=r"holds a run already.*auto.*--overwrite_output_dir"):
+        with pytest.raises(SiTError, match=r"holds a run already.*auto.*--overwrite_output_dir"):
             prepare(tmp_path / "other", resume_from_checkpoint=str(path))
         assert find_damage(others) is None
         assert prepare(tmp_path / "other", resume_from_checkpoint=str(path), overwrite_output_dir=True) == path
@@ -266,7 +266,7 @@ class TestResuming:
         damage(damaged / "teacher.safetensors")
         (tmp_path / "file").write_text("")
         for path in (tmp_path / "empty", tmp_path / "nowhere", tmp_path / "file", damaged):
-            with pytest.raises(UserError, match=f"--resume_from_checkpoint {path}: no checkpoint, or a damaged one"):
+            with pytest.raises(SiTError, match=f"--resume_from_checkpoint {path}: no checkpoint, or a damaged one"):
                 prepare(tmp_path / "out", resume_from_checkpoint=str(path))
 
 
@@ -316,7 +316,7 @@ class TestDeleting:
         for step in (1, 2, 3):
             make_checkpoint(output_dir, step)
         monkeypatch.setattr(checkpoints.shutil, "rmtree", refuse)
-        with pytest.raises(UserError, match=f"{output_dir} cannot be written: Permission denied"):
+        with pytest.raises(SiTError, match=f"{output_dir} cannot be written: Permission denied"):
             delete(run.accelerator, output_dir, 1)
 
 
@@ -337,10 +337,10 @@ class TestSavingAndLoading:
         torch.manual_seed(5)
         for _ in range(2):
             other.learn()
-        assert_equal(other.weights(), continued)  # the optimiser's moments too
+        assert_equal(other.weights(), continued)  # the optimizer's moments too
 
     def test_run_state_comes_back(self, run, output_dir):
-        state = state_at(3, window={"losses": [[1 / 3, 1e-8, 3e38]], "num_pictures": 1, "waited": 0.1, "elapsed": 2.0})
+        state = state_at(3, window={"losses": [[1 / 3, 1e-8, 3e38]], "num_images": 1, "waited": 0.1, "elapsed": 2.0})
         path = save_checkpoint(run.accelerator, run.teacher, output_dir, state)
         assert read_run_state(path) == state
 
@@ -373,7 +373,7 @@ class TestSavingAndLoading:
     def test_of_another_model_is_an_error_in_one_line(self, run, tiny_config, output_dir):
         path = run.save(output_dir, 1)
         other = Run(tiny_config(hidden_size=32), seed=0, num_steps=0)
-        with pytest.raises(UserError, match=str(path)):
+        with pytest.raises(SiTError, match=str(path)):
             load_checkpoint(other.accelerator, other.teacher, path)
 
     def test_with_another_number_of_batches_a_step(self, run, config, output_dir):
@@ -390,7 +390,7 @@ class TestDamage:
         assert find_damage(path) is None
         files = [file for file in path.rglob("*") if file.is_file()]
         assert {"model.safetensors", "teacher.safetensors", "run_state.json"} <= {file.name for file in files}
-        assert len(files) >= 5  # the optimiser's, and the random generators'
+        assert len(files) >= 5  # the optimizer's, and the random generators'
         for file in files:
             content = file.read_bytes()
             for number in (0, len(content) // 2, len(content) - 1):
@@ -425,7 +425,7 @@ class TestDamage:
     def test_that_comes_after_the_check_is_an_error_in_one_line(self, run, output_dir, name):
         path = run.save(output_dir, 1)
         (path / name).write_bytes(b"damaged")
-        with pytest.raises(UserError, match=str(path)) as error:
+        with pytest.raises(SiTError, match=str(path)) as error:
             load_checkpoint(run.accelerator, run.teacher, path)
         assert "\n" not in str(error.value)
 
@@ -477,7 +477,7 @@ class TestCrash:
                     path = run.save(output_dir, 3)
                     delete_old_checkpoints(run.accelerator, output_dir, 1)
                     outcomes.append("done")
-                except (UserError, Killed) as problem:
+                except (SiTError, Killed) as problem:
                     outcomes.append(calls[number - 1])
                     assert is_killed or ("cannot be written: No space left on device" in str(problem))
             path = checkpoint_path(output_dir, 3)
@@ -524,13 +524,13 @@ class TestCrash:
         assert find_damage(first) is None
 
 
-def full_disk(limit: int, function) -> UserError | None:
+def full_disk(limit: int, function) -> SiTError | None:
     """What `function` raises where no file can have more than `limit` bytes."""
     _, hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard_limit))
     try:
         function()
-    except UserError as problem:
+    except SiTError as problem:
         return problem
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard_limit, hard_limit))

@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 
 from modeling_sit import SiTForPreTraining
-from modeling_sit.pretraining import dry_run as rehearsal
+from modeling_sit.pretraining import dry_run as dry_run
 from modeling_sit.pretraining.arguments import PretrainingArguments
-from modeling_sit.pretraining.dry_run import Rehearsal, describe_plan, num_rehearsed_steps, rehearse
+from modeling_sit.pretraining.dry_run import DryRun, describe_plan, measure_steps, num_dry_run_steps
 from modeling_sit.pretraining.schedules import Schedules
 from modeling_sit.pretraining.teacher import Teacher
 
@@ -21,20 +21,22 @@ def schedules_of(num_steps: int, batches_per_step: int = 1) -> Schedules:
 class TestRehearse:
     @pytest.mark.parametrize(("num_steps", "rehearsed"), [(1, 1), (2, 2), (7, 7), (8, 7), (10**6, 7)])
     def test_a_few_steps(self, num_steps, rehearsed):
-        assert num_rehearsed_steps(schedules_of(num_steps)) == rehearsed
+        assert num_dry_run_steps(schedules_of(num_steps)) == rehearsed
 
     @pytest.mark.parametrize(("num_steps", "batches_per_step"), [(100, 1), (100, 3), (1, 2), (3, 1)])
     def test_trains_on_the_first_batches_in_their_order(self, num_steps, batches_per_step):
         schedules, seen = schedules_of(num_steps, batches_per_step), []
         batches = ({"crops": torch.tensor(number)} for number in itertools.count())
-        rehearse(batches, lambda crops, number: seen.append((int(crops), number)), schedules, Accelerator(cpu=True))
-        assert seen == [(number, number) for number in range(num_rehearsed_steps(schedules) * batches_per_step)]
+        measure_steps(
+            batches, lambda crops, number: seen.append((int(crops), number)), schedules, Accelerator(cpu=True)
+        )
+        assert seen == [(number, number) for number in range(num_dry_run_steps(schedules) * batches_per_step)]
         assert int(next(batches)["crops"]) == len(seen)  # none was read for nothing
 
-    def run_with_clock(self, monkeypatch, waits, works, batches_per_step=1) -> Rehearsal:
+    def run_with_clock(self, monkeypatch, waits, works, batches_per_step=1) -> DryRun:
         """Rehearse with batches that take so many seconds to come, and to train on."""
         now = 100.0
-        monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: now)
+        monkeypatch.setattr(dry_run.time, "perf_counter", lambda: now)
 
         def batches():
             nonlocal now
@@ -47,7 +49,7 @@ class TestRehearse:
             now += works[number]
 
         schedules = schedules_of(len(waits) // batches_per_step, batches_per_step)
-        return rehearse(batches(), train_on, schedules, Accelerator(cpu=True))
+        return measure_steps(batches(), train_on, schedules, Accelerator(cpu=True))
 
     def test_median_after_the_warmup(self, monkeypatch):
         done = self.run_with_clock(monkeypatch, [50, 50, 1, 2, 3, 4, 30], [90, 90, 10, 10, 10, 10, 500])
@@ -63,7 +65,7 @@ class TestRehearse:
         assert (done.seconds_per_step, done.waited) == (pytest.approx(4), pytest.approx(1))
 
     def test_memory_is_in_bytes(self):
-        done = rehearse(
+        done = measure_steps(
             iter([{"crops": torch.zeros(1)}]), lambda crops, number: None, schedules_of(1), Accelerator(cpu=True)
         )
         assert 50e6 < done.peak_memory < 50e9  # of a process that has imported PyTorch
@@ -72,7 +74,7 @@ class TestRehearse:
 class TestPlan:
     @pytest.fixture
     def plan(self, tiny_config, tmp_path):
-        """The plan's lines, of a run of 1,000 steps of 8 pictures that take 2 seconds, half a second of it waiting."""
+        """The plan's lines, of a run of 1,000 steps of 8 images that take 2 seconds, half a second of it waiting."""
 
         def plan(num_steps=1000, has_teacher=True, config=None, **flags):
             student = SiTForPreTraining(tiny_config(**(config or {})))
@@ -80,7 +82,7 @@ class TestPlan:
             settings = {"output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 8, **flags}
             arguments = PretrainingArguments("digits", **settings)
             text = describe_plan(
-                Rehearsal(2.0, 0.5, 300_000_000),
+                DryRun(2.0, 0.5, 300_000_000),
                 student,
                 teacher,
                 schedules_of(num_steps, batches_per_step=3),
@@ -94,7 +96,7 @@ class TestPlan:
     def test_parts_are_all_there_is(self, tiny_config):
         """A part without its place in the plan would be missing from its sum."""
         student = SiTForPreTraining(tiny_config(rotation_weight=1.0))
-        parts = sum(rehearsal._count(getattr(student, name)) for name in rehearsal.PARTS)
+        parts = sum(dry_run._count(getattr(student, name)) for name in dry_run.PARTS)
         assert parts == sum(parameter.numel() for parameter in student.parameters())
 
     def test_speed_and_time(self, plan):
@@ -117,14 +119,14 @@ class TestPlan:
         kilobytes = 4 * weights / 1000
         assert 100 < kilobytes < 1000
         assert "peak of this process 300 MB" in memory
-        expected = f"networks {2 * kilobytes:.3g} KB, gradients {kilobytes:.3g} KB, optimiser {2 * kilobytes:.3g} KB"
+        expected = f"networks {2 * kilobytes:.3g} KB, gradients {kilobytes:.3g} KB, optimizer {2 * kilobytes:.3g} KB"
         assert expected in memory
 
     def test_what_is_frozen_has_neither_gradients_nor_moments(self, plan, tiny_config, tmp_path):
         student = SiTForPreTraining(tiny_config()).requires_grad_(False)
         arguments = PretrainingArguments("digits", output_dir=str(tmp_path))
-        figures = (Rehearsal(1.0, 0.0, 1), student, None, schedules_of(5), arguments, Accelerator(cpu=True))
-        assert "gradients 0 B, optimiser 0 B" in describe_plan(*figures)
+        figures = (DryRun(1.0, 0.0, 1), student, None, schedules_of(5), arguments, Accelerator(cpu=True))
+        assert "gradients 0 B, optimizer 0 B" in describe_plan(*figures)
 
     @pytest.mark.parametrize(
         ("flags", "said"),
@@ -137,8 +139,8 @@ class TestPlan:
             ({"logging_steps": 300}, "metrics.jsonl: 4 lines"),
             ({"logging_steps": 250}, "metrics.jsonl: 4 lines"),
             ({"preview_steps": 0}, "previews/: none"),
-            ({"preview_steps": 300}, "previews/: 4 pictures"),
-            ({}, "previews/: 10 pictures"),
+            ({"preview_steps": 300}, "previews/: 4 images"),
+            ({}, "previews/: 10 images"),
             ({"report_to": ["tensorboard"]}, "logs/"),
         ],
     )
@@ -162,4 +164,4 @@ class TestPlan:
         ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 KB"), (86_900_000, "86.9 MB"), (5e9, "5.0 GB")]
     )
     def test_sizes(self, num_bytes, text):
-        assert rehearsal._size(num_bytes) == text
+        assert dry_run._size(num_bytes) == text

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
 from modeling_sit.pretraining.export import export_model
 from modeling_sit.pretraining.teacher import Teacher
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_full_disk_leaves_the_old_model(networks, processor, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(UserError, match=f"{tmp_path} cannot be written: No space left on device"):
+    with pytest.raises(SiTError, match=f"{tmp_path} cannot be written: No space left on device"):
         export_model(Accelerator(cpu=True), student, teacher, processor, tmp_path, "teacher")
     assert contents(tmp_path) == before
 

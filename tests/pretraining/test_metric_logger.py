@@ -12,15 +12,15 @@ import torch
 from accelerate import Accelerator
 
 from modeling_sit import SiTForPreTrainingOutput
-from modeling_sit.pretraining.metric_logger import LOSSES, NonFiniteLoss, RunProgress, logged_losses
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.pretraining.metric_logger import LOSSES, MetricLogger, NonFiniteLoss, logged_losses
+from modeling_sit.runtime.errors import SiTError
 
 SCHEDULE = {"learning_rate": 1e-4, "weight_decay": 0.05, "teacher_momentum": 0.996}
 
 
 @pytest.fixture
 def progress(tmp_path):
-    progress = RunProgress(Accelerator(cpu=True), tmp_path, first_step=0, num_steps=10)
+    progress = MetricLogger(Accelerator(cpu=True), tmp_path, first_step=0, num_steps=10)
     yield progress
     progress.close()
 
@@ -148,7 +148,7 @@ def test_sum_is_named_where_no_term_is_to_blame(progress):
 def test_only_the_main_process_writes(tmp_path, monkeypatch):
     accelerator = Accelerator(cpu=True)
     monkeypatch.setattr(type(accelerator), "is_main_process", property(lambda self: False))
-    progress = RunProgress(accelerator, tmp_path, 0, 10)
+    progress = MetricLogger(accelerator, tmp_path, 0, 10)
     progress.count(output(), 4)
     tell(progress)
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -156,7 +156,7 @@ def test_only_the_main_process_writes(tmp_path, monkeypatch):
 
 def test_a_run_that_goes_on_drops_lines_beyond(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
-    with redirect_stderr(Terminal()), RunProgress(Accelerator(cpu=True), tmp_path, 2, num_steps=10) as progress:
+    with redirect_stderr(Terminal()), MetricLogger(Accelerator(cpu=True), tmp_path, 2, num_steps=10) as progress:
         assert progress.bar.n == 2
         progress.advance()
         assert progress.bar.n == 3
@@ -174,7 +174,7 @@ class TestWindow:
         window = None
         for part in (steps[:stopped_after], steps[stopped_after:]):
             first_step = part[0][0] - 1
-            with RunProgress(Accelerator(cpu=True), folder, first_step, num_steps=5, window=window) as progress:
+            with MetricLogger(Accelerator(cpu=True), folder, first_step, num_steps=5, window=window) as progress:
                 for step, loss in part:
                     progress.count(output(loss), 4)
                     progress.advance()
@@ -193,13 +193,13 @@ class TestWindow:
     def test_speed_goes_on_too(self, tmp_path, monkeypatch):
         now = 100.0
         monkeypatch.setattr("time.perf_counter", lambda: now)
-        with RunProgress(Accelerator(cpu=True), tmp_path, 0, 2) as progress:
+        with MetricLogger(Accelerator(cpu=True), tmp_path, 0, 2) as progress:
             progress.count(output(), 10)
             progress.advance()
             progress._waited, now = 1.0, 104.0
             window = progress.state_dict()
         now = 1000.0  # down for a quarter of an hour
-        with RunProgress(Accelerator(cpu=True), tmp_path, 1, 2, window=window) as progress:
+        with MetricLogger(Accelerator(cpu=True), tmp_path, 1, 2, window=window) as progress:
             progress.count(output(), 10)
             now += 4
             tell(progress)
@@ -207,10 +207,10 @@ class TestWindow:
         assert (line["images_per_second"], line["data_wait"]) == (20 / 8, 1 / 8)
 
     def test_empty(self, tmp_path):
-        with RunProgress(Accelerator(cpu=True), tmp_path, 0, 2) as progress:
+        with MetricLogger(Accelerator(cpu=True), tmp_path, 0, 2) as progress:
             window = progress.state_dict()
-        assert (window["losses"], window["num_pictures"], window["waited"]) == ([], 0, 0.0)
-        with RunProgress(Accelerator(cpu=True), tmp_path, 1, 2, window=window) as progress:
+        assert (window["losses"], window["num_images"], window["waited"]) == ([], 0, 0.0)
+        with MetricLogger(Accelerator(cpu=True), tmp_path, 1, 2, window=window) as progress:
             progress.check(1)
             progress.count(output(3.0), 10)
             tell(progress)
@@ -231,7 +231,7 @@ class TestWindow:
                 log=lambda values, step: None,
             )
 
-        with RunProgress(accelerator_of(0, 2), tmp_path, 0, 4) as progress:
+        with MetricLogger(accelerator_of(0, 2), tmp_path, 0, 4) as progress:
             for loss in (1.0, 2.0):
                 progress.count(output(loss), 8)
                 progress.advance()
@@ -239,7 +239,7 @@ class TestWindow:
         expected = (1.5, 6.5) if num_processes == 2 else (4.0,) * num_processes
         for process_index in range(num_processes):
             accelerator = accelerator_of(process_index, num_processes)
-            with RunProgress(accelerator, tmp_path / "resumed", 2, 4, window=window) as progress:
+            with MetricLogger(accelerator, tmp_path / "resumed", 2, 4, window=window) as progress:
                 tell(progress)
             assert lines(tmp_path / "resumed")[-1]["reconstruction_loss"] == expected[process_index]
 
@@ -294,7 +294,7 @@ class TestTelling:
     def test_time_left(self, tmp_path, capsys, monkeypatch):
         now = 100.0
         monkeypatch.setattr("time.perf_counter", lambda: now)
-        with RunProgress(Accelerator(cpu=True), tmp_path, first_step=10, num_steps=20) as progress:
+        with MetricLogger(Accelerator(cpu=True), tmp_path, first_step=10, num_steps=20) as progress:
             progress.count(output(), 4)
             now += 60
             tell(progress, steps=2)
@@ -303,7 +303,7 @@ class TestTelling:
     def test_bar_on_a_terminal(self, tmp_path):
         with (
             redirect_stderr(Terminal()) as terminal,
-            RunProgress(Accelerator(cpu=True), tmp_path, first_step=3, num_steps=10) as progress,
+            MetricLogger(Accelerator(cpu=True), tmp_path, first_step=3, num_steps=10) as progress,
         ):
             progress.count(output(), 4)
             tell(progress)
@@ -321,21 +321,21 @@ class TestTelling:
         progress.count(output(), 4)
         monkeypatch.setattr(sys, "stderr", Broken())
         tell(progress)
-        progress.tell_monitors(0.1, {"rank": 3.0})
+        progress.log_monitors(0.1, {"rank": 3.0})
         assert len(lines(tmp_path)) == 1
 
     def test_monitors(self, tmp_path, capsys):
         (tmp_path / "monitors.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
-        with RunProgress(Accelerator(cpu=True), tmp_path, 2, 10, monitored=True) as progress:
+        with MetricLogger(Accelerator(cpu=True), tmp_path, 2, 10, monitored=True) as progress:
             progress.advance()
-            progress.tell_monitors(0.25, {"rank": 3.5, "knn_accuracy": 0.75}, "look at that")
+            progress.log_monitors(0.25, {"rank": 3.5, "knn_accuracy": 0.75}, "look at that")
         written = [json.loads(line) for line in (tmp_path / "monitors.jsonl").read_text().splitlines()]
         assert written == [{"step": 2}, {"step": 3, "epoch": 0.25, "rank": 3.5, "knn_accuracy": 0.75}]
         said = capsys.readouterr().err
         assert "step 3: rank 3.5, knn_accuracy 0.75\nstep 3: look at that\n" in said
 
     def test_no_monitors_no_file(self, progress, tmp_path):
-        progress.tell_monitors(0.25, {"rank": 3.5})
+        progress.log_monitors(0.25, {"rank": 3.5})
         assert not (tmp_path / "monitors.jsonl").exists()
 
     def test_trackers(self, progress, monkeypatch):
@@ -343,7 +343,7 @@ class TestTelling:
         monkeypatch.setattr(progress.accelerator, "log", lambda values, step: told.append((step, values)))
         progress.count(output(), 4)
         tell(progress, steps=2)
-        progress.tell_monitors(0.5, {"rank": 3.5})
+        progress.log_monitors(0.5, {"rank": 3.5})
         (step, metrics), monitors = told
         assert step == 2 and metrics["loss"] == 3 and metrics["learning_rate"] == 1e-4
         assert monitors == (2, {"monitors/rank": 3.5})
@@ -351,7 +351,7 @@ class TestTelling:
     def test_rotation_where_it_is_a_task(self, tiny_config, tmp_path, capsys):
         losses = logged_losses(tiny_config(rotation_weight=1.0))
         assert losses == (*LOSSES, "rotation_loss") and logged_losses(tiny_config()) == LOSSES
-        with RunProgress(Accelerator(cpu=True), tmp_path, 0, 10, losses=losses) as progress:
+        with MetricLogger(Accelerator(cpu=True), tmp_path, 0, 10, losses=losses) as progress:
             given = output()
             given.rotation_loss = torch.tensor(0.5)
             progress.count(given, 4)
@@ -362,7 +362,7 @@ class TestTelling:
 
 def test_sync_has_both_logs_on_the_disk(tmp_path, monkeypatch):
     flushed = []
-    with RunProgress(Accelerator(cpu=True), tmp_path, 0, 10, monitored=True) as progress:
+    with MetricLogger(Accelerator(cpu=True), tmp_path, 0, 10, monitored=True) as progress:
         monkeypatch.setattr("modeling_sit.runtime.metrics_log.flush", lambda path: flushed.append(path.name))
         progress.sync_logs()
     assert flushed == ["metrics.jsonl", "monitors.jsonl"]
@@ -372,5 +372,5 @@ def test_log_that_cannot_be_written_is_an_error_in_one_line(progress, tmp_path):
     progress.count(output(), 4)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: Is a directory"):
+    with pytest.raises(SiTError, match=r"metrics\.jsonl cannot be written: Is a directory"):
         tell(progress)

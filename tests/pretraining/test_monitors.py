@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.data.sources import Pictures, load_pictures, read_row
+from modeling_sit.data.sources import ImageDatasets, load_images, read_row
 from modeling_sit.evaluation.knn import knn_predict
 from modeling_sit.evaluation.linear import linear_predict
 from modeling_sit.losses import contrastive_loss
@@ -29,26 +29,26 @@ from modeling_sit.pretraining.monitors import (
     Embeddings,
     MonitorArguments,
     MonitoredModel,
-    MonitorPictures,
+    MonitorImages,
     OnlineMonitors,
     choose_monitors,
     collapse_warning,
+    distributed_batches,
     effective_rank,
-    embedding_spread,
+    embedding_std,
     knn,
     linear,
     rankme,
-    share_out,
     spread,
     teacher_agreement,
 )
 from modeling_sit.pretraining.teacher import Teacher
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 NAMES = [
     "rankme",
     "projection_rankme",
-    "embedding_spread",
+    "embedding_std",
     "teacher_agreement",
     "knn_accuracy",
     "linear_accuracy",
@@ -104,8 +104,8 @@ def run_in_processes(num_processes: int, function) -> list:
 
 
 @pytest.fixture(scope="module")
-def digits() -> Pictures:
-    return load_pictures("digits")
+def digits() -> ImageDatasets:
+    return load_images("digits")
 
 
 @pytest.fixture
@@ -136,31 +136,31 @@ def teacher(student) -> Teacher:
 def monitors_of(digits, processor):
     """Make the monitors of a run on the digits, with other flags or circumstances on request."""
 
-    def make(config, pictures=digits, accelerator=None, batch_size=16, num_workers=0, **flags) -> OnlineMonitors:
-        arguments = MonitorArguments(**{"monitor_pictures": 40, **flags})
+    def make(config, images=digits, accelerator=None, batch_size=16, num_workers=0, **flags) -> OnlineMonitors:
+        arguments = MonitorArguments(**{"monitor_images": 40, **flags})
         accelerator = accelerator or lone_process()
-        return OnlineMonitors(arguments, pictures, config, processor, accelerator, 7, batch_size, num_workers)
+        return OnlineMonitors(arguments, images, config, processor, accelerator, 7, batch_size, num_workers)
 
     return make
 
 
-def with_damage(pictures: datasets.Dataset, *rows: int) -> datasets.Dataset:
-    """The pictures, of which these rows hold something else."""
-    damaged_images = pictures["image"][:]
+def with_damage(images: datasets.Dataset, *rows: int) -> datasets.Dataset:
+    """The images, of which these rows hold something else."""
+    damaged_images = images["image"][:]
     for row in rows:
-        damaged_images[row] = {"bytes": b"no picture", "path": None}
+        damaged_images[row] = {"bytes": b"no image", "path": None}
     columns = {
         "image": damaged_images,
-        **({"label": pictures["label"][:]} if "label" in pictures.column_names else {}),
+        **({"label": images["label"][:]} if "label" in images.column_names else {}),
     }
-    return datasets.Dataset.from_dict(columns, features=pictures.features)
+    return datasets.Dataset.from_dict(columns, features=images.features)
 
 
 def embedded(token, projection=None, teacher_projection=None, labels=None, contrast=True) -> SimpleNamespace:
-    """Stand-in for a monitored model that makes these of any pictures."""
+    """Stand-in for a monitored model that makes these of any images."""
     projection = token if projection is None else projection
     made = Embeddings(token, projection, teacher_projection, labels, 0)
-    return SimpleNamespace(has_contrast=contrast, embed=lambda pictures: made)
+    return SimpleNamespace(has_contrast=contrast, embed=lambda images: made)
 
 
 def random_rotation(size: int, seed: int = 0) -> torch.Tensor:
@@ -226,90 +226,90 @@ class TestSpread:
 class TestMonitors:
     def test_rankme_is_of_tokens_and_of_projections_that_are_trained(self):
         token, projection = torch.eye(6), torch.eye(6)[:, :3]
-        values = dict(rankme(embedded(token, projection), MonitorPictures(train=None)))
+        values = dict(rankme(embedded(token, projection), MonitorImages(train=None)))
         assert values == pytest.approx({"rankme": 6, "projection_rankme": 3}, abs=1e-4)
-        values = dict(rankme(embedded(token, projection, contrast=False), MonitorPictures(train=None)))
+        values = dict(rankme(embedded(token, projection, contrast=False), MonitorImages(train=None)))
         assert values == pytest.approx({"rankme": 6}, abs=1e-4)
 
     def test_embedding_spread_is_of_tokens(self):
         model = embedded(token=torch.eye(16), projection=torch.ones(16, 4))
-        assert dict(embedding_spread(model, MonitorPictures(train=None))) == {
-            "embedding_spread": pytest.approx((1 - 1 / 16) ** 0.5)
+        assert dict(embedding_std(model, MonitorImages(train=None))) == {
+            "embedding_std": pytest.approx((1 - 1 / 16) ** 0.5)
         }
 
-    def test_teacher_agreement_is_the_mean_cosine_of_the_same_pictures(self):
+    def test_teacher_agreement_is_the_mean_cosine_of_the_same_images(self):
         projection, teacher_projection = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)).unbind()
         cosines = [
             float(mine @ theirs / (mine.norm() * theirs.norm()))
             for mine, theirs in zip(projection, teacher_projection, strict=True)
         ]
         model = embedded(torch.eye(7), projection, teacher_projection)
-        values = dict(teacher_agreement(model, MonitorPictures(train=None)))
+        values = dict(teacher_agreement(model, MonitorImages(train=None)))
         assert values == {"teacher_agreement": pytest.approx(sum(cosines) / 7, abs=1e-6)}
 
     @pytest.mark.parametrize(("factor", "agreement"), [(2.0, 1), (-0.5, -1)])
     def test_teacher_agreement_of_parallel_projections(self, factor, agreement):
         projection = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
         model = embedded(torch.eye(7), projection, factor * projection)
-        values = dict(teacher_agreement(model, MonitorPictures(train=None)))
+        values = dict(teacher_agreement(model, MonitorImages(train=None)))
         assert values == {"teacher_agreement": pytest.approx(agreement, abs=1e-6)}
 
     def test_teacher_agreement_without_a_teacher_is_nothing(self):
-        assert not list(teacher_agreement(embedded(torch.eye(7)), MonitorPictures(train=None)))
+        assert not list(teacher_agreement(embedded(torch.eye(7)), MonitorImages(train=None)))
 
     @pytest.mark.parametrize(
         ("monitor", "name", "predict"),
         [(knn, "knn_accuracy", knn_predict), (linear, "linear_accuracy", linear_predict)],
     )
-    def test_accuracies_learn_on_training_and_measure_on_validation_pictures(
+    def test_accuracies_learn_on_training_and_measure_on_validation_images(
         self, monitor, name, predict, digits, processor, student
     ):
-        pictures = MonitorPictures.sample(digits, 90, seed=0)
+        images = MonitorImages.sample(digits, 90, seed=0)
         model = MonitoredModel(student, None, processor, lone_process())
-        train, validation = model.embed(pictures.train), model.embed(pictures.validation)
+        train, validation = model.embed(images.train), model.embed(images.validation)
         scores = predict(train.token, train.labels, validation.token, 10)
         hits = sum(int(row.argmax() == label) for row, label in zip(scores, validation.labels, strict=True))
         assert len(validation.labels) == 45
-        assert dict(monitor(model, pictures)) == {name: pytest.approx(hits / 45)}
+        assert dict(monitor(model, images)) == {name: pytest.approx(hits / 45)}
         # Far above the 10 % of chance even on a network with random weights: digits tell themselves apart.
         assert hits / 45 > 0.3
 
     @pytest.mark.parametrize("monitor", [knn, linear])
-    def test_without_validation_pictures_a_third_is_held_back(self, monitor):
-        # The pictures held back alone have label 1, on which nobody could have learnt it.
+    def test_without_validation_images_a_third_is_held_back(self, monitor):
+        # The images held back alone have label 1, on which nobody could have learnt it.
         labels = torch.tensor([0, 0, 1] * 5)
         token = torch.randn(15, 4, generator=torch.Generator().manual_seed(0))
-        ((_, accuracy),) = monitor(embedded(token, labels=labels), MonitorPictures(train=None, num_labels=2))
+        ((_, accuracy),) = monitor(embedded(token, labels=labels), MonitorImages(train=None, num_labels=2))
         assert accuracy == 0
         # Seen among others, they are easily told apart.
         labels = torch.tensor([0, 1, 1, 1, 0, 0] * 5)
         token = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)) + 10 * labels[:, None]
-        ((_, accuracy),) = monitor(embedded(token, labels=labels), MonitorPictures(train=None, num_labels=2))
+        ((_, accuracy),) = monitor(embedded(token, labels=labels), MonitorImages(train=None, num_labels=2))
         assert accuracy == 1
 
     @pytest.mark.parametrize("monitor", [knn, linear])
-    def test_pictures_without_a_label_do_not_count(self, monitor):
+    def test_images_without_a_label_do_not_count(self, monitor):
         generator = torch.Generator().manual_seed(0)
         token, labels = torch.randn(30, 4, generator=generator), torch.arange(30) % 2
-        pictures = MonitorPictures(train=None, num_labels=2)
+        images = MonitorImages(train=None, num_labels=2)
         mixed_token = torch.stack([token, 100 * token]).transpose(0, 1).flatten(0, 1)
         mixed_labels = torch.stack([labels, torch.full_like(labels, -1)]).T.flatten()
-        expected = list(monitor(embedded(token, labels=labels), pictures))
-        assert list(monitor(embedded(mixed_token, labels=mixed_labels), pictures)) == expected
+        expected = list(monitor(embedded(token, labels=labels), images))
+        assert list(monitor(embedded(mixed_token, labels=mixed_labels), images)) == expected
 
     @pytest.mark.parametrize("monitor", [knn, linear])
-    @pytest.mark.parametrize("num_labelled", [0, 2])
-    def test_too_few_labels_give_nothing(self, monitor, num_labelled):
-        labels = torch.tensor([1] * num_labelled + [-1] * 4)
+    @pytest.mark.parametrize("num_labeled", [0, 2])
+    def test_too_few_labels_give_nothing(self, monitor, num_labeled):
+        labels = torch.tensor([1] * num_labeled + [-1] * 4)
         model = embedded(torch.randn(len(labels), 4), labels=labels)
-        assert not list(monitor(model, MonitorPictures(train=None, num_labels=2)))
+        assert not list(monitor(model, MonitorImages(train=None, num_labels=2)))
 
 
 class TestEmbed:
-    def test_equals_a_loop_over_the_pictures_that_can_be_read(self, digits, processor, student, teacher):
-        pictures = with_damage(digits.train.select(range(13)), 2, 8, 12)
-        # Batches of four, the last of one: it holds nothing but a damaged picture.
-        made = MonitoredModel(student, teacher, processor, lone_process(), batch_size=4).embed(pictures)
+    def test_equals_a_loop_over_the_images_that_can_be_read(self, digits, processor, student, teacher):
+        images = with_damage(digits.train.select(range(13)), 2, 8, 12)
+        # Batches of four, the last of one: it holds nothing but a damaged image.
+        made = MonitoredModel(student, teacher, processor, lone_process(), batch_size=4).embed(images)
         students, teachers = copy.deepcopy(student).eval(), copy.deepcopy(teacher.model).eval()
         rows = [row for row in range(13) if row not in (2, 8, 12)]
         with torch.no_grad():
@@ -324,59 +324,59 @@ class TestEmbed:
         assert not made.token.requires_grad and made.token.dtype == torch.float32
 
     def test_without_teacher_and_labels(self, digits, processor, student):
-        pictures = digits.train.select(range(3)).remove_columns("label")
-        made = MonitoredModel(student, None, processor, lone_process()).embed(pictures)
+        images = digits.train.select(range(3)).remove_columns("label")
+        made = MonitoredModel(student, None, processor, lone_process()).embed(images)
         assert made.teacher_projection is None and made.labels is None
 
-    def test_pictures_are_never_corrupted(self, digits, processor, student):
-        pictures = digits.train.select(range(3))
-        clean = MonitoredModel(student, None, processor, lone_process()).embed(pictures)
+    def test_images_are_never_corrupted(self, digits, processor, student):
+        images = digits.train.select(range(3))
+        clean = MonitoredModel(student, None, processor, lone_process()).embed(images)
         processor.do_corrupt = True
-        again = MonitoredModel(student, None, processor, lone_process()).embed(pictures)
+        again = MonitoredModel(student, None, processor, lone_process()).embed(images)
         assert torch.equal(clean.token, again.token)
 
     def test_is_done_in_the_precision_of_the_run_and_told_in_float32(self, digits, processor, student):
-        pictures = digits.train.select(range(8))
+        images = digits.train.select(range(8))
         half = lone_process(autocast=lambda: torch.autocast("cpu", torch.bfloat16))
-        exact = MonitoredModel(student, None, processor, lone_process()).embed(pictures).projection
-        rough = MonitoredModel(student, None, processor, half).embed(pictures).projection
+        exact = MonitoredModel(student, None, processor, lone_process()).embed(images).projection
+        rough = MonitoredModel(student, None, processor, half).embed(images).projection
         assert rough.dtype == torch.float32
         assert not torch.equal(rough, exact)
         torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1)
 
-    def test_grey_pictures(self, digits, tiny_config):
+    def test_grey_images(self, digits, tiny_config):
         grey = SiTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.5], image_std=[0.5], patch_size=8)
-        pictures = with_damage(digits.train.select(range(4)), 1)
+        images = with_damage(digits.train.select(range(4)), 1)
         student = SiTForPreTraining(tiny_config(num_channels=1))
-        assert len(MonitoredModel(student, None, grey, lone_process()).embed(pictures).token) == 3
+        assert len(MonitoredModel(student, None, grey, lone_process()).embed(images).token) == 3
 
     @pytest.mark.parametrize("whose", ["student", "teacher"])
     def test_what_is_not_finite_says_that_training_has_diverged(self, digits, processor, student, teacher, whose):
         head = {"student": student, "teacher": teacher.model}[whose].projection_head
         torch.nn.init.constant_(head.mlp[0].weight, torch.inf)
         model = MonitoredModel(student, teacher, processor, lone_process())
-        with pytest.raises(UserError, match=r"not finite.*--base_learning_rate"):
+        with pytest.raises(SiTError, match=r"not finite.*--base_learning_rate"):
             model.embed(digits.train.select(range(3)))
         assert student.training and not student.decoder.training and teacher.model.training
 
 
 class TestProcesses:
-    @pytest.mark.parametrize("num_pictures", [1, 2, 5, 16, 17])
+    @pytest.mark.parametrize("num_images", [1, 2, 5, 16, 17])
     @pytest.mark.parametrize("batch_size", [1, 4, 100])
     @pytest.mark.parametrize("num_processes", [1, 2, 3])
-    def test_sharing_out_is_even_in_order_and_whole(self, num_pictures, batch_size, num_processes):
-        shares = [share_out(num_pictures, batch_size, num_processes, index) for index in range(num_processes)]
+    def test_sharing_out_is_even_in_order_and_whole(self, num_images, batch_size, num_processes):
+        shares = [distributed_batches(num_images, batch_size, num_processes, index) for index in range(num_processes)]
         assert len({tuple(map(len, share)) for share in shares}) == 1
         assert all(0 < len(batch) <= batch_size for batch in shares[0])
         gathered = [index for batches in zip(*shares, strict=True) for batch in batches for index in batch]
-        assert gathered[:num_pictures] == list(range(num_pictures))
-        assert len(gathered) - num_pictures < num_processes
-        assert all(0 <= index < num_pictures for index in gathered)
+        assert gathered[:num_images] == list(range(num_images))
+        assert len(gathered) - num_images < num_processes
+        assert all(0 <= index < num_images for index in gathered)
 
     @pytest.mark.parametrize("num_processes", [2, 3])
     def test_all_tell_what_one_alone_tells(self, monitors_of, digits, student, teacher, num_processes):
-        pictures = replace(digits, train=with_damage(digits.train.select(range(40)), 0, 9, 39))
-        flags = {"monitor_pictures": 40, "pictures": pictures, "batch_size": 7}
+        images = replace(digits, train=with_damage(digits.train.select(range(40)), 0, 9, 39))
+        flags = {"monitor_images": 40, "images": images, "batch_size": 7}
         alone = monitors_of(student.config, **flags).run(student, teacher)
 
         def one_process(accelerator, index):
@@ -389,15 +389,15 @@ class TestProcesses:
         assert list(alone) == NAMES
 
     def test_sharded_weights_are_left_sharded(self, digits, processor, student, teacher):
-        pictures = digits.train.select(range(5))
-        expected = MonitoredModel(student, teacher, processor, lone_process()).embed(pictures)
+        images = digits.train.select(range(5))
+        expected = MonitoredModel(student, teacher, processor, lone_process()).embed(images)
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         try:
             for network in (student, teacher.model):
                 fully_shard(network)
                 for method in ("encode", "project"):
                     register_fsdp_forward_method(network, method)
-            made = MonitoredModel(student, teacher, processor, lone_process()).embed(pictures)
+            made = MonitoredModel(student, teacher, processor, lone_process()).embed(images)
             assert all(isinstance(weight, DTensor) for weight in (*student.parameters(), *teacher.parameters()))
             # And they can be trained on.
             student(torch.randn(4, 3, 16, 16), target_pixel_values=torch.zeros(4, 3, 16, 16)).loss.backward()
@@ -410,10 +410,10 @@ class TestProcesses:
 class TestSample:
     def test_is_drawn_by_the_seed_kept_in_order_and_bounded(self, digits):
         state = torch.get_rng_state()
-        first, same, other = (MonitorPictures.sample(digits, 30, seed) for seed in (1, 1, 2))
+        first, same, other = (MonitorImages.sample(digits, 30, seed) for seed in (1, 1, 2))
         assert torch.equal(torch.get_rng_state(), state)
-        position = {picture["bytes"]: row for row, picture in enumerate(digits.train["image"])}
-        rows = [position[picture["bytes"]] for picture in first.train["image"]]
+        position = {image["bytes"]: row for row, image in enumerate(digits.train["image"])}
+        rows = [position[image["bytes"]] for image in first.train["image"]]
         assert len(rows) == 30 and rows == sorted(set(rows))
         assert max(rows) > 700  # from the whole split
         assert same.train["image"][:] == first.train["image"][:]
@@ -423,34 +423,34 @@ class TestSample:
 
     def test_is_all_of_a_small_set(self, digits):
         small = replace(digits, train=digits.train.select(range(5)), validation=digits.validation.select(range(4)))
-        sample = MonitorPictures.sample(small, 1000, seed=0)
+        sample = MonitorImages.sample(small, 1000, seed=0)
         assert sample.train["image"][:] == small.train["image"][:]
         assert sample.validation["image"][:] == small.validation["image"][:]
 
-    def test_validation_pictures_are_those_with_labels(self, digits):
+    def test_validation_images_are_those_with_labels(self, digits):
         labels = [-1 if row % 3 else row % 10 for row in range(60)]
         validation = digits.validation.select(range(60)).remove_columns("label")
         validation = validation.add_column("label", labels, feature=digits.validation.features["label"])
-        sample = MonitorPictures.sample(replace(digits, validation=validation), 1000, seed=0)
+        sample = MonitorImages.sample(replace(digits, validation=validation), 1000, seed=0)
         assert len(sample.validation) == 20 and min(sample.validation["label"]) >= 0
 
     def test_validation_split_without_any_label_is_none(self, digits):
         validation = digits.validation.remove_columns("label")
         hidden = validation.add_column("label", [-1] * 360, feature=digits.validation.features["label"])
-        sample = MonitorPictures.sample(replace(digits, validation=hidden), 30, seed=0)
+        sample = MonitorImages.sample(replace(digits, validation=hidden), 30, seed=0)
         assert sample.validation is None and sample.has_labels
 
-    def test_training_pictures_are_not_measured_on_as_validation_pictures(self, digits):
-        assert MonitorPictures.sample(replace(digits, validation=digits.train), 30, seed=0).validation is None
+    def test_training_images_are_not_measured_on_as_validation_images(self, digits):
+        assert MonitorImages.sample(replace(digits, validation=digits.train), 30, seed=0).validation is None
 
     def test_without_labels(self, digits):
         splits = (digits.train.remove_columns("label"), digits.validation.remove_columns("label"))
         plain = replace(digits, train=splits[0], validation=splits[1], label_names=None)
-        sample = MonitorPictures.sample(plain, 30, seed=0)
+        sample = MonitorImages.sample(plain, 30, seed=0)
         assert (len(sample.train), sample.validation, sample.has_labels) == (30, None, False)
 
     @pytest.mark.parametrize("streamed", [False, True])
-    def test_several_labels_a_picture_are_as_good_as_none(self, digits, streamed, processor, student):
+    def test_several_labels_a_image_are_as_good_as_none(self, digits, streamed, processor, student):
         feature = datasets.List(digits.train.features["label"])
         splits = [
             split.select(range(20)).remove_columns("label").add_column("label", [[0, 3], None] * 10, feature=feature)
@@ -459,15 +459,15 @@ class TestSample:
         if streamed:
             splits = [split.to_iterable_dataset() for split in splits]
         several = replace(digits, train=splits[0], validation=splits[1], multi_label=True)
-        sample = MonitorPictures.sample(several, 12, seed=0)
+        sample = MonitorImages.sample(several, 12, seed=0)
         assert (len(sample.train), sample.validation, sample.has_labels) == (12, None, False)
         assert MonitoredModel(student, None, processor, lone_process()).embed(sample.train).labels is None
 
-    def test_streams_give_their_first_pictures(self, digits, processor, student):
+    def test_streams_give_their_first_images(self, digits, processor, student):
         stream = replace(
             digits, train=digits.train.to_iterable_dataset(), validation=digits.validation.to_iterable_dataset()
         )
-        sample = MonitorPictures.sample(stream, 30, seed=0)
+        sample = MonitorImages.sample(stream, 30, seed=0)
         assert sample.train["image"][:] == digits.train["image"][:30]
         assert sample.train["label"][:] == digits.train["label"][:30]
         assert sample.validation["image"][:] == digits.validation["image"][:15]
@@ -480,7 +480,7 @@ class TestSample:
         labels = [None if row in missing else row for row in range(10)]
         rows = digits.train.select(range(10)).remove_columns("label")
         rows = rows.add_column("label", labels, feature=digits.train.features["label"])
-        sample = MonitorPictures.sample(replace(digits, train=rows.to_iterable_dataset(), validation=None), 10, seed=0)
+        sample = MonitorImages.sample(replace(digits, train=rows.to_iterable_dataset(), validation=None), 10, seed=0)
         made = MonitoredModel(student, None, processor, lone_process()).embed(sample.train)
         assert made.labels.tolist() == [-1 if row in missing else row for row in range(10)]
         assert sample.has_labels == (len(missing) < 10)
@@ -489,26 +489,26 @@ class TestSample:
 class TestChoice:
     def test_default_is_all_that_apply(self):
         assert choose_monitors(None, has_labels=True, has_teacher=True) == list(MONITORS)
-        assert choose_monitors(None, has_labels=False, has_teacher=False) == ["rankme", "embedding_spread"]
+        assert choose_monitors(None, has_labels=False, has_teacher=False) == ["rankme", "embedding_std"]
 
     def test_what_was_asked_for(self):
         assert choose_monitors(["linear", "rankme", "linear"], True, True) == ["linear", "rankme"]
         assert choose_monitors(["none"], True, True) == []
 
     def test_what_does_not_apply_is_refused(self):
-        with pytest.raises(UserError, match=r"--monitors knn: needs one label for each picture.*--label_column"):
+        with pytest.raises(SiTError, match=r"--monitors knn: needs one label for each image.*--label_column"):
             choose_monitors(["rankme", "knn"], has_labels=False, has_teacher=True)
-        with pytest.raises(UserError, match="--monitors teacher_agreement: needs a teacher"):
+        with pytest.raises(SiTError, match="--monitors teacher_agreement: needs a teacher"):
             choose_monitors(["teacher_agreement"], has_labels=True, has_teacher=False)
 
     @pytest.mark.parametrize("fields", [{"use_teacher": False}, {"contrastive_weight": 0.0}])
     def test_agreement_is_left_out_where_there_is_no_teacher(self, monitors_of, tiny_config, fields):
-        assert monitors_of(tiny_config(**fields)).chosen == ["rankme", "embedding_spread", "knn", "linear"]
+        assert monitors_of(tiny_config(**fields)).chosen == ["rankme", "embedding_std", "knn", "linear"]
 
     def test_labels_are_asked_for_by_default_only_where_there_are_any(self, monitors_of, tiny_config, digits):
         plain = replace(digits, train=digits.train.remove_columns("label"), label_names=None)
-        assert monitors_of(tiny_config(), plain).chosen == ["rankme", "embedding_spread", "teacher_agreement"]
-        with pytest.raises(UserError, match="--monitors linear: needs one label"):
+        assert monitors_of(tiny_config(), plain).chosen == ["rankme", "embedding_std", "teacher_agreement"]
+        with pytest.raises(SiTError, match="--monitors linear: needs one label"):
             monitors_of(tiny_config(), plain, monitors=["linear"])
 
 
@@ -519,7 +519,7 @@ class TestArguments:
             ({"monitors": ["rankme", "rank"]}, "--monitors rank: no such monitor, only rankme, .*linear, or none"),
             ({"monitors": ["none", "knn"]}, "--monitors none knn: none goes alone"),
             ({"monitor_steps": -1}, "--monitor_steps must be at least 0"),
-            ({"monitor_pictures": 1}, "--monitor_pictures must be at least 2"),
+            ({"monitor_images": 1}, "--monitor_images must be at least 2"),
         ],
     )
     def test_out_of_range(self, flags, message):
@@ -528,7 +528,7 @@ class TestArguments:
 
     def test_from_a_command_line(self):
         (arguments,) = RecipeArgumentParser(MonitorArguments).parse(["--monitors", "knn", "rankme"])
-        assert arguments == MonitorArguments(monitors=["knn", "rankme"], monitor_steps=None, monitor_pictures=1024)
+        assert arguments == MonitorArguments(monitors=["knn", "rankme"], monitor_steps=None, monitor_images=1024)
         (arguments,) = RecipeArgumentParser(MonitorArguments).parse([])
         assert arguments.monitors is None
 
@@ -538,29 +538,29 @@ class TestArguments:
 
 
 class TestRun:
-    def test_measures_all_on_real_pictures(self, monitors_of, student, teacher):
-        values = monitors_of(student.config, monitor_pictures=60).run(student, teacher)
+    def test_measures_all_on_real_images(self, monitors_of, student, teacher):
+        values = monitors_of(student.config, monitor_images=60).run(student, teacher)
         assert list(values) == NAMES
         assert all(type(value) is float for value in values.values())
-        assert 1 < values["rankme"] < 16 and 0 < values["embedding_spread"] < 1
+        assert 1 < values["rankme"] < 16 and 0 < values["embedding_std"] < 1
         assert -1 <= values["teacher_agreement"] < 1
         assert values["knn_accuracy"] > 0.2 and values["linear_accuracy"] > 0.2
 
-    def test_every_picture_is_read_and_embedded_once_whoever_asks(self, monitors_of, student, teacher, monkeypatch):
+    def test_every_image_is_read_and_embedded_once_whoever_asks(self, monitors_of, student, teacher, monkeypatch):
         batches = {"student": [], "teacher": []}
         encode, project = student.encode, teacher.project
         monkeypatch.setattr(student, "encode", lambda x: (batches["student"].append(len(x)), encode(x))[1])
         monkeypatch.setattr(teacher, "project", lambda x: (batches["teacher"].append(len(x)), project(x))[1])
-        monitors = monitors_of(student.config, monitor_pictures=40, batch_size=16)
+        monitors = monitors_of(student.config, monitor_images=40, batch_size=16)
         assert len(monitors.chosen) == 5
         monitors.run(student, teacher)
-        # 40 training pictures and 20 of validation, no batch of more than 16.
+        # 40 training images and 20 of validation, no batch of more than 16.
         assert batches == {"student": [16, 16, 8, 16, 4], "teacher": [16, 16, 8, 16, 4]}
 
-    def test_validation_pictures_are_read_only_where_labels_are_asked_for(self, monitors_of, student, monkeypatch):
+    def test_validation_images_are_read_only_where_labels_are_asked_for(self, monitors_of, student, monkeypatch):
         sizes, encode = [], student.encode
         monkeypatch.setattr(student, "encode", lambda x: (sizes.append(len(x)), encode(x))[1])
-        monitors_of(student.config, monitors=["rankme", "embedding_spread"]).run(student, None)
+        monitors_of(student.config, monitors=["rankme", "embedding_std"]).run(student, None)
         assert sum(sizes) == 40
 
     @pytest.mark.parametrize("num_workers", [0, 1])
@@ -587,14 +587,14 @@ class TestRun:
 
     def test_none_costs_nothing(self, monitors_of, tiny_config):
         for flags in ({"monitors": ["none"]}, {"monitor_steps": 0}):
-            assert monitors_of(tiny_config(), pictures=None, **flags).run(None, None) == {}
+            assert monitors_of(tiny_config(), images=None, **flags).run(None, None) == {}
 
-    def test_unreadable_pictures_are_told_of_once(self, monitors_of, digits, student, capsys):
+    def test_unreadable_images_are_told_of_once(self, monitors_of, digits, student, capsys):
         damaged = replace(digits, train=with_damage(digits.train.select(range(20)), 3, 4), validation=None)
         monitors = monitors_of(student.config, damaged)
         for _ in range(2):
             assert "rankme" in monitors.run(student, None)
-        message = "monitors: 2 of 20 pictures drawn cannot be read and are left out"
+        message = "monitors: 2 of 20 images drawn cannot be read and are left out"
         assert capsys.readouterr().err.splitlines() == [message]
 
     def test_nothing_readable_measures_nothing(self, monitors_of, digits, student, capsys):
@@ -602,14 +602,14 @@ class TestRun:
         assert monitors_of(student.config, damaged).run(student, None) == {}
         assert "3 of 3" in capsys.readouterr().err
 
-    def test_unreadable_validation_pictures_cost_the_accuracies_alone(self, monitors_of, digits, student):
+    def test_unreadable_validation_images_cost_the_accuracies_alone(self, monitors_of, digits, student):
         damaged = replace(digits, validation=with_damage(digits.validation.select(range(2)), 0, 1))
         values = monitors_of(student.config, damaged).run(student, None)
-        assert list(values) == ["rankme", "projection_rankme", "embedding_spread"]
+        assert list(values) == ["rankme", "projection_rankme", "embedding_std"]
 
     def test_a_new_monitor_is_one_function_and_one_line(self, monitors_of, student, monkeypatch):
-        def length(model, pictures):
-            yield "embedding_length", model.embed(pictures.train).token.norm(dim=1).mean().item()
+        def length(model, images):
+            yield "embedding_length", model.embed(images.train).token.norm(dim=1).mean().item()
 
         monkeypatch.setitem(MONITORS, "length", length)
         values = monitors_of(student.config, monitors=["length"]).run(student, None)
@@ -627,7 +627,7 @@ class TestCollapse:
         with torch.no_grad():
             token = student.eval().encode(pixel_values)[0]
         student.train()
-        return {"rankme": effective_rank(token), "embedding_spread": spread(token)}
+        return {"rankme": effective_rank(token), "embedding_std": spread(token)}
 
     def train(self, student, pixel_values, loss_of, num_steps=40) -> dict[str, float]:
         optimizer = torch.optim.AdamW(student.parameters(), lr=2e-3)
@@ -652,28 +652,23 @@ class TestCollapse:
         assert collapse_warning(trained) is None
 
         def attraction(token, projection):
-            """Pictures are drawn together, and nothing holds them apart: what collapse means."""
+            """Images are drawn together, and nothing holds them apart: what collapse means."""
             token = F.normalize(token, dim=1)
             return (token - token.roll(1, dims=0)).square().sum(dim=1).mean()
 
         collapsed = self.train(copy.deepcopy(student), pixel_values, attraction)
         warning = collapse_warning(collapsed)
-        assert "embedding_spread" in warning and "rankme" in warning
+        assert "embedding_std" in warning and "rankme" in warning
         # A margin on either side of both thresholds.
-        assert (
-            collapsed["embedding_spread"]
-            < COLLAPSED_SPREAD / 1.5
-            < COLLAPSED_SPREAD * 1.5
-            < trained["embedding_spread"]
-        )
+        assert collapsed["embedding_std"] < COLLAPSED_SPREAD / 1.5 < COLLAPSED_SPREAD * 1.5 < trained["embedding_std"]
         assert collapsed["rankme"] < COLLAPSED_RANKME < 1.2 * COLLAPSED_RANKME < trained["rankme"]
 
     @pytest.mark.parametrize(
         ("values", "named"),
         [
-            ({"embedding_spread": 0.5, "rankme": 1.2}, ["rankme 1.2 is below 1.3"]),
-            ({"embedding_spread": 0.01, "rankme": 2.0}, ["embedding_spread 0.01 is below 0.03"]),
-            ({"embedding_spread": 0.01}, ["embedding_spread 0.01"]),
+            ({"embedding_std": 0.5, "rankme": 1.2}, ["rankme 1.2 is below 1.3"]),
+            ({"embedding_std": 0.01, "rankme": 2.0}, ["embedding_std 0.01 is below 0.03"]),
+            ({"embedding_std": 0.01}, ["embedding_std 0.01"]),
             ({"rankme": 1.0, "projection_rankme": 40.0}, ["rankme 1 is"]),
         ],
     )
@@ -681,7 +676,7 @@ class TestCollapse:
         warning = collapse_warning(values)
         assert all(part in warning for part in named)
         assert "--base_learning_rate" in warning and "\n" not in warning
-        assert ("embedding_spread" in warning) == (values.get("embedding_spread", 1) < 0.03)
+        assert ("embedding_std" in warning) == (values.get("embedding_std", 1) < 0.03)
 
     def test_is_not_told_of_what_was_not_measured(self):
         assert collapse_warning({}) is None

@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from modeling_sit import SiTConfig, SiTForPreTraining
-from modeling_sit.data.sources import Pictures, load_pictures
+from modeling_sit.data.sources import ImageDatasets, load_images
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.pretraining import resume_check as run_settings
 from modeling_sit.pretraining.arguments import (
@@ -22,12 +22,12 @@ from modeling_sit.pretraining.arguments import (
 from modeling_sit.pretraining.resume_check import (
     FORM_OF_CHECKPOINTS,
     FORM_OF_STREAMS,
-    check_settings,
-    determining_settings,
+    check_resume_compatible,
     fingerprint,
+    run_fingerprint,
 )
 from modeling_sit.pretraining.schedules import plan_schedules
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 TINY = "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,decoder_hidden_size=16,projection_hidden_size=16"
 # Flags that a run may have others of when it goes on: where and how it runs, what it says, what starts it.
@@ -44,13 +44,13 @@ DERIVED = {"num_train_epochs": "max_train_steps", "warmup_epochs": "warmup_steps
 PLAIN = {"streaming": False}
 
 
-def pictures_of(train: datasets.Dataset) -> Pictures:
-    return Pictures("user/pictures", train, None, None, ["train"], num_train=len(train))
+def images_of(train: datasets.Dataset) -> ImageDatasets:
+    return ImageDatasets("user/images", train, None, None, ["train"], num_train=len(train))
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_pictures("digits")
+    return load_images("digits")
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def settings_of(digits):
         mixed_precision="no",
         is_fsdp2=False,
         shuffle_buffer_size=None,
-        pictures=digits,
+        images=digits,
         overrides="",
         **flags,
     ):
@@ -73,17 +73,17 @@ def settings_of(digits):
             names = {field.name for field in dataclasses.fields(group)}
             groups.append(group(**{name: value for name, value in flags.items() if name in names}))
         arguments, model_arguments, corruption_arguments, view_arguments = groups
-        config = create_config(model_arguments, pictures.num_train)
+        config = create_config(model_arguments, images.num_train)
         processor = create_processor(config, model_arguments, corruption_arguments)
-        schedules = plan_schedules(arguments, pictures.num_train, num_processes)
+        schedules = plan_schedules(arguments, images.num_train, num_processes)
         accelerator = SimpleNamespace(num_processes=num_processes, mixed_precision=mixed_precision, is_fsdp2=is_fsdp2)
-        return determining_settings(
+        return run_fingerprint(
             arguments,
             view_arguments,
             config,
             processor,
             schedules,
-            pictures,
+            images,
             accelerator,
             shuffle_buffer_size,
         )
@@ -168,58 +168,58 @@ class TestDeterminingSettings:
         )
         assert set(settings_of()) >= FORM_OF_CHECKPOINTS | FORM_OF_STREAMS
 
-    def test_of_other_pictures(self, settings_of, tmp_path, save_pictures):
-        pictures = load_pictures(str(save_pictures(tmp_path, 70)))
-        before, after = settings_of(max_train_steps=5), settings_of(max_train_steps=5, pictures=pictures)
-        assert {name for name in before if before[name] != after[name]} == {"pictures", "num_pictures"}
+    def test_of_other_images(self, settings_of, tmp_path, save_images):
+        images = load_images(str(save_images(tmp_path, 70)))
+        before, after = settings_of(max_train_steps=5), settings_of(max_train_steps=5, images=images)
+        assert {name for name in before if before[name] != after[name]} == {"images", "num_images"}
 
 
 class TestFingerprint:
     @staticmethod
     def of(folder) -> str:
-        return fingerprint(load_pictures(str(folder)))
+        return fingerprint(load_images(str(folder)))
 
-    def test_is_the_same_again_and_after_a_move(self, tmp_path, save_pictures):
-        folder = save_pictures(tmp_path / "a", 5)
+    def test_is_the_same_again_and_after_a_move(self, tmp_path, save_images):
+        folder = save_images(tmp_path / "a", 5)
         before = self.of(folder)
         assert before == self.of(folder) == self.of(f"{folder}/")
         folder.rename(tmp_path / "b")
         assert self.of(tmp_path / "b") == before
 
-    def test_of_one_more_one_less_or_another_name(self, tmp_path, save_pictures):
-        folder = save_pictures(tmp_path / "a", 5)
+    def test_of_one_more_one_less_or_another_name(self, tmp_path, save_images):
+        folder = save_images(tmp_path / "a", 5)
         seen = [self.of(folder)]
         (folder / "04.png").rename(folder / "05.png")
         seen.append(self.of(folder))
         (folder / "05.png").unlink()
         seen.append(self.of(folder))
-        save_pictures(folder, 6)
+        save_images(folder, 6)
         seen.append(self.of(folder))
         assert len(set(seen)) == 4
 
-    def test_of_other_pictures_of_the_same_names(self, tmp_path, save_pictures):
-        """Two data sets that number their pictures; only the sizes of the files tell them apart."""
-        one, two = save_pictures(tmp_path / "one", 5), save_pictures(tmp_path / "two", 5)
+    def test_of_other_images_of_the_same_names(self, tmp_path, save_images):
+        """Two datasets that number their images; only the sizes of the files tell them apart."""
+        one, two = save_images(tmp_path / "one", 5), save_images(tmp_path / "two", 5)
         assert self.of(one) == self.of(two)
         (two / "03.png").write_bytes((two / "03.png").read_bytes() + b" ")
         assert self.of(one) != self.of(two)
 
-    def test_of_classes(self, tmp_path, save_pictures):
-        """The same names in other folders are other pictures."""
+    def test_of_classes(self, tmp_path, save_images):
+        """The same names in other folders are other images."""
         for name in ("cat", "dog"):
-            save_pictures(tmp_path / "a" / name, 2)
+            save_images(tmp_path / "a" / name, 2)
         shutil.copytree(tmp_path / "a", tmp_path / "b")
         assert self.of(tmp_path / "a") == self.of(tmp_path / "b")
         (tmp_path / "b" / "dog").rename(tmp_path / "b" / "fox")
         assert self.of(tmp_path / "a") != self.of(tmp_path / "b")
 
-    def test_of_pictures_in_memory(self):
+    def test_of_images_in_memory(self):
         """As parquet files give them, and with a row that has none."""
 
         def of(*sizes):
             rows = [None if size is None else {"bytes": b"x" * size, "path": None} for size in sizes]
             features = datasets.Features({"image": datasets.Image(decode=False)})
-            return fingerprint(pictures_of(datasets.Dataset.from_dict({"image": rows}, features=features)))
+            return fingerprint(images_of(datasets.Dataset.from_dict({"image": rows}, features=features)))
 
         assert of(3, 4) == of(3, 4)
         assert len({of(3, 4), of(4, 3), of(3, 5), of(3, 4, 4), of(3), of(3, None)}) == 6
@@ -232,31 +232,31 @@ class TestFingerprint:
 
         def of(sizes):
             rows = [{"bytes": b"x" * size, "path": None} for size in sizes]
-            return fingerprint(pictures_of(datasets.Dataset.from_dict({"image": rows}, features=features)))
+            return fingerprint(images_of(datasets.Dataset.from_dict({"image": rows}, features=features)))
 
         noticed = [index for index in range(47) if of([*sizes[:index], 200, *sizes[index + 1 :]]) != of(sizes)]
         assert noticed == list(range(0, 47, 10))
 
-    def test_of_a_file_that_is_gone_is_left_to_the_decoder(self, tmp_path, save_pictures):
-        folder = save_pictures(tmp_path / "a", 3)
-        pictures = load_pictures(str(folder))
+    def test_of_a_file_that_is_gone_is_left_to_the_decoder(self, tmp_path, save_images):
+        folder = save_images(tmp_path / "a", 3)
+        images = load_images(str(folder))
         (folder / "01.png").unlink()
-        assert len(fingerprint(pictures)) == 16
+        assert len(fingerprint(images)) == 16
 
 
 class TestCheckSettings:
     def test_the_same(self, tmp_path):
-        assert check_settings({"seed": 1, **PLAIN}, {"seed": 1, **PLAIN}, tmp_path, False) == []
+        assert check_resume_compatible({"seed": 1, **PLAIN}, {"seed": 1, **PLAIN}, tmp_path, False) == []
 
     def test_differences_are_named(self, tmp_path):
         saved = {"seed": 0, "base_learning_rate": 0.1, "crop_scale": [0.2, 1.0], **PLAIN}
         current = {"seed": 1, "base_learning_rate": 0.1, "crop_scale": [0.5, 1.0], **PLAIN}
-        with pytest.raises(UserError) as error:
-            check_settings(saved, current, tmp_path, allow_changes=False)
+        with pytest.raises(SiTError) as error:
+            check_resume_compatible(saved, current, tmp_path, allow_changes=False)
         assert str(tmp_path) in str(error.value) and "--allow_changed_settings" in str(error.value)
         assert "seed: 1 (the checkpoint: 0); crop_scale: [0.5, 1.0] (the checkpoint: [0.2, 1.0])" in str(error.value)
         assert "base_learning_rate" not in str(error.value)
-        assert check_settings(saved, current, tmp_path, allow_changes=True) == [
+        assert check_resume_compatible(saved, current, tmp_path, allow_changes=True) == [
             "seed: 1 (the checkpoint: 0)",
             "crop_scale: [0.5, 1.0] (the checkpoint: [0.2, 1.0])",
         ]
@@ -264,25 +264,27 @@ class TestCheckSettings:
     @pytest.mark.parametrize("allow_changes", [False, True])
     @pytest.mark.parametrize("name", sorted(FORM_OF_CHECKPOINTS - {"streaming"}))
     def test_another_model_is_never_allowed(self, tmp_path, name, allow_changes):
-        with pytest.raises(UserError, match=rf"in another form: {name}: 2 \(the checkpoint: 1\)$"):
-            check_settings({name: 1, **PLAIN, "seed": 0}, {name: 2, **PLAIN, "seed": 1}, tmp_path, allow_changes)
+        with pytest.raises(SiTError, match=rf"in another form: {name}: 2 \(the checkpoint: 1\)$"):
+            check_resume_compatible(
+                {name: 1, **PLAIN, "seed": 0}, {name: 2, **PLAIN, "seed": 1}, tmp_path, allow_changes
+            )
 
     @pytest.mark.parametrize("name", sorted(FORM_OF_STREAMS))
     def test_what_a_stream_hangs_on_is_allowed_without_one(self, tmp_path, name):
         for streaming in (False, True):
             saved, current = {"streaming": streaming, name: 1}, {"streaming": streaming, name: 2}
             if streaming:
-                with pytest.raises(UserError, match=f"in another form: {name}"):
-                    check_settings(saved, current, tmp_path, True)
+                with pytest.raises(SiTError, match=f"in another form: {name}"):
+                    check_resume_compatible(saved, current, tmp_path, True)
             else:
-                assert len(check_settings(saved, current, tmp_path, True)) == 1
+                assert len(check_resume_compatible(saved, current, tmp_path, True)) == 1
 
     @pytest.mark.parametrize(("before", "after"), [("no", "fp16"), ("fp16", "bf16")])
     def test_a_gradient_scaler_does_not_come_or_go(self, tmp_path, before, after):
         saved, current = ({**PLAIN, "mixed_precision": precision} for precision in (before, after))
-        with pytest.raises(UserError, match=f"mixed_precision: {after}"):
-            check_settings(saved, current, tmp_path, True)
-        assert check_settings(
+        with pytest.raises(SiTError, match=f"mixed_precision: {after}"):
+            check_resume_compatible(saved, current, tmp_path, True)
+        assert check_resume_compatible(
             {**saved, "mixed_precision": "no"}, {**current, "mixed_precision": "bf16"}, tmp_path, True
         )
 
@@ -290,31 +292,31 @@ class TestCheckSettings:
     def test_a_task_does_not_come_or_go(self, tmp_path, name):
         """Its head would be new, or nothing would train it; another weight above 0 is safe."""
         for before, after in ((0.0, 1.0), (1.0, 0.0)):
-            with pytest.raises(UserError, match=f"in another form: {name}"):
-                check_settings({**PLAIN, name: before}, {**PLAIN, name: after}, tmp_path, True)
-        assert len(check_settings({**PLAIN, name: 1.0}, {**PLAIN, name: 2.0}, tmp_path, True)) == 1
+            with pytest.raises(SiTError, match=f"in another form: {name}"):
+                check_resume_compatible({**PLAIN, name: before}, {**PLAIN, name: after}, tmp_path, True)
+        assert len(check_resume_compatible({**PLAIN, name: 1.0}, {**PLAIN, name: 2.0}, tmp_path, True)) == 1
 
     def test_a_stream_does_not_go_on_where_another_reading_stopped(self, tmp_path):
-        with pytest.raises(UserError, match="streaming: True"):
-            check_settings({"streaming": False}, {"streaming": True}, tmp_path, True)
+        with pytest.raises(SiTError, match="streaming: True"):
+            check_resume_compatible({"streaming": False}, {"streaming": True}, tmp_path, True)
 
     def test_a_setting_that_the_checkpoint_does_not_know(self, tmp_path):
         """It was written by an older version: what it had is not known."""
-        assert check_settings(PLAIN, {**PLAIN, "new_flag": 3}, tmp_path, True) == [
+        assert check_resume_compatible(PLAIN, {**PLAIN, "new_flag": 3}, tmp_path, True) == [
             "new_flag: 3 (the checkpoint: None)"
         ]
-        with pytest.raises(UserError, match="new_flag"):
-            check_settings(PLAIN, {**PLAIN, "new_flag": 3}, tmp_path, False)
+        with pytest.raises(SiTError, match="new_flag"):
+            check_resume_compatible(PLAIN, {**PLAIN, "new_flag": 3}, tmp_path, False)
 
     def test_a_checkpoint_of_before_there_were_other_heads(self, tmp_path):
         """It has those that are the default: a run of then goes on, but not with others."""
         heads = {"decoder_num_hidden_layers": 2, "projection_first_act": "gelu"}
-        assert check_settings(PLAIN, {**PLAIN, **heads}, tmp_path, False) == []
-        with pytest.raises(UserError, match=r"projection_first_act: relu \(the checkpoint: gelu\)"):
-            check_settings(PLAIN, {**PLAIN, **heads, "projection_first_act": "relu"}, tmp_path, True)
+        assert check_resume_compatible(PLAIN, {**PLAIN, **heads}, tmp_path, False) == []
+        with pytest.raises(SiTError, match=r"projection_first_act: relu \(the checkpoint: gelu\)"):
+            check_resume_compatible(PLAIN, {**PLAIN, **heads, "projection_first_act": "relu"}, tmp_path, True)
 
     def test_5_is_5(self, tmp_path):
-        assert check_settings({"weight": 5, **PLAIN}, {"weight": 5.0, **PLAIN}, tmp_path, False) == []
+        assert check_resume_compatible({"weight": 5, **PLAIN}, {"weight": 5.0, **PLAIN}, tmp_path, False) == []
 
 
 def test_sizes_are_what_the_trained_weights_hang_on(tiny_config):

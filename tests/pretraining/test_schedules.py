@@ -7,7 +7,7 @@ import pytest
 
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.schedules import Schedules, cosine, plan_schedules, progress, warmup_cosine
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 def arguments(**settings) -> PretrainingArguments:
@@ -81,10 +81,10 @@ class TestPlan:
     def test_epochs_to_steps(self):
         plan = plan_schedules(
             arguments(per_device_train_batch_size=64, num_train_epochs=100, warmup_epochs=4, weight_decay=0.05),
-            num_pictures=1000,
+            num_images=1000,
             num_processes=1,
         )
-        assert plan.batches_per_epoch == 15  # 40 pictures are left over
+        assert plan.batches_per_epoch == 15  # 40 images are left over
         assert plan.num_steps == 1500
         assert plan.num_warmup_steps == 60
         assert plan.peak_learning_rate == pytest.approx(5e-4 * 64 / 256)
@@ -97,7 +97,7 @@ class TestPlan:
             arguments(
                 per_device_train_batch_size=16, gradient_accumulation_steps=4, num_train_epochs=10, warmup_epochs=1
             ),
-            num_pictures=1000,
+            num_images=1000,
             num_processes=3,
         )
         assert plan.batches_per_epoch == 20
@@ -129,14 +129,14 @@ class TestPlan:
         assert plan_schedules(arguments(weight_decay=0.04, weight_decay_end=0.0), 1000, 1).weight_decay == (0.04, 0.0)
 
     @pytest.mark.parametrize(("num_processes", "allowed"), [(1, 30), (4, 7)])
-    def test_fewer_pictures_than_a_batch(self, num_processes, allowed):
-        with pytest.raises(UserError, match=rf"30 pictures.*--per_device_train_batch_size to {allowed} or less"):
+    def test_fewer_images_than_a_batch(self, num_processes, allowed):
+        with pytest.raises(SiTError, match=rf"30 images.*--per_device_train_batch_size to {allowed} or less"):
             plan_schedules(arguments(per_device_train_batch_size=64), 30, num_processes)
         plan = plan_schedules(arguments(per_device_train_batch_size=allowed), 30, num_processes)
         assert plan.batches_per_epoch == 1
 
-    def test_fewer_pictures_than_processes(self):
+    def test_fewer_images_than_processes(self):
         """No batch size helps then, and 0 is not one."""
-        with pytest.raises(UserError) as error:
+        with pytest.raises(SiTError) as error:
             plan_schedules(arguments(per_device_train_batch_size=64), 3, num_processes=4)
         assert "to 0 or less" not in str(error.value)

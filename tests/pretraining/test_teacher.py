@@ -21,7 +21,7 @@ def disturb(student: SiTForPreTraining, seed: int = 1) -> None:
             parameter.add_(torch.randn_like(parameter))
 
 
-def pictures(seed: int = 0) -> torch.Tensor:
+def images(seed: int = 0) -> torch.Tensor:
     return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
@@ -97,17 +97,17 @@ def test_student_is_not_changed(student):
     before = {name: value.clone() for name, value in student.state_dict().items()}
     disturb(teacher.model)
     teacher.update(student, 0.5)
-    teacher.project(pictures())
+    teacher.project(images())
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
 def test_no_gradients(student):
     teacher = Teacher(student)
-    projections = teacher.project(pictures())
+    projections = teacher.project(images())
     assert not projections.requires_grad
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    student(pictures(), teacher_projections=projections).loss.backward()
+    student(images(), teacher_projections=projections).loss.backward()
     teacher.update(student, 0.9)
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -115,38 +115,38 @@ def test_no_gradients(student):
 def test_batch_norm_statistics_are_its_own(student):
     teacher = Teacher(student)
     norm, norm_of_student = teacher.model.projection_head.mlp[1], student.projection_head.mlp[1]
-    student(pictures())
+    student(images())
     teacher.update(student, 0.5)
     assert norm_of_student.num_batches_tracked == 1
     assert norm.num_batches_tracked == 0
     assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
-    teacher.project(pictures(1))
+    teacher.project(images(1))
     assert norm.num_batches_tracked == 1
     assert not torch.equal(norm.running_mean, norm_of_student.running_mean)
 
 
 def test_projects_with_the_statistics_of_the_batch(student):
-    """In training mode, as in the authors' code: what a picture projects to depends on its batch."""
+    """In training mode, as in the authors' code: what an image projects to depends on its batch."""
     teacher = Teacher(student)
-    projections = teacher.project(pictures())
+    projections = teacher.project(images())
     assert projections.shape == (8, 16)
-    # The last batch norm has no affine parameters, so that its output is that of a standardised batch.
+    # The last batch norm has no affine parameters, so that its output is that of a standardized batch.
     torch.testing.assert_close(projections.mean(dim=0), torch.zeros(16), rtol=0, atol=1e-4)
-    token = student.eval().vit(pictures()).last_hidden_state[:, 0]
+    token = student.eval().vit(images()).last_hidden_state[:, 0]
     torch.testing.assert_close(projections, student.projection_head.train()(token).detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_no_stochastic_depth_in_the_teacher_only(student):
     teacher = Teacher(student)
-    assert torch.equal(teacher.project(pictures()), teacher.project(pictures()))
-    assert not torch.equal(student.project(pictures()), student.project(pictures()))
+    assert torch.equal(teacher.project(images()), teacher.project(images()))
+    assert not torch.equal(student.project(images()), student.project(images()))
     assert student.config.drop_path_rate == 0.9
 
 
 def test_no_dropout_in_the_teacher(tiny_config):
     student = SiTForPreTraining(tiny_config(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)).train()
     teacher = Teacher(student)
-    assert torch.equal(teacher.project(pictures()), teacher.project(pictures()))
+    assert torch.equal(teacher.project(images()), teacher.project(images()))
     assert (student.config.hidden_dropout_prob, student.config.attention_probs_dropout_prob) == (0.5, 0.5)
 
 

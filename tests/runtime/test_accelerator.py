@@ -14,16 +14,16 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
 from modeling_sit import SiTForPreTraining
 from modeling_sit.runtime.accelerator import (
+    check_launch,
+    check_supported,
     clip_gradients,
     create_accelerator,
     full_state_dict,
     load_full_state_dict,
     prepare_student,
-    refuse_engine,
-    refuse_launch,
-    shard_alike,
+    shard_like,
 )
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 CONFIGS = Path(__file__).parents[2] / "scripts" / "accelerate_configs"
 
@@ -73,7 +73,7 @@ class TestConfigurations:
     @pytest.mark.parametrize("config", ["multi_gpu.yaml", "multi_node.yaml", "fsdp2.yaml"])
     def test_what_they_launch_is_let_through(self, config, without_launcher):
         environment = launch_environment(config)
-        refuse_launch(environment)
+        check_launch(environment)
         assert ("FSDP_VERSION" in environment) == (config == "fsdp2.yaml")
 
     def test_fsdp2s_settings_reach_accelerates_plugin(self, monkeypatch, without_launcher):
@@ -87,12 +87,12 @@ class TestConfigurations:
         assert plugin.reshard_after_forward
         settings = ("cpu_offload", "cpu_ram_efficient_loading", "activation_checkpointing", "ignored_modules")
         given = {name: getattr(plugin, name) for name in settings}
-        refuse_engine(engine(DistributedType.FSDP, 2, "bf16", **given), environment)
+        check_supported(engine(DistributedType.FSDP, 2, "bf16", **given), environment)
 
 
 class TestRefuseLaunch:
     def test_plain(self):
-        refuse_launch({})
+        check_launch({})
 
     @pytest.mark.parametrize(
         ("name", "reason"),
@@ -103,19 +103,19 @@ class TestRefuseLaunch:
         ],
     )
     def test_engines_with_loops_of_their_own(self, name, reason):
-        with pytest.raises(UserError, match=reason):
-            refuse_launch({name: "true"})
-        refuse_launch({name: "false"})
+        with pytest.raises(SiTError, match=reason):
+            check_launch({name: "true"})
+        check_launch({name: "false"})
 
     def test_fsdp1(self):
         for environment in ({"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}):
-            with pytest.raises(UserError, match=r"FSDP1.*fsdp_version: 2"):
-                refuse_launch(environment)
+            with pytest.raises(SiTError, match=r"FSDP1.*fsdp_version: 2"):
+                check_launch(environment)
 
     def test_before_accelerate_looks_for_the_engine(self, monkeypatch, without_launcher):
         """DeepSpeed is not installed here: Accelerate would end with a traceback."""
         monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-        with pytest.raises(UserError, match="DeepSpeed"):
+        with pytest.raises(SiTError, match="DeepSpeed"):
             create_accelerator()
 
 
@@ -123,25 +123,25 @@ class TestRefuseEngine:
     @pytest.mark.parametrize("distributed_type", ["NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "MULTI_XPU", "MULTI_NPU"])
     def test_those_that_work(self, distributed_type):
         environment = {"WORLD_SIZE": "2"}
-        refuse_engine(engine(DistributedType(distributed_type), num_processes=2), environment)
+        check_supported(engine(DistributedType(distributed_type), num_processes=2), environment)
 
     @pytest.mark.parametrize("distributed_type", ["XLA", "MULTI_NEURON"])
     def test_those_that_do_not(self, distributed_type):
-        with pytest.raises(UserError, match="use GPUs or CPUs"):
-            refuse_engine(engine(DistributedType(distributed_type)), {})
+        with pytest.raises(SiTError, match="use GPUs or CPUs"):
+            check_supported(engine(DistributedType(distributed_type)), {})
 
     def test_processes_that_do_not_know_each_other(self):
         """What `torchrun` and `accelerate launch` start on a machine without GPUs."""
-        with pytest.raises(UserError, match=r"2 processes.*ACCELERATE_USE_CPU=true"):
-            refuse_engine(engine(num_processes=1), {"WORLD_SIZE": "2"})
+        with pytest.raises(SiTError, match=r"2 processes.*ACCELERATE_USE_CPU=true"):
+            check_supported(engine(num_processes=1), {"WORLD_SIZE": "2"})
 
     def test_fsdp_that_accelerate_would_leave_out(self):
-        with pytest.raises(UserError, match=r"GPUs only.*multi_gpu\.yaml"):
-            refuse_engine(engine(DistributedType.MULTI_CPU, 2), {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
+        with pytest.raises(SiTError, match=r"GPUs only.*multi_gpu\.yaml"):
+            check_supported(engine(DistributedType.MULTI_CPU, 2), {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
 
     def test_fp8(self):
-        with pytest.raises(UserError, match=r"fp8.*bf16"):
-            refuse_engine(engine(DistributedType.MULTI_GPU, 2, "fp8"), {})
+        with pytest.raises(SiTError, match=r"fp8.*bf16"):
+            check_supported(engine(DistributedType.MULTI_GPU, 2, "fp8"), {})
 
     @pytest.mark.parametrize(
         ("settings", "reason"),
@@ -155,13 +155,13 @@ class TestRefuseEngine:
         ],
     )
     def test_ways_to_shard_that_do_not_work(self, settings, reason):
-        with pytest.raises(UserError, match=reason):
-            refuse_engine(engine(DistributedType.FSDP, 2, **settings), {})
-        refuse_engine(engine(DistributedType.FSDP, 2), {})
+        with pytest.raises(SiTError, match=reason):
+            check_supported(engine(DistributedType.FSDP, 2, **settings), {})
+        check_supported(engine(DistributedType.FSDP, 2), {})
 
     def test_every_reason_is_one_line(self):
-        with pytest.raises(UserError) as error:
-            refuse_launch({"ACCELERATE_USE_DEEPSPEED": "true"})
+        with pytest.raises(SiTError) as error:
+            check_launch({"ACCELERATE_USE_DEEPSPEED": "true"})
         assert "\n" not in str(error.value)
 
 
@@ -207,7 +207,7 @@ def test_clipping_is_pytorchs(tiny_config):
 
 
 def test_sharded_students_keep_float32_weights_and_losses(tiny_config):
-    """Accelerate's own policy would round the clean pictures and the losses to 16 bits."""
+    """Accelerate's own policy would round the clean images and the losses to 16 bits."""
     plugin = SimpleNamespace(mixed_precision_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     accelerator = SimpleNamespace(
         is_fsdp2=True,
@@ -224,5 +224,5 @@ def test_sharded_students_keep_float32_weights_and_losses(tiny_config):
 def test_nothing_is_sharded_like_a_plain_model(tiny_config):
     model = SiTForPreTraining(tiny_config())
     parameters = list(model.parameters())
-    assert shard_alike(model, SiTForPreTraining(tiny_config())) is model
+    assert shard_like(model, SiTForPreTraining(tiny_config())) is model
     assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))

@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from modeling_sit.runtime.atomic_files import (
     flush,
     flush_files,
-    naming_what_cannot_be_written,
     replace_file,
     replace_files,
+    write_errors,
 )
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 
 
 @pytest.fixture
@@ -155,16 +155,16 @@ class TestNaming:
         ],
     )
     def test_path_reason_and_remedy_in_one_line(self, problem, reason):
-        with pytest.raises(UserError) as error, naming_what_cannot_be_written(Path("/runs/a"), "make room"):
+        with pytest.raises(SiTError) as error, write_errors(Path("/runs/a"), "make room"):
             raise problem
         assert str(error.value) == f"/runs/a cannot be written: {reason}; make room"
         assert error.value.__cause__ is problem
 
     @pytest.mark.parametrize(
         "problem",
-        [KeyboardInterrupt(), ValueError("a bug"), UserError("another line"), torch.OutOfMemoryError("no memory")],
+        [KeyboardInterrupt(), ValueError("a bug"), SiTError("another line"), torch.OutOfMemoryError("no memory")],
     )
     def test_others_pass_as_they_are(self, problem):
-        with pytest.raises(type(problem)) as error, naming_what_cannot_be_written(Path("a"), "make room"):
+        with pytest.raises(type(problem)) as error, write_errors(Path("a"), "make room"):
             raise problem
         assert error.value is problem

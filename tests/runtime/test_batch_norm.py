@@ -1,4 +1,4 @@
-"""Batch norm of two processes is that of one with all their pictures."""
+"""Batch norm of two processes is that of one with all their images."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def as_if_several_processes(monkeypatch):
 
 
 @pytest.mark.parametrize("case", BATCH_NORM_CASES)
-def test_equals_one_process_with_all_pictures(replicated, case):
+def test_equals_one_process_with_all_images(replicated, case):
     module, inputs, gradient = batch_norm_inputs(case)
     expected = run_batch_norm(module.double(), [values.double() for values in inputs], gradient.double())
     first, second = (results[f"batch_norm.{case}"] for results in replicated)

@@ -8,8 +8,8 @@ import pytest
 from accelerate import Accelerator
 
 from modeling_sit.runtime import distributed as processes
-from modeling_sit.runtime.distributed import fail_together, run_main_process_first, share_main_process_result
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
+from modeling_sit.runtime.errors import SiTError
 
 SECONDS = 20
 
@@ -55,9 +55,9 @@ def in_processes(monkeypatch):
 
 def failing_in(*indices):
     def function(accelerator):
-        with fail_together(accelerator):
+        with sync_errors(accelerator):
             if accelerator.process_index in indices:
-                raise UserError(f"process {accelerator.process_index} has a mistake")
+                raise SiTError(f"process {accelerator.process_index} has a mistake")
         return "went on"
 
     return function
@@ -70,25 +70,25 @@ class TestFailTogether:
     @pytest.mark.parametrize("failing", [(0,), (1,), (2,), (1, 2), (0, 1, 2)])
     def test_all_end_and_the_main_one_tells_the_first_mistake(self, in_processes, failing):
         main, *others = in_processes(failing_in(*failing), count=3)
-        assert isinstance(main, UserError) and str(main) == f"process {failing[0]} has a mistake"
+        assert isinstance(main, SiTError) and str(main) == f"process {failing[0]} has a mistake"
         assert all(isinstance(other, SystemExit) and other.code == 1 for other in others)
 
     def test_one_process_raises_what_was_raised(self):
-        problem = UserError("a mistake")
-        with pytest.raises(UserError) as error, fail_together(Accelerator(cpu=True)):
+        problem = SiTError("a mistake")
+        with pytest.raises(SiTError) as error, sync_errors(Accelerator(cpu=True)):
             raise problem
         assert error.value is problem
 
     def test_one_process_does_not_wait_for_others(self, monkeypatch):
         monkeypatch.setattr(processes, "gather_object", None)
-        with fail_together(Accelerator(cpu=True)):
+        with sync_errors(Accelerator(cpu=True)):
             pass
 
     def test_other_errors_are_not_waited_with(self, monkeypatch):
         """A bug has its traceback at once; the launcher ends the other processes."""
         monkeypatch.setattr(processes, "gather_object", None)
         accelerator = SimpleNamespace(num_processes=2, is_main_process=True)
-        with pytest.raises(ZeroDivisionError), fail_together(accelerator):
+        with pytest.raises(ZeroDivisionError), sync_errors(accelerator):
             1 / 0  # noqa: B018
 
 
@@ -99,7 +99,7 @@ class TestMainProcessFirst:
 
         def function(accelerator):
             index = accelerator.process_index
-            return run_main_process_first(accelerator, lambda: order.append(index) or f"result {index}")
+            return main_process_first(accelerator, lambda: order.append(index) or f"result {index}")
 
         results = in_processes(function, count, processes_per_machine)
         assert results == [f"result {index}" for index in range(count)]
@@ -115,18 +115,18 @@ class TestMainProcessFirst:
             def load():
                 called.append(accelerator.process_index)
                 if accelerator.process_index == failing:
-                    raise UserError("no such folder")
+                    raise SiTError("no such folder")
 
-            return run_main_process_first(accelerator, load)
+            return main_process_first(accelerator, load)
 
         main, other = in_processes(function)
-        assert str(main) == "no such folder" and isinstance(main, UserError)
+        assert str(main) == "no such folder" and isinstance(main, SiTError)
         assert isinstance(other, SystemExit) and other.code == 1
         assert called == ([0] if failing == 0 else [0, 1])  # what fails in the first is not tried by the others
 
     def test_one_process_calls_once(self):
         calls = []
-        assert run_main_process_first(Accelerator(cpu=True), lambda: calls.append(1) or "result") == "result"
+        assert main_process_first(Accelerator(cpu=True), lambda: calls.append(1) or "result") == "result"
         assert calls == [1]
 
 
@@ -136,7 +136,7 @@ class TestShareMainProcessResult:
 
         def function(accelerator):
             index = accelerator.process_index
-            return share_main_process_result(accelerator, lambda: called.append(index) or {"found by": index})
+            return broadcast_from_main(accelerator, lambda: called.append(index) or {"found by": index})
 
         assert in_processes(function, count=3) == [{"found by": 0}] * 3
         assert called == [0]
@@ -144,13 +144,13 @@ class TestShareMainProcessResult:
     def test_its_mistake_ends_all(self, in_processes):
         def function(accelerator):
             def find():
-                raise UserError("no room")
+                raise SiTError("no room")
 
-            return share_main_process_result(accelerator, find)
+            return broadcast_from_main(accelerator, find)
 
         main, other = in_processes(function)
-        assert isinstance(main, UserError) and isinstance(other, SystemExit)
+        assert isinstance(main, SiTError) and isinstance(other, SystemExit)
 
     def test_one_process(self):
-        assert share_main_process_result(Accelerator(cpu=True), lambda: None) is None
-        assert share_main_process_result(Accelerator(cpu=True), lambda: 3) == 3
+        assert broadcast_from_main(Accelerator(cpu=True), lambda: None) is None
+        assert broadcast_from_main(Accelerator(cpu=True), lambda: 3) == 3

@@ -62,7 +62,7 @@ def test_16_bits_are_gathered_in_32(replicated):
     assert torch.equal(replicated[0]["gather"]["half_gathered"], expected)
 
 
-def test_losses_of_processes_average_to_that_of_one_process_with_all_pictures():
+def test_losses_of_processes_average_to_that_of_one_process_with_all_images():
     students, teachers = random_projections(4)[:2], random_projections(4)[2:]
     gathered = views_first(torch.stack(teachers))
     losses = [contrastive_loss(student, gathered, 0.2, 3 * process) for process, student in enumerate(students)]

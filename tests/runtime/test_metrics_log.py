@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.metrics_log import MetricsLog, read_metrics
 
 
@@ -101,19 +101,19 @@ class TestTrouble:
 
     def test_starting_leaves_what_was_there(self, log, monkeypatch):
         monkeypatch.setattr(os, "fsync", refuse)
-        with pytest.raises(UserError, match=f"{log.path} cannot be written: No space left on device; .*make room"):
+        with pytest.raises(SiTError, match=f"{log.path} cannot be written: No space left on device; .*make room"):
             MetricsLog(log.path, resume_step=0)
         assert steps_in(log.path) == [1]
 
     def test_writing(self, log, monkeypatch):
         monkeypatch.setattr(type(log.path), "open", refuse)
-        with pytest.raises(UserError, match=f"{log.path} cannot be written: No space left on device"):
+        with pytest.raises(SiTError, match=f"{log.path} cannot be written: No space left on device"):
             log.write({"step": 2})
 
     def test_flushing(self, log, monkeypatch):
         """Some file systems find only now that there is no room."""
         monkeypatch.setattr(os, "fsync", refuse)
-        with pytest.raises(UserError, match=f"{log.path} cannot be written: No space left on device"):
+        with pytest.raises(SiTError, match=f"{log.path} cannot be written: No space left on device"):
             log.sync()
 
 

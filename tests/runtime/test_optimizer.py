@@ -1,4 +1,4 @@
-"""Which parameters decay, and that every trainable one is optimised once."""
+"""Which parameters decay, and that every trainable one is optimized once."""
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from modeling_sit.runtime import signals as stopping
-from modeling_sit.runtime.signals import StopRequest, leave_signals_to_the_loop
+from modeling_sit.runtime.signals import StopSignal, ignore_signals_in_worker
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def send(number: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 class TestSignal:
     def test_is_noted_and_the_step_goes_on(self, number, said):
-        with StopRequest(Accelerator(cpu=True)) as request:
+        with StopSignal(Accelerator(cpu=True)) as request:
             assert request.agreed() is None
             send(number)
             assert request.agreed() is number
@@ -56,7 +56,7 @@ class TestSignal:
     def test_is_as_before_after_the_block(self, number, said, handlers):
         for error in (None, KeyError):
             try:
-                with StopRequest(Accelerator(cpu=True)):
+                with StopSignal(Accelerator(cpu=True)):
                     assert signal.getsignal(number) != handlers[number]
                     if error:
                         raise error
@@ -72,7 +72,7 @@ class TestSignal:
             pass
         with open(writer, "wb", buffering=0) as pipe:
             for stderr in (pipe, closed, None):
-                with monkeypatch.context() as patch, StopRequest(Accelerator(cpu=True)) as request:
+                with monkeypatch.context() as patch, StopSignal(Accelerator(cpu=True)) as request:
                     patch.setattr(sys, "__stderr__", stderr)
                     send(number)
                     assert request.agreed() is number
@@ -80,7 +80,7 @@ class TestSignal:
     def test_is_told_by_the_main_process_only(self, number, said, monkeypatch):
         accelerator = Accelerator(cpu=True)
         monkeypatch.setattr(type(accelerator), "is_main_process", property(lambda self: False))
-        with StopRequest(accelerator) as request:
+        with StopSignal(accelerator) as request:
             send(number)
             assert request.agreed() is number
         assert said() == ""
@@ -88,13 +88,13 @@ class TestSignal:
 
 class TestSecondSignal:
     def test_ctrl_c_twice_leaves_at_once(self, said, clock):
-        with pytest.raises(KeyboardInterrupt), StopRequest(Accelerator(cpu=True)):
+        with pytest.raises(KeyboardInterrupt), StopSignal(Accelerator(cpu=True)):
             send(signal.SIGINT)
             clock[0] += 2
             send(signal.SIGINT)
 
     def test_that_a_launcher_passes_on_is_the_same_request(self, said, clock):
-        with StopRequest(Accelerator(cpu=True)) as request:
+        with StopSignal(Accelerator(cpu=True)) as request:
             for _ in range(3):
                 send(signal.SIGINT)
                 clock[0] += 0.6
@@ -103,7 +103,7 @@ class TestSecondSignal:
 
     def test_sigterm_changes_nothing(self, said, clock):
         """What sends it ends by SIGKILL itself; until then there is time for the checkpoint."""
-        with StopRequest(Accelerator(cpu=True)) as request:
+        with StopSignal(Accelerator(cpu=True)) as request:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
                 send(number)
                 clock[0] += 10
@@ -124,7 +124,7 @@ def test_processes_agree_on_the_highest(monkeypatch, said, own, other):
         tensor.fill_(max(int(tensor), other))
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    with StopRequest(accelerator) as request:
+    with StopSignal(accelerator) as request:
         if own:
             send(own)
         assert request.agreed() == (max(own, other) or None)
@@ -136,7 +136,7 @@ class TestWorkers:
     def test_go_on_at_both_signals(self):
         """A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a run."""
         loader = DataLoader(
-            torch.arange(12), batch_size=2, num_workers=1, worker_init_fn=leave_signals_to_the_loop, prefetch_factor=1
+            torch.arange(12), batch_size=2, num_workers=1, worker_init_fn=ignore_signals_in_worker, prefetch_factor=1
         )
         batches = iter(loader)
         received = [next(batches)]
@@ -150,7 +150,7 @@ class TestWorkers:
     def test_end_by_themselves_a_minute_after_sigterm(self, monkeypatch):
         timers = []
         monkeypatch.setattr(signal, "setitimer", lambda which, seconds: timers.append(seconds))
-        leave_signals_to_the_loop(0)
+        ignore_signals_in_worker(0)
         send(signal.SIGINT)
         assert timers == []
         send(signal.SIGTERM)
@@ -160,7 +160,7 @@ class TestWorkers:
         """It may be writing its checkpoint still, in which PyTorch would raise what it finds wrong with a worker."""
         monkeypatch.setattr(stopping, "SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP", 0.05)
         loader = DataLoader(
-            torch.arange(100), num_workers=1, worker_init_fn=leave_signals_to_the_loop, prefetch_factor=1
+            torch.arange(100), num_workers=1, worker_init_fn=ignore_signals_in_worker, prefetch_factor=1
         )
         batches = iter(loader)
         next(batches)

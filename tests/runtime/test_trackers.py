@@ -1,4 +1,4 @@
-"""Trackers: which there are, and that numbers and pictures reach each of them in its form."""
+"""Trackers: which there are, and that numbers and images reach each of them in its form."""
 
 import sys
 from types import SimpleNamespace
@@ -11,13 +11,13 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from modeling_sit.runtime import trackers as tracking
-from modeling_sit.runtime.errors import UserError
-from modeling_sit.runtime.trackers import choose_trackers, log_picture, start_trackers
+from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.trackers import choose_trackers, log_image, start_trackers
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """A picture's file and its pixels."""
+def image(tmp_path):
+    """An image's file and its pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
     PIL.Image.fromarray(pixels).save(tmp_path / "preview.png")
     return tmp_path / "preview.png", pixels
@@ -46,12 +46,12 @@ class TestChoosing:
 
     @pytest.mark.parametrize("names", [["trackio"], ["tensorboard,trackio"], ["tensorboard", "trackio"]])
     def test_one_that_is_not_installed(self, names):
-        with pytest.raises(UserError, match=r"--report_to trackio: no such tracker.*tensorboard, wandb"):
+        with pytest.raises(SiTError, match=r"--report_to trackio: no such tracker.*tensorboard, wandb"):
             choose_trackers(names)
 
     def test_none_is_installed(self, monkeypatch):
         monkeypatch.setattr(tracking, "get_available_trackers", list)
-        with pytest.raises(UserError, match="there are none"):
+        with pytest.raises(SiTError, match="there are none"):
             choose_trackers(["wandb"])
 
 
@@ -88,30 +88,30 @@ class TestTensorBoard:
             (step, pytest.approx(1 / step)) for step in (10, 20)
         ]
 
-    def test_pictures(self, start, events, picture):
-        path, pixels = picture
+    def test_images(self, start, events, image):
+        path, pixels = image
         accelerator = start(0)
-        log_picture(accelerator, "preview", path, 10)
+        log_image(accelerator, "preview", path, 10)
         accelerator.end_training()
-        (event,) = events().Images("preview")
+        (event,) = events().ImageDatasets("preview")
         path.write_bytes(event.encoded_image_string)
         assert event.step == 10
         assert np.array_equal(np.asarray(PIL.Image.open(path)), pixels)
 
-    def test_a_run_that_goes_on_takes_back_what_came_after_its_checkpoint(self, start, events, picture):
-        path, _ = picture
+    def test_a_run_that_goes_on_takes_back_what_came_after_its_checkpoint(self, start, events, image):
+        path, _ = image
         accelerator = start(0)
         for step in (10, 20, 30):
             accelerator.log({"loss": 1.0}, step=step)
-            log_picture(accelerator, "preview", path, step)
+            log_image(accelerator, "preview", path, step)
         accelerator.end_training()
         accelerator = start(20)
         accelerator.log({"loss": 2.0}, step=30)
-        log_picture(accelerator, "preview", path, 30)
+        log_image(accelerator, "preview", path, 30)
         accelerator.end_training()
         shown = events()
         assert [(event.step, event.value) for event in shown.Scalars("loss")] == [(10, 1.0), (20, 1.0), (30, 2.0)]
-        assert [event.step for event in shown.Images("preview")] == [10, 20, 30]
+        assert [event.step for event in shown.ImageDatasets("preview")] == [10, 20, 30]
 
 
 class FakeTracker:
@@ -124,53 +124,53 @@ class FakeTracker:
         self.given.append((values, step))
 
 
-class FakePictureTracker(FakeTracker):
+class FakeImageTracker(FakeTracker):
     def log_images(self, values, step=None, **settings):
         self.given.append((values, step, settings))
 
 
-class TestPictures:
-    """Each tracker wants another form of the same picture."""
+class TestImages:
+    """Each tracker wants another form of the same image."""
 
     @pytest.mark.parametrize("name", ["wandb", "swanlab"])
-    def test_a_list_of_them(self, picture, name):
-        path, pixels = picture
-        tracker = FakePictureTracker(name)
-        log_picture(SimpleNamespace(trackers=[tracker]), "preview", path, 7)
+    def test_a_list_of_them(self, image, name):
+        path, pixels = image
+        tracker = FakeImageTracker(name)
+        log_image(SimpleNamespace(trackers=[tracker]), "preview", path, 7)
         ((values, step, settings),) = tracker.given
         assert (list(values), len(values["preview"]), step, settings) == (["preview"], 1, 7, {})
         assert np.array_equal(values["preview"][0], pixels)
 
     @pytest.mark.parametrize("name", ["aim", "clearml"])
-    def test_the_picture_itself(self, picture, name):
-        path, pixels = picture
-        tracker = FakePictureTracker(name)
-        log_picture(SimpleNamespace(trackers=[tracker]), "preview", path, 7)
+    def test_the_image_itself(self, image, name):
+        path, pixels = image
+        tracker = FakeImageTracker(name)
+        log_image(SimpleNamespace(trackers=[tracker]), "preview", path, 7)
         ((values, step, settings),) = tracker.given
         assert (step, settings) == (7, {}) and np.array_equal(values["preview"], pixels)
 
-    def test_trackios_own_class(self, picture, monkeypatch):
-        path, pixels = picture
-        monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=lambda picture: ("trackio", picture)))
+    def test_trackios_own_class(self, image, monkeypatch):
+        path, pixels = image
+        monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=lambda image: ("trackio", image)))
         tracker = FakeTracker("trackio")
-        log_picture(SimpleNamespace(trackers=[tracker]), "preview", path, 7)
+        log_image(SimpleNamespace(trackers=[tracker]), "preview", path, 7)
         ((values, step),) = tracker.given
         kind, given = values["preview"]
         assert (kind, step) == ("trackio", 7) and np.array_equal(given, pixels)
 
-    def test_one_that_takes_none_is_left_in_peace(self, picture):
-        trackers = [FakeTracker("dvclive"), FakePictureTracker("wandb")]
-        log_picture(SimpleNamespace(trackers=trackers), "preview", picture[0], 7)
+    def test_one_that_takes_none_is_left_in_peace(self, image):
+        trackers = [FakeTracker("dvclive"), FakeImageTracker("wandb")]
+        log_image(SimpleNamespace(trackers=trackers), "preview", image[0], 7)
         assert [len(tracker.given) for tracker in trackers] == [0, 1]
 
     def test_grey_ones_become_rgb(self, tmp_path):
         PIL.Image.new("L", (4, 3), 7).save(tmp_path / "grey.png")
-        tracker = FakePictureTracker("wandb")
-        log_picture(SimpleNamespace(trackers=[tracker]), "preview", tmp_path / "grey.png", 1)
+        tracker = FakeImageTracker("wandb")
+        log_image(SimpleNamespace(trackers=[tracker]), "preview", tmp_path / "grey.png", 1)
         assert tracker.given[0][0]["preview"][0].shape == (3, 4, 3)
 
     def test_without_trackers_the_file_is_not_read(self, tmp_path):
-        log_picture(SimpleNamespace(trackers=[]), "preview", tmp_path / "nothing.png", 7)
+        log_image(SimpleNamespace(trackers=[]), "preview", tmp_path / "nothing.png", 7)
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
@@ -178,7 +178,7 @@ def test_runs_are_called_as_their_folder(tmp_path, monkeypatch, name):
     """Of another tracker's constructor by a fake: the project, the run's name, its settings as text."""
     started = []
 
-    class Tracker(FakePictureTracker):
+    class Tracker(FakeImageTracker):
         requires_logging_directory = False
 
         def __init__(self, project, **settings):

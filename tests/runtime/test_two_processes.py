@@ -1,19 +1,19 @@
-"""Two processes learn what one learns from all their pictures, replicated or sharded, and go on where they were."""
+"""Two processes learn what one learns from all their images, replicated or sharded, and go on where they were."""
 
 import pytest
 import torch
 from two_processes import CONFIG, GRADIENT_CASES, compute_gradients, create_models, random_batch
 
-SYNCHRONISED = [case for case, (_, synchronised) in GRADIENT_CASES.items() if synchronised is not False]
+SYNCHRONizED = [case for case, (_, synchronized) in GRADIENT_CASES.items() if synchronized is not False]
 
 
 def joined(case: str) -> dict[str, torch.Tensor]:
-    """What one process computes that has the pictures of both."""
+    """What one process computes that has the images of both."""
     return compute_gradients(None, case, random_batch(0))
 
 
 class TestGradients:
-    @pytest.mark.parametrize("case", SYNCHRONISED)
+    @pytest.mark.parametrize("case", SYNCHRONizED)
     def test_equal_those_of_one_process_with_the_joined_batch(self, replicated, case):
         expected = joined(case)
         found = [results[f"gradients.{case}"] for results in replicated]
@@ -24,9 +24,9 @@ class TestGradients:
             assert torch.equal(found[0][name], found[1][name]), name
         torch.testing.assert_close({**found[0], "loss": expected["loss"]}, expected, rtol=1e-4, atol=1e-5)
 
-    def test_without_synchronised_batch_norm_they_do_not(self, replicated):
+    def test_without_synchronized_batch_norm_they_do_not(self, replicated):
         """The check above can fail."""
-        expected, found = joined("unsynchronised"), replicated[0]["gradients.unsynchronised"]
+        expected, found = joined("unsynchronized"), replicated[0]["gradients.unsynchronized"]
         name = "gradient.projection_head.mlp.0.weight"
         assert (found[name] - expected[name]).abs().max() > 0.1 * expected[name].abs().max()
 

@@ -43,13 +43,13 @@ GRADIENT_CASES = {
     "teacher": ({}, True),
     "nt_xent": ({"use_teacher": False}, True),
     "all_losses": ({"rotation_weight": 0.5, "reconstruction_norm": "l2"}, True),
-    "unsynchronised": ({}, False),
+    "unsynchronized": ({}, False),
     "batch_norm_off": ({}, None),
 }
 
 
 def random_batch(seed: int) -> dict[str, torch.Tensor]:
-    """A batch of all processes' pictures; those of the second process are corrupted a fifth as much."""
+    """A batch of all processes' images; those of the second process are corrupted a fifth as much."""
     generator = torch.Generator().manual_seed(seed)
     shape = (2, NUM_PROCESSES, BATCH_SIZE)
     clean = torch.randn(*shape, 3, 16, 16, generator=generator)
@@ -67,7 +67,7 @@ def random_batch(seed: int) -> dict[str, torch.Tensor]:
 
 
 def share_of(batch: dict[str, torch.Tensor], process: int) -> dict[str, torch.Tensor]:
-    """One process's pictures, view 1 of them first."""
+    """One process's images, view 1 of them first."""
     shape = (2, NUM_PROCESSES, BATCH_SIZE)
     return {name: values.unflatten(0, shape)[:, process].flatten(0, 1) for name, values in batch.items()}
 
@@ -90,7 +90,7 @@ def switch_off_batch_norm(model: nn.Module) -> None:
 
 
 def forward(accelerator, wrapped_student: nn.Module, teacher: Teacher, batch: dict[str, torch.Tensor]):
-    """The losses of this process's pictures, as the training loop asks for them; `accelerator` is `None` without others."""
+    """The losses of this process's images, as the training loop asks for them; `accelerator` is `None` without others."""
     projections = teacher.project(batch["target_pixel_values"])
     if accelerator is None:
         return wrapped_student(**batch, teacher_projections=projections)
@@ -107,13 +107,13 @@ def forward(accelerator, wrapped_student: nn.Module, teacher: Teacher, batch: di
 
 def compute_gradients(accelerator, case: str, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Losses, gradients and running statistics after one batch."""
-    fields, synchronised = GRADIENT_CASES[case]
+    fields, synchronized = GRADIENT_CASES[case]
     student, teacher = create_models(seed=0, **fields)
     wrapped_student = student
-    if synchronised is None:
+    if synchronized is None:
         switch_off_batch_norm(student)
     if accelerator is not None:
-        if synchronised:
+        if synchronized:
             synchronize_batch_norm(student)
         teacher.spread(student)
         wrapped_student = accelerator.prepare(student)
@@ -161,9 +161,9 @@ def compute_batch_norm(case: str, share: slice) -> dict[str, torch.Tensor]:
     """What [`run_batch_norm`] gives for one process's share of the batches, with batch norm over all."""
     module, inputs, gradient = batch_norm_inputs(case)
     # A layer with parameters beside it, for they say on which device the model is.
-    synchronised = synchronize_batch_norm(nn.Sequential(module, nn.Linear(1, 1)))[0]
-    assert type(synchronised) is SynchronizedBatchNorm1d
-    return run_batch_norm(synchronised, [values[share] for values in inputs], gradient[share])
+    synchronized = synchronize_batch_norm(nn.Sequential(module, nn.Linear(1, 1)))[0]
+    assert type(synchronized) is SynchronizedBatchNorm1d
+    return run_batch_norm(synchronized, [values[share] for values in inputs], gradient[share])
 
 
 def run_batch_norm(module: nn.Module, inputs: list[torch.Tensor], gradient: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -33,7 +33,7 @@ def test_it_prints_and_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(SCRIPT), run_name="__main__")
     rows = capsys.readouterr().out.splitlines()
     assert threads == [1]
-    assert "3 pictures of 24 x 24 pixels" in rows[0]
+    assert "3 images of 24 x 24 pixels" in rows[0]
     assert [row.split()[0] for row in rows[2:]] == CORRUPTIONS
     assert [row.split()[0] for row in rows if "(default)" in row] == ["noise+replace"]
 

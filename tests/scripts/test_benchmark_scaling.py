@@ -33,14 +33,14 @@ def test_the_page_has_the_tables(run):
 
     printed = tables(run())
     page = (ROOT / "docs" / "scaling.md").read_text()
-    assert len(printed) == 2 and [table for table in tables(page) if "M pictures" in table] == printed
+    assert len(printed) == 2 and [table for table in tables(page) if "M images" in table] == printed
 
 
 def test_the_page_says_what_the_tables_rest_on():
     costs = runpy.run_path(str(SCRIPT))["COSTS"]
     page = (ROOT / "docs" / "scaling.md").read_text()
     for value in (
-        f"{costs.pictures_per_second_per_core} pictures a second",
+        f"{costs.images_per_second_per_core} images a second",
         f"{costs.encoded_bytes / 1000:.0f} kB; {costs.decoded_bytes / 1000:g} kB",
         f"{costs.worker_bytes / 1e9:.2f} GB",
         f"{costs.crop_bytes / 1000:.0f} kB",
@@ -65,38 +65,38 @@ def test_parameters_are_those_of_the_model():
 
 
 def test_costs_given_are_those_of_the_table(run):
-    printed = run("--pictures_per_second_per_device", 1000, "--pictures_per_second_per_core", 100)
-    assert printed.startswith("### 1,000 pictures a second") and printed.count("GPU hours") == 1
+    printed = run("--images_per_second_per_device", 1000, "--images_per_second_per_core", 100)
+    assert printed.startswith("### 1,000 images a second") and printed.count("GPU hours") == 1
     assert "| CPU cores to decode and crop | 80 | 160 | 640 |" in printed
 
 
 @pytest.mark.parametrize("resize", [None, (50, 40)])
-def test_measuring(run, save_pictures, tmp_path, resize):
-    save_pictures(tmp_path / "pictures", 4)
+def test_measuring(run, save_images, tmp_path, resize):
+    save_images(tmp_path / "images", 4)
     flags = [] if resize is None else ["--resize", "50x40"]
     output = tmp_path / "measured.json"
-    pictures = ["--dataset", tmp_path / "pictures", "--num_pictures", 3, "--image_size", 16]
-    printed = run("--measure", *pictures, *flags, "--output", output)
+    images = ["--dataset", tmp_path / "images", "--num_images", 3, "--image_size", 16]
+    printed = run("--measure", *images, *flags, "--output", output)
     measured = json.loads(output.read_text())["measured"]
-    files = sorted((tmp_path / "pictures").rglob("*.png"))[:3]
+    files = sorted((tmp_path / "images").rglob("*.png"))[:3]
     if resize is None:
         width, height = Image.open(files[0]).size
         assert measured["encoded_bytes"] == pytest.approx(sum(file.stat().st_size for file in files) / 3)
         assert measured["decoded_bytes"] == 3 * width * height
     else:
         assert measured["decoded_bytes"] == 3 * 50 * 40
-    assert measured["pictures_per_second_per_core"] > 0 and measured["worker_bytes"] > 1e8
+    assert measured["images_per_second_per_core"] > 0 and measured["worker_bytes"] > 1e8
     # What is printed goes back in.
-    assert "M pictures" in run(*printed.split())
+    assert "M images" in run(*printed.split())
 
 
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
         (["--measure"], "--dataset"),
-        (["--measure", "--dataset", "digits", "--num_pictures", "0"], "--num_pictures"),
+        (["--measure", "--dataset", "digits", "--num_images", "0"], "--num_images"),
         (["--resize", "50"], "WIDTHxHEIGHT"),
-        (["--pictures_per_second_per_device", "0"], "must be more than 0"),
+        (["--images_per_second_per_device", "0"], "must be more than 0"),
     ],
 )
 def test_mistakes(run, capsys, flags, told):

@@ -28,8 +28,8 @@ import PIL.Image
 import torch
 from transformers import pipeline
 
-vit, program, picture, pixel_values, logits = sys.argv[1:]
-labels = [row["label"] for row in pipeline("image-classification", model=vit, device="cpu")(picture)]
+vit, program, image, pixel_values, logits = sys.argv[1:]
+labels = [row["label"] for row in pipeline("image-classification", model=vit, device="cpu")(image)]
 found = torch.export.load(program).module()(pixel_values=torch.load(pixel_values))["logits"]
 torch.testing.assert_close(found, torch.load(logits), rtol=0, atol=1e-5)
 order = found[0].argsort(descending=True).tolist()
@@ -64,7 +64,7 @@ def test_a_pretrained_model_in_every_format(save_tiny_sit, run_program, capsys, 
     said = capsys.readouterr().out
     assert (
         "largest difference in" in said
-        and "on 4 random pictures" in said
+        and "on 4 random images" in said
         and f"(tolerance {'0.0001' if name == 'onnx' else '1e-05'})" in said
     )
     assert f"written to {destination}" in said
@@ -84,14 +84,14 @@ def test_a_pretrained_model_in_every_format(save_tiny_sit, run_program, capsys, 
         assert all(torch.equal(found[key], weight) for key, weight in expected.items())
 
 
-def test_outputs_are_those_of_real_pictures(save_classifier, save_pictures, run_program, capsys, tmp_path):
+def test_outputs_are_those_of_real_images(save_classifier, save_images, run_program, capsys, tmp_path):
     source = save_classifier(tmp_path / "source")
-    pictures = save_pictures(tmp_path / "pictures", 3)
-    (pictures / "01.png").write_bytes(b"no picture")
-    flags = ("--format", "vit", "--dataset", pictures, "--num_pictures", 2)
+    images = save_images(tmp_path / "images", 3)
+    (images / "01.png").write_bytes(b"no image")
+    flags = ("--format", "vit", "--dataset", images, "--num_images", 2)
     assert run_program("convert_checkpoint", source, tmp_path / "vit", *flags) == 0
     said, warned = capsys.readouterr()
-    assert f"on 2 pictures of {pictures}: logits " in said
+    assert f"on 2 images of {images}: logits " in said
     assert "01.png" in warned
 
 
@@ -175,7 +175,7 @@ def test_mistakes_are_told_in_one_line(save_tiny_sit, one_line_error, load_progr
         (("--format", "caffe"), "caffe"),
         (("--format", "vit", "--opset", 18), "--opset"),
         (("--format", "onnx", "--opset", 11), "--opset 11"),
-        (("--format", "vit", "--num_pictures", 0), "--num_pictures"),
+        (("--format", "vit", "--num_images", 0), "--num_images"),
         (("--format", "vit", "--tolerance", "nan"), "--tolerance"),
         (("--format", "vit", "--train_split", "train"), "--train_split"),
         (("--format", "vit", "--frobnicate"), "--frobnicate"),
@@ -201,14 +201,14 @@ def test_what_is_written_needs_no_package(save_classifier, run_program, tmp_path
     for name, destination in (("vit", "vit"), ("torch_export", "model.pt2")):
         assert run_program("convert_checkpoint", source, tmp_path / destination, "--format", name) == 0
     pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
-    PIL.Image.fromarray(pixels).save(tmp_path / "picture.png")
+    PIL.Image.fromarray(pixels).save(tmp_path / "image.png")
     processor = SiTImageProcessor.from_pretrained(source)
-    pixel_values = processor(PIL.Image.open(tmp_path / "picture.png"), return_tensors="pt")["pixel_values"]
+    pixel_values = processor(PIL.Image.open(tmp_path / "image.png"), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         logits = SiTForImageClassification.from_pretrained(source)(pixel_values).logits
     torch.save(pixel_values, tmp_path / "pixel_values.pt")
     torch.save(logits, tmp_path / "logits.pt")
-    names = ("vit", "model.pt2", "picture.png", "pixel_values.pt", "logits.pt")
+    names = ("vit", "model.pt2", "image.png", "pixel_values.pt", "logits.pt")
     command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, *(str(tmp_path / name) for name in names)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -225,7 +225,7 @@ def test_the_authors_checkpoint_goes_into_other_formats(run_program, capsys, tmp
     assert run_program("convert_checkpoint", tmp_path / "sit", tmp_path / "timm", "--format", "timm") == 0
     assert run_program("convert_checkpoint", tmp_path / "timm", tmp_path / "vit", "--format", "vit") == 0
     vit = ViTModel.from_pretrained(tmp_path / "vit").eval()
-    pictures = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        tokens = teacher(pictures)[0]
-        torch.testing.assert_close(vit(pictures).last_hidden_state, tokens, rtol=0, atol=1e-5 * tokens.abs().max())
+        tokens = teacher(images)[0]
+        torch.testing.assert_close(vit(images).last_hidden_state, tokens, rtol=0, atol=1e-5 * tokens.abs().max())

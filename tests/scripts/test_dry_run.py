@@ -22,15 +22,15 @@ def flags_for(output_dir, *flags) -> list[str]:
 
 
 @pytest.fixture
-def rehearse(run_program, tmp_path, capsys):
+def measure_steps(run_program, tmp_path, capsys):
     """Run with `--dry_run`; gives what it says."""
 
-    def rehearse(*flags, name: str = "out") -> str:
+    def measure_steps(*flags, name: str = "out") -> str:
         capsys.readouterr()
         assert run_program("pretrain", *flags_for(tmp_path / name, "--dry_run", *flags)) == 0
         return capsys.readouterr().out
 
-    return rehearse
+    return measure_steps
 
 
 def all_files(folder: Path) -> dict[Path, bytes]:
@@ -44,17 +44,17 @@ def size(text: str, pattern: str) -> float:
 
 
 @pytest.mark.parametrize("flags", [(), ("--resume_from_checkpoint", "auto"), ("--overwrite_output_dir",)])
-def test_nothing_is_written(rehearse, tmp_path, monkeypatch, flags):
+def test_nothing_is_written(measure_steps, tmp_path, monkeypatch, flags):
     monkeypatch.chdir(tmp_path)
-    assert "dry run: nothing was written" in rehearse("--dataloader_num_workers", 1, *flags)
+    assert "dry run: nothing was written" in measure_steps("--dataloader_num_workers", 1, *flags)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_is_there_stays_as_it_is(rehearse, run_program, tmp_path):
+def test_a_run_that_is_there_stays_as_it_is(measure_steps, run_program, tmp_path):
     assert run_program("pretrain", *flags_for(tmp_path / "out")) == 0
     before = all_files(tmp_path)
     for flags in (("--overwrite_output_dir",), ("--resume_from_checkpoint", "auto")):
-        assert "(which holds a run already)" in rehearse(*flags)
+        assert "(which holds a run already)" in measure_steps(*flags)
     assert all_files(tmp_path) == before
 
 
@@ -80,14 +80,14 @@ def test_folder_that_cannot_be_written(one_line_error, tmp_path):
         assert "cannot be written" in one_line_error("pretrain", *flags_for(folder, "--dry_run"))
 
 
-def test_trackers_are_not_started(rehearse, tmp_path):
+def test_trackers_are_not_started(measure_steps, tmp_path):
     pytest.importorskip("tensorboard")
-    rehearse("--report_to", "tensorboard")
+    measure_steps("--report_to", "tensorboard")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_figures_are_those_of_the_real_run(rehearse, run_program, tmp_path):
-    plan = rehearse()
+def test_figures_are_those_of_the_real_run(measure_steps, run_program, tmp_path):
+    plan = measure_steps()
     folder = tmp_path / "out"
     assert run_program("pretrain", *flags_for(folder)) == 0
 
@@ -113,30 +113,30 @@ def test_figures_are_those_of_the_real_run(rehearse, run_program, tmp_path):
     assert checkpoint_bytes == pytest.approx(16 * total, abs=100_000)
     moments = torch.load(checkpoint / "optimizer.bin", weights_only=True)["state"].values()
     moments_bytes = sum(4 * state[name].numel() for state in moments for name in ("exp_avg", "exp_avg_sq"))
-    assert size(plan, r"optimiser SIZE") == pytest.approx(moments_bytes, rel=0.005)
+    assert size(plan, r"optimizer SIZE") == pytest.approx(moments_bytes, rel=0.005)
 
-    # Files: as many lines, pictures and steps as it said, and nothing that it did not name.
+    # Files: as many lines, images and steps as it said, and nothing that it did not name.
     assert "steps: 5," in plan and len(list((folder / "checkpoints").iterdir())) == 2
     assert "the newest 2 kept" in plan
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert f"metrics.jsonl: {len(lines)} lines" in plan and [json.loads(line)["step"] for line in lines] == [2, 4, 5]
-    assert f"previews/: {len(list((folder / 'previews').iterdir()))} pictures" in plan
+    assert f"previews/: {len(list((folder / 'previews').iterdir()))} images" in plan
     rounds = (folder / "monitors.jsonl").read_text().splitlines()
     assert f"monitors.jsonl: {len(rounds)} lines" in plan
     named = plan.partition("would write to")[2]
     assert all(path.name in named or path.suffix == ".py" for path in folder.iterdir())
 
 
-def test_without_a_teacher(rehearse):
-    plan = rehearse("--contrastive_weight", 0)
+def test_without_a_teacher(measure_steps):
+    plan = measure_steps("--contrastive_weight", 0)
     assert "the teacher has as many" not in plan
     assert size(plan, r"networks SIZE") == pytest.approx(size(plan, r"model\.safetensors \(SIZE\)"))
 
 
-def test_speed_is_told(rehearse):
-    plan = rehearse("--gradient_accumulation_steps", 2)
-    seconds, pictures = map(float, re.search(r"speed: (\S+) s a step, ([\d.]+) images/s", plan).groups())
-    assert 0 < seconds < 60 and pictures == pytest.approx(2 * 8 / seconds, rel=0.02)
+def test_speed_is_told(measure_steps):
+    plan = measure_steps("--gradient_accumulation_steps", 2)
+    seconds, images = map(float, re.search(r"speed: (\S+) s a step, ([\d.]+) images/s", plan).groups())
+    assert 0 < seconds < 60 and images == pytest.approx(2 * 8 / seconds, rel=0.02)
     assert 1e8 < size(plan, r"peak of this process SIZE") < 1e11
 
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModel
 
 from modeling_sit import SiTImageProcessor
-from modeling_sit.data.decoding import read_picture
-from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.decoding import decode_image
+from modeling_sit.data.sources import load_images
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def model(save_tiny_sit, tmp_path):
 
 
 @pytest.fixture
-def flowers(save_pictures, tmp_path):
+def flowers(save_images, tmp_path):
     for number, folder in enumerate(("train/rose", "train/tulip", "val/rose", "val/tulip")):
-        save_pictures(tmp_path / "flowers" / folder, 5, seed=number)
+        save_images(tmp_path / "flowers" / folder, 5, seed=number)
     return tmp_path / "flowers"
 
 
@@ -42,21 +42,21 @@ def load(output_dir, tmp_path, **settings):
 
 @torch.no_grad()
 def slow_vector(model, path) -> torch.Tensor:
-    """One picture alone."""
+    """One image alone."""
     encoder, processor = AutoModel.from_pretrained(model), SiTImageProcessor.from_pretrained(model)
-    return encoder(**processor(read_picture(path), return_tensors="pt")).last_hidden_state[0, 0]
+    return encoder(**processor(decode_image(path), return_tensors="pt")).last_hidden_state[0, 0]
 
 
 def contents(output_dir) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (output_dir / "data").iterdir()}
 
 
-def test_every_picture_has_its_own_vector(run_program, flags, model, flowers, output_dir, tmp_path):
+def test_every_image_has_its_own_vector(run_program, flags, model, flowers, output_dir, tmp_path):
     assert run_program("embed", *flags, "--shard_size", 4) == 0
     found = load(output_dir, tmp_path)
-    pictures = load_pictures(str(flowers))
+    images = load_images(str(flowers))
     assert set(found) == {"train", "val"} or set(found) == {"train", "validation"}
-    for rows, split in zip(found.values(), (pictures.train, pictures.validation), strict=True):
+    for rows, split in zip(found.values(), (images.train, images.validation), strict=True):
         assert rows["row"][:] == list(range(10))
         assert rows["path"][:] == [image["path"] for image in split["image"]]
         assert rows.features["label"] == split.features["label"] and rows["label"][:] == split["label"][:]
@@ -112,15 +112,15 @@ def test_shards_are_shared_out_and_do_not_depend_on_the_processes(
         accelerator.end_training = lambda: None
         with monkeypatch.context() as patch:
             patch.setattr(program, "Accelerator", lambda accelerator=accelerator, **settings: accelerator)
-            patch.setattr(program, "run_main_process_first", lambda _, function: function())
-            patch.setattr(program, "share_main_process_result", lambda _, function: list(range(6)))
-            patch.setattr(program, "fail_together", lambda _: nullcontext())
+            patch.setattr(program, "main_process_first", lambda _, function: function())
+            patch.setattr(program, "broadcast_from_main", lambda _, function: list(range(6)))
+            patch.setattr(program, "sync_errors", lambda _: nullcontext())
             assert run_program("embed", *flags, "--shard_size", 4) == 0
         assert len(contents(output_dir)) == 2 * (index + 1)
     assert contents(output_dir) == whole
 
 
-def test_unreadable_pictures_leave_no_row(run_program, flags, flowers, output_dir, tmp_path, capsys):
+def test_unreadable_images_leave_no_row(run_program, flags, flowers, output_dir, tmp_path, capsys):
     """Not even where they are a shard's only ones."""
     broken = [flowers / "train" / folder for folder in ("rose/00.png", "tulip/03.png", "tulip/04.png")]
     for path in broken:
@@ -131,7 +131,7 @@ def test_unreadable_pictures_leave_no_row(run_program, flags, flowers, output_di
     captured = capsys.readouterr()
     for path in broken:
         assert captured.err.count(f"skipped {path}: it is damaged") == 1
-    assert "train: 7 vectors of 16 numbers in 3 files, 3 pictures skipped" in captured.out
+    assert "train: 7 vectors of 16 numbers in 3 files, 3 images skipped" in captured.out
     last = pq.read_table(output_dir / "data" / "train-00002-of-00003.parquet")
     assert last.num_rows == 0 and last.schema.field("vector").type.list_size == 16
 
@@ -148,15 +148,15 @@ def test_settings_reach_the_features(run_program, flags, output_dir, tmp_path):
     assert wide.shape == (10, 32) and not np.allclose(wide[:, :16], plain)
 
 
-def test_several_labels_a_picture_and_none(run_program, model, flowers, output_dir, tmp_path, save_pictures):
-    rows = load_pictures(str(flowers)).train.remove_columns("label")
+def test_several_labels_a_image_and_none(run_program, model, flowers, output_dir, tmp_path, save_images):
+    rows = load_images(str(flowers)).train.remove_columns("label")
     feature = datasets.List(datasets.ClassLabel(names=["red", "thorny"]))
     labels = [[0], [0, 1], [], None, [1]] * 2
     rows.add_column("label", labels, feature=feature).save_to_disk(tmp_path / "several")
     run_program("embed", "--model_name_or_path", model, "--dataset", tmp_path / "several", "--output_dir", output_dir)
     found = load(output_dir, tmp_path, split="train")
     assert found["label"][:] == labels and found.features["label"] == feature
-    pile = save_pictures(tmp_path / "pile", 3)
+    pile = save_images(tmp_path / "pile", 3)
     other = tmp_path / "other"
     run_program("embed", "--model_name_or_path", model, "--dataset", pile, "--output_dir", other)
     assert load(other, tmp_path, split="train").column_names == ["row", "path", "vector"]
@@ -170,7 +170,7 @@ def test_several_labels_a_picture_and_none(run_program, model, flowers, output_d
         (["--layer", "1"], "layer (-1, now 1)"),
         (["--shard_size", "3"], "another --shard_size"),
         ("weights", "was made with another model"),
-        ("pictures", "another num_rows"),
+        ("images", "another num_rows"),
         ("names", "was made with another paths"),
     ],
 )
@@ -182,7 +182,7 @@ def test_features_of_other_settings_are_not_mixed(
     more = change if isinstance(change, list) else []
     if change == "weights":
         save_tiny_sit(model, seed=1)
-    elif change == "pictures":
+    elif change == "images":
         (flowers / "val" / "rose" / "00.png").unlink()
     elif change == "names":
         (flowers / "val" / "rose" / "00.png").rename(flowers / "val" / "rose" / "0.png")

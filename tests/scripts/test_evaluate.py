@@ -22,8 +22,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
-from modeling_sit.data.decoding import read_picture
-from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.decoding import decode_image
+from modeling_sit.data.sources import load_images
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 COLOURS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 30)}
@@ -75,15 +75,15 @@ def model_folder(vit, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory) -> Path:
-    """A folder of noisy pictures of one colour each: 8 a class to train, 3 to validate."""
-    folder = tmp_path_factory.mktemp("colours")
+def colors(tmp_path_factory) -> Path:
+    """A folder of noisy images of one color each: 8 a class to train, 3 to validate."""
+    folder = tmp_path_factory.mktemp("colors")
     generator = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):
-        for name, colour in COLOURS.items():
+        for name, color in COLOURS.items():
             (folder / split / name).mkdir(parents=True)
             for index in range(count):
-                pixels = np.clip(colour + generator.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+                pixels = np.clip(color + generator.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
                 PIL.Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
     return folder
 
@@ -104,11 +104,11 @@ def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_
     assert re.search(r"^knn +accuracy +0\.\d{4} +0\.\d{4} to 0\.\d{4}$", finished.stdout, re.MULTILINE)
     assert all(line.startswith("features:") for line in finished.stderr.splitlines() if line), finished.stderr
 
-    pictures = load_pictures("digits")
+    images = load_images("digits")
     processor = ViTImageProcessor.from_pretrained(model_folder)
     features, labels = [], []
-    for split in (pictures.train, pictures.validation):
-        inputs = processor([read_picture(picture) for picture in split["image"]], return_tensors="pt")
+    for split in (images.train, images.validation):
+        inputs = processor([decode_image(image) for image in split["image"]], return_tensors="pt")
         with torch.no_grad():
             features.append(vit(**inputs).last_hidden_state[:, 0].numpy())
         labels.append(np.array(split["label"]))
@@ -122,7 +122,7 @@ def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_
     assert all(low < results["knn"][name] < high for name, (low, high) in intervals.items())
     assert results == {
         "knn": {
-            # one picture of 360 for ties that fall differently in rounding
+            # one image of 360 for ties that fall differently in rounding
             "accuracy": pytest.approx(accuracy_score(labels[1], predictions), abs=1.5 / 360),
             "top_5_accuracy": pytest.approx(0.87, abs=0.1),
             "macro_f1": pytest.approx(f1_score(labels[1], predictions, average="macro"), abs=0.01),
@@ -141,9 +141,9 @@ def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_
     }
 
 
-def test_flags_reach_what_they_set(run, model_folder, colours, tmp_path, capsys):
+def test_flags_reach_what_they_set(run, model_folder, colors, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"dataset: {colours}\nmodel_name_or_path: {model_folder}\nknn_k: 3\npooling: mean\n")
+    recipe.write_text(f"dataset: {colors}\nmodel_name_or_path: {model_folder}\nknn_k: 3\npooling: mean\n")
     flags = ["--pooling", "token_mean", "--knn_temperature", 0.5, "--per_device_eval_batch_size", 5]
     flags += ["--output_dir", tmp_path / "new" / "folder", "--dataloader_num_workers", 1]
     assert run(recipe, *flags) == 0
@@ -151,11 +151,11 @@ def test_flags_reach_what_they_set(run, model_folder, colours, tmp_path, capsys)
     results = results_in(tmp_path / "new" / "folder")["knn"]
     assert (results["accuracy"], results["num_train"], results["num_validation"]) == (1.0, 24, 9)
     assert (results["k"], results["temperature"], results["pooling"]) == (3, 0.5, "token_mean")
-    assert (results["dataset"], results["split"]) == (str(colours), "val")
+    assert (results["dataset"], results["split"]) == (str(colors), "val")
     assert not (model_folder / "eval_results.json").exists()
 
 
-def test_before_any_training(run, program, vit, model_folder, colours, tmp_path, monkeypatch):
+def test_before_any_training(run, program, vit, model_folder, colors, tmp_path, monkeypatch):
     encoders = []
     extract_features = program.extract_features
     monkeypatch.setattr(
@@ -165,7 +165,7 @@ def test_before_any_training(run, program, vit, model_folder, colours, tmp_path,
     )
     for name, seed in {"a": 3, "b": 3, "c": 4}.items():
         flags = ["--from_scratch", "--seed", seed, "--output_dir", tmp_path / name]
-        assert run("--model_name_or_path", model_folder, "--dataset", colours, *flags) == 0
+        assert run("--model_name_or_path", model_folder, "--dataset", colors, *flags) == 0
         assert results_in(tmp_path / name)["knn"]["from_scratch"] is True
     first, again, other = (encoder.embeddings.patch_embeddings.projection.weight for encoder in encoders[::2])
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -173,10 +173,10 @@ def test_before_any_training(run, program, vit, model_folder, colours, tmp_path,
     assert not (model_folder / "eval_results.json").exists()
 
 
-def test_every_protocol_at_once_and_into_the_card(run, model_folder, colours, capsys):
+def test_every_protocol_at_once_and_into_the_card(run, model_folder, colors, capsys):
     card = model_folder / "README.md"
     card.write_text("---\nlicense: apache-2.0\n---\n\n# A card\n")
-    flags = ["--model_name_or_path", model_folder, "--dataset", colours, "--knn_k", 3, "--bootstrap_resamples", 20]
+    flags = ["--model_name_or_path", model_folder, "--dataset", colors, "--knn_k", 3, "--bootstrap_resamples", 20]
     flags += ["--protocols", "knn,linear,fewshot,retrieval", "--fewshot_labels", "50%", "2", "--update_model_card"]
     assert run(*flags, "--layer", 1) == 0
     first = ModelCard.load(card)
@@ -192,18 +192,18 @@ def test_every_protocol_at_once_and_into_the_card(run, model_folder, colours, ca
             assert re.search(rf"^{protocol} +{name} +{result[name]:.4f} ", out, re.MULTILINE)
     figures = {result.metric_name: result for result in first.data.eval_results}
     assert figures["knn accuracy"].metric_value == pytest.approx(results["knn"]["accuracy"])
-    assert (figures["knn accuracy"].dataset_type, figures["knn accuracy"].dataset_split) == (colours.name, "val")
+    assert (figures["knn accuracy"].dataset_type, figures["knn accuracy"].dataset_split) == (colors.name, "val")
     assert run(*flags) == 0
     assert len(ModelCard.load(card).data.eval_results) == len(first.data.eval_results)
     assert ModelCard.load(card).data.eval_results[0].metric_args["layer"] == -1
 
 
-def test_several_labels_per_picture(run, model_folder, colours, tmp_path):
-    pictures = load_pictures(str(colours))
+def test_several_labels_per_image(run, model_folder, colors, tmp_path):
+    images = load_images(str(colors))
     names = ["blue", "not red", "not blue"]
     label = datasets.List(datasets.ClassLabel(names=names))
     splits = {}
-    for split, rows in (("train", pictures.train), ("test", pictures.validation)):
+    for split, rows in (("train", images.train), ("test", images.validation)):
         labels = [[[0, 1], [1, 2], [2]][number] for number in rows["label"]]
         splits[split] = rows.remove_columns("label").add_column("label", labels, feature=label)
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
@@ -215,8 +215,8 @@ def test_several_labels_per_picture(run, model_folder, colours, tmp_path):
     assert results["knn"]["macro_f1"] == 1.0
 
 
-def test_two_processes_measure_what_one_does(run, model_folder, colours, tmp_path):
-    flags = ["--model_name_or_path", model_folder, "--dataset", colours, "--protocols", "knn,linear", "--knn_k", 3]
+def test_two_processes_measure_what_one_does(run, model_folder, colors, tmp_path):
+    flags = ["--model_name_or_path", model_folder, "--dataset", colors, "--protocols", "knn,linear", "--knn_k", 3]
     flags += ["--per_device_eval_batch_size", 5, "--device", "cpu", "--output_dir"]
     assert run(*flags, tmp_path / "one") == 0
     processes = start_together("evaluate", *flags, tmp_path / "two", log=tmp_path / "log")
@@ -225,60 +225,60 @@ def test_two_processes_measure_what_one_does(run, model_folder, colours, tmp_pat
     assert (tmp_path / "log").read_text().count("written to") == 1
 
 
-def test_two_processes_tell_a_mistake_once(model_folder, colours, tmp_path):
-    flags = ["--model_name_or_path", model_folder, "--dataset", colours / "train", "--device", "cpu"]
+def test_two_processes_tell_a_mistake_once(model_folder, colors, tmp_path):
+    flags = ["--model_name_or_path", model_folder, "--dataset", colors / "train", "--device", "cpu"]
     processes = start_together("evaluate", *flags, log=tmp_path / "log")
     assert [process.wait() for process in processes] == [1, 1]
     log = (tmp_path / "log").read_text()
     assert log.count("error: ") == 1 and "--validation_split" in log and "Traceback" not in log
 
 
-def test_classes_without_a_training_picture(run, model_folder, colours, tmp_path, capsys):
-    shutil.copytree(colours, tmp_path / "colours")
-    shutil.rmtree(tmp_path / "colours" / "train" / "red")
-    error = one_line_error(run, capsys, "--model_name_or_path", model_folder, "--dataset", tmp_path / "colours")
+def test_classes_without_a_training_image(run, model_folder, colors, tmp_path, capsys):
+    shutil.copytree(colors, tmp_path / "colors")
+    shutil.rmtree(tmp_path / "colors" / "train" / "red")
+    error = one_line_error(run, capsys, "--model_name_or_path", model_folder, "--dataset", tmp_path / "colors")
     assert "--validation_split val" in error and "red" in error
 
 
-def test_class_with_one_picture(run, model_folder, colours, tmp_path, capsys):
-    shutil.copytree(colours, tmp_path / "colours")
-    for path in sorted((tmp_path / "colours" / "train" / "red").iterdir())[1:]:
+def test_class_with_one_image(run, model_folder, colors, tmp_path, capsys):
+    shutil.copytree(colors, tmp_path / "colors")
+    for path in sorted((tmp_path / "colors" / "train" / "red").iterdir())[1:]:
         path.unlink()
-    flags = ["--model_name_or_path", model_folder, "--dataset", tmp_path / "colours", "--protocols", "linear"]
+    flags = ["--model_name_or_path", model_folder, "--dataset", tmp_path / "colors", "--protocols", "linear"]
     error = one_line_error(run, capsys, *flags)
-    assert "one training picture of red" in error and "--linear_c" in error
+    assert "one training image of red" in error and "--linear_c" in error
     assert run(*flags, "--linear_c", 0.1) == 0
 
 
-def test_splits_can_be_exchanged(run, model_folder, colours):
+def test_splits_can_be_exchanged(run, model_folder, colors):
     flags = ["--train_split", "val", "--validation_split", "train", "--knn_k", 1]
-    assert run("--model_name_or_path", model_folder, "--dataset", colours, *flags) == 0
+    assert run("--model_name_or_path", model_folder, "--dataset", colors, *flags) == 0
     results = results_in(model_folder)["knn"]
     assert (results["num_train"], results["num_validation"], results["split"]) == (9, 24, "train")
 
 
-def test_results_of_other_protocols_stay(run, model_folder, colours):
+def test_results_of_other_protocols_stay(run, model_folder, colors):
     earlier = {"linear": {"accuracy": 0.5}, "knn": {"accuracy": 0.1, "k": 7}}
     (model_folder / "eval_results.json").write_text(json.dumps(earlier))
-    assert run("--model_name_or_path", model_folder, "--dataset", colours) == 0
+    assert run("--model_name_or_path", model_folder, "--dataset", colors) == 0
     results = results_in(model_folder)
     assert results["linear"] == earlier["linear"]
     assert (results["knn"]["accuracy"], results["knn"]["k"]) == (1.0, 20)
     assert [path.name for path in model_folder.glob("eval_results*")] == ["eval_results.json"]
 
 
-def test_heads_are_left_out(run, vit, model_folder, colours):
+def test_heads_are_left_out(run, vit, model_folder, colors):
     """A classifier's folder measures its encoder, though `AutoModel` finds no pooler there."""
     classifier = ViTForImageClassification(vit.config)
     classifier.vit.load_state_dict(vit.state_dict())
     classifier.save_pretrained(model_folder)
-    assert run("--model_name_or_path", model_folder, "--dataset", colours) == 0
+    assert run("--model_name_or_path", model_folder, "--dataset", colors) == 0
     assert results_in(model_folder)["knn"]["accuracy"] == 1.0
 
 
-def test_unreadable_pictures_are_counted_and_named(run, model_folder, tmp_path, colours, capsys):
-    folder = tmp_path / "colours"
-    shutil.copytree(colours, folder)
+def test_unreadable_images_are_counted_and_named(run, model_folder, tmp_path, colors, capsys):
+    folder = tmp_path / "colors"
+    shutil.copytree(colors, folder)
     broken = [folder / "train" / "green" / "broken.png", folder / "val" / "red" / "broken.png"]
     for path in broken:
         path.write_bytes(b"broken")
@@ -287,19 +287,19 @@ def test_unreadable_pictures_are_counted_and_named(run, model_folder, tmp_path, 
     assert (results["num_train"], results["num_validation"], results["skipped"]) == (24, 9, 2)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped ")]
     assert [line.split(": ")[0] for line in lines] == [f"skipped {path}" for path in broken]
-    assert all("not a picture" in line for line in lines)
+    assert all("not an image" in line for line in lines)
 
 
-def test_pictures_without_a_label_are_left_out(run, model_folder, tmp_path, colours):
-    pictures = load_pictures(str(colours))
-    for labelled in (5, 0):
-        labels = [0, 1, 2, 1, 0, *[-1] * 4] if labelled else [-1] * 9
-        unlabelled = pictures.validation.remove_columns("label").add_column(
-            "label", labels, feature=pictures.train.features["label"]
+def test_images_without_a_label_are_left_out(run, model_folder, tmp_path, colors):
+    images = load_images(str(colors))
+    for labeled in (5, 0):
+        labels = [0, 1, 2, 1, 0, *[-1] * 4] if labeled else [-1] * 9
+        unlabeled = images.validation.remove_columns("label").add_column(
+            "label", labels, feature=images.train.features["label"]
         )
-        folder = tmp_path / f"saved{labelled}"
-        datasets.DatasetDict({"train": pictures.train, "test": unlabelled}).save_to_disk(folder)
-        assert run("--model_name_or_path", model_folder, "--dataset", folder) == (0 if labelled else 1)
+        folder = tmp_path / f"saved{labeled}"
+        datasets.DatasetDict({"train": images.train, "test": unlabeled}).save_to_disk(folder)
+        assert run("--model_name_or_path", model_folder, "--dataset", folder) == (0 if labeled else 1)
         assert results_in(model_folder)["knn"]["num_validation"] == 5
 
 
@@ -317,7 +317,7 @@ def one_line_error(run, capsys, *flags, code: int = 1) -> str:
         (["--protocols", "knn,liner"], 2, ["--protocols", "'liner'", "only knn"]),
         (["--protocols", ""], 2, ["--protocols", "only knn"]),
         (["--knn_k", "0"], 2, ["--knn_k 0", "at least 1"]),
-        (["--knn_k", "25"], 1, ["--knn_k 25", "24 training pictures"]),
+        (["--knn_k", "25"], 1, ["--knn_k 25", "24 training images"]),
         (
             ["--protocols", "linear,fewshot", "--fewshot_labels", "9"],
             1,
@@ -338,23 +338,23 @@ def one_line_error(run, capsys, *flags, code: int = 1) -> str:
         (["--per_device_eval_batch_size", "0"], 2, ["--per_device_eval_batch_size 0", "at least 1"]),
     ],
 )
-def test_flag_out_of_range(run, model_folder, colours, capsys, flags, code, messages):
-    flags = ["--model_name_or_path", model_folder, "--dataset", colours, *flags]
+def test_flag_out_of_range(run, model_folder, colors, capsys, flags, code, messages):
+    flags = ["--model_name_or_path", model_folder, "--dataset", colors, *flags]
     error = one_line_error(run, capsys, *flags, code=code)
     assert all(message in error for message in messages)
     assert not (model_folder / "eval_results.json").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_device_that_is_not_there(run, model_folder, colours, capsys):
-    flags = ["--model_name_or_path", model_folder, "--dataset", colours, "--device", "cuda"]
+def test_device_that_is_not_there(run, model_folder, colors, capsys):
+    flags = ["--model_name_or_path", model_folder, "--dataset", colors, "--device", "cuda"]
     assert "--device cuda" in one_line_error(run, capsys, *flags)
 
 
-def test_data_without_validation_split_or_labels(run, model_folder, colours, capsys):
+def test_data_without_validation_split_or_labels(run, model_folder, colors, capsys):
     model = ["--model_name_or_path", model_folder, "--dataset"]
-    assert "--validation_split" in one_line_error(run, capsys, *model, colours / "train")
-    error = one_line_error(run, capsys, *model, colours / "train" / "red")
+    assert "--validation_split" in one_line_error(run, capsys, *model, colors / "train")
+    error = one_line_error(run, capsys, *model, colors / "train" / "red")
     assert "--validation_split" in error or "--label_column" in error
 
 
@@ -366,8 +366,8 @@ def test_data_without_labels(run, model_folder, tmp_path, capsys):
     assert "--label_column" in one_line_error(run, capsys, *flags)
 
 
-def test_model_folder_with_something_missing(run, vit, model_folder, colours, tmp_path, capsys):
-    flags = ["--dataset", colours, "--output_dir", tmp_path / "out", "--model_name_or_path"]
+def test_model_folder_with_something_missing(run, vit, model_folder, colors, tmp_path, capsys):
+    flags = ["--dataset", colors, "--output_dir", tmp_path / "out", "--model_name_or_path"]
     error = one_line_error(run, capsys, *flags, tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in error and "no such folder" in error
     (tmp_path / "empty").mkdir()
@@ -386,21 +386,21 @@ def test_model_folder_with_something_missing(run, vit, model_folder, colours, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_model_on_the_hub_needs_an_output_folder(run, colours, capsys):
-    error = one_line_error(run, capsys, "--model_name_or_path", "someone/some-vit", "--dataset", colours)
+def test_model_on_the_hub_needs_an_output_folder(run, colors, capsys):
+    error = one_line_error(run, capsys, "--model_name_or_path", "someone/some-vit", "--dataset", colors)
     assert "--output_dir" in error
 
 
-def test_features_that_are_not_finite(run, vit, model_folder, colours, capsys):
+def test_features_that_are_not_finite(run, vit, model_folder, colors, capsys):
     state = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
     state["layernorm.bias"][3] = torch.nan
     vit.save_pretrained(model_folder, state_dict=state)
-    assert "not finite" in one_line_error(run, capsys, "--model_name_or_path", model_folder, "--dataset", colours)
+    assert "not finite" in one_line_error(run, capsys, "--model_name_or_path", model_folder, "--dataset", colors)
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
-def test_results_file_of_something_else_is_left_alone(run, model_folder, colours, capsys, content):
+def test_results_file_of_something_else_is_left_alone(run, model_folder, colors, capsys, content):
     (model_folder / "eval_results.json").write_text(content)
-    error = one_line_error(run, capsys, "--model_name_or_path", model_folder, "--dataset", colours)
+    error = one_line_error(run, capsys, "--model_name_or_path", model_folder, "--dataset", colors)
     assert "eval_results.json" in error
     assert (model_folder / "eval_results.json").read_text() == content

@@ -38,9 +38,9 @@ from transformers import (
 
 import modeling_sit.losses
 from modeling_sit import SiTForPreTraining, SiTImageProcessor, SiTModel, gmml
-from modeling_sit.data.decoding import read_picture
-from modeling_sit.data.sampling import PictureBatches
-from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.decoding import decode_image
+from modeling_sit.data.sampling import ResumableBatchSampler
+from modeling_sit.data.sources import load_images
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 
@@ -51,7 +51,7 @@ TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, **H
 def flags_for(
     output_dir, *flags, dataset="digits", channels=1, steps=2, batch_size=8, previews=0, **overrides
 ) -> list[str]:
-    """Flags of a run of a fraction of a second: a model of two narrow blocks on pictures of four patches."""
+    """Flags of a run of a fraction of a second: a model of two narrow blocks on images of four patches."""
     fields = {**TINY, "num_channels": channels, **overrides}
     return [
         *("--dataset", str(dataset), "--output_dir", str(output_dir)),
@@ -139,7 +139,7 @@ class TestOutput:
         ]
         assert checkpoints_of(folder) == [2, 4]
         out = capsys.readouterr().out
-        assert "digits: 1,437 pictures" in out and str(folder) in out
+        assert "digits: 1,437 images" in out and str(folder) in out
 
     def test_log(self, pretrain):
         lines = metrics_of(pretrain(steps=3, batch_size=16))
@@ -194,10 +194,10 @@ class TestOutput:
 
     def test_pipelines_load_it(self, pretrain):
         folder = pretrain(channels=3, steps=1)
-        picture = PIL.Image.new("RGB", (20, 30), "red")
-        features = pipeline("image-feature-extraction", model=str(folder))(picture)
+        image = PIL.Image.new("RGB", (20, 30), "red")
+        features = pipeline("image-feature-extraction", model=str(folder))(image)
         assert np.array(features).shape == (1, 5, 16)
-        answers = pipeline("image-classification", model=str(folder))(picture)
+        answers = pipeline("image-classification", model=str(folder))(image)
         assert all(0 <= answer["score"] <= 1 for answer in answers)
 
     def test_plain_vit_loads_it(self, pretrain):
@@ -226,7 +226,7 @@ class TestOutput:
         folder = pretrain("--seed", 7, name="my run", steps=2, previews=1)
         card = ModelCard.load(folder / "README.md")
         assert card.data.library_name == "transformers"
-        assert "1,437 pictures of `digits`" in card.text
+        assert "1,437 images of `digits`" in card.text
         assert "- `--seed`: `7`" in card.text
         assert "--noise_ratio" not in card.text.partition("What was run")[2].partition("```\n\n")[2]
         assert "previews/step-00000002.png" in card.text
@@ -256,24 +256,24 @@ class TestOutput:
         assert "default: 0.996" in re.sub(r"\s+", " ", text)
 
 
-class TestBadPictures:
+class TestBadImages:
     @pytest.fixture
-    def pile(self, tmp_path, save_pictures) -> Path:
-        """A flat folder: 10 good pictures, 8 odd but readable ones, 3 that cannot be read."""
-        folder = save_pictures(tmp_path / "pile", 10)
-        picture = PIL.Image.open(folder / "00.png")
-        picture.convert("L").save(folder / "grey.png")
-        picture.convert("RGBA").save(folder / "rgba.png")
-        picture.convert("CMYK").save(folder / "cmyk.jpg")
-        picture.convert("P").save(folder / "palette.gif")
-        picture.convert("1").save(folder / "one_bit.png")
+    def pile(self, tmp_path, save_images) -> Path:
+        """A flat folder: 10 good images, 8 odd but readable ones, 3 that cannot be read."""
+        folder = save_images(tmp_path / "pile", 10)
+        image = PIL.Image.open(folder / "00.png")
+        image.convert("L").save(folder / "grey.png")
+        image.convert("RGBA").save(folder / "rgba.png")
+        image.convert("CMYK").save(folder / "cmyk.jpg")
+        image.convert("P").save(folder / "palette.gif")
+        image.convert("1").save(folder / "one_bit.png")
         PIL.Image.new("RGB", (1, 1), "red").save(folder / "one_pixel.png")
         PIL.Image.fromarray(np.full((9, 9), 40000, dtype=np.uint16)).save(folder / "deep.png")
         exif = PIL.Image.Exif()
         exif[0x0112] = 6
-        picture.save(folder / "turned.jpg", exif=exif)
+        image.save(folder / "turned.jpg", exif=exif)
         buffer = io.BytesIO()
-        picture.resize((200, 200)).save(buffer, "JPEG")
+        image.resize((200, 200)).save(buffer, "JPEG")
         (folder / "truncated.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
         (folder / "empty.png").write_bytes(b"")
         (folder / "page.jpg").write_text("<html><body>404</body></html>")
@@ -286,17 +286,17 @@ class TestBadPictures:
         folder = pretrain(*flags, dataset=pile, channels=3, batch_size=7, steps=9)
         assert len(metrics_of(folder)) == 9
         captured = capsys.readouterr()
-        named = re.findall(r"skipped an unreadable picture: (.*?):", captured.err)
+        named = re.findall(r"skipped an unreadable image: (.*?):", captured.err)
         assert sorted(named) == sorted(str(pile / name) for name in ("empty.png", "page.jpg", "truncated.jpg"))
-        assert "3 unreadable picture(s) were skipped" in captured.out
-        assert "21 pictures, 3 of them unreadable and skipped" in (folder / "README.md").read_text()
+        assert "3 unreadable image(s) were skipped" in captured.out
+        assert "21 images, 3 of them unreadable and skipped" in (folder / "README.md").read_text()
 
     def test_are_named_on_lines_of_their_own(self, pretrain, pile, capsys):
         """Not behind the progress bar, which stands on the line that it writes again and again."""
         pretrain(dataset=pile, channels=3, batch_size=7, steps=3)
         lines = [line for line in capsys.readouterr().err.splitlines() if "unreadable" in line]
         assert len(lines) == 3
-        assert all(line.startswith("skipped an unreadable picture: ") for line in lines), lines
+        assert all(line.startswith("skipped an unreadable image: ") for line in lines), lines
 
     @pytest.mark.parametrize("flags", [(), ("--dataloader_num_workers", 1), ("--streaming",)])
     def test_can_be_an_error(self, refused, pile, flags):
@@ -310,18 +310,18 @@ class TestBadPictures:
         for number in range(10):
             (tmp_path / "pile" / f"{number}.png").write_bytes(b"")
         error = refused("--dataloader_num_workers", workers, dataset=tmp_path / "pile", channels=3)
-        assert str(tmp_path / "pile") in error and "UnreadablePicture" not in error
+        assert str(tmp_path / "pile") in error and "UnreadableImage" not in error
 
-    def test_many_in_a_row_on_the_way(self, refused, tmp_path, save_pictures, monkeypatch):
-        """The first pictures are read for the preview; here it is the loader that meets the bad ones."""
+    def test_many_in_a_row_on_the_way(self, refused, tmp_path, save_images, monkeypatch):
+        """The first images are read for the preview; here it is the loader that meets the bad ones."""
         monkeypatch.setattr("modeling_sit.data.crops.MAX_UNREADABLE_IN_A_ROW", 5)
-        pile = save_pictures(tmp_path / "pile", 10)
+        pile = save_images(tmp_path / "pile", 10)
         for number in range(10):
             (pile / f"bad{number}.png").write_bytes(b"")
         for workers in (0, 1):
             flags = ["--dataloader_num_workers", workers, "--overwrite_output_dir"]
             error = refused(*flags, dataset=pile, channels=3, steps=8)
-            assert "bad" in error and "UnreadablePicture" not in error
+            assert "bad" in error and "UnreadableImage" not in error
 
 
 @pytest.mark.slow
@@ -361,7 +361,7 @@ class TestGoingOn:
     @staticmethod
     def stop_after(monkeypatch, load_program, steps: int):
         """Ctrl-C when so many steps are done."""
-        progress = load_program("pretrain").RunProgress
+        progress = load_program("pretrain").MetricLogger
         advance, count = progress.advance, iter(range(1, 1000))
 
         def counting(self):
@@ -378,8 +378,8 @@ class TestGoingOn:
             ("--dataloader_num_workers", 2),
             ("--gradient_accumulation_steps", 2),
             ("--gradient_accumulation_steps", 2, "--dataloader_num_workers", 1, "--mixed_precision", "bf16"),
-            ("--picture_cache", "memory", "--dataloader_num_workers", 2),
-            ("--picture_cache", "device", "--dataloader_num_workers", 1),
+            ("--image_cache", "memory", "--dataloader_num_workers", 2),
+            ("--image_cache", "device", "--dataloader_num_workers", 1),
         ],
     )
     def test_bit_for_bit(self, pretrain, run_program, load_program, monkeypatch, tmp_path, flags):
@@ -410,15 +410,15 @@ class TestGoingOn:
             assert all(torch.equal(moments[name], others[name]) for name in moments)
 
     @pytest.mark.parametrize("flags", [(), ("--streaming", "--shuffle_buffer_size", 40)])
-    def test_skipped_pictures_are_not_decoded(self, pretrain, monkeypatch, flags):
+    def test_skipped_images_are_not_decoded(self, pretrain, monkeypatch, flags):
         decoded = []
 
         def counting(*arguments, **settings):
             decoded.append(1)
-            return read_picture(*arguments, **settings)
+            return decode_image(*arguments, **settings)
 
         for module in ("sources", "streaming"):
-            monkeypatch.setattr(f"modeling_sit.data.{module}.read_picture", counting)
+            monkeypatch.setattr(f"modeling_sit.data.{module}.decode_image", counting)
         folder = pretrain("--checkpointing_steps", 5, *flags, steps=6, batch_size=16)
         whole = len(decoded)
         shutil.rmtree(checkpoint(folder, 6))
@@ -530,8 +530,8 @@ class TestCheckpoints:
         folder = pretrain("--checkpointing_steps", 1, "--checkpoints_total_limit", 2, steps=5)
         assert checkpoints_of(folder) == [4, 5]
 
-    def test_every_epoch(self, pretrain, save_pictures, tmp_path):
-        pile = save_pictures(tmp_path / "pile", 17)
+    def test_every_epoch(self, pretrain, save_images, tmp_path):
+        pile = save_images(tmp_path / "pile", 17)
         flags = ["--checkpointing_steps", "epoch", "--checkpoints_total_limit", 0]
         folder = pretrain(*flags, dataset=pile, channels=3, batch_size=8, steps=5)
         assert checkpoints_of(folder) == [2, 4, 5]
@@ -541,8 +541,8 @@ class TestCheckpoints:
         assert not (folder / "checkpoints").exists()
         assert (folder / "model.safetensors").exists()
 
-    def test_epochs_set_the_length(self, pretrain, save_pictures, tmp_path, run_program):
-        pile = save_pictures(tmp_path / "pile", 17)
+    def test_epochs_set_the_length(self, pretrain, save_images, tmp_path, run_program):
+        pile = save_images(tmp_path / "pile", 17)
         flags = flags_for(tmp_path / "out", "--num_train_epochs", 3, dataset=pile, channels=3)
         place = flags.index("--max_train_steps")
         assert run_program("pretrain", *flags[:place], *flags[place + 2 :]) == 0
@@ -558,31 +558,31 @@ class TestCheckpoints:
 class TestMonitors:
     def test_are_logged_and_change_nothing(self, run_program, pretrain, tmp_path):
         plain = pretrain(name="plain", steps=3)
-        flags = flags_for(tmp_path / "watched", "--monitor_pictures", 50, steps=3)
+        flags = flags_for(tmp_path / "watched", "--monitor_images", 50, steps=3)
         flags[flags.index("--monitor_steps") + 1] = "2"
         assert run_program("pretrain", *flags) == 0
         assert_equal(weights_in(tmp_path / "watched"), weights_in(plain))
         lines = [json.loads(line) for line in (tmp_path / "watched" / "monitors.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [2, 3]
-        names = {"rankme", "projection_rankme", "embedding_spread", "teacher_agreement"}
+        names = {"rankme", "projection_rankme", "embedding_std", "teacher_agreement"}
         assert set(lines[0]) == {"step", "epoch", "knn_accuracy", "linear_accuracy", *names}
 
     def test_collapse_is_told(self, run_program, tmp_path, monkeypatch, load_program, capsys):
         program = load_program("pretrain")
-        monkeypatch.setattr(program.OnlineMonitors, "run", lambda *networks: {"embedding_spread": 0.001})
-        flags = flags_for(tmp_path / "out", "--monitor_pictures", 50, steps=1)
+        monkeypatch.setattr(program.OnlineMonitors, "run", lambda *networks: {"embedding_std": 0.001})
+        flags = flags_for(tmp_path / "out", "--monitor_images", 50, steps=1)
         flags[flags.index("--monitor_steps") + 1] = "1"
         assert run_program("pretrain", *flags) == 0
         assert "collapse" in capsys.readouterr().err
 
-    def test_pictures_of_a_test_split_are_left_alone(self, load_program, monkeypatch):
+    def test_images_of_a_test_split_are_left_alone(self, load_program, monkeypatch):
         program = load_program("pretrain")
         flags = program.Flags(**dict.fromkeys(field.name for field in dataclasses.fields(program.Flags)))
         flags.streaming = program.StreamingArguments()
         for asked, validation in ((None, None), ("test", "test")):
             flags.run = program.PretrainingArguments(dataset="digits", output_dir="out", validation_split=asked)
-            pictures = program.load_training_pictures(flags)
-            assert (pictures.validation and str(pictures.validation.split)) == validation
+            images = program.load_training_images(flags)
+            assert (images.validation and str(images.validation.split)) == validation
 
 
 class TestDivergence:
@@ -668,7 +668,7 @@ class TestMistakes:
             (["--reconstruction_weight", 0, "--contrastive_weight", 0], {}, ["--reconstruction_weight"]),
             ([], {"hiden_size": 32}, ["--config_overrides", "hiden_size", "hidden_size"]),
             ([], {"num_attention_heads": 3}, ["num_attention_heads"]),
-            (["--per_device_train_batch_size", 2000], {}, ["1437 pictures", "--per_device_train_batch_size"]),
+            (["--per_device_train_batch_size", 2000], {}, ["1437 images", "--per_device_train_batch_size"]),
             (["--image_mean", 0.5, 0.5], {}, ["--image_mean"]),
             (["--noise_ratio", 0.7, 0.5], {}, ["--noise_ratio"]),
             (["--block_size", 0, 0.5], {}, ["--block_size"]),
@@ -715,7 +715,7 @@ class TestMistakes:
             ([], {"hiden_size": 3}),
             ([], {"batch_size": 2000}),
             ([], {"num_attention_heads": 3}),
-            (["--picture_cache", "disk", "--picture_cache_dir", "/dev/null/cache"], {}),
+            (["--image_cache", "disk", "--image_cache_dir", "/dev/null/cache"], {}),
         ],
     )
     def test_overwriting_loses_nothing_before_the_new_run_can_start(self, pretrain, refused, flags, mistake):
@@ -837,8 +837,8 @@ class TestSettings:
         program = load_program("pretrain")
         augmentation = program.ViewAugmentation
         monkeypatch.setattr(augmentation, "augment_in_chunks", augmentation.augment_at_once)
-        monkeypatch.setattr(gmml, "_cover_one_by_one", gmml._cover_batched)
-        monkeypatch.setattr(gmml, "_fill_one_by_one", gmml._fill_batched)
+        monkeypatch.setattr(gmml, "_mask_loop", gmml._mask_batched)
+        monkeypatch.setattr(gmml, "_fill_loop", gmml._fill_batched)
         called = set()
 
         def watch(owner, name):
@@ -853,8 +853,8 @@ class TestSettings:
             monkeypatch.setattr(owner, name, watched)
 
         watch(program.Pretraining, "train_on")
-        watch(program.RunProgress, "count")
-        watch(program.RunProgress, "count_gradient")
+        watch(program.MetricLogger, "count")
+        watch(program.MetricLogger, "count_gradient")
         pretrain(*flags)
         for part in ("convolution", "convolution_backward", "_foreach_lerp_.Scalar", "_fused_adamw_", "rand.default"):
             assert any(part in name for name in called), part
@@ -889,7 +889,7 @@ class TestSettings:
         shape = weights_in(folder)["vit.embeddings.patch_embeddings.projection.weight"].shape
         assert shape == (16, num_channels, 8, 8)
 
-    def test_pictures_that_are_not_square(self, pretrain):
+    def test_images_that_are_not_square(self, pretrain):
         folder = pretrain(steps=1, previews=1, image_size="[16,32]")
         assert json.loads((folder / "config.json").read_text())["image_size"] == [16, 32]
 
@@ -943,8 +943,8 @@ class TestStartingFromAModel:
         config = json.loads((tmp_path / "out" / "config.json").read_text())
         assert (config["model_type"], config["intermediate_size"]) == ("sit_gmml", 24)
 
-    def test_normalises_as_the_model_was_trained(self, run_program, save_tiny_sit, tmp_path):
-        """Else the pictures that it sees are of other colours than those that its weights know."""
+    def test_normalizes_as_the_model_was_trained(self, run_program, save_tiny_sit, tmp_path):
+        """Else the images that it sees are of other colors than those that its weights know."""
         model = save_tiny_sit(tmp_path / "model", num_channels=1)
         SiTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.2], image_std=[0.3]).save_pretrained(model)
         folder = self.start(run_program, model, tmp_path / "out")
@@ -1019,13 +1019,13 @@ def test_launched_by_accelerate(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path, save_pictures, run_program, capsys):
+def test_two_processes(tmp_path, save_images, run_program, capsys):
     """Two processes with half the batch each see what one with all of it sees."""
-    batches = PictureBatches(16, 4, seed=42, stop=2, process_index=1, num_processes=2)
+    batches = ResumableBatchSampler(16, 4, seed=42, stop=2, process_index=1, num_processes=2)
     of_second_process = [index for batch in batches for index, _ in batch]
     # One that is not in the preview, which the first process reads.
     bad = next(index for index in of_second_process if index >= 8)
-    pile = save_pictures(tmp_path / "pile", 16)
+    pile = save_images(tmp_path / "pile", 16)
     (pile / f"{bad:02}.png").write_bytes(b"")
     off = ["--horizontal_flip_probability", 0, "--color_jitter_probability", 0, "--grayscale_probability", 0]
     off += ["--blur_probability", 0, 0, "--solarize_probability", 0, 0, "--corruption", "none"]
@@ -1050,18 +1050,18 @@ def test_two_processes(tmp_path, save_pictures, run_program, capsys):
 
     one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
     assert [line["step"] for line in two] == [1, 2]
-    # The same pictures and weights at the first step; after it, each process's batch norm saw its own pictures.
+    # The same images and weights at the first step; after it, each process's batch norm saw its own images.
     assert two[0]["reconstruction_loss"] == pytest.approx(one[0]["reconstruction_loss"], rel=1e-5)
     assert two[0]["learning_rate"] == one[0]["learning_rate"]
-    # Contrast over the pictures of both: log(8) at random, not the log(4) of one process's pictures.
+    # Contrast over the images of both: log(8) at random, not the log(4) of one process's images.
     assert two[0]["contrastive_loss"] > 0.8 * one[0]["contrastive_loss"]
     weights, others = (weights_in(tmp_path / name) for name in ("one", "two"))
     for name in weights:
         if name.startswith("vit."):
             torch.testing.assert_close(weights[name], others[name], rtol=0, atol=2e-3)
     assert finished.stderr.count(f"{bad:02}.png") == 1
-    assert "1 unreadable picture(s) were skipped" in finished.stdout
-    assert "16 pictures, 1 of them unreadable and skipped" in (tmp_path / "two" / "README.md").read_text()
+    assert "1 unreadable image(s) were skipped" in finished.stdout
+    assert "16 images, 1 of them unreadable and skipped" in (tmp_path / "two" / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -1091,7 +1091,7 @@ def test_labels_of_any_kind_are_no_obstacle(pretrain, refused, tmp_path, streami
     """Two columns of labels, one of them of lists: which is meant, pretraining need not know."""
     label = datasets.ClassLabel(names=["a", "b"])
     features = {"image": datasets.Image(), "fine": label, "coarse": datasets.List(label)}
-    digits = load_pictures("digits").train[:9]
+    digits = load_images("digits").train[:9]
     rows = {"image": digits["image"], "fine": [0, 1, 0] * 3, "coarse": [[0, 1], [], None] * 3}
     datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(tmp_path / "train.parquet")
     flags = ["--monitor_steps", 1, *(["--streaming", True] if streaming else [])]
@@ -1100,4 +1100,4 @@ def test_labels_of_any_kind_are_no_obstacle(pretrain, refused, tmp_path, streami
         measured = json.loads((folder / "monitors.jsonl").read_text().splitlines()[-1])
         assert "rankme" in measured and "knn_accuracy" not in measured
     message = refused(*flags, "--monitors", "knn", dataset=tmp_path / "train.parquet")
-    assert "--monitors knn: needs one label for each picture" in message and "--label_column" in message
+    assert "--monitors knn: needs one label for each image" in message and "--label_column" in message

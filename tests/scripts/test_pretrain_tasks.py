@@ -28,7 +28,7 @@ TINY = {
 
 
 def flags_for(output_dir: Path, dataset="digits", channels: int = 1, steps: int = 2, **overrides) -> dict:
-    """Flags of a run of a fraction of a second: two narrow blocks, four patches, batches of four pictures."""
+    """Flags of a run of a fraction of a second: two narrow blocks, four patches, batches of four images."""
     config = {**TINY, "num_channels": channels, **overrides}
     return {
         "dataset": str(dataset),
@@ -121,8 +121,8 @@ def slow_contrastive_loss(batch: dict, temperature: float = 0.2) -> float:
     loss = 0.0
     for views in (slice(0, 4), slice(4, 8)):
         others = slice(4, 8) if views.start == 0 else slice(0, 4)
-        for picture, row in enumerate(cosines(batch["projection"][views], batch["teacher_projections"][others])):
-            loss += 2 * temperature * cross_entropy([value / temperature for value in row], picture) / 4
+        for image, row in enumerate(cosines(batch["projection"][views], batch["teacher_projections"][others])):
+            loss += 2 * temperature * cross_entropy([value / temperature for value in row], image) / 4
     return loss
 
 
@@ -255,7 +255,7 @@ class TestLosses:
 
 # Which views.
 
-# Nothing but the whole picture, scaled; each test switches on the one flag that it is about.
+# Nothing but the whole image, scaled; each test switches on the one flag that it is about.
 OFF = {
     "crop_scale": [1.0, 1.0],
     "crop_ratio": [1.2, 1.2],
@@ -273,7 +273,7 @@ OFF = {
 
 @pytest.fixture
 def ramps(tmp_path) -> Path:
-    """Four pictures of 24 x 20 pixels, the whole of which has the ratio 1.2: red tells the column, green the row."""
+    """Four images of 24 x 20 pixels, the whole of which has the ratio 1.2: red tells the column, green the row."""
     folder = tmp_path / "ramps"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -287,7 +287,7 @@ def ramps(tmp_path) -> Path:
 
 @pytest.fixture
 def views_of(pretrain, ramps):
-    """The clean views of a run's first batch, in [0, 1]: with mean 0 and standard deviation 1 nothing is normalised."""
+    """The clean views of a run's first batch, in [0, 1]: with mean 0 and standard deviation 1 nothing is normalized."""
 
     def views_of(settings: dict, name: str, by_recipe: bool = False) -> torch.Tensor:
         settings = {**OFF, "image_mean": [0, 0, 0], "image_std": [1, 1, 1], **settings}

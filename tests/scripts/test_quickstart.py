@@ -1,4 +1,4 @@
-"""scripts/quickstart.py: the table, the pictures, and the lines that it tells to type."""
+"""scripts/quickstart.py: the table, the images, and the lines that it tells to type."""
 
 import json
 import re
@@ -62,9 +62,9 @@ def test_everything(quick, run_program, tmp_path, monkeypatch, capsys):
     previews = sorted((output_dir / "pretrained" / "previews").iterdir())
     assert (output_dir / "reconstructions.png").read_bytes() == previews[-1].read_bytes()
     for name in ("results.png", "reconstructions.png"):
-        with PIL.Image.open(output_dir / name) as picture:
-            picture.load()
-            assert min(picture.size) > 200
+        with PIL.Image.open(output_dir / name) as image:
+            image.load()
+            assert min(image.size) > 200
         assert name in out
 
     *_, first, second, third = out.strip().splitlines()

@@ -40,7 +40,7 @@ def flags_for(output_dir: Path, *flags) -> list:
         *("--config_overrides", OVERRIDES),
         *("--per_device_train_batch_size", 100, "--max_train_steps", NUM_STEPS, "--base_learning_rate", 0.05),
         *("--checkpointing_steps", 2, "--logging_steps", 5, "--preview_steps", 6),
-        *("--monitor_steps", 7, "--monitor_pictures", 64),
+        *("--monitor_steps", 7, "--monitor_images", 64),
         *flags,
     ]
 
@@ -85,7 +85,7 @@ def wait_for_step(process: ProgramProcess, folder: Path, step: int) -> None:
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:
-    """Weights, optimiser and log equal to the last bit, and nothing else lies about."""
+    """Weights, optimizer and log equal to the last bit, and nothing else lies about."""
     last = f"checkpoints/step-{NUM_STEPS:08d}"
     for name in ("model.safetensors", f"{last}/model.safetensors", f"{last}/teacher.safetensors"):
         weights, expected = load_file(folder / name), load_file(whole / name)
@@ -176,7 +176,7 @@ class TestStopped:
 
     def test_while_monitors_have_workers_of_their_own(self, start, tmp_path):
         folder = tmp_path / "out"
-        flags = ["--monitor_steps", 1, "--monitor_pictures", 1000, "--dataloader_num_workers", 2]
+        flags = ["--monitor_steps", 1, "--monitor_images", 1000, "--dataloader_num_workers", 2]
         process = start(folder, *flags, "--checkpointing_steps", 1000)
         while not (folder / "monitors.jsonl").exists() or not (folder / "monitors.jsonl").read_text():
             assert process.is_alive(), process.log.read_text()
@@ -318,7 +318,7 @@ def streamed(tmp_path_factory) -> Path:
 
 
 class TestStreamed:
-    """Streams, too, go on at the very picture."""
+    """Streams, too, go on at the very image."""
 
     def test_killed_and_stopped_on_the_way(self, start, streamed, tmp_path):
         folder, draws = tmp_path / "out", random.Random(3)
@@ -402,9 +402,9 @@ class TestSeveralProcesses:
         said = processes[0].log.read_text()
         assert said.count("error:") == 1 and flags[0] in said and "Traceback" not in said
 
-    def test_unreadable_picture_of_one_ends_both(self, tmp_path, save_pictures):
+    def test_unreadable_image_of_one_ends_both(self, tmp_path, save_images):
         """Only one of them meets it in its first batch."""
-        pile = save_pictures(tmp_path / "pile", 20)
+        pile = save_images(tmp_path / "pile", 20)
         (pile / "99.png").write_bytes(b"")
         flags = [*flags_for(tmp_path / "out", "--on_bad_image", "error"), "--per_device_train_batch_size", 10]
         flags[flags.index("digits")] = pile

@@ -11,7 +11,7 @@ import torch
 from transformers import ResNetConfig, ResNetModel
 
 from modeling_sit import SiTForImageClassification
-from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.sources import load_images
 
 COMMANDS = ("reconstructions", "embeddings", "attention", "neighbours")
 
@@ -22,10 +22,10 @@ def model(save_tiny_sit, tmp_path):
 
 
 @pytest.fixture
-def flowers(save_pictures, tmp_path):
+def flowers(save_images, tmp_path):
     """Two splits of two classes."""
     for number, folder in enumerate(("train/rose", "train/tulip", "val/rose", "val/tulip")):
-        save_pictures(tmp_path / "flowers" / folder, 6, seed=number)
+        save_images(tmp_path / "flowers" / folder, 6, seed=number)
     return tmp_path / "flowers"
 
 
@@ -67,68 +67,68 @@ def pixels(path) -> np.ndarray:
 def test_figures_are_a_function_of_the_seed(draw, command):
     state = torch.get_rng_state()
     extra = {"embeddings": ["--method", "pca"], "neighbours": ["--num_neighbours", 2, "--num_queries", 2]}
-    flags = extra.get(command, ["--num_pictures", 3])
+    flags = extra.get(command, ["--num_images", 3])
     first, again = (pixels(draw(command, *flags, "--seed", 1, output=name)) for name in ("1.png", "2.png"))
     np.testing.assert_array_equal(first, again)
     assert first.std() > 10
     assert torch.equal(torch.get_rng_state(), state)
-    if command != "embeddings":  # PCA has no seed, and all pictures are shown
+    if command != "embeddings":  # PCA has no seed, and all images are shown
         other = pixels(draw(command, *flags, "--seed", 2, output="3.png"))
         assert first.shape != other.shape or (first != other).any()
 
 
 def test_recipe_and_pdf(draw, tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("num_pictures: 2\n")
+    recipe.write_text("num_images: 2\n")
     assert draw("attention", output="figure.pdf").read_bytes().startswith(b"%PDF")
     path = tmp_path / "figures" / "figure.png"
-    assert draw("attention", "--num_pictures", 2, "--dots_per_inch", 20) == path
+    assert draw("attention", "--num_images", 2, "--dots_per_inch", 20) == path
     width = PIL.Image.open(path).width
-    draw("attention", "--num_pictures", 2, "--dots_per_inch", 40)
+    draw("attention", "--num_images", 2, "--dots_per_inch", 40)
     assert PIL.Image.open(path).width == pytest.approx(2 * width, abs=2)
 
 
 def test_recipe_behind_the_command(run_program, model, flowers, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"dataset: {flowers}\nmodel_name_or_path: {model}\noutput: {tmp_path}/figure.png\n")
-    assert run_program("visualize", "reconstructions", recipe, "--num_pictures", 3) == 0
+    assert run_program("visualize", "reconstructions", recipe, "--num_images", 3) == 0
     assert PIL.Image.open(tmp_path / "figure.png").width == 144 + 3 * (96 + 4)
 
 
-def test_pictures_from_outside(draw, flowers, save_pictures, tmp_path):
+def test_images_from_outside(draw, flowers, save_images, tmp_path):
     """Whatever their size and mode, each as it is."""
     PIL.Image.new("L", (100, 30), 200).save(tmp_path / "grey.png")
     files = [tmp_path / "grey.png", flowers / "val" / "rose" / "00.png"]
-    sheet = pixels(draw("reconstructions", "--pictures", *files, "--corruption", "none", dataset=None))
+    sheet = pixels(draw("reconstructions", "--images", *files, "--corruption", "none", dataset=None))
     left, top = 144, 4 + 3 * (9 * 96 // 64) // 2  # below the files' names
     assert (sheet[4:top, left : left + 96] < 100).any()
     assert (sheet[top : top + 96, left : left + 96] == 200).all()
-    with PIL.Image.open(files[1]) as picture:
-        expected = np.asarray(picture.resize((16, 16), PIL.Image.Resampling.BICUBIC)).astype(int)
+    with PIL.Image.open(files[1]) as image:
+        expected = np.asarray(image.resize((16, 16), PIL.Image.Resampling.BICUBIC)).astype(int)
     shown = sheet[top : top + 96 : 6, left + 100 : left + 196 : 6].astype(int)
     assert np.abs(shown - expected).mean() < 3  # the processor resizes by torchvision
-    assert draw("attention", "--pictures", *files, dataset=None).exists()
-    assert draw("neighbours", "--pictures", *files).exists()
+    assert draw("attention", "--images", *files, dataset=None).exists()
+    assert draw("neighbours", "--images", *files).exists()
 
 
-def test_neighbours_of_a_picture_from_outside(draw, load_program, flowers, monkeypatch):
-    """A copy of a training picture finds its original first, and no class is made up for it."""
+def test_neighbours_of_a_image_from_outside(draw, load_program, flowers, monkeypatch):
+    """A copy of a training image finds its original first, and no class is made up for it."""
     program = load_program("visualize")
     drawn = []
     monkeypatch.setattr(
         program, "neighbours_figure", lambda rows: drawn.append(rows) or program.Figure(figsize=(1, 1))
     )
     original = flowers / "train" / "tulip" / "03.png"
-    draw("neighbours", "--pictures", original, "--num_neighbours", 3)
+    draw("neighbours", "--images", original, "--num_neighbours", 3)
     draw("neighbours", "--train_split", "val", "--validation_split", "val", "--num_queries", 12)
     ((query, neighbours),) = drawn[0]
     assert query.labels is None and neighbours[0].labels == ("tulip",)
     assert neighbours[0].similarity == pytest.approx(1) and neighbours[1].similarity < 0.9999
-    np.testing.assert_array_equal(np.asarray(neighbours[0].picture), np.asarray(query.picture))
-    # Of one split, every picture once, and none is its own neighbour.
-    assert len({query.picture.tobytes() for query, _ in drawn[1]}) == 12
+    np.testing.assert_array_equal(np.asarray(neighbours[0].image), np.asarray(query.image))
+    # Of one split, every image once, and none is its own neighbour.
+    assert len({query.image.tobytes() for query, _ in drawn[1]}) == 12
     for query, neighbours in drawn[1]:
-        assert query.picture.tobytes() not in {shown.picture.tobytes() for shown in neighbours}
+        assert query.image.tobytes() not in {shown.image.tobytes() for shown in neighbours}
 
 
 class TestEmbeddings:
@@ -150,7 +150,7 @@ class TestEmbeddings:
         assert re.search(r"nearest neighbour of the same class: \d+% \(by chance 45%\)", capsys.readouterr().out)
         points = json.loads(re.search(r'id="points">(.*?)</script>', page.read_text(), re.DOTALL)[1])
         assert len(points) == 12 and {point["group"] for point in points} == {"rose", "tulip"}
-        assert all(point["picture"].startswith("data:image/png;base64,") for point in points)
+        assert all(point["image"].startswith("data:image/png;base64,") for point in points)
         assert {point["name"] for point in points} == {
             str(path.relative_to(flowers)) for path in (flowers / "val").rglob("*.png")
         }
@@ -166,8 +166,8 @@ class TestEmbeddings:
         _, groups, legend_title = drawn[0]
         assert [group.name for group in groups] == ["1", "2", "3"] and "cluster" in legend_title
 
-    def test_a_pile_without_labels_and_with_a_damaged_picture(self, draw, drawn, save_pictures, tmp_path, capsys):
-        pile = save_pictures(tmp_path / "pile", 8)
+    def test_a_pile_without_labels_and_with_a_damaged_image(self, draw, drawn, save_images, tmp_path, capsys):
+        pile = save_images(tmp_path / "pile", 8)
         (pile / "03.png").write_bytes(b"broken")
         page = tmp_path / "map.html"
         draw("embeddings", "--method", "pca", "--compare_with", "random", "--html", page, dataset=pile)
@@ -176,8 +176,8 @@ class TestEmbeddings:
         assert sum(len(group.members) for group in groups) == 7 and len(groups) == 2
         assert capsys.readouterr().err.count("03.png") == 1 and "03.png" not in page.read_text()
 
-    def test_several_labels_a_picture(self, draw, drawn, flowers, tmp_path, capsys):
-        rows = load_pictures(str(flowers)).train.remove_columns("label")
+    def test_several_labels_a_image(self, draw, drawn, flowers, tmp_path, capsys):
+        rows = load_images(str(flowers)).train.remove_columns("label")
         feature = datasets.List(datasets.ClassLabel(names=["red", "thorny"]))
         labels = [[0], [1, 0], [], None] * 3
         rows.add_column("label", labels, feature=feature).save_to_disk(tmp_path / "several")
@@ -199,26 +199,26 @@ class TestEmbeddings:
             assert draw(command, dataset=tmp_path / "several").exists()
 
     def test_sample(self, draw, drawn):
-        draw("embeddings", "--max_pictures", 5, "--method", "pca")
+        draw("embeddings", "--max_images", 5, "--method", "pca")
         assert len(drawn[0][0][0].points) == 5
 
 
-def test_more_pictures_asked_than_there_are(draw, capsys):
+def test_more_images_asked_than_there_are(draw, capsys):
     for command in ("attention", "reconstructions"):
-        draw(command, "--num_pictures", 100)
-        assert "--num_pictures 100: there are 12\n" in capsys.readouterr().err
-    draw("neighbours", "--num_queries", 100, "--max_pictures", 50)
+        draw(command, "--num_images", 100)
+        assert "--num_images 100: there are 12\n" in capsys.readouterr().err
+    draw("neighbours", "--num_queries", 100, "--max_images", 50)
     error = capsys.readouterr().err
-    assert "--num_queries 100: there are 12\n" in error and "--max_pictures 50: there are 12\n" in error
-    draw("embeddings", "--max_pictures", 100, "--method", "pca")
-    assert "--max_pictures 100: there are 12\n" in capsys.readouterr().err
+    assert "--num_queries 100: there are 12\n" in error and "--max_images 50: there are 12\n" in error
+    draw("embeddings", "--max_images", 100, "--method", "pca")
+    assert "--max_images 100: there are 12\n" in capsys.readouterr().err
     draw("embeddings", "--method", "pca")
     assert "there are" not in capsys.readouterr().err
 
 
-def test_pictures_without_labels_are_called_by_their_files(load_program, save_pictures, tmp_path):
+def test_images_without_labels_are_called_by_their_files(load_program, save_images, tmp_path):
     program = load_program("visualize")
-    pile = program.ChosenPicturesArguments(dataset=str(save_pictures(tmp_path / "pile", 3)))
+    pile = program.ChosenImagesArguments(dataset=str(save_images(tmp_path / "pile", 3)))
     assert sorted(program.read_chosen(pile, 0, 3)[1]) == ["00", "01", "02"]
 
 
@@ -261,13 +261,13 @@ def test_command_line_mistakes(one_line_error, arguments, messages):
     ("command", "flags", "message"),
     [
         ("attention", ["--output", "figure.jpg"], "must end in .png or .pdf"),
-        ("attention", [], "--dataset or --pictures"),
-        ("attention", ["--dataset", "digits", "--pictures", "a.png"], "not both"),
-        ("attention", ["--dataset", "digits", "--num_pictures", "0"], "--num_pictures 0"),
+        ("attention", [], "--dataset or --images"),
+        ("attention", ["--dataset", "digits", "--images", "a.png"], "not both"),
+        ("attention", ["--dataset", "digits", "--num_images", "0"], "--num_images 0"),
         ("attention", ["--dataset", "digits", "--dots_per_inch", "5"], "--dots_per_inch 5"),
-        ("reconstructions", ["--dataset", "digits", "--picture_size", "0"], "--picture_size 0"),
+        ("reconstructions", ["--dataset", "digits", "--image_size", "0"], "--image_size 0"),
         ("embeddings", ["--dataset", "digits", "--html", "page.pdf"], "--html page.pdf"),
-        ("embeddings", ["--dataset", "digits", "--max_pictures", "3"], "--max_pictures 3"),
+        ("embeddings", ["--dataset", "digits", "--max_images", "3"], "--max_images 3"),
         ("embeddings", ["--dataset", "digits", "--color_by", "label", "--num_clusters", "3"], "--num_clusters"),
         ("embeddings", ["--dataset", "digits", "--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0"),
         ("neighbours", ["--dataset", "digits", "--num_queries", "0"], "--num_queries 0"),
@@ -277,17 +277,17 @@ def test_flags_out_of_range(error, command, flags, message):
     assert message in error(command, *flags, code=2)
 
 
-def test_mistakes_with_pictures(error, flowers, save_pictures, tmp_path):
+def test_mistakes_with_images(error, flowers, save_images, tmp_path):
     data = ["--dataset", flowers]
     assert "one split is shown" in error("attention", *data, "--train_split", "train", "--validation_split", "val")
     assert "--layer 9" in error("attention", *data, "--layer", 9)
     assert "--layer 9" in error("embeddings", *data, "--layer", 9)
     assert "from 1 to 12" in error("neighbours", *data, "--num_neighbours", 13)
     assert "--num_clusters 13" in error("embeddings", *data, "--color_by", "cluster", "--num_clusters", 13)
-    assert "none.jpg: no such file" in error("reconstructions", "--pictures", tmp_path / "none.jpg")
+    assert "none.jpg: no such file" in error("reconstructions", "--images", tmp_path / "none.jpg")
     one = flowers / "val" / "rose" / "00.png"
-    assert "--corruption noise" in error("reconstructions", "--pictures", one)
-    pile = save_pictures(tmp_path / "pile", 5)
+    assert "--corruption noise" in error("reconstructions", "--images", one)
+    pile = save_images(tmp_path / "pile", 5)
     assert "--label_column" in error("embeddings", "--dataset", pile, "--color_by", "label")
     for path in pile.iterdir():
         path.write_bytes(b"broken")

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ResNetConfig, ResNetModel
 
 from modeling_sit import SiTModel
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.attention import attention_figure, attention_maps
 
 
@@ -17,42 +17,42 @@ def model(tiny_config) -> SiTModel:
     return SiTModel(tiny_config(image_size=(16, 24), initializer_range=0.5, drop_path_rate=0.9)).train()
 
 
-PICTURES = torch.randn(3, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(3, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
 def slow_maps(model: SiTModel, layer: int) -> torch.Tensor:
-    """From the queries and keys of a layer, one head, picture and patch at a time."""
+    """From the queries and keys of a layer, one head, image and patch at a time."""
     model.eval()
-    states = model(PICTURES, output_hidden_states=True).hidden_states[layer - 1]
+    states = model(IMAGES, output_hidden_states=True).hidden_states[layer - 1]
     block = model.encoder.layer[layer - 1]
     normed = block.layernorm_before(states)
     attention = block.attention.attention
     query, key = attention.query(normed), attention.key(normed)
     maps = torch.zeros(3, 2, 2, 3)
-    for picture in range(3):
+    for image in range(3):
         for head in range(2):
             part = slice(head * 8, (head + 1) * 8)
-            scores = key[picture, :, part] @ query[picture, 0, part] / 8**0.5
+            scores = key[image, :, part] @ query[image, 0, part] / 8**0.5
             weights = scores.exp() / scores.exp().sum()
             for patch in range(6):
-                maps[picture, head, patch // 3, patch % 3] = 7 * weights[1 + patch]
+                maps[image, head, patch // 3, patch % 3] = 7 * weights[1 + patch]
     return maps
 
 
 @pytest.mark.parametrize("layer", [1, 2, None])
 def test_maps_against_a_slow_version(model, layer):
-    torch.testing.assert_close(attention_maps(model, PICTURES, layer), slow_maps(model, layer or 2))
+    torch.testing.assert_close(attention_maps(model, IMAGES, layer), slow_maps(model, layer or 2))
 
 
 def test_model_is_left_as_it_was(model):
     implementation = model.config._attn_implementation
     model.encoder.layer[0].eval()
     modes = [module.training for module in model.modules()]
-    first = attention_maps(model, PICTURES)
+    first = attention_maps(model, IMAGES)
     assert [module.training for module in model.modules()] == modes
     assert model.config._attn_implementation == implementation == "sdpa"
-    assert torch.equal(first, attention_maps(model, PICTURES))  # without stochastic depth
+    assert torch.equal(first, attention_maps(model, IMAGES))  # without stochastic depth
 
 
 def test_register_tokens_are_no_patches():
@@ -60,32 +60,32 @@ def test_register_tokens_are_no_patches():
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8, num_register_tokens=3
     )
     model = Dinov2WithRegistersModel(config).eval()
-    pictures = PICTURES[..., :16]
+    images = IMAGES[..., :16]
     model.set_attn_implementation("eager")
-    weights = model(pictures, output_attentions=True).attentions[0]
+    weights = model(images, output_attentions=True).attentions[0]
     expected = (weights[:, :, 0, 4:] * 8).unflatten(2, (2, 2))
-    torch.testing.assert_close(attention_maps(model, pictures), expected.detach())
+    torch.testing.assert_close(attention_maps(model, images), expected.detach())
 
 
 @pytest.mark.parametrize("layer", [0, 3, -1])
 def test_layer_that_is_not_there(model, layer):
-    with pytest.raises(UserError, match=f"--layer {layer}: the model has layers 1 to 2"):
-        attention_maps(model, PICTURES, layer)
+    with pytest.raises(SiTError, match=f"--layer {layer}: the model has layers 1 to 2"):
+        attention_maps(model, IMAGES, layer)
 
 
 def test_model_without_attention():
     model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))
-    with pytest.raises(UserError, match="a resnet gives no attention"):
-        attention_maps(model, PICTURES)
+    with pytest.raises(SiTError, match="a resnet gives no attention"):
+        attention_maps(model, IMAGES)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_figure_has_the_picture_the_mean_and_every_head(channels, tmp_path, texts_on):
-    pictures = torch.randint(256, (2, channels, 16, 24), dtype=torch.uint8)
+def test_figure_has_the_image_the_mean_and_every_head(channels, tmp_path, texts_on):
+    images = torch.randint(256, (2, channels, 16, 24), dtype=torch.uint8)
     maps = torch.rand(2, 3, 2, 3)
-    figure = attention_figure(pictures, maps, ["a $dollar$", ""], layer=5)
+    figure = attention_figure(images, maps, ["a $dollar$", ""], layer=5)
     *grid, bar = figure.axes
-    assert {"picture", "mean of heads", "head 1", "head 2", "head 3", "a $dollar$"} <= set(texts_on(figure))
+    assert {"image", "mean of heads", "head 1", "head 2", "head 3", "a $dollar$"} <= set(texts_on(figure))
     assert len(grid) == 10 and "layer 5" in bar.get_xlabel()
     np.testing.assert_allclose(grid[1].images[-1].get_array(), maps[0].mean(dim=0), rtol=1e-6)
     np.testing.assert_allclose(grid[9].images[-1].get_array(), maps[1, 2], rtol=1e-6)
@@ -96,19 +96,19 @@ def test_figure_has_the_picture_the_mean_and_every_head(channels, tmp_path, text
 @pytest.mark.parametrize("num_rows", [1, 3, 8])
 @pytest.mark.parametrize("caption", ["", "iris", "a class whose name is very long, of many words", "x" * 60])
 def test_texts_stay_on_the_page(num_rows, caption, assert_texts_stay_on_the_page):
-    pictures = torch.zeros(num_rows, 3, 8, 16, dtype=torch.uint8)
-    assert_texts_stay_on_the_page(attention_figure(pictures, torch.rand(num_rows, 1, 1, 2), [caption] * num_rows, 12))
+    images = torch.zeros(num_rows, 3, 8, 16, dtype=torch.uint8)
+    assert_texts_stay_on_the_page(attention_figure(images, torch.rand(num_rows, 1, 1, 2), [caption] * num_rows, 12))
 
 
 @pytest.mark.parametrize("lightness", [0, 128, 255, "stripes"])
-def test_colours_are_read_off_the_bar_on_any_picture(lightness):
-    """A map of one value has about the colour that the bar has there, and no other value's, even where the picture is black
+def test_colors_are_read_off_the_bar_on_any_image(lightness):
+    """A map of one value has about the color that the bar has there, and no other value's, even where the image is black
     and white: of the scale from 0 to 2, a reader is a seventh off at most."""
-    picture = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    picture[:] = torch.arange(32) // 8 % 2 * 255 if lightness == "stripes" else lightness
+    image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    image[:] = torch.arange(32) // 8 % 2 * 255 if lightness == "stripes" else lightness
     values = torch.linspace(0, 2, 9)
     maps = values[None, :, None, None].expand(1, 9, 4, 4)
-    figure = attention_figure(picture, maps, [""], 1)
+    figure = attention_figure(image, maps, [""], 1)
     figure.set_dpi(100)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -44,7 +44,7 @@ def test_axes_are_named_and_panels_told_apart():
     assert [axes.get_xlabel() for axes in figure.axes] == ["step"] * 3
     colors = {axes.lines[0].get_color() for axes in figure.axes}
     assert len(colors) == 3
-    # A figure keeps its colour whether or not there are others.
+    # A figure keeps its color whether or not there are others.
     assert curves_figure(lines(3), {"second_loss": "x", "loss": "sum"}).axes[0].lines[0].get_color() in colors
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization import embeddings
 from modeling_sit.visualization.embeddings import (
     FeatureMap,
@@ -56,7 +56,7 @@ def test_umap():
 
 def test_umap_that_is_not_installed(blobs, monkeypatch):
     monkeypatch.setattr(embeddings.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install umap-learn"):
+    with pytest.raises(SiTError, match="pip install umap-learn"):
         map_features(blobs[0], "umap", seed=0)
 
 
@@ -79,14 +79,14 @@ def test_tsne_is_a_function_of_the_seed(blobs):
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_four_pictures_are_enough_and_three_are_not(blobs, method):
+def test_four_images_are_enough_and_three_are_not(blobs, method):
     assert np.isfinite(map_features(blobs[0][:4], method, seed=0)[0]).all()
-    with pytest.raises(UserError, match="3 pictures are too few"):
+    with pytest.raises(SiTError, match="3 images are too few"):
         map_features(blobs[0][:3], method, seed=0)
 
 
 def test_collapsed_model():
-    with pytest.raises(UserError, match="collapsed"):
+    with pytest.raises(SiTError, match="collapsed"):
         map_features(torch.ones(10, 4) * torch.arange(1, 11)[:, None], "tsne", seed=0)
 
 
@@ -96,7 +96,7 @@ def test_clusters_are_the_groups_largest_first(blobs):
     clusters = cluster_features(features[rows], 3, seed=0)
     assert adjusted_rand_score([labels[row] for row in rows], clusters) == 1
     assert (np.diff(np.bincount(clusters)) <= 0).all()
-    with pytest.raises(UserError, match="--num_clusters 31"):
+    with pytest.raises(SiTError, match="--num_clusters 31"):
         cluster_features(features, 31, seed=0)
 
 
@@ -120,7 +120,7 @@ def test_neighbour_agreement_one_by_one(blobs, choices):
     assert neighbour_agreement(features, [None] * 29 + [("a",)]) is None
 
 
-def test_default_clusters_have_some_pictures_each():
+def test_default_clusters_have_some_images_each():
     assert [default_num_clusters(*of) for of in ((1000, 3), (1000, None), (30, 12), (4, None))] == [3, 10, 6, 2]
 
 
@@ -137,7 +137,7 @@ class TestFigure:
         self.groups = style_groups([self.names[number % 3] for number in range(12)], self.names)
         return embedding_figure(self.maps, self.groups, "class")
 
-    def test_all_points_are_there_in_their_colours(self, figure):
+    def test_all_points_are_there_in_their_colors(self, figure):
         assert len(figure.axes) == 2
         for axes, feature_map in zip(figure.axes, self.maps, strict=True):
             assert axes.get_xlabel() == "across" and axes.get_ylabel() == "up"

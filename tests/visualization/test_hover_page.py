@@ -1,4 +1,4 @@
-"""The page needs nothing from anywhere, and shows every point with its picture."""
+"""The page needs nothing from anywhere, and shows every point with its image."""
 
 import html.parser
 import json
@@ -45,8 +45,8 @@ def text() -> str:
         style_groups(CLASSES),
         "class",
         names=[f"{number} </script>.png" for number in range(12)],
-        pictures=[f"data:image/png;base64,{number}" for number in range(12)],
-        title="pictures & <b>",
+        images=[f"data:image/png;base64,{number}" for number in range(12)],
+        title="images & <b>",
         subtitle="of a folder.",
     )
 
@@ -71,9 +71,9 @@ def test_every_point_is_in_every_map_in_its_place(text):
     assert xs.min() > 0 and max(xs.max(), ys.max()) < PANEL_SIDE
 
 
-def test_points_have_their_picture_name_and_class(text):
+def test_points_have_their_image_name_and_class(text):
     points = json.loads(Page(text).scripts["points"])
-    assert [point["picture"] for point in points] == [f"data:image/png;base64,{number}" for number in range(12)]
+    assert [point["image"] for point in points] == [f"data:image/png;base64,{number}" for number in range(12)]
     assert [point["name"] for point in points] == [f"{number} </script>.png" for number in range(12)]
     assert [point["group"] for point in points[:4]] == ["a", "</script><b>", "no label", "a"]
 
@@ -82,7 +82,7 @@ def test_names_are_text_and_not_markup(text):
     page = Page(text)
     assert not page.all("b") and not page.all("i")
     assert text.count("<script") == text.count("</script>") == 2
-    assert "pictures &amp; &lt;b&gt;" in text and "after &lt;i&gt;" in text
+    assert "images &amp; &lt;b&gt;" in text and "after &lt;i&gt;" in text
 
 
 def test_legend_looks_like_the_points(text):

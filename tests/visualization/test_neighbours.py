@@ -1,4 +1,4 @@
-"""Nearest pictures, against a search one by one."""
+"""Nearest images, against a search one by one."""
 
 import numpy as np
 import PIL.Image
@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from modeling_sit.visualization.neighbours import ShownPicture, nearest_pictures, neighbours_figure
+from modeling_sit.visualization.neighbours import ShownImage, nearest_images, neighbours_figure
 from modeling_sit.visualization.page import FRAME_COLOR
 from modeling_sit.visualization.palette import AGREES, DIFFERS
 
@@ -21,7 +21,7 @@ def slow_nearest(query: torch.Tensor, count: int, without: int | None = None) ->
 
 
 def test_nearest_against_a_slow_search():
-    similarities, rows = nearest_pictures(QUERIES, GALLERY, 5)
+    similarities, rows = nearest_images(QUERIES, GALLERY, 5)
     for query, found, cosines in zip(QUERIES, rows.tolist(), similarities, strict=True):
         assert found == slow_nearest(query, 5)
         expected = torch.stack([torch.cosine_similarity(query, GALLERY[row], dim=0) for row in found])
@@ -30,16 +30,16 @@ def test_nearest_against_a_slow_search():
 
 def test_a_query_of_the_gallery_is_not_its_own_neighbour():
     own = [7, 0, 19]
-    similarities, rows = nearest_pictures(GALLERY[own], GALLERY, 19, own)
+    similarities, rows = nearest_images(GALLERY[own], GALLERY, 19, own)
     for row, found in zip(own, rows.tolist(), strict=True):
         assert found == slow_nearest(GALLERY[row], 19, without=row)
     assert similarities.isfinite().all()
 
 
 @pytest.mark.parametrize(("count", "own", "most"), [(21, None, 20), (20, [0, 1, 2, 3], 19), (0, None, 20)])
-def test_more_neighbours_than_pictures(count, own, most):
+def test_more_neighbours_than_images(count, own, most):
     with pytest.raises(ValueError, match=f"from 1 to {most}.*not {count}"):
-        nearest_pictures(QUERIES, GALLERY, count, own)
+        nearest_images(QUERIES, GALLERY, count, own)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_more_neighbours_than_pictures(count, own, most):
     ],
 )
 def test_agreement_is_a_shared_class(query, neighbour, agrees):
-    picture = PIL.Image.new("RGB", (8, 8))
-    assert ShownPicture(picture, neighbour, 0.5).agrees_with(ShownPicture(picture, query)) is agrees
+    image = PIL.Image.new("RGB", (8, 8))
+    assert ShownImage(image, neighbour, 0.5).agrees_with(ShownImage(image, query)) is agrees
 
 
 def test_figure(texts_on, tmp_path):
     def shown(labels, similarity=None, size=(20, 10)):
-        return ShownPicture(PIL.Image.new("RGB", size, "red"), labels, similarity)
+        return ShownImage(PIL.Image.new("RGB", size, "red"), labels, similarity)
 
     long = "a class whose name is far too long"
     figure = neighbours_figure(
@@ -74,7 +74,7 @@ def test_figure(texts_on, tmp_path):
     assert len(panels) == 8 and {axes.get_window_extent().width for axes in panels} == {panels[0].bbox.width}
     assert all(abs(np.ptp(axes.get_xlim())) == abs(np.ptp(axes.get_ylim())) == 20 for axes in panels)  # not stretched
     frames = [[to_hex(frame.get_edgecolor()).upper() for frame in axes.patches] for axes in panels]
-    # What has no frame has a thin line at the picture's edge.
+    # What has no frame has a thin line at the image's edge.
     line = to_hex(FRAME_COLOR).upper()
     assert frames == [[line], [AGREES], [DIFFERS], [line], [line], [DIFFERS], [AGREES], [DIFFERS]]
     assert panels[4].patches[0].get_bbox().bounds == (0, 0, 10, 20)
@@ -82,7 +82,7 @@ def test_figure(texts_on, tmp_path):
     assert {"a", "0.900", "0.700", "none", "$1 + $2", "query", "shares a class with the query", "does not"} <= texts
     assert long not in texts and any("…" in text for text in texts)
     styles = {frame.get_linestyle() for axes in panels for frame in axes.patches if frame.get_linewidth() > 1}
-    assert len(styles) == 2  # not by colour alone
+    assert len(styles) == 2  # not by color alone
     figure.savefig(tmp_path / "figure.png", dpi=30)
 
 
@@ -90,14 +90,14 @@ def test_figure(texts_on, tmp_path):
 @pytest.mark.parametrize("num_neighbours", [1, 3])
 @pytest.mark.parametrize("labels", [None, ("iris",), ("a class whose name is very long", "w" * 40, "c")])
 def test_texts_stay_on_the_page(num_queries, num_neighbours, labels, assert_texts_stay_on_the_page):
-    picture = PIL.Image.new("RGB", (8, 8), "white")
-    neighbours = [ShownPicture(picture, labels, -0.125)] * (num_neighbours - 1) + [ShownPicture(picture, labels, 1.0)]
-    figure = neighbours_figure([(ShownPicture(picture, labels), neighbours)] * num_queries)
+    image = PIL.Image.new("RGB", (8, 8), "white")
+    neighbours = [ShownImage(image, labels, -0.125)] * (num_neighbours - 1) + [ShownImage(image, labels, 1.0)]
+    figure = neighbours_figure([(ShownImage(image, labels), neighbours)] * num_queries)
     assert_texts_stay_on_the_page(figure)
 
 
 def test_classes_that_are_shared_come_first(texts_on):
-    picture = PIL.Image.new("RGB", (8, 8))
-    query = ShownPicture(picture, ("rose", "tulip"))
-    figure = neighbours_figure([(query, [ShownPicture(picture, ("aster", "daffodil", "tulip"), 0.5)])])
+    image = PIL.Image.new("RGB", (8, 8))
+    query = ShownImage(image, ("rose", "tulip"))
+    figure = neighbours_figure([(query, [ShownImage(image, ("aster", "daffodil", "tulip"), 0.5)])])
     assert "tulip + aster + daffodil" in texts_on(figure)

@@ -1,4 +1,4 @@
-"""Classes keep apart in colour and shape, and names fit."""
+"""Classes keep apart in color and shape, and names fit."""
 
 import re
 
@@ -17,14 +17,14 @@ from modeling_sit.visualization.palette import (
 
 
 def deuteranope(color: str) -> np.ndarray:
-    """What is left of a colour without green cones (Viénot, Brettel and Mollon 1999)."""
+    """What is left of a color without green cones (Viénot, Brettel and Mollon 1999)."""
     srgb = np.array([int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)])
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     seen = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]) @ linear
     return seen.clip(0, 1) ** (1 / 2.4)
 
 
-def test_colours_differ_without_green_cones():
+def test_colors_differ_without_green_cones():
     seen = [deuteranope(color) for color in COLORS]
     distances = [np.linalg.norm(a - b) for number, a in enumerate(seen) for b in seen[:number]]
     assert min(distances) > 0.12
@@ -44,9 +44,9 @@ def test_every_class_has_a_style_of_its_own():
 def test_of_many_classes_the_largest_are_shown_and_no_point_is_lost():
     names = [f"{number}" for number in range(100) for _ in range(1 + (number >= 60))] + [None]
     groups = style_groups(names)
-    *shown, others, unlabelled = groups
+    *shown, others, unlabeled = groups
     assert len(shown) == MAX_GROUPS - 1 and all(int(group.name) >= 60 for group in shown)
-    assert others.name == "73 others" and unlabelled.name == NO_LABEL and unlabelled.members.tolist() == [140]
+    assert others.name == "73 others" and unlabeled.name == NO_LABEL and unlabeled.members.tolist() == [140]
     assert sorted(index for group in groups for index in group.members) == list(range(len(names)))
 
 
@@ -69,7 +69,7 @@ def test_names_are_cut_in_the_middle(length):
     assert shortened("two\n lines", 24) == "two lines"
 
 
-def test_colours_are_hexadecimal():
+def test_colors_are_hexadecimal():
     assert all(re.fullmatch("#[0-9A-F]{6}", color) for color in COLORS)
 
 

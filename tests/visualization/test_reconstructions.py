@@ -9,7 +9,7 @@ from modeling_sit import SiTForPreTraining, SiTImageProcessor
 from modeling_sit.visualization.reconstructions import (
     LABEL_WIDTH,
     MARGIN,
-    MIN_PICTURE_SIZE,
+    MIN_IMAGE_SIZE,
     preview_sheet,
     reconstruction_sheet,
     to_uint8,
@@ -26,9 +26,9 @@ def random_views(channels: int, shape: tuple[int, int], seed: int = 0, count: in
 
 
 def cells(sheet: PIL.Image.Image, count: int, shape: tuple[int, int]) -> np.ndarray:
-    """Rows of pictures on a sheet, at their own size, `(4, count, height, width, 3)`."""
+    """Rows of images on a sheet, at their own size, `(4, count, height, width, 3)`."""
     height, width = shape
-    factor = max(1, -(-MIN_PICTURE_SIZE // max(shape)))
+    factor = max(1, -(-MIN_IMAGE_SIZE // max(shape)))
     pixels = np.asarray(sheet)
     result = np.zeros((4, count, height, width, 3), dtype=np.uint8)
     for row in range(4):
@@ -42,7 +42,7 @@ def cells(sheet: PIL.Image.Image, count: int, shape: tuple[int, int]) -> np.ndar
 
 
 def as_pixels(pixel_values: torch.Tensor, mean, std) -> np.ndarray:
-    """By hand: undo the normalisation, clip, round."""
+    """By hand: undo the normalization, clip, round."""
     values = pixel_values.double().numpy().transpose(0, 2, 3, 1) * np.array(std) + np.array(mean)
     return np.rint(np.clip(values, 0, 1) * 255).astype(int)
 
@@ -70,14 +70,14 @@ def test_size(shape, factor):
     assert sheet.height == MARGIN + 4 * (shape[0] * factor + MARGIN)
 
 
-def test_grey_pictures():
+def test_grey_images():
     views = random_views(1, (16, 16))
     rows = cells(reconstruction_sheet(**views, image_mean=[0.5], image_std=[0.25]), 3, (16, 16))
     assert (rows == rows[..., :1]).all()
     assert np.abs(rows[0].astype(int) - as_pixels(views["clean"], [0.5], [0.25])).max() <= 1
 
 
-def test_rows_are_labelled():
+def test_rows_are_labeled():
     sheet = reconstruction_sheet(**random_views(3, (16, 16)), image_mean=MEAN, image_std=STD)
     labels = np.asarray(sheet)[:, :LABEL_WIDTH]
     for row in range(4):
@@ -86,8 +86,8 @@ def test_rows_are_labelled():
     assert (labels[:, 0] == 255).all() and (labels[:, -1] == 255).all()  # none is cut off
 
 
-def test_many_pictures_stand_in_blocks_below_each_other():
-    """Each block is the sheet of its own pictures."""
+def test_many_images_stand_in_blocks_below_each_other():
+    """Each block is the sheet of its own images."""
     views = random_views(3, (16, 16), count=19)
     sheet = np.asarray(reconstruction_sheet(**views, image_mean=MEAN, image_std=STD))
     for block in range(3):
@@ -98,7 +98,7 @@ def test_many_pictures_stand_in_blocks_below_each_other():
     assert sheet.shape[:2] == (MARGIN + 12 * 68 + 2 * 17, LABEL_WIDTH + 7 * 68)
 
 
-def test_captions_stand_above_the_pictures_and_are_cut_to_their_width():
+def test_captions_stand_above_the_images_and_are_cut_to_their_width():
     views = random_views(3, (16, 16))
     plain = np.asarray(reconstruction_sheet(**views, image_mean=MEAN, image_std=STD))
     captions = ["W" * 50, "", "g"]
@@ -143,8 +143,8 @@ class TestPreview:
         assert 0.2 < (clean != corrupted).any(-1).mean() < 0.9
 
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
-        normalised = (self.crops / 255 - mean) / std
-        shown, mask = processor.corrupt(normalised, generator=torch.Generator().manual_seed(3))
+        normalized = (self.crops / 255 - mean) / std
+        shown, mask = processor.corrupt(normalized, generator=torch.Generator().manual_seed(3))
         with torch.no_grad():
             expected = model.eval()(shown).reconstruction
         assert np.abs(reconstruction.astype(int) - as_pixels(expected, MEAN, STD)).max() <= 1

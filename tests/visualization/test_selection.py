@@ -1,4 +1,4 @@
-"""Which pictures a figure shows."""
+"""Which images a figure shows."""
 
 import base64
 import io
@@ -10,17 +10,17 @@ import PIL.Image
 import pytest
 
 from modeling_sit import SiTImageProcessor, SiTModel
-from modeling_sit.data.sources import Pictures, load_pictures
-from modeling_sit.runtime.errors import UserError
+from modeling_sit.data.sources import ImageDatasets, load_images
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.selection import (
     choose_rows,
     choose_split,
     data_uri,
     frozen_features,
+    image_files,
     label_sets,
     label_text,
     order_of_choice,
-    picture_files,
     read_first,
     read_given_files,
     short_name,
@@ -30,32 +30,32 @@ from modeling_sit.visualization.selection import (
 
 
 @pytest.fixture
-def pile(save_pictures, tmp_path) -> datasets.Dataset:
-    """Six pictures, of which the third cannot be read."""
-    save_pictures(tmp_path / "pile", 6)
-    (tmp_path / "pile" / "02.png").write_bytes(b"no picture")
-    return load_pictures(str(tmp_path / "pile")).train
+def pile(save_images, tmp_path) -> datasets.Dataset:
+    """Six images, of which the third cannot be read."""
+    save_images(tmp_path / "pile", 6)
+    (tmp_path / "pile" / "02.png").write_bytes(b"no image")
+    return load_images(str(tmp_path / "pile")).train
 
 
 def test_split_that_is_shown():
-    def pictures(train=True, validation=True):
+    def images(train=True, validation=True):
         rows = {
             name: datasets.Dataset.from_dict({"image": [None]}, split=name)
             for name, there in (("train", train), ("test", validation))
             if there
         }
-        return Pictures("set", rows.get("train"), rows.get("test"), None, ["train", "test"])
+        return ImageDatasets("set", rows.get("train"), rows.get("test"), None, ["train", "test"])
 
-    def chosen(pictures, **flags):
-        return str(choose_split(pictures, **{"train_split": None, "validation_split": None, **flags}).split)
+    def chosen(images, **flags):
+        return str(choose_split(images, **{"train_split": None, "validation_split": None, **flags}).split)
 
-    assert chosen(pictures()) == "test"
-    assert chosen(pictures(validation=False)) == "train"
-    assert chosen(pictures(train=False)) == "test"
-    assert chosen(pictures(), train_split="train") == "train"
-    assert chosen(pictures(), validation_split="test") == "test"
-    with pytest.raises(UserError, match="give one of them"):
-        chosen(pictures(), train_split="train", validation_split="test")
+    assert chosen(images()) == "test"
+    assert chosen(images(validation=False)) == "train"
+    assert chosen(images(train=False)) == "test"
+    assert chosen(images(), train_split="train") == "train"
+    assert chosen(images(), validation_split="test") == "test"
+    with pytest.raises(SiTError, match="give one of them"):
+        chosen(images(), train_split="train", validation_split="test")
 
 
 def test_labels_of_both_kinds():
@@ -73,7 +73,7 @@ def test_labels_of_both_kinds():
     assert [label_text(labels) for labels in (("a", "c"), (), None)] == ["a + c", "none of the classes", None]
 
 
-def test_first_pictures_show_all_classes():
+def test_first_images_show_all_classes():
     labels = [("a",)] * 50 + [("b",)] * 3 + [("c",)] * 2
     order = order_of_choice(labels, seed=0)
     assert sorted(order) == list(range(55))
@@ -89,23 +89,23 @@ def test_rows_of_a_sample_are_in_order():
     assert rows == sorted(set(rows)) and len(rows) == 10 and rows != choose_rows(1000, 10, seed=1)
 
 
-def test_unreadable_pictures_make_room_for_others(pile, capsys):
-    rows, pictures = read_first(pile, [2, 5, 0, 1], 2, num_channels=1)
-    assert rows == [5, 0] and [picture.mode for picture in pictures] == ["L", "L"]
+def test_unreadable_images_make_room_for_others(pile, capsys):
+    rows, images = read_first(pile, [2, 5, 0, 1], 2, num_channels=1)
+    assert rows == [5, 0] and [image.mode for image in images] == ["L", "L"]
     assert "02.png" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"none of the pictures can be read"):
+    with pytest.raises(SiTError, match=r"none of the images can be read"):
         read_first(pile, [2], 1, num_channels=3)
 
 
 def test_given_files(pile, tmp_path):
     paths = [tmp_path / "pile" / f"{number:02}.png" for number in (4, 0)]
-    read = read_given_files(picture_files(paths), 3)
-    for path, picture in zip(paths, read, strict=True):
-        np.testing.assert_array_equal(np.asarray(picture), np.asarray(PIL.Image.open(path)))
-    with pytest.raises(UserError, match=r"--pictures .*none\.png: no such file"):
-        picture_files([tmp_path / "none.png"])
-    with pytest.raises(UserError, match=r"--pictures .*02\.png"):
-        read_given_files(picture_files([tmp_path / "pile" / "02.png"]), 3)
+    read = read_given_files(image_files(paths), 3)
+    for path, image in zip(paths, read, strict=True):
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(PIL.Image.open(path)))
+    with pytest.raises(SiTError, match=r"--images .*none\.png: no such file"):
+        image_files([tmp_path / "none.png"])
+    with pytest.raises(SiTError, match=r"--images .*02\.png"):
+        read_given_files(image_files([tmp_path / "pile" / "02.png"]), 3)
 
 
 def test_features_know_their_rows(pile, tiny_config, capsys):
@@ -120,25 +120,25 @@ def test_features_know_their_rows(pile, tiny_config, capsys):
 def test_features_of_several_labels(pile, tiny_config):
     model, processor = SiTModel(tiny_config()), SiTImageProcessor(size={"height": 16, "width": 16})
     feature = datasets.List(datasets.ClassLabel(names=["a", "b"]))
-    labelled = pile.add_column("label", [[0], [], None, [0, 1], [1], []], feature=feature)
-    assert frozen_features(model, labelled, processor, progress=False)[1] == [0, 1, 3, 4, 5]
+    labeled = pile.add_column("label", [[0], [], None, [0, 1], [1], []], feature=feature)
+    assert frozen_features(model, labeled, processor, progress=False)[1] == [0, 1, 3, 4, 5]
 
 
 def test_features_that_are_not_finite(pile, tiny_config):
     model = SiTModel(tiny_config())
     model.layernorm.bias.data[0] = float("nan")
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(SiTError, match="not finite"):
         frozen_features(model, pile, SiTImageProcessor(size={"height": 16, "width": 16}), progress=False)
 
 
 @pytest.mark.parametrize(("size", "kind"), [((20, 30), "PNG"), ((200, 100), "JPEG")])
-def test_small_pictures_are_kept_exactly(size, kind):
+def test_small_images_are_kept_exactly(size, kind):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     address = data_uri(PIL.Image.fromarray(pixels))
     header, _, encoded = address.partition(",")
-    picture = PIL.Image.open(io.BytesIO(base64.b64decode(encoded)))
-    assert picture.format == kind and header == f"data:image/{kind.lower()};base64" and picture.size == size
-    assert kind == "JPEG" or (np.asarray(picture) == pixels).all()
+    image = PIL.Image.open(io.BytesIO(base64.b64decode(encoded)))
+    assert image.format == kind and header == f"data:image/{kind.lower()};base64" and image.size == size
+    assert kind == "JPEG" or (np.asarray(image) == pixels).all()
 
 
 def test_thumbnails_keep_their_shape(pile):
@@ -146,9 +146,9 @@ def test_thumbnails_keep_their_shape(pile):
     assert thumbnail(pile, 0, 100, num_channels=1).mode == "RGB"
 
 
-def test_names_on_a_page_say_nothing_of_where_the_set_lies(save_pictures, tmp_path):
-    folder = save_pictures(tmp_path / "set" / "rose", 2).parent
-    split = load_pictures(str(folder)).train
+def test_names_on_a_page_say_nothing_of_where_the_set_lies(save_images, tmp_path):
+    folder = save_images(tmp_path / "set" / "rose", 2).parent
+    split = load_images(str(folder)).train
     assert [short_name(split, row, folder) for row in range(2)] == ["rose/00.png", "rose/01.png"]
     assert short_name(split, 0, tmp_path / "elsewhere") == "00.png"
     encoded = (folder / "rose" / "00.png").read_bytes()
@@ -159,7 +159,7 @@ def test_names_on_a_page_say_nothing_of_where_the_set_lies(save_pictures, tmp_pa
 
 
 def test_shortage_is_told_where_it_was_asked_for(capsys):
-    tell_shortage("--num_pictures", 100, 8, 12)
-    tell_shortage("--num_pictures", 8, 8, 5)
-    tell_shortage("--num_pictures", 12, 8, 12)
-    assert capsys.readouterr().err == "--num_pictures 100: there are 12\n"
+    tell_shortage("--num_images", 100, 8, 12)
+    tell_shortage("--num_images", 8, 8, 5)
+    tell_shortage("--num_images", 12, 8, 12)
+    assert capsys.readouterr().err == "--num_images 100: there are 12\n"

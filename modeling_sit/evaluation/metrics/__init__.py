@@ -19,7 +19,7 @@ def load_metric(name: str, config_name: str | None = None) -> "evaluate.Evaluati
 
     Args:
         name (`str`): Name of the metric: that of its file in this folder, such as `"accuracy"`.
-        config_name (`str`, *optional*): `"multilabel"` for a metric of labels that is to take several a picture.
+        config_name (`str`, *optional*): `"multilabel"` for a metric of labels that is to take several an image.
 
     Returns:
         `evaluate.EvaluationModule`: The metric; `metric.compute(predictions=..., references=...)` returns a `dict`.

@@ -7,7 +7,7 @@ import datasets
 import evaluate
 from sklearn.metrics import accuracy_score
 
-DESCRIPTION = "The share of pictures whose predicted label is the true one."
+DESCRIPTION = "The share of images whose predicted label is the true one."
 
 INPUTS_DESCRIPTION = """
 Args:
@@ -15,7 +15,7 @@ Args:
     references (`list[int]`): True labels, in the same order.
     normalize (`bool`, *optional*, defaults to `True`):
         Whether to give the share of correct predictions, or else their number (with `sample_weight`, their weight).
-    sample_weight (`list[float]`, *optional*): How much each picture counts.
+    sample_weight (`list[float]`, *optional*): How much each image counts.
 
 Returns:
     `dict[str, float]` with the key `accuracy`: in `[0, 1]`, or a count if `normalize` is `False`.

@@ -11,7 +11,7 @@ DESCRIPTION = "The mean over the labels of F1, the harmonic mean of precision an
 
 INPUTS_DESCRIPTION = """
 Args:
-    predictions (`list[int]`): Predicted labels; with `config_name="multilabel"` one list of 0 and 1 a picture, one for each
+    predictions (`list[int]`): Predicted labels; with `config_name="multilabel"` one list of 0 and 1 an image, one for each
         label.
     references (`list[int]`): True labels in the same form and order.
 

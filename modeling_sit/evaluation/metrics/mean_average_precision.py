@@ -8,14 +8,14 @@ import evaluate
 import numpy as np
 
 DESCRIPTION = """
-The mean over the labels of the average precision: how far up the pictures that have the label stand, when all are sorted by
-its score. Pictures with equal scores have one rank. Labels that no picture has are left out of the mean.
+The mean over the labels of the average precision: how far up the images that have the label stand, when all are sorted by
+its score. Images with equal scores have one rank. Labels that no image has are left out of the mean.
 """
 
 INPUTS_DESCRIPTION = """
 Args:
-    predictions (`list[list[float]]`): Scores of every label, one list a picture; of any scale.
-    references (`list[list[int]]`): 1 for each label that the picture has and 0 for the others, in the same order.
+    predictions (`list[list[float]]`): Scores of every label, one list an image; of any scale.
+    references (`list[list[int]]`): 1 for each label that the image has and 0 for the others, in the same order.
     style (`str`, *optional*, defaults to `"step"`): What average precision is of the curve of precision over recall.
 
         - `"step"`: the sum of precision times the rise of recall, nothing interpolated: scikit-learn's
@@ -30,7 +30,7 @@ Returns:
     `dict[str, float]` with the key `mean_average_precision`, in `[0, 1]`.
 
 Raises:
-    `ValueError`: If there is no such style, or no picture has any label.
+    `ValueError`: If there is no such style, or no image has any label.
 """
 
 CITATION = """
@@ -69,7 +69,7 @@ class MeanAveragePrecision(evaluate.Metric):
         scores, truths = np.asarray(predictions), np.asarray(references)
         known = np.flatnonzero(truths.any(axis=0))
         if len(known) == 0:
-            raise ValueError("no picture has any label, so there is no precision to average")
+            raise ValueError("no image has any label, so there is no precision to average")
         return {
             "mean_average_precision": float(
                 np.mean([average_precision(scores[:, label], truths[:, label], style) for label in known])
@@ -78,7 +78,7 @@ class MeanAveragePrecision(evaluate.Metric):
 
 
 def average_precision(scores: np.ndarray, truths: np.ndarray, style: str) -> float:
-    """Average precision of one label, with scores and truths `(num_pictures,)`, at least one of them 1."""
+    """Average precision of one label, with scores and truths `(num_images,)`, at least one of them 1."""
     order = np.argsort(-scores, kind="stable")
     last_of_equals = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     hits = truths[order].cumsum()[last_of_equals]

@@ -7,13 +7,13 @@ import datasets
 import evaluate
 import numpy as np
 
-DESCRIPTION = "The share of pictures whose true label is among the k labels with the highest scores."
+DESCRIPTION = "The share of images whose true label is among the k labels with the highest scores."
 
 INPUTS_DESCRIPTION = """
 Args:
-    predictions (`list[list[float]]`): Scores of every label, one list a picture, all of one length.
+    predictions (`list[list[float]]`): Scores of every label, one list an image, all of one length.
     references (`list[int]`): True labels in `[0, num_labels)`, in the same order.
-    k (`int`, *optional*, defaults to 5): How many guesses a picture has; of labels with equal scores, those of higher
+    k (`int`, *optional*, defaults to 5): How many guesses an image has; of labels with equal scores, those of higher
         index are guessed first, as by scikit-learn.
 
 Returns:
@@ -57,7 +57,7 @@ class TopKAccuracy(evaluate.Metric):
             raise ValueError(f"k must be at least 1, not {k}")
         if not 0 <= labels.min() <= labels.max() < scores.shape[1]:
             raise ValueError(
-                f"labels run from {labels.min()} to {labels.max()}, and there are {scores.shape[1]} scores a picture"
+                f"labels run from {labels.min()} to {labels.max()}, and there are {scores.shape[1]} scores an image"
             )
         guesses = np.argsort(scores, axis=1, kind="stable")[:, -k:]
         return {f"top_{k}_accuracy": float((guesses == labels[:, None]).any(axis=1).mean())}

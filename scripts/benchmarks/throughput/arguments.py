@@ -5,13 +5,13 @@ from typing import Literal
 
 KINDS = ("files", "synthetic", "bare", "plain", "mae", "mim")
 SWEEPS = ("batch", "image_size", "workers", "model_size")
-AT_LEAST_ONE = ("num_pictures", "runs", "steps", "threads", "per_device_train_batch_size")
+AT_LEAST_ONE = ("num_images", "runs", "steps", "threads", "per_device_train_batch_size")
 AT_LEAST_ZERO = ("warmup_steps", "dataloader_num_workers")
 
 
 @dataclass
 class ThroughputArguments:
-    """What is measured, on which pictures, how long."""
+    """What is measured, on which images, how long."""
 
     profile: Literal["cpu", "gpu", "smoke"] = field(
         default="cpu",
@@ -23,17 +23,17 @@ class ThroughputArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Pictures, as scripts/pretrain.py takes them. Default: made-up JPEG files of 500 x 375 pixels, in a temporary "
+            "help": "Images, as scripts/pretrain.py takes them. Default: made-up JPEG files of 500 x 375 pixels, in a temporary "
             "folder."
         },
     )
-    num_pictures: int | None = field(
-        default=None, metadata={"help": "How many pictures to make up. Default: 512; 2,048 for `gpu`; 16 for `smoke`."}
+    num_images: int | None = field(
+        default=None, metadata={"help": "How many images to make up. Default: 512; 2,048 for `gpu`; 16 for `smoke`."}
     )
     contenders: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Of `files` (our run from files), `synthetic` (our step on pictures that are on the device), `bare` (the networks "
+            "help": "Of `files` (our run from files), `synthetic` (our step on images that are on the device), `bare` (the networks "
             "alone), `plain` (the plain reference of our step), `mae`, `mim` (transformers' models). Default: all."
         },
     )
@@ -64,7 +64,7 @@ class ThroughputArguments:
     )
     threads: int | None = field(default=None, metadata={"help": "PyTorch's threads. Default: PyTorch's choice."})
     per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "Pictures in a batch of every contender. Default: the scenario's."}
+        default=None, metadata={"help": "Images in a batch of every contender. Default: the scenario's."}
     )
     dataloader_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that read for every contender. Default: the scenario's."}
@@ -79,7 +79,7 @@ class ThroughputArguments:
     torch_compile: bool = field(
         default=False, metadata={"help": "Whether our runs get scripts/pretrain.py's flag of this name."}
     )
-    picture_cache: str | None = field(
+    image_cache: str | None = field(
         default=None,
         metadata={
             "help": "Value of scripts/pretrain.py's flag of this name, of our run with a cache. Default: `device` for `gpu`, else "

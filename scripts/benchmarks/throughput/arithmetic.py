@@ -11,16 +11,16 @@ from transformers import PreTrainedModel
 from modeling_sit import SiTConfig, SiTForPreTraining
 from throughput.measuring import synchronize
 
-# The counter knows every matrix product, but not every fused attention: attention is counted written out. Two pictures,
+# The counter knows every matrix product, but not every fused attention: attention is counted written out. Two images,
 # for batch norm needs more than one value.
 NUM_COUNTED = 2
 
 
 def count_pretraining_flops(config: SiTConfig) -> int:
-    """FLOPs a picture of SiT's step: the student's forward and backward pass and the teacher's forward pass of two views.
+    """FLOPs an image of SiT's step: the student's forward and backward pass and the teacher's forward pass of two views.
 
     Counted on shapes alone. A multiplication and an addition are two. What is neither a matrix product nor a convolution
-    (norms, activations, augmentation, the optimiser) and the losses are not counted, as usual in model FLOPs.
+    (norms, activations, augmentation, the optimizer) and the losses are not counted, as usual in model FLOPs.
     """
     with torch.device("meta"):
         model = SiTForPreTraining(_written_out(config))
@@ -37,10 +37,10 @@ def count_pretraining_flops(config: SiTConfig) -> int:
 
 
 def count_training_flops(model_class: type[PreTrainedModel], config, **inputs: torch.Tensor) -> int:
-    """FLOPs a picture of a forward and backward pass of one view.
+    """FLOPs an image of a forward and backward pass of one view.
 
     Args:
-        inputs (tensors): What the model is given beside `pixel_values`, for `NUM_COUNTED` pictures, on the meta device.
+        inputs (tensors): What the model is given beside `pixel_values`, for `NUM_COUNTED` images, on the meta device.
     """
     with torch.device("meta"):
         model = model_class(_written_out(config))

@@ -29,17 +29,17 @@ class Contender(Protocol):
 
     Args:
         name (`str`): What tables call it.
-        num_views (`int`): Views of each picture that a step learns from.
-        batch_size (`int`): Pictures in a batch.
+        num_views (`int`): Views of each image that a step learns from.
+        batch_size (`int`): Images in a batch.
         num_workers (`int`): Processes that read ahead for it.
-        flops_per_picture (`int`): Of its networks' forward and backward passes, counted; 0 where it has none.
+        flops_per_image (`int`): Of its networks' forward and backward passes, counted; 0 where it has none.
     """
 
     name: str
     num_views: int
     batch_size: int
     num_workers: int
-    flops_per_picture: int
+    flops_per_image: int
 
     def batches(self, count: int) -> Iterator[Any]:
         """So many batches; closing the generator ends what reads ahead for it."""
@@ -66,16 +66,16 @@ class Length:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of a contender took: `steps` steps, their `pictures`, `seconds` in all and `waited` of them for data."""
+    """What one run of a contender took: `steps` steps, their `images`, `seconds` in all and `waited` of them for data."""
 
     steps: int
-    pictures: int
+    images: int
     seconds: float
     waited: float
 
     @property
-    def pictures_per_second(self) -> float:
-        return self.pictures / self.seconds
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
 
     @property
     def data_wait(self) -> float:
@@ -140,7 +140,7 @@ def take_turns(
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
     """Medians of the runs, and the runs."""
     return {
-        "pictures_per_second": statistics.median(run.pictures_per_second for run in runs),
+        "images_per_second": statistics.median(run.images_per_second for run in runs),
         "seconds_per_step": statistics.median(run.seconds / run.steps for run in runs),
         "data_wait": statistics.median(run.data_wait for run in runs),
         "runs": [asdict(run) for run in runs],

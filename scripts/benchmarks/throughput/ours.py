@@ -1,4 +1,4 @@
-"""SiT's own run as contender: driven as `scripts/pretrain.py` drives itself, from files, from made-up pictures, or bare."""
+"""SiT's own run as contender: driven as `scripts/pretrain.py` drives itself, from files, from made-up images, or bare."""
 
 import time
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ class OurRun:
 
     def __init__(self, name: str, pretraining: pretrain.Pretraining):
         self.name, self.pretraining, self.number = name, pretraining, 0
-        self.flops_per_picture = count_pretraining_flops(pretraining.student.config)
+        self.flops_per_image = count_pretraining_flops(pretraining.student.config)
         self.batch_size = pretraining.flags.run.per_device_train_batch_size
         self.num_workers = pretrain.choose_num_workers(pretraining.flags.run, pretraining.accelerator)
 
@@ -83,7 +83,7 @@ class OurRun:
 
     def time_stages(self, num_warmup_steps: int, num_steps: int) -> list[dict[str, float]]:
         """Seconds of the stages of each step, on an accelerator one after the other: waiting for each hides no stage behind
-        another, as a run does. Pictures are read in this process, to tell what reading costs."""
+        another, as a run does. Images are read in this process, to tell what reading costs."""
         pretraining = self.pretraining
         clock, steps = StageClock(self.device), []
         student = pretraining.wrapped_student
@@ -138,7 +138,7 @@ class SyntheticRun(OurRun):
 
 class BareArithmetic(SyntheticRun):
     """The networks alone, on views that do not change: the teacher's forward pass, the student's forward and backward pass;
-    no pictures, no augmentation, no corruption, no optimiser."""
+    no images, no augmentation, no corruption, no optimizer."""
 
     def __init__(self, name: str, pretraining: pretrain.Pretraining):
         super().__init__(name, pretraining)
@@ -163,11 +163,11 @@ class BareArithmetic(SyntheticRun):
 
 
 def time_reading(flags: pretrain.Flags, accelerator: Accelerator, num_epochs: int) -> dict[str, Any]:
-    """How fast pictures are read, cropped and put on the device, with no training: epoch by epoch.
+    """How fast images are read, cropped and put on the device, with no training: epoch by epoch.
 
     Returns:
         `dict`: `prepare_seconds` before the first batch, the networks' making and a cache's building among them;
-        `epoch_seconds`, a list; `pictures` of an epoch.
+        `epoch_seconds`, a list; `images` of an epoch.
     """
     started = time.perf_counter()
     pretraining = prepare(flags, accelerator)
@@ -183,5 +183,5 @@ def time_reading(flags: pretrain.Flags, accelerator: Accelerator, num_epochs: in
                     batch["crops"].to(accelerator.device, non_blocking=True)
         synchronize(accelerator.device)
         epoch_seconds.append(time.perf_counter() - started)
-    pictures = num_batches * flags.run.per_device_train_batch_size
-    return {"prepare_seconds": prepared, "epoch_seconds": epoch_seconds, "pictures": pictures}
+    images = num_batches * flags.run.per_device_train_batch_size
+    return {"prepare_seconds": prepared, "epoch_seconds": epoch_seconds, "images": images}

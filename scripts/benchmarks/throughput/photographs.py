@@ -1,11 +1,11 @@
-"""Pictures to measure with where the user has none at hand: JPEG files that cost what photographs cost to decode."""
+"""Images to measure with where the user has none at hand: JPEG files that cost what photographs cost to decode."""
 
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 
-WIDTH, HEIGHT = 500, 375  # of most pictures in ImageNet and in the Oxford sets
+WIDTH, HEIGHT = 500, 375  # of most images in ImageNet and in the Oxford sets
 JPEG_QUALITY = 90
 NUM_EDGES = 12
 
@@ -13,7 +13,7 @@ NUM_EDGES = 12
 def write_photographs(folder: Path, count: int, seed: int = 0) -> Path:
     """Write `count` JPEG files of 500 x 375 pixels into a folder.
 
-    They are sums of noise whose amplitude falls with its frequency, as in natural pictures, crossed by straight edges, so
+    They are sums of noise whose amplitude falls with its frequency, as in natural images, crossed by straight edges, so
     that a file has about the size, and the decoder about the work, of a photograph's.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def photograph(generator: np.random.Generator) -> np.ndarray:
         row, column, angle = generator.uniform(0, (HEIGHT, WIDTH, 2 * np.pi))
         beyond = (rows - row) * np.sin(angle) + (columns - column) * np.cos(angle) > 0
         brightness += generator.normal(0, 0.6) * beyond
-    # Colour changes less than brightness does.
+    # Color changes less than brightness does.
     channels = brightness + 0.3 * np.stack([tints[0], -tints[0] - tints[1], tints[1]]) / np.std(tints)
     centred = channels - channels.mean()
     return (128 + 50 * centred / centred.std()).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)

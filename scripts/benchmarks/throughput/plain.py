@@ -21,7 +21,7 @@ from modeling_sit.pretraining.schedules import Schedules
 def plain_view(
     arguments: ViewArguments, view: int, image_shape: tuple[int, int], image_mean: list[float], image_std: list[float]
 ) -> v2.Compose:
-    """What makes view 0 or view 1 of a PIL picture, by torchvision's transforms one after the other.
+    """What makes view 0 or view 1 of a PIL image, by torchvision's transforms one after the other.
 
     Args:
         arguments (`ViewArguments`): Probabilities and ranges.
@@ -41,7 +41,7 @@ def plain_view(
 def plain_augmentation(
     arguments: ViewArguments, view: int, image_shape: tuple[int, int], image_mean: list[float], image_std: list[float]
 ) -> v2.Compose:
-    """What follows the crop in [`plain_view`], of a PIL picture or of pixels, uint8 `(channels, height, width)`."""
+    """What follows the crop in [`plain_view`], of a PIL image or of pixels, uint8 `(channels, height, width)`."""
     sigma = [value * max(image_shape) / 224 for value in arguments.blur_sigma]
     kernel_size = 2 * max(1, round(2 * sigma[1])) + 1
     return v2.Compose(
@@ -59,37 +59,37 @@ def plain_augmentation(
     )
 
 
-class TransformedPictures(torch.utils.data.Dataset):
+class TransformedImages(torch.utils.data.Dataset):
     """
-    Pictures decoded anew whenever they are asked for, each through every transform.
+    Images decoded anew whenever they are asked for, each through every transform.
 
     Args:
-        pictures (`datasets.Dataset`): Column `image` of encoded pictures.
-        transforms (callables): From an RGB picture of PIL to a tensor.
+        images (`datasets.Dataset`): Column `image` of encoded images.
+        transforms (callables): From an RGB image of PIL to a tensor.
     """
 
-    def __init__(self, pictures: Dataset, *transforms: Callable[[PIL.Image.Image], torch.Tensor]):
-        self.pictures = pictures
+    def __init__(self, images: Dataset, *transforms: Callable[[PIL.Image.Image], torch.Tensor]):
+        self.images = images
         self.transforms = transforms
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
-        encoded = self.pictures[index]["image"]
+        encoded = self.images[index]["image"]
         file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
         with PIL.Image.open(file) as opened:
-            picture = opened.convert("RGB")
-        return tuple(transform(picture) for transform in self.transforms)
+            image = opened.convert("RGB")
+        return tuple(transform(image) for transform in self.transforms)
 
     def batches(self, count: int, batch_size: int, **reading: Any) -> DataLoader:
-        """`count` batches of pictures in random order, epoch after epoch; `reading` as of `DataLoader`."""
+        """`count` batches of images in random order, epoch after epoch; `reading` as of `DataLoader`."""
         return DataLoader(self, batch_size, sampler=RandomSampler(self, num_samples=count * batch_size), **reading)
 
 
 class CorruptedViews:
     """
-    Collates two views of each picture, and corrupts them picture by picture, where they are read.
+    Collates two views of each image, and corrupts them image by image, where they are read.
 
     Args:
         processor ([`SiTImageProcessor`]): With the corruption's settings.
@@ -108,20 +108,20 @@ class CorruptedViews:
 
 class PlainReference:
     """
-    The plain step: torchvision's transforms picture by picture, a corruption that loops over pictures and blocks, the
+    The plain step: torchvision's transforms image by image, a corruption that loops over images and blocks, the
     network in float32 without compiler, AdamW that is not fused, a teacher that loops over parameters.
 
     Args:
         name (`str`): What tables call it.
         student ([`SiTForPreTraining`]): Copied; its weights are those to begin with.
-        processor ([`SiTImageProcessor`]): With corruption and normalisation.
-        pictures (`datasets.Dataset`): Column `image` of encoded pictures.
+        processor ([`SiTImageProcessor`]): With corruption and normalization.
+        images (`datasets.Dataset`): Column `image` of encoded images.
         views (`ViewArguments`): How views are augmented.
         schedules ([`Schedules`]): Of learning rate, weight decay and momentum.
-        batch_size (`int`): Pictures in a batch.
+        batch_size (`int`): Images in a batch.
         num_workers (`int`): Processes that read, augment and corrupt.
         attention (`str`): transformers' name of the attention's implementation.
-        flops_per_picture (`int`): Counted.
+        flops_per_image (`int`): Counted.
     """
 
     num_views = 2
@@ -131,18 +131,18 @@ class PlainReference:
         name: str,
         student: SiTForPreTraining,
         processor: SiTImageProcessor,
-        pictures: Dataset,
+        images: Dataset,
         views: ViewArguments,
         schedules: Schedules,
         batch_size: int,
         num_workers: int,
         attention: str,
-        flops_per_picture: int,
+        flops_per_image: int,
         betas: tuple[float, float] = (0.9, 0.999),
         max_grad_norm: float = 3.0,
     ):
         self.name, self.batch_size, self.num_workers = name, batch_size, num_workers
-        self.flops_per_picture = flops_per_picture
+        self.flops_per_image = flops_per_image
         self.schedules, self.max_grad_norm, self.number = schedules, max_grad_norm, 0
         config = copy.deepcopy(student.config)
         config._attn_implementation = attention
@@ -160,8 +160,8 @@ class PlainReference:
         groups = [{"params": decaying}, {"params": other, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=False)
         image_shape = student.config.image_shape
-        self.pictures = TransformedPictures(
-            pictures,
+        self.images = TransformedImages(
+            images,
             *(plain_view(views, view, image_shape, processor.image_mean, processor.image_std) for view in range(2)),
         )
         self.collate = CorruptedViews(processor)
@@ -173,7 +173,7 @@ class PlainReference:
         return model
 
     def batches(self, count: int) -> Iterator[tuple[torch.Tensor, ...]]:
-        yield from self.pictures.batches(
+        yield from self.images.batches(
             count, self.batch_size, num_workers=self.num_workers, collate_fn=self.collate, pin_memory=self._pins()
         )
 

@@ -29,7 +29,7 @@ def describe_report(report: Mapping[str, Any]) -> str:
         f"`{report['command']}`",
         f"{machine['processor']}, {machine['usable_cores']} cores, {machine['threads']} threads, device "
         f"{machine['device']}; torch {machine['versions']['torch']}, transformers {machine['versions']['transformers']}; "
-        f"matrix product {rates}; {report['pictures']}",
+        f"matrix product {rates}; {report['images']}",
     ]
     for scenario in report["scenarios"]:
         paragraphs += [f"### {scenario['title']}, batch {scenario['batch_size']}", contender_table(scenario)]
@@ -37,7 +37,7 @@ def describe_report(report: Mapping[str, Any]) -> str:
         if staged:
             paragraphs += ["Milliseconds of a step's stages, one after the other (share):", stage_table(staged)]
         if scenario.get("reading"):
-            paragraphs += ["Reading and cropping alone, pictures/s:", reading_table(scenario["reading"])]
+            paragraphs += ["Reading and cropping alone, images/s:", reading_table(scenario["reading"])]
     for sweep in report["sweeps"]:
         if sweep.get("growth"):
             paragraphs.append(f"- {sweep['growth']}")
@@ -48,8 +48,8 @@ def describe_report(report: Mapping[str, Any]) -> str:
 
 def contender_table(scenario: Mapping[str, Any]) -> str:
     """Medians of the runs (their range); what is not known is a dash."""
-    header = ("contender", "views a picture", "pictures/s (range)", "x plain", "x bare", "data wait")
-    header += ("GFLOP a picture", "of matrix rate", "memory, MB")
+    header = ("contender", "views an image", "images/s (range)", "x plain", "x bare", "data wait")
+    header += ("GFLOP an image", "of matrix rate", "memory, MB")
     return table(header, [_contender_row(contender) for contender in scenario["contenders"]])
 
 
@@ -57,16 +57,16 @@ def _contender_row(contender: Mapping[str, Any]) -> list[str]:
     name = escaped(contender["name"])
     if contender.get("error") or not contender.get("runs"):
         return [name, str(contender["views"]), contender.get("error") or "not measured", *["-"] * 6]
-    speeds = [run["pictures"] / run["seconds"] for run in contender["runs"]]
+    speeds = [run["images"] / run["seconds"] for run in contender["runs"]]
     memory = contender["peak_memory_bytes"]
     return [
         name,
         str(contender["views"]),
-        f"{contender['pictures_per_second']:,.4g} ({min(speeds):,.4g} to {max(speeds):,.4g})",
+        f"{contender['images_per_second']:,.4g} ({min(speeds):,.4g} to {max(speeds):,.4g})",
         _ratio(contender["times_plain"]),
         _ratio(contender["times_bare"]),
         f"{contender['data_wait']:.1%}",
-        f"{contender['flops_per_picture'] / 1e9:,.3g}",
+        f"{contender['flops_per_image'] / 1e9:,.3g}",
         f"{contender['utilization']:.1%}",
         "-" if memory is None else f"{memory / 1e6:,.0f}",
     ]
@@ -93,7 +93,7 @@ def reading_table(readings: Sequence[Mapping[str, Any]]) -> str:
             [
                 escaped(reading["cache"]),
                 f"{reading['prepare_seconds']:.2f}",
-                *(f"{reading['pictures'] / seconds:,.4g}" for seconds in reading["epoch_seconds"]),
+                *(f"{reading['images'] / seconds:,.4g}" for seconds in reading["epoch_seconds"]),
             ]
             for reading in readings
         ],

@@ -80,10 +80,10 @@ def create_scenarios(arguments: ThroughputArguments) -> list[Scenario]:
 
 def _contenders(arguments: ThroughputArguments) -> list[Entry]:
     compiled = {"torch_compile": True} if arguments.torch_compile else {}
-    kind = arguments.picture_cache or ("device" if arguments.profile == "gpu" else "memory")
-    cached = {**compiled, "picture_cache": kind}
+    kind = arguments.image_cache or ("device" if arguments.profile == "gpu" else "memory")
+    cached = {**compiled, "image_cache": kind}
     ours = [
-        Entry("ours from files, no cache", "files", {**compiled, "picture_cache": "none"}),
+        Entry("ours from files, no cache", "files", {**compiled, "image_cache": "none"}),
         Entry(f"ours from files, cache in {kind}", "files", cached),
         Entry("ours, synthetic input", "synthetic", cached),
         Entry("bare arithmetic", "bare", cached),
@@ -156,10 +156,10 @@ class Sweep:
 
 
 PANELS = {
-    "batch": ("Batch", "pictures in a batch", "seconds a step"),
-    "image_size": ("Picture size", "patches of a view", "seconds a picture"),
-    "workers": ("Workers", "worker processes", "pictures a second, from files"),
-    "model_size": ("Model size", "GFLOP a picture, counted", "seconds a picture"),
+    "batch": ("Batch", "images in a batch", "seconds a step"),
+    "image_size": ("Image size", "patches of a view", "seconds an image"),
+    "workers": ("Workers", "worker processes", "images a second, from files"),
+    "model_size": ("Model size", "GFLOP an image, counted", "seconds an image"),
 }
 SWEPT_FLAGS = {
     "batch": "per_device_train_batch_size",
@@ -192,7 +192,7 @@ def create_sweeps(arguments: ThroughputArguments) -> list[Sweep]:
 
 def _create_sweep(name: str, arguments: ThroughputArguments) -> Sweep:
     kind = "files" if name == "workers" else "synthetic"
-    # The first of the kind reads every picture anew, where reading counts.
+    # The first of the kind reads every image anew, where reading counts.
     flags = next(entry.flags for entry in _contenders(arguments) if entry.kind == kind)
     sizes = SIZES[arguments.profile][name]
     entries = [Entry(f"{name} {size}", kind, {**flags, SWEPT_FLAGS[name]: size}) for size in sizes]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForMaskedImageModeling, 
 
 from modeling_sit import SiTConfig, SiTImageProcessor
 from throughput.arithmetic import NUM_COUNTED, count_training_flops
-from throughput.plain import TransformedPictures
+from throughput.plain import TransformedImages
 
 MASKED_SHARE = 0.6  # of patches, what the example of masked image modelling masks
 LEARNING_RATE = 1e-4
@@ -19,19 +19,19 @@ NARROWEST = 192  # hidden size of ViT-Tiny
 
 class TransformersModel:
     """
-    A model of transformers in a loop as its Trainer's: one view a picture by a random resized crop and a flip, mixed
+    A model of transformers in a loop as its Trainer's: one view an image by a random resized crop and a flip, mixed
     precision and fused AdamW as in SiT's own run.
 
     Args:
         name (`str`): What tables call it.
         model ([`PreTrainedModel`]): To be trained, on the accelerator's device.
-        draw_inputs (callable): From a number of pictures and a device to what the model gets beside `pixel_values`.
-        crop_scale (pair of `float`): Range of the crop's area, as share of the picture's.
-        pictures (`datasets.Dataset`): Column `image` of encoded pictures.
-        processor ([`SiTImageProcessor`]): With the normalisation.
+        draw_inputs (callable): From a number of images and a device to what the model gets beside `pixel_values`.
+        crop_scale (pair of `float`): Range of the crop's area, as share of the image's.
+        images (`datasets.Dataset`): Column `image` of encoded images.
+        processor ([`SiTImageProcessor`]): With the normalization.
         accelerator (`Accelerator`): With the run's precision.
-        batch_size, num_workers (`int`): Pictures in a batch, and processes that read.
-        flops_per_picture (`int`): Counted.
+        batch_size, num_workers (`int`): Images in a batch, and processes that read.
+        flops_per_image (`int`): Counted.
     """
 
     num_views = 1
@@ -42,15 +42,15 @@ class TransformersModel:
         model: PreTrainedModel,
         draw_inputs: Callable[[int, torch.device], dict[str, torch.Tensor]],
         crop_scale: tuple[float, float],
-        pictures: Dataset,
+        images: Dataset,
         processor: SiTImageProcessor,
         accelerator: Accelerator,
         batch_size: int,
         num_workers: int,
-        flops_per_picture: int,
+        flops_per_image: int,
     ):
         self.name, self.batch_size, self.num_workers = name, batch_size, num_workers
-        self.flops_per_picture, self.accelerator, self.draw_inputs = flops_per_picture, accelerator, draw_inputs
+        self.flops_per_image, self.accelerator, self.draw_inputs = flops_per_image, accelerator, draw_inputs
         fused = accelerator.device.type in ("cpu", "cuda")
         model = model.to(accelerator.device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05, fused=fused)
@@ -68,11 +68,11 @@ class TransformersModel:
                 v2.Normalize(processor.image_mean, processor.image_std),
             ]
         )
-        self.pictures = TransformedPictures(pictures, transform)
+        self.images = TransformedImages(images, transform)
 
     def batches(self, count: int) -> Iterator[torch.Tensor]:
         pin_memory = self.accelerator.device.type == "cuda"
-        for (pixel_values,) in self.pictures.batches(
+        for (pixel_values,) in self.images.batches(
             count, self.batch_size, num_workers=self.num_workers, pin_memory=pin_memory
         ):
             yield pixel_values
@@ -100,9 +100,9 @@ def create_mae(name: str, config: SiTConfig, **settings) -> TransformersModel:
     return TransformersModel(
         name,
         ViTMAEForPreTraining(mae_config),
-        draw_inputs=lambda num_pictures, device: {},  # it draws its mask itself
+        draw_inputs=lambda num_images, device: {},  # it draws its mask itself
         crop_scale=(0.2, 1.0),
-        flops_per_picture=flops,
+        flops_per_image=flops,
         **settings,
     )
 
@@ -113,8 +113,8 @@ def create_mim(name: str, config: SiTConfig, **settings) -> TransformersModel:
     mim_config = ViTConfig(**_encoder_sizes(config), encoder_stride=config.patch_size)
     num_patches = (mim_config.image_size // mim_config.patch_size) ** 2
 
-    def draw_masks(num_pictures: int, device: torch.device) -> dict[str, torch.Tensor]:
-        order = torch.rand(num_pictures, num_patches, device=device).argsort(dim=1)
+    def draw_masks(num_images: int, device: torch.device) -> dict[str, torch.Tensor]:
+        order = torch.rand(num_images, num_patches, device=device).argsort(dim=1)
         return {"bool_masked_pos": order < round(MASKED_SHARE * num_patches)}
 
     meta_masks = torch.empty(NUM_COUNTED, num_patches, dtype=torch.bool, device="meta")
@@ -124,12 +124,12 @@ def create_mim(name: str, config: SiTConfig, **settings) -> TransformersModel:
         ViTForMaskedImageModeling(mim_config),
         draw_inputs=draw_masks,
         crop_scale=(0.67, 1.0),
-        flops_per_picture=flops,
+        flops_per_image=flops,
         **settings,
     )
 
 
 def _encoder_sizes(config: SiTConfig) -> dict[str, int]:
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    pictures = ("image_size", "patch_size", "num_channels")
-    return {name: getattr(config, name) for name in (*names, *pictures)}
+    images = ("image_size", "patch_size", "num_channels")
+    return {name: getattr(config, name) for name in (*names, *images)}

@@ -1,4 +1,4 @@
-"""scripts/benchmarks/augmentation.py: it runs, says what it measured, and all contestants do the same to a picture."""
+"""scripts/benchmarks/augmentation.py: it runs, says what it measured, and all contestants do the same to an image."""
 
 import json
 import statistics
@@ -20,11 +20,11 @@ def test_it_prints_and_writes_what_it_measured(run_program, tmp_path, monkeypatc
     flags = ["--batch_size", 2, "--image_size", 32, "--runs", 3, "--threads", 1, "--output", output]
     assert run_program(PROGRAM, *flags) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert threads == [1] and "2 pictures, two views of 32 x 32 pixels, cpu" in rows[0]
+    assert threads == [1] and "2 images, two views of 32 x 32 pixels, cpu" in rows[0]
     report = json.loads(output.read_text())
     assert (report["batch_size"], report["image_size"], report["runs"], report["device"]) == (2, 32, 3, "cpu")
     ours, theirs, *_ = report["results"]
-    assert (ours["name"], theirs["name"]) == ("ours, in batch", "torchvision, picture by picture")
+    assert (ours["name"], theirs["name"]) == ("ours, in batch", "torchvision, image by image")
     for result, row in zip(report["results"], rows[2:], strict=True):
         assert len(result["seconds"]) == 3 and min(result["seconds"]) > 0
         medians = [statistics.median(each["seconds"]) for each in (result, ours)]
@@ -32,7 +32,7 @@ def test_it_prints_and_writes_what_it_measured(run_program, tmp_path, monkeypatc
         assert row.startswith(result["name"]) and row.endswith(f"{result['times_ours']:.2f}")
 
 
-# What can be done to every picture alike: a contestant that leaves it out, or does it to the other view, is found.
+# What can be done to every image alike: a contestant that leaves it out, or does it to the other view, is found.
 @pytest.mark.parametrize(
     "done",
     [

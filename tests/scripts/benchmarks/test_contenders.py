@@ -7,12 +7,12 @@ import torch
 from throughput import ours
 from throughput.arithmetic import NUM_COUNTED, count_pretraining_flops, count_training_flops, matrix_rate
 from throughput.photographs import photograph, write_photographs
-from throughput.plain import CorruptedViews, PlainReference, TransformedPictures, plain_view
+from throughput.plain import CorruptedViews, PlainReference, TransformedImages, plain_view
 from throughput.transformers_models import create_mae, create_mim
 from transformers import ViTConfig, ViTForMaskedImageModeling
 
 from modeling_sit import SiTConfig
-from modeling_sit.data.sources import load_pictures
+from modeling_sit.data.sources import load_images
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.runtime.accelerator import create_accelerator
 
@@ -23,13 +23,13 @@ OVERRIDES = (
 
 
 @pytest.fixture
-def pretraining(save_pictures, tmp_path, load_program):
+def pretraining(save_images, tmp_path, load_program):
     """A tiny run of ours, ready for its first batch."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    folder = save_pictures(tmp_path / "pictures", 6)
+    folder = save_images(tmp_path / "images", 6)
     flags = ours.parse_flags(
         dataset=folder,
         output_dir=tmp_path / "run",
@@ -52,13 +52,13 @@ def test_the_plain_step_is_ours(pretraining, monkeypatch, attention):
         "plain",
         pretraining.student,
         pretraining.processor,
-        pretraining.pictures.train,
+        pretraining.images.train,
         pretraining.flags.views,
         pretraining.schedules,
         batch_size=4,
         num_workers=0,
         attention=attention,
-        flops_per_picture=0,
+        flops_per_image=0,
     )
     before = {name: parameter.clone() for name, parameter in plain.student.named_parameters()}
     # Stochastic depth draws from the global generator, which our step seeds.
@@ -96,12 +96,12 @@ def test_the_plain_step_is_ours(pretraining, monkeypatch, attention):
 
 
 def test_the_plain_views_are_those_of_the_method(pretraining):
-    """Same mean and spread as the batched ones', from the same pictures, and corrupted as the processor does."""
-    processor, pictures = pretraining.processor, pretraining.pictures.train
+    """Same mean and spread as the batched ones', from the same images, and corrupted as the processor does."""
+    processor, images = pretraining.processor, pretraining.images.train
     settings = (ViewArguments(), (16, 16), processor.image_mean, processor.image_std)
     transforms = [plain_view(settings[0], view, *settings[1:]) for view in range(2)]
     torch.manual_seed(0)
-    dataset = TransformedPictures(pictures, *transforms)
+    dataset = TransformedImages(images, *transforms)
     loader = dataset.batches(2, 48, collate_fn=CorruptedViews(processor))
     (clean, corrupted, mask), _ = loader
     assert len(loader) == 2 and clean.shape == corrupted.shape == (96, 3, 16, 16) and mask.shape == (96, 1, 16, 16)
@@ -116,20 +116,20 @@ def test_the_plain_views_are_those_of_the_method(pretraining):
 
 
 def test_the_plain_views_have_settings_of_their_own():
-    """View 1 is blurred, view 2 solarised, as the arguments say."""
-    picture = PIL.Image.fromarray(photograph(np.random.default_rng(0)))
+    """View 1 is blurred, view 2 solarized, as the arguments say."""
+    image = PIL.Image.fromarray(photograph(np.random.default_rng(0)))
     chances = {"color_jitter_probability": 0.0, "grayscale_probability": 0.0, "crop_scale": [1.0, 1.0]}
     arguments = ViewArguments(
         **chances, blur_probability=[1.0, 0.0], blur_sigma=[2.0, 2.0], solarize_probability=[0.0, 1.0]
     )
     torch.manual_seed(0)
-    blurred, solarized = (plain_view(arguments, view, (112, 112), [0.0] * 3, [1.0] * 3)(picture) for view in range(2))
+    blurred, solarized = (plain_view(arguments, view, (112, 112), [0.0] * 3, [1.0] * 3)(image) for view in range(2))
     assert blurred.max() > 0.6 and solarized.max() <= 0.5
     roughness = [(view[..., 1:] - view[..., :-1]).abs().mean() / view.std() for view in (blurred, solarized)]
     assert roughness[0] < 0.7 * roughness[1]
 
 
-def test_ours_reads_all_pictures_and_trains(pretraining):
+def test_ours_reads_all_images_and_trains(pretraining):
     run = ours.OurRun("ours", pretraining)
     batches = list(run.batches(2))
     assert [batch.shape for batch in batches] == [(2, 4, 3, 16, 16)] * 2
@@ -165,7 +165,7 @@ def test_transformers_models_train(create, pretraining):
     contender = create(
         "theirs",
         pretraining.student.config,
-        pictures=pretraining.pictures.train,
+        images=pretraining.images.train,
         processor=pretraining.processor,
         accelerator=pretraining.accelerator,
         batch_size=4,
@@ -182,7 +182,7 @@ def test_transformers_models_train(create, pretraining):
     assert np.mean(losses[3:]) < np.mean(losses[:3])
     trained = [parameter for parameter in contender.model.parameters() if parameter.requires_grad]
     assert all(not torch.equal(*pair) for pair in zip(weights, trained, strict=True))
-    assert contender.flops_per_picture > 0 and contender.num_views == 1
+    assert contender.flops_per_image > 0 and contender.num_views == 1
 
 
 def closed_form(config: SiTConfig) -> tuple[float, float, float, float]:
@@ -208,7 +208,7 @@ def test_counted_flops_are_the_closed_form(fields):
     config = SiTConfig(**fields)
     embedding, blocks, projection, decoder = closed_form(config)
     has_contrast = config.contrastive_weight > 0
-    # The pictures need no gradient.
+    # The images need no gradient.
     student = 2 * embedding + 3 * (blocks + decoder + (projection if has_contrast else 0))
     teacher = embedding + blocks + projection if has_contrast else 0
     assert count_pretraining_flops(config) == pytest.approx(2 * (student + teacher), rel=0.001)
@@ -229,7 +229,7 @@ def test_the_matrix_rate_is_one_of_a_machine():
 
 
 def test_photographs_cost_what_photographs_cost(tmp_path):
-    """Sizes of files as of pictures of this quality, much low and little high frequency, the same from the same seed."""
+    """Sizes of files as of images of this quality, much low and little high frequency, the same from the same seed."""
     write_photographs(tmp_path / "a", 3)
     write_photographs(tmp_path / "b", 3)
     files = sorted((tmp_path / "a").iterdir())
@@ -243,4 +243,4 @@ def test_photographs_cost_what_photographs_cost(tmp_path):
     assert 90 < pixels.mean() < 165 and 30 < pixels.std() < 70
     steps = np.abs(np.diff(pixels, axis=1)).mean()
     assert 1 < steps < 0.3 * pixels.std()
-    assert len(load_pictures(str(tmp_path / "a")).train) == 3
+    assert len(load_images(str(tmp_path / "a")).train) == 3

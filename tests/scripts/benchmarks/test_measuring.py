@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 class Sleeper:
     """A contender whose batches and steps take known times, its first step much longer."""
 
-    num_views, batch_size, flops_per_picture = 2, 5, 0
+    num_views, batch_size, flops_per_image = 2, 5, 0
 
     def __init__(self, name: str = "sleeper", read: float = 0.0, step: float = 0.0, num_workers: int = 0):
         self.name, self.read, self.step, self.num_workers = name, read, step, num_workers
@@ -37,10 +37,10 @@ class Sleeper:
 def test_a_run_is_steps_and_their_time_without_the_first():
     sleeper = Sleeper(read=0.01, step=0.03)
     run = time_run(sleeper, CPU, Length(warmup_steps=1, steps=4, seconds=60))
-    assert (run.steps, run.pictures, sleeper.done, sleeper.closed) == (4, 20, 5, 1)
+    assert (run.steps, run.images, sleeper.done, sleeper.closed) == (4, 20, 5, 1)
     assert 0.16 <= run.seconds < 0.19 + 0.1
     assert 0.04 <= run.waited < 0.4 * run.seconds
-    assert run.pictures_per_second == 20 / run.seconds and run.data_wait == run.waited / run.seconds
+    assert run.images_per_second == 20 / run.seconds and run.data_wait == run.waited / run.seconds
 
 
 def test_a_run_ends_with_its_time():
@@ -117,6 +117,6 @@ def test_growth_in_proportion_and_otherwise():
     assert (late.start, late.end, late.size_growth, late.cost_growth) == (4, 8, 2, 4)
     (early,) = departures([1, 2, 4], [1.0, 1.1, 2.2])
     assert (early.start, early.end) == (1, 2)
-    assert "linear throughout" in describe_growth("Batch", "pictures", "seconds", [1, 2], [1, 2])
-    line = describe_growth("Batch", "pictures", "seconds", [1, 2, 4], [1, 2, 9])
-    assert line == "Batch: seconds against pictures, from 1 to 4: not linear in 2 to 4 (x 2.00 gives x 4.50)"
+    assert "linear throughout" in describe_growth("Batch", "images", "seconds", [1, 2], [1, 2])
+    line = describe_growth("Batch", "images", "seconds", [1, 2, 4], [1, 2, 9])
+    assert line == "Batch: seconds against images, from 1 to 4: not linear in 2 to 4 (x 2.00 gives x 4.50)"

@@ -31,7 +31,7 @@ def test_the_smoke_profile_measures_all(run_program, tmp_path, monkeypatch, caps
     check_stages([contender for contender in scenario["contenders"] if contender["kind"] == "files"])
     check_table(scenario["contenders"], said)
     for reading in scenario["reading"]:
-        assert reading["pictures"] == 16 and len(reading["epoch_seconds"]) == 2
+        assert reading["images"] == 16 and len(reading["epoch_seconds"]) == 2
         assert min(reading["epoch_seconds"]) > 0 and reading["prepare_seconds"] > 0
     assert "| none |" in said
 
@@ -42,14 +42,14 @@ def check_figures(contenders: list[dict], matrix_rate: float) -> None:
     for contender in contenders:
         assert contender["views"] == (1 if contender["kind"] in ("mae", "mim") else 2)
         runs = contender["runs"]
-        assert [run["pictures"] for run in runs] == [4, 4]
-        speeds = [run["pictures"] / run["seconds"] for run in runs]
-        assert contender["pictures_per_second"] == pytest.approx(statistics.median(speeds))
+        assert [run["images"] for run in runs] == [4, 4]
+        speeds = [run["images"] / run["seconds"] for run in runs]
+        assert contender["images_per_second"] == pytest.approx(statistics.median(speeds))
         assert all(0 <= run["waited"] < run["seconds"] for run in runs)
-        rate = contender["pictures_per_second"] * contender["flops_per_picture"] / matrix_rate
+        rate = contender["images_per_second"] * contender["flops_per_image"] / matrix_rate
         assert 0 < contender["utilization"] == pytest.approx(rate)
         for name, kind in (("times_plain", "plain"), ("times_bare", "bare")):
-            ratio = contender["pictures_per_second"] / by_kind[kind]["pictures_per_second"]
+            ratio = contender["images_per_second"] / by_kind[kind]["images_per_second"]
             assert contender[name] == pytest.approx(ratio)
     # What reads from files waits for it, what does not does not.
     assert by_kind["plain"]["data_wait"] > 0.05
@@ -87,25 +87,25 @@ def check_table(contenders: list[dict], said: str) -> None:
     lines = said.splitlines()
     for contender in contenders:
         row = next(line for line in lines if line.startswith(f"| {contender['name']} | {contender['views']} |"))
-        assert f"| {contender['pictures_per_second']:,.4g} (" in row
+        assert f"| {contender['images_per_second']:,.4g} (" in row
         assert f"| {contender['times_plain']:.2f} | {contender['times_bare']:.2f} |" in row
         assert row.count("|") == 10
 
 
 def test_a_sweep_draws_curves(run_program, tmp_path, capsys):
-    flags = ["--profile", "smoke", "--sweep", "image_size", "--runs", 1, "--steps", 1, "--num_pictures", 4]
+    flags = ["--profile", "smoke", "--sweep", "image_size", "--runs", 1, "--steps", 1, "--num_images", 4]
     assert run_program(PROGRAM, *flags, "--output", tmp_path / "figures.json") == 0
     (sweep,) = json.loads((tmp_path / "figures.json").read_text())["sweeps"]
     small, large = sweep["points"]
     assert (small["x"], large["x"]) == (1, 4)  # patches of 16 x 16 in views of 16 and 32
     for point, contender in zip(sweep["points"], sweep["contenders"], strict=True):
-        assert point["y"] == pytest.approx(1 / contender["pictures_per_second"])
-    assert large["flops_per_picture"] > 1.5 * small["flops_per_picture"]
+        assert point["y"] == pytest.approx(1 / contender["images_per_second"])
+    assert large["flops_per_image"] > 1.5 * small["flops_per_image"]
     assert small["arithmetic"] == pytest.approx(small["y"])
     assert sweep["growth"] in capsys.readouterr().out and "from 1 to 4" in sweep["growth"]
-    with PIL.Image.open(tmp_path / "figures.png") as picture:
-        assert min(picture.size) > 300
-        assert len(picture.convert("RGB").getcolors(100_000)) > 50
+    with PIL.Image.open(tmp_path / "figures.png") as image:
+        assert min(image.size) > 300
+        assert len(image.convert("RGB").getcolors(100_000)) > 50
 
 
 def test_ctrl_c_tells_what_there_is(run_program, tmp_path, monkeypatch, capsys):
@@ -118,7 +118,7 @@ def test_ctrl_c_tells_what_there_is(run_program, tmp_path, monkeypatch, capsys):
         return time_run(contender, device, length)
 
     monkeypatch.setattr(measuring, "time_run", interrupted)
-    flags = ["--profile", "smoke", "--contenders", "synthetic", "bare", "--steps", 1, "--num_pictures", 4]
+    flags = ["--profile", "smoke", "--contenders", "synthetic", "bare", "--steps", 1, "--num_images", 4]
     assert run_program(PROGRAM, *flags, "--output", tmp_path / "figures.json") == 130
     told = capsys.readouterr()
     report = json.loads((tmp_path / "figures.json").read_text())
@@ -131,7 +131,7 @@ def test_ctrl_c_tells_what_there_is(run_program, tmp_path, monkeypatch, capsys):
 
 def test_time_is_up(run_program, tmp_path, capsys):
     output = tmp_path / "figures.json"
-    flags = ["--profile", "smoke", "--contenders", "bare", "--num_pictures", 4, "--time_limit", 1e-6]
+    flags = ["--profile", "smoke", "--contenders", "bare", "--num_images", 4, "--time_limit", 1e-6]
     assert run_program(PROGRAM, *flags, "--output", output) == 0
     assert "time limit" in json.loads(output.read_text())["stopped"]
     assert "not all was measured" in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_time_is_up(run_program, tmp_path, capsys):
     ],
 )
 def test_mistakes_are_told_in_one_line(one_line_error, flags, code, named):
-    assert named in one_line_error(PROGRAM, "--profile", "smoke", "--num_pictures", 4, *flags, code=code)
+    assert named in one_line_error(PROGRAM, "--profile", "smoke", "--num_images", 4, *flags, code=code)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -190,8 +190,8 @@ def test_precision_is_the_one_that_pays(load_program, monkeypatch, profile, rate
 
 def test_flags_that_the_program_does_not_have_are_one_line(capsys):
     with pytest.raises(SystemExit) as end:
-        ours.parse_flags(dataset="digits", output_dir="runs", picture_cash="none")
-    assert end.value.code == 2 and "--picture_cash" in capsys.readouterr().err
+        ours.parse_flags(dataset="digits", output_dir="runs", image_cash="none")
+    assert end.value.code == 2 and "--image_cash" in capsys.readouterr().err
 
 
 def test_help_names_every_flag(run_program, capsys):

@@ -7,8 +7,8 @@ import scaling_formulas as scaling
 from scaling_formulas import StageCosts, TrainingPlan, scaling_table
 
 COSTS = StageCosts(
-    pictures_per_second_per_core=50,
-    pictures_per_second_per_device=1000,
+    images_per_second_per_core=50,
+    images_per_second_per_device=1000,
     encoded_bytes=100_000,
     decoded_bytes=600_000,
     crop_bytes=300_000,
@@ -19,15 +19,15 @@ COSTS = StageCosts(
     worker_bytes=1e9,
     overhead=0.0,
 )
-PLAN = TrainingPlan(num_pictures=3_600_000, num_epochs=10, num_devices=4, per_device_batch_size=100)
+PLAN = TrainingPlan(num_images=3_600_000, num_epochs=10, num_devices=4, per_device_batch_size=100)
 
 
 def test_by_hand():
-    # 36 M pictures by four GPUs of 1,000 a second are 9,000 seconds; 4,000 a second want 80 cores of 50.
+    # 36 M images by four GPUs of 1,000 a second are 9,000 seconds; 4,000 a second want 80 cores of 50.
     assert scaling.num_steps(COSTS, PLAN) == 90_000
     assert scaling.device_hours(COSTS, PLAN) == pytest.approx(10)
     assert scaling.wall_hours(COSTS, PLAN) == pytest.approx(2.5)
-    assert scaling.pictures_per_second(COSTS, PLAN) == 4000
+    assert scaling.images_per_second(COSTS, PLAN) == 4000
     assert scaling.cpu_cores(COSTS, PLAN) == 80
     assert scaling.read_bytes_per_second(COSTS, PLAN) == pytest.approx(400e6)
     assert scaling.device_copy_bytes_per_second(COSTS, PLAN) == pytest.approx(300e6)
@@ -51,11 +51,11 @@ def test_ring_of_very_many_devices_sends_each_gradient_twice():
     assert sent == pytest.approx(10 * 2 * 160e6)
 
 
-def test_cost_is_of_pictures_seen_and_time_of_devices():
+def test_cost_is_of_images_seen_and_time_of_devices():
     twice = replace(PLAN, num_devices=8)
     assert scaling.device_hours(COSTS, twice) == scaling.device_hours(COSTS, PLAN)
     assert scaling.wall_hours(COSTS, twice) == scaling.wall_hours(COSTS, PLAN) / 2
-    swapped = replace(PLAN, num_pictures=PLAN.num_pictures * 10, num_epochs=1)
+    swapped = replace(PLAN, num_images=PLAN.num_images * 10, num_epochs=1)
     assert scaling.device_hours(COSTS, swapped) == scaling.device_hours(COSTS, PLAN)
     assert scaling.host_memory_bytes(COSTS, swapped) == scaling.host_memory_bytes(COSTS, PLAN)
 
@@ -75,17 +75,17 @@ def test_overhead_is_a_share_of_the_whole_time():
 
 def test_what_does_not_come_out_even():
     """The last part of an epoch that fills no batch is left out, and of a core there is no half."""
-    assert scaling.num_steps(COSTS, replace(PLAN, num_pictures=799)) == 10
-    assert scaling.cpu_cores(replace(COSTS, pictures_per_second_per_core=50.1), PLAN) == 80
-    assert scaling.cpu_cores(replace(COSTS, pictures_per_second_per_core=49.9), PLAN) == 81
+    assert scaling.num_steps(COSTS, replace(PLAN, num_images=799)) == 10
+    assert scaling.cpu_cores(replace(COSTS, images_per_second_per_core=50.1), PLAN) == 80
+    assert scaling.cpu_cores(replace(COSTS, images_per_second_per_core=49.9), PLAN) == 81
 
 
 def test_table():
-    lines = scaling_table(COSTS, [PLAN, replace(PLAN, num_pictures=10**9)]).splitlines()
-    assert lines[0] == "|  | 3.6 M pictures | 1,000 M pictures |"
+    lines = scaling_table(COSTS, [PLAN, replace(PLAN, num_images=10**9)]).splitlines()
+    assert lines[0] == "|  | 3.6 M images | 1,000 M images |"
     cells = dict(line.strip("| ").split(" | ", 1) for line in lines[2:])
     assert cells["GPU hours"] == "10 | 2,778"
     assert cells["hours"] == "2.5 | 694"
-    assert cells["disk for the pictures"] == "360 GB | 100 TB"
+    assert cells["disk for the images"] == "360 GB | 100 TB"
     assert cells["CPU cores to decode and crop"] == "80 | 80"
     assert all(line.count("|") == 4 for line in lines)

@@ -1,0 +1,248 @@
+"""scripts/tile_images.py: what is where in a tiled image, its labels, and that splits stay apart."""
+
+import io
+from collections import Counter
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+
+from modeling_sit.data.decoding import decode_image
+from modeling_sit.data.sources import load_images
+
+CLASSES = ["blue", "green", "red"]
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+
+
+@pytest.fixture(autouse=True)
+def isolated_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def encoded(pixels) -> dict:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def image(row: int, split: str) -> dict:
+    """A plain one in the color of its class, a shade darker for each three rows, and darker in the test split."""
+    shade = 255 - 12 * (row // 3) - (100 if split == "test" else 0)
+    return encoded(np.tile([channel // 255 * shade for channel in COLOURS[CLASSES[row % 3]]], (6, 9, 1)))
+
+
+@pytest.fixture
+def colors(tmp_path):
+    """13 images to train on, 8 to test on, of three classes in turn."""
+    folder = tmp_path / "colors"
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
+    for split, count in {"train": 13, "test": 8}.items():
+        rows = {"image": [image(row, split) for row in range(count)], "label": [row % 3 for row in range(count)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture
+def tiled(run_program, tmp_path, capsys):
+    def run(dataset, *flags, name="tiled", share=0):
+        flags = ("--validation_fraction", share, *flags)
+        assert run_program("tile_images", "--dataset", dataset, "--output_dir", tmp_path / name, *flags) == 0
+        return load_images(str(tmp_path / name), labels="required")
+
+    return run
+
+
+def places_of(row: dict, grid: tuple[int, int] = (2, 2)) -> list[tuple[str, int]]:
+    """Class and original row of what is seen in each place, by its middle's color."""
+    pixels = np.asarray(decode_image(row["image"])).astype(int)
+    height, width = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
+    places = []
+    for top in range(0, pixels.shape[0], height):
+        for left in range(0, pixels.shape[1], width):
+            middle = pixels[top + height // 2, left + width // 2]
+            channel = int(middle.argmax())
+            number = round((255 - middle[channel]) % 100 / 12)
+            places.append(
+                (("red", "green", "blue")[channel], 3 * number + CLASSES.index(("red", "green", "blue")[channel]))
+            )
+    return places
+
+
+def brightest(row: dict) -> int:
+    return int(np.asarray(decode_image(row["image"])).max())
+
+
+def test_labels_are_the_classes_that_are_seen(tiled, colors, capsys):
+    images = tiled(colors, "--image_size", 32)
+    assert images.multi_label and images.label_names == CLASSES and images.splits == ["test", "train"]
+    assert len(images.train) == 12 and len(images.validation) == 8
+    for split in (images.train, images.validation):
+        for row in split:
+            assert decode_image(row["image"]).size == (32, 32)
+            assert row["label"] == sorted({CLASSES.index(name) for name, _ in places_of(row)})
+    assert "train: 12 images of 13" in capsys.readouterr().out
+
+
+def test_every_image_is_used_equally_often_and_never_with_itself(tiled, colors):
+    images = tiled(colors, "--image_size", 32, "--passes", 5)
+    used = Counter()
+    for row in images.validation:
+        rows = [number for _, number in places_of(row)]
+        assert len(set(rows)) == 4
+        used.update(rows)
+    assert used == dict.fromkeys(range(8), 5)
+    # 13 images fill three tiled ones in each pass, and one is left over: another one in another pass.
+    used = Counter(number for row in images.train for _, number in places_of(row))
+    assert len(images.train) == 15 and sum(used.values()) == 60 and set(used) == set(range(13))
+    assert max(used.values()) == 5
+
+
+def test_splits_are_not_mixed(tiled, colors):
+    images = tiled(colors, "--image_size", 32)
+    assert all(brightest(row) > 190 for row in images.train)
+    assert all(brightest(row) < 180 for row in images.validation)
+
+
+def test_what_is_set_aside_for_validation_is_not_trained_on(tiled, colors, tmp_path):
+    """Images of every class, before the tiling: no image of one split is in another."""
+    images = tiled(colors, "--image_size", 32, share=0.4)
+    assert set(images.splits) == {"test", "train", "validation"}
+    held_back = {number for row in images.validation for _, number in places_of(row)}
+    trained_on = {number for row in images.train for _, number in places_of(row)}
+    assert not held_back & trained_on and held_back | trained_on <= set(range(13))
+    assert {number % 3 for number in held_back} == {0, 1, 2}
+    assert all(brightest(row) > 190 for row in images.validation)  # of the training images
+    readme = (tmp_path / "tiled" / "README.md").read_text()
+    assert "set aside before the tiling" in readme and "--validation_split test" in readme
+    again = tiled(colors, "--image_size", 32, share=0.4, name="again")
+    assert again.validation[:] == images.validation[:]
+
+
+def test_a_set_with_a_validation_split_keeps_it(tiled, colors, tmp_path):
+    (colors / "test.parquet").rename(colors / "validation.parquet")
+    images = tiled(colors, "--image_size", 32, share=0.4)
+    assert set(images.splits) == {"train", "validation"} and len(images.train) == 12
+    assert all(brightest(row) < 180 for row in images.validation)
+    assert "set aside" not in (tmp_path / "tiled" / "README.md").read_text()
+
+
+def test_grid(tiled, colors):
+    images = tiled(colors, "--grid", 1, 3, "--image_size", 24, "--passes", 1)
+    assert len(images.train) == 4 and len(images.validation) == 2
+    for row in images.train:
+        assert decode_image(row["image"]).size == (24, 24)
+        assert row["label"] == sorted({CLASSES.index(name) for name, _ in places_of(row, (1, 3))})
+
+
+def test_images_are_cut_around_their_centre(load_program):
+    """And stand row by row; an image that is larger than its place is made smaller."""
+    columns = np.zeros((4, 12, 3), dtype=np.uint8)
+    columns[:, 4:8] = [255, 255, 0]  # what is outside the middle square, black, is cut away
+    places = [PIL.Image.fromarray(columns), None, PIL.Image.new("RGB", (99, 99), "red"), PIL.Image.new("RGB", (3, 3))]
+    tiled = load_program("tile_images").tile(places, [2, 2], 8)
+    expected = {(0, 0): (255, 255, 0), (0, 4): (128, 128, 128), (4, 0): (255, 0, 0), (4, 4): (0, 0, 0)}
+    for (top, left), color in expected.items():
+        place = np.asarray(tiled)[top : top + 4, left : left + 4]
+        assert (place == color).all()
+
+
+def test_is_a_function_of_the_seed(tiled, colors, tmp_path):
+    content = {}
+    for name, seed in {"a": 0, "b": 0, "c": 1}.items():
+        tiled(colors, "--image_size", 16, "--seed", seed, name=name)
+        content[name] = [path.read_bytes() for path in sorted((tmp_path / name).glob("*.parquet"))]
+    assert content["a"] == content["b"] != content["c"]
+
+
+def test_several_files(tiled, colors, load_program, monkeypatch, tmp_path):
+    whole = tiled(colors, "--image_size", 16, name="whole")
+    monkeypatch.setattr(load_program("tile_images"), "IMAGES_IN_A_FILE", 5)
+    monkeypatch.setattr(load_program("tile_images"), "IMAGES_IN_A_ROW_GROUP", 2)
+    parts = tiled(colors, "--image_size", 16, name="parts")
+    assert len(list((tmp_path / "parts").glob("train-0000?-of-00003.parquet"))) == 3
+    assert parts.train[:] == whole.train[:] and parts.validation[:] == whole.validation[:]
+    streamed = load_images(str(tmp_path / "parts"), streaming=True)
+    assert streamed.multi_label and streamed.num_train == 12
+    assert list(streamed.train) == list(whole.train)
+
+
+def test_other_libraries_read_it(tiled, colors, tmp_path):
+    images = tiled(colors, "--image_size", 16)
+    plain = datasets.load_dataset("parquet", data_files=str(tmp_path / "tiled" / "train-*"), split="train")
+    assert plain.features == {"image": datasets.Image(), "label": datasets.List(datasets.ClassLabel(names=CLASSES))}
+    assert plain["label"][:] == images.train["label"][:] and plain[0]["image"].size == (16, 16)
+
+
+def test_tiles_of_tiles(tiled, colors, tmp_path):
+    """An image with several labels gives all of them."""
+    once = tiled(colors, "--image_size", 16)
+    twice = tiled(tmp_path / "tiled", "--image_size", 16, "--grid", 1, 2, name="twice")
+    assert twice.multi_label and len(twice.train) == 12
+    assert all(len(set(labels)) == len(labels) for labels in twice.train["label"])
+    for label in range(3):  # every image is in two, and so are its labels, at most
+        count = sum(label in labels for labels in once.train["label"])
+        assert count <= sum(label in labels for labels in twice.train["label"]) <= 2 * count
+
+
+def test_unreadable_images_and_those_without_a_label(run_program, tmp_path, colors, capsys, caplog):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
+    tiles = [image(row, "train") for row in range(4)]
+    tiles[2] = {"bytes": b"broken", "path": None}  # the only red one
+    rows = {"image": [*tiles, image(4, "train")], "label": [0, 1, 2, 0, -1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "damaged" / "train.parquet")
+    flags = ["--dataset", tmp_path / "damaged", "--output_dir", tmp_path / "tiled", "--image_size", 32]
+    flags += ["--validation_fraction", 0]
+    assert run_program("tile_images", *flags) == 0
+    images = load_images(str(tmp_path / "tiled"))
+    assert images.train["label"][:] == [[0, 1]] * 4 and images.splits == ["train"]
+    for row in images.train:
+        greys = [
+            tile for tile in np.asarray(decode_image(row["image"]))[8::16, 8::16].reshape(-1, 3) if np.ptp(tile) < 9
+        ]
+        assert len(greys) == 1
+    assert capsys.readouterr().err.count("skipped an unreadable image: row 2 of train") == 1
+    assert "1 of 5 images have no label" in caplog.text
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ["--grid", 2],
+            ["--grid", 1, 1],
+            ["--grid", 0, 4],
+            ["--passes", 0],
+            ["--seed", -1],
+            ["--image_size", 33],
+            ["--validation_fraction", 1],
+        ],
+    )
+    def test_flags(self, one_line_error, tmp_path, flags):
+        message = one_line_error("tile_images", "--dataset", "digits", "--output_dir", tmp_path / "o", *flags, code=2)
+        assert flags[0] in message and not (tmp_path / "o").exists()
+
+    @pytest.mark.parametrize(("grid", "size", "nearest"), [((3, 3), 224, 225), ((2, 3), 100, 102), ((5, 1), 1, 5)])
+    def test_size_that_cannot_be_divided(self, one_line_error, tmp_path, grid, size, nearest):
+        flags = ["--dataset", "digits", "--output_dir", tmp_path / "o", "--grid", *grid, "--image_size", size]
+        assert f"the nearest that can is {nearest}" in one_line_error("tile_images", *flags, code=2)
+
+    def test_too_few_images_set_aside(self, one_line_error, tmp_path, colors):
+        flags = ["--dataset", colors, "--output_dir", tmp_path / "o", "--image_size", 32]
+        assert "give 0 for no validation split" in one_line_error("tile_images", *flags)
+
+    def test_a_folder_with_something_in_it(self, one_line_error, tmp_path):
+        (tmp_path / "notes.txt").touch()
+        assert f"--output_dir {tmp_path}" in one_line_error(
+            "tile_images", "--dataset", "digits", "--output_dir", tmp_path
+        )
+
+    def test_images_without_labels(self, one_line_error, tmp_path, save_images):
+        flags = ["--dataset", save_images(tmp_path / "pile", 4), "--output_dir", tmp_path / "o"]
+        assert "--label_column" in one_line_error("tile_images", *flags)
+
+    def test_too_few_images(self, one_line_error, tmp_path, colors):
+        flags = ["--dataset", colors, "--output_dir", tmp_path / "o", "--grid", 3, 3, "--image_size", 9]
+        flags += ["--validation_fraction", 0]
+        assert "split test: 8 images" in one_line_error("tile_images", *flags)
+        assert not list((tmp_path / "o").iterdir())
