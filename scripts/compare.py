@@ -19,10 +19,11 @@ from typing import Any
 
 from finetune import FinetuningArguments, FinetuningTrainingArguments, HubArguments, finetune
 
+from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
 from modeling_sit.evaluation.results import read_results
 from modeling_sit.pretraining.checkpoints import digest
-from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.charts import comparison_chart
 
 STARTS = ("scratch", "pretrained")
@@ -103,8 +104,9 @@ class FineTuned:
 
 
 def main() -> None:
-    (arguments,) = RecipeArgumentParser((ComparisonArguments,), description=__doc__.partition("\n")[0]).parse()
-    with one_line_errors():
+    parser = RecipeArgumentParser((ComparisonArguments,), description=__doc__.partition("\n")[0])
+    (arguments,) = parser.parse()
+    with one_line_errors(parser.flags):
         compare(arguments)
 
 

@@ -27,6 +27,7 @@ import torch
 import transformers
 from transformers import HfArgumentParser, PreTrainedModel
 
+from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import DatasetArguments
 from modeling_sit.data.sources import load_images
 from modeling_sit.interop.arguments import WeightsFileArguments
@@ -36,7 +37,7 @@ from modeling_sit.interop.source import Source, choose_model, load_source, num_p
 from modeling_sit.interop.staging import check_destination, staged
 from modeling_sit.interop.verification import largest_differences, one_and_the_rest, random_images
 from modeling_sit.runtime.atomic_files import write_errors
-from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.selection import choose_split, read_first
 
 

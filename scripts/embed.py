@@ -45,6 +45,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers import BaseImageProcessor, PreTrainedModel
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
+from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.help_text import ExampleHelpFormatter
 from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
 from modeling_sit.data.decoding import UnreadableImage
@@ -56,7 +57,7 @@ from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.runtime.devices import choose_device
 from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
-from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.selection import rows_left
 
 # Where a file says what its features are of.
@@ -129,15 +130,16 @@ class Shard:
 
 
 def main() -> None:
-    arguments, feature_arguments, dataset_arguments = RecipeArgumentParser(
+    parser = RecipeArgumentParser(
         (EmbedArguments, FeatureArguments, DatasetArguments),
         description=__doc__,
         formatter_class=ExampleHelpFormatter,
-    ).parse()
+    )
+    arguments, feature_arguments, dataset_arguments = parser.parse()
     # What matters of loading a model, `load_encoder` says itself.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    with one_line_errors():
+    with one_line_errors(parser.flags):
         device = choose_device(arguments.device)
         # The processes wait for one another at the end alone, and there as long as it takes.
         patience = InitProcessGroupKwargs(timeout=timedelta(days=30))

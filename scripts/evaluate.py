@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
+from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
 from modeling_sit.data.labeled import labeled_splits
 from modeling_sit.data.sources import load_images
@@ -34,7 +35,7 @@ from modeling_sit.hub.card_results import update_card
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.runtime.devices import choose_device
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
-from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.errors import SiTError
 
 
 @dataclass(kw_only=True)
@@ -76,13 +77,14 @@ class EvaluationArguments(WeightsFileArguments, FeatureArguments):
 
 
 def main() -> None:
-    arguments, dataset_arguments, protocol_arguments = RecipeArgumentParser(
+    parser = RecipeArgumentParser(
         (EvaluationArguments, DatasetArguments, ProtocolArguments), description=__doc__.partition("\n")[0]
-    ).parse()
+    )
+    arguments, dataset_arguments, protocol_arguments = parser.parse()
     # What matters of loading a model, `load_encoder` says itself.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    with one_line_errors():
+    with one_line_errors(parser.flags):
         device = choose_device(arguments.device)
         accelerator = Accelerator(cpu=device.type == "cpu")
         device = device if accelerator.num_processes == 1 else accelerator.device

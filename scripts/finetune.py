@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers.trainer_utils import set_seed
 
+from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data.labeled import LabeledImageDataset, labels_of
 from modeling_sit.evaluation.results import write_results
@@ -32,7 +33,7 @@ from modeling_sit.hub.provenance import Start, describe_start
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.pretraining.checkpoints import digest
 from modeling_sit.runtime.distributed import sync_errors
-from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.signals import StopSignal
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "finetuning_template.md"
@@ -42,7 +43,7 @@ def main() -> None:
     parser = RecipeArgumentParser(
         (FinetuningArguments, FinetuningTrainingArguments, HubArguments), description=__doc__.partition("\n")[0]
     )
-    with one_line_errors():
+    with one_line_errors(parser.flags):
         finetune(*parser.parse())
 
 

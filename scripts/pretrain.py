@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from modeling_sit import SiTForPreTraining, SiTForPreTrainingOutput, SiTImageProcessor
+from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data.augmentation import ViewAugmentation
 from modeling_sit.data.caching import ImageCacheArguments, cache_images, check_image_cache
@@ -79,7 +80,7 @@ from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.accelerator import clip_gradients, create_accelerator, prepare_student
 from modeling_sit.runtime.batch_norm import synchronize_batch_norm
 from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
-from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.gather import gather_projections, mean_num_corrupted_pixels
 from modeling_sit.runtime.optimizer import create_optimizer, set_hyperparameters
 from modeling_sit.runtime.signals import StopSignal, die_with_parent, ignore_signals_in_worker
@@ -184,7 +185,7 @@ def main() -> None:
         tuple(group.type for group in fields(Flags)),
         description="Pretrain a Vision Transformer on your own images, without labels.",
     )
-    with one_line_errors():
+    with one_line_errors(parser.flags):
         pretrain(Flags(*parser.parse()))
 
 

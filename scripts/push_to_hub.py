@@ -16,6 +16,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
 
+from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.card_writing import name_repository
 from modeling_sit.hub.repository import HubRepository, HubUnreachable, check_for_token
@@ -25,7 +26,7 @@ from modeling_sit.hub.repository_files import (
     find_checkpoint_files,
     find_model_files,
 )
-from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.errors import SiTError
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from compare import ComparisonArguments, compare
 
+from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.errors import SiTError
 
 SCRIPTS = Path(__file__).resolve().parent
 RECIPES = SCRIPTS / "recipes"
@@ -35,8 +36,9 @@ class QuickstartArguments:
 
 
 def main() -> None:
-    (arguments,) = RecipeArgumentParser((QuickstartArguments,), description=__doc__.partition("\n")[0]).parse()
-    with one_line_errors():
+    parser = RecipeArgumentParser((QuickstartArguments,), description=__doc__.partition("\n")[0])
+    (arguments,) = parser.parse()
+    with one_line_errors(parser.flags):
         started = time.time()
         output_dir = Path(arguments.output_dir)
         pretrained = output_dir / "pretrained"

@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 from PIL import ImageOps
 from tqdm import tqdm
 
+from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.help_text import ExampleHelpFormatter
 from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
 from modeling_sit.data.decoding import UnreadableImage
@@ -42,7 +43,7 @@ from modeling_sit.data.sources import VALIDATION_SPLITS, ImageDatasets, load_ima
 from modeling_sit.finetuning.splits import TEST_SPLITS
 from modeling_sit.hub.provenance import typed_command
 from modeling_sit.runtime.atomic_files import replace_files, write_errors
-from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.errors import SiTError
 
 IMAGES_IN_A_FILE = 10_000
 IMAGES_IN_A_ROW_GROUP = 100
@@ -98,10 +99,9 @@ class TilingArguments(DatasetArguments):
 
 
 def main() -> None:
-    (arguments,) = RecipeArgumentParser(
-        (TilingArguments,), description=__doc__, formatter_class=ExampleHelpFormatter
-    ).parse()
-    with one_line_errors():
+    parser = RecipeArgumentParser((TilingArguments,), description=__doc__, formatter_class=ExampleHelpFormatter)
+    (arguments,) = parser.parse()
+    with one_line_errors(parser.flags):
         output_dir = Path(arguments.output_dir)
         check_output_dir(output_dir)
         images = load_images(

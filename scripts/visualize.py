@@ -26,6 +26,7 @@ import transformers
 from matplotlib.figure import Figure
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
+from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.help_text import ExampleHelpFormatter
 from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser, choose_command
 from modeling_sit.data.label_encoding import listed
@@ -36,7 +37,7 @@ from modeling_sit.gmml import CORRUPTIONS
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.runtime.devices import choose_device
-from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.attention import attention_figure, attention_maps
 from modeling_sit.visualization.embeddings import (
     FeatureMap,
@@ -238,7 +239,7 @@ def main() -> None:
     # What matters of loading a model, `load_encoder` says itself.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    with one_line_errors():
+    with one_line_errors(parser.flags):
         figure, *_ = arguments
         check_writable(figure.output)
         command.draw(*arguments)

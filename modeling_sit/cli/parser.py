@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from modeling_sit.runtime.errors import is_reporting_rank
+from modeling_sit.cli.errors import is_reporting_rank, with_flags
+from modeling_sit.runtime.errors import SiTError
 
 
 @dataclass
@@ -55,6 +56,11 @@ class RecipeArgumentParser(HfArgumentParser):
             "recipe", nargs="?", metavar="RECIPE.yaml", help="YAML file of defaults for the flags; flags override it."
         )
 
+    @property
+    def flags(self) -> set[str]:
+        """Names of all flags, without dashes."""
+        return {option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")}
+
     def error(self, message: str):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n" if is_reporting_rank() else None)
 
@@ -74,6 +80,8 @@ class RecipeArgumentParser(HfArgumentParser):
             *parsed, rest, unknown = self.parse_args_into_dataclasses(
                 argv, return_remaining_strings=True, look_for_args_file=False
             )
+        except SiTError as problem:
+            self.error(" ".join(with_flags(problem, self.flags).split()))
         except ValueError as problem:
             self.error(" ".join(str(problem).split()))
         if unknown:

@@ -1,6 +1,5 @@
 """What the processes of a run do together: fail, take turns, and agree."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,28 +14,26 @@ Result = TypeVar("Result")
 
 @contextmanager
 def sync_errors(accelerator: Accelerator) -> Iterator[None]:
-    """Run a block that may end by [`SiTError`] in some processes; then the run ends in all of them, and is told once.
+    """Run a block that may end by [`SiTError`] in some processes; then all of them raise it.
 
     Every process must reach the end of its block, or raise `SiTError` on the way: there they wait for each other.
 
     Raises:
-        [`SiTError`]: In the main process, the first that any process raised.
-        `SystemExit`: With code 1, in the other processes.
+        [`SiTError`]: In every process, the first that any process raised. With several processes it `is_shared`.
     """
-    problem = None
+    error = None
     try:
         yield
-    except SiTError as error:
+    except SiTError as problem:
         if accelerator.num_processes == 1:
             raise
-        problem = str(error)
+        error = problem
     if accelerator.num_processes == 1:
         return
-    problems = [problem for problem in gather_object([problem]) if problem is not None]
-    if problems and accelerator.is_main_process:
-        raise SiTError(problems[0])
-    if problems:
-        sys.exit(1)
+    errors = [found for found in gather_object([error]) if found is not None]
+    if errors:
+        errors[0].is_shared = True
+        raise errors[0] from error
 
 
 def main_process_first(accelerator: Accelerator, function: Callable[[], Result]) -> Result:

@@ -49,11 +49,12 @@ from throughput.scenarios import Entry, Scenario, Sweep, create_scenarios, creat
 from throughput.transformers_models import create_mae, create_mim
 from transformers.utils import logging as transformers_logging
 
+from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.help_text import ExampleHelpFormatter
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.hub.provenance import typed_command
 from modeling_sit.runtime.accelerator import create_accelerator
-from modeling_sit.runtime.errors import SiTError, one_line_errors
+from modeling_sit.runtime.errors import SiTError
 
 NUM_IMAGES = {"cpu": 512, "gpu": 2048, "smoke": 16}
 TIME_LIMITS = {"cpu": None, "gpu": 9.0, "smoke": None}  # minutes
@@ -142,7 +143,7 @@ class Bench:
 
 def main() -> None:
     parser = RecipeArgumentParser((ThroughputArguments,), description=__doc__, formatter_class=ExampleHelpFormatter)
-    with one_line_errors():
+    with one_line_errors(parser.flags):
         (arguments,) = parser.parse()
         measure(arguments)
 
