@@ -20,7 +20,8 @@ from typing import Any
 from finetune import FinetuningArguments, FinetuningTrainingArguments, HubArguments, finetune
 
 from modeling_sit.cli.errors import one_line_errors
-from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
+from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.evaluation.results import read_results
 from modeling_sit.pretraining.checkpoints import digest
 from modeling_sit.runtime.errors import SiTError

@@ -28,7 +28,7 @@ import transformers
 from transformers import HfArgumentParser, PreTrainedModel
 
 from modeling_sit.cli.errors import one_line_errors
-from modeling_sit.cli.parser import DatasetArguments
+from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.sources import load_images
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.interop.formats import FORMATS, Format

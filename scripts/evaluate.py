@@ -22,7 +22,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
 from modeling_sit.cli.errors import one_line_errors
-from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
+from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.labeled import labeled_splits
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder

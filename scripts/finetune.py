@@ -36,7 +36,7 @@ from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.signals import StopSignal
 
-CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "finetuning_template.md"
+CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "modeling_sit" / "templates" / "finetuning_card.md"
 
 
 def main() -> None:

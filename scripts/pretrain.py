@@ -86,7 +86,7 @@ from modeling_sit.runtime.optimizer import create_optimizer, set_hyperparameters
 from modeling_sit.runtime.signals import StopSignal, die_with_parent, ignore_signals_in_worker
 from modeling_sit.runtime.trackers import choose_trackers, start_trackers
 
-CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "pretraining_template.md"
+CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "modeling_sit" / "templates" / "pretraining_card.md"
 NUM_PREVIEW_IMAGES = 8
 TEST_SPLITS = ("test", "testing")
 

@@ -11,7 +11,7 @@ import yaml
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_sit import SiTConfig, SiTImageProcessor
-from modeling_sit.cli.parser import DatasetArguments
+from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.gmml import CORRUPTIONS
 from modeling_sit.hub.card_arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments

@@ -8,7 +8,8 @@ from typing import Literal
 import pytest
 
 from modeling_sit.cli.errors import one_line_errors
-from modeling_sit.cli.parser import DatasetArguments, RecipeArgumentParser
+from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.runtime import errors
 from modeling_sit.runtime.errors import SiTError
 

@@ -15,7 +15,7 @@ from modeling_sit.finetuning.card import write_finetuning_card
 from modeling_sit.hub.card_results import update_card
 from modeling_sit.hub.provenance import Start
 
-TEMPLATE = Path(__file__).parents[2] / "model_cards" / "finetuning_template.md"
+TEMPLATE = Path(__file__).parents[2] / "modeling_sit" / "templates" / "finetuning_card.md"
 COMMAND = "accelerate launch scripts/finetune.py --seed 3"
 REPORT = {
     "accuracy": 0.915625,

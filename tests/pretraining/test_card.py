@@ -24,7 +24,7 @@ from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArgumen
 from modeling_sit.pretraining.card import write_pretraining_card
 from modeling_sit.pretraining.schedules import plan_schedules
 
-TEMPLATE = Path(__file__).parents[2] / "model_cards" / "pretraining_template.md"
+TEMPLATE = Path(__file__).parents[2] / "modeling_sit" / "templates" / "pretraining_card.md"
 COMMAND = "accelerate launch scripts/pretrain.py --dataset some/images"
 STARTS = (Start(0, COMMAND, "2 x GPU"),)
 
