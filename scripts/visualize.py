@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 import modeling_sit  # noqa: F401  registers SiT with AutoModel and AutoImageProcessor
 from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.help_text import ExampleHelpFormatter
-from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.data.arguments import DatasetArguments, choose_command
+from modeling_sit.cli.parser import RecipeArgumentParser, choose_command
+from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.label_encoding import listed
 from modeling_sit.data.sources import ImageDatasets, load_images
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
