@@ -93,7 +93,7 @@ class TestTensorBoard:
         accelerator = start(0)
         log_image(accelerator, "preview", path, 10)
         accelerator.end_training()
-        (event,) = events().ImageDatasets("preview")
+        (event,) = events().Images("preview")
         path.write_bytes(event.encoded_image_string)
         assert event.step == 10
         assert np.array_equal(np.asarray(PIL.Image.open(path)), pixels)
@@ -111,7 +111,7 @@ class TestTensorBoard:
         accelerator.end_training()
         shown = events()
         assert [(event.step, event.value) for event in shown.Scalars("loss")] == [(10, 1.0), (20, 1.0), (30, 2.0)]
-        assert [event.step for event in shown.ImageDatasets("preview")] == [10, 20, 30]
+        assert [event.step for event in shown.Images("preview")] == [10, 20, 30]
 
 
 class FakeTracker:
