@@ -16,7 +16,7 @@ def convert_image(image: PIL.Image.Image, num_channels: int = 3) -> PIL.Image.Im
 
     Args:
         image (`PIL.Image.Image`): An image of any mode. It is not changed.
-        num_channels (`int`, *optional*, defaults to 3): 1 for grey, 3 for RGB, 4 for RGBA.
+        num_channels (`int`, *optional*, defaults to 3): 1 for gray, 3 for RGB, 4 for RGBA.
 
     Returns:
         `PIL.Image.Image`: In mode "L", "RGB" or "RGBA"; `image` itself, not a copy, where nothing is to be done.
@@ -29,7 +29,7 @@ def convert_image(image: PIL.Image.Image, num_channels: int = 3) -> PIL.Image.Im
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         image = _scale_to_8_bits(image)
     if image.has_transparency_data:
-        # Pillow converts premultiplied grey ("La") to nothing but "LA".
+        # Pillow converts premultiplied gray ("La") to nothing but "LA".
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         if mode != "RGBA":
             white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -42,7 +42,7 @@ def convert_image(image: PIL.Image.Image, num_channels: int = 3) -> PIL.Image.Im
 def check_num_channels(num_channels: int) -> None:
     """Raise `ValueError` for a number of channels that no mode has."""
     if num_channels not in MODES:
-        raise ValueError(f"num_channels must be 1 (grey), 3 (RGB) or 4 (RGBA), not {num_channels}")
+        raise ValueError(f"num_channels must be 1 (gray), 3 (RGB) or 4 (RGBA), not {num_channels}")
 
 
 def _scale_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -8,7 +8,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
-from .gmml import check_corruption_settings, corrupt
+from .gmml import CorruptionSettings, corrupt
 from .image_modes import convert_image
 
 
@@ -21,14 +21,14 @@ class SiTImageProcessorKwargs(ImagesKwargs, total=False):
         Source of the corruption's randomness; not saved. Default: PyTorch's global generator.
     corruption (`str`, *optional*, defaults to `"noise+replace"`):
         `"none"`, `"noise"`, `"zeros"`, `"replace"`, `"zeros+replace"` or `"noise+replace"`.
-    noise_ratio (pair of `float`, *optional*, defaults to `(0.5, 0.7)`):
-        Range of the share of pixels that noise covers.
-    zeros_ratio (pair of `float`, *optional*, defaults to `(0.5, 0.7)`):
-        Range of the share of pixels that zeros cover.
-    replace_ratio (pair of `float`, *optional*, defaults to `(0.3, 0.3)`):
-        Range of the share of pixels that another image covers.
-    block_size (pair of `float`, *optional*, defaults to `(0.05, 0.25)`):
-        Range of a block's height and width, as shares of the image's.
+    noise_ratio (pair of `float`, *optional*, defaults to `[0.5, 0.7]`):
+        Range of the fraction of pixels that noise covers.
+    zeros_ratio (pair of `float`, *optional*, defaults to `[0.5, 0.7]`):
+        Range of the fraction of pixels that zeros cover.
+    replace_ratio (pair of `float`, *optional*, defaults to `[0.3, 0.3]`):
+        Range of the fraction of pixels that another image covers.
+    block_size (pair of `float`, *optional*, defaults to `[0.05, 0.25]`):
+        Range of a block's height and width, as fractions of the image's.
     align_to_patches (`bool`, *optional*, defaults to `False`):
         Whether blocks are made of whole patches.
     patch_size (`int` or pair of `int`, *optional*, defaults to 16):
@@ -72,18 +72,21 @@ class SiTCorruptionMixin:
     do_corrupt = False
     generator = None
     corruption = "noise+replace"
-    noise_ratio = (0.5, 0.7)
-    zeros_ratio = (0.5, 0.7)
-    replace_ratio = (0.3, 0.3)
-    block_size = (0.05, 0.25)
+    noise_ratio = [0.5, 0.7]  # noqa: RUF012 lists, as JSON gives them back
+    zeros_ratio = [0.5, 0.7]  # noqa: RUF012
+    replace_ratio = [0.3, 0.3]  # noqa: RUF012
+    block_size = [0.05, 0.25]  # noqa: RUF012
     align_to_patches = False
     patch_size = 16
     # For Pillow, then for torchvision: where transformers finds the class in a repository that it loads code from.
     remote_code_classes = ("image_processing_pil_sit.SiTImageProcessorPil",)
 
     def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self._check_corruption(**{name: getattr(self, name) for name in CORRUPTION_SETTINGS})
+        # Lists, so that the settings are the same after they were saved and loaded.
+        super().__init__(
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in kwargs.items()}
+        )
+        CorruptionSettings(**{name: getattr(self, name) for name in CORRUPTION_SETTINGS})
 
     def corrupt(
         self, pixel_values: torch.Tensor, generator: torch.Generator | None = None, num_views: int = 1
@@ -104,25 +107,20 @@ class SiTCorruptionMixin:
         return corrupt(pixel_values, generator=generator, num_views=num_views, **settings)
 
     def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs):
-        # The releases of transformers differ in what becomes of transparency and deep grey; here it is one way.
+        # The releases of transformers differ in what becomes of transparency and deep gray; here it is one way.
         channels = len(self.image_mean) if isinstance(self.image_mean, (list, tuple)) else 3
         if do_convert_rgb and isinstance(image, Image.Image):
             image, do_convert_rgb = convert_image(image, channels), False
         elif channels == 1:
             do_convert_rgb = False
         image = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
-        if do_convert_rgb and channels == 3 and image.shape[0] == 1:  # a grey array, which not every release converts
+        if do_convert_rgb and channels == 3 and image.shape[0] == 1:  # a gray array, which not every release converts
             return image.expand(3, -1, -1) if isinstance(image, torch.Tensor) else image.repeat(3, axis=0)
         return image
 
     def _validate_preprocess_kwargs(self, **kwargs):
         super()._validate_preprocess_kwargs(**kwargs)
-        self._check_corruption(**{name: kwargs[name] for name in CORRUPTION_SETTINGS})
-
-    @staticmethod
-    def _check_corruption(corruption, noise_ratio, zeros_ratio, replace_ratio, block_size, patch_size, **rest):
-        ratios = {"noise": noise_ratio, "zeros": zeros_ratio, "replace": replace_ratio}
-        check_corruption_settings(corruption, ratios, block_size, patch_size)
+        CorruptionSettings(**{name: kwargs[name] for name in CORRUPTION_SETTINGS})
 
     def _preprocess(self, images, do_corrupt=False, generator=None, return_tensors=None, **kwargs) -> BatchFeature:
         settings = {name: kwargs.pop(name) for name in CORRUPTION_SETTINGS}
@@ -150,4 +148,4 @@ class SiTImageProcessorPil(SiTCorruptionMixin, PilBackend):
     """
 
 
-__all__ = ["SiTImageProcessorPil"]
+__all__ = ["SiTImageProcessorKwargs", "SiTImageProcessorPil"]

@@ -2,7 +2,7 @@
 
 from transformers.image_processing_backends import TorchvisionBackend
 
-from .image_processing_pil_sit import SiTCorruptionMixin
+from .image_processing_pil_sit import SiTCorruptionMixin, SiTImageProcessorKwargs
 
 
 class SiTImageProcessor(SiTCorruptionMixin, TorchvisionBackend):
@@ -31,4 +31,4 @@ class SiTImageProcessor(SiTCorruptionMixin, TorchvisionBackend):
     remote_code_classes = (*SiTCorruptionMixin.remote_code_classes, "image_processing_sit.SiTImageProcessor")
 
 
-__all__ = ["SiTImageProcessor"]
+__all__ = ["SiTImageProcessor", "SiTImageProcessorKwargs"]

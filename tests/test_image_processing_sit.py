@@ -1,5 +1,6 @@
 """Image processors of both backends against Pillow and NumPy written out, and their corruption against GMML's."""
 
+import importlib
 import json
 
 import numpy as np
@@ -374,12 +375,27 @@ def test_settings_survive_a_file(backend, tmp_path, form):
     loaded = backend.from_pretrained(tmp_path)
     for name, value in OTHER_SETTINGS.items():
         assert loaded.to_dict()[name] == value
+    assert loaded.to_dict() == processor.to_dict()
     one, other = (
         each(images(), do_corrupt=True, generator=seeded(), return_tensors="pt") for each in (processor, loaded)
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
     clean = one["target_pixel_values"]
     assert torch.equal(loaded.corrupt(clean, seeded())[0], one["pixel_values"])
+
+
+def test_default_settings_are_equal_after_a_file(backend, tmp_path):
+    processor = backend()
+    processor.save_pretrained(tmp_path)
+    assert backend.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+
+
+def test_both_modules_show_the_names_of_the_arguments():
+    kwargs = [
+        importlib.import_module(each.__module__).SiTImageProcessorKwargs
+        for each in (SiTImageProcessor, SiTImageProcessorPil)
+    ]
+    assert kwargs == [SiTImageProcessor.valid_kwargs] * 2
 
 
 def test_nothing_of_a_call_reaches_the_file(backend, tmp_path):
