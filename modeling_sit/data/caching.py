@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from modeling_sit.data.crops import DecodedImages, TwoCropsDataset
+from modeling_sit.data.crops import CropsDataset, DecodedImages
 from modeling_sit.data.decoded_cache import (
     CacheTooLarge,
     DecodedImageCache,
@@ -32,7 +32,6 @@ from modeling_sit.data.decoded_cache import (
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.device_crops import CropsOnDevice, DeviceImages
 from modeling_sit.data.free_memory import free_memory
-from modeling_sit.data.sources import ImageDatasets
 from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, replace_file, write_errors
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
@@ -78,23 +77,14 @@ class ImageCacheArguments:
             raise ValueError(f"--image_cache_dir is for caches on disk, not for --image_cache {self.image_cache}")
 
 
-def check_image_cache(arguments: ImageCacheArguments, images: ImageDatasets) -> None:
-    """Raise [`SiTError`] for a cache of what cannot be kept."""
-    if isinstance(images.train, datasets.IterableDataset) and arguments.image_cache not in ("auto", "none"):
-        raise SiTError(
-            f"--image_cache {arguments.image_cache}: images that are streamed are not kept; leave out one of it and "
-            "--streaming"
-        )
-
-
 def cache_images(
     accelerator: Accelerator,
     name: str,
-    crops: TwoCropsDataset,
+    crops: CropsDataset,
     arguments: ImageCacheArguments,
     num_epochs: float,
     on_device: bool | None = None,
-) -> TwoCropsDataset:
+) -> CropsDataset:
     """Decode all images, if that was not done before, and give what crops them from where they are kept then.
 
     On each machine one process does it. Every process must call this.
@@ -102,14 +92,14 @@ def cache_images(
     Args:
         accelerator (`Accelerator`): The processes, and the device that crops may be cut on.
         name (`str`): The dataset's name, by which its caches lie together.
-        crops (`TwoCropsDataset`): What decodes images anew; given back where none are kept.
+        crops (`CropsDataset`): What decodes images anew; given back where none are kept.
         arguments (`ImageCacheArguments`): What was asked for.
         num_epochs (`float`): How often each image will be seen.
         on_device (`bool`, *optional*): What `auto` must come to, for a run that goes on: whether crops are cut on the
             device, which rounds otherwise. Default: what there is room for.
 
     Returns:
-        `TwoCropsDataset`: `crops` itself where nothing is kept; a `CropsOnDevice` where images are on the device.
+        `CropsDataset`: `crops` itself where nothing is kept; a `CropsOnDevice` where images are on the device.
 
     Raises:
         [`SiTError`]: If there is no room where the images are to be kept, or it cannot be written there.
@@ -129,14 +119,14 @@ def cache_images(
         cache.made_in = keeper.file_in_memory
         if kind == "device":
             try:
-                crops = CropsOnDevice(DeviceImages(cache, accelerator.device), crops.two_crops)
+                crops = CropsOnDevice(DeviceImages(cache, accelerator.device), crops.random_crops)
             except torch.OutOfMemoryError as problem:
                 raise SiTError(
                     f"--image_cache {arguments.image_cache}: no room on {accelerator.device} for decoded images of "
                     f"{_size(cache.index.num_bytes)}; choose memory, disk or none"
                 ) from problem
         else:
-            crops = TwoCropsDataset(cache, crops.two_crops)
+            crops = CropsDataset(cache, crops.random_crops)
     # Who made the file in memory may let go of it only when all have it.
     accelerator.wait_for_everyone()
     return crops

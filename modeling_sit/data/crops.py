@@ -1,5 +1,7 @@
-"""Two random crops of each image, cut where images are decoded or kept."""
+"""Random crops of each image, cut where images are decoded or kept."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import datasets
@@ -10,47 +12,78 @@ from torchvision.transforms.v2 import RandomResizedCrop
 
 from modeling_sit.data.decoding import DraftScale, UnreadableImage
 from modeling_sit.data.sources import read_row
-from modeling_sit.data.views import ViewArguments
 
 # A whole run of unreadable images means that something else is wrong than a few damaged files.
 MAX_UNREADABLE_IN_A_ROW = 100
 
+Box = tuple[int, int, int, int]
+"""Top, left, height and width, in pixels."""
 
-class TwoCropsTransform:
+
+@dataclass(frozen=True)
+class CropGroup:
     """
-    Cuts two random crops out of an image, which depend on the image and the seed alone.
+    Crops of one size.
 
     Args:
+        number (`int`): Crops of each image.
         image_shape (pair of `int`): Height and width of the crops in pixels.
-        arguments (`ViewArguments`): Ranges of the crops' area and ratio.
+        scale (pair of `float`): Range of a crop's area, as a fraction of the image's.
     """
 
-    def __init__(self, image_shape: tuple[int, int], arguments: ViewArguments):
-        self.image_shape = list(image_shape)
-        self.random_crop = RandomResizedCrop(
-            image_shape, scale=tuple(arguments.crop_scale), ratio=tuple(arguments.crop_ratio)
-        )
-        self.reduction = DraftScale(max(image_shape), arguments.crop_scale[0], tuple(arguments.crop_ratio))
+    number: int
+    image_shape: tuple[int, int]
+    scale: tuple[float, float]
 
-    def draw_boxes(self, height: int, width: int, seed: int) -> list[tuple[int, int, int, int]]:
-        """Two boxes in an image of this size: top, left, height and width, in pixels."""
+
+class RandomCrops:
+    """
+    Cuts random crops out of an image, which depend on the image and the seed alone.
+
+    Args:
+        groups (sequence of [`CropGroup`]): What to cut. The first group's boxes are drawn first, so they do not depend on the
+            others.
+        ratio (pair of `float`): Range of a crop's width divided by its height.
+    """
+
+    def __init__(self, groups: Sequence[CropGroup], ratio: tuple[float, float]):
+        self.groups = list(groups)
+        self.random_crops = [RandomResizedCrop(group.image_shape, scale=group.scale, ratio=ratio) for group in groups]
+        self.draft_scale = DraftScale(
+            tuple((max(group.image_shape), group.scale[0]) for group in groups), tuple(ratio)
+        )
+
+    def draw_boxes(self, height: int, width: int, seed: int) -> list[list[Box]]:
+        """The boxes of each group in an image of this size."""
         size = torch.empty(1, height, width, device="meta")  # torchvision wants an image, and looks at its size alone
         # torchvision draws from PyTorch's global generator; seeding its CPU half alone leaves devices in peace.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            boxes = [self.random_crop.make_params([size]) for _ in range(2)]
-        return [(box["top"], box["left"], box["height"], box["width"]) for box in boxes]
+            return [
+                [_as_box(random_crop.make_params([size])) for _ in range(group.number)]
+                for group, random_crop in zip(self.groups, self.random_crops, strict=True)
+            ]
 
-    def __call__(self, image: np.ndarray, seed: int) -> torch.Tensor:
-        """Two crops, uint8 `(2, channels, height, width)`, of an image, uint8 `(height, width, channels)`."""
+    def __call__(self, image: np.ndarray, seed: int) -> tuple[torch.Tensor, ...]:
+        """For each group uint8 crops `(number, channels, height, width)` of an image, uint8 `(height, width, channels)`."""
         height, width, _ = image.shape
-        return torch.stack([self._cut(image, *box) for box in self.draw_boxes(height, width, seed)])
+        boxes = self.draw_boxes(height, width, seed)
+        return tuple(
+            torch.stack([_cut(image, box, group.image_shape) for box in boxes_of_group])
+            for group, boxes_of_group in zip(self.groups, boxes, strict=True)
+        )
 
-    def _cut(self, image: np.ndarray, top: int, left: int, height: int, width: int) -> torch.Tensor:
-        # PyTorch's kernel for 8 bits is four times as fast as Pillow's, and does the same to 2 of 255. A copy, for what
-        # it is cut from may be read-only, which PyTorch does not know.
-        crop = torch.from_numpy(image[top : top + height, left : left + width].copy()).permute(2, 0, 1)
-        return F.interpolate(crop[None], self.image_shape, mode="bicubic", antialias=True)[0]
+
+def _as_box(params: dict[str, int]) -> Box:
+    return params["top"], params["left"], params["height"], params["width"]
+
+
+def _cut(image: np.ndarray, box: Box, image_shape: tuple[int, int]) -> torch.Tensor:
+    # PyTorch's kernel for 8 bits is four times as fast as Pillow's, and does the same to 2 of 255. A copy, for what
+    # it is cut from may be read-only, which PyTorch does not know.
+    top, left, height, width = box
+    crop = torch.from_numpy(image[top : top + height, left : left + width].copy()).permute(2, 0, 1)
+    return F.interpolate(crop[None], list(image_shape), mode="bicubic", antialias=True)[0]
 
 
 class ImageSource(Protocol):
@@ -68,20 +101,20 @@ class DecodedImages:
 
     Args:
         dataset (`datasets.Dataset`): Column `image` of encoded images.
-        num_channels (`int`): 1 (grey), 3 (RGB) or 4 (RGBA).
-        reduction (`DraftScale`): By how much large ones shrink.
+        num_channels (`int`): 1 (gray), 3 (RGB) or 4 (RGBA).
+        draft_scale ([`DraftScale`]): By how much large ones shrink.
     """
 
-    def __init__(self, dataset: datasets.Dataset, num_channels: int, reduction: DraftScale):
+    def __init__(self, dataset: datasets.Dataset, num_channels: int, draft_scale: DraftScale):
         self.dataset = dataset
         self.num_channels = num_channels
-        self.reduction = reduction
+        self.draft_scale = draft_scale
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        image, _ = read_row(self.dataset, index, self.num_channels, self.reduction)
+        image, _ = read_row(self.dataset, index, self.num_channels, self.draft_scale)
         return as_pixels(image)
 
 
@@ -91,21 +124,21 @@ def as_pixels(image) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-class TwoCropsDataset(torch.utils.data.Dataset):
+class CropsDataset(torch.utils.data.Dataset):
     """
-    Images as two random crops each. An item is asked for by (index, seed), so its crops are the same in any worker.
+    Images as random crops. An item is asked for by (index, seed), so its crops are the same in any worker.
 
     Args:
-        images (`ImageSource`): Where the images come from.
-        two_crops (`TwoCropsTransform`): Cuts them.
+        images ([`ImageSource`]): Where the images come from.
+        random_crops ([`RandomCrops`]): Cuts them.
 
-    An item is a dict: `crops`, uint8 `(2, channels, height, width)`, and `unreadable`, a list of what could not be read
-    on the way: the next readable image takes an unreadable one's place, so that batches keep their size.
+    An item is a dict: `crops`, for each group uint8 `(number, channels, height, width)`, and `unreadable`, a list of what
+    could not be read on the way: the next readable image takes an unreadable one's place, so that batches keep their size.
     """
 
-    def __init__(self, images: ImageSource, two_crops: TwoCropsTransform):
+    def __init__(self, images: ImageSource, random_crops: RandomCrops):
         self.images = images
-        self.two_crops = two_crops
+        self.random_crops = random_crops
 
     def __len__(self) -> int:
         return len(self.images)
@@ -125,13 +158,15 @@ class TwoCropsDataset(torch.utils.data.Dataset):
 
     def crop(self, index: int, seed: int) -> dict:
         """What an item says of one image. Raises `UnreadableImage`."""
-        return {"crops": self.two_crops(self.images[index], seed)}
+        return {"crops": self.random_crops(self.images[index], seed)}
 
 
 def collate_crops(items: list[dict]) -> dict:
-    """Stack items of [`TwoCropsDataset`]: `crops` `(2, batch, channels, height, width)`, and all that was unreadable."""
+    """Stack items of [`CropsDataset`]: `crops`, for each group `(number, batch, channels, height, width)`, and all that was
+    unreadable."""
+    groups = zip(*(item["crops"] for item in items), strict=True)
     return {
-        "crops": torch.stack([item["crops"] for item in items], dim=1),
+        "crops": tuple(torch.stack(group, dim=1) for group in groups),
         "unreadable": all_unreadable(items),
     }
 

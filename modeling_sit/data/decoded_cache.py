@@ -122,7 +122,7 @@ def cache_key(images: DecodedImages) -> str:
     settings = {
         "format": FORMAT_VERSION,
         "num_channels": images.num_channels,
-        "reduction": asdict(images.reduction),
+        "draft_scale": asdict(images.draft_scale),
         "pillow": PIL.__version__,
         "dataset": images.dataset._fingerprint,
         "num_images": len(images),
@@ -155,7 +155,7 @@ def estimate_bytes(images: DecodedImages) -> int:
     areas = []
     for image in images.dataset.select(rows)["image"]:
         try:
-            width, height = decoded_size(image, images.reduction)
+            width, height = decoded_size(image, images.draft_scale)
             areas.append(width * height)
         except Exception:  # it takes no room, and is named when it is decoded
             areas.append(0)

@@ -17,7 +17,7 @@ class UnreadableImage(Exception):
 
 
 # What libjpeg can leave out while it decodes.
-REDUCTIONS = (8, 4, 2)
+DRAFT_FACTORS = (8, 4, 2)
 # Pixels of the smallest crop for each of the view's, in each direction, that a reduced image still has. At 2, the
 # smallest crops of flowers differ from those of the full images by 0.7 to 1.2 of 255 on average, and larger crops by
 # less; at 1, by 1.6 to 2.4.
@@ -30,33 +30,35 @@ class DraftScale:
     By how much a large image shrinks where it is decoded: views are smaller than crops of large photographs, and JPEGs
     decode several times as fast at a half, a quarter or an eighth of their size.
 
-    It hangs on the image's size and these settings alone, never on a crop that was drawn, so that images that are kept
+    It depends on the image's size and these settings alone, never on a crop that was drawn, so that images that are kept
     and those that are decoded anew are the same.
 
     Args:
-        view_side (`int`): The longer side of a view, in pixels.
-        smallest_area (`float`): Smallest area of a crop, as share of the image's.
+        views (`tuple` of pairs): For each size of views its longer side, in pixels, and the smallest area of a crop for it,
+            as a fraction of the image's.
         crop_ratio (pair of `float`): Range of a crop's width divided by its height.
     """
 
-    view_side: int
-    smallest_area: float
+    views: tuple[tuple[int, float], ...]
     crop_ratio: tuple[float, float]
 
     def factor(self, width: int, height: int) -> int:
-        """1, 2, 4 or 8: what to divide width and height by, so that the smallest crop has enough pixels for a view."""
+        """1, 2, 4 or 8: what to divide width and height by, so that the smallest crop has enough pixels for its view."""
+        return min(self._factor(width, height, *view) for view in self.views)
+
+    def _factor(self, width: int, height: int, view_side: int, smallest_area: float) -> int:
         low, high = self.crop_ratio
         smallest_side = min(
-            math.sqrt(self.smallest_area * width * height * min(low, 1 / high)),
+            math.sqrt(smallest_area * width * height * min(low, 1 / high)),
             # Where no crop of the wanted ratio fits, it is the largest that does.
             min(width, height) * min(1, 1 / low, high),
         )
-        enough = PIXELS_FOR_EACH_OF_THE_VIEWS * self.view_side
-        return next((factor for factor in REDUCTIONS if smallest_side >= factor * enough), 1)
+        enough = PIXELS_FOR_EACH_OF_THE_VIEWS * view_side
+        return next((factor for factor in DRAFT_FACTORS if smallest_side >= factor * enough), 1)
 
 
 def decode_image(
-    image: Any, num_channels: int = 3, name: str | None = None, reduction: DraftScale | None = None
+    image: Any, num_channels: int = 3, name: str | None = None, draft_scale: DraftScale | None = None
 ) -> PIL.Image.Image:
     """Decode an image fully, turn it upright as its EXIF says, and convert it to the mode of `num_channels`.
 
@@ -66,9 +68,9 @@ def decode_image(
         image (`str`, `os.PathLike`, `bytes`, `dict` or `PIL.Image.Image`):
             A path, an encoded image, the `{"bytes": ..., "path": ...}` that `datasets.Image(decode=False)` gives, or
             a PIL image, which is left as it is.
-        num_channels (`int`, *optional*, defaults to 3): 1 for grey, 3 for RGB, 4 for RGBA.
+        num_channels (`int`, *optional*, defaults to 3): 1 for gray, 3 for RGB, 4 for RGBA.
         name (`str`, *optional*): What to call the image in an error. Default: its path, where it has one.
-        reduction ([`DraftScale`], *optional*): By how much to shrink it. Default: not at all.
+        draft_scale ([`DraftScale`], *optional*): By how much to shrink it. Default: not at all.
 
     Returns:
         `PIL.Image.Image`: The image, in memory, in mode "L", "RGB" or "RGBA".
@@ -93,7 +95,7 @@ def decode_image(
     name = name or os.fspath(path or "image in memory")
 
     try:
-        decoded, factor = _decode(image, reduction)
+        decoded, factor = _decode(image, draft_scale)
         decoded = convert_image(_upright(decoded), num_channels)
         return decoded if factor == 1 else decoded.reduce(factor)
     except UnreadableImage as error:
@@ -103,7 +105,7 @@ def decode_image(
         raise UnreadableImage(f"{name}: {_reason(error)}") from error
 
 
-def decoded_size(image: dict | None, reduction: DraftScale) -> tuple[int, int]:
+def decoded_size(image: dict | None, draft_scale: DraftScale) -> tuple[int, int]:
     """Width and height in pixels that [`decode_image`] gives, perhaps swapped, from the header alone.
 
     Raises: Whatever Pillow raises for what is no image.
@@ -112,17 +114,17 @@ def decoded_size(image: dict | None, reduction: DraftScale) -> tuple[int, int]:
         raise UnreadableImage("there is no image")
     encoded = image["bytes"]
     with PIL.Image.open(image["path"] if encoded is None else io.BytesIO(encoded)) as opened:
-        factor = reduction.factor(*opened.size)
+        factor = draft_scale.factor(*opened.size)
         return -(-opened.width // factor), -(-opened.height // factor)
 
 
 def _decode(
-    image: str | os.PathLike | bytes | PIL.Image.Image | None, reduction: DraftScale | None
+    image: str | os.PathLike | bytes | PIL.Image.Image | None, draft_scale: DraftScale | None
 ) -> tuple[PIL.Image.Image, int]:
     """The image, and by what it still is to be reduced."""
     if isinstance(image, PIL.Image.Image):
         image.load()
-        return image, 1 if reduction is None else reduction.factor(*image.size)
+        return image, 1 if draft_scale is None else draft_scale.factor(*image.size)
     if image is None:
         raise UnreadableImage("there is no image, neither bytes nor a path")
     in_memory = not isinstance(image, (str, os.PathLike))
@@ -134,7 +136,7 @@ def _decode(
         # Pillow itself stops only at twice the limit; up to there it warns, then takes the memory.
         if limit is not None and opened.width * opened.height > limit:
             raise UnreadableImage(f"{opened.width} x {opened.height} pixels are too many (the limit is {limit})")
-        factor, full_size = 1 if reduction is None else reduction.factor(*opened.size), opened.size
+        factor, full_size = 1 if draft_scale is None else draft_scale.factor(*opened.size), opened.size
         if factor > 1:
             # A JPEG's decoder gives it smaller; others are left as they are.
             opened.draft(None, (opened.width // factor, opened.height // factor))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
-from modeling_sit.data.crops import TwoCropsDataset, TwoCropsTransform, all_unreadable
+from modeling_sit.data.crops import CropsDataset, RandomCrops, all_unreadable
 from modeling_sit.data.decoded_cache import DecodedImageCache, ImageIndex
 
 BYTES_AT_A_TIME = 64 * 2**20
@@ -35,15 +35,15 @@ class DeviceImages:
 
         Args:
             indices (`list` of `int`): The images.
-            boxes (`torch.Tensor` of shape `(images, 2, 4)`): Top, left, height and width in pixels of two boxes in each.
+            boxes (`torch.Tensor` of shape `(images, number, 4)`): Top, left, height and width in pixels of boxes in each.
             image_shape (pair of `int`): Height and width of the crops.
 
         Returns:
-            `torch.Tensor`: uint8 `(2, images, channels, height, width)`.
+            `torch.Tensor`: uint8 `(number, images, channels, height, width)`.
         """
         wanted = [(index, box) for view in boxes.unbind(1) for index, box in zip(indices, view.tolist(), strict=True)]
         crops = [self._crop(chunk, image_shape) for chunk in self._chunks(wanted)]
-        return torch.cat(crops).unflatten(0, (2, len(indices)))
+        return torch.cat(crops).unflatten(0, (boxes.shape[1], len(indices)))
 
     def _chunks(self, wanted: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[int]]]]:
         """The crops in their order, as many at a time as a canvas has room for; at least one."""
@@ -109,19 +109,20 @@ def resampling_weights(lengths: torch.Tensor, max_length: int, size: int) -> tor
     return weights / weights.sum(-1, keepdim=True)
 
 
-class CropsOnDevice(TwoCropsDataset):
+class CropsOnDevice(CropsDataset):
     """
-    As [`TwoCropsDataset`], but an item holds in place of crops the `index` of an image and the `boxes` `(2, 4)` to cut:
+    As [`CropsDataset`], but an item holds in place of crops the `index` of an image and for each group the `boxes`
+    `(number, 4)` to cut:
     workers draw, and [`CropLoader`] cuts, on the device.
 
     Args:
         device_images (`DeviceImages`): The images.
-        two_crops (`TwoCropsTransform`): Draws the boxes.
+        random_crops (`RandomCrops`): Draws the boxes.
     """
 
-    def __init__(self, device_images: DeviceImages, two_crops: TwoCropsTransform):
+    def __init__(self, device_images: DeviceImages, random_crops: RandomCrops):
         # Workers get the index alone: what is on an accelerator stays with the process that put it there.
-        super().__init__(_Shapes(device_images.index), two_crops)
+        super().__init__(_Shapes(device_images.index), random_crops)
         self.device_images = device_images
 
     def __getstate__(self) -> dict:
@@ -129,7 +130,8 @@ class CropsOnDevice(TwoCropsDataset):
 
     def crop(self, index: int, seed: int) -> dict:
         _, height, width = self.images.index.place(index)
-        return {"index": index, "boxes": torch.tensor(self.two_crops.draw_boxes(height, width, seed))}
+        boxes = self.random_crops.draw_boxes(height, width, seed)
+        return {"index": index, "boxes": tuple(torch.tensor(group) for group in boxes)}
 
 
 class _Shapes:
@@ -150,7 +152,8 @@ class CropLoader:
     """
 
     def __init__(self, crops: CropsOnDevice, **loader_settings):
-        self.images, self.image_shape = crops.device_images, tuple(crops.two_crops.image_shape)
+        self.images = crops.device_images
+        self.image_shapes = [group.image_shape for group in crops.random_crops.groups]
         self.loader = DataLoader(crops, collate_fn=collate_boxes, **loader_settings)
 
     def __len__(self) -> int:
@@ -158,13 +161,16 @@ class CropLoader:
 
     def __iter__(self) -> Iterator[dict]:
         for batch in self.loader:
-            crops = self.images.crop(batch["indices"], batch["boxes"], self.image_shape)
+            crops = tuple(
+                self.images.crop(batch["indices"], boxes, image_shape)
+                for boxes, image_shape in zip(batch["boxes"], self.image_shapes, strict=True)
+            )
             yield {"crops": crops, "unreadable": batch["unreadable"]}
 
 
 def collate_boxes(items: list[dict]) -> dict:
     return {
         "indices": [item["index"] for item in items],
-        "boxes": torch.stack([item["boxes"] for item in items]),
+        "boxes": tuple(torch.stack(group) for group in zip(*(item["boxes"] for item in items), strict=True)),
         "unreadable": all_unreadable(items),
     }

@@ -5,9 +5,13 @@ So a run that resumes at a step sees what an uninterrupted one sees there, whate
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+
+from modeling_sit.runtime.signals import ignore_signals_in_worker
 
 # What a seed is for; the same numbers give unrelated seeds for different purposes.
 ORDER, CROPS, STEP, PREVIEW, MONITOR = range(5)
@@ -19,6 +23,40 @@ def derive_seed(seed: int, purpose: int, *numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") >> 1
 
 
+@dataclass(frozen=True)
+class LoadingSettings:
+    """
+    How one process loads its batches.
+
+    Args:
+        batch_size (`int`): Images in a batch of one process.
+        seed (`int`): Seed of the order and of the crops.
+        num_channels (`int`, *optional*, defaults to 3): 1 (gray) or 3 (RGB).
+        crop_ratio (pair of `float`, *optional*): Range of a crop's width divided by its height.
+        num_workers (`int`, *optional*, defaults to 0): Processes that decode and crop; the batches do not depend on it.
+        process_index, num_processes (`int`, *optional*): Which process this is, of how many.
+        device (`torch.device`, *optional*): Where the batches go.
+    """
+
+    batch_size: int
+    seed: int
+    num_channels: int = 3
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    num_workers: int = 0
+    process_index: int = 0
+    num_processes: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def for_loader(self) -> dict[str, Any]:
+        """Arguments of `torch.utils.data.DataLoader`."""
+        return {
+            "num_workers": self.num_workers,
+            "pin_memory": self.device.type == "cuda",
+            "worker_init_fn": ignore_signals_in_worker,
+        }
+
+
 class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     """
     Batches of one process: lists of (index of an image, seed of its draws), epoch after epoch.
@@ -27,51 +65,38 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
 
     Args:
         num_images (`int`): Number of images.
-        batch_size (`int`): Images in a batch of one process.
-        seed (`int`): Seed of the permutations and of the draws.
-        start (`int`, *optional*, defaults to 0): Number of the first batch, counted from the start of the run.
+        loading ([`LoadingSettings`]): Batch size, seed and process.
+        start (`int`): Number of the first batch, counted from the start of the run.
         stop (`int`): Number of the batch to stop before.
-        process_index (`int`, *optional*, defaults to 0): Which process this is.
-        num_processes (`int`, *optional*, defaults to 1): How many processes share each batch number.
 
     Raises:
         `ValueError`: If there are fewer images than the batches of all processes hold.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        seed: int,
-        stop: int,
-        start: int = 0,
-        process_index: int = 0,
-        num_processes: int = 1,
-    ):
-        self.batches_per_epoch = num_images // (batch_size * num_processes)
+    def __init__(self, num_images: int, loading: LoadingSettings, start: int, stop: int):
+        self.batches_per_epoch = num_images // (loading.batch_size * loading.num_processes)
         if self.batches_per_epoch == 0:
             raise ValueError(
-                f"{num_images} images do not fill one batch of {batch_size} in each of {num_processes} processes"
+                f"{num_images} images do not fill one batch of {loading.batch_size} in each of "
+                f"{loading.num_processes} processes"
             )
         self.num_images = num_images
-        self.batch_size = batch_size
-        self.seed = seed
+        self.loading = loading
         self.start = start
         self.stop = stop
-        self.process_index = process_index
-        self.num_processes = num_processes
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        loading = self.loading
         permuted_epoch, permutation = None, None
         for number in range(self.start, self.stop):
             epoch, position = divmod(number, self.batches_per_epoch)
             if epoch != permuted_epoch:
-                generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, epoch))
+                generator = torch.Generator().manual_seed(derive_seed(loading.seed, ORDER, epoch))
                 permutation = torch.randperm(self.num_images, generator=generator)
                 permuted_epoch = epoch
-            first = (position * self.num_processes + self.process_index) * self.batch_size
-            indices = permutation[first : first + self.batch_size].tolist()
-            yield [(index, derive_seed(self.seed, CROPS, epoch, index)) for index in indices]
+            first = (position * loading.num_processes + loading.process_index) * loading.batch_size
+            indices = permutation[first : first + loading.batch_size].tolist()
+            yield [(index, derive_seed(loading.seed, CROPS, epoch, index)) for index in indices]

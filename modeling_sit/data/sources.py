@@ -233,7 +233,7 @@ def image_name(dataset: datasets.Dataset, index: int) -> str:
 
 
 def read_row(
-    dataset: datasets.Dataset, index: int, num_channels: int = 3, reduction: DraftScale | None = None
+    dataset: datasets.Dataset, index: int, num_channels: int = 3, draft_scale: DraftScale | None = None
 ) -> tuple[PIL.Image.Image, dict[str, Any]]:
     """An image of a dataset, decoded, and its row.
 
@@ -242,7 +242,7 @@ def read_row(
     """
     row, name = dataset[index], str(index)
     try:
-        return decode_image(row["image"], num_channels, name=name, reduction=reduction), row
+        return decode_image(row["image"], num_channels, name=name, draft_scale=draft_scale), row
     except UnreadableImage as problem:
         # The full name takes another look at the row, which the many readable images can do without.
         reason = str(problem).removeprefix(f"{name}: ")

@@ -1,0 +1,212 @@
+"""The images of a run as batches of crops: one face over folders, decoded caches, images on the device, and streams."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from modeling_sit.data.caching import ImageCacheArguments, cache_images
+from modeling_sit.data.crops import CropGroup, CropsDataset, DecodedImages, RandomCrops, collate_crops
+from modeling_sit.data.decoding import UnreadableImage
+from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
+from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
+from modeling_sit.data.shard_reading import first_images
+from modeling_sit.data.sources import ImageDatasets
+from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
+from modeling_sit.data.unreadable import as_error, unreadable_errors
+from modeling_sit.runtime.errors import SiTError
+
+NUM_FINGERPRINTED_ROWS = 1000
+
+
+class TrainingData:
+    """
+    The training images of a dataset, as one process of a run reads them.
+
+    Args:
+        images ([`ImageDatasets`]): The dataset.
+        groups (sequence of [`CropGroup`]): The crops of each image.
+        loading ([`LoadingSettings`]): Batch size, seed, process and workers.
+        streaming ([`StreamingArguments`]): How images are streamed, if the dataset is.
+        cache ([`ImageCacheArguments`]): Where decoded images are kept.
+
+    Raises:
+        [`SiTError`]: If a cache is asked for and the images are streamed.
+    """
+
+    def __init__(
+        self,
+        images: ImageDatasets,
+        groups: Sequence[CropGroup],
+        loading: LoadingSettings,
+        streaming: StreamingArguments,
+        cache: ImageCacheArguments,
+    ):
+        self.images = images
+        self.loading = loading
+        self.cache_arguments = cache
+        self.is_streamed = isinstance(images.train, datasets.IterableDataset)
+        self.shuffle_buffer_size = streaming.shuffle_buffer_size
+        self.crops_on_device: bool | None = None
+        self._stream: StreamingLoader | None = None
+        if self.is_streamed and cache.image_cache not in ("auto", "none"):
+            raise SiTError(
+                f"{cache.image_cache}: images that are streamed are not kept",
+                argument="image_cache",
+                remedy="leave it out, or leave out `streaming`",
+            )
+        random_crops = RandomCrops(groups, loading.crop_ratio)
+        self._crops: CropsDataset | StreamedCrops
+        if self.is_streamed:
+            self._crops = StreamedCrops(random_crops, loading.num_channels)
+        else:
+            decoded = DecodedImages(images.train, loading.num_channels, random_crops.draft_scale)
+            self._crops = CropsDataset(decoded, random_crops)
+
+    @property
+    def name(self) -> str:
+        """What to call the dataset."""
+        return self.images.name
+
+    @property
+    def num_images(self) -> int | None:
+        """Number of images; `None` for a stream of unknown length."""
+        return self.images.num_train
+
+    def describe(self) -> str:
+        """Name and number of images, in a line."""
+        number = "an unknown number of" if self.num_images is None else f"{self.num_images:,}"
+        return f"{self.name}: {number} images{', streamed' if self.is_streamed else ''}"
+
+    def fingerprint(self) -> str:
+        """A short checksum that differs, nearly always, where the images differ or come in another order.
+
+        It is made from the number of images and, for a thousand of them evenly spread, from the path below the dataset's
+        folder and the size of the file; of a stream, from the names of its shards. So a dataset that was moved as a
+        whole keeps its fingerprint.
+        """
+        folder = Path(self.name).expanduser().absolute()
+        checksum = hashlib.blake2b(str(self.num_images).encode(), digest_size=8)
+        if self.is_streamed:
+            for shard in self.images.train_shards or ():
+                checksum.update(f"{_below(shard.name, folder)} {shard.first_row}\n".encode())
+        else:
+            train = self.images.train
+            rows = range(0, len(train), -(-len(train) // NUM_FINGERPRINTED_ROWS))
+            for image in train.select(rows)["image"]:
+                path = (image or {}).get("path") or ""
+                checksum.update(f"{_below(path, folder)} {_encoded_size(image, Path(path))}\n".encode())
+        return checksum.hexdigest()
+
+    def preview_crops(self, count: int, seeds: Callable[[int], int]) -> torch.Tensor:
+        """One crop each of the first images.
+
+        Args:
+            count (`int`): How many images; fewer where the dataset has fewer.
+            seeds (callable): From an image's number to the seed of its crop.
+
+        Returns:
+            `torch.Tensor`: uint8 `(images, channels, height, width)`, of the size of the first group.
+
+        Raises:
+            [`SiTError`]: If they cannot be read.
+        """
+        with unreadable_errors(self.name):
+            if self.is_streamed:
+                first = first_images(self.images.train, count, self.images.train_shards)
+                items = self._crops.__getitems__([(image, seeds(number)) for number, image in enumerate(first)])
+            else:
+                items = [self._crops[number, seeds(number)] for number in range(min(count, len(self._crops)))]
+        return torch.stack([item["crops"][0][0] for item in items])
+
+    def cache(self, accelerator: Accelerator, num_epochs: float, on_device: bool | None = None) -> None:
+        """Have the images decoded once, where the user asks for it or it pays. Every process must call this.
+
+        Args:
+            accelerator (`Accelerator`): The processes, and the device that crops may be cut on.
+            num_epochs (`float`): How often each image will be seen.
+            on_device (`bool`, *optional*): Where a run that goes on had its crops cut: on the device or not. Crops cut on the
+                device round otherwise. Default: on the device where there is room.
+
+        Raises:
+            [`SiTError`]: If there is no room where the images are to be kept, or it cannot be written there.
+        """
+        if self.is_streamed:
+            return
+        self._crops = cache_images(accelerator, self.name, self._crops, self.cache_arguments, num_epochs, on_device)
+        self.crops_on_device = isinstance(self._crops, CropsOnDevice)
+
+    def batches(self, start: int, stop: int, state: dict | None = None) -> Iterator[dict[str, Any]]:
+        """This process's batches from number `start` of the run to before `stop`.
+
+        Closing the iterator ends the dataloader's workers.
+
+        Args:
+            start, stop (`int`): Numbers of batches, counted from the start of the run.
+            state (`dict`, *optional*): What [`state_dict`] of the same process gave after batch `start - 1`, for a stream.
+
+        Returns:
+            Iterator of `dict`: `crops`, for each group uint8 `(number, batch, channels, height, width)`, and `unreadable`, a
+            list of what could not be read on the way.
+
+        Raises:
+            [`SiTError`]: If `state` is of another stream; when iterating, naming the dataset, if too many images in a row cannot
+                be read.
+        """
+        if self.is_streamed:
+            loader = self._stream = StreamingLoader(
+                self.images, self._crops, self.loading, stop - start, self.shuffle_buffer_size, state
+            )
+        else:
+            sampler = ResumableBatchSampler(len(self._crops), self.loading, start, stop)
+            if isinstance(self._crops, CropsOnDevice):
+                loader = CropLoader(self._crops, batch_sampler=sampler, **self.loading.for_loader)
+            else:
+                loader = DataLoader(
+                    self._crops, batch_sampler=sampler, collate_fn=collate_crops, **self.loading.for_loader
+                )
+        return _read(loader, self.name)
+
+    def epoch(self, num_batches: int) -> float | int:
+        """How many times the images have been seen after `num_batches` batches of each process: of a stream, after the
+        batches that [`batches`] has given."""
+        if self._stream is not None:
+            return self._stream.epoch
+        return num_batches / (self.num_images // (self.loading.batch_size * self.loading.num_processes))
+
+    def state_dict(self) -> dict | None:
+        """Where this process's stream stands after the last batch, as JSON knows it; `None` where nothing is to be saved."""
+        return None if self._stream is None else self._stream.state_dict()
+
+
+def _read(loader: DataLoader | StreamingLoader | CropLoader, dataset: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from loader
+        return
+    except UnreadableImage as problem:
+        error = as_error(dataset, problem)
+        # Its frames hold it, and it holds them, and by them the loader's workers, for which the program's end would wait.
+        problem.__traceback__ = None
+    raise error
+
+
+def _below(path: str, folder: Path) -> str:
+    """A path as it is below the folder; of a file elsewhere, such as a cache, its name."""
+    path = Path(path)
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+
+
+def _encoded_size(image: dict[str, Any] | None, path: Path) -> int:
+    """Bytes of an encoded image, in memory or in its file; 0 where there is none."""
+    encoded = (image or {}).get("bytes")
+    if encoded is not None:
+        return len(encoded)
+    try:
+        return path.stat().st_size if path.name else 0
+    except OSError:  # whoever decodes it says so
+        return 0
