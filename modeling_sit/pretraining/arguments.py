@@ -1,18 +1,23 @@
-"""The flags of `scripts/pretrain.py`, and the configuration they describe."""
+"""Arguments of pretraining, and the configuration that they describe."""
 
 import contextlib
-import difflib
 import os
 import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
+import joblib
 import yaml
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_sit import SiTConfig, SiTImageProcessor
 from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.data.caching import ImageCacheArguments
+from modeling_sit.data.sources import dataset_name
+from modeling_sit.data.streaming import StreamingArguments
+from modeling_sit.data.views import ViewArguments
 from modeling_sit.gmml import CORRUPTIONS
+from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.card_arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.interop.reading import (
@@ -21,6 +26,8 @@ from modeling_sit.interop.reading import (
     read_checkpoint,
     read_normalization,
 )
+from modeling_sit.pretraining.monitors import MonitorArguments
+from modeling_sit.runtime.arguments import did_you_mean
 from modeling_sit.runtime.errors import SiTError
 
 MODEL_SIZES = {
@@ -29,7 +36,7 @@ MODEL_SIZES = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
 }
 
-AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "max_train_steps")
+AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "max_steps")
 AT_LEAST_ZERO = (
     "base_learning_rate",
     "min_learning_rate",
@@ -42,8 +49,8 @@ AT_LEAST_ZERO = (
     "checkpoints_total_limit",
 )
 
-# Below this many images a set counts as small, and the reconstruction weighs more (arXiv 2104.03602, section 4).
-SMALL_SET = 100_000
+# Below this many images a dataset counts as small, and the reconstruction weighs more (arXiv 2104.03602, section 4).
+SMALL_DATASET = 100_000
 
 
 @dataclass
@@ -89,10 +96,10 @@ class ModelArguments(WeightsFileArguments):
     )
     image_mean: list[float] | None = field(
         default=None,
-        metadata={"help": "Mean of each channel, of values in [0, 1]. Default: ImageNet's; 0.5 for grey."},
+        metadata={"help": "Mean of each channel, of values in [0, 1]. Default: ImageNet's; 0.5 for gray."},
     )
     image_std: list[float] | None = field(
-        default=None, metadata={"help": "Standard deviation of each channel. Default: ImageNet's; 0.5 for grey."}
+        default=None, metadata={"help": "Standard deviation of each channel. Default: ImageNet's; 0.5 for gray."}
     )
     attn_implementation: str | None = field(
         default=None,
@@ -112,17 +119,18 @@ class CorruptionArguments:
         metadata={"help": "What fills the blocks; with a combination each view draws one kind."},
     )
     noise_ratio: list[float] = field(
-        default_factory=lambda: [0.5, 0.7], metadata={"help": "Range of the share of pixels that noise covers."}
+        default_factory=lambda: [0.5, 0.7], metadata={"help": "Range of the fraction of pixels that noise covers."}
     )
     zeros_ratio: list[float] = field(
-        default_factory=lambda: [0.5, 0.7], metadata={"help": "Range of the share of pixels that zeros cover."}
+        default_factory=lambda: [0.5, 0.7], metadata={"help": "Range of the fraction of pixels that zeros cover."}
     )
     replace_ratio: list[float] = field(
         default_factory=lambda: [0.3, 0.3],
-        metadata={"help": "Range of the share of pixels that another image covers."},
+        metadata={"help": "Range of the fraction of pixels that another image covers."},
     )
     block_size: list[float] = field(
-        default_factory=lambda: [0.05, 0.25], metadata={"help": "Range of a block's sides, as shares of the view's."}
+        default_factory=lambda: [0.05, 0.25],
+        metadata={"help": "Range of a block's sides, as fractions of the view's."},
     )
     align_to_patches: bool = field(default=False, metadata={"help": "Whether blocks are made of whole patches."})
 
@@ -134,21 +142,23 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     validation_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split that the monitors measure on. Default: `validation`, where there is one; a `test` split is used only "
-            "if this names it."
+            "help": "Split that the monitors measure on. Default: `validation`, where there is one. A test split is used only if "
+            "this names it."
         },
     )
-    output_dir: str = field(metadata={"help": "Folder for the model and all else. Required."})
+    method: str = field(default="sit", metadata={"help": "Pretraining method. There is `sit`."})
+    output_dir: str = field(metadata={"help": "Folder for the model and everything else of the run. Required."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Whether to start anew in a folder that holds a run; its files are replaced."}
+        default=False,
+        metadata={"help": "Whether to start again in a folder that holds a run; the files of that run are deleted."},
     )
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step on each device."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches to add up for one step."})
     num_train_epochs: float = field(
         default=800,
-        metadata={"help": "Times that each image is seen. The paper: 800 on ImageNet-1K, 3000 on small sets."},
+        metadata={"help": "How often each image is seen. The paper: 800 on ImageNet-1K, 3000 on small datasets."},
     )
-    max_train_steps: int | None = field(default=None, metadata={"help": "Optimizer steps; overrides the epochs."})
+    max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps; overrides the epochs."})
     base_learning_rate: float = field(
         default=5e-4, metadata={"help": "Peak learning rate for a total batch of 256; scaled linearly to the run's."}
     )
@@ -171,7 +181,7 @@ class PretrainingArguments(CardArguments, DatasetArguments):
         default=0.996, metadata={"help": "The teacher's momentum, rising to 1 on a cosine."}
     )
     export: Literal["teacher", "student"] = field(
-        default="teacher", metadata={"help": "Whose weights the output folder gets (the checkpoints keep both)."}
+        default="teacher", metadata={"help": "Whose weights the output folder gets. Checkpoints keep both."}
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = field(
         default=None, metadata={"help": "Default: what `accelerate launch` says, else `no`."}
@@ -195,7 +205,7 @@ class PretrainingArguments(CardArguments, DatasetArguments):
         metadata={"help": "Processes that decode and crop, for each device. Default: 0 on a CPU, else up to 8."},
     )
     on_bad_image: Literal["skip", "error"] = field(
-        default="skip", metadata={"help": "What an unreadable image does: it is skipped and named, or ends the run."}
+        default="skip", metadata={"help": "What happens at an unreadable image: skip it and name it, or end the run."}
     )
     seed: int = field(default=42, metadata={"help": "Seed of everything random."})
     logging_steps: int = field(default=10, metadata={"help": "Steps between lines of metrics.jsonl."})
@@ -214,14 +224,14 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     allow_changed_settings: bool = field(
         default=False,
         metadata={
-            "help": "Whether a run that goes on may differ from the checkpoint's in what is safe: length, rates, weights of "
-            "losses, batch, augmentation, corruption, images, processes. The schedules are those of the new settings."
+            "help": "Whether a resumed run may differ from the checkpoint's run where that is safe: length, rates, weights of "
+            "losses, batch, augmentation, corruption, images, processes. The schedules follow the new settings."
         },
     )
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "Whether to train for a few steps only, tell memory, time and what would be written, and write nothing."
+            "help": "Whether to train for a few steps only, print memory, time and what would be written, and write nothing."
         },
     )
     report_to: list[str] = field(
@@ -244,22 +254,50 @@ class PretrainingArguments(CardArguments, DatasetArguments):
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not is_in_range(value):
-                    raise ValueError(f"--{name} must be {range_name}, got {value}")
+                    raise SiTError(f"must be {range_name}, got {value}", argument=name)
         if self.checkpointing_steps not in ("epoch", "no") and not (
             self.checkpointing_steps.isdecimal() and int(self.checkpointing_steps)
         ):
-            raise ValueError(
-                f"--checkpointing_steps takes a number from 1 on, `epoch` or `no`, got {self.checkpointing_steps!r}"
+            raise SiTError(
+                f"must be a number from 1 on, epoch or no, got {self.checkpointing_steps!r}",
+                argument="checkpointing_steps",
             )
 
 
-def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfig:
-    """The configuration that the flags describe, or that of `--model_name_or_path` with the flags' loss weights.
+@dataclass
+class PretrainingFlags:
+    """All arguments of a run, in groups."""
 
-    A stream of unknown length (`None`) counts as a large set.
+    run: PretrainingArguments
+    streaming: StreamingArguments
+    cache: ImageCacheArguments
+    model: ModelArguments
+    corruption: CorruptionArguments
+    views: ViewArguments
+    monitors: MonitorArguments
+    hub: HubArguments
+
+    @classmethod
+    def classes(cls) -> tuple[type, ...]:
+        """The argument dataclasses, in the order of the fields."""
+        return tuple(get_type_hints(cls)[group.name] for group in fields(cls))
+
+    def settings(self) -> dict[str, Any]:
+        """Every argument's value by its name, as JSON knows it."""
+        groups = (getattr(self, group.name) for group in fields(self))
+        settings = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
+        return {**settings, "dataset": dataset_name(self.run.dataset)}
+
+
+def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfig:
+    """The configuration that the arguments describe, or that of `model_name_or_path` with the arguments' loss weights.
+
+    Args:
+        arguments ([`ModelArguments`]): What the user asked for.
+        num_images (`int`, *optional*): Images to train on. `None`, for a stream of unknown length, counts as many.
 
     Raises:
-        `SiTError`: If a field does not exist or has a value that does not fit, or the checkpoint cannot be read.
+        [`SiTError`]: If a field does not exist or has a value that does not fit, or the checkpoint cannot be read.
     """
     settings = {
         "reconstruction_weight": arguments.reconstruction_weight,
@@ -268,7 +306,8 @@ def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfi
     }
     settings = {name: weight for name, weight in settings.items() if weight is not None}
     settings = {**parse_config_overrides(arguments.config_overrides), **settings}
-    small_set_weight = {"reconstruction_weight": 5.0 if num_images is not None and num_images < SMALL_SET else 1.0}
+    is_small = num_images is not None and num_images < SMALL_DATASET
+    default_weight = {"reconstruction_weight": 5.0 if is_small else 1.0}
     check_weights_file_flags(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads)
     try:
         if arguments.model_name_or_path is None:
@@ -277,24 +316,26 @@ def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfi
                 "image_size": 224 if arguments.image_size is None else arguments.image_size,
                 "patch_size": 16 if arguments.patch_size is None else arguments.patch_size,
             }
-            config = SiTConfig(**{**sizes, **small_set_weight, **settings})
+            config = SiTConfig(**{**sizes, **default_weight, **settings})
         else:
             saved, is_sit = _read_saved_config(arguments)
             if not is_sit:
-                settings = {**small_set_weight, **settings}
+                settings = {**default_weight, **settings}
             config = SiTConfig.from_dict({**saved, **settings})
     except (ValueError, TypeError) as problem:
         raise SiTError(f"the model's configuration: {problem}") from problem
     (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
     if height % patch_height or width % patch_width:
         raise SiTError(
-            f"--image_size {config.image_size} is not made of whole patches: give a multiple of --patch_size "
-            f"{config.patch_size}, such as {max(1, round(height / patch_height)) * patch_height}"
+            f"{config.image_size} is not made of whole patches of {config.patch_size}",
+            argument="image_size",
+            remedy=f"give a multiple of `patch_size`, such as {max(1, round(height / patch_height)) * patch_height}",
         )
     if config.reconstruction_weight == config.contrastive_weight == config.rotation_weight == 0:
         raise SiTError(
-            "--reconstruction_weight and --contrastive_weight are both 0, and there is no --rotation_weight: there is "
-            "nothing to learn"
+            "all weights of losses are 0, so there is nothing to learn",
+            argument="reconstruction_weight",
+            remedy="give `reconstruction_weight`, `contrastive_weight` or `rotation_weight` a value above 0",
         )
     return config
 
@@ -333,22 +374,27 @@ def _with_flags_sizes(saved: dict[str, Any], arguments: ModelArguments) -> dict[
 def create_processor(
     config: SiTConfig, arguments: ModelArguments, corruption_arguments: CorruptionArguments
 ) -> SiTImageProcessor:
-    """The image processor that goes with the configuration, with the flags' corruption and normalization.
+    """The image processor that goes with the configuration, with the corruption and normalization of the arguments.
 
     Raises:
-        `SiTError`: If a setting is out of range, or images cannot be read with the configuration's channels.
+        [`SiTError`]: If a setting is out of range, or images cannot be read with the configuration's channels.
     """
     if config.num_channels not in (1, 3):
-        raise SiTError(f"num_channels={config.num_channels}: images are read with 1 (grey) or 3 (RGB) channels")
-    grey = config.num_channels == 1
+        raise SiTError(
+            f"num_channels={config.num_channels}: images are read with 1 (gray) or 3 (RGB) channels",
+            argument="config_overrides",
+        )
+    gray = config.num_channels == 1
     saved = _read_saved_processor(arguments.model_name_or_path)
-    image_mean = arguments.image_mean or saved.get("image_mean") or ([0.5] if grey else list(IMAGENET_DEFAULT_MEAN))
-    image_std = arguments.image_std or saved.get("image_std") or ([0.5] if grey else list(IMAGENET_DEFAULT_STD))
+    image_mean = arguments.image_mean or saved.get("image_mean") or ([0.5] if gray else list(IMAGENET_DEFAULT_MEAN))
+    image_std = arguments.image_std or saved.get("image_std") or ([0.5] if gray else list(IMAGENET_DEFAULT_STD))
     for name, values in (("image_mean", image_mean), ("image_std", image_std)):
         if len(values) != config.num_channels:
-            raise SiTError(f"--{name} takes one number for each of {config.num_channels} channels, got {len(values)}")
+            raise SiTError(
+                f"takes one number for each of {config.num_channels} channels, got {len(values)}", argument=name
+            )
     if min(image_std) <= 0:
-        raise SiTError(f"--image_std must be above 0, got {image_std}")
+        raise SiTError(f"must be above 0, got {image_std}", argument="image_std")
     height, width = config.image_shape
     try:
         return SiTImageProcessor(
@@ -358,8 +404,9 @@ def create_processor(
             patch_size=config.patch_size,
             **asdict(corruption_arguments),
         )
-    except ValueError as problem:
-        raise SiTError(f"--{problem}") from problem
+    except ValueError as problem:  # it begins with the name of the setting
+        name, _, rest = str(problem).partition(" ")
+        raise SiTError(rest, argument=name.strip("`:")) from problem
 
 
 def _read_saved_processor(model_name_or_path: str | None) -> dict[str, Any]:
@@ -376,7 +423,11 @@ def _read_saved_processor(model_name_or_path: str | None) -> dict[str, Any]:
 
 
 def parse_config_overrides(text: str | None) -> dict[str, Any]:
-    """`"hidden_size=64,qkv_bias=false,image_size=[32,64]"` as a dict of SiTConfig's fields, values as YAML reads them."""
+    """`"hidden_size=64,qkv_bias=false,image_size=[32,64]"` as a dict of SiTConfig's fields, values as YAML reads them.
+
+    Raises:
+        [`SiTError`]: If there is no such field, or a value cannot be read.
+    """
     overrides = {}
     known = {item.name for item in fields(SiTConfig)}
     for assignment in re.split(r",(?![^\[]*\])", text or ""):
@@ -384,11 +435,11 @@ def parse_config_overrides(text: str | None) -> dict[str, Any]:
             continue
         name, separator, value = (part.strip() for part in assignment.partition("="))
         if not separator:
-            raise SiTError(f"--config_overrides takes field=value, separated by commas; got {assignment.strip()!r}")
+            raise SiTError(
+                f"takes field=value, separated by commas, got {assignment.strip()!r}", argument="config_overrides"
+            )
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise SiTError(f"--config_overrides: SiTConfig has no field {name!r}{hint}")
+            raise SiTError(f"SiTConfig has no field {name!r}{did_you_mean(name, known)}", argument="config_overrides")
         overrides[name] = _parse_value(name, value)
     return overrides
 
@@ -397,7 +448,7 @@ def _parse_value(name: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as problem:
-        raise SiTError(f"--config_overrides: {name}={text} is no value") from problem
+        raise SiTError(f"{name}={text} is no value", argument="config_overrides") from problem
     if isinstance(value, str):
         # YAML reads 1e-6, for want of a dot, as a word.
         with contextlib.suppress(ValueError):
@@ -409,4 +460,4 @@ def default_num_workers(asked: int | None, device_type: str, num_local_processes
     """Dataloader workers of one process: what was asked for, else none on a CPU, which the network fills, else up to 8."""
     if asked is not None:
         return asked
-    return 0 if device_type == "cpu" else min(8, (os.cpu_count() or 1) // max(num_local_processes, 1))
+    return 0 if device_type == "cpu" else min(8, joblib.cpu_count() // max(num_local_processes, 1))

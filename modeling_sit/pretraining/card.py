@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from modeling_sit import SiTConfig
-from modeling_sit.data.loading import is_streamed
 from modeling_sit.data.sources import ImageDatasets
 from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
@@ -26,64 +24,66 @@ from modeling_sit.hub.provenance import (
     without_tokens,
 )
 from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments, PretrainingArguments
+from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.schedules import Schedules
 from modeling_sit.runtime.metrics_log import read_metrics
 
+TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "pretraining_card.md"
 NUM_METRICS_LINES = 10
 # Said elsewhere on the card, or of this machine only.
 NOT_SETTINGS = {"dataset", "output_dir", "export", "overwrite_output_dir", "resume_from_checkpoint", "license"}
-LOSSES = {
-    "loss": "loss (weighted sum)",
-    "reconstruction_loss": "reconstruction loss",
-    "contrastive_loss": "contrastive loss",
-    "rotation_loss": "rotation loss",
-}
 MONITORS = {
-    "rankme": "effective rank of the contrastive tokens; near 1 they have collapsed",
+    "rankme": "effective rank of the features; near 1 they have collapsed",
     "projection_rankme": "effective rank of the projections",
-    "embedding_std": "how far the contrastive tokens lie apart, 0 (collapsed) to 1",
+    "embedding_std": "standard deviation of the normalized features, 0 (collapsed) to 1",
     "teacher_agreement": "cosine between the student's and the teacher's projections of an image",
     "knn_accuracy": "nearest neighbours' votes for the labels, on few images",
     "linear_accuracy": "logistic regression for the labels, on few images",
 }
 
 
-def write_pretraining_card(
-    template: Path,
-    output_dir: Path,
-    *,
-    settings: dict[str, Any],
-    starts: Sequence[Start],
-    images: ImageDatasets,
-    num_unreadable: int,
-    config: SiTConfig,
-    num_parameters: int,
-    schedules: Schedules,
-    step: int,
-    num_processes: int,
-    mixed_precision: str,
-    seconds: float,
-    model_id: str | None = None,
-) -> Path:
+@dataclass(kw_only=True)
+class RunFacts:
     """
-    Write `README.md` of a pretraining run, and `loss_curve.png` that it shows. Of a card that is there already, what
-    people have written stays; figures that were measured go, for they are of earlier weights.
+    What a card says of a run and is not in its folder.
 
     Args:
-        template (`Path`): Jinja template of the card.
-        output_dir (`Path`): The run's folder, with `metrics.jsonl` and, if there are any, `monitors.jsonl` and `previews/`.
-        settings (`dict`): The flags' values; of `export`, whose weights the folder has.
+        settings (`dict`): The arguments' values; of `export`, whose weights the folder has.
         starts (sequence of [`Start`]): The run's starts, oldest first.
-        images (`ImageDatasets`): The dataset.
+        images ([`ImageDatasets`]): The dataset.
+        is_streamed (`bool`): Whether its images were streamed.
         num_unreadable (`int`): Images of it that could not be read.
-        config (`SiTConfig`): The model's.
-        num_parameters (`int`): The backbone's.
-        schedules (`Schedules`): The run's length.
+        method ([`Method`]): What was trained, and its losses.
+        schedules ([`Schedules`]): The run's length.
         step (`int`): Steps done; less than all where the run goes on.
         num_processes (`int`): Processes that shared a batch, at last.
         mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
         seconds (`float`): How long, all starts together.
         model_id (`str`, *optional*): The model's id on the Hub. Default: the folder's name.
+    """
+
+    settings: dict[str, Any]
+    starts: Sequence[Start]
+    images: ImageDatasets
+    is_streamed: bool
+    num_unreadable: int
+    method: Method
+    schedules: Schedules
+    step: int
+    num_processes: int
+    mixed_precision: str
+    seconds: float
+    model_id: str | None = None
+
+
+def write_pretraining_card(output_dir: Path, facts: RunFacts) -> Path:
+    """
+    Write `README.md` of a pretraining run, and `loss_curve.png` that it shows. Of a card that is there already, what
+    people have written stays; results that were measured go, for they are of earlier weights.
+
+    Args:
+        output_dir (`Path`): The run's folder, with `metrics.jsonl` and, if there are any, `monitors.jsonl` and `previews/`.
+        facts ([`RunFacts`]): Everything else.
 
     Returns:
         `Path`: The card.
@@ -92,74 +92,80 @@ def write_pretraining_card(
         [`SiTError`]: If it cannot be written.
     """
     earlier = read_written_card(output_dir)
-    name = output_dir.resolve().name
-    dataset, license = public_name(images.name), license_of(settings["license"], earlier)
-    start = settings["model_name_or_path"]
+    images, settings, method, config = facts.images, facts.settings, facts.method, facts.method.config
+    name, dataset = output_dir.resolve().name, public_name(images.name)
+    license, start = license_of(settings["license"], earlier), settings["model_name_or_path"]
     previews = sorted((output_dir / "previews").glob("*.png"))
     lines = _lines(output_dir / "metrics.jsonl")
-    height, width = config.image_shape
-    patch_height, patch_width = config.patch_shape
+    num_parameters = sum(parameter.numel() for parameter in method.student.vit.parameters())
+    (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
     num_images = "an unknown number of" if images.num_train is None else f"{images.num_train:,}"
-    data = {
-        "library_name": "transformers",
-        "license": license,
-        "pipeline_tag": "image-feature-extraction",
-        "tags": ["sit", "vit", "self-supervised", "masked-image-modeling", "contrastive-learning"],
-        "datasets": [hub_id(images.name)] if hub_id(images.name) else None,
-        "base_model": hub_id(start) if start is not None else None,
-    }
+    data = ModelCardData(
+        library_name="transformers",
+        license=license,
+        pipeline_tag="image-feature-extraction",
+        tags=["sit", "vit", "self-supervised", *method.tags],
+        datasets=[hub_id(images.name)] if hub_id(images.name) else None,
+        base_model=hub_id(start) if start is not None else None,
+    )
     card = ModelCard.from_template(
-        ModelCardData(**data),
-        template_path=str(template),
+        data,
+        template_path=str(TEMPLATE),
         model_name=escaped(name),
-        repository=json.dumps(model_id or name, ensure_ascii=False),
+        repository=json.dumps(facts.model_id or name, ensure_ascii=False),
+        method=method.title,
+        citation=method.citation,
         architecture=f"{num_parameters / 1e6:.2f} M parameters, {height} x {width} pixels in patches of "
         f"{patch_height} x {patch_width}",
         num_channels=config.num_channels,
         dataset=code(dataset),
         num_images=num_images,
         preview=f"previews/{previews[-1].name}" if previews else None,
-        loss_curve=save_curves(output_dir, lines, LOSSES),
-        commands=describe_commands(starts),
-        facts=table(
-            ("", ""),
-            [
-                ("data", _describe_data(images, dataset, num_images, num_unreadable)),
-                *([("went on from", code(public_name(start)))] if start is not None else []),
-                ("steps, epochs", _describe_length(schedules, step)),
-                (
-                    "total batch",
-                    f"{settings['per_device_train_batch_size'] * num_processes * schedules.batches_per_step:,} images, "
-                    "two views each",
-                ),
-                ("losses", _describe_losses(config)),
-                ("weights in this folder", settings["export"]),
-                ("hardware", escaped(describe_hardware_of(starts))),
-                ("precision", "float32" if mixed_precision == "no" else mixed_precision),
-                ("time, of all starts together", describe_duration(seconds)),
-                ("versions", escaped(describe_versions())),
-            ],
-        ),
+        loss_curve=save_curves(output_dir, lines, {name: _loss_title(name) for name in method.losses}),
+        commands=describe_commands(facts.starts),
+        facts=table(("", ""), _facts_rows(facts, dataset, num_images)),
         settings=_changed_settings(settings),
-        metrics=_metrics_table(_spread(lines, NUM_METRICS_LINES)),
+        metrics=_metrics_table(_subsample(lines, NUM_METRICS_LINES), method.losses),
         monitors=_monitors_table(output_dir / "monitors.jsonl"),
         license_text=code(license),
     )
     return write_card(output_dir, str(card), earlier, [], keep_results=False)
 
 
+def _facts_rows(facts: RunFacts, dataset: str, num_images: str) -> list[tuple[str, str]]:
+    settings, start = facts.settings, facts.settings["model_name_or_path"]
+    total_batch = settings["per_device_train_batch_size"] * facts.num_processes * facts.schedules.batches_per_step
+    return [
+        ("data", _describe_data(facts, dataset, num_images)),
+        *([("went on from", code(public_name(start)))] if start is not None else []),
+        ("steps, epochs", _describe_length(facts.schedules, facts.step)),
+        ("total batch", f"{total_batch:,} images"),
+        ("losses", facts.method.describe_losses()),
+        ("weights in this folder", settings["export"]),
+        ("hardware", escaped(describe_hardware_of(facts.starts))),
+        ("precision", "float32" if facts.mixed_precision == "no" else facts.mixed_precision),
+        ("time, of all starts together", describe_duration(facts.seconds)),
+        ("versions", escaped(describe_versions())),
+    ]
+
+
+def _loss_title(name: str) -> str:
+    return "loss (weighted sum)" if name == "loss" else name.replace("_", " ")
+
+
 def _lines(path: Path) -> list[dict]:
     return read_metrics(path) if path.exists() else []
 
 
-def _describe_data(images: ImageDatasets, dataset: str, num_images: str, num_unreadable: int) -> str:
+def _describe_data(facts: RunFacts, dataset: str, num_images: str) -> str:
+    images = facts.images
     split = getattr(images.train, "split", None)
     return (
         f"{code(dataset)}: {num_images} images"
-        + (f", {num_unreadable:,} of them unreadable and skipped" if num_unreadable else "")
+        + (f", {facts.num_unreadable:,} of them unreadable and skipped" if facts.num_unreadable else "")
         + (f", of split {code(split)}" if split is not None else "")
         + f" (its splits: {escaped(', '.join(images.splits))})"
-        + (", streamed" if is_streamed(images) else "")
+        + (", streamed" if facts.is_streamed else "")
         + "; labels were not used to train"
     )
 
@@ -170,17 +176,6 @@ def _describe_length(schedules: Schedules, step: int) -> str:
     return f"{step:,}{done}, {'unknown' if epochs is None else f'{epochs:.4g}'}"
 
 
-def _describe_losses(config: SiTConfig) -> str:
-    weights = {
-        f"reconstruction ({config.reconstruction_norm}, {config.reconstruction_region} pixels)": (
-            config.reconstruction_weight
-        ),
-        f"contrast ({'to a teacher' if config.use_teacher else 'without a teacher'})": config.contrastive_weight,
-        "rotation": config.rotation_weight,
-    }
-    return " + ".join(f"{weight:g} x {name}" for name, weight in weights.items() if weight > 0)
-
-
 def _changed_settings(settings: dict[str, Any]) -> str:
     lines = []
     for group in (PretrainingArguments, StreamingArguments, ModelArguments, CorruptionArguments, ViewArguments):
@@ -188,12 +183,12 @@ def _changed_settings(settings: dict[str, Any]) -> str:
             default = item.default if item.default_factory is MISSING else item.default_factory()
             if settings[item.name] != default and item.name not in NOT_SETTINGS:
                 value = without_private_paths(without_tokens(str(settings[item.name])))
-                lines.append(f"- {code(f'--{item.name}')}: {code(value)}")
+                lines.append(f"- {code(item.name)}: {code(value)}")
     return "\n".join(lines)
 
 
-def _metrics_table(lines: list[dict]) -> str:
-    losses = [name for name in LOSSES if any(name in line for line in lines)]
+def _metrics_table(lines: list[dict], losses: Sequence[str]) -> str:
+    losses = [name for name in losses if any(name in line for line in lines)]
     return table(
         ["step", "epoch", *(name.replace("_", " ") for name in losses), "images a second", "waiting for data"],
         [
@@ -221,7 +216,7 @@ def _monitors_table(path: Path) -> str | None:
     )
 
 
-def _spread(lines: list[dict], count: int) -> list[dict]:
+def _subsample(lines: list[dict], count: int) -> list[dict]:
     """At most `count` of the lines, evenly spread, the last one among them."""
     if len(lines) <= count:
         return lines

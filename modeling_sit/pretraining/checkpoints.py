@@ -17,33 +17,39 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from modeling_sit.pretraining.arguments import PretrainingArguments
-from modeling_sit.pretraining.teacher import Teacher
+from modeling_sit.pretraining.method import Method
 from modeling_sit.runtime.accelerator import full_state_dict, load_full_state_dict
-from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, flush, flush_files, write_errors
+from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, flush, flush_files, replace_file, write_errors
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
 
 STATE_FILE = "run_state.json"
 TEACHER_FILE = "teacher.safetensors"
+# The method's own state, such as a center.
+METHOD_FILE = "method.safetensors"
 DELETED = ".deleted-"
-RUN_FILES = ("metrics.jsonl", "monitors.jsonl", "checkpoints", "previews", "logs", "model.safetensors")
+# How to go on, as messages say it.
+RESUME = '`resume_from_checkpoint="auto"`'
+RUN_FILES = ("metrics.jsonl", "monitors.jsonl", "checkpoints", "previews", "logs", "model.safetensors", STATE_FILE)
 
 
 @dataclass
 class RunState:
     """
-    What of a run is neither in its networks nor in its optimizer.
+    The state of a run beside its networks and its optimizer.
 
     Args:
-        settings (`dict`): The flags' values, for whoever reads the checkpoint.
-        determined_by (`dict`): What the run's outcome follows from, as [`run_settings.run_fingerprint`] gives it.
+        settings (`dict`): The arguments' values, for whoever reads the checkpoint.
+        determined_by (`dict`): What the run's outcome follows from, as [`run_fingerprint`] gives it.
         step (`int`, *optional*, defaults to 0): Steps done.
-        window (`dict`, *optional*): What was counted since the last line of the log, as `MetricLogger.state_dict` gives it.
+        window (`dict`, *optional*): What [`MetricLogger.state_dict`] gave.
         unreadable (`list` of `str`, *optional*): Images that could not be read, and why.
         seconds (`float`, *optional*, defaults to 0): How long the run has taken, all its starts together.
-        starts (`list` of `dict`, *optional*): Its starts, as `cards.provenance.describe_start` gives them, oldest first.
+        starts (`list` of `dict`, *optional*): Its starts, as `describe_start` gives them, oldest first.
         crops_on_device (`bool`, *optional*): Whether its crops are cut on the device, which rounds otherwise than the host.
             `None` before that is known.
+        exported (`str`, *optional*): Whose weights the folder of a finished run has, `"teacher"` or `"student"`; `None`
+            before it is finished.
     """
 
     settings: dict[str, Any]
@@ -54,6 +60,7 @@ class RunState:
     seconds: float = 0.0
     starts: list[dict[str, Any]] = field(default_factory=list)
     crops_on_device: bool | None = None
+    exported: str | None = None
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:
@@ -66,7 +73,7 @@ def stream_file(process_index: int) -> str:
 
 def save_checkpoint(
     accelerator: Accelerator,
-    teacher: Teacher | None,
+    method: Method,
     output_dir: Path,
     state: RunState,
     stream_state: dict | None = None,
@@ -75,17 +82,17 @@ def save_checkpoint(
 
     Args:
         accelerator (`Accelerator`): Has prepared the student and the optimizer.
-        teacher (`Teacher`, *optional*): The teacher, where the run has one.
+        method ([`Method`]): Has the teacher, and perhaps a state of its own.
         output_dir (`Path`): The run's folder.
         state (`RunState`): All else.
-        stream_state (`dict`, *optional*): Where this process's stream of images stands, if it is streamed.
+        stream_state (`dict`, *optional*): Where this process's stream of images stands.
 
     Raises:
         [`SiTError`]: If it cannot be written, because the disk is full for instance. Earlier ones are as they were.
     """
     path = checkpoint_path(output_dir, state.step)
     unfinished = path.with_name(TEMPORARY_PREFIX + path.name)
-    remedy = "earlier checkpoints are as they were; make room, and go on with --resume_from_checkpoint auto"
+    remedy = f"earlier checkpoints are as they were: make room, and go on with {RESUME}"
     with sync_errors(accelerator), write_errors(path, remedy):
         if accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -93,13 +100,15 @@ def save_checkpoint(
     try:
         with sync_errors(accelerator), write_errors(path, remedy):
             accelerator.save_state(str(unfinished))
-            teacher_state = full_state_dict(teacher.model) if teacher is not None else None
+            teacher_state = full_state_dict(method.teacher.model) if method.teacher is not None else None
             if stream_state is not None:
                 (unfinished / stream_file(accelerator.process_index)).write_text(json.dumps(stream_state))
         with sync_errors(accelerator), write_errors(path, remedy):
             if accelerator.is_main_process:
-                if teacher is not None:
+                if teacher_state is not None:
                     save_file(teacher_state, unfinished / TEACHER_FILE)
+                if method.own_state_dict():
+                    save_file(method.own_state_dict(), unfinished / METHOD_FILE)
                 flush_files(unfinished)
                 digests = {str(file.relative_to(unfinished)): digest(file) for file in _files_in(unfinished)}
                 written = {**asdict(state), "files": digests}
@@ -144,7 +153,7 @@ def delete_checkpoints_after(accelerator: Accelerator, output_dir: Path, step: i
 
 
 def _naming_what_cannot_be_deleted(output_dir: Path) -> AbstractContextManager[None]:
-    return write_errors(output_dir, "see to its permissions, or choose another --output_dir")
+    return write_errors(output_dir, "see to its permissions, or choose another `output_dir`")
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -203,14 +212,13 @@ def prepare_output_dir(output_dir: Path, arguments: PretrainingArguments, checkp
 def check_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path | None:
     """Which checkpoint a run in the output folder goes on from; changes nothing. For the main process.
 
-    With `--resume_from_checkpoint auto` damaged and half-written checkpoints are passed over, with a line that says so.
+    With `resume_from_checkpoint="auto"` damaged and half-written checkpoints are passed over, with a line that says so.
 
     Returns:
-        `Path`, *optional*: The checkpoint to go on from, as `--resume_from_checkpoint` says; `None` for a run from the
-        start.
+        `Path`, *optional*: The checkpoint to go on from; `None` for a run from the start.
 
     Raises:
-        [`SiTError`]: If the folder cannot be written, holds a run that nothing was said about, or there is no
+        [`SiTError`]: If the folder cannot be written, or holds a run and nothing was said about it, or there is no
             undamaged checkpoint where one was asked for.
     """
     existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
@@ -218,7 +226,7 @@ def check_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path 
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as problem:
-        raise SiTError(f"--output_dir {output_dir} cannot be written: {problem.strerror}") from problem
+        raise SiTError(f"{output_dir} cannot be written: {problem.strerror}", argument="output_dir") from problem
     asked, checkpoint = arguments.resume_from_checkpoint, None
     if asked == "auto":
         checkpoint = _newest_undamaged(output_dir)
@@ -226,27 +234,25 @@ def check_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path 
         checkpoint = Path(asked)
         damage = find_damage(checkpoint)
         if damage is not None:
-            raise SiTError(f"--resume_from_checkpoint {asked}: no checkpoint, or a damaged one: {damage}")
+            raise SiTError(f"{asked} is no checkpoint, or a damaged one: {damage}", argument="resume_from_checkpoint")
     if _goes_on(output_dir, arguments, checkpoint) or arguments.overwrite_output_dir or not _old_run(output_dir):
         return checkpoint
     if asked == "auto":
         raise SiTError(
-            f"--output_dir {output_dir} holds a run without an undamaged checkpoint to go on from; "
-            "--overwrite_output_dir starts anew"
+            f"{output_dir} holds a run without an undamaged checkpoint to go on from",
+            argument="output_dir",
+            remedy="`overwrite_output_dir` starts again",
         )
-    if asked is not None:
-        raise SiTError(
-            f"--output_dir {output_dir} holds a run already, to which --resume_from_checkpoint {asked} does not belong: "
-            "--resume_from_checkpoint auto goes on with it, --overwrite_output_dir replaces it"
-        )
+    which = "" if asked is None else f", and the checkpoint {asked} is not of this run"
     raise SiTError(
-        f"--output_dir {output_dir} holds a run already: --resume_from_checkpoint auto goes on with it, "
-        "--overwrite_output_dir starts anew"
+        f"{output_dir} holds a run already{which}",
+        argument="output_dir",
+        remedy=f"{RESUME} goes on with it, `overwrite_output_dir` starts again",
     )
 
 
 def _goes_on(output_dir: Path, arguments: PretrainingArguments, checkpoint: Path | None) -> bool:
-    """Whether what the folder holds is of the run that is about to go on, or has nothing to lose."""
+    """Whether the folder may be used as it is: it holds the run that goes on, or nothing that would be lost."""
     has_model = (output_dir / "model.safetensors").exists()
     if arguments.resume_from_checkpoint is None:
         return False
@@ -276,14 +282,14 @@ def lock_output_dir(output_dir: Path) -> TextIO:
     except OSError as problem:
         file.close()
         raise SiTError(
-            f"--output_dir {output_dir}: another process is running there; wait for it, or end it"
+            f"another process is running in {output_dir}", argument="output_dir", remedy="wait for it, or end it"
         ) from problem
     return file
 
 
 def _newest_undamaged(output_dir: Path) -> Path | None:
     for path in sorted((output_dir / "checkpoints").glob(f"{TEMPORARY_PREFIX}step-*")):
-        tqdm.write(f"passed over {path}: a checkpoint that was not finished", file=sys.stderr)
+        tqdm.write(f"passed over {path}: it was not finished", file=sys.stderr)
     for path in reversed(list_checkpoints(output_dir)):
         damage = find_damage(path)
         if damage is None:
@@ -318,13 +324,15 @@ def read_run_state(path: Path) -> RunState:
     return RunState(**state)
 
 
-def read_stream_state(path: Path, process_index: int) -> dict:
-    """Where this process's stream of images stood."""
-    return json.loads((path / stream_file(process_index)).read_text())
+def read_stream_state(path: Path, process_index: int) -> dict | None:
+    """Where this process's stream of images stood; `None` where the images are not streamed."""
+    file = path / stream_file(process_index)
+    return json.loads(file.read_text()) if file.exists() else None
 
 
-def load_checkpoint(accelerator: Accelerator, teacher: Teacher | None, path: Path) -> None:
-    """Restore the student, the optimizer and the teacher from an undamaged checkpoint. Every process must call this.
+def load_checkpoint(accelerator: Accelerator, method: Method, path: Path) -> None:
+    """Restore the networks, the method's own state and the optimizer from an undamaged checkpoint. Every process must call
+    this.
 
     Raises:
         [`SiTError`]: If it does not fit them.
@@ -333,11 +341,33 @@ def load_checkpoint(accelerator: Accelerator, teacher: Teacher | None, path: Pat
         accelerator.load_state(str(path))
         # It counts batches, of which another run's steps may have had another number; a checkpoint lies between steps.
         accelerator.step = 0
-        if teacher is not None:
-            load_full_state_dict(teacher.model, load_file(path / TEACHER_FILE))
+        if method.teacher is not None:
+            load_full_state_dict(method.teacher.model, load_file(path / TEACHER_FILE))
+        own_state = path / METHOD_FILE
+        method.load_own_state_dict(load_file(own_state) if own_state.exists() else {})
     # The readers raise nearly everything.
     except Exception as problem:
         raise SiTError(
             f"checkpoint {path} cannot be loaded, so it is of another model: "
-            f"{(str(problem) or type(problem).__name__).splitlines()[0]}"
+            f"{(str(problem) or type(problem).__name__).splitlines()[0]}",
+            argument="resume_from_checkpoint",
         ) from problem
+
+
+def write_run_state(output_dir: Path, state: RunState) -> None:
+    """Write `run_state.json` of the output folder: what the model in it is of. For the main process.
+
+    Raises:
+        [`SiTError`]: If it cannot be written.
+    """
+    path = output_dir / STATE_FILE
+    with write_errors(path, f"make room, and go on with {RESUME}"), replace_file(path) as unfinished:
+        unfinished.write_text(json.dumps(asdict(state), indent=2) + "\n")
+
+
+def read_output_state(output_dir: Path) -> RunState | None:
+    """What [`write_run_state`] wrote; `None` where there is none, or it is damaged."""
+    try:
+        return RunState(**json.loads((output_dir / STATE_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None

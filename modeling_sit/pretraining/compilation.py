@@ -1,11 +1,12 @@
-"""`--torch_compile`: the parts of a training step that PyTorch's compiler makes faster."""
+"""The argument `torch_compile`: the parts of a training step that PyTorch's compiler makes faster."""
+
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from modeling_sit import SiTForPreTraining
-from modeling_sit.data.augmentation import ViewAugmentation
-from modeling_sit.pretraining.teacher import Teacher
+from modeling_sit.pretraining.method import Method
 from modeling_sit.runtime.errors import SiTError
 
 # Random numbers as without the compiler: a compiled run follows the other to rounding, and resumes bit for bit as that.
@@ -24,27 +25,35 @@ def check_compiler(device: torch.device) -> None:
         lines = str(problem).splitlines() or [type(problem).__name__]
         tool = "a C++ compiler such as g++" if device.type == "cpu" else "Triton and a C compiler"
         raise SiTError(
-            f"--torch_compile: PyTorch cannot compile for {device.type} here ({lines[0].strip()}): install {tool}, or leave "
-            "the flag out"
+            f"PyTorch cannot compile for {device.type} here ({lines[0].strip()})",
+            argument="torch_compile",
+            remedy=f"install {tool}, or leave the argument out",
         ) from problem
 
 
-def compile_training(
-    augment: ViewAugmentation, student: SiTForPreTraining, teacher: Teacher | None, device: torch.device
-) -> None:
-    """Compile, in place, backbone and decoder of student and teacher, and on an accelerator the augmentation.
+def compile_training(method: Method, augment: Sequence[nn.Module], device: torch.device) -> None:
+    """Compile, in place, the parts of the networks that the method names, and on an accelerator the augmentation.
 
-    Names of weights stay as they are. The projection heads are left out, a few large products of matrices between batch norms
-    that may speak to other processes; so is the augmentation on a CPU, which works on what each image wants.
+    Names of weights stay as they are. On a CPU the augmentation is left out: it works on those images alone that an operation
+    is drawn for.
+
+    Args:
+        method ([`Method`]): Names the parts.
+        augment (sequence of `nn.Module`): One for each group of views.
+        device (`torch.device`): Of the networks.
 
     Raises:
         [`SiTError`]: If PyTorch cannot compile for the device, or the student is sharded.
     """
-    if isinstance(student, FSDPModule):
-        raise SiTError("--torch_compile with FSDP2 has not been tested: leave the flag out, or use multi_gpu.yaml")
+    if isinstance(method.student, FSDPModule):
+        raise SiTError(
+            "compiling with FSDP2 has not been tested",
+            argument="torch_compile",
+            remedy="leave the argument out, or use multi_gpu.yaml",
+        )
     check_compiler(device)
-    for model in [student] if teacher is None else [student, teacher.model]:
-        model.vit.compile(options=OPTIONS)
-        model.decoder.compile(options=OPTIONS)
+    for part in method.compiled_parts():
+        part.compile(options=OPTIONS)
     if device.type != "cpu":
-        augment.augment_at_once = torch.compile(augment.augment_at_once, options=OPTIONS)
+        for each in augment:
+            each.augment_at_once = torch.compile(each.augment_at_once, options=OPTIONS)

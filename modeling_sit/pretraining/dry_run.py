@@ -1,4 +1,4 @@
-"""`--dry_run`: a few steps that leave nothing behind, and what they tell of the whole run."""
+"""The argument `dry_run`: a few steps that leave nothing behind, and what they say of the whole run."""
 
 import resource
 import statistics
@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from tqdm.auto import tqdm
 
-from modeling_sit import SiTForPreTraining
+from modeling_sit.hub.provenance import describe_duration
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.checkpoints import RUN_FILES
+from modeling_sit.pretraining.loop import Run
 from modeling_sit.pretraining.schedules import Schedules
-from modeling_sit.pretraining.teacher import Teacher
 
 # The first steps pay for what later ones find ready: memory, kernels, workers.
 NUM_WARMUP_STEPS, NUM_MEASURED_STEPS = 2, 5
@@ -45,7 +46,7 @@ def num_dry_run_steps(schedules: Schedules) -> int:
 
 def measure_steps(
     batches: Iterable[dict],
-    train_on: Callable[[torch.Tensor, int], object],
+    train_on: Callable[[tuple[torch.Tensor, ...], int], object],
     schedules: Schedules,
     accelerator: Accelerator,
 ) -> DryRun:
@@ -76,25 +77,20 @@ def _peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def describe_plan(
-    dry_run: DryRun,
-    student: SiTForPreTraining,
-    teacher: Teacher | None,
-    schedules: Schedules,
-    arguments: PretrainingArguments,
-    accelerator: Accelerator,
-    monitor_steps: int | None = 0,
-) -> str:
+def describe_plan(dry_run: DryRun, run: Run) -> str:
     """What the run would need and write, in lines to print.
 
     Args:
-        monitor_steps (`int`, *optional*, defaults to 0): Steps between rounds of monitors; 0 for none, `None` for ten rounds.
+        dry_run ([`DryRun`]): What a few steps took.
+        run ([`Run`]): The run.
     """
-    numbers = {name: _count(getattr(student, name, None)) for name in PARTS}
+    method, schedules, arguments, accelerator = run.method, run.schedules, run.flags.run, run.accelerator
+    student = method.student
+    parts = {name: _count(child) for name, child in student.named_children()}
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     total = _count(student)
     model_bytes = BYTES_PER_WEIGHT * total
-    networks = model_bytes * (1 if teacher is None else 2)
+    networks = model_bytes * len(method.networks)
     states = BYTES_PER_WEIGHT * trained
     checkpoint_bytes = networks + 2 * states
     images_per_second = (
@@ -103,25 +99,27 @@ def describe_plan(
         * accelerator.num_processes
         / dry_run.seconds_per_step
     )
-    parts = ", ".join(f"{name.replace('_', ' ')} {count / 1e6:.2f} M" for name, count in numbers.items() if count)
+    described = ", ".join(f"{name.replace('_', ' ')} {count / 1e6:.2f} M" for name, count in parts.items() if count)
     memory = (
         f"peak of this process {_size(dry_run.peak_memory)}"
         if accelerator.device.type == "cpu"
         else f"peak on {accelerator.device} {_size(dry_run.peak_memory)}"
     )
-    output_dir = Path(arguments.output_dir)
+    seconds = dry_run.seconds_per_step * schedules.num_steps
+    monitor_steps = run.flags.monitors.monitor_steps if run.monitors.chosen else 0
     lines = [
-        f"parameters: {total / 1e6:.2f} M ({parts})" + ("" if teacher is None else "; the teacher has as many"),
+        f"parameters: {total / 1e6:.2f} M ({described})"
+        + ("" if method.teacher is None else "; the teacher has as many"),
         f"memory: {memory}, of it networks {_size(networks)}, gradients {_size(states)}, optimizer {_size(2 * states)}",
         f"speed: {dry_run.seconds_per_step:.3g} s a step, {images_per_second:.1f} images/s, data wait "
         f"{dry_run.waited / dry_run.seconds_per_step:.0%} (median of {NUM_MEASURED_STEPS} steps at most)",
-        f"steps: {schedules.num_steps:,}, in all about {_duration(dry_run.seconds_per_step * schedules.num_steps)}, "
+        f"steps: {schedules.num_steps:,}, in all about {describe_duration(seconds)}, "
         "checkpoints, previews and monitors not counted",
-        f"would write to {output_dir}{_what_is_there(output_dir)}:",
+        f"would write to {run.output_dir}{_what_is_there(run.output_dir)}:",
         f"  model.safetensors ({_size(model_bytes)}), config.json, preprocessor_config.json, README.md, loss_curve.png, code",
         f"  metrics.jsonl: {-(-schedules.num_steps // arguments.logging_steps):,} lines",
         f"  checkpoints/: {_describe_checkpoints(arguments, checkpoint_bytes)}",
-        f"  previews/: {_describe_previews(student, schedules, arguments)}",
+        f"  previews/: {_describe_previews(run)}",
         f"  monitors.jsonl: {_count_rounds(monitor_steps, schedules)} lines"
         if monitor_steps != 0
         else "  no monitors.jsonl",
@@ -129,9 +127,6 @@ def describe_plan(
         "dry run: nothing was written",
     ]
     return "\n".join(lines)
-
-
-PARTS = ("vit", "decoder", "projection_head", "rotation_head")
 
 
 def _count(module: torch.nn.Module | None) -> int:
@@ -147,10 +142,10 @@ def _describe_checkpoints(arguments: PretrainingArguments, checkpoint_bytes: int
     return f"{when} and at the end, {_size(checkpoint_bytes)} each, {kept} kept"
 
 
-def _describe_previews(student: SiTForPreTraining, schedules: Schedules, arguments: PretrainingArguments) -> str:
-    if arguments.preview_steps == 0 or student.config.reconstruction_weight == 0:
+def _describe_previews(run: Run) -> str:
+    if run.flags.run.preview_steps == 0 or not run.method.has_preview:
         return "none"
-    return f"{_count_rounds(arguments.preview_steps, schedules):,} images"
+    return f"{_count_rounds(run.flags.run.preview_steps, run.schedules):,} images"
 
 
 def _count_rounds(every: int | None, schedules: Schedules) -> int:
@@ -163,16 +158,4 @@ def _what_is_there(output_dir: Path) -> str:
 
 
 def _size(num_bytes: float) -> str:
-    for unit in ("B", "KB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:,.1f} hours"
+    return f"{tqdm.format_sizeof(num_bytes)}B"

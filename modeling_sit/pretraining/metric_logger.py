@@ -1,9 +1,9 @@
-"""What a run tells while it goes: its losses, its speed, and what it waits for."""
+"""What a run logs while it goes: its losses, its speed, and what it waits for."""
 
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
@@ -11,21 +11,15 @@ from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
+from tqdm.auto import tqdm
+from tqdm.notebook import tqdm as tqdm_notebook
+from transformers.utils import ModelOutput
 
-from modeling_sit import SiTConfig
-from modeling_sit.modeling_sit import SiTForPreTrainingOutput
 from modeling_sit.runtime.metrics_log import MetricsLog
 from modeling_sit.runtime.trackers import log_image
 
 # The figures first: on a narrow terminal it is the bar that gives way.
 BAR = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}] {bar}"
-LOSSES = ("loss", "reconstruction_loss", "contrastive_loss")
-
-
-def logged_losses(config: SiTConfig) -> tuple[str, ...]:
-    """Names of the losses that a run logs: always the three of the method, and rotation's where it is a task."""
-    return (*LOSSES, "rotation_loss") if config.rotation_weight > 0 else LOSSES
 
 
 class NonFiniteLoss(Exception):
@@ -45,17 +39,17 @@ class NonFiniteLoss(Exception):
 
 class MetricLogger:
     """
-    Gathers losses and times batch by batch, and tells them: progress bar (lines where stderr is no terminal),
+    Gathers losses and times batch by batch, and logs them: progress bar (lines where stderr is no terminal),
     `metrics.jsonl`, `monitors.jsonl`, Accelerate's trackers.
 
-    Losses stay on their device until they are told, so that the host does not wait for the device at every batch.
+    Losses stay on their device until they are logged, so that the host does not wait for the device at every batch.
 
     Args:
-        accelerator (`Accelerator`): Knows the main process, the only one that tells, and the trackers.
+        accelerator (`Accelerator`): Knows the main process, the only one that logs, and the trackers.
         output_dir (`Path`): The run's folder.
         first_step (`int`): Steps done before; logged lines beyond are dropped.
         num_steps (`int`): Steps of the whole run.
-        losses (`tuple` of `str`, *optional*): Names of the losses, as `SiTForPreTrainingOutput` has them; the sum first.
+        losses (`tuple` of `str`): Names of the losses, as the student's output has them; the total first.
         window (`dict`, *optional*): What [`state_dict`] gave at `first_step`, so that the next line is the same.
         monitored (`bool`, *optional*, defaults to `False`): Whether there will be a `monitors.jsonl`.
     """
@@ -66,15 +60,15 @@ class MetricLogger:
         output_dir: Path,
         first_step: int,
         num_steps: int,
-        losses: tuple[str, ...] = LOSSES,
+        losses: tuple[str, ...],
         window: dict[str, Any] | None = None,
         monitored: bool = False,
     ):
         self.accelerator = accelerator
         self.losses = losses
         self.first_step, self.step, self.num_steps = first_step, first_step, num_steps
-        is_main_process, on_terminal = accelerator.is_main_process, _is_terminal(sys.stderr)
-        self.log = MetricsLog(output_dir / "metrics.jsonl", first_step) if is_main_process else None
+        is_main_process, shows_bar = accelerator.is_main_process, _shows_bar(sys.stderr)
+        self.metrics_log = MetricsLog(output_dir / "metrics.jsonl", first_step) if is_main_process else None
         self.monitor_log = (
             MetricsLog(output_dir / "monitors.jsonl", first_step) if is_main_process and monitored else None
         )
@@ -83,9 +77,9 @@ class MetricLogger:
             initial=first_step,
             bar_format=BAR,
             dynamic_ncols=True,
-            disable=not (is_main_process and on_terminal),
+            disable=not (is_main_process and shows_bar),
         )
-        self._writes_lines = is_main_process and not on_terminal
+        self._writes_lines = is_main_process and not shows_bar
         self._started = time.perf_counter()
         self._start_window()
         if window is not None:
@@ -102,7 +96,7 @@ class MetricLogger:
         self._window_started, self._num_images, self._waited = time.perf_counter(), 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What was counted since the last telling, as JSON knows it. Every process must call this, after [`check`]."""
+        """What was counted since the last line of the log, as JSON knows it. Every process must call this, after [`check`]."""
         losses = []  # of each process, of each batch
         if self._losses:
             # Of each process, for their mean would be rounded otherwise than in the line of a run that was not stopped.
@@ -114,7 +108,7 @@ class MetricLogger:
             "elapsed": time.perf_counter() - self._window_started,
         }
 
-    def wait_for(self, batches: Iterable[Any]) -> Iterator[Any]:
+    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Iterate over `batches`, measuring how long each is waited for."""
         batches = iter(batches)
         while True:
@@ -125,19 +119,19 @@ class MetricLogger:
                 return
             yield batch
 
-    def count(self, output: SiTForPreTrainingOutput, num_images: int) -> None:
+    def update(self, output: ModelOutput, num_images: int) -> None:
         """Count a batch of `num_images` (of all processes) and its losses; one that was not computed counts as 0."""
         losses = [output.get(name, output.loss.new_zeros(())) for name in self.losses]
         self._losses.append(torch.stack([loss.detach().float() for loss in losses]))
         self._num_images += num_images
 
-    def count_gradient(self, norm: torch.Tensor) -> None:
+    def update_gradient(self, norm: torch.Tensor) -> None:
         """Count the norm of a step's gradient, before clipping."""
         self._gradient_norms.append(torch.as_tensor(norm).detach())
 
     def check(self, batches_per_step: int) -> None:
-        """Raise [`NonFiniteLoss`] if a loss or a gradient counted since the last telling is not finite; a finite loss can
-        have a gradient that is not.
+        """Raise [`NonFiniteLoss`] if a loss or a gradient counted since the last line of the log is not finite. A finite
+        loss can have a gradient that is not.
 
         With float16 a step of such a gradient is left out by the gradient scaler, and does no harm.
         """
@@ -153,8 +147,8 @@ class MetricLogger:
             if not is_finite:
                 raise NonFiniteLoss(steps_ago * batches_per_step, ["gradient"])
 
-    def tell(self, epoch: float, schedule: dict[str, float]) -> None:
-        """Tell mean losses and speed since the last telling. Every process must call this."""
+    def log(self, epoch: float | None, schedule: Mapping[str, float]) -> None:
+        """Log mean losses and speed since the last line. Every process must call this."""
         means = self.accelerator.reduce(torch.stack(self._losses).mean(dim=0), reduction="mean").tolist()
         now = time.perf_counter()
         elapsed = now - self._window_started
@@ -166,10 +160,10 @@ class MetricLogger:
             "images_per_second": round(self._num_images / elapsed, 2),
             "data_wait": round(self._waited / elapsed, 4),
         }
-        if self.log is not None:
-            self.log.write(metrics)
+        if self.metrics_log is not None:
+            self.metrics_log.write(metrics)
         terms = ", ".join(f"{name.removesuffix('_loss')} {metrics[name]:.3f}" for name in self.losses)
-        said = f"{terms}, {metrics['images_per_second']:.0f} images/s, data wait {metrics['data_wait']:.0%}"
+        values = f"{terms}, {metrics['images_per_second']:.0f} images/s, data wait {metrics['data_wait']:.0%}"
         self.bar.set_postfix_str(
             ", ".join(f"{name.removesuffix('_loss')[:5]} {metrics[name]:.3g}" for name in self.losses)
             + f", {metrics['images_per_second']:.0f} img/s, wait {metrics['data_wait']:.0%}"
@@ -177,41 +171,41 @@ class MetricLogger:
         if self._writes_lines:
             seconds_left = (now - self._started) / (self.step - self.first_step) * (self.num_steps - self.step)
             left = tqdm.format_interval(seconds_left)
-            _say(f"step {self.step:,}/{self.num_steps:,}, epoch {epoch:.4g}: {said}, {left} left")
+            _write_line(f"step {self.step:,}/{self.num_steps:,}, epoch {epoch:.4g}: {values}, {left} left")
         self.accelerator.log(metrics, step=self.step)
         self._start_window()
 
     def log_monitors(self, epoch: float, values: dict[str, float], warning: str | None = None) -> None:
-        """Tell what the monitors found, and what there is to warn of."""
+        """Log what the monitors measured, and a warning."""
         if not values:
             return
         if self.monitor_log is not None:
             self.monitor_log.write({"step": self.step, "epoch": round(epoch, 4), **values})
-            _say(f"step {self.step:,}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            _write_line(f"step {self.step:,}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
             if warning is not None:
-                _say(f"step {self.step:,}: {warning}")
+                _write_line(f"step {self.step:,}: {warning}")
         self.accelerator.log({f"monitors/{name}": value for name, value in values.items()}, step=self.step)
 
     def log_preview(self, path: Path) -> None:
-        """Tell the trackers of a preview that was saved."""
+        """Give the trackers a preview that was saved."""
         if self.accelerator.is_main_process and path.exists():
             log_image(self.accelerator, "preview", path, self.step)
 
     @contextmanager
-    def off_the_clock(self) -> Iterator[None]:
-        """Keep what the block takes out of the speed that is told."""
+    def paused(self) -> Iterator[None]:
+        """Keep the time of the block out of the logged speed."""
         started = time.perf_counter()
         yield
         self._window_started += time.perf_counter() - started
 
     def sync_logs(self) -> None:
-        """Have all that was told on the disk, before a checkpoint counts on it."""
-        for log in (self.log, self.monitor_log):
+        """Have all that was logged on the disk, before a checkpoint counts on it."""
+        for log in (self.metrics_log, self.monitor_log):
             if log is not None:
                 log.sync()
 
-    def advance(self) -> None:
-        """One more step is done."""
+    def count_step(self) -> None:
+        """Count one more step that is done."""
         self.step += 1
         self.bar.update()
 
@@ -225,8 +219,11 @@ class MetricLogger:
         self.close()
 
 
-def _is_terminal(stream: TextIO) -> bool:
-    """Whether it shows a bar; some that call themselves terminals have no width."""
+def _shows_bar(stream: TextIO) -> bool:
+    """Whether a progress bar is shown: in a notebook, and on a terminal. Some streams call themselves terminals and have no
+    width."""
+    if issubclass(tqdm, tqdm_notebook):
+        return True
     if not stream.isatty():
         return False
     try:
@@ -235,7 +232,7 @@ def _is_terminal(stream: TextIO) -> bool:
         return True
 
 
-def _say(line: str) -> None:
+def _write_line(line: str) -> None:
     # Nobody may be listening any more: Ctrl-C ends a `| tee` before the checkpoint that it asks for is written.
     with suppress(BrokenPipeError):
         tqdm.write(line, sys.stderr)

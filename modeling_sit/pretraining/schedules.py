@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from modeling_sit.data.sources import dataset_name
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.runtime.errors import SiTError
 
@@ -21,7 +22,7 @@ def warmup_cosine(step: int, num_steps: int, num_warmup_steps: int, peak: float,
 
 
 def progress(step: int, num_steps: int) -> float:
-    """Share of the way that step `step` (from 0) has gone: 0 at the first, 1 at the last of `num_steps`."""
+    """How far step `step` (from 0) is: 0 at the first, 1 at the last of `num_steps`."""
     return step / max(num_steps - 1, 1)
 
 
@@ -39,7 +40,6 @@ class Schedules:
         peak_learning_rate (`float`): Learning rate after the warm-up.
         min_learning_rate (`float`): Learning rate of the last step.
         weight_decay (pair of `float`): At the first and at the last step, on a cosine.
-        teacher_momentum (`float`): At the first step; 1 at the last, on a cosine.
     """
 
     num_steps: int
@@ -49,18 +49,19 @@ class Schedules:
     peak_learning_rate: float
     min_learning_rate: float
     weight_decay: tuple[float, float]
-    teacher_momentum: float
 
     def at(self, step: int) -> dict[str, float]:
-        """`learning_rate`, `weight_decay` and `teacher_momentum` of step `step`, from 0."""
-        way = progress(step, self.num_steps)
+        """`learning_rate` and `weight_decay` of step `step`, from 0."""
         return {
             "learning_rate": warmup_cosine(
                 step, self.num_steps, self.num_warmup_steps, self.peak_learning_rate, self.min_learning_rate
             ),
-            "weight_decay": cosine(*self.weight_decay, way),
-            "teacher_momentum": cosine(self.teacher_momentum, 1.0, way),
+            "weight_decay": cosine(*self.weight_decay, self.progress(step)),
         }
+
+    def progress(self, step: int) -> float:
+        """How far step `step` (from 0) is: 0 at the first step, 1 at the last."""
+        return progress(step, self.num_steps)
 
     def epoch(self, steps: int) -> float | None:
         """How many times `steps` steps have seen each image; `None` where that is not known."""
@@ -72,10 +73,10 @@ class Schedules:
 def plan_schedules(
     arguments: PretrainingArguments, num_images: int | None, num_processes: int, streaming: bool = False
 ) -> Schedules:
-    """The schedules that the flags describe.
+    """The schedules that the arguments describe.
 
     Args:
-        arguments (`PretrainingArguments`): The flags.
+        arguments ([`PretrainingArguments`]): What the user asked for.
         num_images (`int`, *optional*): Images of the dataset; `None` for a stream of unknown length.
         num_processes (`int`): How many processes share them.
         streaming (`bool`, *optional*, defaults to `False`): Whether batches go on from one epoch into the next.
@@ -87,21 +88,22 @@ def plan_schedules(
     batches_per_step = arguments.gradient_accumulation_steps
     if num_images is None:
         batches_per_epoch = None
-        for given, flag in (
-            (arguments.max_train_steps is not None, "--max_train_steps"),
-            (arguments.checkpointing_steps != "epoch", "--checkpointing_steps N"),
+        for given, remedy in (
+            (arguments.max_steps is not None, "`max_steps`"),
+            (arguments.checkpointing_steps != "epoch", "a number for `checkpointing_steps`"),
         ):
             if not given:
                 raise SiTError(
-                    f"--dataset {arguments.dataset} does not tell how many images it has, so an epoch has no length: give "
-                    f"{flag}"
+                    f"{dataset_name(arguments.dataset)} does not say how many images it has, so an epoch has no length",
+                    argument="dataset",
+                    remedy=f"give {remedy}",
                 )
-        num_steps = arguments.max_train_steps
+        num_steps = arguments.max_steps
         num_warmup_steps = num_steps // 10
     else:
         batches_per_epoch = _batches_per_epoch(arguments, num_images, num_processes, streaming)
         steps_per_epoch = batches_per_epoch / batches_per_step
-        num_steps = arguments.max_train_steps or math.ceil(arguments.num_train_epochs * steps_per_epoch)
+        num_steps = arguments.max_steps or math.ceil(arguments.num_train_epochs * steps_per_epoch)
         num_warmup_steps = min(round(arguments.warmup_epochs * steps_per_epoch), num_steps // 10)
     decay_end = arguments.weight_decay if arguments.weight_decay_end is None else arguments.weight_decay_end
     return Schedules(
@@ -112,22 +114,40 @@ def plan_schedules(
         peak_learning_rate=arguments.base_learning_rate * batch_size * batches_per_step / 256,
         min_learning_rate=arguments.min_learning_rate,
         weight_decay=(arguments.weight_decay, decay_end),
-        teacher_momentum=arguments.teacher_momentum,
     )
 
 
 def _batches_per_epoch(arguments: PretrainingArguments, num_images: int, num_processes: int, streaming: bool) -> float:
     batch_size = arguments.per_device_train_batch_size * num_processes
+    name = dataset_name(arguments.dataset)
     if num_images < num_processes:
         raise SiTError(
-            f"--dataset {arguments.dataset} has {num_images} images, fewer than the {num_processes} processes: start "
-            "fewer of them"
+            f"{name} has {num_images} images, fewer than the {num_processes} processes",
+            argument="dataset",
+            remedy="start fewer processes",
         )
     if streaming:
         return num_images / batch_size
     if num_images < batch_size:
         raise SiTError(
-            f"--dataset {arguments.dataset} has {num_images} images, fewer than one batch of {batch_size}: set "
-            f"--per_device_train_batch_size to {num_images // num_processes} or less"
+            f"{name} has {num_images} images, fewer than one batch of {batch_size}",
+            argument="dataset",
+            remedy=f"set `per_device_train_batch_size` to {num_images // num_processes} or less",
         )
     return num_images // batch_size
+
+
+def is_due(step: int, every: str | int | None, schedules: Schedules) -> bool:
+    """Whether something is due after `step` steps.
+
+    Args:
+        step (`int`): Steps done.
+        every (`str` or `int`, *optional*): A number of steps; `"epoch"`: at the end of each epoch; `"no"` or 0: never.
+            `None`: ten times in the run.
+        schedules ([`Schedules`]): The run's.
+    """
+    if every == "epoch":
+        return int(schedules.epoch(step)) > int(schedules.epoch(step - 1))
+    if every is None:
+        every = max(1, -(-schedules.num_steps // 10))
+    return every not in ("no", 0) and step % int(every) == 0

@@ -1,12 +1,9 @@
 """The teacher: an exponential moving average of the student."""
 
-import copy
-
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from modeling_sit.modeling_sit import SiTForPreTraining
 from modeling_sit.runtime.accelerator import reshard, shard_like
 from modeling_sit.runtime.batch_norm import synchronize_batch_norm
 
@@ -15,42 +12,41 @@ class Teacher(nn.Module):
     """
     A copy of the student that follows it by exponential moving average, without gradients.
 
-    Its parameters are averaged; its batch norm statistics are its own, for it stays in training mode (as in the
-    authors' code), without stochastic depth.
+    Its parameters are averaged. Its batch norm statistics are its own: it stays in training mode, as in the authors'
+    code.
 
     Args:
-        student ([`SiTForPreTraining`]): The model to copy and to follow; bare, not wrapped.
+        model (`nn.Module`): A copy of the student, with parameters of the same names. The method makes it, without
+            what is random in training, such as stochastic depth.
     """
 
-    def __init__(self, student: SiTForPreTraining):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        config = copy.deepcopy(student.config)
-        config.drop_path_rate = config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-        self.model = SiTForPreTraining(config).to(student.device)
-        self.model.load_state_dict(student.state_dict())
+        self.model = model
         self.model.requires_grad_(False).train()
         # In a tuple, for as an attribute of its own the student would be a part of this module.
         self._followed: tuple[nn.Module, list[nn.Parameter], list[nn.Parameter]] | None = None
 
-    def spread(self, student: SiTForPreTraining) -> "Teacher":
-        """Make this the teacher of all processes' images: batch norm over all of them, and shards where the student has
-        shards.
+    def prepare(self, student: nn.Module, forward_methods: tuple[str, ...] = ()) -> "Teacher":
+        """Make this the teacher of the images of all processes: batch norm over all of them, and shards where the student
+        has shards.
 
         Args:
-            student ([`SiTForPreTraining`]): As Accelerate has prepared it; bare where it is not sharded.
+            student (`nn.Module`): As Accelerate has prepared it; bare where it is not sharded.
+            forward_methods (`tuple` of `str`, *optional*): Methods that are called in place of `forward`.
         """
         synchronize_batch_norm(self.model)
-        shard_like(self.model, student)
+        shard_like(self.model, student, forward_methods)
         self._followed = None
         return self
 
     @torch.no_grad()
     def project(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Projections `(2 * batch, projection_size)` of clean views `(2 * batch, channels, height, width)`."""
+        """The model's projections `(views, size)` of clean views `(views, channels, height, width)`."""
         return self.model.project(pixel_values)
 
     @torch.no_grad()
-    def update(self, student: SiTForPreTraining, momentum: float) -> None:
+    def update(self, student: nn.Module, momentum: float) -> None:
         """`teacher = momentum * teacher + (1 - momentum) * student`, parameter by parameter, shard by shard."""
         reshard(self.model)
         reshard(student)

@@ -123,17 +123,21 @@ def is_on(environment: Mapping[str, str], name: str) -> bool:
 
 
 def prepare_student(
-    accelerator: Accelerator, student: nn.Module, optimizer: torch.optim.Optimizer
+    accelerator: Accelerator,
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    forward_methods: tuple[str, ...] = (),
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Hand student and optimizer to Accelerate.
 
-    With FSDP2 the student is sharded in place, and its `encode` gathers parameters as its forward pass does. Weights stay
+    With FSDP2 the student is sharded in place, and its `forward_methods` gather parameters as its forward pass does. Weights stay
     float32 on every engine: mixed precision is autocast's, so the forward pass has to run in `accelerator.autocast()`.
 
     Args:
         accelerator (`Accelerator`): Of [`create_accelerator`].
         student ([`SiTForPreTraining`]): With its batch norm synchronized.
         optimizer (`torch.optim.Optimizer`): Over the student's parameters.
+        forward_methods (`tuple` of `str`, *optional*): Methods of the student that are called in place of `forward`.
 
     Returns:
         `tuple`: The wrapped student and optimizer.
@@ -146,16 +150,18 @@ def prepare_student(
     # Of a dimension of one, such as a grey image's channels, the stride says nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     student, optimizer = accelerator.prepare(student, optimizer)
-    register_fsdp_forward_method(student, "encode")
+    for name in forward_methods:
+        register_fsdp_forward_method(student, name)
     return student, optimizer
 
 
-def shard_like(model: nn.Module, sharded: nn.Module) -> nn.Module:
+def shard_like(model: nn.Module, sharded: nn.Module, forward_methods: tuple[str, ...] = ()) -> nn.Module:
     """Shard a model module by module as another one is, so that the two have the same shards of the same parameters.
 
     Args:
         model (`nn.Module`): To be sharded in place, such as the teacher's.
         sharded (`nn.Module`): The other, with modules of the same names. Where it is not sharded, nothing happens.
+        forward_methods (`tuple` of `str`, *optional*): Methods of the model that are called in place of `forward`.
 
     Returns:
         `nn.Module`: The model. Between calls it holds nothing but shards.
@@ -167,7 +173,8 @@ def shard_like(model: nn.Module, sharded: nn.Module) -> nn.Module:
     for name, module in reversed(list(sharded.named_modules())):
         if isinstance(module, FSDPModule):
             fully_shard(model.get_submodule(name), mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(model, "encode")
+    for name in forward_methods:
+        register_fsdp_forward_method(model, name)
     return model
 
 

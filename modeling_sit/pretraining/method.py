@@ -1,0 +1,199 @@
+"""The interface of a pretraining method: what it adds to the loop, from clean views to a loss."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import PIL.Image
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel
+
+from modeling_sit import SiTConfig, SiTImageProcessor
+from modeling_sit.data.augmentation import ViewAugmentation
+from modeling_sit.data.training_data import CropGroup
+from modeling_sit.data.views import ViewArguments
+from modeling_sit.pretraining.teacher import Teacher
+from modeling_sit.runtime.batch_norm import synchronize_batch_norm
+from modeling_sit.runtime.errors import SiTError
+
+
+@dataclass
+class ViewGroup:
+    """
+    Views of one size: how their crops are cut, and what follows on the device.
+
+    Args:
+        crops ([`CropGroup`]): Number, size and scale of the crops of each image.
+        augment (`nn.Module`): From crops, uint8 `(number, batch, channels, height, width)`, to normalized views, float32
+            `(number * batch, channels, height, width)`, view 1 of all images first. It draws from PyTorch's global generator.
+    """
+
+    crops: CropGroup
+    augment: nn.Module
+
+
+class Method(nn.Module):
+    """
+    What a pretraining method adds to the loop. The loop, checkpoints, monitors, cards, export, dry run and previews know
+    nothing else of it.
+
+    A subclass has `__init__(self, config, processor, flags)`, which the run calls as `METHODS[name](config, processor,
+    flags)`, and sets `student` and, where there is one, `teacher`. Its own buffers, those that are neither the student's
+    nor the teacher's, are its state: a checkpoint keeps them.
+
+    Attributes:
+        student (`nn.Module`): The network that is trained. `forward(**inputs)` gives a `ModelOutput` with `loss`. Its
+            backbone, a [`SiTModel`], is `student.vit`; `student.config` is a [`SiTConfig`].
+        teacher ([`Teacher`], *optional*): Follows the student, without gradients.
+        losses (`tuple` of `str`): Fields of the output that are logged, the total first. All names end with `loss`.
+        forward_methods (`tuple` of `str`): Methods of student and teacher that are called in place of `forward`, so that
+            sharded weights are gathered for them.
+        title (`str`): The method and its paper, in Markdown, for the model card: "pretrained without labels by TITLE".
+        citation (`str`): BibTeX of the paper.
+        tags (`tuple` of `str`): Tags of the model card.
+    """
+
+    losses: tuple[str, ...] = ("loss",)
+    forward_methods: tuple[str, ...] = ()
+    title: str = ""
+    citation: str = ""
+    tags: tuple[str, ...] = ()
+    # Names in the fingerprint that a run that goes on must have as the checkpoint has them.
+    fixed: frozenset[str] = frozenset()
+    # Names of weights of losses: 0 means that the loss has no head, so a checkpoint fits only where both are 0 or neither.
+    loss_weights: tuple[str, ...] = ()
+
+    student: nn.Module
+    teacher: Teacher | None
+
+    def __init__(self, config: SiTConfig, processor: SiTImageProcessor):
+        super().__init__()
+        self.config = config
+        self.processor = processor
+        self.teacher = None
+
+    def view_groups(self, arguments: ViewArguments) -> list[ViewGroup]:
+        """The views that the method wants of each image. Default: two views of the model's size.
+
+        Args:
+            arguments ([`ViewArguments`]): What the user asked for.
+
+        Raises:
+            [`SiTError`]: If the arguments do not fit the size.
+        """
+        crops = CropGroup(2, self.config.image_shape, tuple(arguments.crop_scale))
+        try:
+            augment = ViewAugmentation(
+                arguments, self.config.image_shape, self.processor.image_mean, self.processor.image_std
+            )
+        except ValueError as problem:
+            raise SiTError(str(problem), argument="blur_sigma") from problem
+        return [ViewGroup(crops, augment)]
+
+    def schedules(self, progress: float) -> dict[str, float]:
+        """What changes on the way beside learning rate and weight decay, such as a momentum or a temperature. It is logged.
+
+        Args:
+            progress (`float`): Of the step, in [0, 1]: 0 at the first, 1 at the last.
+        """
+        return {}
+
+    @torch.no_grad()
+    def inputs(
+        self, views: Sequence[torch.Tensor], accelerator: Accelerator, schedule: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """The student's arguments for a batch. Every process calls this.
+
+        What is random comes from PyTorch's global generator, which the loop has seeded by run, batch and process.
+
+        Args:
+            views (sequence of `torch.Tensor`): Clean, normalized views, one tensor for each of [`view_groups`].
+            accelerator (`Accelerator`): Knows the processes, and gives the precision for a teacher's forward pass.
+            schedule (mapping from `str` to `float`): Of this step: [`schedules`], `learning_rate` and `weight_decay`.
+        """
+        return {"pixel_values": views[0]}
+
+    def after_step(self, schedule: Mapping[str, float]) -> None:
+        """Follow an optimizer step: move averages and centers. Default: the teacher follows by `teacher_momentum`."""
+        if self.teacher is not None:
+            self.teacher.update(self.student, schedule["teacher_momentum"])
+
+    @torch.no_grad()
+    def embed(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What monitors measure, of clean images `(batch, channels, height, width)`.
+
+        Returns:
+            `dict`: `features` `(batch, hidden_size)`, those that transfer. Where the method trains them, `projection`
+            `(batch, size)` of the student and `teacher_projection` of the same shape.
+        """
+        return {"features": self.student.vit(pixel_values).last_hidden_state[:, 0]}
+
+    def preview(self, crops: torch.Tensor, seed: int) -> PIL.Image.Image | None:
+        """An image that shows what the student makes of crops, uint8 `(images, channels, height, width)`; `None` where
+        there is nothing to see. Every process calls this. The same seed gives the same corruption."""
+        return None
+
+    @property
+    def has_preview(self) -> bool:
+        """Whether [`preview`] gives an image."""
+        return False
+
+    def exported(self, export: str) -> nn.Module:
+        """The network whose weights the output folder gets. It may be sharded.
+
+        Args:
+            export (`str`): `"teacher"` or `"student"`. Without a teacher it is the student.
+        """
+        return self.teacher.model if self.exports_teacher(export) else self.student
+
+    def exports_teacher(self, export: str) -> bool:
+        """Whether the output folder gets the teacher's weights."""
+        return export == "teacher" and self.teacher is not None
+
+    def plain_model(self) -> PreTrainedModel:
+        """A model of the class that [`exported`] is of, without weights, that writes configuration and code."""
+        raise NotImplementedError
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """Modules that PyTorch's compiler makes faster."""
+        networks = [self.student] if self.teacher is None else [self.student, self.teacher.model]
+        return [network.vit for network in networks]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Settings that the outcome follows from, by name, as JSON knows them. Default: the fields of the configuration."""
+        return {name: getattr(self.config, name) for name in SiTConfig.__annotations__}
+
+    def describe_losses(self) -> str:
+        """The losses with their weights, in a few words, for the log and the model card."""
+        return " + ".join(name.removesuffix("_loss") for name in self.losses[1:] or self.losses)
+
+    # What follows is the same for every method.
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The student, and the teacher where there is one."""
+        return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+    def synchronize_batch_norm(self) -> None:
+        """Have the student's batch norm see the images of all processes."""
+        self.student = synchronize_batch_norm(self.student)
+
+    def own_state_dict(self) -> dict[str, torch.Tensor]:
+        """The method's own buffers, such as a center: neither the student's nor the teacher's."""
+        networks = ("student.", "teacher.")
+        return {name: value for name, value in self.named_buffers() if not name.startswith(networks)}
+
+    def load_own_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restore what [`own_state_dict`] gave.
+
+        Raises:
+            `ValueError`: If names or shapes are others.
+        """
+        own = self.own_state_dict()
+        shapes = [{name: tuple(value.shape) for name, value in each.items()} for each in (own, state)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the method's state has {shapes[1]}, and {shapes[0]} is needed")
+        for name, value in own.items():
+            value.copy_(state[name])

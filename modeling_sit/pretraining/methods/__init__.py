@@ -1,0 +1,6 @@
+"""The pretraining methods, a file each."""
+
+from modeling_sit.pretraining.method import Method
+from modeling_sit.pretraining.methods.sit import SiT
+
+METHODS: dict[str, type[Method]] = {"sit": SiT}

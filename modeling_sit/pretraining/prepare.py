@@ -1,0 +1,161 @@
+"""What a run needs before its first batch: images, networks, schedules, monitors. Nothing is written."""
+
+from functools import partial
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from modeling_sit.data.sampling import MONITOR, PREVIEW, derive_seed
+from modeling_sit.data.sources import TEST_SPLITS, ImageDatasets, load_images
+from modeling_sit.data.training_data import LoadingSettings, TrainingData
+from modeling_sit.hub.pushing import HubPusher
+from modeling_sit.pretraining.arguments import (
+    PretrainingFlags,
+    create_config,
+    create_processor,
+    default_num_workers,
+)
+from modeling_sit.pretraining.compilation import compile_training
+from modeling_sit.pretraining.loop import Run
+from modeling_sit.pretraining.methods import METHODS
+from modeling_sit.pretraining.monitors import OnlineMonitors
+from modeling_sit.pretraining.schedules import plan_schedules
+from modeling_sit.runtime.accelerator import prepare_student
+from modeling_sit.runtime.arguments import did_you_mean
+from modeling_sit.runtime.distributed import main_process_first, sync_errors
+from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.optimizer import create_optimizer
+
+NUM_PREVIEW_IMAGES = 8
+
+
+def prepare(flags: PretrainingFlags, accelerator: Accelerator) -> Run:
+    """Find the images, make the networks, and hand them to Accelerate. Writes nothing."""
+    pusher = create_pusher(flags, accelerator)
+    images = main_process_first(accelerator, lambda: load_training_images(flags))
+    num_workers = default_num_workers(
+        flags.run.dataloader_num_workers, accelerator.device.type, accelerator.num_processes
+    )
+    with sync_errors(accelerator):
+        config = create_config(flags.model, images.num_train)
+        processor = create_processor(config, flags.model, flags.corruption)
+        if flags.run.method not in METHODS:
+            raise SiTError(
+                f"no method {flags.run.method!r}, only {', '.join(METHODS)}{did_you_mean(flags.run.method, METHODS)}",
+                argument="method",
+            )
+        method = METHODS[flags.run.method](config, processor, flags).to(accelerator.device)
+        groups = method.view_groups(flags.views)
+        data = TrainingData(
+            images,
+            [group.crops for group in groups],
+            LoadingSettings(
+                batch_size=flags.run.per_device_train_batch_size,
+                seed=flags.run.seed,
+                num_channels=config.num_channels,
+                crop_ratio=tuple(flags.views.crop_ratio),
+                num_workers=num_workers,
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+                device=accelerator.device,
+            ),
+            flags.streaming,
+            flags.cache,
+        )
+        schedules = plan_schedules(flags.run, images.num_train, accelerator.num_processes, data.is_streamed)
+        preview_crops = data.preview_crops(NUM_PREVIEW_IMAGES, partial(derive_seed, flags.run.seed, PREVIEW))
+        monitors = OnlineMonitors(
+            flags.monitors,
+            images,
+            method.teacher is not None,
+            accelerator,
+            seed=derive_seed(flags.run.seed, MONITOR),
+            batch_size=flags.run.per_device_train_batch_size,
+            num_workers=num_workers,
+        )
+    method.synchronize_batch_norm()
+    optimizer = create_optimizer(method.student, (flags.run.adam_beta1, flags.run.adam_beta2), accelerator.device)
+    wrapped_student, optimizer = prepare_student(accelerator, method.student, optimizer, method.forward_methods)
+    if method.teacher is not None:
+        method.teacher.prepare(method.student, method.forward_methods)
+    augment = [group.augment.to(accelerator.device) for group in groups]
+    if flags.run.torch_compile:
+        with sync_errors(accelerator):
+            compile_training(method, augment, accelerator.device)
+    wrapped_student.train()
+    return Run(
+        flags=flags,
+        accelerator=accelerator,
+        data=data,
+        augment=augment,
+        method=method,
+        wrapped_student=wrapped_student,
+        optimizer=optimizer,
+        schedules=schedules,
+        preview_crops=preview_crops,
+        monitors=monitors,
+        pusher=pusher,
+    )
+
+
+def load_training_images(flags: PretrainingFlags) -> ImageDatasets:
+    """The images to train on, and those of a validation split to monitor by.
+
+    Raises:
+        [`SiTError`]: If they cannot be found, or no split is called train.
+    """
+    arguments = flags.run
+    images = load_images(
+        arguments.dataset,
+        dataset_config_name=arguments.dataset_config_name,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        train_split=arguments.train_split,
+        validation_split=arguments.validation_split,
+        streaming=flags.streaming.streaming,
+    )
+    if images.train is None:
+        raise SiTError(
+            f"{images.name} has several splits, and none is called train",
+            argument="dataset",
+            remedy=f"choose one of {', '.join(images.splits)} by `train_split`",
+        )
+    # Who watches the monitors chooses by them, and test images are not for choosing.
+    if arguments.validation_split is None and str(getattr(images.validation, "split", None)).lower() in TEST_SPLITS:
+        images.validation = None
+    return images
+
+
+def create_pusher(flags: PretrainingFlags, accelerator: Accelerator) -> HubPusher | None:
+    """What pushes to the Hub, after a check of the login; in the main process, if the user asks for it."""
+    pusher = None
+    with sync_errors(accelerator):
+        if flags.hub.hub_strategy == "checkpoint" and flags.run.checkpointing_steps == "no":
+            raise SiTError(
+                "there is no checkpoint to push with `checkpointing_steps=no`",
+                argument="hub_strategy",
+                remedy="leave one of the two out",
+            )
+        if flags.hub.push_to_hub and accelerator.is_main_process:
+            pusher = HubPusher(flags.hub, Path(flags.run.output_dir))
+            pusher.check_login()
+    return pusher
+
+
+def describe_run(run: Run) -> str:
+    """What is about to be run, in lines to print."""
+    config, schedules, accelerator = run.method.config, run.schedules, run.accelerator
+    height, width = config.image_shape
+    backbone = sum(parameter.numel() for parameter in run.method.student.vit.parameters()) / 1e6
+    length = ""
+    if schedules.batches_per_epoch is not None:
+        length = f" ({schedules.epoch(schedules.num_steps):.4g} epochs of {schedules.batches_per_epoch:,.4g} batches)"
+    return (
+        f"{run.data.describe()}\n"
+        f"model: {backbone:.2f} M parameters in the backbone, {height} x {width} pixels in patches of "
+        f"{config.patch_size}, losses {run.method.describe_losses()}\n"
+        f"run: {schedules.num_steps:,} steps{length}, "
+        f"warm-up {schedules.num_warmup_steps:,}, peak learning rate {schedules.peak_learning_rate:.3g}, "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision "
+        f"{accelerator.mixed_precision}"
+    )

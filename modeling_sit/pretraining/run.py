@@ -1,0 +1,280 @@
+"""A pretraining run, from arguments to a model repository: prepare, resume, train, write the card."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from transformers import AutoImageProcessor, AutoModelForPreTraining, BaseImageProcessor, PreTrainedModel
+
+from modeling_sit.hub.provenance import Start, describe_start
+from modeling_sit.pretraining.arguments import (
+    PretrainingFlags,
+)
+from modeling_sit.pretraining.card import RunFacts, write_pretraining_card
+from modeling_sit.pretraining.checkpoints import (
+    RunState,
+    check_output_dir,
+    delete_checkpoints_after,
+    load_checkpoint,
+    lock_output_dir,
+    prepare_output_dir,
+    read_output_state,
+    read_run_state,
+    write_run_state,
+)
+from modeling_sit.pretraining.dry_run import describe_plan, measure_steps, num_dry_run_steps
+from modeling_sit.pretraining.loop import Run, train, training_step
+from modeling_sit.pretraining.prepare import describe_run, prepare
+from modeling_sit.pretraining.resume_check import check_resume_compatible, run_fingerprint
+from modeling_sit.runtime.accelerator import create_accelerator
+from modeling_sit.runtime.arguments import build_arguments
+from modeling_sit.runtime.distributed import broadcast_from_main, sync_errors
+from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
+from modeling_sit.runtime.metrics_log import read_metrics
+from modeling_sit.runtime.trackers import choose_trackers, start_trackers
+
+
+@dataclass
+class PretrainingResult:
+    """
+    What a run has left.
+
+    Args:
+        output_dir (`Path`): The run's folder, a model repository.
+        metrics (`dict`): The last line of `metrics.jsonl`; empty after a dry run.
+    """
+
+    output_dir: Path
+    metrics: dict[str, Any]
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The pretrained model with its heads, on the CPU, in evaluation mode."""
+        return AutoModelForPreTraining.from_pretrained(self.output_dir).eval()
+
+    @cached_property
+    def processor(self) -> BaseImageProcessor:
+        """The image processor."""
+        return AutoImageProcessor.from_pretrained(self.output_dir)
+
+
+def pretrain(
+    dataset: str | datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset,
+    output_dir: str | Path,
+    *,
+    recipe: str | Path | None = None,
+    **arguments: Any,
+) -> PretrainingResult:
+    """
+    Pretrain a Vision Transformer on images, without labels.
+
+    Args:
+        dataset (`str` or `datasets.Dataset`): A folder of images, parquet or webdataset tar files, a `save_to_disk` folder, a
+            Hub id, `digits`, or a dataset in memory.
+        output_dir (`str` or `Path`): Folder for the model and everything else of the run.
+        recipe (`str` or `Path`, *optional*): Name of a shipped recipe, such as `flowers`, or a YAML file: defaults for the
+            arguments.
+        arguments: As the flags of `modeling-sit pretrain`, such as `max_steps=2000`.
+
+    Returns:
+        [`PretrainingResult`]: `.model`, `.processor`, `.metrics`, `.output_dir`.
+
+    Raises:
+        `TypeError`: If there is no such argument.
+        [`SiTError`]: If the user can put something right: an argument, the data, the disk.
+        [`TrainingInterrupted`]: If a signal ended the run, Ctrl-C for instance. Its checkpoint is written.
+    """
+    keywords = {"dataset": dataset, "output_dir": output_dir, **arguments}
+    groups = build_arguments(PretrainingFlags.classes(), keywords, recipe, "pretrain")
+    return run_pretraining(PretrainingFlags(*groups))
+
+
+def run_pretraining(flags: PretrainingFlags) -> PretrainingResult:
+    """As [`pretrain`], for arguments that are built."""
+    output_dir = Path(flags.run.output_dir)
+    accelerator = create_accelerator(
+        mixed_precision=flags.run.mixed_precision,
+        gradient_accumulation_steps=flags.run.gradient_accumulation_steps,
+        log_with=choose_trackers(flags.run.report_to) or None,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
+    )
+    if flags.run.tf32:
+        torch.set_float32_matmul_precision("high")
+    run = prepare(flags, accelerator)
+    accelerator.print(describe_run(run))
+    fingerprint = run_fingerprint(flags, run.method, run.schedules, run.data, accelerator)
+    state = RunState(settings=flags.settings(), determined_by=fingerprint)
+    if flags.run.dry_run:
+        checkpoint = broadcast_from_main(accelerator, lambda: check_output_dir(output_dir, flags.run))
+        if checkpoint is not None:
+            resume(run, checkpoint, state)
+        accelerator.print(dry_run_plan(run))
+        return PretrainingResult(output_dir, {})
+    try:
+        with running_alone(accelerator, output_dir), pushing_to_the_end(run):
+            execute(run, state)
+    except TrainingInterrupted as interruption:
+        accelerator.print(interruption)
+        raise
+    finally:
+        accelerator.end_training()
+    log = output_dir / "metrics.jsonl"
+    return PretrainingResult(output_dir, (read_metrics(log) if log.exists() else [{}])[-1])
+
+
+def execute(run: Run, state: RunState) -> None:
+    """Train in the output folder, from the start or from a checkpoint, and leave the model and its card."""
+    accelerator, flags, output_dir = run.accelerator, run.flags, run.output_dir
+    checkpoint = broadcast_from_main(accelerator, lambda: check_output_dir(output_dir, flags.run))
+    if checkpoint is not None:
+        state = resume(run, checkpoint, state)
+    if is_finished(run, state):
+        accelerator.print(f"done before: {output_dir} holds the model, and is left as it is")
+        if run.pusher is not None:
+            run.pusher.push_finished()
+        return
+    cache_images(run, state)
+    # Nothing of an earlier run is replaced before all that this one needs is known to be right.
+    broadcast_from_main(accelerator, lambda: prepare_output_dir(output_dir, flags.run, checkpoint))
+    delete_checkpoints_after(accelerator, output_dir, state.step)
+    start_trackers(accelerator, output_dir, state.settings, state.step)
+
+    state.starts.append(describe_start(state.step, accelerator.device, accelerator.num_processes))
+    started = time.time() - state.seconds
+    train(run, state, checkpoint)
+    state.seconds = time.time() - started
+    finish(run, state)
+    if state.unreadable:
+        accelerator.print(f"{len(state.unreadable)} unreadable image(s) were skipped; they are named above")
+    accelerator.print(f"done: {output_dir} holds the model; its README.md says what was run")
+    if run.pusher is not None:
+        run.pusher.push_finished()
+
+
+def resume(run: Run, checkpoint: Path, state: RunState) -> RunState:
+    """Go on from a checkpoint, if it is of a run like this one.
+
+    Returns:
+        [`RunState`]: The checkpoint's, with the settings of this run.
+    """
+    accelerator = run.accelerator
+    saved = read_run_state(checkpoint)
+    with sync_errors(accelerator):
+        allow_changes = run.flags.run.allow_changed_settings
+        changes = check_resume_compatible(
+            saved.determined_by, state.determined_by, checkpoint, run.method, allow_changes
+        )
+        if saved.step > run.schedules.num_steps:
+            raise SiTError(
+                f"{checkpoint} is of step {saved.step}, beyond the {run.schedules.num_steps} steps of the run",
+                argument="resume_from_checkpoint",
+            )
+        load_checkpoint(accelerator, run.method, checkpoint)
+    for change in changes:
+        accelerator.print(f"changed since the checkpoint: {change}")
+    accelerator.print(f"going on from {checkpoint}")
+    return replace(saved, settings=state.settings, determined_by=state.determined_by)
+
+
+@contextmanager
+def running_alone(accelerator: Accelerator, output_dir: Path) -> Iterator[None]:
+    """Keep other runs out of the output folder."""
+    with sync_errors(accelerator):
+        lock = lock_output_dir(output_dir) if accelerator.is_main_process else None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+@contextmanager
+def pushing_to_the_end(run: Run) -> Iterator[None]:
+    """Make sure that there is a repository to push to. At the end, wait a while for what is on its way."""
+    with sync_errors(run.accelerator):
+        if run.pusher is not None:
+            run.pusher.create_repository()
+    try:
+        yield
+    finally:
+        if run.pusher is not None:
+            run.pusher.close()
+
+
+def exported_weights(run: Run) -> str:
+    """Whose weights the output folder gets: `"teacher"` or `"student"`."""
+    return "teacher" if run.method.exports_teacher(run.flags.run.export) else "student"
+
+
+def is_finished(run: Run, state: RunState) -> bool:
+    """Whether the run is done, and its folder holds the model of the weights that the user asks for, and its card."""
+    written = read_output_state(run.output_dir)
+    return (
+        state.step == run.schedules.num_steps
+        and written is not None
+        and (written.step, written.exported) == (state.step, exported_weights(run))
+        and all((run.output_dir / name).exists() for name in ("model.safetensors", "README.md"))
+    )
+
+
+def cache_images(run: Run, state: RunState) -> None:
+    """Have the images decoded once for the rest of the run, where the user asks for it or it pays.
+
+    Crops that are cut on the device round otherwise, so a run that goes on has its crops cut where they were.
+
+    Raises:
+        [`SiTError`]: If there is no room, or the place would change the crops of a run that goes on.
+    """
+    asked, on_device = run.flags.cache.image_cache, state.crops_on_device
+    if run.flags.run.allow_changed_settings:
+        on_device = None
+    elif on_device is not None and asked != "auto" and on_device != (asked == "device"):
+        raise SiTError(
+            f"{asked}: the run that goes on has its crops cut on the {'device' if on_device else 'host'}, and others "
+            "differ by rounding",
+            argument="image_cache",
+            remedy="leave the argument out, or go on with these crops by `allow_changed_settings`",
+        )
+    num_epochs = (run.schedules.epoch(run.schedules.num_steps) or 0) - (run.schedules.epoch(state.step) or 0)
+    run.data.cache(run.accelerator, num_epochs, on_device)
+    state.crops_on_device = run.data.crops_on_device
+
+
+def finish(run: Run, state: RunState) -> None:
+    """Write the model card, and note that the run is finished."""
+    accelerator = run.accelerator
+    with sync_errors(accelerator):
+        if accelerator.is_main_process:
+            facts = RunFacts(
+                settings={**state.settings, "export": exported_weights(run)},
+                starts=[Start(**start) for start in state.starts],
+                images=run.data.images,
+                is_streamed=run.data.is_streamed,
+                num_unreadable=len(state.unreadable),
+                method=run.method,
+                schedules=run.schedules,
+                step=state.step,
+                num_processes=accelerator.num_processes,
+                mixed_precision=accelerator.mixed_precision,
+                seconds=state.seconds,
+                model_id=run.pusher.repository.name if run.pusher is not None else None,
+            )
+            write_pretraining_card(run.output_dir, facts)
+            state.exported = exported_weights(run)
+            write_run_state(run.output_dir, state)
+
+
+def dry_run_plan(run: Run) -> str:
+    """What a few steps say of the whole run."""
+    batches = run.data.batches(0, num_dry_run_steps(run.schedules) * run.schedules.batches_per_step)
+    with closing(batches):
+        measured = measure_steps(batches, partial(training_step, run), run.schedules, run.accelerator)
+    return describe_plan(measured, run)
