@@ -23,7 +23,7 @@ from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.evaluation.results import read_results
-from modeling_sit.pretraining.checkpoints import digest
+from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.charts import comparison_chart
 

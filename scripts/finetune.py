@@ -31,7 +31,7 @@ from modeling_sit.finetuning.trainer import ImageClassificationTrainer, PushChec
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.provenance import Start, describe_start
 from modeling_sit.hub.pushing import HubPusher
-from modeling_sit.pretraining.checkpoints import digest
+from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.signals import StopSignal

@@ -40,8 +40,7 @@ from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.labeled import labeled_splits, labels_of, train_validation_split
-from modeling_sit.data.sources import VALIDATION_SPLITS, ImageDatasets, load_images, read_row
-from modeling_sit.finetuning.splits import TEST_SPLITS
+from modeling_sit.data.sources import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, load_images, read_row
 from modeling_sit.hub.provenance import typed_command
 from modeling_sit.runtime.atomic_files import replace_files, write_errors
 from modeling_sit.runtime.errors import SiTError

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 TRAIN_SPLITS = ("train", "training")
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test", "testing")
+TEST_SPLITS = ("test", "testing")
 # Pillow knows these when it sees them, and cannot decode them: videos and arrays that lie beside the images.
 UNDECODABLE_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")

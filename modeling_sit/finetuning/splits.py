@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import datasets
 
 from modeling_sit.data.labeled import labeled_splits, labels_of, select_label_fraction, train_validation_split
-from modeling_sit.data.sources import VALIDATION_SPLITS, ImageDatasets, load_images
+from modeling_sit.data.sources import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, load_images
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.runtime.errors import SiTError
-
-TEST_SPLITS = ("test", "testing")
 
 
 @dataclass

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.method import Method
 from modeling_sit.runtime.accelerator import full_state_dict, load_full_state_dict
-from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, flush, flush_files, replace_file, write_errors
+from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, digest, flush, flush_files, write_errors
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
 
@@ -182,15 +182,6 @@ def find_damage(path: Path) -> str | None:
         if found != expected:
             return f"{name} is not what was written"
     return None
-
-
-def digest(path: Path) -> str:
-    """Checksum of a file (BLAKE2b, 16 bytes, hexadecimal)."""
-    checksum = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            checksum.update(block)
-    return checksum.hexdigest()
 
 
 def _state_digest(state: dict[str, Any]) -> str:

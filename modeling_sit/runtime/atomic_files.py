@@ -1,5 +1,6 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, then renamed into it."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -71,3 +72,12 @@ def write_errors(path: Path, remedy: str) -> Iterator[None]:
             raise
         reason = getattr(problem, "strerror", None) or (str(problem) or type(problem).__name__).splitlines()[0]
         raise SiTError(f"{path} cannot be written: {reason}; {remedy}") from problem
+
+
+def digest(path: Path) -> str:
+    """Checksum of a file (BLAKE2b, 16 bytes, hexadecimal)."""
+    checksum = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum.update(block)
+    return checksum.hexdigest()
