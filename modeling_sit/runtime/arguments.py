@@ -1,11 +1,15 @@
 """Arguments of the Python API: keyword arguments and a recipe become the dataclasses that also make the flags."""
 
+import argparse
 import dataclasses
+import datetime
 import difflib
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from transformers.hf_argparser import string_to_bool
 
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import read_recipe
@@ -30,27 +34,40 @@ def build_arguments(
         `tuple`: In the order of `classes`.
 
     Raises:
-        `TypeError`: If there is no such argument, or a required one is missing.
+        `TypeError`: If there is no such argument, it is given twice, or a required one is missing.
         [`SiTError`]: If a value is of the wrong type or out of range, or the recipe has an unknown key.
     """
-    known = {item.name: hints[item.name] for hints, item in _fields(classes)}
+    fields = [[item for item in dataclasses.fields(each) if item.init] for each in classes]
+    known = {item.name: item for own in fields for item in own}
     values = {}
     if recipe is not None:
-        for name, value in read_recipe(recipe).items():
-            if argument_name(name, known) not in known:
-                raise SiTError(f"{recipe} has an unknown key {name!r}{did_you_mean(name, known)}", argument="recipe")
-            values[argument_name(name, known)] = value
-    for name, value in keywords.items():
-        if argument_name(name, known) not in known:
+        for key, value in read_recipe(recipe).items():
+            name = argument_name(str(key), known)
+            if name not in known:
+                raise SiTError(f"{recipe} has an unknown key {key!r}{did_you_mean(name, known)}", argument="recipe")
+            if name in values:
+                raise SiTError(f"{recipe} gives {name} twice, as {key} too", argument="recipe")
+            values[name] = value
+    given = {}
+    for keyword, value in keywords.items():
+        name = argument_name(keyword, known)
+        if name not in known:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{did_you_mean(name, known)}")
-        values[argument_name(name, known)] = value
-    required = [item.name for _, item in _fields(classes) if _is_required(item) and item.name not in values]
-    if required:
-        raise TypeError(f"{function}() misses the required argument {required[0]!r}")
-    return tuple(
-        each(**{item.name: coerce(item.name, values[item.name], known[item.name]) for item in _own(each, values)})
-        for each in classes
-    )
+        if name in given:
+            raise TypeError(f"{function}() got multiple values for argument {name!r}, as {keyword!r} too")
+        given[name] = value
+    values |= given
+    missing = [repr(name) for name, item in known.items() if name not in values and _is_required(item)]
+    if missing:
+        raise TypeError(
+            f"{function}() is missing the required argument{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
+        )
+    instances = []
+    for each, own in zip(classes, fields, strict=True):
+        hints = get_type_hints(each)
+        own_names = [item.name for item in own if item.name in values]
+        instances.append(each(**{name: coerce(name, values[name], hints[name]) for name in own_names}))
+    return tuple(instances)
 
 
 def argument_name(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
@@ -72,8 +89,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     Args:
         name (`str`): The argument, for messages.
         value: What was given.
-        hint: The argument's type. Of types other than `bool`, `int`, `float`, `str`, `Literal` and lists of these, any value
-            is taken as it is.
+        hint: The argument's type. Of types other than `bool`, `int`, `float`, `str`, `Literal` and lists of these, any
+            value is taken as it is. An object in memory is taken for a `str`, such as a dataset for its name.
 
     Raises:
         [`SiTError`]: If the value cannot be of this type.
@@ -82,43 +99,39 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     if value is None and type(None) in options:
         return None
     options = [option for option in options if option is not type(None)]
+    if value is False and bool not in options and any(_takes_no(option) for option in options):
+        value = "no"  # YAML reads a bare `no` as false
     if len(options) > 1:
         return value
     (kind,) = options
     if get_origin(kind) is list:
-        items = list(value) if isinstance(value, (list, tuple)) else [value]
+        items = list(value) if isinstance(value, list | tuple) else [value]
         return [coerce(name, item, *get_args(kind)) for item in items]
     if get_origin(kind) is Literal:
-        # YAML reads a bare `no` as false.
-        value = "no" if value is False and "no" in get_args(kind) else value
-        if value not in get_args(kind):
-            raise SiTError(f"{value!r} is none of {', '.join(map(repr, get_args(kind)))}", argument=name)
+        choices = get_args(kind)
+        if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in choices):
+            raise SiTError(f"{value!r} is none of {', '.join(map(repr, choices))}", argument=name)
         return value
-    if kind not in (bool, int, float, str):
-        return value
-    if kind is str and isinstance(value, (bool, int, float)):
-        return "no" if value is False else str(value)
-    if kind is str and isinstance(value, Path):
-        return str(value)
-    if kind is str:  # such as a dataset in memory
-        return value
-    if isinstance(value, bool) == (kind is bool):
-        try:
+    try:
+        if kind is bool:
+            return string_to_bool(value if isinstance(value, bool) else str(value))
+        if kind in (int, float) and not isinstance(value, bool):
             converted = kind(value)
-        except (TypeError, ValueError):
-            pass
-        else:
-            if kind is not int or converted == float(value):
+            if kind is float or converted == float(value):
                 return converted
-    raise SiTError(f"{value!r} is not of type {kind.__name__}", argument=name)
+        # A date is text that YAML took for one.
+        if kind is str and isinstance(value, int | float | Path | datetime.date) and not isinstance(value, bool):
+            return str(value)
+    except (TypeError, ValueError, OverflowError, argparse.ArgumentTypeError):
+        pass
+    is_simple = value is None or isinstance(value, bool | list | tuple | dict)
+    if kind in (bool, int, float) or (kind is str and is_simple):
+        raise SiTError(f"{value!r} is not of type {kind.__name__}", argument=name)
+    return value
 
 
-def _fields(classes: Sequence[type]) -> list[tuple[dict[str, Any], dataclasses.Field]]:
-    return [(get_type_hints(each), item) for each in classes for item in dataclasses.fields(each) if item.init]
-
-
-def _own(each: type, values: Mapping[str, Any]) -> list[dataclasses.Field]:
-    return [item for item in dataclasses.fields(each) if item.init and item.name in values]
+def _takes_no(option: Any) -> bool:
+    return option is str or (get_origin(option) is Literal and "no" in get_args(option))
 
 
 def _is_required(item: dataclasses.Field) -> bool:

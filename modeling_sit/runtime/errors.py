@@ -50,9 +50,11 @@ class SiTError(Exception):
                 lambda found: found[0].replace(found[1], names.get(found[1], found[1]), 1), text
             )
 
-        return SiTError(
+        error = SiTError(
             rename(self.problem), argument=names.get(self.argument, self.argument), remedy=rename(self.remedy)
         )
+        error.is_shared = self.is_shared
+        return error
 
 
 def _rebuild(problem: str, argument: str | None, remedy: str | None) -> SiTError:

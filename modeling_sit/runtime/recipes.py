@@ -28,10 +28,11 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
         [`SiTError`]: If there is no such file or name, or it does not hold `key: value` lines.
     """
     path = Path(name).expanduser()
-    if not path.exists() and str(name) in shipped_recipes():
+    # A folder of this name is likely the dataset.
+    if not path.is_file() and str(name) in shipped_recipes():
         path = FOLDER / f"{name}.yaml"
     try:
-        recipe = yaml.safe_load(path.read_text())
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as problem:
         reason = problem.strerror or problem
         raise SiTError(

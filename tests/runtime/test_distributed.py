@@ -1,5 +1,6 @@
 """Failing, taking turns and agreeing, with two processes that are threads of this one."""
 
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from accelerate import Accelerator
 
-from modeling_sit.runtime import distributed as processes
+from modeling_sit.runtime import distributed
 from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 
@@ -29,10 +30,11 @@ def in_processes(monkeypatch):
             return values
 
         def gather_object(values: list) -> list:
-            return [value for values in exchange(values) for value in values]
+            # As pickles, which each process makes its own objects of.
+            return [value for pickled in exchange(pickle.dumps(values)) for value in pickle.loads(pickled)]
 
-        monkeypatch.setattr(processes, "gather_object", gather_object)
-        monkeypatch.setattr(processes, "broadcast_object_list", lambda values: exchange(values)[0])
+        monkeypatch.setattr(distributed, "gather_object", gather_object)
+        monkeypatch.setattr(distributed, "broadcast_object_list", lambda values: exchange(values)[0])
 
         def call(index: int):
             process.index = index
@@ -44,7 +46,7 @@ def in_processes(monkeypatch):
             )
             try:
                 return function(accelerator)
-            except (Exception, SystemExit) as problem:
+            except Exception as problem:
                 return problem
 
         with ThreadPoolExecutor(count) as pool:
@@ -57,36 +59,48 @@ def failing_in(*indices):
     def function(accelerator):
         with sync_errors(accelerator):
             if accelerator.process_index in indices:
-                raise SiTError(f"process {accelerator.process_index} has a mistake")
+                raise SiTError(f"process {accelerator.process_index} has a mistake", argument="seed", remedy="mend it")
         return "went on"
 
     return function
 
 
-class TestFailTogether:
+class TestSyncErrors:
     def test_all_go_on(self, in_processes):
         assert in_processes(failing_in()) == ["went on", "went on"]
 
     @pytest.mark.parametrize("failing", [(0,), (1,), (2,), (1, 2), (0, 1, 2)])
-    def test_all_end_and_the_main_one_tells_the_first_mistake(self, in_processes, failing):
-        main, *others = in_processes(failing_in(*failing), count=3)
-        assert isinstance(main, SiTError) and str(main) == f"process {failing[0]} has a mistake"
-        assert all(isinstance(other, SystemExit) and other.code == 1 for other in others)
+    def test_all_raise_the_first_mistake(self, in_processes, failing):
+        for index, error in enumerate(in_processes(failing_in(*failing), count=3)):
+            assert str(error) == f"seed: process {failing[0]} has a mistake; mend it"
+            assert isinstance(error, SiTError) and error.argument == "seed" and error.is_shared
+            if index in failing:  # what a process raised itself is not lost
+                assert str(error.__cause__) == f"seed: process {index} has a mistake; mend it"
+
+    def test_shared_once_more(self, in_processes):
+        """A block within a block."""
+
+        def function(accelerator):
+            with sync_errors(accelerator):
+                failing_in(1)(accelerator)
+
+        for error in in_processes(function):
+            assert str(error) == "seed: process 1 has a mistake; mend it" and error.is_shared
 
     def test_one_process_raises_what_was_raised(self):
         problem = SiTError("a mistake")
         with pytest.raises(SiTError) as error, sync_errors(Accelerator(cpu=True)):
             raise problem
-        assert error.value is problem
+        assert error.value is problem and not problem.is_shared
 
     def test_one_process_does_not_wait_for_others(self, monkeypatch):
-        monkeypatch.setattr(processes, "gather_object", None)
+        monkeypatch.setattr(distributed, "gather_object", None)
         with sync_errors(Accelerator(cpu=True)):
             pass
 
     def test_other_errors_are_not_waited_with(self, monkeypatch):
         """A bug has its traceback at once; the launcher ends the other processes."""
-        monkeypatch.setattr(processes, "gather_object", None)
+        monkeypatch.setattr(distributed, "gather_object", None)
         accelerator = SimpleNamespace(num_processes=2, is_main_process=True)
         with pytest.raises(ZeroDivisionError), sync_errors(accelerator):
             1 / 0  # noqa: B018
@@ -119,9 +133,8 @@ class TestMainProcessFirst:
 
             return main_process_first(accelerator, load)
 
-        main, other = in_processes(function)
-        assert str(main) == "no such folder" and isinstance(main, SiTError)
-        assert isinstance(other, SystemExit) and other.code == 1
+        for error in in_processes(function):
+            assert isinstance(error, SiTError) and str(error) == "no such folder" and error.is_shared
         assert called == ([0] if failing == 0 else [0, 1])  # what fails in the first is not tried by the others
 
     def test_one_process_calls_once(self):
@@ -130,7 +143,7 @@ class TestMainProcessFirst:
         assert calls == [1]
 
 
-class TestShareMainProcessResult:
+class TestBroadcastFromMain:
     def test_all_have_what_the_main_one_has_found(self, in_processes):
         called = []
 
@@ -148,8 +161,8 @@ class TestShareMainProcessResult:
 
             return broadcast_from_main(accelerator, find)
 
-        main, other = in_processes(function)
-        assert isinstance(main, SiTError) and isinstance(other, SystemExit)
+        for error in in_processes(function):
+            assert isinstance(error, SiTError) and str(error) == "no room"
 
     def test_one_process(self):
         assert broadcast_from_main(Accelerator(cpu=True), lambda: None) is None

@@ -10,7 +10,7 @@ import pytest
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
-from modeling_sit.runtime import trackers as tracking
+from modeling_sit.runtime import trackers
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.trackers import choose_trackers, log_image, start_trackers
 
@@ -26,8 +26,8 @@ def image(tmp_path):
 class TestChoosing:
     @pytest.fixture(autouse=True)
     def available(self, monkeypatch):
-        trackers = [SimpleNamespace(value="tensorboard"), SimpleNamespace(value="wandb")]
-        monkeypatch.setattr(tracking, "get_available_trackers", lambda: trackers)
+        installed = [SimpleNamespace(value="tensorboard"), SimpleNamespace(value="wandb")]
+        monkeypatch.setattr(trackers, "get_available_trackers", lambda: installed)
 
     @pytest.mark.parametrize(
         ("names", "chosen"),
@@ -50,7 +50,7 @@ class TestChoosing:
             choose_trackers(names)
 
     def test_none_is_installed(self, monkeypatch):
-        monkeypatch.setattr(tracking, "get_available_trackers", list)
+        monkeypatch.setattr(trackers, "get_available_trackers", list)
         with pytest.raises(SiTError, match="there are none"):
             choose_trackers(["wandb"])
 

@@ -1,0 +1,60 @@
+"""Recipes: by path or by the name of a shipped one."""
+
+import pytest
+import yaml
+
+from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.recipes import FOLDER, read_recipe, shipped_recipes
+
+
+def test_shipped_ones_by_name():
+    names = shipped_recipes()
+    assert {"digits", "flowers", "imagenet1k", "flowers_finetune"} <= set(names)
+    for name in names:
+        assert read_recipe(name) == yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) != {}
+
+
+def test_by_path(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("learning_rate: 1e-4\nprecision: no\n# größer\n", encoding="utf-8")
+    assert read_recipe(path) == read_recipe(str(path)) == {"learning_rate": "1e-4", "precision": False}
+
+
+def test_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("seed: 1")
+    assert read_recipe("~/mine.yaml") == {"seed": 1}
+
+
+def test_a_file_comes_before_a_shipped_one_and_a_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").write_text("seed: 1")
+    assert read_recipe("digits") == {"seed": 1}
+    (tmp_path / "flowers").mkdir()
+    assert read_recipe("flowers") == yaml.safe_load((FOLDER / "flowers.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (None, "No such file"),
+        (b"a: [1", "not valid YAML"),
+        (b"a: \xff", "not valid YAML"),
+        (b"", "key: value"),
+        (b"- a", "key: value"),
+    ],
+)
+def test_mistakes(tmp_path, content, fact):
+    path = tmp_path / "mine.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SiTError, match=fact) as error:
+        read_recipe(path)
+    assert error.value.argument == "recipe" and "mine.yaml" in error.value.problem
+    assert "\n" not in str(error.value)
+    assert ("flowers" in str(error.value)) == (content is None)
+
+
+def test_folder(tmp_path):
+    with pytest.raises(SiTError, match="directory"):
+        read_recipe(tmp_path)
