@@ -46,9 +46,23 @@ def create_accelerator(**settings) -> Accelerator:
         [`SiTError`]: If `accelerate launch` chose an engine or a setting of one that does not work, with the reason.
     """
     check_launch(os.environ)
+    join_cpu_processes()
     accelerator = Accelerator(**settings)
     check_supported(accelerator, os.environ)
     return accelerator
+
+
+def join_cpu_processes() -> None:
+    """Have the processes that a launcher started train together on the CPU, where there is no accelerator.
+
+    Accelerate itself makes each of them a run of its own. It heeds the environment variable that is set here, and so does
+    transformers' `TrainingArguments`. To be called before either is made.
+    """
+    num_launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # Of Apple's GPU there is one, and its processes have no way to exchange tensors.
+    has_accelerator = torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != "mps"
+    if num_launched > 1 and not has_accelerator:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
@@ -75,8 +89,8 @@ def check_supported(accelerator: Accelerator, environment: Mapping[str, str]) ->
     num_launched = int(environment.get("WORLD_SIZE", "1"))
     if num_launched > accelerator.num_processes:
         raise SiTError(
-            f"{num_launched} processes were launched, but each sees no GPU and would train alone, into the same folder: "
-            "set ACCELERATE_USE_CPU=true to train on CPUs together"
+            f"{num_launched} processes were launched, but each would train alone, into the same folder",
+            remedy="set the environment variable ACCELERATE_USE_CPU=true to train on CPUs together",
         )
     if is_on(environment, "ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.FSDP:
         raise SiTError(

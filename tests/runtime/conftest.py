@@ -31,6 +31,16 @@ def launch(config: str, flags: list[str], command: list[str]) -> subprocess.Pope
     )
 
 
+def torchrun(command: list[str]) -> subprocess.Popen:
+    """`torchrun` with two processes, on a machine without GPUs, as a user types it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.Popen(
+        [*launcher, *command], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
 def wait_for(*launched: subprocess.Popen) -> None:
     try:
         for process in launched:
@@ -98,3 +108,11 @@ def on_two_machines(launch_once) -> list[dict]:
         return [launch("multi_node.yaml", [*flags, "--machine_rank", str(rank)], command) for rank in range(2)]
 
     return launch_once("on_two_machines", start)
+
+
+@pytest.fixture(scope="session")
+def without_gpus(launch_once) -> list[dict]:
+    """Both processes' results on a machine without GPUs, which no environment variable tells to use its CPU."""
+    return launch_once(
+        "without_gpus", lambda folder: [torchrun([str(HERE / "two_processes.py"), "gather", str(folder)])]
+    )

@@ -1,5 +1,6 @@
 """Engines that work are let through, others refused with a reason; whole weights out of and into any engine."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from modeling_sit.runtime.accelerator import (
     clip_gradients,
     create_accelerator,
     full_state_dict,
+    join_cpu_processes,
     load_full_state_dict,
     prepare_student,
     shard_like,
@@ -119,6 +121,37 @@ class TestRefuseLaunch:
             create_accelerator()
 
 
+class TestJoinCPUProcesses:
+    """`test_two_processes.py` has real ones."""
+
+    @pytest.fixture
+    def join(self, monkeypatch):
+        """What the environment variable is, by the number of processes and the accelerator of the machine."""
+
+        def join(world_size: str | None, device: str | None) -> str | None:
+            with monkeypatch.context() as patch:
+                patch.delenv("WORLD_SIZE", raising=False)
+                patch.setenv("ACCELERATE_USE_CPU", "False")  # as `accelerate launch` does
+                if world_size is not None:
+                    patch.setenv("WORLD_SIZE", world_size)
+                patch.setattr(torch.accelerator, "is_available", lambda: device is not None)
+                patch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(device))
+                join_cpu_processes()
+                return os.environ["ACCELERATE_USE_CPU"]
+
+        return join
+
+    @pytest.mark.parametrize("device", [None, "mps"])
+    def test_several_without_an_accelerator(self, join, device):
+        assert join("2", device) == "true"
+
+    @pytest.mark.parametrize(
+        ("world_size", "device"), [("2", "cuda"), ("2", "xpu"), ("1", None), (None, None), (None, "cuda")]
+    )
+    def test_others_are_left_alone(self, join, world_size, device):
+        assert join(world_size, device) == "False"
+
+
 class TestRefuseEngine:
     @pytest.mark.parametrize("distributed_type", ["NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "MULTI_XPU", "MULTI_NPU"])
     def test_those_that_work(self, distributed_type):
@@ -131,7 +164,7 @@ class TestRefuseEngine:
             check_supported(engine(DistributedType(distributed_type)), {})
 
     def test_processes_that_do_not_know_each_other(self):
-        """What `torchrun` and `accelerate launch` start on a machine without GPUs."""
+        """Where something has made Accelerate's state before."""
         with pytest.raises(SiTError, match=r"2 processes.*ACCELERATE_USE_CPU=true"):
             check_supported(engine(num_processes=1), {"WORLD_SIZE": "2"})
 

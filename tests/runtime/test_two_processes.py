@@ -85,15 +85,21 @@ class TestRuns:
 class TestLaunches:
     @pytest.mark.parametrize(
         ("results", "engine"),
-        [("replicated", "MULTI_CPU"), ("sharded", "FSDP"), ("on_two_machines", "MULTI_CPU")],
+        [
+            ("replicated", "MULTI_CPU"),
+            ("sharded", "FSDP"),
+            ("on_two_machines", "MULTI_CPU"),
+            ("without_gpus", "MULTI_CPU"),
+        ],
     )
     def test_each_configuration_starts_two_processes_that_know_each_other(self, results, engine, request):
         for process in request.getfixturevalue(results):
             assert process["engine"] == engine
             assert process["num_processes"] == 2
 
-    def test_two_machines_share_their_projections(self, replicated, on_two_machines):
-        for expected, found in zip(replicated, on_two_machines, strict=True):
+    @pytest.mark.parametrize("results", ["on_two_machines", "without_gpus"])
+    def test_they_share_their_projections(self, replicated, results, request):
+        for expected, found in zip(replicated, request.getfixturevalue(results), strict=True):
             for name, value in expected["gather"].items():
                 assert torch.equal(found["gather"][name], value), name
 
