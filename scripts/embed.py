@@ -55,8 +55,8 @@ from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.evaluation.features import extract_features
 from modeling_sit.interop.arguments import WeightsFileArguments
+from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
-from modeling_sit.runtime.devices import choose_device
 from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.selection import rows_left

@@ -34,7 +34,7 @@ from modeling_sit.evaluation.results import as_result, as_table, read_results, w
 from modeling_sit.hub.card_file import card_to_update
 from modeling_sit.hub.card_results import update_card
 from modeling_sit.interop.arguments import WeightsFileArguments
-from modeling_sit.runtime.devices import choose_device
+from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 

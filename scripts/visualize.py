@@ -36,8 +36,8 @@ from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.gmml import CORRUPTIONS
 from modeling_sit.interop.arguments import WeightsFileArguments
+from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
-from modeling_sit.runtime.devices import choose_device
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.attention import attention_figure, attention_maps
 from modeling_sit.visualization.embeddings import (

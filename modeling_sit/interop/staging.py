@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, flush, flush_files
+from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, fsync, fsync_files
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -20,15 +20,15 @@ def staged(destination: Path) -> Iterator[Path]:
     written = staging / destination.name
     try:
         yield written
-        flush_files(staging)
+        fsync_files(staging)
         if written.is_dir() and destination.is_dir():
             for path in sorted(written.iterdir()):
                 path.replace(destination / path.name)
-            flush(destination)
+            fsync(destination)
         else:
             for path in sorted(staging.iterdir()):
                 path.replace(destination.with_name(path.name))
-        flush(destination.parent)
+        fsync(destination.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -26,7 +26,7 @@ from modeling_sit.hub.provenance import (
 from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments, PretrainingArguments
 from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.schedules import Schedules
-from modeling_sit.runtime.metrics_log import read_metrics
+from modeling_sit.runtime.trackers import read_metrics
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "pretraining_card.md"
 NUM_METRICS_LINES = 10

@@ -1,4 +1,5 @@
-"""Engines that train on several processes: which of them work, and what sharded models (FSDP2) need beside Accelerate."""
+"""Devices, and engines that train on several processes: which of them work, and what sharded models (FSDP2) need beside
+Accelerate."""
 
 import os
 import warnings
@@ -27,16 +28,28 @@ USE_INSTEAD = (
 
 # What `accelerate launch` sets for engines that do not work.
 REFUSED_LAUNCHES = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed steps, clips and accumulates by itself, which has not been tested with a teacher",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM trains models of its own only",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed steps, clips and accumulates by itself, which was not tested with a teacher",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM trains only its own models",
     "ACCELERATE_USE_PARALLELISM_CONFIG": (
-        "parallelism_config splits tensors or sequences, and here images are what is split between processes"
+        "parallelism_config splits tensors or sequences between processes, but this training splits images"
     ),
 }
 REFUSED_TYPES = {
-    DistributedType.XLA: "XLA's processes do not speak torch.distributed, by which teacher and contrast know of all images",
+    DistributedType.XLA: "XLA's processes do not use torch.distributed, which the losses need to see all images",
     DistributedType.MULTI_NEURON: "batch norm cannot be synchronized on Neuron cores",
 }
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of this name; without a name a CUDA device if there is one, else the CPU.
+
+    Raises:
+        [`SiTError`]: If there is no such device.
+    """
+    try:
+        return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
+    except (RuntimeError, AssertionError) as problem:
+        raise SiTError(f"{name}: {str(problem).splitlines()[0]}", argument="device") from problem
 
 
 def create_accelerator(**settings) -> Accelerator:
@@ -69,11 +82,11 @@ def check_launch(environment: Mapping[str, str]) -> None:
     """Raise a [`SiTError`] for an engine that `accelerate launch` asks for by this environment and that does not work."""
     for name, reason in REFUSED_LAUNCHES.items():
         if is_on(environment, name):
-            raise SiTError(f"{reason}: {USE_INSTEAD}")
+            raise SiTError(reason, remedy=USE_INSTEAD)
     if is_on(environment, "ACCELERATE_USE_FSDP") and environment.get("FSDP_VERSION", "1") != "2":
         raise SiTError(
-            "FSDP1 flattens parameters, so the teacher could not follow them one by one: set fsdp_version: 2 as "
-            "scripts/accelerate_configs/fsdp2.yaml does"
+            "FSDP1 flattens parameters, so that the teacher cannot follow them one by one",
+            remedy="set fsdp_version: 2 as scripts/accelerate_configs/fsdp2.yaml does",
         )
 
 
@@ -85,7 +98,7 @@ def check_supported(accelerator: Accelerator, environment: Mapping[str, str]) ->
         environment (mapping): What `accelerate launch` or `torchrun` set.
     """
     if accelerator.distributed_type in REFUSED_TYPES:
-        raise SiTError(f"{REFUSED_TYPES[accelerator.distributed_type]}: use GPUs or CPUs")
+        raise SiTError(REFUSED_TYPES[accelerator.distributed_type], remedy="use GPUs or CPUs")
     num_launched = int(environment.get("WORLD_SIZE", "1"))
     if num_launched > accelerator.num_processes:
         raise SiTError(
@@ -94,11 +107,13 @@ def check_supported(accelerator: Accelerator, environment: Mapping[str, str]) ->
         )
     if is_on(environment, "ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.FSDP:
         raise SiTError(
-            "FSDP shards on GPUs only, Accelerate would copy the whole model to each process instead: use "
-            "scripts/accelerate_configs/multi_gpu.yaml, which says so"
+            "FSDP shards on GPUs only, Accelerate would copy the whole model to each process instead",
+            remedy="use scripts/accelerate_configs/multi_gpu.yaml",
         )
     if accelerator.mixed_precision == "fp8":
-        raise SiTError("mixed_precision fp8 replaces layers that the teacher is to copy: use bf16")
+        raise SiTError(
+            "fp8 replaces layers that the teacher has to copy", argument="mixed_precision", remedy="use bf16"
+        )
     if accelerator.distributed_type == DistributedType.FSDP:
         _refuse_sharding(accelerator)
 
@@ -107,28 +122,33 @@ def _refuse_sharding(accelerator: Accelerator) -> None:
     plugin = accelerator.state.fsdp_plugin
     if accelerator.mixed_precision == "fp16":
         raise SiTError(
-            "mixed_precision fp16 with FSDP2 has gradients scaled shard by shard, which is untested: use bf16"
+            "with FSDP2, fp16 scales gradients shard by shard, which was not tested",
+            argument="mixed_precision",
+            remedy="use bf16",
         )
+    set_to_false = "set it to false in Accelerate's configuration"
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise SiTError(
             "fsdp_offload_params leaves parameters on the CPU and the batch norm's statistics on the GPU, which PyTorch's "
-            "checkpoints refuse: set it to false"
+            "checkpoints refuse",
+            remedy=set_to_false,
         )
     if plugin.cpu_ram_efficient_loading:
         raise SiTError(
-            "fsdp_cpu_ram_efficient_loading knows parameters only, not the batch norm's statistics: set it to false"
+            "fsdp_cpu_ram_efficient_loading loads parameters only, not the batch norm's statistics",
+            remedy=set_to_false,
         )
     if plugin.activation_checkpointing:
         raise SiTError(
-            "fsdp_activation_checkpointing renames the student's layers, so that the teacher could not be sharded alike: "
-            "set it to false and give --gradient_checkpointing"
+            "fsdp_activation_checkpointing renames the student's layers, so that the teacher cannot be sharded alike",
+            remedy=f"{set_to_false}, and set `gradient_checkpointing`",
         )
     if plugin.ignored_modules is not None:
-        raise SiTError("fsdp_ignored_modules would shard student and teacher differently: leave it out")
+        raise SiTError("fsdp_ignored_modules would shard student and teacher differently", remedy="leave it out")
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         raise SiTError(
-            "dynamo_backend with FSDP2 renames the student's modules, so that the teacher could not be sharded alike: leave "
-            "dynamo_config out"
+            "dynamo_backend with FSDP2 renames the student's modules, so that the teacher cannot be sharded alike",
+            remedy="leave dynamo_config out",
         )
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed into it."""
+"""Files that are complete or not there: written beside their place, synced to the disk, then renamed into it."""
 
 import hashlib
 import os
@@ -20,9 +20,9 @@ def replace_file(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(TEMPORARY_PREFIX + path.name)
     try:
         yield unfinished
-        flush(unfinished)
+        fsync(unfinished)
         unfinished.replace(path)
-        flush(path.parent)
+        fsync(path.parent)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
@@ -37,16 +37,16 @@ def replace_files(folder: Path) -> Iterator[Path]:
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
-        flush_files(unfinished)
+        fsync_files(unfinished)
         for path in sorted(unfinished.iterdir()):
             path.replace(folder / path.name)
-        flush(folder)
+        fsync(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def flush(path: Path) -> None:
-    """Have a file, or a folder's list of names, on the disk, where a loss of power does not reach it."""
+def fsync(path: Path) -> None:
+    """Make sure that a file, or a folder's list of names, is on the disk and survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,10 +54,10 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def flush_files(folder: Path) -> None:
-    """Have all that lies in a folder on the disk."""
+def fsync_files(folder: Path) -> None:
+    """Make sure that a folder and everything in it is on the disk."""
     for path in (*folder.rglob("*"), folder):
-        flush(path)
+        fsync(path)
 
 
 @contextmanager
@@ -65,13 +65,13 @@ def write_errors(path: Path, remedy: str) -> Iterator[None]:
     """Turn a full disk, or another failure to write, into a [`SiTError`] that names `path`, the reason and the remedy."""
     try:
         yield
-    # PyTorch and safetensors have errors of their own for a full disk.
+    # PyTorch and safetensors have their own errors for a full disk.
     except (OSError, RuntimeError, SafetensorError) as problem:
-        # PyTorch's is of no type of its own, unlike those of memory that ran out and of processes that are gone.
+        # PyTorch's is a plain `RuntimeError`; errors of memory and of lost processes are subclasses.
         if isinstance(problem, RuntimeError) and type(problem) is not RuntimeError:
             raise
         reason = getattr(problem, "strerror", None) or (str(problem) or type(problem).__name__).splitlines()[0]
-        raise SiTError(f"{path} cannot be written: {reason}; {remedy}") from problem
+        raise SiTError(f"{path} cannot be written: {reason}", remedy=remedy) from problem
 
 
 def digest(path: Path) -> str:

@@ -1,9 +1,11 @@
-"""What the processes of a run do together: fail, take turns, and agree."""
+"""What the processes of a run do together: raise errors, take turns, share results, and gather what losses need."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -59,3 +61,63 @@ def broadcast_from_main(accelerator: Accelerator, function: Callable[[], Result]
         if accelerator.is_main_process:
             result = function()
     return broadcast_object_list([result])[0]
+
+
+def gather_projections(accelerator: Accelerator, projections: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The projections of all processes, and which image among them is this process's first.
+
+    Gradients flow back to the process whose projections they are, summed over the processes' losses; averaged over
+    processes, as data-parallel training does, they are those of the mean loss.
+
+    Args:
+        accelerator (`Accelerator`): Knows the processes; every one of them must call this, with batches of one size.
+        projections (`torch.Tensor` of shape `(2 * batch, projection_size)`): This process's, view 1 first.
+
+    Returns:
+        `tuple[torch.Tensor, int]`: `(2 * total_batch, projection_size)`, view 1 of all processes first, float32 at least;
+        the offset.
+    """
+    # The losses compute in float32, and what flows back is summed there too.
+    projections = projections.to(torch.promote_types(projections.dtype, torch.float32))
+    if accelerator.num_processes == 1:
+        return projections, 0
+    return views_first(_GatherFromProcesses.apply(projections)), accelerator.process_index * (len(projections) // 2)
+
+
+def views_first(gathered: torch.Tensor) -> torch.Tensor:
+    """Projections `(processes, 2 * batch, projection_size)`, each process's view 1 first, as
+    `(2 * total_batch, projection_size)`, view 1 of all processes first."""
+    return gathered.unflatten(1, (2, -1)).transpose(0, 1).flatten(0, 2)
+
+
+class _GatherFromProcesses(torch.autograd.Function):
+    """Tensors of all processes, stacked; the gradient of each is the sum of all processes' gradients of it."""
+
+    # torch.distributed.nn.functional has this too, but says since torch 2.15 that it is to go.
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        gathered = [
+            torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())
+        ]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.stack(gathered)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank()]
+
+
+def mean_num_corrupted_pixels(accelerator: Accelerator, corruption_mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the processes of the number of corrupted pixels: what each process has to divide its sum by, so that the
+    mean of all processes' losses is the loss of all their images together.
+
+    Args:
+        accelerator (`Accelerator`): Knows the processes; every one of them must call this.
+        corruption_mask (`torch.Tensor` of shape `(2 * batch, 1, height, width)`): Bool, this process's.
+
+    Returns:
+        `torch.Tensor`: Scalar, float32.
+    """
+    return accelerator.reduce(corruption_mask.sum(), reduction="sum") / accelerator.num_processes

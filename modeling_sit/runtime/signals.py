@@ -1,10 +1,11 @@
-"""SIGTERM and SIGINT: leave at the end of a step, with a checkpoint, rather than at once."""
+"""SIGTERM and SIGINT: leave at the end of a step, with a checkpoint, instead of at once."""
 
 import contextlib
 import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 
@@ -21,9 +22,11 @@ SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP = 60
 
 class StopSignal:
     """
-    Notes a SIGTERM or SIGINT while its block runs, for the loop to leave when a step is done. A second SIGINT, after two
-    seconds or more, raises `KeyboardInterrupt` at once; a second SIGTERM changes nothing, for what sends it ends by
-    SIGKILL itself.
+    Notes a SIGTERM or SIGINT while its block runs, so that the loop can leave when a step is done. A second SIGINT, after
+    two seconds or more, raises `KeyboardInterrupt` at once. A second SIGTERM changes nothing: who sends it sends SIGKILL
+    later.
+
+    Python handles signals in the main thread only. Entered in another thread, it notes none.
 
     Args:
         accelerator (`Accelerator`): Knows the processes. The signal may reach them at different steps, or one of them only.
@@ -35,25 +38,28 @@ class StopSignal:
         self._is_main_process = accelerator.is_main_process
         self._group = None
         if accelerator.num_processes > 1:
-            # Of its own, on the host: asking must not wait for what the accelerators have still to do.
+            # A group of its own, on the host: asking must not wait for the work of the accelerators.
             self._group = torch.distributed.new_group(backend="gloo")
 
     def __enter__(self) -> "StopSignal":
-        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *exception) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            # `None` is a handler that was not installed from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame) -> None:
-        if os.getpid() != self._process:  # a dataloader worker that has just been forked, and is to go on
+        if os.getpid() != self._process:  # a dataloader worker that was just forked goes on
             return
         now = time.monotonic()
         if not self._received:
             self._received, self._received_at = number, now
             if self._is_main_process:
-                # Not by print, which the signal may have interrupted; and Ctrl-C has ended a `tee` that was to show it.
+                # Not by print, which the signal may have interrupted. Ctrl-C also ends a `tee` behind the run.
                 with contextlib.suppress(OSError, AttributeError, ValueError):
                     os.write(
                         sys.__stderr__.fileno(),
@@ -62,8 +68,8 @@ class StopSignal:
         elif number == signal.SIGINT and now - self._received_at >= SECONDS_OF_ONE_REQUEST:
             raise KeyboardInterrupt
 
-    def agreed(self) -> signal.Signals | None:
-        """The signal that any process has received, the same answer in all. Every process must ask after every step."""
+    def any_rank(self) -> signal.Signals | None:
+        """The signal that any process has received, the same in every process. Every process must call this after each step."""
         number = self._received
         if self._group is not None:
             highest = torch.tensor(number)
@@ -75,10 +81,11 @@ class StopSignal:
 def die_with_parent(environment: Mapping[str, str]) -> None:
     """Have the system send SIGTERM to this process when the launcher that started it is gone (Linux only).
 
-    `accelerate launch` does not pass on the SIGTERM by which it is ended; its program would go on alone.
+    `accelerate launch` does not pass on the SIGTERM that ends it; its program would go on alone. This is for a process
+    that a command line started, not for one that a library shares.
 
     Args:
-        environment (mapping): Tells whether a launcher of Accelerate's or PyTorch's has started this process.
+        environment (mapping): Says whether a launcher of Accelerate or PyTorch started this process.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in environment or "TORCHELASTIC_RUN_ID" in environment
     if launched and sys.platform == "linux":
@@ -87,12 +94,12 @@ def die_with_parent(environment: Mapping[str, str]) -> None:
 
 def ignore_signals_in_worker(worker: int) -> None:
     """Make a dataloader worker go on at SIGTERM and SIGINT, which a terminal or a scheduler sends to all processes of a
-    run: the loop still needs its batches to end the step, and ends the worker itself.
+    run: the loop still needs the worker's batches to end the step, and then ends the worker.
 
-    After SIGTERM the worker goes on for a minute at most, for it may also come from an interpreter that is leaving.
+    After SIGTERM the worker goes on for a minute at most, because an interpreter that exits sends it too.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # With code 0, for a worker that a signal ends is an error that PyTorch raises in the loop, maybe amid its checkpoint.
+    # With code 0: a worker that a signal ends is an error that PyTorch raises in the loop, maybe during a checkpoint.
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(
         signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP)

@@ -1,5 +1,6 @@
-"""Accelerate's trackers: TensorBoard, Trackio, Weights & Biases and others, with numbers and images."""
+"""Where a run logs: `metrics.jsonl` and `monitors.jsonl`, and Accelerate's trackers such as TensorBoard and Trackio."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import PIL.Image
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from modeling_sit.runtime.atomic_files import fsync, replace_file, write_errors
 from modeling_sit.runtime.errors import SiTError
 
 PROJECT = "sit"
@@ -24,13 +26,16 @@ def choose_trackers(names: list[str]) -> list[str]:
     for name in chosen:
         if name not in (*available, "all"):
             raise SiTError(
-                f"--report_to {name}: no such tracker, or it is not installed; there are {', '.join(available) or 'none'}"
+                f"no tracker {name!r}, or it is not installed",
+                argument="report_to",
+                remedy=f"installed are {', '.join(available) or 'none'}",
             )
     return chosen
 
 
 def start_trackers(accelerator: Accelerator, output_dir: Path, settings: dict[str, Any], first_step: int) -> None:
-    """Start the trackers with the run's settings; a run that goes on takes back what was told of later steps."""
+    """Start the trackers with the run's settings; a run that resumes drops what was logged of later
+    steps."""
     run_name = output_dir.resolve().name
     init_kwargs = {
         "tensorboard": {"purge_step": first_step + 1},
@@ -57,3 +62,49 @@ def log_image(accelerator: Accelerator, name: str, path: Path, step: int) -> Non
             tracker.log_images({name: image[None]}, step=step, dataformats="NHWC")
         elif hasattr(tracker, "log_images"):
             tracker.log_images({name: [image]}, step=step)
+
+
+class MetricsLog:
+    """
+    A log such as `metrics.jsonl`: one JSON object a line, one line a logged step.
+
+    Args:
+        path (`Path`): The file; made with its folder.
+        resume_step (`int`): Lines of steps beyond this one are dropped, because they are about to be written again.
+
+    Raises:
+        [`SiTError`]: If it cannot be written.
+    """
+
+    def __init__(self, path: Path, resume_step: int = 0):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if path.exists() else []
+        with self._write_errors(), replace_file(path) as unfinished:
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, metrics: dict) -> None:
+        with self._write_errors(), self.path.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def sync(self) -> None:
+        """Make sure that what was written is on the disk."""
+        with self._write_errors():
+            fsync(self.path)
+
+    def _write_errors(self):
+        return write_errors(
+            self.path, 'make room, and resume from the last checkpoint: `resume_from_checkpoint="auto"`'
+        )
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a log; a last one that a crash cut short is left out."""
+    lines = []
+    # What a loss of power leaves at the end need not be text.
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -17,6 +17,7 @@ from modeling_sit import SiTForPreTraining
 from modeling_sit.runtime.accelerator import (
     check_launch,
     check_supported,
+    choose_device,
     clip_gradients,
     create_accelerator,
     full_state_dict,
@@ -182,7 +183,7 @@ class TestRefuseEngine:
             ({"mixed_precision": "fp16"}, "fp16.*bf16"),
             ({"cpu_offload": CPUOffloadPolicy()}, "fsdp_offload_params"),
             ({"cpu_ram_efficient_loading": True}, "fsdp_cpu_ram_efficient_loading"),
-            ({"activation_checkpointing": True}, "--gradient_checkpointing"),
+            ({"activation_checkpointing": True}, "gradient_checkpointing"),
             ({"ignored_modules": "decoder"}, "fsdp_ignored_modules"),
             ({"dynamo_backend": DynamoBackend.INDUCTOR}, "dynamo_config"),
         ],
@@ -225,6 +226,18 @@ class TestWholeWeights:
             with pytest.raises(ValueError, match="weights do not fit the model, such as "):
                 load_full_state_dict(model, state)
             assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+class TestDevice:
+    def test_by_name(self):
+        assert choose_device("cpu") == torch.device("cpu")
+        assert choose_device(None).type in ("cpu", "cuda")
+
+    @pytest.mark.parametrize("name", ["cuda:99", "toaster"])
+    def test_that_is_not_there(self, name):
+        with pytest.raises(SiTError, match=name) as error:
+            choose_device(name)
+        assert error.value.argument == "device" and "\n" not in str(error.value)
 
 
 def test_clipping_is_pytorchs(tiny_config):

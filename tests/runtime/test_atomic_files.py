@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError
 
 from modeling_sit.runtime.atomic_files import (
-    flush,
-    flush_files,
+    fsync,
+    fsync_files,
     replace_file,
     replace_files,
     write_errors,
@@ -19,7 +19,7 @@ from modeling_sit.runtime.errors import SiTError
 
 @pytest.fixture
 def operations(monkeypatch) -> list[tuple]:
-    """Which files are flushed and renamed, in order."""
+    """Which files are synced and renamed, in order."""
     done, names = [], {}
     replace, fsync, open_ = os.replace, os.fsync, os.open
 
@@ -29,7 +29,7 @@ def operations(monkeypatch) -> list[tuple]:
         return descriptor
 
     def syncing(descriptor):
-        done.append(("flush", names[descriptor]))
+        done.append(("fsync", names[descriptor]))
         fsync(descriptor)
 
     def replacing(path, target, **settings):
@@ -57,7 +57,7 @@ class TestReplaceFile:
     def test_is_on_the_disk_before_it_is_renamed(self, tmp_path, operations):
         with replace_file(tmp_path / "a") as unfinished:
             unfinished.write_text("new")
-        assert operations == [("flush", ".unfinished-a"), ("rename", ".unfinished-a", "a"), ("flush", tmp_path.name)]
+        assert operations == [("fsync", ".unfinished-a"), ("rename", ".unfinished-a", "a"), ("fsync", tmp_path.name)]
 
     @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
     def test_error_leaves_the_old_one_alone(self, tmp_path, error):
@@ -97,9 +97,9 @@ class TestReplaceFiles:
         with replace_files(tmp_path) as unfinished:
             for name in ("a", "b"):
                 (unfinished / name).write_text("new")
-        flushes = operations[:3]
-        assert set(flushes) == {("flush", "a"), ("flush", "b"), ("flush", ".unfinished-files")}
-        assert operations[3:] == [("rename", "a", "a"), ("rename", "b", "b"), ("flush", tmp_path.name)]
+        synced = operations[:3]
+        assert set(synced) == {("fsync", "a"), ("fsync", "b"), ("fsync", ".unfinished-files")}
+        assert operations[3:] == [("rename", "a", "a"), ("rename", "b", "b"), ("fsync", tmp_path.name)]
 
     @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
     def test_error_leaves_all_old_ones_alone(self, tmp_path, error):
@@ -122,27 +122,27 @@ class TestReplaceFiles:
         assert (tmp_path / "x" / "y" / "a").read_text() == "new"
 
 
-def test_flush_files_reaches_every_file_and_folder(tmp_path, operations):
+def test_fsync_files_reaches_every_file_and_folder(tmp_path, operations):
     (tmp_path / "b" / "c").mkdir(parents=True)
     for name in ("a", "b/d", "b/c/e"):
         (tmp_path / name).write_text("")
-    flush_files(tmp_path)
-    assert sorted(operations) == sorted(("flush", name) for name in ("a", "b", "c", "d", "e", tmp_path.name))
+    fsync_files(tmp_path)
+    assert sorted(operations) == sorted(("fsync", name) for name in ("a", "b", "c", "d", "e", tmp_path.name))
 
 
-def test_flush_closes_what_it_opened(tmp_path):
+def test_fsync_closes_what_it_opened(tmp_path):
     before = os.open(tmp_path, os.O_RDONLY)
     os.close(before)
     for _ in range(3):
-        flush(tmp_path)
+        fsync(tmp_path)
     after = os.open(tmp_path, os.O_RDONLY)
     os.close(after)
     assert after == before
     with pytest.raises(FileNotFoundError):
-        flush(tmp_path / "nothing")
+        fsync(tmp_path / "nothing")
 
 
-class TestNaming:
+class TestWriteErrors:
     @pytest.mark.parametrize(
         ("problem", "reason"),
         [

@@ -3,13 +3,14 @@
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from modeling_sit.runtime import signals as stopping
+from modeling_sit.runtime import signals
 from modeling_sit.runtime.signals import StopSignal, ignore_signals_in_worker
 
 
@@ -25,9 +26,9 @@ def handlers():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time that `stopping` sees, in seconds: an item to set."""
+    """The time that `signals` sees, in seconds: an item to set."""
     now = [1000.0]
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -47,10 +48,10 @@ def send(number: int) -> None:
 class TestSignal:
     def test_is_noted_and_the_step_goes_on(self, number, said):
         with StopSignal(Accelerator(cpu=True)) as request:
-            assert request.agreed() is None
+            assert request.any_rank() is None
             send(number)
-            assert request.agreed() is number
-            assert request.agreed() is number
+            assert request.any_rank() is number
+            assert request.any_rank() is number
         assert said().strip().startswith("stopping after this step, with a checkpoint")
 
     def test_is_as_before_after_the_block(self, number, said, handlers):
@@ -75,15 +76,38 @@ class TestSignal:
                 with monkeypatch.context() as patch, StopSignal(Accelerator(cpu=True)) as request:
                     patch.setattr(sys, "__stderr__", stderr)
                     send(number)
-                    assert request.agreed() is number
+                    assert request.any_rank() is number
 
     def test_is_told_by_the_main_process_only(self, number, said, monkeypatch):
         accelerator = Accelerator(cpu=True)
         monkeypatch.setattr(type(accelerator), "is_main_process", property(lambda self: False))
         with StopSignal(accelerator) as request:
             send(number)
-            assert request.agreed() is number
+            assert request.any_rank() is number
         assert said() == ""
+
+
+class TestNotebook:
+    """A cell may run in a thread, where Python lets nobody install handlers."""
+
+    def test_another_thread_notes_nothing_and_changes_nothing(self, handlers):
+        def run():
+            with StopSignal(Accelerator(cpu=True)) as request:
+                return request.any_rank(), {number: signal.getsignal(number) for number in handlers}
+
+        with ThreadPoolExecutor(1) as pool:
+            received, installed = pool.submit(run).result(20)
+        assert received is None
+        assert installed == handlers
+
+    def test_handlers_that_python_did_not_install(self, monkeypatch):
+        """Python cannot name them, nor put them back: the system's own takes their place."""
+        installed = []
+        monkeypatch.setattr(signal, "signal", lambda number, handler: installed.append(handler))
+        with StopSignal(Accelerator(cpu=True)):
+            pass
+        assert installed[2:] == [signal.SIG_DFL, signal.SIG_DFL]
+        monkeypatch.undo()
 
 
 class TestSecondSignal:
@@ -98,7 +122,7 @@ class TestSecondSignal:
             for _ in range(3):
                 send(signal.SIGINT)
                 clock[0] += 0.6
-            assert request.agreed() is signal.SIGINT
+            assert request.any_rank() is signal.SIGINT
         assert said().count("stopping") == 1
 
     def test_sigterm_changes_nothing(self, said, clock):
@@ -107,7 +131,7 @@ class TestSecondSignal:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
                 send(number)
                 clock[0] += 10
-            assert request.agreed() is signal.SIGINT
+            assert request.any_rank() is signal.SIGINT
 
 
 @pytest.mark.parametrize("other", [0, signal.SIGINT, signal.SIGTERM])
@@ -127,7 +151,7 @@ def test_processes_agree_on_the_highest(monkeypatch, said, own, other):
     with StopSignal(accelerator) as request:
         if own:
             send(own)
-        assert request.agreed() == (max(own, other) or None)
+        assert request.any_rank() == (max(own, other) or None)
     assert groups == ["gloo"]  # on the host, whatever the accelerators do
     assert asked == [own]
 
@@ -158,7 +182,7 @@ class TestWorkers:
 
     def test_that_end_by_themselves_leave_the_loop_alone(self, monkeypatch):
         """It may be writing its checkpoint still, in which PyTorch would raise what it finds wrong with a worker."""
-        monkeypatch.setattr(stopping, "SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP", 0.05)
+        monkeypatch.setattr(signals, "SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP", 0.05)
         loader = DataLoader(
             torch.arange(100), num_workers=1, worker_init_fn=ignore_signals_in_worker, prefetch_factor=1
         )

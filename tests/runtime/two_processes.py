@@ -20,7 +20,7 @@ from modeling_sit.runtime.accelerator import (
     prepare_student,
 )
 from modeling_sit.runtime.batch_norm import SynchronizedBatchNorm1d, synchronize_batch_norm
-from modeling_sit.runtime.gather import gather_projections, mean_num_corrupted_pixels
+from modeling_sit.runtime.distributed import gather_projections, mean_num_corrupted_pixels
 from modeling_sit.runtime.optimizer import create_optimizer, set_hyperparameters
 
 NUM_PROCESSES = 2
