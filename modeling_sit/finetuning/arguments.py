@@ -6,7 +6,7 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from modeling_sit.data.arguments import DatasetArguments
-from modeling_sit.hub.card_arguments import CardArguments
+from modeling_sit.hub.arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
 
 PROBABILITIES = ("horizontal_flip_probability", "random_erasing_probability")

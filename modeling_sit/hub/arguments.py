@@ -1,36 +1,86 @@
-"""The flags of sharing a run's model on the Hub."""
+"""Arguments of model cards, and of sharing a run's model on the Hub."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from modeling_sit.runtime.errors import SiTError
 
-@dataclass
-class HubArguments:
-    """Whether and where the model is shared. The token is the Hub library's matter (`hf auth login`, or HF_TOKEN)."""
 
-    push_to_hub: bool = field(
-        default=False,
-        metadata={"help": "Whether to push the model to the Hub, as whom `hf auth login` or HF_TOKEN says."},
+@dataclass(kw_only=True)
+class CardArguments:
+    """
+    What a model card says and nothing measures.
+
+    Raises:
+        [`SiTError`]: If the license is no identifier.
+    """
+
+    license: str | None = field(
+        default=None,
+        metadata={
+            "help": "License of the weights, for the model card: one of the Hub's identifiers, such as `mit` or "
+            "`cc-by-nc-4.0`. Default: the one of an earlier card, else `apache-2.0`. You have to know what the license of "
+            "the images allows."
+        },
     )
+
+    def __post_init__(self):
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
+            raise SiTError(
+                f"{self.license!r} is none of the Hub's identifiers",
+                argument="license",
+                remedy="such as apache-2.0, mit, other",
+            )
+
+
+@dataclass(kw_only=True)
+class RepositoryArguments:
+    """The repository on the Hub, and what goes there."""
+
     hub_model_id: str | None = field(
         default=None,
-        metadata={"help": "Repository to push to, NAME or NAMESPACE/NAME. Default: the output folder's name."},
+        metadata={"help": "Repository to push to, NAME or NAMESPACE/NAME. Default: the folder's name."},
     )
     hub_private_repo: bool = field(
         default=False,
-        metadata={
-            "help": "Whether the repository is private. Else it is public, unless its organization says otherwise."
-        },
+        metadata={"help": "Whether a new repository is private. If not, the Hub's default for your account holds."},
     )
     hub_strategy: Literal["end", "checkpoint"] = field(
         default="end",
         metadata={
-            "help": "When to push: the finished model, or at every checkpoint too, with that under last-checkpoint/, so that "
-            "another machine can go on from it."
+            "help": "What to push: the finished model, or every checkpoint too, below last-checkpoint/, so that another "
+            "machine can resume from it."
         },
+    )
+
+
+@dataclass(kw_only=True)
+class HubArguments(RepositoryArguments):
+    """
+    Whether and where a run shares its model. The Hub's own client knows the token (`hf auth login`, or HF_TOKEN).
+
+    Raises:
+        [`SiTError`]: If there is an argument of the repository, but nothing is to be pushed.
+    """
+
+    push_to_hub: bool = field(
+        default=False,
+        metadata={"help": "Whether to push the model to the Hub, as the user of `hf auth login` or HF_TOKEN."},
     )
 
     def __post_init__(self):
         for name, default in (("hub_model_id", None), ("hub_private_repo", False), ("hub_strategy", "end")):
             if getattr(self, name) != default and not self.push_to_hub:
-                raise ValueError(f"--{name} does nothing without --push_to_hub: give it too, or leave this one out")
+                raise SiTError(
+                    "does nothing without `push_to_hub`",
+                    argument=name,
+                    remedy="set `push_to_hub` too, or leave this out",
+                )
+
+
+@dataclass
+class PushArguments(RepositoryArguments):
+    """Which folder is pushed, and where to."""
+
+    folder: str = field(metadata={"help": "The output folder of a finished run."})

@@ -1,4 +1,4 @@
-"""A model card's file: its metadata, its sections that programs write, and all else, which stays as it is, byte for byte."""
+"""The file of a model card: its metadata, the sections that programs write, and the rest, which keeps every byte."""
 
 import re
 import sys
@@ -26,16 +26,19 @@ class DamagedCard(ValueError):
 @dataclass
 class Card:
     """
-    A model card, to be changed in places.
+    A model card whose parts can be changed one by one.
+
+    `huggingface_hub.metadata_save` is not used: it writes the whole metadata anew, without the comments and with other
+    quotes and line breaks than its author's.
 
     Args:
-        metadata_yaml (`str`): What stands between the lines `---`; empty if there are none.
-        body (`str`): What stands below.
-        opening, closing (`str`, *optional*): The lines `---`, with what surrounds them.
+        metadata_yaml (`str`): The text between the lines `---`; empty if there are none.
+        body (`str`): The text below.
+        opening, closing (`str`, *optional*): The lines `---`, with the blank lines around them.
         byte_order_mark (`str`, *optional*): What some editors put in front of a file.
 
     Raises:
-        [`DamagedCard`]: If the metadata is no YAML, or not that of a model card.
+        [`DamagedCard`]: If the metadata is not YAML, or not that of a model card.
     """
 
     metadata_yaml: str
@@ -46,10 +49,10 @@ class Card:
 
     def __post_init__(self):
         try:
-            # Of `ModelCardData`, for what it raises: the shape of what the Hub's own client reads.
+            # Made for the errors that it raises: the Hub's client would not read the card.
             ModelCardData(**self.metadata)
         except yaml.YAMLError as problem:
-            raise DamagedCard(f"its metadata is no YAML: {' '.join(str(problem).split())}") from problem
+            raise DamagedCard(f"its metadata is not YAML: {' '.join(str(problem).split())}") from problem
         except (TypeError, ValueError, KeyError, AttributeError) as problem:
             raise DamagedCard(f"its metadata is not that of a model card: {problem}") from problem
 
@@ -57,7 +60,7 @@ class Card:
     def parse(cls, text: str) -> "Card":
         """
         Raises:
-            [`DamagedCard`]: If the metadata has no end, is no YAML, or not that of a model card.
+            [`DamagedCard`]: If the metadata has no end, is not YAML, or not that of a model card.
         """
         byte_order_mark = BYTE_ORDER_MARK if text.startswith(BYTE_ORDER_MARK) else ""
         text = text.removeprefix(BYTE_ORDER_MARK)
@@ -83,10 +86,10 @@ class Card:
         return metadata or {}
 
     def set_metadata(self, key: str, value: Any) -> None:
-        """Put an entry in the place of the one of this key, or at the end; with `None`, remove it.
+        """Replace the entry of a key, or add it at the end. `None` removes it.
 
         Raises:
-            [`DamagedCard`]: If the YAML is of a form in which an entry cannot be replaced alone.
+            [`DamagedCard`]: If an entry of this YAML cannot be replaced alone.
         """
         expected = {name: known for name, known in self.metadata.items() if name != key}
         line_break = _line_break(self.opening)
@@ -114,9 +117,7 @@ class Card:
         except yaml.YAMLError:
             is_as_expected = False
         if not is_as_expected:
-            raise DamagedCard(
-                f"its metadata is written so that {key} cannot be replaced alone; give each key its lines"
-            )
+            raise DamagedCard(f"in its metadata, {key} cannot be replaced alone; write each key on its own lines")
         self.metadata_yaml = changed
 
     @property
@@ -125,15 +126,15 @@ class Card:
         return re.findall(r"<!-- sit:begin (\w+) -->", self.body)
 
     def section(self, name: str) -> str:
-        """What stands in a section."""
+        """The text of a section."""
         start, end = self._place(name)
         return self.body[start:end].strip()
 
     def put_section(self, name: str, content: str) -> None:
-        """Put content in the place of the section's, or at the end of the card if it has no such section.
+        """Replace the text of a section, or add the section at the end of the card.
 
         Raises:
-            [`DamagedCard`]: If one of the section's two marks is missing, or stands there twice.
+            [`DamagedCard`]: If one of the section's two marks is missing, or is there twice.
         """
         line_break = _line_break(self.body or self.opening)
         content = f"\n\n{content.strip()}\n\n".replace("\n", line_break)
@@ -149,14 +150,14 @@ class Card:
         begin, end = _marks(name)
         start, stop = self.body.find(begin) + len(begin), self.body.find(end)
         if self.body.count(begin) != 1 or self.body.count(end) != 1 or stop < start:
-            raise DamagedCard(f"there must be one line {begin} and one line {end} below it; mend or remove them")
+            raise DamagedCard(f"there must be one line {begin} and one line {end} below it; add or remove lines")
         return start, stop
 
     def save(self, folder: Path) -> Path:
         """Write the card into a folder.
 
         Raises:
-            [`SiTError`]: If it cannot be written; an earlier one is as it was.
+            [`SiTError`]: If it cannot be written. An earlier card is left unchanged.
         """
         path = folder / CARD_FILE
         remedy = "free some space there, or check who may write to it"
@@ -170,20 +171,20 @@ def read_card(folder: Path) -> Card:
 
     Raises:
         `FileNotFoundError`: If there is none.
-        [`DamagedCard`]: If it is no text, or its metadata cannot be read.
+        [`DamagedCard`]: If it is not text, or its metadata cannot be read.
     """
     try:
-        # Not by `read_text`, which would make other line breaks of Windows'.
+        # `read_text` would change the line breaks of Windows.
         text = (folder / CARD_FILE).read_bytes().decode()
     except UnicodeDecodeError as problem:
-        raise DamagedCard(f"it is no text in UTF-8: {problem}") from problem
+        raise DamagedCard(f"it is not text in UTF-8: {problem}") from problem
     return Card.parse(text)
 
 
 def read_written_card(folder: Path) -> Card | None:
-    """The card of a folder, if the programs have written it and can write into it again; `None` if not.
+    """The card of a folder, if a run has written it and can write into it again; otherwise `None`.
 
-    One that they have not written, or that is damaged, is moved aside, with a line on stderr that says so.
+    A damaged card, or one by somebody else, is renamed, with a line on stderr that says so.
     """
     try:
         card = read_card(folder)
@@ -191,7 +192,7 @@ def read_written_card(folder: Path) -> Card | None:
             card.section(name)
         if card.sections:
             return card
-        reason = "it has none of the sections that are written here"
+        reason = "it has no sections of a run"
     except FileNotFoundError:
         return None
     except DamagedCard as problem:
@@ -202,27 +203,29 @@ def read_written_card(folder: Path) -> Card | None:
         kept = folder / f"README.old-{number}.md"
     with write_errors(kept, "check who may write there"):
         path.rename(kept)
-    tqdm.write(f"{path} is not updated but written anew: {reason}; what it was is {kept}", file=sys.stderr)
+    tqdm.write(f"{path} is written anew, because {reason}; the earlier card is {kept}", file=sys.stderr)
     return None
 
 
 def card_to_update(folder: Path) -> Card:
-    """The card that `--update_model_card` is about.
+    """The card of a folder, to be updated with results.
 
     Raises:
-        [`SiTError`]: If there is none, or it cannot be updated.
+        [`SiTError`]: If there is none, or it cannot be read.
     """
     path = folder / CARD_FILE
     try:
         return read_card(folder)
     except FileNotFoundError as problem:
         raise SiTError(
-            f"--update_model_card: there is no {path}, so no card to update; give a model folder that has one"
+            f"there is no {path} to update",
+            argument="update_model_card",
+            remedy="give a model's folder that has a card",
         ) from problem
     except OSError as problem:
-        raise SiTError(f"--update_model_card: {path} cannot be read: {problem.strerror}") from problem
+        raise SiTError(f"{path} cannot be read: {problem.strerror}", argument="update_model_card") from problem
     except DamagedCard as problem:
-        raise SiTError(f"--update_model_card: {path} cannot be updated: {problem}") from problem
+        raise SiTError(f"{path} cannot be updated: {problem}", argument="update_model_card") from problem
 
 
 def _marks(section: str) -> tuple[str, str]:
@@ -234,7 +237,7 @@ def _line_break(text: str) -> str:
 
 
 def _end(node: yaml.Node) -> int:
-    """Where a value ends. A block's own end mark stands behind the comments and the blank lines that follow it."""
+    """Where a value ends. The end mark of a block is behind the comments and blank lines that follow it."""
     if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
         return _end(last[1] if isinstance(last, tuple) else last)

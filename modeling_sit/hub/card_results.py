@@ -1,4 +1,4 @@
-"""What was measured, in a model card: in its `model-index`, where the Hub reads it, and in a table, where people do."""
+"""Results in a model card: in its `model-index`, which the Hub reads, and in a table, which people read."""
 
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from modeling_sit.hub.provenance import public_name
 from modeling_sit.runtime.errors import SiTError
 
 SECTION = "results"
-# What is not a classification: in the Hub's names of tasks.
+# The Hub's names of tasks other than image classification.
 TASKS = {"retrieval": "image-feature-extraction"}
-# Where the Hub has a name of its own for a metric.
+# Metrics that the Hub calls otherwise.
 METRIC_TYPES = {"macro_f1": "f1"}
-# What a classifier's card tells of what was measured; its loss is in eval_results.json.
-CLASSIFIER_FIGURES = ("accuracy", "mean_average_precision", "macro_f1")
+# Metrics in a classifier's card. Its loss is in eval_results.json.
+CLASSIFIER_METRICS = ("accuracy", "mean_average_precision", "macro_f1")
 NOTHING = (
-    "What the features are worth for a task was not measured yet. `python scripts/evaluate.py --model_name_or_path FOLDER "
-    "--dataset LABELLED_IMAGES --update_model_card` measures it, and writes it here."
+    "What the features are worth for a task was not measured yet. The command `modeling-sit evaluate` measures them on labeled images, and "
+    "with `update_model_card` writes the results here."
 )
 
 
@@ -35,16 +35,16 @@ def update_card(
     settings: dict[str, Any],
 ) -> Path:
     """
-    Write figures into the `model-index` and the table of a folder's model card, each in place of the earlier one of the same
-    protocol and name on the same split of the same dataset. The rest of the card stays as it is, byte for byte.
+    Write results into the `model-index` and the table of a folder's model card. Each replaces the earlier one of the same
+    protocol and metric on the same split of the same dataset. The rest of the card keeps every byte.
 
     Args:
         folder (`Path`): The model's folder, with a `README.md`.
         measurements (`dict[str, Measurement]`): What was measured, by protocol.
-        dataset (`str`): As given in `--dataset`; of a path, the card says the last part alone.
+        dataset (`str`): Id or path of the dataset. The card has only the last part of a path.
         dataset_config (`str`, *optional*): Configuration of a Hub dataset.
         split (`str`): Split that was measured on.
-        settings (`dict[str, Any]`): What else the figures depend on: pooling, layer.
+        settings (`dict[str, Any]`): Other settings of the results: pooling, layer.
 
     Returns:
         `Path`: The card.
@@ -77,12 +77,21 @@ def update_card(
     try:
         put_results(card, results, folder.resolve().name)
     except DamagedCard as problem:
-        raise SiTError(f"--update_model_card: {folder / 'README.md'} cannot be updated: {problem}") from problem
+        raise SiTError(
+            f"{folder / 'README.md'} cannot be updated: {problem}", argument="update_model_card"
+        ) from problem
     return card.save(folder)
 
 
 def classifier_results(report: dict[str, Any]) -> list[EvalResult]:
-    """The figures of `eval_results.json`'s report of a fine-tuned classifier, those that were chosen by after the others."""
+    """The results of a fine-tuned classifier.
+
+    Args:
+        report (`dict[str, Any]`): The content of its `eval_results.json`.
+
+    Returns:
+        `list[EvalResult]`: Those of the measured split, then those of the split that the checkpoint was chosen on.
+    """
     dataset = public_name(report["dataset"])
     measured = [report]
     if report.get("validation") is not None and report["validation"]["split"] != report["split"]:
@@ -104,27 +113,27 @@ def classifier_results(report: dict[str, Any]) -> list[EvalResult]:
             },
         )
         for figures in measured
-        for name in CLASSIFIER_FIGURES
+        for name in CLASSIFIER_METRICS
         if name in figures
     ]
 
 
 def put_results(card: Card, results: list[EvalResult], model_name: str, keep_others: bool = True) -> None:
-    """Put results into a card, in place of those of the same metrics on the same split of the same dataset.
+    """Put results into a card. They replace those of the same metrics on the same split of the same dataset.
 
     Args:
         card (`Card`): Changed in place: `model-index` and `metrics` of its metadata, and its section `results`.
         results (`list[EvalResult]`): May be empty.
-        model_name (`str`): What the `model-index` calls the model, if it has no name for it yet.
+        model_name (`str`): Name of the model for a new `model-index`.
         keep_others (`bool`, *optional*, defaults to `True`):
-            Whether other results stay; `False` where they are of other weights.
+            Whether other results stay; `False` if they are those of other weights.
 
     Raises:
-        [`DamagedCard`]: If the metadata or the section's marks do not allow it; the card is as it was.
+        [`DamagedCard`]: If the metadata or the section's marks do not allow it. The card is left unchanged.
     """
     before = (card.metadata_yaml, card.body)
     metadata = card.metadata
-    # A second model would be somebody's own affair.
+    # A second model is not ours to change.
     first, *others = (metadata.get("model-index") if keep_others else None) or [{"name": model_name, "results": []}]
     new = eval_results_to_model_index(first["name"], results)[0]["results"]
     replaced = {_identity(result, metric) for result in new for metric in result["metrics"]}

@@ -1,4 +1,4 @@
-"""What the cards of pretraining and fine-tuning have in common."""
+"""Parts that the cards of pretraining and fine-tuning share."""
 
 import json
 import re
@@ -15,25 +15,25 @@ from modeling_sit.hub.provenance import Start
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.visualization.curves import curves_figure
 
-DEFAULT_LICENCE = "apache-2.0"
+DEFAULT_LICENSE = "apache-2.0"
 LOSS_CURVE = "loss_curve.png"
-# The section that says how to load the model, and in it what the model is called.
+# The section that shows how to load the model, and in it the name of the model.
 USAGE, REPOSITORY = "usage", re.compile(r'^repository = ("[^"\n]*")', re.MULTILINE)
-# What a run says of its model in the metadata. All else in there is other people's, once the card is written.
+# The metadata that a run updates. Once the card is written, the rest belongs to its readers.
 METADATA = ("library_name", "license", "pipeline_tag", "datasets", "base_model")
 
 
 def write_card(
     output_dir: Path, rendered: str, earlier: Card | None, results: list[EvalResult], keep_results: bool
 ) -> Path:
-    """Write a card that was rendered from its template, or into an earlier one the sections and the metadata of it.
+    """Write a card that was rendered from its template, or put its sections and metadata into an earlier card.
 
     Args:
         output_dir (`Path`): The model's folder.
         rendered (`str`): The new card.
-        earlier (`Card`, *optional*): The folder's, as [`read_written_card`] gives it.
-        results (`list[EvalResult]`): What was measured.
-        keep_results (`bool`): Whether other results, that the earlier card tells of, are of these weights.
+        earlier (`Card`, *optional*): The folder's card, as [`read_written_card`] gives it.
+        results (`list[EvalResult]`): Results of the model.
+        keep_results (`bool`): Whether the other results of the earlier card are those of these weights.
 
     Returns:
         `Path`: The card.
@@ -58,7 +58,10 @@ def write_card(
 
 
 def name_repository(folder: Path, model_id: str) -> None:
-    """Have the card of a folder load the model by its id on the Hub. A card that programs do not write into stays as it is.
+    """Make the card of a folder show the model's id on the Hub where it loads the model.
+
+    Only the folder's own name, or an earlier id, in the section on loading is replaced. A card by somebody else is left
+    unchanged.
 
     Raises:
         [`SiTError`]: If it cannot be written.
@@ -75,13 +78,13 @@ def name_repository(folder: Path, model_id: str) -> None:
 
 
 def license_of(asked: str | None, earlier: Card | None) -> str:
-    """The license that was asked for, or that the earlier card tells, or the package's own."""
+    """The license that was asked for, else that of the earlier card, else the package's own."""
     told = earlier.metadata.get("license") if earlier is not None else None
-    return asked or (told if isinstance(told, str) else None) or DEFAULT_LICENCE
+    return asked or (told if isinstance(told, str) else None) or DEFAULT_LICENSE
 
 
 def describe_commands(starts: Sequence[Start]) -> str:
-    """The commands of a run's starts, as code; where one went on, from which step."""
+    """The commands of a run's starts, as code, with the step that each one resumed from."""
     lines = []
     for start in starts:
         if start.step:
@@ -91,12 +94,12 @@ def describe_commands(starts: Sequence[Start]) -> str:
 
 
 def describe_hardware_of(starts: Sequence[Start]) -> str:
-    """What a run ran on, each once, in order."""
+    """The hardware of a run's starts, each once, in order."""
     return ", then ".join(dict.fromkeys(start.hardware for start in starts))
 
 
 def save_curves(output_dir: Path, lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str | None:
-    """Draw `loss_curve.png`, see [`curves_figure`], and give its name; `None` if there is nothing to draw.
+    """Draw `loss_curve.png` with [`curves_figure`]. Returns its name, or `None` if there is nothing to draw.
 
     Raises:
         [`SiTError`]: If it cannot be written.
@@ -104,6 +107,6 @@ def save_curves(output_dir: Path, lines: Sequence[Mapping[str, Any]], titles: Ma
     figure, path = curves_figure(lines, titles), output_dir / LOSS_CURVE
     if figure is None:
         return None
-    with write_errors(path, "make room"), replace_file(path) as unfinished:
+    with write_errors(path, "free some space there"), replace_file(path) as unfinished:
         figure.savefig(unfinished, dpi=110, format="png")
     return path.name

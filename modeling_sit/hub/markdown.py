@@ -1,4 +1,4 @@
-"""Markdown that shows what it is given, whatever characters are in it."""
+"""Markdown that shows any text as it is."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 def escaped(text: Any) -> str:
     """Text that Markdown shows as it is, on one line."""
     text = re.sub(r"([\\`*\[\]<>~&$])", r"\\\1", " ".join(str(text).split()))
-    # An underscore inside a word does not emphasise.
+    # An underscore inside a word does not emphasize.
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
 
 

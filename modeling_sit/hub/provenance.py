@@ -1,10 +1,11 @@
-"""How a model came about, as a card tells it: commands, hardware, versions and names, without secrets and private paths."""
+"""How a model was made, for its card: commands, hardware, versions and names, without secrets and private paths."""
 
 import os
 import platform
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +25,9 @@ LAUNCHERS = {
     "torchrun": ["torchrun"],
     "torch.distributed.run": ["torchrun"],
 }
-SECRET_FLAG = re.compile(r"--[\w-]*(token|password|secret|api[_-]?key)", re.IGNORECASE)
+# The command that the package installs.
+COMMAND = "modeling-sit"
+SECRET_NAME = re.compile(r"[\w-]*(token|password|secret|api[_-]?key)", re.IGNORECASE)
 ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 URL_LOGIN = re.compile(r"(\b\w+://)[^/\s@]+@")
 
@@ -32,11 +35,11 @@ URL_LOGIN = re.compile(r"(\b\w+://)[^/\s@]+@")
 @dataclass
 class Start:
     """
-    One of a run's starts: the first, or one that went on from a checkpoint.
+    One of a run's starts: the first, or one that resumed from a checkpoint.
 
     Args:
         step (`int`): Steps that the run had done before.
-        command (`str`): What was typed, as [`typed_command`] gives it.
+        command (`str`): The command line, as [`typed_command`] gives it, or the call, as [`describe_call`] gives it.
         hardware (`str`): As [`describe_hardware`] gives it.
     """
 
@@ -45,28 +48,66 @@ class Start:
     hardware: str
 
 
-def describe_start(step: int, device: torch.device, num_processes: int) -> dict[str, Any]:
-    """This [`Start`], as JSON knows it."""
-    return {"step": step, "command": typed_command(), "hardware": describe_hardware(device, num_processes)}
+def describe_start(step: int, device: torch.device, num_processes: int, command: str | None = None) -> dict[str, Any]:
+    """This [`Start`], as JSON knows it.
+
+    Args:
+        step (`int`): Steps that the run had done before.
+        device (`torch.device`): What it computes on.
+        num_processes (`int`): Processes that share the work.
+        command (`str`, *optional*): What started the run. Default: this program's command line. A run that was started
+            from Python gives [`describe_call`], because the command line is that of a notebook or of another program.
+    """
+    command = typed_command() if command is None else command
+    return {"step": step, "command": command, "hardware": describe_hardware(device, num_processes)}
+
+
+def describe_call(function: str, keywords: Mapping[str, Any]) -> str:
+    """A call of this package's Python API, as Python reads it, without secrets and private paths.
+
+    Args:
+        function (`str`): Such as `"pretrain"`.
+        keywords (mapping from `str`): Its arguments by name. Of an object other than text, numbers and lists of these, such
+            as a dataset in memory, the type is shown.
+    """
+
+    def shown(value: Any) -> str:
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(map(shown, value))}]"
+        if isinstance(value, str | Path):
+            return repr(without_private_paths(without_tokens(str(value))))
+        return repr(value) if value is None or isinstance(value, int | float) else f"<{type(value).__name__}>"
+
+    arguments = [f"{name}={shown(value)}" for name, value in keywords.items() if not SECRET_NAME.fullmatch(name)]
+    return f"modeling_sit.{function}({', '.join(arguments)})"
 
 
 def typed_command() -> str:
-    """The command that started this program, with its launcher, as a shell reads it: tokens and passwords are left out, and
+    """The command that started this program, with its launcher, as a shell reads it. Tokens and passwords are left out, and
     the home folder is `~`."""
-    return " ".join(map(_quoted, _without_secrets([*_launcher(), *sys.argv])))
+    return " ".join(map(_quoted, _without_secrets(_command_line())))
 
 
-def _launcher() -> list[str]:
-    """The words in front of the program's name."""
+def _command_line() -> list[str]:
+    program, arguments = Path(sys.argv[0]), sys.argv[1:]
+    forms = [sys.argv]
+    if program.name == "__main__.py":  # `-m PACKAGE`, of which Python makes a path
+        forms = [[flag, program.parent.name, *arguments] for flag in ("-m", "--module")]
+    elif program.name == COMMAND:
+        forms = [sys.argv, [COMMAND, *arguments]]
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         words = []
-    if words[-len(sys.argv) :] == sys.argv:
-        for number, word in enumerate(words[: -len(sys.argv)]):
-            if Path(word).name in LAUNCHERS:
-                return [*LAUNCHERS[Path(word).name], *words[number + 1 : -len(sys.argv)]]
-    return ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
+    for form in forms:
+        before = words[: -len(form)]
+        if words[len(before) :] == form:
+            for number, word in enumerate(before):
+                if Path(word).name in LAUNCHERS:
+                    return [*LAUNCHERS[Path(word).name], *before[number + 1 :], *form]
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return ["accelerate", "launch", *forms[0]]
+    return [COMMAND, *arguments] if program.name == COMMAND else ["python", *forms[0]]
 
 
 def _without_secrets(words: list[str]) -> list[str]:
@@ -77,12 +118,13 @@ def _without_secrets(words: list[str]) -> list[str]:
             is_secret = False
             continue
         flag, equals, value = word.partition("=")
-        is_secret = SECRET_FLAG.fullmatch(flag) is not None and not equals
-        if SECRET_FLAG.fullmatch(flag):
+        is_named_secret = flag.startswith("--") and SECRET_NAME.fullmatch(flag[2:]) is not None
+        is_secret = is_named_secret and not equals
+        if is_named_secret:
             continue
         value = without_private_paths(without_tokens(value))
         if equals and flag.startswith("--") and value.startswith("~"):
-            kept += [flag, value]  # apart, where a shell knows what ~ is
+            kept += [flag, value]  # as two words, because a shell expands ~ at the start of a word only
         else:
             kept.append(without_private_paths(without_tokens(word)))
     return kept
@@ -103,14 +145,14 @@ def without_tokens(text: str) -> str:
 
 
 def without_private_paths(text: str) -> str:
-    """Text with `~` for the home folder, which tells who its user is."""
+    """Text with `~` for the home folder, which has the user's name."""
     for home in {str(Path.home()), str(Path.home().resolve())} - {"/"}:
         text = re.sub(rf"(?<![\w.~/-]){re.escape(home)}(?![\w.-])", "~", text)
     return text
 
 
 def describe_hardware(device: torch.device, num_processes: int) -> str:
-    """Device, number of processes, threads of each."""
+    """The device, the number of processes, and the threads of each."""
     threads = counted(torch.get_num_threads(), "CPU thread")
     if device.type == "cpu":
         cores = counted(os.cpu_count() or 1, "core")
@@ -130,7 +172,7 @@ def _cpu_name() -> str:
 
 
 def describe_versions() -> str:
-    """Of Python and of the packages that decide what a run does."""
+    """Versions of Python and of the packages that a run depends on."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -141,7 +183,7 @@ def describe_versions() -> str:
 
 
 def describe_duration(seconds: float) -> str:
-    """A duration in the unit that suits it."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.0f} seconds"
     if seconds < 2 * 3600:
@@ -150,19 +192,18 @@ def describe_duration(seconds: float) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """A number of things."""
+    """A number with its noun."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def public_name(path_or_id: str) -> str:
-    """What to call a dataset or a model: its id on the Hub; of a path, which says where it lies on this machine, the last
-    part."""
+    """The public name of a dataset or a model: its id on the Hub, or the last part of a path on this machine."""
     path = Path(path_or_id).expanduser()
     return path.resolve().name if path.exists() else without_tokens(path_or_id)
 
 
 def hub_id(path_or_id: str) -> str | None:
-    """The id on the Hub of a dataset or a model; `None` of one that lies on this machine, or is built in."""
+    """The id on the Hub of a dataset or a model; `None` if it is on this machine, or built in."""
     if path_or_id == "digits" or Path(path_or_id).expanduser().exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Pushing a run's folder to the Hub beside the training: it never stops a run, and says what did not get there."""
+"""Pushing a run's folder to the Hub beside the training, which it never stops."""
 
 import shlex
 import shutil
@@ -27,7 +27,7 @@ from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX
 from modeling_sit.runtime.errors import SiTError
 
 STAGED = f"{TEMPORARY_PREFIX}push-"
-# What sends SIGTERM sends SIGKILL soon after: schedulers in 30 seconds, containers in 10.
+# Who sends SIGTERM sends SIGKILL soon after: schedulers in 30 seconds, containers in 10.
 SECONDS_TO_LEAVE = 8.0
 
 
@@ -37,7 +37,7 @@ class Push:
     Something on its way to the Hub.
 
     Args:
-        what (`str`): Says what it is.
+        what (`str`): Its name, for messages.
         folder (`Path`): Where its files are kept.
         files (mapping from `str` to `Path`): Each of them by its path in the repository.
     """
@@ -49,22 +49,23 @@ class Push:
 
 class HubPusher:
     """
-    Pushes a run's folder, in a thread of its own. Of what comes while something is on its way, the newest goes next. For the
+    Pushes a run's folder, in a thread of its own. While a push is on its way, only the newest of the others waits. For the
     main process.
 
     Args:
-        arguments (`HubArguments`): The flags.
-        folder (`Path`): The run's.
+        arguments (`HubArguments`): Where to push, and whether checkpoints too.
+        folder (`Path`): The run's output folder.
 
     Raises:
-        [`SiTError`]: If the repository cannot be called so, or `HF_HUB_OFFLINE` forbids to push.
+        [`SiTError`]: If the repository's name is not valid, or `HF_HUB_OFFLINE` forbids to push.
     """
 
     def __init__(self, arguments: HubArguments, folder: Path):
         if constants.is_offline_mode():
             raise SiTError(
-                "--push_to_hub: HF_HUB_OFFLINE is set, so that nothing can be pushed: unset it, or leave the flag out and push "
-                f"later with `{push_command(folder, arguments)}`"
+                "nothing can be pushed while HF_HUB_OFFLINE is set",
+                argument="push_to_hub",
+                remedy=f"unset it, or leave `push_to_hub` out and push later with: {push_command(folder, arguments)}",
             )
         self.repository = HubRepository(arguments.hub_model_id or folder.resolve().name, arguments.hub_private_repo)
         self.arguments, self.folder = arguments, folder
@@ -75,20 +76,20 @@ class HubPusher:
         self._is_reachable, self._is_left = True, False
 
     def check_login(self) -> None:
-        """Find out whether the Hub lets the user in. One that cannot be reached is no reason not to train.
+        """Check that the user is logged in to the Hub. If the Hub cannot be reached, the training goes on.
 
         Raises:
-            [`SiTError`]: If it does not: no token, a wrong one, one for reading only.
+            [`SiTError`]: If there is no token, a wrong one, or one for reading only.
         """
-        # It tells of every try in lines of its own, into the progress bar.
+        # The client logs every retry, which would break the progress bar.
         hub_logging.set_verbosity_error()
         self._unless_unreachable(self.repository.check_login)
 
     def create_repository(self) -> None:
-        """Make the repository, before the training is begun in vain.
+        """Create the repository, before the training.
 
         Raises:
-            [`SiTError`]: If the user may not write to it, or it cannot be as the flags say.
+            [`SiTError`]: If the user may not write to it, or it is public and has to be private.
         """
         _delete_staged(self.folder)
         if self._is_reachable:
@@ -99,20 +100,20 @@ class HubPusher:
             function()
         except HubUnreachable as problem:
             self._is_reachable = False
-            _say(f"--push_to_hub: {problem}; the run goes on, and tries again when there is something to push")
+            _say(f"{problem}; the run goes on, and tries again at the next push")
 
     def push_checkpoint(self, step: int, with_model: bool) -> None:
-        """Start to push the newest checkpoint, if the flags ask for it, and return.
+        """Start to push the newest checkpoint, if the arguments ask for it, and return.
 
         Args:
-            step (`int`): It is of this step.
+            step (`int`): Step of the checkpoint.
             with_model (`bool`): Whether the folder holds the model of this step too.
         """
         if self.arguments.hub_strategy == "checkpoint":
             self._start(f"step {step}", is_finished=False, with_model=with_model)
 
     def push_finished(self) -> None:
-        """Push the folder of a run that is done, and wait until it is there, or is known not to get there."""
+        """Push the folder of a finished run, and wait until the push is done or has failed."""
         self._start("the model and its card", is_finished=True, with_model=True)
         try:
             self._wait(None)
@@ -121,7 +122,7 @@ class HubPusher:
             raise
 
     def close(self, seconds: float | None = None) -> None:
-        """Wait for what is on its way, but no longer than this, by default a few seconds."""
+        """Wait for a push that is on its way, at most this long. Default: a few seconds."""
         if self._is_left or self._wait(SECONDS_TO_LEAVE if seconds is None else seconds):
             return
         self._is_left = True
@@ -143,7 +144,7 @@ class HubPusher:
         except (OSError, SiTError) as problem:
             if staged is not None:
                 shutil.rmtree(staged, ignore_errors=True)
-            self._tell_failure(what, problem)
+            self._report_failure(what, problem)
             return
         disable_progress_bars()
         with self._lock:
@@ -151,7 +152,7 @@ class HubPusher:
                 shutil.rmtree(self._next.folder, ignore_errors=True)
             self._next = push
             if self._thread is None:
-                # A daemon, for a program that has to leave must not wait for it; else `push_finished` does.
+                # A daemon: a program that has to exit does not wait for it. `push_finished` does.
                 self._thread = threading.Thread(target=self._push_all, name="push to the Hub", daemon=True)
                 self._thread.start()
 
@@ -167,17 +168,17 @@ class HubPusher:
                 self.repository.commit(push.files, message, self._replaced_folders)
             except (HubUnreachable, SiTError, OSError) as problem:
                 if not self._is_left:
-                    self._tell_failure(push.what, problem)
+                    self._report_failure(push.what, problem)
             else:
                 _say(f"pushed to {self.repository.url}: {push.what}")
             finally:
                 shutil.rmtree(push.folder, ignore_errors=True)
 
-    def _tell_failure(self, what: str, problem: Exception) -> None:
+    def _report_failure(self, what: str, problem: Exception) -> None:
         _say(f"{what} not pushed to {self.repository.name}: {problem}; push it later with: {self._command}")
 
     def _wait(self, seconds: float | None) -> bool:
-        """Whether nothing is on its way any more, after this many seconds at most."""
+        """Wait for this many seconds at most. Returns whether every push is done."""
         thread = self._thread
         if thread is not None:
             thread.join(seconds)
@@ -185,13 +186,16 @@ class HubPusher:
 
 
 def push_command(folder: Path, arguments: HubArguments, name: str | None = None) -> str:
-    """The command that pushes a folder as these flags would have."""
-    program = Path(sys.argv[0]).with_name("push_to_hub.py")
-    words = ["python", str(program), str(folder)]
+    """The command that pushes a folder later, with the same arguments."""
+    words = ["modeling-sit", "push", str(folder)]
     name = name or arguments.hub_model_id
-    words += ["--hub_model_id", name] if name else []
-    words += ["--hub_private_repo"] if arguments.hub_private_repo else []
-    words += ["--hub_strategy", "checkpoint"] if arguments.hub_strategy == "checkpoint" else []
+    given: dict[str, list[str]] = {"hub_model_id": [name]} if name else {}
+    if arguments.hub_private_repo:
+        given["hub_private_repo"] = []
+    if arguments.hub_strategy != "end":
+        given["hub_strategy"] = [arguments.hub_strategy]
+    for argument, values in given.items():
+        words += [f"--{argument}", *values]
     return shlex.join(words)
 
 

@@ -17,8 +17,7 @@ from modeling_sit.data.sources import dataset_name
 from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.gmml import CORRUPTIONS
-from modeling_sit.hub.arguments import HubArguments
-from modeling_sit.hub.card_arguments import CardArguments
+from modeling_sit.hub.arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.interop.reading import (
     check_weights_file_flags,

@@ -1,4 +1,4 @@
-"""The flags of sharing: none is silently ignored, and none takes a token."""
+"""The arguments of sharing: none is silently ignored, and none takes a token; the license is one of the Hub's identifiers."""
 
 from dataclasses import fields
 
@@ -6,7 +6,30 @@ import pytest
 
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
-from modeling_sit.hub.arguments import HubArguments
+from modeling_sit.hub.arguments import CardArguments, HubArguments
+from modeling_sit.runtime.errors import SiTError
+
+
+@pytest.mark.parametrize(
+    "argument", [{"hub_model_id": "ada/vit"}, {"hub_private_repo": True}, {"hub_strategy": "checkpoint"}]
+)
+def test_arguments_that_do_nothing_are_refused(argument):
+    with pytest.raises(SiTError, match="push_to_hub") as error:
+        HubArguments(**argument)
+    assert error.value.argument in argument
+    assert HubArguments(**argument, push_to_hub=True).push_to_hub
+
+
+@pytest.mark.parametrize("license", ["apache-2.0", "cc-by-nc-4.0", "other", None])
+def test_license(license):
+    assert CardArguments(license=license).license == license
+
+
+@pytest.mark.parametrize("license", ["Apache 2.0", "", "MIT"])
+def test_no_license(license):
+    with pytest.raises(SiTError) as error:
+        CardArguments(license=license)
+    assert error.value.argument == "license"
 
 
 @pytest.mark.parametrize(

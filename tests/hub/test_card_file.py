@@ -112,7 +112,7 @@ def test_damaged_marks(marks):
     ("text", "what"),
     [
         ("---\nlicense: mit\n", "does not end"),
-        ("---\na: [\n---\n", "no YAML"),
+        ("---\na: [\n---\n", "not YAML"),
         ("---\n- a list\n---\n", "key: value"),
         ("---\nmodel-index: [3]\n---\n", "model_index"),
     ],

@@ -11,8 +11,10 @@ import torch
 
 from modeling_sit.hub import provenance
 from modeling_sit.hub.provenance import (
+    describe_call,
     describe_duration,
     describe_hardware,
+    describe_start,
     describe_versions,
     hub_id,
     public_name,
@@ -147,6 +149,104 @@ def test_words_of_a_real_process(command, monkeypatch):
         typed = command("--seed", "7")
         launcher.stdin.close()
     assert typed == "torchrun --nproc_per_node 2 scripts/pretrain.py --seed 7"
+
+
+class TestPackageAsAProgram:
+    """`modeling-sit COMMAND` and `-m modeling_sit COMMAND`: Python gives the program's path for either."""
+
+    @pytest.mark.parametrize(
+        ("program", "parent", "typed"),
+        [
+            ("/opt/bin/modeling-sit", ["bash"], "modeling-sit pretrain --seed 7"),
+            ("/opt/modeling_sit/__main__.py", ["bash"], "python -m modeling_sit pretrain --seed 7"),
+            (
+                "/opt/modeling_sit/__main__.py",
+                ["python", "/opt/bin/accelerate", "launch", "--cpu", "-m", "modeling_sit", "pretrain", "--seed", "7"],
+                "accelerate launch --cpu -m modeling_sit pretrain --seed 7",
+            ),
+            (
+                "/opt/modeling_sit/__main__.py",
+                ["python", "/opt/bin/accelerate", "launch", "--module", "modeling_sit", "pretrain", "--seed", "7"],
+                "accelerate launch --module modeling_sit pretrain --seed 7",
+            ),
+            (
+                "/opt/modeling_sit/__main__.py",
+                ["torchrun", "--nproc_per_node", "2", "-m", "modeling_sit", "pretrain", "--seed", "7"],
+                "torchrun --nproc_per_node 2 -m modeling_sit pretrain --seed 7",
+            ),
+            # The words end alike, but are those of another program.
+            (
+                "/opt/modeling_sit/__main__.py",
+                ["torchrun", "-m", "other", "pretrain", "--seed", "7"],
+                "python -m modeling_sit pretrain --seed 7",
+            ),
+        ],
+    )
+    def test_command(self, command, monkeypatch, program, parent, typed):
+        monkeypatch.setattr(provenance.psutil.Process, "cmdline", lambda _: parent)
+        command()
+        monkeypatch.setattr(sys, "argv", [program, "pretrain", "--seed", "7"])
+        assert typed_command() == typed
+
+    def test_launcher_that_is_gone(self, command, monkeypatch):
+        monkeypatch.setattr(provenance.psutil.Process, "cmdline", lambda _: ["init"])
+        command()
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        monkeypatch.setattr(sys, "argv", ["/opt/modeling_sit/__main__.py", "pretrain"])
+        assert typed_command() == "accelerate launch -m modeling_sit pretrain"
+
+    def test_real_launch(self, tmp_path):
+        """`accelerate launch -m`, by what the operating system and Python say of it."""
+        package = tmp_path / "packages" / "modeling_sit_like"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "__main__.py").write_text(
+            "from modeling_sit.hub.provenance import typed_command\nprint(typed_command())\n"
+        )
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "-m", "modeling_sit_like"]
+        paths = [str(package.parent), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        launched = subprocess.run(
+            [*launcher, "pretrain", "--seed", "7"], env=environment, capture_output=True, text=True
+        )
+        assert launched.returncode == 0, launched.stderr
+        assert launched.stdout.splitlines()[-1] == "accelerate launch --cpu -m modeling_sit_like pretrain --seed 7"
+
+
+class TestCall:
+    """A run that Python starts has no command line of its own."""
+
+    def test_python_reads_it(self, monkeypatch):
+        monkeypatch.setenv("HOME", "/home/al")
+        keywords = {
+            "dataset": "/home/al/my images",
+            "output_dir": Path("out"),
+            "crop_scale": (0.2, 1.0),
+            "protocols": ["knn", "it's"],
+            "max_train_steps": 10,
+            "flip": False,
+            "recipe": None,
+            "note": f"x {TOKEN}",
+        }
+        assert describe_call("pretrain", keywords) == (
+            "modeling_sit.pretrain(dataset='~/my images', output_dir='out', crop_scale=[0.2, 1.0], "
+            "protocols=['knn', \"it's\"], max_train_steps=10, flip=False, recipe=None, note='x ***')"
+        )
+
+    def test_objects_and_secrets(self):
+        assert (
+            describe_call("embed", {"dataset": object(), "hub_token": "x"}) == "modeling_sit.embed(dataset=<object>)"
+        )
+
+    def test_is_the_starts_command(self, command):
+        device = torch.device("cpu")
+        assert describe_start(3, device, 1, describe_call("pretrain", {}))["command"] == "modeling_sit.pretrain()"
+        typed = command("--seed", 7)
+        assert describe_start(3, device, 1) == {
+            "step": 3,
+            "command": typed,
+            "hardware": describe_hardware(device, 1),
+        }
 
 
 def test_hardware(monkeypatch):

@@ -1,14 +1,15 @@
 """Pushing beside a training: it takes the newest, never stops the run, and says what did not get there."""
 
+import shlex
 import threading
 from pathlib import Path
 
 import pytest
 from loopback_hub import TOKEN, wait_for_pushes
 
-from modeling_sit.hub import repository as sharing_hub
+from modeling_sit.hub import repository
 from modeling_sit.hub.arguments import HubArguments
-from modeling_sit.hub.pushing import HubPusher
+from modeling_sit.hub.pushing import HubPusher, push_command
 from modeling_sit.runtime.errors import SiTError
 
 SECONDS = 20  # more than anything here takes
@@ -91,7 +92,7 @@ class TestInTheBackground:
         assert not list(folder.glob(".unfinished-*"))
         said = capfd.readouterr().err.splitlines()
         assert len(said) == 1
-        assert f"push_to_hub.py {folder} --hub_model_id ada/run --hub_strategy checkpoint" in said[0]
+        assert f"modeling-sit push {folder} --hub_model_id ada/run --hub_strategy checkpoint" in said[0]
         pusher.close(SECONDS)
         answers.set()
         wait_for_pushes()
@@ -112,7 +113,7 @@ class TestHubThatIsDown:
         assert newest_pushed(logged_in) == b"2"
 
     def test_that_does_not_answer(self, logged_in, folder, monkeypatch, capfd):
-        monkeypatch.setattr(sharing_hub, "SECONDS_TO_ANSWER", 0.1)
+        monkeypatch.setattr(repository, "SECONDS_TO_ANSWER", 0.1)
         answers = threading.Event()
         logged_in.fail("whoami", 500, before=lambda: answers.wait(SECONDS))
         create_pusher(folder)
@@ -125,7 +126,7 @@ class TestHubThatIsDown:
         said = capfd.readouterr().err.splitlines()
         assert len(said) == 1
         assert "the model and its card not pushed to ada/run: the Hub fails: error 500" in said[0]
-        assert f"push_to_hub.py {folder} --hub_model_id ada/run --hub_strategy checkpoint" in said[0]
+        assert f"modeling-sit push {folder} --hub_model_id ada/run --hub_strategy checkpoint" in said[0]
         assert TOKEN not in said[0]
         assert not list(folder.glob(".unfinished-*"))
 
@@ -149,3 +150,16 @@ class TestHubThatIsDown:
         (folder / ".unfinished-push-x").mkdir()
         create_pusher(folder)
         assert not list(folder.glob(".unfinished-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, []),
+        ({"hub_model_id": "ada/vit", "hub_private_repo": True}, ["--hub_model_id", "ada/vit", "--hub_private_repo"]),
+        ({"hub_strategy": "checkpoint"}, ["--hub_strategy", "checkpoint"]),
+    ],
+)
+def test_command_that_pushes_later(arguments, words):
+    command = push_command(Path("my run"), HubArguments(push_to_hub=True, **arguments))
+    assert shlex.split(command) == ["modeling-sit", "push", "my run", *words]

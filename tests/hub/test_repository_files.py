@@ -72,7 +72,7 @@ class TestFindModelFiles:
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
     def test_no_model(self, folder, name):
         (folder / name).unlink()
-        with pytest.raises(SiTError, match=f"holds no model, for it has no {name}"):
+        with pytest.raises(SiTError, match=f"holds no model: it has no {name}"):
             find_model_files(folder)
 
     @pytest.mark.parametrize("name", ["modeling_sit.py", "losses.py"])
@@ -125,7 +125,14 @@ class TestFindCheckpointFiles:
     def test_newest_of_finetuning_and_the_best_ones_weights(self, tmp_path):
         for step in (9, 10):
             self.write_finetuning(tmp_path, step, best="/elsewhere/checkpoint-9")
-        write(tmp_path / "checkpoint-11/optimizer.pt")  # not complete
+        # Not complete, or not the run's.
+        for name in (
+            "checkpoint-11/optimizer.pt",
+            "checkpoint-12/trainer_state.json",
+            "checkpoint-mine/x",
+            "checkpoints/step-1-good/x",
+        ):
+            write(tmp_path / name)
         files = find_checkpoint_files(tmp_path)
         names = {"trainer_state.json", "training_weights.safetensors", "optimizer.pt"}
         best = "best-checkpoint/training_weights.safetensors"

@@ -141,8 +141,8 @@ class TestPretraining:
         assert lines and "Traceback" not in "".join(lines)
         assert (folder / "README.md").exists()
         logged_in.troubles.clear()
-        program, *words = shlex.split(lines[-1].partition("push it later with: python ")[2])
-        assert Path(program).is_file() and Path(program).stem == "push_to_hub"
+        command, name, *words = shlex.split(lines[-1].partition("push it later with: ")[2])
+        assert (command, name) == ("modeling-sit", "push")
         assert run_program("push_to_hub", *words) == 0
         assert {"README.md", "last-checkpoint/run_state.json"} < set(logged_in.repositories["ada/vit"].files)
 
@@ -160,7 +160,7 @@ class TestPretraining:
         assert run_program("pretrain", *flags) == 128 + signal.SIGTERM
         answers.set()
         wait_for_pushes()
-        assert "not all was pushed to ada/vit; push it with: python" in capfd.readouterr().err
+        assert "not all was pushed to ada/vit; push it with: modeling-sit push" in capfd.readouterr().err
 
     @pytest.mark.parametrize(
         ("flags", "expected"),
@@ -267,7 +267,7 @@ class TestSeveralProcesses:
             script = Path(__file__).parents[2] / "scripts" / "pretrain.py"
             launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
             environment = environment_for(logged_in.url, tmp_path / "home")
-            environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+            environment |= {"OMP_NUM_THREADS": "1"}
             command = [*launcher, script, *pretraining_flags(tmp_path / "vit", "--push_to_hub", *flags)]
             return subprocess.run(
                 list(map(str, command)), env={**os.environ, **environment}, capture_output=True, text=True, timeout=300

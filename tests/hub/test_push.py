@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,15 @@ import PIL.Image
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import logging as hub_logging
 from loopback_hub import TOKEN, Repository, environment_for
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from modeling_sit import SiTForImageClassification, SiTForPreTraining, SiTImageProcessor
+from modeling_sit.hub.push import push
+from modeling_sit.runtime.errors import SiTError
 
 # Runs where nothing called modeling_sit can be imported, with an empty cache.
 LOADS = """
@@ -70,7 +75,7 @@ class TestPushed:
     def test_folder(self, run_program, logged_in, run_folder, capsys):
         assert run_program("push_to_hub", run_folder) == 0
         repository = logged_in.repositories["ada/flowers-vit"]
-        assert f"pushed to {logged_in.url}/ada/flowers-vit: 12 files" in capsys.readouterr().out
+        assert f"pushed to {logged_in.url}/ada/flowers-vit: 12 files, " in capsys.readouterr().out
         assert {name: (run_folder / name).read_bytes() for name in files_of(repository)} == {
             name: content for name, content in repository.files.items() if name != ".gitattributes"
         }
@@ -109,7 +114,7 @@ class TestPushed:
     def test_without_a_card(self, run_program, logged_in, run_folder, capsys):
         (run_folder / "README.md").unlink()
         assert run_program("push_to_hub", run_folder) == 0
-        assert "has no README.md" in capsys.readouterr().out
+        assert "no README.md" in capsys.readouterr().out
 
     def test_the_card_loads_it_from_where_it_is(self, run_program, logged_in, run_folder):
         loading = 'repository = "{0}"  # or the folder\n\nViTModel.from_pretrained("{0}")'
@@ -131,6 +136,29 @@ class TestPushed:
         logged_in.fail("^/stored/", None, times=1)
         assert run_program("push_to_hub", run_folder) == 0
         assert "model.safetensors" in logged_in.repositories["ada/flowers-vit"].files
+
+
+class TestFromPython:
+    def test_gives_the_address(self, logged_in, run_folder):
+        assert push(run_folder, hub_model_id="lab/vit", hub_private_repo=True) == f"{logged_in.url}/lab/vit"
+        assert logged_in.repositories["lab/vit"].private
+
+    def test_errors_know_their_argument(self, logged_in, run_folder):
+        shutil.rmtree(run_folder / "checkpoints")
+        for name, value in (("hub_model_id", "a b"), ("hub_strategy", "checkpoint")):
+            with pytest.raises(SiTError) as error:
+                push(run_folder, **{name: value})
+            assert error.value.argument == name
+        assert not logged_in.requests
+
+    def test_leaves_the_clients_settings_as_they_were(self, logged_in, run_folder):
+        hub_logging.set_verbosity_info()
+        try:
+            push(run_folder)
+            assert hub_logging.get_verbosity() == hub_logging.INFO
+            assert not are_progress_bars_disabled()
+        finally:
+            hub_logging.set_verbosity_warning()
 
 
 class TestTroubles:
@@ -181,12 +209,12 @@ class TestTroubles:
 
     @pytest.mark.parametrize("name", ["a/b/c", "two words", "-vit", "vit--x"])
     def test_no_name(self, trouble, logged_in, name):
-        assert f"--hub_model_id {name}: no name for a repository" in trouble(f"--hub_model_id={name}")
+        assert f"--hub_model_id: {name!r} is no name for a repository" in trouble(f"--hub_model_id={name}")
         assert not logged_in.requests
 
     def test_public_where_it_was_to_be_private(self, trouble, logged_in):
         logged_in.repositories["ada/vit"] = Repository(private=False, writers=("ada",))
-        assert "is there already, and public" in trouble("--hub_model_id", "vit", "--hub_private_repo")
+        assert "exists and is public" in trouble("--hub_model_id", "vit", "--hub_private_repo")
         assert not logged_in.repositories["ada/vit"].commits
 
     @pytest.mark.parametrize(
@@ -221,7 +249,8 @@ class TestTroubles:
 
     def test_offline(self, trouble, logged_in, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        assert "HF_HUB_OFFLINE is set" in trouble()
+        message = trouble()
+        assert "HF_HUB_OFFLINE is set" in message and "unset it" in message
 
     def test_token_in_a_file(self, trouble, logged_in, run_folder):
         (run_folder / "metrics.jsonl").write_text(f'{{"note": "{TOKEN}"}}\n')
