@@ -20,8 +20,8 @@ class CardArguments:
         default=None,
         metadata={
             "help": "License of the weights, for the model card: one of the Hub's identifiers, such as `mit` or "
-            "`cc-by-nc-4.0`. Default: the one of an earlier card, else `apache-2.0`. You have to know what the license of "
-            "the images allows."
+            "`cc-by-nc-4.0`. Default: the one of an earlier card, else `apache-2.0`. You have to know what the "
+            "license of the images allows."
         },
     )
 
@@ -49,8 +49,8 @@ class RepositoryArguments:
     hub_strategy: Literal["end", "checkpoint"] = field(
         default="end",
         metadata={
-            "help": "What to push: the finished model, or every checkpoint too, below last-checkpoint/, so that another "
-            "machine can resume from it."
+            "help": "What to push: the finished model, or every checkpoint too, below last-checkpoint/, so that "
+            "another machine can resume from it."
         },
     )
 

@@ -20,8 +20,8 @@ METRIC_TYPES = {"macro_f1": "f1"}
 # Metrics in a classifier's card. Its loss is in eval_results.json.
 CLASSIFIER_METRICS = ("accuracy", "mean_average_precision", "macro_f1")
 NOTHING = (
-    "What the features are worth for a task was not measured yet. The command `modeling-sit evaluate` measures them on labeled images, and "
-    "with `update_model_card` writes the results here."
+    "What the features are worth for a task was not measured yet. The command `modeling-sit evaluate` measures them "
+    "on labeled images, and with `update_model_card` writes the results here."
 )
 
 
@@ -35,8 +35,8 @@ def update_card(
     settings: dict[str, Any],
 ) -> Path:
     """
-    Write results into the `model-index` and the table of a folder's model card. Each replaces the earlier one of the same
-    protocol and metric on the same split of the same dataset. The rest of the card keeps every byte.
+    Write results into the `model-index` and the table of a folder's model card. Each replaces the earlier one of the
+    same protocol and metric on the same split of the same dataset. The rest of the card keeps every byte.
 
     Args:
         folder (`Path`): The model's folder, with a `README.md`.

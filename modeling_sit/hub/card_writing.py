@@ -60,8 +60,8 @@ def write_card(
 def name_repository(folder: Path, model_id: str) -> None:
     """Make the card of a folder show the model's id on the Hub where it loads the model.
 
-    Only the folder's own name, or an earlier id, in the section on loading is replaced. A card by somebody else is left
-    unchanged.
+    Only the folder's own name, or an earlier id, in the section on loading is replaced. A card by somebody else is
+    left unchanged.
 
     Raises:
         [`SiTError`]: If it cannot be written.

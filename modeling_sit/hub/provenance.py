@@ -67,8 +67,8 @@ def describe_call(function: str, keywords: Mapping[str, Any]) -> str:
 
     Args:
         function (`str`): Such as `"pretrain"`.
-        keywords (mapping from `str`): Its arguments by name. Of an object other than text, numbers and lists of these, such
-            as a dataset in memory, the type is shown.
+        keywords (mapping from `str`): Its arguments by name. Of an object other than text, numbers and lists of these,
+            such as a dataset in memory, the type is shown.
     """
 
     def shown(value: Any) -> str:
@@ -83,8 +83,8 @@ def describe_call(function: str, keywords: Mapping[str, Any]) -> str:
 
 
 def typed_command() -> str:
-    """The command that started this program, with its launcher, as a shell reads it. Tokens and passwords are left out, and
-    the home folder is `~`."""
+    """The command that started this program, with its launcher, as a shell reads it. Tokens and passwords are left
+    out, and the home folder is `~`."""
     return " ".join(map(_quoted, _without_secrets(_command_line())))
 
 

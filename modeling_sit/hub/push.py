@@ -54,12 +54,14 @@ def push(
     hub_strategy: Literal["end", "checkpoint"] = "end",
 ) -> str:
     """
-    Push the folder of a finished run: the model with the code that loads it, its card with its images, results and logs.
+    Push the folder of a finished run: the model with the code that loads it, its card with its images, results and
+    logs.
     Log in before (`hf auth login`, or HF_TOKEN).
 
     Args:
         folder (`str` or `Path`): The output folder of a run.
-        hub_model_id (`str`, *optional*): `NAME` or `NAMESPACE/NAME`. Default: the folder's name, in the user's namespace.
+        hub_model_id (`str`, *optional*): `NAME` or `NAMESPACE/NAME`. Default: the folder's name, in the user's
+            namespace.
         hub_private_repo (`bool`, *optional*, defaults to `False`): Whether the repository has to be private.
         hub_strategy (`str`, *optional*, defaults to `"end"`):
             `"checkpoint"` pushes the newest checkpoint too, below `last-checkpoint/`.

@@ -49,8 +49,8 @@ class Push:
 
 class HubPusher:
     """
-    Pushes a run's folder, in a thread of its own. While a push is on its way, only the newest of the others waits. For the
-    main process.
+    Pushes a run's folder, in a thread of its own. While a push is on its way, only the newest of the others waits. For
+    the main process.
 
     Args:
         arguments (`HubArguments`): Where to push, and whether checkpoints too.

@@ -63,9 +63,9 @@ def find_checkpoint_files(folder: Path) -> dict[str, Path]:
         folder (`Path`): The output folder of the run.
 
     Returns:
-        `dict[str, Path]`: Each file by its path in the repository: the newest checkpoint, below `last-checkpoint/`, and of
-        fine-tuning the weights of the best one, below `best-checkpoint/`, if that is another. Empty if there is no
-        complete checkpoint.
+        `dict[str, Path]`: Each file by its path in the repository: the newest checkpoint, below `last-checkpoint/`,
+            and of fine-tuning the weights of the best one, below `best-checkpoint/`, if that is another. Empty if
+            there is no complete checkpoint.
     """
     checkpoints = _numbered(folder, PRETRAINING_CHECKPOINT)
     if checkpoints:
@@ -85,7 +85,8 @@ def find_checkpoint_files(folder: Path) -> dict[str, Path]:
 
 
 def stage_files(files: Mapping[str, Path], folder: Path) -> dict[str, Path]:
-    """Keep files as they are now, while a run replaces and deletes them. Large ones are linked, where the disk has links.
+    """Keep files as they are now, while a run replaces and deletes them. Large ones are linked, where the disk has
+    links.
 
     Args:
         files (mapping from `str` to `Path`): Each file by its path in the repository.

@@ -1,5 +1,5 @@
-"""Devices, and engines that train on several processes: which of them work, and what sharded models (FSDP2) need beside
-Accelerate."""
+"""Devices, and engines that train on several processes: which of them work, and what sharded models (FSDP2) need
+beside Accelerate."""
 
 import os
 import warnings
@@ -23,12 +23,12 @@ from torch.distributed.tensor import DTensor
 from modeling_sit.runtime.errors import SiTError
 
 USE_INSTEAD = (
-    "use scripts/accelerate_configs/fsdp2.yaml for models that do not fit a device, multi_gpu.yaml for others"
+    "use scripts/accelerate_configs/fsdp2.yaml for a model that does not fit one device, multi_gpu.yaml for others"
 )
 
 # What `accelerate launch` sets for engines that do not work.
 REFUSED_LAUNCHES = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed steps, clips and accumulates by itself, which was not tested with a teacher",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed steps, clips and accumulates by itself, untested with a teacher",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM trains only its own models",
     "ACCELERATE_USE_PARALLELISM_CONFIG": (
         "parallelism_config splits tensors or sequences between processes, but this training splits images"
@@ -68,8 +68,8 @@ def create_accelerator(**settings) -> Accelerator:
 def join_cpu_processes() -> None:
     """Have the processes that a launcher started train together on the CPU, where there is no accelerator.
 
-    Accelerate itself makes each of them a run of its own. It heeds the environment variable that is set here, and so does
-    transformers' `TrainingArguments`. To be called before either is made.
+    Accelerate itself makes each of them a run of its own. It heeds the environment variable that is set here, and so
+    does transformers' `TrainingArguments`. To be called before either is made.
     """
     num_launched = int(os.environ.get("WORLD_SIZE", "1"))
     # Of Apple's GPU there is one, and its processes have no way to exchange tensors.
@@ -79,7 +79,7 @@ def join_cpu_processes() -> None:
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
-    """Raise a [`SiTError`] for an engine that `accelerate launch` asks for by this environment and that does not work."""
+    """Raise a [`SiTError`] if the engine that `accelerate launch` chose by this environment does not work."""
     for name, reason in REFUSED_LAUNCHES.items():
         if is_on(environment, name):
             raise SiTError(reason, remedy=USE_INSTEAD)
@@ -129,8 +129,8 @@ def _refuse_sharding(accelerator: Accelerator) -> None:
     set_to_false = "set it to false in Accelerate's configuration"
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise SiTError(
-            "fsdp_offload_params leaves parameters on the CPU and the batch norm's statistics on the GPU, which PyTorch's "
-            "checkpoints refuse",
+            "fsdp_offload_params leaves parameters on the CPU and the batch norm's statistics on the GPU, which "
+            "PyTorch's checkpoints refuse",
             remedy=set_to_false,
         )
     if plugin.cpu_ram_efficient_loading:
@@ -164,14 +164,14 @@ def prepare_student(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Hand student and optimizer to Accelerate.
 
-    With FSDP2 the student is sharded in place, and its `forward_methods` gather parameters as its forward pass does. Weights stay
-    float32 on every engine: mixed precision is autocast's, so the forward pass has to run in `accelerator.autocast()`.
+    With FSDP2 the student is sharded in place, and its `encode` gathers parameters as its forward pass does. Weights
+    stay float32 on every engine: mixed precision is autocast's, so the forward pass has to run in
+    `accelerator.autocast()`.
 
     Args:
-        accelerator (`Accelerator`): Of [`create_accelerator`].
-        student ([`SiTForPreTraining`]): With its batch norm synchronized.
-        optimizer (`torch.optim.Optimizer`): Over the student's parameters.
-        forward_methods (`tuple` of `str`, *optional*): Methods of the student that are called in place of `forward`.
+        accelerator (`Accelerator`): From [`create_accelerator`].
+        student ([`SiTForPreTraining`]): Its batch norm is synchronized.
+        optimizer (`torch.optim.Optimizer`): Of the student's parameters.
 
     Returns:
         `tuple`: The wrapped student and optimizer.
@@ -181,7 +181,7 @@ def prepare_student(
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         # Modules that return views of tensors may be sharded where nothing is done in place, as in SiT.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    # Of a dimension of one, such as a grey image's channels, the stride says nothing.
+    # The stride of a dimension of one, such as the channels of a gray image, has no meaning.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     student, optimizer = accelerator.prepare(student, optimizer)
     for name in forward_methods:
@@ -193,17 +193,16 @@ def shard_like(model: nn.Module, sharded: nn.Module, forward_methods: tuple[str,
     """Shard a model module by module as another one is, so that the two have the same shards of the same parameters.
 
     Args:
-        model (`nn.Module`): To be sharded in place, such as the teacher's.
-        sharded (`nn.Module`): The other, with modules of the same names. Where it is not sharded, nothing happens.
-        forward_methods (`tuple` of `str`, *optional*): Methods of the model that are called in place of `forward`.
+        model (`nn.Module`): Sharded in place, such as the teacher's.
+        sharded (`nn.Module`): The other, with modules of the same names. If it is not sharded, nothing happens.
 
     Returns:
-        `nn.Module`: The model. Between calls it holds nothing but shards.
+        `nn.Module`: The model. Between calls it holds only shards.
     """
     if not isinstance(sharded, FSDPModule):
         return model
     mesh = next(parameter.device_mesh for parameter in sharded.parameters() if isinstance(parameter, DTensor))
-    # From the leaves up, for a module gets what none below it has taken.
+    # From the leaves up: a module takes the parameters that none below it has taken.
     for name, module in reversed(list(sharded.named_modules())):
         if isinstance(module, FSDPModule):
             fully_shard(model.get_submodule(name), mesh=mesh, reshard_after_forward=True)
@@ -213,7 +212,7 @@ def shard_like(model: nn.Module, sharded: nn.Module, forward_methods: tuple[str,
 
 
 def reshard(model: nn.Module) -> None:
-    """Make `parameters()` give shards again after a forward pass without a backward pass, which may leave whole ones."""
+    """Make `parameters()` give shards again after a forward pass without a backward pass."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -235,7 +234,8 @@ def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) 
 
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights of a plain, data-parallel or sharded model, under the plain model's names. Every process must call this.
+    """All weights of a plain, data-parallel or sharded model, under the plain model's names. Every process must call
+    this.
 
     Args:
         model (`nn.Module`): Bare or wrapped.
@@ -251,13 +251,13 @@ def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> No
 
     Args:
         model (`nn.Module`): Bare or wrapped.
-        state (`dict`): All weights, under the plain model's names; only the main process's counts.
+        state (`dict`): All weights, under the plain model's names. Only the main process's are used.
 
     Raises:
         `ValueError`: On every process, if a weight is missing, superfluous, or of another shape than the model's.
     """
     several_processes = dist.is_initialized()
-    # PyTorch leaves weights as they are that are missing in what it distributes.
+    # PyTorch silently leaves weights unchanged that are missing in the state.
     problem = [_describe_misfit(get_model_state_dict(model), state)]
     if several_processes:
         dist.broadcast_object_list(problem, src=0)
@@ -273,6 +273,6 @@ def _describe_misfit(expected: dict[str, torch.Tensor], found: dict[str, torch.T
     if not wrong:
         return None
     return (
-        f"{len(wrong)} weights do not fit the model, such as {wrong[0]}: {shapes[1].get(wrong[0], 'none')} where the model "
-        f"has {shapes[0].get(wrong[0], 'none')}"
+        f"{len(wrong)} weights do not fit the model, such as {wrong[0]}: {shapes[1].get(wrong[0], 'none')} where the "
+        f"model has {shapes[0].get(wrong[0], 'none')}"
     )

@@ -84,7 +84,7 @@ def did_you_mean(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
 
 
 def coerce(name: str, value: Any, hint: Any) -> Any:
-    """A value in the type of an argument: YAML reads `1e-4` as text, and users write 1 for 1.0 and one item for a list.
+    """A value in the type of an argument. YAML reads `1e-4` as text; users write 1 for 1.0, and one item for a list.
 
     Args:
         name (`str`): The argument, for messages.

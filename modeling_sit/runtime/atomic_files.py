@@ -16,7 +16,7 @@ TEMPORARY_PREFIX = ".unfinished-"
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give a path to write a file to; when the block has ended without an error, that file takes the place of `path`."""
+    """Give a path to write a file to. After the block, the file replaces `path`, unless there was an error."""
     unfinished = path.with_name(TEMPORARY_PREFIX + path.name)
     try:
         yield unfinished
@@ -30,8 +30,8 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_files(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write files to; when the block has ended without an error, each of them takes the place of the
-    one of its name in `folder`."""
+    """Give a new folder to write files to. After the block, each file replaces the one of its name in `folder`, unless
+    there was an error."""
     unfinished = folder / f"{TEMPORARY_PREFIX}files"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -62,7 +62,7 @@ def fsync_files(folder: Path) -> None:
 
 @contextmanager
 def write_errors(path: Path, remedy: str) -> Iterator[None]:
-    """Turn a full disk, or another failure to write, into a [`SiTError`] that names `path`, the reason and the remedy."""
+    """Turn a full disk, or another failure to write, into a [`SiTError`] with `path`, the reason and the remedy."""
     try:
         yield
     # PyTorch and safetensors have their own errors for a full disk.

@@ -10,16 +10,16 @@ class SynchronizedBatchNorm1d(nn.BatchNorm1d):
     `nn.BatchNorm1d` whose training statistics are those of all processes' batches together, for devices that
     `nn.SyncBatchNorm` refuses, such as the CPU.
 
-    Parameters, buffers and their names are `nn.BatchNorm1d`'s, and so is what it does in evaluation or alone. Batches may
-    differ in size from process to process. The gradient is that of the sum of all processes' losses, as with
+    Parameters, buffers and their names are `nn.BatchNorm1d`'s, and so is what it does in evaluation or alone. Batches
+    may differ in size from process to process. The gradient is that of the sum of all processes' losses, as with
     `nn.SyncBatchNorm`, so that what averages gradients over processes gives that of the mean loss.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            input (`torch.Tensor` of shape `(batch, features)` or `(batch, features, length)`): In training, every process
-                has to call this as often as the others.
+            input (`torch.Tensor` of shape `(batch, features)` or `(batch, features, length)`): In training, every
+                process has to call this as often as the others.
         """
         normalizes_by_batch = self.training or not self.track_running_stats
         if not (normalizes_by_batch and has_several_processes()):
@@ -28,7 +28,7 @@ class SynchronizedBatchNorm1d(nn.BatchNorm1d):
         if self.training and self.track_running_stats:
             self.num_batches_tracked.add_(1)
 
-        # As nn.BatchNorm1d does on the CPU; in fewer bits a mean far from 0 would leave little of the differences from it.
+        # As nn.BatchNorm1d does on the CPU; with fewer bits, a mean far from 0 would cancel the differences from it.
         values = input.double().transpose(0, 1).flatten(1)  # (features, values)
         count = values.new_full((1,), values.shape[1])
         sums, count = sum_over_processes(torch.cat([values.sum(dim=1), count])).split([self.num_features, 1])
@@ -68,7 +68,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     """Sum of the tensors of this shape of all processes, with gradient. Every process must call this."""
-    # torch.distributed.nn.functional has this too, but says since torch 2.15 that it is to go.
+    # torch.distributed.nn.functional has this too, but is deprecated since torch 2.15.
     return _SumOverProcesses.apply(tensor)
 
 
@@ -79,14 +79,15 @@ def has_several_processes() -> bool:
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:
     """Make every batch norm of the model take its training statistics from the batches of all processes.
 
-    To be called before the model is wrapped or sharded. Parameters and buffers stay the same tensors, under the same
-    names, so an optimizer may hold them already.
+    Call it before the model is wrapped or sharded. Parameters and buffers stay the same tensors, under the same names,
+    so an optimizer may hold them already.
 
     Args:
         model (`nn.Module`): On the device of its training. With one process it stays as it is.
 
     Returns:
-        `nn.Module`: The model, changed in place: `nn.SyncBatchNorm` on accelerators, [`SynchronizedBatchNorm1d`] on the
+        `nn.Module`: The model, changed in place: `nn.SyncBatchNorm` on accelerators, [`SynchronizedBatchNorm1d`] on
+            the
         CPU, which `nn.SyncBatchNorm` refuses.
     """
     if not has_several_processes():

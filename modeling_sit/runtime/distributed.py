@@ -16,9 +16,9 @@ Result = TypeVar("Result")
 
 @contextmanager
 def sync_errors(accelerator: Accelerator) -> Iterator[None]:
-    """Run a block that may end by [`SiTError`] in some processes; then all of them raise it.
+    """Run a block that may raise [`SiTError`] in some processes, and raise it in all of them.
 
-    Every process must reach the end of its block, or raise `SiTError` on the way: there they wait for each other.
+    The processes wait for each other at the end of the block: each of them must get there, or raise `SiTError`.
 
     Raises:
         [`SiTError`]: In every process, the first that any process raised. With several processes it `is_shared`.
@@ -39,7 +39,8 @@ def sync_errors(accelerator: Accelerator) -> Iterator[None]:
 
 
 def main_process_first(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
-    """Call `function` in every process, on each machine first in its main one, which may leave files for the others.
+    """Call `function` in every process: on each machine first in its main process, which may write files for the
+    others.
 
     Raises: As [`sync_errors`].
     """
@@ -64,20 +65,20 @@ def broadcast_from_main(accelerator: Accelerator, function: Callable[[], Result]
 
 
 def gather_projections(accelerator: Accelerator, projections: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The projections of all processes, and which image among them is this process's first.
+    """The projections of all processes, and the index of this process's first image among them.
 
-    Gradients flow back to the process whose projections they are, summed over the processes' losses; averaged over
-    processes, as data-parallel training does, they are those of the mean loss.
+    Gradients flow back to the process that the projections come from, summed over the losses of all processes.
+    Data-parallel training averages them over the processes, which gives the gradients of the mean loss.
 
     Args:
-        accelerator (`Accelerator`): Knows the processes; every one of them must call this, with batches of one size.
+        accelerator (`Accelerator`): Knows the processes. Each of them must call this, with batches of one size.
         projections (`torch.Tensor` of shape `(2 * batch, projection_size)`): This process's, view 1 first.
 
     Returns:
-        `tuple[torch.Tensor, int]`: `(2 * total_batch, projection_size)`, view 1 of all processes first, float32 at least;
-        the offset.
+        `tuple[torch.Tensor, int]`: `(2 * total_batch, projection_size)`, view 1 of all processes first, float32 at
+            least; and the index.
     """
-    # The losses compute in float32, and what flows back is summed there too.
+    # The losses compute in float32, and the gradients are summed in it too.
     projections = projections.to(torch.promote_types(projections.dtype, torch.float32))
     if accelerator.num_processes == 1:
         return projections, 0
@@ -93,7 +94,7 @@ def views_first(gathered: torch.Tensor) -> torch.Tensor:
 class _GatherFromProcesses(torch.autograd.Function):
     """Tensors of all processes, stacked; the gradient of each is the sum of all processes' gradients of it."""
 
-    # torch.distributed.nn.functional has this too, but says since torch 2.15 that it is to go.
+    # torch.distributed.nn.functional has this too, but is deprecated since torch 2.15.
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
         gathered = [
@@ -110,11 +111,11 @@ class _GatherFromProcesses(torch.autograd.Function):
 
 
 def mean_num_corrupted_pixels(accelerator: Accelerator, corruption_mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the processes of the number of corrupted pixels: what each process has to divide its sum by, so that the
-    mean of all processes' losses is the loss of all their images together.
+    """Mean over the processes of the number of corrupted pixels. If each process divides its sum by it, the mean of
+    the losses of all processes is the loss of all their images together.
 
     Args:
-        accelerator (`Accelerator`): Knows the processes; every one of them must call this.
+        accelerator (`Accelerator`): Knows the processes. Each of them must call this.
         corruption_mask (`torch.Tensor` of shape `(2 * batch, 1, height, width)`): Bool, this process's.
 
     Returns:

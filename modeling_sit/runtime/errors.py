@@ -21,7 +21,7 @@ class SiTError(Exception):
         remedy (`str`, *optional*): What to do. One line, no full stop.
 
     Attributes:
-        is_shared (`bool`): Whether every process of the run raises this error, so that one of them may report it for all.
+        is_shared (`bool`): Whether every process of the run raises this error, so that one may report it for all.
     """
 
     def __init__(self, problem: str, *, argument: str | None = None, remedy: str | None = None):

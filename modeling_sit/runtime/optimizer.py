@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-# Vectors by nature, though the first two are stored with three dimensions.
+# Vectors, which are stored with three dimensions.
 NO_DECAY_NAMES = ("cls_token", "position_embeddings")
 
 
 def parameter_groups(model: nn.Module) -> list[dict]:
-    """Trainable parameters in two groups: those with weight decay, and biases, norms, tokens and positions without.
+    """Trainable parameters in two groups: those with weight decay, and biases, norms, tokens and positions without it.
 
-    Each group says so by its `decays` entry, so that a schedule of the decay knows which one to set.
+    The entry `decays` of a group says which one it is, for a schedule of the weight decay.
     """
     decaying, other = [], []
     for name, parameter in model.named_parameters():
@@ -21,7 +21,7 @@ def parameter_groups(model: nn.Module) -> list[dict]:
 
 
 def create_optimizer(model: nn.Module, betas: tuple[float, float], device: torch.device) -> torch.optim.AdamW:
-    """AdamW over [`parameter_groups`]; learning rate and weight decay are set before each step by [`set_hyperparameters`]."""
+    """AdamW of [`parameter_groups`]. [`set_hyperparameters`] sets learning rate and weight decay before each step."""
     fused = device.type in ("cpu", "cuda")
     return torch.optim.AdamW(parameter_groups(model), lr=0.0, betas=betas, fused=fused)
 

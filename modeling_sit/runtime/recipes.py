@@ -19,7 +19,7 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     """The values of a recipe, by the argument's name.
 
     Args:
-        name (`str` or `Path`): A path of a YAML file, or the name of a recipe that the package ships, such as `flowers`.
+        name (`str` or `Path`): Path of a YAML file, or name of a recipe that the package ships, such as `flowers`.
 
     Returns:
         `dict[str, Any]`: Values as YAML reads them. `no`, `off` and `false` are `False`.

@@ -22,14 +22,14 @@ SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP = 60
 
 class StopSignal:
     """
-    Notes a SIGTERM or SIGINT while its block runs, so that the loop can leave when a step is done. A second SIGINT, after
-    two seconds or more, raises `KeyboardInterrupt` at once. A second SIGTERM changes nothing: who sends it sends SIGKILL
-    later.
+    Notes a SIGTERM or SIGINT while its block runs, so that the loop can leave when a step is done. A second SIGINT,
+    after two seconds or more, raises `KeyboardInterrupt` at once. A second SIGTERM changes nothing: who sends it sends
+    SIGKILL later.
 
     Python handles signals in the main thread only. Entered in another thread, it notes none.
 
     Args:
-        accelerator (`Accelerator`): Knows the processes. The signal may reach them at different steps, or one of them only.
+        accelerator (`Accelerator`): Knows the processes. The signal may reach them at different steps, or only one.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -69,7 +69,7 @@ class StopSignal:
             raise KeyboardInterrupt
 
     def any_rank(self) -> signal.Signals | None:
-        """The signal that any process has received, the same in every process. Every process must call this after each step."""
+        """The signal that any process has received, the same in all. Every process must call this after each step."""
         number = self._received
         if self._group is not None:
             highest = torch.tensor(number)
@@ -93,8 +93,8 @@ def die_with_parent(environment: Mapping[str, str]) -> None:
 
 
 def ignore_signals_in_worker(worker: int) -> None:
-    """Make a dataloader worker go on at SIGTERM and SIGINT, which a terminal or a scheduler sends to all processes of a
-    run: the loop still needs the worker's batches to end the step, and then ends the worker.
+    """Make a dataloader worker go on at SIGTERM and SIGINT, which a terminal or a scheduler sends to all processes of
+    a run: the loop still needs the worker's batches to end the step, and then ends the worker.
 
     After SIGTERM the worker goes on for a minute at most, because an interpreter that exits sends it too.
     """

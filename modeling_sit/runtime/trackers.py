@@ -1,4 +1,5 @@
-"""Where a run logs: `metrics.jsonl` and `monitors.jsonl`, and Accelerate's trackers such as TensorBoard and Trackio."""
+"""Where a run logs: `metrics.jsonl` and `monitors.jsonl`, and Accelerate's trackers such as TensorBoard and
+Trackio."""
 
 import json
 from pathlib import Path
