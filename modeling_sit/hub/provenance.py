@@ -91,7 +91,7 @@ def typed_command() -> str:
 def _command_line() -> list[str]:
     program, arguments = Path(sys.argv[0]), sys.argv[1:]
     forms = [sys.argv]
-    if program.name == "__main__.py":  # `-m PACKAGE`, of which Python makes a path
+    if program.name == "__main__.py":  # started by `-m PACKAGE`; Python gives its path
         forms = [[flag, program.parent.name, *arguments] for flag in ("-m", "--module")]
     elif program.name == COMMAND:
         forms = [sys.argv, [COMMAND, *arguments]]

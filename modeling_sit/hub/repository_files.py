@@ -17,8 +17,8 @@ WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.i
 LOGS = ("metrics.jsonl", "monitors.jsonl")
 # Files that are written at the end of a run; before that, the folder may have those of an earlier run.
 CARD_AND_RESULTS = (CARD, "eval_results.json", "LICENSE*")
-FIGURES = re.compile(r"""!\[[^\]]*\]\(\s*(?:<([^>]+)>|([^)\s]+))|<img\s[^>]*?src=["']([^"']+)""")
-FIGURE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
+SHOWN_IMAGES = re.compile(r"""!\[[^\]]*\]\(\s*(?:<([^>]+)>|([^)\s]+))|<img\s[^>]*?src=["']([^"']+)""")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
 
 CHECKPOINT_FOLDERS = LAST_CHECKPOINT, BEST_CHECKPOINT = "last-checkpoint", "best-checkpoint"
 # By these names of files, a folder's checkpoints are known without the code of the runs that write them.
@@ -52,7 +52,7 @@ def find_model_files(folder: Path, is_finished: bool = True) -> dict[str, Path]:
             )
     files = [folder / CONFIG, *_matching(folder, (PROCESSOR, *LOGS)), *weights, *_code(folder)]
     if is_finished:
-        files += [*_matching(folder, CARD_AND_RESULTS), *_figures(folder)]
+        files += [*_matching(folder, CARD_AND_RESULTS), *_shown_images(folder)]
     return {file.relative_to(folder).as_posix(): file for file in files}
 
 
@@ -151,14 +151,14 @@ def _code(folder: Path) -> list[Path]:
     return sorted(modules | needed)
 
 
-def _figures(folder: Path) -> list[Path]:
+def _shown_images(folder: Path) -> list[Path]:
     """The images in the folder that its card shows."""
     card = folder / CARD
     if not card.is_file():
         return []
-    figures = set()
-    for found in FIGURES.finditer(card.read_text(encoding="utf-8", errors="replace")):
-        figure = Path(os.path.normpath(folder / unquote(found[1] or found[2] or found[3])))
-        if figure.suffix.lower() in FIGURE_ENDINGS and figure.is_relative_to(folder) and figure.is_file():
-            figures.add(figure)
-    return sorted(figures)
+    images = set()
+    for found in SHOWN_IMAGES.finditer(card.read_text(encoding="utf-8", errors="replace")):
+        image = Path(os.path.normpath(folder / unquote(found[1] or found[2] or found[3])))
+        if image.suffix.lower() in IMAGE_ENDINGS and image.is_relative_to(folder) and image.is_file():
+            images.add(image)
+    return sorted(images)

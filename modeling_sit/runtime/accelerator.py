@@ -68,11 +68,11 @@ def create_accelerator(**settings) -> Accelerator:
 def join_cpu_processes() -> None:
     """Have the processes that a launcher started train together on the CPU, where there is no accelerator.
 
-    Accelerate itself makes each of them a run of its own. It heeds the environment variable that is set here, and so
-    does transformers' `TrainingArguments`. To be called before either is made.
+    By default Accelerate lets each of them run alone. Accelerate and transformers' `TrainingArguments` read the
+    environment variable that is set here, so call this before either is made.
     """
     num_launched = int(os.environ.get("WORLD_SIZE", "1"))
-    # Of Apple's GPU there is one, and its processes have no way to exchange tensors.
+    # Apple has one GPU, and no backend through which processes could exchange its tensors.
     has_accelerator = torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != "mps"
     if num_launched > 1 and not has_accelerator:
         os.environ["ACCELERATE_USE_CPU"] = "true"

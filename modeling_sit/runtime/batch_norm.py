@@ -10,9 +10,9 @@ class SynchronizedBatchNorm1d(nn.BatchNorm1d):
     `nn.BatchNorm1d` whose training statistics are those of all processes' batches together, for devices that
     `nn.SyncBatchNorm` refuses, such as the CPU.
 
-    Parameters, buffers and their names are `nn.BatchNorm1d`'s, and so is what it does in evaluation or alone. Batches
-    may differ in size from process to process. The gradient is that of the sum of all processes' losses, as with
-    `nn.SyncBatchNorm`, so that what averages gradients over processes gives that of the mean loss.
+    Parameters, buffers and their names are those of `nn.BatchNorm1d`, and so is the output in evaluation or with one
+    process. Batches may differ in size between processes. The gradient is that of the sum of all processes' losses, as
+    with `nn.SyncBatchNorm`; averaged over the processes, it is that of the mean loss.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

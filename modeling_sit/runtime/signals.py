@@ -99,7 +99,7 @@ def ignore_signals_in_worker(worker: int) -> None:
     After SIGTERM the worker goes on for a minute at most, because an interpreter that exits sends it too.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # With code 0: a worker that a signal ends is an error that PyTorch raises in the loop, maybe during a checkpoint.
+    # With code 0: for a worker that a signal ends, PyTorch raises an error in the loop, even during a checkpoint.
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(
         signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP)

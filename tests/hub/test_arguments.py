@@ -25,7 +25,7 @@ def test_license(license):
     assert CardArguments(license=license).license == license
 
 
-@pytest.mark.parametrize("license", ["Apache 2.0", "", "MIT"])
+@pytest.mark.parametrize("license", ["Apache 2.0", "", "-mit", "MIT", "a\nb"])
 def test_no_license(license):
     with pytest.raises(SiTError) as error:
         CardArguments(license=license)

@@ -348,11 +348,5 @@ class TestAgain:
         assert "README.old.md" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("license", ["Apache 2.0", "", "-mit", "a\nb"])
-def test_a_license_that_is_none(license):
-    with pytest.raises(ValueError, match="--license"):
-        PretrainingArguments(dataset="d", output_dir="o", license=license)
-
-
 def test_default_configuration_is_described(write, page):
     assert "224 x 224 pixels in patches of 16 x 16" in page(write(config=SiTConfig())).text
