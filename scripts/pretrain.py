@@ -22,6 +22,7 @@ from modeling_sit.data.sampling import MONITOR, PREVIEW, STEP, derive_seed
 from modeling_sit.data.sources import ImageDatasets, load_images
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
 from modeling_sit.data.views import ViewArguments, rotate_views
+from modeling_sit.evaluation.collapse import collapse_warning
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.provenance import Start, describe_start
 from modeling_sit.hub.pushing import HubPusher
@@ -51,7 +52,7 @@ from modeling_sit.pretraining.compilation import compile_training
 from modeling_sit.pretraining.dry_run import describe_plan, measure_steps, num_dry_run_steps
 from modeling_sit.pretraining.export import export_model
 from modeling_sit.pretraining.metric_logger import MetricLogger, NonFiniteLoss, logged_losses
-from modeling_sit.pretraining.monitors import MonitorArguments, OnlineMonitors, collapse_warning
+from modeling_sit.pretraining.monitors import MonitorArguments, OnlineMonitors
 from modeling_sit.pretraining.previews import preview_path, save_preview
 from modeling_sit.pretraining.resume_check import check_resume_compatible, run_fingerprint
 from modeling_sit.pretraining.schedules import Schedules, plan_schedules
