@@ -1,39 +1,96 @@
-"""Charts that compare runs."""
+"""Charts: how the values of one run change with the step, and how runs compare."""
 
 import itertools
+from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Okabe and Ito's colors, told apart by color-blind readers too.
-COLORS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7")
+from modeling_sit.visualization.palette import COLORS
+
+# More points than this are drawn as means of neighbors: nobody sees them apart, and noise hides the trend.
+MAX_POINTS = 300
+PANEL_WIDTH, PANEL_HEIGHT = 3.4, 2.7
 
 
-def comparison_chart(figures: dict[tuple[float, str], list[float]], x_label: str, figure_name: str) -> Figure:
-    """Bars of a mean figure with a dot for each seed.
+def curves_figure(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Figure | None:
+    """One panel for each metric, against the step, side by side: each has its own scale, and no legend is needed.
 
     Args:
-        figures (`dict`): Figures in [0, 1], one a seed, by (share in (0, 1], what is compared).
-        x_label (`str`): What the shares are shares of.
-        figure_name (`str`): What was measured, such as accuracy.
+        lines (sequence of mappings): Lines of `metrics.jsonl`: each has a `step`, and some of the metrics.
+        titles (mapping from `str` to `str`): Names of the metrics in the lines, and the titles of their panels.
 
     Returns:
-        `matplotlib.figure.Figure`: One group of bars a share, one color for each thing compared.
+        `matplotlib.figure.Figure`, *optional*: `None` if no metric has a value. A metric without values, or with zeros
+        alone, such as a loss that the run does not use, has no panel.
     """
-    shares = list(dict.fromkeys(share for share, _ in figures))
-    kinds = list(dict.fromkeys(kind for _, kind in figures))
+    drawn = {}
+    for name in titles:
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if any(value != 0 for _, value in points):
+            drawn[name] = np.array(points, dtype=np.float64)
+    if not drawn:
+        return None
+    width = PANEL_WIDTH * len(drawn)
+    figure = Figure(figsize=(width, PANEL_HEIGHT))
+    # In inches: a layout that measures the labels would draw everything twice.
+    edges = {
+        "left": 0.6 / width,
+        "right": 1 - 0.15 / width,
+        "bottom": 0.5 / PANEL_HEIGHT,
+        "top": 1 - 0.3 / PANEL_HEIGHT,
+    }
+    panels = figure.subplots(1, len(drawn), squeeze=False, gridspec_kw={**edges, "wspace": 0.24})[0]
+    for axes, (name, points) in zip(panels, drawn.items(), strict=True):
+        steps, values = averaged(points, MAX_POINTS).T
+        few = len(steps) <= 30
+        color = COLORS[list(titles).index(name) % len(COLORS)]
+        axes.plot(steps, values, color=color, linewidth=1.6, marker="o" if few else None, markersize=3)
+        axes.set_title(titles[name], fontsize=10)
+        axes.set_xlabel("step", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+        axes.grid(color="#DDDDDD", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def averaged(points: np.ndarray, max_points: int) -> np.ndarray:
+    """At most `max_points` rows of the rows `(n, 2)`, each the mean of some neighbors."""
+    if len(points) <= max_points:
+        return points
+    return np.stack([block.mean(axis=0) for block in np.array_split(points, max_points)])
+
+
+def comparison_chart(values: dict[tuple[float, str], list[float]], x_label: str, metric: str) -> Figure:
+    """Bars of a metric's mean with a dot for each seed.
+
+    Args:
+        values (`dict`): Values in [0, 1], one a seed, by (fraction in (0, 1], what is compared).
+        x_label (`str`): What the fractions are fractions of.
+        metric (`str`): Name of the metric, such as accuracy.
+
+    Returns:
+        `matplotlib.figure.Figure`: One group of bars a fraction, one color for each thing compared.
+    """
+    fractions = list(dict.fromkeys(fraction for fraction, _ in values))
+    kinds = list(dict.fromkeys(kind for _, kind in values))
     width = 0.8 / len(kinds)
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     for number, (kind, color) in enumerate(zip(kinds, itertools.cycle(COLORS), strict=False)):
-        for group, share in enumerate(shares):
-            values = [100 * value for value in figures[share, kind]]
+        for group, fraction in enumerate(fractions):
+            percentages = [100 * value for value in values[fraction, kind]]
             place = group + (number - (len(kinds) - 1) / 2) * width
-            axes.bar(place, mean(values), width, color=color, label=kind if group == 0 else None)
-            axes.text(place, 2, f"{mean(values):.1f}", ha="center", color="white")
-            axes.plot([place] * len(values), values, "o", color="black", markersize=3)
-    axes.set_xticks(range(len(shares)), [f"{100 * share:g} %" for share in shares])
-    axes.set(xlabel=x_label, ylabel=f"{figure_name} (%), dots: seeds", ylim=(0, 100))
+            axes.bar(place, mean(percentages), width, color=color, label=kind if group == 0 else None)
+            axes.text(place, 2, f"{mean(percentages):.1f}", ha="center", color="white")
+            axes.plot([place] * len(percentages), percentages, "o", color="black", markersize=3)
+    axes.set_xticks(range(len(fractions)), [f"{100 * fraction:g} %" for fraction in fractions])
+    axes.set(xlabel=x_label, ylabel=f"{metric} (%), dots: seeds", ylim=(0, 100))
     # Above the panel, where no bar is.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(kinds), frameon=False)
     return figure

@@ -1,5 +1,7 @@
 """The metrics of the protocols, shipped as `evaluate` modules so that no evaluation needs the network."""
 
+import importlib.metadata
+import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +16,12 @@ def load_metric(name: str, config_name: str | None = None) -> "evaluate.Evaluati
     """
     Load one of this package's metrics with `evaluate`, from the file that came with the package.
 
-    The metric keeps its predictions in memory rather than in a cache file, so any number of processes can each have one
+    The metric keeps its predictions in memory and not in a cache file, so any number of processes can each have one
     without locks. It knows only its own process: gather predictions before adding them.
 
     Args:
         name (`str`): Name of the metric: that of its file in this folder, such as `"accuracy"`.
-        config_name (`str`, *optional*): `"multilabel"` for a metric of labels that is to take several an image.
+        config_name (`str`, *optional*): `"multilabel"` for a metric of labels where an image can have several.
 
     Returns:
         `evaluate.EvaluationModule`: The metric; `metric.compute(predictions=..., references=...)` returns a `dict`.
@@ -34,11 +36,13 @@ def load_metric(name: str, config_name: str | None = None) -> "evaluate.Evaluati
 
 
 def _evaluate_library():
-    """The library `evaluate`. Python puts a program's folder first on the path, and scripts/ has an `evaluate.py` too."""
-    path = sys.path
-    sys.path = [entry for entry in path if not Path(entry, "evaluate.py").is_file()]
-    try:
-        import evaluate
-    finally:
-        sys.path = path
-    return evaluate
+    """The installed library `evaluate`, found by its distribution: a program called `evaluate.py` hides it from `import`."""
+    if "evaluate" not in sys.modules:
+        package = Path(importlib.metadata.distribution("evaluate").locate_file("evaluate"))
+        spec = importlib.util.spec_from_file_location(
+            "evaluate", package / "__init__.py", submodule_search_locations=[str(package)]
+        )
+        # Under its name, for the library and the metrics import it by that.
+        sys.modules["evaluate"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["evaluate"])
+    return sys.modules["evaluate"]
