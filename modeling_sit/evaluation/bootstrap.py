@@ -1,7 +1,7 @@
-"""Confidence intervals by the bootstrap: how far a figure would move had other images of the same kind been measured.
+"""Confidence intervals by the bootstrap: how much a metric would vary with other images of the same kind.
 
-A statistic is a figure as a function of how often each image was drawn, for many resamples at a time. With every image
-drawn once it is the figure itself, the same that the metric of its name in `metrics/` gives.
+A statistic is a metric as a function of how often each image was drawn, for many resamples at a time. With every image
+drawn once it equals the metric of its name in `metrics/`.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from statistics import NormalDist
 import torch
 
 Statistic = Callable[[torch.Tensor], torch.Tensor]
-"""From how often each image was drawn, `(num_resamples, num_images)`, float64, to the figure in each resample,
-`(num_resamples,)`; not a number where the resample has nothing to measure it on."""
+"""From how often each image was drawn, `(num_resamples, num_images)`, float64, to the metric in each resample,
+`(num_resamples,)`; NaN where a resample leaves it undefined."""
 
 # Numbers in the counts of the resamples that are computed at a time: 32 MB.
 NUMBERS_AT_A_TIME = 2**22
@@ -23,24 +23,23 @@ def confidence_interval(
     statistic: Statistic, num_images: int, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
     """
-    Bias-corrected percentile interval of a figure by the bootstrap (Efron 1987, the acceleration taken as 0).
+    Bias-corrected percentile interval of a metric by the bootstrap (Efron 1987, the acceleration taken as 0).
 
-    Images are drawn with replacement; the encoder, the training images and what was fitted to them stay as they are.
-    The correction matters for average precision: with images that are drawn twice it comes out too high, and so would the
-    percentiles.
+    Images are drawn with replacement; the encoder, the training images and the fitted probe stay the same. The correction
+    matters for average precision: images that are drawn twice make it too high, and with it the percentiles.
 
     Args:
-        statistic (callable): The figure in each resample, from the counts of the images ([`Statistic`]).
-        num_images (`int`): Images that the figure is measured on.
-        seed (`int`, *optional*, defaults to 0): Seed of the draws; with it, the interval is always the same.
+        statistic (callable): The metric in each resample, from the counts of the images ([`Statistic`]).
+        num_images (`int`): Images that the metric is measured on.
+        seed (`int`, *optional*, defaults to 0): Seed of the draws, which decide the interval.
         num_resamples (`int`, *optional*, defaults to 1000): Resamples.
-        level (`float` in (0, 1), *optional*, defaults to 0.95): Share of the resamples whose figures lie in the interval.
+        level (`float` in (0, 1), *optional*, defaults to 0.95): Fraction of the resamples in the interval.
 
     Returns:
         `tuple[float, float]`: Its two ends.
 
     Raises:
-        `ValueError`: If an argument is out of range, or the figure is a number in no resample.
+        `ValueError`: If an argument is out of range, or the metric is NaN in every resample.
     """
     if num_images < 1 or num_resamples < 1 or not 0 < level < 1:
         raise ValueError(
@@ -49,34 +48,34 @@ def confidence_interval(
         )
     generator = torch.Generator().manual_seed(seed)
     at_a_time = max(1, NUMBERS_AT_A_TIME // num_images)
-    figures = []
+    values = []
     for start in range(0, num_resamples, at_a_time):
         size = (min(at_a_time, num_resamples - start), num_images)
         drawn = torch.randint(num_images, size, generator=generator)
         counts = torch.zeros(size, dtype=torch.float64).scatter_add_(
             1, drawn, torch.ones((), dtype=torch.float64).expand(size)
         )
-        figures.append(statistic(counts))
-    figures = torch.cat(figures)
-    figures = figures[~figures.isnan()]
-    if len(figures) == 0:
-        raise ValueError("the figure is not a number in any resample")
+        values.append(statistic(counts))
+    values = torch.cat(values)
+    values = values[~values.isnan()]
+    if len(values) == 0:
+        raise ValueError("the metric is not a number in any resample")
     normal = NormalDist()
-    figure = statistic(torch.ones(1, num_images, dtype=torch.float64))
-    share_below = ((figures < figure).double().mean() + (figures == figure).double().mean() / 2).item()
-    # As if half a resample more lay on either side, where there is none.
-    share_below = min(max(share_below, 0.5 / len(figures)), 1 - 0.5 / len(figures))
-    bias = normal.inv_cdf(share_below)
+    value = statistic(torch.ones(1, num_images, dtype=torch.float64))
+    fraction_below = ((values < value).double().mean() + (values == value).double().mean() / 2).item()
+    # Where no resample lies on a side, count half a one there.
+    fraction_below = min(max(fraction_below, 0.5 / len(values)), 1 - 0.5 / len(values))
+    bias = normal.inv_cdf(fraction_below)
     ends = [normal.cdf(2 * bias + normal.inv_cdf(end)) for end in ((1 - level) / 2, (1 + level) / 2)]
-    low, high = torch.quantile(figures, torch.tensor(ends, dtype=figures.dtype)).tolist()
+    low, high = torch.quantile(values, torch.tensor(ends, dtype=values.dtype)).tolist()
     return low, high
 
 
-# The statistics. Each takes what is known of the images, and gives a function of their counts.
+# The statistics. Each is made from predictions and labels, and is a function of the counts.
 
 
 def mean_of(values: torch.Tensor) -> Statistic:
-    """Mean of something that each image has by itself, such as whether it was labeled right: `(num_images,)`."""
+    """Mean of a value of each image, such as whether its label is predicted right: `(num_images,)`."""
     values = values.double()
     return lambda counts: counts @ values / counts.sum(dim=1)
 
@@ -132,7 +131,7 @@ def mean_average_precision_of(scores: torch.Tensor, references: torch.Tensor, st
 
 
 def mean_of_statistics(statistics: list[Statistic]) -> Statistic:
-    """Mean of several figures of the same images."""
+    """Mean of several statistics of the same images."""
     return lambda counts: torch.stack([statistic(counts) for statistic in statistics]).nanmean(dim=0)
 
 

@@ -1,14 +1,19 @@
-"""Features of a frozen encoder, the ground of every protocol here."""
+"""Features of a frozen encoder, which every protocol measures, and the arguments that say which features."""
 
+import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Literal
 
 import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
@@ -18,8 +23,47 @@ from modeling_sit.data.labeled import labels_of
 from modeling_sit.data.sources import image_name
 from modeling_sit.image_modes import MODES
 from modeling_sit.modeling_sit import pool
+from modeling_sit.runtime.distributed import sync_errors
+from modeling_sit.runtime.errors import SiTError
+
+logger = logging.getLogger(__name__)
 
 POOLINGS = ("token", "mean", "token_mean")
+
+
+@dataclass
+class FeatureArguments:
+    """How the frozen encoder reads the images.
+
+    Raises:
+        [`SiTError`]: If a value is out of range.
+    """
+
+    pooling: Literal[POOLINGS] = field(
+        default="token",
+        metadata={
+            "help": "What stands for an image: the first token (`token`), the mean of the patch tokens (`mean`), or both "
+            "side by side (`token_mean`)."
+        },
+    )
+    layer: int = field(
+        default=-1,
+        metadata={
+            "help": "The layer whose output is pooled: -1 is the encoder's output after its last norm, 0 the embeddings, 1 "
+            "and more the block of that number, -2 the block before the last, and so on."
+        },
+    )
+    per_device_eval_batch_size: int = field(
+        default=64, metadata={"help": "Images that the encoder reads at a time, in each process."}
+    )
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "Processes that read images; 0 reads them in the main one."}
+    )
+
+    def __post_init__(self):
+        for name, least in (("per_device_eval_batch_size", 1), ("dataloader_num_workers", 0)):
+            if getattr(self, name) < least:
+                raise SiTError(f"must be at least {least}, got {getattr(self, name)}", argument=name)
 
 
 @dataclass
@@ -34,22 +78,79 @@ class Features:
             Labels where the dataset has them: int64, or float32 of 0 and 1 where an image can have several.
         skipped (`list[tuple[str, str]]`):
             Name of each image that could not be read, and the reason.
+        rows (`torch.Tensor` of shape `(num_images,)`, *optional*):
+            The row of each image in the dataset, int64. `None` where the features are not of one dataset.
     """
 
     features: torch.Tensor
     labels: torch.Tensor | None
     skipped: list[tuple[str, str]]
+    rows: torch.Tensor | None = None
+
+
+def frozen_features(
+    model: PreTrainedModel,
+    split: datasets.Dataset,
+    processor: BaseImageProcessor,
+    arguments: FeatureArguments | None = None,
+    *,
+    device: torch.device | str | None = None,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+    rows: range | None = None,
+) -> Features | None:
+    """
+    [`extract_features`], checked. Each image that cannot be read gets a warning.
+
+    Args:
+        model, split, processor, arguments, device, accelerator, progress: As for [`extract_features`].
+        rows (`range`, *optional*): Read these rows only, none of which has to be readable. Default: the whole split.
+
+    Returns:
+        [`Features`]: With rows of the whole split. `None` in all processes but the main one.
+
+    Raises:
+        [`SiTError`]: As [`extract_features`], or if no image of the split can be read, or a feature is not finite. In every
+            process.
+    """
+    with nullcontext() if accelerator is None else sync_errors(accelerator):
+        images = split if rows is None else split.select(rows)
+        found = extract_features(
+            model, images, processor, arguments, device=device, accelerator=accelerator, progress=progress
+        )
+        if found is None:
+            return None
+        if rows is not None:
+            found = _in_split(found, split, rows)
+        for name, reason in found.skipped:
+            logger.warning("skipped %s: %s", name, reason)
+        if len(found.features) == 0 and rows is None:
+            first = "".join(f"; the first, {name}: {reason}" for name, reason in found.skipped[:1])
+            raise SiTError(f"split {split.split}: none of {len(split)} images can be read{first}")
+        # Chunk by chunk, because the check makes a copy.
+        if not all(chunk.isfinite().all() for chunk in found.features.split(65536)):
+            raise SiTError(
+                "the model's features are not finite: its training has diverged",
+                argument="model_name_or_path",
+                remedy="choose another model",
+            )
+    return found
+
+
+def _in_split(found: Features, split: datasets.Dataset, rows: range) -> Features:
+    """Features of some rows of a split, with rows and names of the whole split."""
+    kept = set(found.rows.tolist())
+    skipped_rows = [row for number, row in enumerate(rows) if number not in kept]
+    skipped = [(image_name(split, row), reason) for row, (_, reason) in zip(skipped_rows, found.skipped, strict=True)]
+    return replace(found, rows=torch.tensor(rows)[found.rows], skipped=skipped)
 
 
 def extract_features(
     model: PreTrainedModel,
     dataset: datasets.Dataset,
     processor: BaseImageProcessor,
+    arguments: FeatureArguments | None = None,
     *,
-    batch_size: int = 64,
-    pooling: str = "token",
-    layer: int = -1,
-    num_workers: int = 0,
     device: torch.device | str | None = None,
     accelerator: Accelerator | None = None,
     progress: bool = True,
@@ -57,29 +158,21 @@ def extract_features(
     """
     Features of every image of a dataset, from a frozen encoder, each read once.
 
-    With an `accelerator` every process must call this; they share out the images batch by batch, and the main process
+    With an `accelerator` every process must call this. The processes share the images batch by batch, and the main process
     alone keeps the features: `num_images * hidden_size * 4` bytes. The others hold a batch at a time.
 
     Args:
         model (`PreTrainedModel`):
-            The encoder, or a model with heads on it, of which the encoder alone is used. Its `last_hidden_state` has one
-            token in front of the patches' (and register tokens, if its config counts them). Run in evaluation mode and
-            then put back as it was, but for `device`.
+            The encoder, or a model with heads, of which only the encoder is used. Its `last_hidden_state` has one token in
+            front of the patches' (and register tokens, if its config counts them). It runs in evaluation mode and is then
+            put back as it was, but for `device`.
         dataset (`datasets.Dataset`):
             Images in the column `image`, `datasets.Image(decode=False)`, and labels, if any, in the column `label`.
         processor (`BaseImageProcessor`):
             Image processor that makes the model's `pixel_values`.
-        batch_size (`int`, *optional*, defaults to 64):
-            Images of each process at a time.
-        pooling (`str`, *optional*, defaults to `"token"`):
-            What stands for the image: the `"token"` in front, the `"mean"` of the patches' tokens, or both side by side
-            (`"token_mean"`).
-        layer (`int`, *optional*, defaults to -1):
-            Whose output the tokens are: -1 the encoder's, after its last norm; 0 the embeddings', and from 1 to
-            `num_hidden_layers` that block's, not normed. Lower ones than -1 count back from the last block: -2 is the one
-            before it.
-        num_workers (`int`, *optional*, defaults to 0):
-            Processes that read and process images; 0 does it in this one.
+        arguments ([`FeatureArguments`], *optional*):
+            Pooling and layer: layers from 1 to `num_hidden_layers` are not normed. Default: the first token of the
+            encoder's output.
         device (`torch.device` or `str`, *optional*):
             Device to move the model to. Default: the accelerator's, or where the model is.
         accelerator (`Accelerator`, *optional*):
@@ -88,28 +181,26 @@ def extract_features(
             Whether to show a bar with images per second on stderr, in the main process.
 
     Returns:
-        [`Features`]: The features, the labels and what was skipped. `None` in all processes but the main one.
+        [`Features`]: The features, the labels and what was skipped; no rows at all where no image can be read. `None` in
+        all processes but the main one.
 
     Raises:
-        `ValueError`: If `pooling` is none of the three, there is no such layer, `batch_size` is less than 1, the model gives
-            no tokens, or no image could be read.
+        [`SiTError`]: If there is no such pooling or layer, or the model gives no tokens.
     """
+    arguments = arguments or FeatureArguments()
     encoder = model.base_model
-    check_features_asked_for(encoder.config, pooling, layer)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    check_features_asked_for(encoder.config, arguments.pooling, arguments.layer)
     num_processes, process_index = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     is_main = process_index == 0
     if device is not None or accelerator is not None:
         model.to(device or accelerator.device)
+    batch_size = arguments.per_device_eval_batch_size
     loader = DataLoader(
         range(len(dataset)),
         batch_sampler=distributed_batches(len(dataset), batch_size, num_processes, process_index),
-        num_workers=num_workers,
-        # Reading is left to the workers by way of the one function of a loader that sees a batch as a whole.
-        collate_fn=partial(
-            _read_batch, dataset=dataset, processor=processor, num_channels=encoder.config.num_channels
-        ),
+        num_workers=arguments.dataloader_num_workers,
+        # The workers read: the collate function is the one function of a loader that sees a batch as a whole.
+        collate_fn=partial(read_batch, dataset=dataset, processor=processor, num_channels=encoder.config.num_channels),
         pin_memory=encoder.device.type == "cuda",
         # A loader draws a seed for its workers, by default from the global generator.
         generator=torch.Generator(),
@@ -118,71 +209,86 @@ def extract_features(
     features, num_read = None, 0
     readable = torch.zeros(len(dataset), dtype=torch.bool)
     unreadable: list[tuple[int, str]] = []
-    training_flags = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    try:
-        with tqdm(total=len(dataset), desc="features", unit=" images", disable=not (progress and is_main)) as bar:
-            for pixel_values, is_readable, batch_unreadable in loader:
-                unreadable += batch_unreadable
-                with torch.no_grad():
-                    pixel_values = pixel_values.to(encoder.device, encoder.dtype, non_blocking=True)
-                    output = encoder(pixel_values=pixel_values, output_hidden_states=layer != -1)
-                    tokens = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
-                    pooled = _pool_tokens(tokens.float(), encoder.config, pooling)
-                    is_readable = is_readable.to(encoder.device)
-                    if num_processes > 1:
-                        pooled, is_readable = accelerator.gather((pooled, is_readable))
-                # What was added to give every process the same number of images stands at the end.
-                rows = slice(num_read, min(num_read + len(pooled), len(dataset)))
-                readable[rows] = is_readable[: rows.stop - rows.start].bool().cpu()
-                if is_main:
-                    if features is None:
-                        features = torch.empty(len(dataset), pooled.shape[1])
-                    features[rows] = pooled[: rows.stop - rows.start].cpu()
-                bar.update(rows.stop - rows.start)
-                num_read = rows.stop
-    finally:
-        for module, training in training_flags:
-            module.training = training
+    with (
+        evaluation_mode(encoder),
+        torch.no_grad(),
+        tqdm(total=len(dataset), desc="features", unit=" images", disable=not (progress and is_main)) as bar,
+    ):
+        for pixel_values, is_readable, batch_unreadable in loader:
+            unreadable += batch_unreadable
+            pooled = _pooled_features(encoder, pixel_values, arguments)
+            is_readable = is_readable.to(encoder.device)
+            if num_processes > 1:
+                pooled, is_readable = accelerator.gather((pooled, is_readable))
+            # What was added to give every process the same number of images stands at the end.
+            rows = slice(num_read, min(num_read + len(pooled), len(dataset)))
+            readable[rows] = is_readable[: rows.stop - rows.start].bool().cpu()
+            if is_main:
+                if features is None:
+                    features = torch.empty(len(dataset), pooled.shape[1])
+                features[rows] = pooled[: rows.stop - rows.start].cpu()
+            bar.update(rows.stop - rows.start)
+            num_read = rows.stop
 
     if num_processes > 1:
         unreadable = gather_object(unreadable)
-    # The full name takes another look at the row, which the many readable images can do without.
-    skipped = [(image_name(dataset, index), reason) for index, reason in sorted(dict(unreadable).items())]
-    if not readable.any():
-        first = "".join(f"; the first, {name}: {reason}" for name, reason in skipped[:1])
-        raise ValueError(f"none of {len(dataset)} images could be read{first}")
     if not is_main:
         return None
+    if features is None:  # the dataset has no rows
+        features = torch.empty(0, encoder.config.hidden_size * (2 if arguments.pooling == "token_mean" else 1))
     return Features(
         features=features if readable.all() else _moved_together(features, readable),
         labels=labels_of(dataset)[readable] if "label" in dataset.column_names else None,
-        skipped=skipped,
+        # The full name takes another look at the row, which the many readable images can do without.
+        skipped=[(image_name(dataset, index), reason) for index, reason in sorted(dict(unreadable).items())],
+        rows=readable.nonzero()[:, 0],
     )
 
 
 def check_features_asked_for(config: PreTrainedConfig, pooling: str, layer: int) -> None:
-    """Whether an encoder of this config has such features.
+    """Check that an encoder of this config has such features.
 
     Raises:
-        `ValueError`: If not, with what there is.
+        [`SiTError`]: If not, with what there is.
     """
     if pooling not in POOLINGS:
-        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+        raise SiTError(f"no pooling {pooling!r}, only {', '.join(POOLINGS)}", argument="pooling")
     num_layers = getattr(config, "num_hidden_layers", None)
     if num_layers is not None and not -num_layers - 1 <= layer <= num_layers:
-        raise ValueError(
-            f"layer must be -1 (after the last norm), from 0 (the embeddings) to {num_layers} (the last block), or from -2 "
-            f"back to {-num_layers - 1}, not {layer}"
+        raise SiTError(
+            f"no layer {layer}: it is -1 (after the last norm), from 0 (the embeddings) to {num_layers} (the last block), or "
+            f"from -2 back to {-num_layers - 1}",
+            argument="layer",
         )
+
+
+@contextmanager
+def evaluation_mode(*networks: torch.nn.Module) -> Iterator[None]:
+    """Put networks in evaluation mode; afterwards every module is in the mode that it had, and FSDP modules are sharded.
+
+    A forward pass without a backward pass leaves the outermost weights of a sharded network gathered.
+
+    Args:
+        networks (`torch.nn.Module`): Any number of them.
+    """
+    training_flags = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, training in training_flags:
+            module.training = training
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def distributed_batches(num_images: int, batch_size: int, num_processes: int, process_index: int) -> list[list[int]]:
     """
-    Batches of indices of one process, so that every process has as many, of the same sizes.
+    Batches of indices of one process. Every process has the same number of batches, of the same sizes.
 
-    The batches of the same number, one process after the other, hold consecutive indices; past the last they start again at
-    0. So what is gathered batch by batch has the images' order, with what is too much at its end.
+    The n-th batches of all processes together hold consecutive indices; after the last index they start again at 0. What is
+    gathered batch by batch is therefore in the images' order, with the surplus at its end.
 
     Args:
         num_images (`int`): Images to share out.
@@ -199,14 +305,21 @@ def distributed_batches(num_images: int, batch_size: int, num_processes: int, pr
     return batches
 
 
-def _pool_tokens(last_hidden_state: torch.Tensor, config: PreTrainedConfig, pooling: str) -> torch.Tensor:
-    if last_hidden_state.ndim != 3:
-        raise ValueError(
-            f"{config.model_type} gives features of shape {tuple(last_hidden_state.shape)}, not (batch, tokens, hidden_size)"
+def _pooled_features(
+    encoder: PreTrainedModel, pixel_values: torch.Tensor, arguments: FeatureArguments
+) -> torch.Tensor:
+    config = encoder.config
+    pixel_values = pixel_values.to(encoder.device, encoder.dtype, non_blocking=True)
+    output = encoder(pixel_values=pixel_values, output_hidden_states=arguments.layer != -1)
+    tokens = output.last_hidden_state if arguments.layer == -1 else output.hidden_states[arguments.layer]
+    if tokens.ndim != 3:
+        raise SiTError(
+            f"{config.model_type} gives features of shape {tuple(tokens.shape)}, not (batch, tokens, hidden_size)",
+            argument="model_name_or_path",
         )
     num_registers = getattr(config, "num_register_tokens", 0)
-    tokens = torch.cat([last_hidden_state[:, :1], last_hidden_state[:, 1 + num_registers :]], dim=1)
-    return pool(tokens, pooling)
+    tokens = torch.cat([tokens[:, :1], tokens[:, 1 + num_registers :]], dim=1)
+    return pool(tokens.float(), arguments.pooling)
 
 
 def _moved_together(features: torch.Tensor, readable: torch.Tensor, chunk_size: int = 65536) -> torch.Tensor:
@@ -218,11 +331,24 @@ def _moved_together(features: torch.Tensor, readable: torch.Tensor, chunk_size: 
     return features[: len(rows)]
 
 
-def _read_batch(
-    indices: list[int], dataset: datasets.Dataset, processor: BaseImageProcessor, num_channels: int
+def read_batch(
+    indices: list[int], dataset: datasets.Dataset, processor: BaseImageProcessor, num_channels: int, **settings
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, str]]]:
-    """`pixel_values` of images, 1 for each that can be read, and index and reason of those that cannot: grey takes their
-    place, for all processes must go on with as many images."""
+    """
+    Read and process some images. A gray image takes the place of one that cannot be read, because every process must go on
+    with the same number of images.
+
+    Args:
+        indices (`list[int]`): Rows of the dataset.
+        dataset (`datasets.Dataset`): Images in the column `image`, `datasets.Image(decode=False)`.
+        processor (`BaseImageProcessor`): Makes `pixel_values` of them.
+        num_channels (`int`): Channels of the images: 1, 3 or 4.
+        settings: More arguments of the processor, such as `do_corrupt=False`.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, list[tuple[int, str]]]`: `pixel_values`; `(num_images,)`, uint8, 1 for each image
+        that can be read; index and reason of each that cannot.
+    """
     images, readable, unreadable = [], [], []
     for index in indices:
         name = str(index)
@@ -233,5 +359,5 @@ def _read_batch(
             images.append(Image.new(MODES[num_channels], (32, 32), "grey"))
             readable.append(0)
             unreadable.append((index, str(problem).removeprefix(f"{name}: ")))
-    pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
+    pixel_values = processor(images=images, return_tensors="pt", **settings)["pixel_values"]
     return pixel_values, torch.tensor(readable, dtype=torch.uint8), unreadable

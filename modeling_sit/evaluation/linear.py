@@ -1,6 +1,6 @@
-"""The linear probe: what one linear layer on frozen features tells of the labels.
+"""The linear probe: how well one linear layer on frozen features predicts the labels.
 
-Two ways to fit it: L-BFGS to the optimum, in memory, and stochastic gradients near to it, for any number of images.
+Two ways to fit it: L-BFGS to the optimum, in memory, and stochastic gradients close to it, for any number of images.
 """
 
 import warnings
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 # Fewer steps of stochastic gradients than these end far from the optimum, however small the set is.
 MIN_STEPS = 2000
-# L-BFGS is left at its last iteration after so much work, in products of a feature and a weight: minutes on one core.
+# L-BFGS stops after so much work, in products of a feature and a weight: minutes on one core.
 LBFGS_MAX_PRODUCTS = 10**11
 LBFGS_ITERATIONS = (200, 10_000)
 
@@ -30,7 +31,7 @@ def linear_predict(
     Score labels by multinomial logistic regression on standardized features, fitted by L-BFGS (scikit-learn's).
 
     Every dimension is shifted and scaled to mean 0 and standard deviation 1 over the training images. The same arguments
-    give the same scores; nothing is drawn.
+    give the same scores; nothing is random.
 
     Args:
         train_features (`torch.Tensor` of shape `(num_train, hidden_size)`):
@@ -42,10 +43,10 @@ def linear_predict(
         num_labels (`int`):
             Number of labels.
         C (`float`, *optional*, defaults to 1.0):
-            Inverse strength of the L2 penalty: what minimises `C * sum of cross-entropies + half the squared norm of the
-            weights` is sought.
+            Inverse strength of the L2 penalty: the fit minimizes `C * sum of cross-entropies + half the squared norm of the
+            weights`.
         max_iterations (`int`, *optional*, defaults to 100):
-            Iterations of L-BFGS after which it is left at that, converged or not.
+            Iterations of L-BFGS after which it stops, converged or not.
 
     Returns:
         `torch.Tensor` of shape `(num_images, num_labels)`: Probabilities, each row summing to 1, float32, on the CPU.
@@ -89,11 +90,11 @@ class LinearProbe:
     Args:
         mean (`torch.Tensor` of shape `(hidden_size,)`): Subtracted from the features.
         scale (`torch.Tensor` of shape `(hidden_size,)`): By which they are then divided.
-        weight (`torch.Tensor` of shape `(num_labels, hidden_size)`): Weights on the standardized features.
+        weight (`torch.Tensor` of shape `(num_labels, hidden_size)`): Weights of the standardized features.
         bias (`torch.Tensor` of shape `(num_labels,)`): Added; minus infinity for a label that cannot be predicted.
         multi_label (`bool`): Whether an image can have several labels.
-        converged (`bool`, *optional*, defaults to `True`): Whether the fit ended at its optimum, rather than by the number of
-            its iterations. Not known of [`fit_by_sgd`]'s.
+        converged (`bool`, *optional*, defaults to `True`): Whether the fit ended at its optimum, and not at its last
+            iteration. Always `True` after [`fit_by_sgd`], which does not know.
     """
 
     mean: torch.Tensor
@@ -116,21 +117,15 @@ class LinearProbe:
         return scores
 
 
-def standardization(features: torch.Tensor, chunk_size: int = 65536) -> tuple[torch.Tensor, torch.Tensor]:
+def standardization(features: torch.Tensor, chunk_size: int = 16384) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Mean and standard deviation of every dimension, `(hidden_size,)` each, float64, on the CPU; a dimension that never
-    changes counts as of deviation 1.
+    Mean and standard deviation of every dimension, `(hidden_size,)` each, float64, on the CPU, by scikit-learn's
+    `StandardScaler`. A constant dimension has standard deviation 1.
     """
-    features = features.detach()
-    mean = torch.zeros(features.shape[1], dtype=torch.float64)
-    for chunk in features.split(chunk_size):
-        mean += chunk.double().sum(dim=0).cpu() / len(features)
-    variance = torch.zeros_like(mean)
-    for chunk in features.split(chunk_size):
-        variance += (chunk.double().cpu() - mean).square().sum(dim=0) / len(features)
-    # What rounding leaves of a constant is no deviation either; so scikit-learn's StandardScaler has it.
-    is_constant = variance <= len(features) * torch.finfo(torch.float64).eps * (variance + mean.square())
-    return mean, torch.where(is_constant, 1.0, variance.sqrt())
+    scaler = StandardScaler()
+    for chunk in features.detach().split(chunk_size):
+        scaler.partial_fit(chunk.double().cpu().numpy())
+    return torch.from_numpy(scaler.mean_), torch.from_numpy(scaler.scale_)
 
 
 def fit_by_lbfgs(
@@ -144,10 +139,9 @@ def fit_by_lbfgs(
     tolerance: float = 1e-8,
 ) -> list[LinearProbe]:
     """
-    Fit probes by L-BFGS (scikit-learn's `LogisticRegression`) in float64, to the optimum unless the iterations run out, nothing
-    drawn.
+    Fit probes by L-BFGS (scikit-learn's `LogisticRegression`) in float64, to the optimum unless the iterations run out, with nothing random.
 
-    A copy of the features in float64 is made, and several of the scores: for sets too large for that there is [`fit_by_sgd`].
+    It copies the features in float64, and holds several copies of the scores: [`fit_by_sgd`] is for sets too large for that.
 
     Args:
         features (`torch.Tensor` of shape `(num_images, hidden_size)`):
@@ -158,12 +152,12 @@ def fit_by_lbfgs(
         num_labels (`int`):
             Number of labels.
         strengths (`list[float]`):
-            Inverse strengths C of the L2 penalty: what minimises `C * sum of cross-entropies + half the squared norm of the
-            weights` is sought. Each fit starts from the one before, so let them rise.
+            Inverse strengths C of the L2 penalty: the fit minimizes `C * sum of cross-entropies + half the squared norm of the
+            weights`. Each fit starts from the one before, so give them in rising order.
         statistics (pair of `torch.Tensor`, *optional*):
-            Mean and deviation to standardize by. Default: [`standardization`] of these features.
+            Mean and standard deviation to standardize by. Default: [`standardization`] of these features.
         max_iterations (`int`, *optional*):
-            Iterations of each fit at most. With hardly any penalty thousands are needed. Default: 10,000 up to
+            Iterations of each fit at most. A weak penalty needs thousands. Default: 10,000 up to
             1e7 = `num_images * hidden_size * num_labels`, and in inverse proportion to it beyond, down to 200.
         tolerance (`float`, *optional*, defaults to 1e-8):
             Largest component of the gradient, of the mean over the images, at which a fit has ended.
@@ -172,7 +166,7 @@ def fit_by_lbfgs(
         `list[LinearProbe]`: One for each of `strengths`.
     """
     mean, scale = statistics or standardization(features)
-    # In place, for each step would make another copy.
+    # In place, because each step would make another copy.
     standardized = features.detach().to("cpu", torch.float64, copy=True).sub_(mean).div_(scale).numpy()
     if max_iterations is None:
         fewest, most = LBFGS_ITERATIONS
@@ -214,13 +208,32 @@ def _fit_path(
     model = LogisticRegression(max_iter=max_iterations, tol=tolerance, warm_start=True)
     path = []
     with warnings.catch_warnings():
-        # That it has not converged, which the probe says, and that labels are many for so few images.
+        # Of a fit that has not converged, which the probe says, and of many labels for few images.
         warnings.simplefilter("ignore", UserWarning)
         for strength in strengths:
             model.set_params(C=strength).fit(standardized, target)
             converged = bool(model.n_iter_.max() < max_iterations)
             path.append((model.coef_.copy(), model.intercept_.copy(), converged))
     return path
+
+
+@dataclass(frozen=True)
+class SgdSettings:
+    """
+    How [`fit_by_sgd`] goes about it.
+
+    Args:
+        epochs (`int`, *optional*, defaults to 20): Passes over the images; more where that makes less than `MIN_STEPS`
+            steps.
+        batch_size (`int`, *optional*, defaults to 256): Images a step.
+        learning_rate (`float`, *optional*, defaults to 0.01): The rate of the first step.
+        seed (`int`, *optional*, defaults to 0): Seed of the images' order.
+    """
+
+    epochs: int = 20
+    batch_size: int = 256
+    learning_rate: float = 0.01
+    seed: int = 0
 
 
 def fit_by_sgd(
@@ -230,24 +243,17 @@ def fit_by_sgd(
     strengths: list[float],
     *,
     statistics: tuple[torch.Tensor, torch.Tensor] | None = None,
-    epochs: int = 20,
-    batch_size: int = 256,
-    learning_rate: float = 0.01,
-    seed: int = 0,
+    settings: SgdSettings = SgdSettings(),
     device: torch.device | str = "cpu",
 ) -> list[LinearProbe]:
     """
     Fit probes by stochastic gradients (Adam, the rate falling to zero on a cosine), in float32, near the optimum of
-    [`fit_by_lbfgs`] for C up to about 1: weaker penalties call for more steps than these, and ending early takes the
-    penalty's place. All of them are fitted in one pass over the features, of which no copy is made.
+    [`fit_by_lbfgs`] for C up to about 1: weaker penalties need more steps, and stopping early regularizes in their place. All
+    strengths are fitted in one pass over the features, which are not copied.
 
     Args:
         features, labels, num_labels, strengths, statistics: As for [`fit_by_lbfgs`].
-        epochs (`int`, *optional*, defaults to 20): Passes over the images; more of them where that makes less than
-            `MIN_STEPS` steps.
-        batch_size (`int`, *optional*, defaults to 256): Images a step.
-        learning_rate (`float`, *optional*, defaults to 0.01): The rate of the first step.
-        seed (`int`, *optional*, defaults to 0): Seed of the images' order.
+        settings ([`SgdSettings`], *optional*): Epochs, batch size, learning rate and seed.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the fit is computed.
 
     Returns:
@@ -262,20 +268,20 @@ def fit_by_sgd(
     known = labels.any(dim=0) if multi_label else torch.bincount(labels, minlength=num_labels) > 0
     never = torch.zeros(num_labels, device=device).masked_fill_(~known.to(device), -torch.inf)
     penalty = 0.5 / (torch.tensor(strengths, device=device) * len(features))
-    optimizer = torch.optim.Adam([weight, bias], lr=learning_rate, fused=True)
-    steps_an_epoch = -(-len(features) // batch_size)
-    epochs = max(epochs, -(-MIN_STEPS // steps_an_epoch))
+    optimizer = torch.optim.Adam([weight, bias], lr=settings.learning_rate, fused=True)
+    steps_an_epoch = -(-len(features) // settings.batch_size)
+    epochs = max(settings.epochs, -(-MIN_STEPS // steps_an_epoch))
     num_steps = epochs * steps_an_epoch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     for _ in range(epochs):
-        for rows in torch.randperm(len(features), generator=generator).split(batch_size):
+        for rows in torch.randperm(len(features), generator=generator).split(settings.batch_size):
             batch = (features[rows].to(device, torch.float32) - mean) / scale
             targets = labels[rows].to(device)
             logits = torch.einsum("bh,slh->sbl", batch, weight) + bias[:, None]
             if multi_label:
                 targets = targets.float().expand_as(logits)
-                # The sum over the labels, each of which has a fit of its own.
+                # The sum over the labels: each label has a fit of its own.
                 losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=2)
             else:
                 losses = F.cross_entropy(

@@ -1,4 +1,4 @@
-"""Figures of predicted labels: each from the metric of its name, with the interval in which it may lie."""
+"""Metrics of predicted labels, each with its bootstrap interval."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,83 +19,83 @@ from modeling_sit.evaluation.metrics import load_metric
 
 # How many guesses an image has in the second accuracy, where there are more labels than that.
 TOP_K = 5
-# Scores that are sorted and handed to a metric at a time: a metric makes a Python number of 32 bytes of each.
+# Scores that are sorted and handed to a metric at a time: a metric makes each of them a Python number of 32 bytes.
 SCORES_AT_A_TIME = 2**22
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricResult:
     """
-    One number that was measured.
+    The value of a metric.
 
     Args:
         name (`str`): Such as `"accuracy"`.
         value (`float`): The number, in `[0, 1]`.
         interval (`tuple[float, float]`): 95 % bootstrap interval over the validation images.
-        spread (`float`, *optional*): Standard deviation over the draws, where there were several.
-        chance (`float`, *optional*): What features that say nothing give, where that does not go without saying.
+        std (`float`, *optional*): Standard deviation over the draws, where there were several.
+        chance (`float`, *optional*): The expected value for random features, where it is not obvious.
     """
 
     name: str
     value: float
     interval: tuple[float, float]
-    spread: float | None = None
+    std: float | None = None
     chance: float | None = None
 
 
 @dataclass(frozen=True)
-class Measurement:
+class ProtocolResult:
     """
     What a protocol measured.
 
     Args:
-        figures (`list[Figure]`): The numbers, the most telling one first.
-        settings (`dict[str, Any]`): Under which settings, by name; goes to `eval_results.json`.
+        metrics (`list[MetricResult]`): The values, the primary metric first.
+        settings (`dict[str, Any]`): The protocol's settings, by name; they are in `eval_results.json` too.
     """
 
-    figures: list[Figure]
+    metrics: list[MetricResult]
     settings: dict[str, Any]
 
 
-def label_figures(
+def label_metrics(
     draws: Iterable[torch.Tensor],
     labels: torch.Tensor,
     *,
     style: str = "step",
     num_resamples: int = 1000,
     seed: int = 0,
-) -> list[Figure]:
+) -> list[MetricResult]:
     """
-    Figures of the labels that were predicted, once or, by different training images, several times.
+    Metrics of predicted labels, predicted once, or several times from different training images.
 
-    Of labels of which an image has one: accuracy, top-5 accuracy if there are more than five, macro-F1. Of labels of which
-    it has several: mean average precision, and macro-F1 of the labels with a score of more than 0.5.
+    Where an image has one label: accuracy, top-5 accuracy if there are more than five labels, macro-F1. Where it has
+    several: mean average precision, and macro-F1 of the labels with a score of more than 0.5.
 
     Args:
         draws (iterable of `torch.Tensor` of shape `(num_images, num_labels)`):
-            Scores in [0, 1] of every label. Of several, a figure is the mean, and it has a spread. Of an iterator, one
-            draw's scores are in memory at a time.
+            Scores in [0, 1] of every label. With several draws a metric is their mean, and has a standard deviation. With
+            an iterator, the scores of one draw are in memory at a time.
         labels (`torch.Tensor` of shape `(num_images,)`, or `(num_images, num_labels)` of 0 and 1):
             True labels.
-        style (`str`, *optional*, defaults to `"step"`): What average precision is: see `metrics/mean_average_precision.py`.
+        style (`str`, *optional*, defaults to `"step"`): Kind of average precision: see `metrics/mean_average_precision.py`.
         num_resamples (`int`, *optional*, defaults to 1000): Resamples of the bootstrap.
         seed (`int`, *optional*, defaults to 0): Seed of the bootstrap.
     """
     computed = _of_several_labels if labels.ndim == 2 else _of_one_label
     measured = [computed(scores.cpu(), labels, scores.shape[1], style) for scores in draws]
-    figures = []
+    metrics = []
     for name in measured[0]:
         values, statistics = zip(*(draw[name] for draw in measured), strict=True)
         interval = confidence_interval(
             mean_of_statistics(list(statistics)), len(labels), num_resamples=num_resamples, seed=seed
         )
-        spread = stdev(values) if len(values) > 1 else None
-        figures.append(Figure(name, mean(values), interval, spread))
-    return figures
+        std = stdev(values) if len(values) > 1 else None
+        metrics.append(MetricResult(name, mean(values), interval, std))
+    return metrics
 
 
-def main_value(scores: torch.Tensor, labels: torch.Tensor) -> float:
-    """The first figure of [`label_figures`] alone: accuracy, or mean average precision."""
+def primary_metric(scores: torch.Tensor, labels: torch.Tensor) -> float:
+    """The first metric of [`label_metrics`] alone: accuracy, or mean average precision."""
     if labels.ndim == 2:
         return _metric("mean_average_precision", scores.cpu(), labels.long())
     return _metric("accuracy", scores.cpu().argmax(dim=1), labels)

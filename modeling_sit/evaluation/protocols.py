@@ -1,10 +1,10 @@
-"""The protocols that say how good frozen features are: one function each, one line each in `PROTOCOLS`."""
+"""The protocols that measure frozen features: one function each, one line each in `PROTOCOLS`."""
 
 import logging
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -12,17 +12,17 @@ import torch
 from modeling_sit.evaluation.bootstrap import confidence_interval, mean_of
 from modeling_sit.evaluation.features import Features
 from modeling_sit.evaluation.knn import knn_predict
-from modeling_sit.evaluation.linear import LinearProbe, fit_by_lbfgs, fit_by_sgd, standardization
-from modeling_sit.evaluation.metric_results import Figure, Measurement, label_figures, main_value
+from modeling_sit.evaluation.linear import LinearProbe, SgdSettings, fit_by_lbfgs, fit_by_sgd, standardization
+from modeling_sit.evaluation.metric_results import MetricResult, ProtocolResult, label_metrics, primary_metric
 from modeling_sit.evaluation.retrieval import average_precision_by_chance, rank_gallery, recall_by_chance
-from modeling_sit.evaluation.subsets import draw_held_back, draw_per_class, draw_share, features_of_rows
+from modeling_sit.evaluation.subsets import draw_fraction, draw_per_class, draw_validation, features_of_rows
 from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
 
-# L-BFGS is left for stochastic gradients from so many numbers in the features and the scores of the training images on,
-# of which it would hold several copies of 800 MB; and from so many products of a feature and a weight in each iteration,
-# of which there are hundreds for each strength: some tenths of a second on one core.
+# Above these, stochastic gradients take the place of L-BFGS: numbers in the features and the scores of the training
+# images, of which L-BFGS holds several copies of 800 MB; and products of a feature and a weight in an iteration, which
+# takes some tenths of a second on one core, with hundreds of iterations for each strength.
 LBFGS_MAX_NUMBERS = 10**8
 LBFGS_MAX_PRODUCTS = 10**9
 RECALL_RANKS = (1, 5, 10)
@@ -33,15 +33,15 @@ class ProtocolArguments:
     """How the features are measured.
 
     Raises:
-        `ValueError`: If a protocol does not exist, or a value is out of range.
+        [`SiTError`]: If a protocol does not exist, or a value is out of range.
     """
 
-    protocols: str = field(
-        default="knn",
+    protocols: list[str] = field(
+        default_factory=lambda: ["knn"],
         metadata={
-            "help": "Protocols to run, separated by commas: `knn` (votes of the nearest training images), `linear` "
-            "(logistic regression), `fewshot` (the same from few labels), `retrieval` (what the nearest training images "
-            "have in common with an image)."
+            "help": "Protocols to run, separated by spaces or commas: `knn` (votes of the nearest training images), `linear` "
+            "(logistic regression), `fewshot` (the same from few labels), `retrieval` (whether the nearest training images "
+            "have the label of an image)."
         },
     )
     knn_k: int = field(default=20, metadata={"help": "Neighbours that vote in `knn`."})
@@ -51,55 +51,57 @@ class ProtocolArguments:
     linear_c: list[float] = field(
         default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0],
         metadata={
-            "help": "Inverse strengths C of the L2 penalty in `linear`. Of several, the one that does best on a held-back "
-            "part of the training images is taken; one alone is taken as it is."
+            "help": "Inverse strengths C of the L2 penalty in `linear`. With several, the best one on a held-back part of the "
+            "training images is used."
         },
     )
     linear_held_back: float = field(
         default=0.2,
         metadata={
-            "help": "Share of each class's training images that is held back to choose C by, and then put back."
+            "help": "Fraction of each class's training images that is held back to choose C by. The final fit uses it too."
         },
     )
     linear_choice_images: int = field(
         default=50_000,
         metadata={
-            "help": "Training images at most, those held back among them, that C is chosen on; of more, a random share of each "
-            "class is taken. The fit with the C chosen is to all of them."
+            "help": "Largest number of training images, with those held back, that C is chosen on; of more images, a random "
+            "fraction of each class is used. The fit with the chosen C uses all images."
         },
     )
     linear_solver: Literal["auto", "lbfgs", "sgd"] = field(
         default="auto",
         metadata={
-            "help": "How `linear` and `fewshot` are fitted: `lbfgs` to the optimum, with copies of the features and of the scores in "
-            "float64 in memory, or `sgd`, stochastic gradients on --device, near to it for C up to about 1. `auto` is lbfgs "
-            "for up to 1e8 numbers, images x (size of the features + classes), and up to 1e9 images x size x classes, and "
-            "sgd beyond."
+            "help": "How `linear` and `fewshot` are fitted: `lbfgs` to the optimum, with copies of the features and of the "
+            "scores in float64 in memory, or `sgd`, stochastic gradients on `device`, close to the optimum for C up to about "
+            "1. `auto` is lbfgs for up to 1e8 numbers, images x (size of the features + classes), and up to 1e9 images x "
+            "size x classes, and sgd beyond."
         },
     )
     linear_epochs: int = field(
-        default=20, metadata={"help": "Passes of `sgd` over the training images; in small sets more, to 2000 steps."}
+        default=20,
+        metadata={"help": "Passes of `sgd` over the training images; small sets get more, up to 2000 steps."},
     )
     linear_batch_size: int = field(default=256, metadata={"help": "Images of a step of `sgd`."})
     fewshot_labels: list[str] = field(
         default_factory=lambda: ["1%", "10%"],
         metadata={
-            "help": "How many labels `fewshot` learns from: a share of each class such as 10%% (one image at least), or a "
+            "help": "How many labels `fewshot` learns from: a percentage of each class such as 10%% (at least one image), or a "
             "number of images of each class such as 5."
         },
     )
     fewshot_draws: int = field(
-        default=5, metadata={"help": "Random choices of these images; figures are their mean and spread."}
+        default=5,
+        metadata={"help": "Random choices of these images; the results are their mean and standard deviation."},
     )
     fewshot_c: float = field(
         default=1.0,
-        metadata={"help": "Inverse strength of the L2 penalty in `fewshot`, where nothing can be held back."},
+        metadata={"help": "Inverse strength of the L2 penalty in `fewshot`, which cannot hold images back."},
     )
     average_precision: Literal["step", "voc2007", "voc2010", "coco"] = field(
         default="step",
         metadata={
-            "help": "Average precision of multi-label data: `step` (scikit-learn's, and that of multi-label papers), `voc2007` "
-            "(11 points), `voc2010` (all points, interpolated), `coco` (101 points)."
+            "help": "Average precision of multi-label data: `step` (as in scikit-learn and multi-label papers), `voc2007` (11 "
+            "points), `voc2010` (all points, interpolated), `coco` (101 points)."
         },
     )
     bootstrap_resamples: int = field(
@@ -108,63 +110,67 @@ class ProtocolArguments:
     seed: int = field(
         default=0,
         metadata={
-            "help": "Seed of what is drawn: held-back images, few shots, order in `sgd`, resamples, weights of --from_scratch."
+            "help": "Seed of all that is random: held-back images, few shots, order in `sgd`, resamples, weights of "
+            "`from_scratch`."
         },
     )
 
     def __post_init__(self):
-        for name in self.chosen:
+        self.protocols = [name.strip() for names in self.protocols for name in names.split(",") if name.strip()]
+        if not self.protocols:
+            raise SiTError(f"names none of {', '.join(PROTOCOLS)}", argument="protocols")
+        for name in self.protocols:
             if name not in PROTOCOLS:
-                raise ValueError(f"--protocols {self.protocols}: no protocol {name!r}, only {', '.join(PROTOCOLS)}")
+                raise SiTError(f"no protocol {name!r}, only {', '.join(PROTOCOLS)}", argument="protocols")
         for name in (
             *("knn_k", "linear_choice_images", "linear_epochs", "linear_batch_size"),
             *("fewshot_draws", "bootstrap_resamples"),
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name in ("knn_temperature", "fewshot_c"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be more than 0")
-        for strength in self.linear_c:
-            if not 0 < strength < math.inf:
-                raise ValueError(f"--linear_c {strength}: must be more than 0")
+                raise SiTError(f"must be at least 1, got {getattr(self, name)}", argument=name)
+        for name in ("knn_temperature", "fewshot_c", "linear_c"):
+            values = getattr(self, name)
+            for value in values if isinstance(values, list) else [values]:
+                if not 0 < value < math.inf:
+                    raise SiTError(f"must be more than 0, got {value}", argument=name)
         if not 0 < self.linear_held_back < 1:
-            raise ValueError(f"--linear_held_back {self.linear_held_back}: must be between 0 and 1")
+            raise SiTError(f"must be between 0 and 1, got {self.linear_held_back}", argument="linear_held_back")
         for budget in self.fewshot_labels:
-            share = re.fullmatch(r"(\d+(?:\.\d+)?)%", budget)
-            if not (0 < float(share[1]) <= 100 if share else re.fullmatch(r"[1-9]\d*", budget)):
-                raise ValueError(
-                    f"--fewshot_labels {budget}: give a share such as 1%, up to 100%, or a number of each class such as 5"
+            percentage = re.fullmatch(r"(\d+(?:\.\d+)?)%", budget)
+            if not (0 < float(percentage[1]) <= 100 if percentage else re.fullmatch(r"[1-9]\d*", budget)):
+                raise SiTError(
+                    f"{budget!r} is neither a percentage such as 1%, up to 100%, nor a number of images of each class such as "
+                    "5",
+                    argument="fewshot_labels",
                 )
         if self.seed < 0:
-            raise ValueError(f"--seed {self.seed}: must be at least 0")
+            raise SiTError(f"must be at least 0, got {self.seed}", argument="seed")
 
     @property
-    def chosen(self) -> list[str]:
-        """Names of the protocols to run, in the order given."""
-        return [name.strip() for name in self.protocols.split(",")]
-
-    @property
-    def of_figures(self) -> dict:
-        """What [`label_figures`] has to know."""
+    def metric_settings(self) -> dict:
+        """The keyword arguments of [`label_metrics`]."""
         return {"style": self.average_precision, "num_resamples": self.bootstrap_resamples, "seed": self.seed}
 
 
-Protocol = Callable[[Features, Features, list[str], ProtocolArguments, torch.device], Measurement]
-"""From the labeled features of the training and the validation images, the names of the classes, the flags and the device
-to compute on, to what was measured. Labels that are `(num_images, num_labels)` are those of images with several."""
+Protocol = Callable[[Features, Features, list[str], ProtocolArguments, torch.device], ProtocolResult]
+"""From the labeled features of the training and the validation images, the names of the classes, the arguments and the
+device to compute on, to the result. Labels of shape `(num_images, num_labels)` are those of images with several."""
 
 
 def knn(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
-) -> Measurement:
+) -> ProtocolResult:
     """The weighted votes of the k nearest training images ([`knn_predict`]).
 
     Raises:
-        [`SiTError`]: If there are fewer training images than `--knn_k`.
+        [`SiTError`]: If there are fewer training images than `knn_k`.
     """
     if len(train.features) < arguments.knn_k:
-        raise SiTError(f"--knn_k {arguments.knn_k}: more than the {len(train.features)} training images; lower it")
+        raise SiTError(
+            f"{arguments.knn_k} is more than the {len(train.features)} training images",
+            argument="knn_k",
+            remedy="lower it",
+        )
     scores = knn_predict(
         train.features,
         train.labels,
@@ -173,34 +179,36 @@ def knn(
         k=arguments.knn_k,
         temperature=arguments.knn_temperature,
     )
-    figures = label_figures([scores], validation.labels, **arguments.of_figures)
-    return Measurement(figures, {"k": arguments.knn_k, "temperature": arguments.knn_temperature})
+    metrics = label_metrics([scores], validation.labels, **arguments.metric_settings)
+    return ProtocolResult(metrics, {"k": arguments.knn_k, "temperature": arguments.knn_temperature})
 
 
 def linear(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
-) -> Measurement:
-    """Logistic regression on the standardized features, with the strength of its penalty chosen on a part of the training
-    images, and then fitted to all of them. The validation images have no part in the choice.
+) -> ProtocolResult:
+    """Logistic regression on the standardized features. The strength of its penalty is chosen on a part of the training
+    images, without the validation images; the fit is to all training images.
 
     Raises:
-        [`SiTError`]: If a class has one training image, and there is a choice.
+        [`SiTError`]: If a class has one training image, and there are several strengths.
     """
     solver = _solver(len(train.labels), train, label_names, arguments)
     strengths = sorted(set(arguments.linear_c))
     choice = {}
     if len(strengths) > 1:
         held_back_values, choice = _values_held_back(train, label_names, strengths, solver, arguments, device)
-        # Of equally good ones, the strongest penalty.
+        # If several are equally good, the strongest penalty.
         chosen = max(strengths, key=lambda strength: held_back_values[strength])
         if chosen in (strengths[0], strengths[-1]):
-            logger.warning("linear: the best --linear_c, %g, is the first or the last one; try others beyond", chosen)
+            logger.warning(
+                "linear: the best `linear_c`, %g, is the first or the last one; try others beyond it", chosen
+            )
         strengths = [chosen]
     (probe,) = _fit(train, label_names, strengths, solver, arguments, device)
     if not probe.converged:
-        logger.warning("linear: at --linear_c %g the fit stopped before its optimum; try smaller ones", strengths[0])
-    figures = label_figures([probe.predict(validation.features)], validation.labels, **arguments.of_figures)
-    return Measurement(figures, {"c": strengths[0], "solver": solver, "seed": arguments.seed, **choice})
+        logger.warning("linear: with `linear_c` %g the fit stopped before its optimum; try smaller ones", strengths[0])
+    metrics = label_metrics([probe.predict(validation.features)], validation.labels, **arguments.metric_settings)
+    return ProtocolResult(metrics, {"c": strengths[0], "solver": solver, "seed": arguments.seed, **choice})
 
 
 def _values_held_back(
@@ -211,20 +219,20 @@ def _values_held_back(
     arguments: ProtocolArguments,
     device: torch.device,
 ) -> tuple[dict[float, float], dict[str, Any]]:
-    """How good each strength is on the part held back, and what `eval_results.json` is told of the choice."""
+    """The primary metric of each strength on the held-back part, and what `eval_results.json` says about the choice."""
     _check_can_be_held_back(train, label_names)
-    parts = draw_held_back(train.labels, label_names, arguments.linear_held_back, arguments.seed)
-    share = arguments.linear_choice_images / len(train.labels)
-    if share < 1:
-        parts = [rows[draw_share(train.labels[rows], label_names, share, arguments.seed)] for rows in parts]
+    parts = draw_validation(train.labels, label_names, arguments.linear_held_back, arguments.seed)
+    fraction = arguments.linear_choice_images / len(train.labels)
+    if fraction < 1:
+        parts = [rows[draw_fraction(train.labels[rows], label_names, fraction, arguments.seed)] for rows in parts]
     rest, held_back = (features_of_rows(train, rows) for rows in parts)
     probes = _fit(rest, label_names, strengths, solver, arguments, device)
     values = {
-        strength: main_value(probe.predict(held_back.features), held_back.labels)
+        strength: primary_metric(probe.predict(held_back.features), held_back.labels)
         for strength, probe in zip(strengths, probes, strict=True)
     }
     choice: dict[str, Any] = {"held_back": {f"{strength:g}": value for strength, value in values.items()}}
-    if share < 1:
+    if fraction < 1:
         choice["num_choice"] = len(rest.labels) + len(held_back.labels)
     cut_off = [f"{strength:g}" for strength, probe in zip(strengths, probes, strict=True) if not probe.converged]
     if cut_off:
@@ -234,12 +242,12 @@ def _values_held_back(
 
 def fewshot(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
-) -> Measurement:
-    """Logistic regression fitted to few of the training images, drawn several times. What the features are standardized by
-    is taken from all of them: it takes no labels.
+) -> ProtocolResult:
+    """Logistic regression fitted to few of the training images, drawn several times. The features are standardized by all
+    training images, which takes no labels.
 
     Raises:
-        [`SiTError`]: If a class has fewer images than `--fewshot_labels` asks for.
+        [`SiTError`]: If a class has fewer images than `fewshot_labels` asks for.
     """
     statistics = standardization(train.features)
     drawn = {
@@ -254,32 +262,32 @@ def fewshot(
         (probe,) = _fit(chosen, label_names, [arguments.fewshot_c], solver, arguments, device, statistics)
         return probe.predict(validation.features)
 
-    figures = []
+    metrics = []
     for budget, draws in drawn.items():
         suffix = budget.replace("%", "_percent") if budget.endswith("%") else f"{budget}_per_class"
-        figures += [
-            Figure(f"{figure.name}_{suffix}", figure.value, figure.interval, figure.spread)
+        metrics += [
+            replace(metric, name=f"{metric.name}_{suffix}")
             # One draw after the other: the scores of many labels take more memory than the features.
-            for figure in label_figures(map(scores_of, draws), validation.labels, **arguments.of_figures)
+            for metric in label_metrics(map(scores_of, draws), validation.labels, **arguments.metric_settings)
         ]
     settings = {"c": arguments.fewshot_c, "solver": solver, "draws": arguments.fewshot_draws, "seed": arguments.seed}
-    return Measurement(figures, {**settings, "num_chosen": num_chosen})
+    return ProtocolResult(metrics, {**settings, "num_chosen": num_chosen})
 
 
 def retrieval(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
-) -> Measurement:
-    """Every validation image as a query for the training images of its class (of any of its classes), by cosine similarity ([`rank_gallery`]):
-    mean average precision of the whole ranking, and recall@k, the share of queries with a hit among the k nearest. Queries
-    of which the training images have none are left out, and counted.
+) -> ProtocolResult:
+    """Every validation image is a query for the training images with its label, or one of its labels, by cosine similarity
+    ([`rank_gallery`]): mean average precision of the whole ranking, and recall@k, the fraction of queries with a hit among
+    the k nearest. Queries whose labels no training image has are left out, and counted.
 
     Raises:
-        [`SiTError`]: If they are all left out.
+        [`SiTError`]: If all queries are left out.
     """
     ranking = rank_gallery(train.features, train.labels, validation.features.to(device), validation.labels)
     answerable = ranking.num_hits > 0
     if not answerable.any():
-        raise SiTError("no validation image has a label that a training image has: retrieval has nothing to find")
+        raise SiTError("retrieval has nothing to find: no validation image has a label that a training image has")
     num_gallery, num_hits = len(train.features), ranking.num_hits[answerable]
     values = {"mean_average_precision": ranking.average_precision[answerable]}
     chances = {"mean_average_precision": average_precision_by_chance(num_hits, num_gallery)}
@@ -287,8 +295,8 @@ def retrieval(
         if rank <= num_gallery:
             values[f"recall_at_{rank}"] = (ranking.first_hit[answerable] <= rank).double()
             chances[f"recall_at_{rank}"] = recall_by_chance(num_hits, num_gallery, rank)
-    figures = [
-        Figure(
+    metrics = [
+        MetricResult(
             name,
             value.mean().item(),
             confidence_interval(
@@ -298,7 +306,7 @@ def retrieval(
         )
         for name, value in values.items()
     ]
-    return Measurement(figures, {"num_queries": len(answerable), "unanswerable": int((~answerable).sum())})
+    return ProtocolResult(metrics, {"num_queries": len(answerable), "unanswerable": int((~answerable).sum())})
 
 
 def _solver(num_images: int, train: Features, label_names: list[str], arguments: ProtocolArguments) -> str:
@@ -324,9 +332,7 @@ def _fit(
     return fit_by_sgd(
         *fixed,
         statistics=statistics,
-        epochs=arguments.linear_epochs,
-        batch_size=arguments.linear_batch_size,
-        seed=arguments.seed,
+        settings=SgdSettings(arguments.linear_epochs, arguments.linear_batch_size, seed=arguments.seed),
         device=device,
     )
 
@@ -336,8 +342,9 @@ def _check_can_be_held_back(train: Features, label_names: list[str]) -> None:
     single = [name for name, count in zip(label_names, counts, strict=True) if count == 1]
     if single:
         raise SiTError(
-            f"only one training image of {_some(single)}, so none can be held back to choose the penalty of `linear` by: "
-            "give one --linear_c, such as 0.1, or add images"
+            f"only one training image of {_some(single)}, so none can be held back to choose from several values",
+            argument="linear_c",
+            remedy="give one value, such as 0.1, or add images",
         )
 
 
@@ -346,7 +353,7 @@ def _few_shots(
 ) -> torch.Tensor:
     seed = arguments.seed * arguments.fewshot_draws + draw
     if budget.endswith("%"):
-        return draw_share(train.labels, label_names, float(budget[:-1]) / 100, seed)
+        return draw_fraction(train.labels, label_names, float(budget[:-1]) / 100, seed)
     return _draw_per_class(train, label_names, int(budget), seed)
 
 
@@ -355,8 +362,9 @@ def _draw_per_class(train: Features, label_names: list[str], count: int, seed: i
     short = [name for name, has in zip(label_names, counts, strict=True) if 0 < has < count]
     if short:
         raise SiTError(
-            f"--fewshot_labels {count}: fewer training images than that of {_some(short)}; ask for "
-            f"{min(has for has in counts if has)} at most"
+            f"fewer than {count} training images of {_some(short)}",
+            argument="fewshot_labels",
+            remedy=f"ask for {min(has for has in counts if has)} at most",
         )
     return draw_per_class(train.labels, label_names, count, seed)
 

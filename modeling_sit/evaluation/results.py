@@ -5,36 +5,36 @@ import os
 from pathlib import Path
 from typing import Any
 
-from modeling_sit.evaluation.metric_results import Measurement
+from modeling_sit.evaluation.metric_results import ProtocolResult
 from modeling_sit.runtime.errors import SiTError
 
 RESULTS_FILE = "eval_results.json"
 
 
-def as_result(measurement: Measurement) -> dict[str, Any]:
-    """A measurement as `eval_results.json` has it: each figure by its name, the ends of their 95 % intervals in `intervals`,
-    the standard deviations over draws, if any, in `spread`, what chance gives in `chance`, and the settings."""
-    result: dict[str, Any] = {figure.name: figure.value for figure in measurement.figures}
-    result["intervals"] = {figure.name: list(figure.interval) for figure in measurement.figures}
-    spread = {figure.name: figure.spread for figure in measurement.figures if figure.spread is not None}
-    chance = {figure.name: figure.chance for figure in measurement.figures if figure.chance is not None}
+def as_result(protocol: ProtocolResult) -> dict[str, Any]:
+    """A protocol's result as `eval_results.json` has it: each metric by its name, the ends of the 95 % intervals in
+    `intervals`, the standard deviations over draws, if any, in `std`, the values by chance in `chance`, and the settings."""
+    result: dict[str, Any] = {metric.name: metric.value for metric in protocol.metrics}
+    result["intervals"] = {metric.name: list(metric.interval) for metric in protocol.metrics}
+    std = {metric.name: metric.std for metric in protocol.metrics if metric.std is not None}
+    chance = {metric.name: metric.chance for metric in protocol.metrics if metric.chance is not None}
     return {
         **result,
-        **({"spread": spread} if spread else {}),
+        **({"std": std} if std else {}),
         **({"chance": chance} if chance else {}),
-        **measurement.settings,
+        **protocol.settings,
     }
 
 
-def as_table(measurements: dict[str, Measurement]) -> str:
-    """Measurements as a table to read, a line for each figure."""
-    rows = [("protocol", "figure", "value", "95 % interval", "spread", "chance")]
-    for protocol, measurement in measurements.items():
-        for figure in measurement.figures:
-            low, high = figure.interval
-            spread = "" if figure.spread is None else f"{figure.spread:.4f}"
-            chance = "" if figure.chance is None else f"{figure.chance:.4f}"
-            rows.append((protocol, figure.name, f"{figure.value:.4f}", f"{low:.4f} to {high:.4f}", spread, chance))
+def as_table(protocols: dict[str, ProtocolResult]) -> str:
+    """The results of protocols, by name, as a table with a line for each metric."""
+    rows = [("protocol", "metric", "value", "95 % interval", "std", "chance")]
+    for name, protocol in protocols.items():
+        for metric in protocol.metrics:
+            low, high = metric.interval
+            std = "" if metric.std is None else f"{metric.std:.4f}"
+            chance = "" if metric.chance is None else f"{metric.chance:.4f}"
+            rows.append((name, metric.name, f"{metric.value:.4f}", f"{low:.4f} to {high:.4f}", std, chance))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -42,10 +42,10 @@ def as_table(measurements: dict[str, Measurement]) -> str:
 
 
 def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:
-    """Results of the runs so far; none if there is no file yet.
+    """The results of earlier runs in a folder; none if there is no file.
 
     Raises:
-        [`SiTError`]: If the file is there and is not one of results.
+        [`SiTError`]: If there is a file of this name that holds no results.
     """
     path = Path(output_dir) / RESULTS_FILE
     try:
@@ -53,24 +53,24 @@ def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as problem:
-        raise SiTError(f"{path} cannot be read ({problem}); mend it or move it away") from problem
+        raise SiTError(f"{path} cannot be read ({problem})", remedy="repair it or move it away") from problem
     if not isinstance(results, dict):
-        raise SiTError(f"{path} holds no results by protocol; move it away")
+        raise SiTError(f"{path} holds no results by protocol", remedy="move it away")
     return results
 
 
 def write_results(output_dir: str | os.PathLike, results: dict[str, dict[str, Any]]) -> Path:
-    """Add results to those in the folder, in place of earlier ones of the same protocols.
+    """Add results to those in the folder. They replace earlier ones of the same protocols.
 
     Args:
-        output_dir (`str` or `os.PathLike`): The folder, made if it is not there.
-        results (`dict[str, dict[str, Any]]`): For each protocol, what was measured and under which settings.
+        output_dir (`str` or `os.PathLike`): The folder; it is created if it is missing.
+        results (`dict[str, dict[str, Any]]`): Metrics and settings of each protocol.
 
     Returns:
-        `Path`: The file, which at any moment holds the results either before or after.
+        `Path`: The file. It is replaced as a whole.
 
     Raises:
-        [`SiTError`]: If the folder cannot be written to, or holds a file of that name which is not one of results.
+        [`SiTError`]: If the folder cannot be written to, or its file of this name holds no results.
     """
     path = Path(output_dir) / RESULTS_FILE
     merged = {**read_results(output_dir), **results}
@@ -80,5 +80,7 @@ def write_results(output_dir: str | os.PathLike, results: dict[str, dict[str, An
         unfinished.write_text(json.dumps(merged, indent=2) + "\n")
         unfinished.replace(path)
     except OSError as problem:
-        raise SiTError(f"--output_dir {output_dir}: cannot be written to ({problem.strerror or problem})") from problem
+        raise SiTError(
+            f"{output_dir} cannot be written to ({problem.strerror or problem})", argument="output_dir"
+        ) from problem
     return path

@@ -1,4 +1,4 @@
-"""Parts of the images whose features are known, drawn by their labels as `data/labeled.py` draws them."""
+"""Subsets of the images whose features are known, drawn by their labels as `data/labeled.py` draws them."""
 
 import datasets
 import torch
@@ -12,22 +12,22 @@ def features_of_rows(features: Features, rows: torch.Tensor) -> Features:
     return Features(features.features[rows], features.labels[rows], [])
 
 
-def draw_share(labels: torch.Tensor, label_names: list[str], share: float, seed: int) -> torch.Tensor:
-    """Indices of a random share of the images of every class: [`select_label_fraction`]."""
-    return _rows(select_label_fraction(_labeled_rows(labels, label_names), share, seed))
+def draw_fraction(labels: torch.Tensor, label_names: list[str], fraction: float, seed: int) -> torch.Tensor:
+    """Indices of a random fraction of the images of every class: [`select_label_fraction`]."""
+    return _rows(select_label_fraction(_labeled_rows(labels, label_names), fraction, seed))
 
 
 def draw_per_class(labels: torch.Tensor, label_names: list[str], count: int, seed: int) -> torch.Tensor:
-    """Indices of as many random images of every class: [`select_per_class`]."""
+    """Indices of `count` random images of every class: [`select_per_class`]."""
     return _rows(select_per_class(_labeled_rows(labels, label_names), count, seed))
 
 
-def draw_held_back(
-    labels: torch.Tensor, label_names: list[str], share: float, seed: int
+def draw_validation(
+    labels: torch.Tensor, label_names: list[str], fraction: float, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the rest, and of the random share of the images of every class that is held back: [`train_validation_split`]."""
-    rest, held_back = train_validation_split(_labeled_rows(labels, label_names), share, seed)
-    return _rows(rest), _rows(held_back)
+    """Indices of images to fit, and of a random fraction of each class to choose by: [`train_validation_split`]."""
+    fitted, validation = train_validation_split(_labeled_rows(labels, label_names), fraction, seed)
+    return _rows(fitted), _rows(validation)
 
 
 def _labeled_rows(labels: torch.Tensor, label_names: list[str]) -> datasets.Dataset:

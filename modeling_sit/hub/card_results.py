@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from modeling_sit.evaluation.metric_results import Measurement
+from modeling_sit.evaluation.metric_results import ProtocolResult
 from modeling_sit.hub.card_file import Card, DamagedCard, card_to_update
 from modeling_sit.hub.markdown import escaped, table
 from modeling_sit.hub.provenance import public_name
@@ -27,7 +27,7 @@ NOTHING = (
 
 def update_card(
     folder: Path,
-    measurements: dict[str, Measurement],
+    measurements: dict[str, ProtocolResult],
     *,
     dataset: str,
     dataset_config: str | None = None,
@@ -40,8 +40,8 @@ def update_card(
 
     Args:
         folder (`Path`): The model's folder, with a `README.md`.
-        measurements (`dict[str, Measurement]`): What was measured, by protocol.
-        dataset (`str`): Id or path of the dataset. The card has only the last part of a path.
+        measurements (`dict[str, ProtocolResult]`): What was measured, by protocol.
+        dataset (`str`): As given in `--dataset`; of a path, the card says the last part alone.
         dataset_config (`str`, *optional*): Configuration of a Hub dataset.
         split (`str`): Split that was measured on.
         settings (`dict[str, Any]`): Other settings of the results: pooling, layer.
@@ -65,14 +65,14 @@ def update_card(
             metric_value=round(figure.value, 6),
             metric_args={
                 "interval": [round(end, 6) for end in figure.interval],
-                **({} if figure.spread is None else {"spread": round(figure.spread, 6)}),
+                **({} if figure.std is None else {"spread": round(figure.std, 6)}),
                 **settings,
                 # Tables of how a setting was chosen are in eval_results.json.
                 **{name: value for name, value in measurement.settings.items() if not isinstance(value, dict)},
             },
         )
         for protocol, measurement in measurements.items()
-        for figure in measurement.figures
+        for figure in measurement.metrics
     ]
     try:
         put_results(card, results, folder.resolve().name)

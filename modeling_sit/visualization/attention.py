@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
-from transformers import PreTrainedModel
+from PIL.Image import Image
+from transformers import BaseImageProcessor, PreTrainedModel
 
+from modeling_sit.evaluation.features import evaluation_mode
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.page import (
     frame_lightly,
@@ -17,6 +19,7 @@ from modeling_sit.visualization.page import (
     text_width,
     wrapped,
 )
+from modeling_sit.visualization.reconstructions import to_uint8
 
 IMAGE_INCHES = 1.15
 GAP = 0.06
@@ -24,14 +27,39 @@ MARGIN = 0.08
 TITLE_SIZE, CAPTION_SIZE = 9, 8
 CAPTION_INCHES = 1.1
 BAR_INCHES = 2.6
-# From nothing by way of even attention, in the middle, to a multiple of it. Lightness rises all the way, so that
-# color-blind readers, and grey prints, tell it too; blue and orange differ for both.
+# From no attention to even attention, in the middle, to a multiple of it. Lightness rises all the way, so that color-blind
+# readers see it, and gray prints show it; blue and orange differ for both.
 ATTENTION_COLORS = LinearSegmentedColormap.from_list(
     "attention", [(0, "#06173f"), (0.5, "#7c7c7c"), (0.75, "#f08a1d"), (1, "#ffffc8")]
 )
 # The image below shows through, but little: a color means the same on a dark image as on a bright one.
 OPACITY = 0.7
-GREY_BAND = 0.6
+GRAY_BAND = 0.6
+
+
+def draw_attention(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    images: Sequence[Image],
+    captions: Sequence[str] | None = None,
+    layer: int | None = None,
+) -> Figure:
+    """Draw where the contrastive token looks in some images: [`attention_figure`] of [`attention_maps`].
+
+    Args:
+        model, layer: As for [`attention_maps`].
+        processor (`BaseImageProcessor`): The model's, of images as they are: without corruption.
+        images (sequence of `PIL.Image.Image`): Of the model's number of channels, of any size.
+        captions (sequence of `str`, *optional*): A text for each image.
+
+    Raises:
+        [`SiTError`]: As [`attention_maps`].
+    """
+    pixel_values = processor(images=list(images), return_tensors="pt")["pixel_values"]
+    maps = attention_maps(model, pixel_values, layer)
+    shown = to_uint8(pixel_values, processor.image_mean, processor.image_std)
+    layer = model.config.num_hidden_layers if layer is None else layer
+    return attention_figure(shown, maps, captions or [""] * len(images), layer)
 
 
 @torch.no_grad()
@@ -51,34 +79,34 @@ def attention_maps(model: PreTrainedModel, pixel_values: torch.Tensor, layer: in
     Raises:
         [`SiTError`]: If there is no such layer, or the model gives no attention from one token to patches.
     """
-    no_attention = f"--model_name_or_path: a {model.config.model_type} gives no attention of one token to patches"
+    no_attention = SiTError(
+        f"a {model.config.model_type} gives no attention of one token to patches", argument="model_name_or_path"
+    )
     num_layers, patch = (getattr(model.config, name, None) for name in ("num_hidden_layers", "patch_size"))
     if num_layers is None or patch is None:
-        raise SiTError(no_attention)
+        raise no_attention
     if layer is not None and not 1 <= layer <= num_layers:
-        raise SiTError(f"--layer {layer}: the model has layers 1 to {num_layers}")
-    training_flags = [(module, module.training) for module in model.modules()]
+        raise SiTError(f"no layer {layer}: the model has layers 1 to {num_layers}", argument="layer")
     implementation = model.config._attn_implementation
-    model.eval()
-    try:
-        # The fused implementations keep their weights to themselves.
-        model.set_attn_implementation("eager")
-        attentions = model(pixel_values=pixel_values.to(model.device, model.dtype), output_attentions=True).attentions
-    finally:
-        model.set_attn_implementation(implementation)
-        for module, training in training_flags:
-            module.training = training
+    with evaluation_mode(model):
+        try:
+            # The fused implementations do not return their weights.
+            model.set_attn_implementation("eager")
+            pixel_values = pixel_values.to(model.device, model.dtype)
+            attentions = model(pixel_values=pixel_values, output_attentions=True).attentions
+        finally:
+            model.set_attn_implementation(implementation)
     num_front = 1 + getattr(model.config, "num_register_tokens", 0)
     patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
     grid = (pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width)
     weights = attentions[-1 if layer is None else layer - 1] if attentions else None
     if weights is None or weights.ndim != 4 or weights.shape[-1] != num_front + grid[0] * grid[1]:
-        raise SiTError(f"--model_name_or_path: a {model.config.model_type} gives no attention of one token to patches")
+        raise no_attention
     return (weights[:, :, 0, num_front:] * weights.shape[-1]).unflatten(2, grid).float().cpu()
 
 
 def attention_figure(images: torch.Tensor, maps: torch.Tensor, captions: Sequence[str], layer: int) -> Figure:
-    """One row an image: as the model sees it, the mean over the heads, then each head, over the image in faint grey.
+    """One row an image: as the model sees it, the mean over the heads, then each head, over the image in faint gray.
 
     Args:
         images (`torch.Tensor` of shape `(images, channels, height, width)`): Uint8.
@@ -101,7 +129,7 @@ def attention_figure(images: torch.Tensor, maps: torch.Tensor, captions: Sequenc
     bar_label = f"attention in layer {layer} (1 = even)"
     figure = Figure(figsize=(right + MARGIN, bottom + 0.14 + bar_height + 3 * line_height(CAPTION_SIZE) + MARGIN))
 
-    # One scale for all of them; a few patches that outshine the rest do not dim it.
+    # One scale for all images; a few extreme patches do not dim the rest.
     scale = TwoSlopeNorm(1, 0, max(2.0, float(np.quantile(maps.numpy(), 0.98))))
     extent = (0, width, height, 0)
     for column, title in enumerate(titles):
@@ -111,14 +139,14 @@ def attention_figure(images: torch.Tensor, maps: torch.Tensor, captions: Sequenc
         row_top = top + row * (row_height + GAP)
         place_text(figure, left - 2 * GAP, row_top + row_height / 2, caption, CAPTION_SIZE, ha="right", va="center")
         channels = image[:3].float()
-        grey = flattened(channels.mean(dim=0).numpy())
+        gray = flattened(channels.mean(dim=0).numpy())
         colored = (channels.expand(3, -1, -1) if len(channels) == 1 else channels).permute(1, 2, 0).numpy() / 255
         for column, weights in enumerate((None, heads.mean(dim=0), *heads)):
             axes = place_axes(figure, left + column * (IMAGE_INCHES + GAP), row_top, IMAGE_INCHES, row_height)
             if weights is None:
                 axes.imshow(colored, extent=extent, interpolation="bicubic", aspect="auto")
             else:
-                axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bicubic", aspect="auto")
+                axes.imshow(gray, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bicubic", aspect="auto")
                 colors = axes.imshow(
                     weights.numpy(),
                     cmap=ATTENTION_COLORS,
@@ -135,23 +163,23 @@ def attention_figure(images: torch.Tensor, maps: torch.Tensor, captions: Sequenc
     bar_axes = place_axes(figure, (left + right - bar_width) / 2, bottom + 0.14, bar_width, bar_height)
     bar = figure.colorbar(colors, cax=bar_axes, orientation="horizontal", extend="max")
     bar.set_label(bar_label, fontsize=CAPTION_SIZE, labelpad=2)
-    # As it is laid over the grey that an image has in the middle.
+    # The colors lie on the gray of the middle of an image.
     bar.ax.set_facecolor("0.5")
     bar.ax.patch.set_visible(True)
     bar.ax.tick_params(labelsize=CAPTION_SIZE, pad=2)
     return figure
 
 
-def flattened(grey: np.ndarray) -> np.ndarray:
-    """A grey image with its lightness brought to the middle and its contrast to a narrow band, the same of all images.
+def flattened(gray: np.ndarray) -> np.ndarray:
+    """A gray image with its mean lightness in the middle and its contrast in a narrow band, the same for all images.
 
     Args:
-        grey (`numpy.ndarray` of shape `(height, width)`): From 0 to 255.
+        gray (`numpy.ndarray` of shape `(height, width)`): From 0 to 255.
 
     Returns:
-        `numpy.ndarray` of shape `(height, width)`: 0.5 on average but for what is cut off, at most `GREY_BAND / 2` from it.
+        `numpy.ndarray` of shape `(height, width)`: 0.5 on average before clipping, at most `GRAY_BAND / 2` from it.
     """
-    values = grey / 255
-    # An image of nearly one color stays so: noise is not blown up.
-    spread = 4 * max(float(values.std()), 0.05)
-    return 0.5 + GREY_BAND * ((values - values.mean()) / spread).clip(-0.5, 0.5)
+    values = gray / 255
+    # An image of nearly one color stays so: noise is not amplified.
+    contrast = 4 * max(float(values.std()), 0.05)
+    return 0.5 + GRAY_BAND * ((values - values.mean()) / contrast).clip(-0.5, 0.5)

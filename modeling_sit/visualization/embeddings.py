@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from sklearn.neighbors import NearestNeighbors
 
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.page import fitted, text_width
-from modeling_sit.visualization.palette import Group, shortened_apart
+from modeling_sit.visualization.palette import Group, shortened_apart, style_groups
+from modeling_sit.visualization.selection import label_text
 
 METHODS = ("tsne", "umap", "pca")
-# So many principal components go into t-SNE, as its authors advise: what is left out is mostly noise.
+# Number of principal components for t-SNE, as its authors advise: the others are mostly noise.
 TSNE_COMPONENTS = 50
 PERPLEXITY = 30
 MIN_IMAGES = 4
@@ -44,8 +46,85 @@ class FeatureMap:
     note: str | None = None
 
 
+@dataclass
+class EmbeddingMaps:
+    """
+    Maps of the same images by one or several models.
+
+    Args:
+        maps (list of [`FeatureMap`]): One a model.
+        groups (list of [`Group`]): Which points have which color and shape.
+        legend_title (`str`): What the colors mean.
+        classes (list of `str` or `None`): The group of each image.
+    """
+
+    maps: list[FeatureMap]
+    groups: list[Group]
+    legend_title: str
+    classes: list[str | None]
+
+    def figure(self) -> Figure:
+        """The [`embedding_figure`]."""
+        return embedding_figure(self.maps, self.groups, self.legend_title)
+
+
+def map_embeddings(
+    panels: Sequence[tuple[str, torch.Tensor]],
+    labels: Sequence[tuple[str, ...] | None],
+    label_names: Sequence[str] | None = None,
+    *,
+    color_by: Literal["label", "cluster"] | None = None,
+    color_label: str | None = None,
+    num_clusters: int | None = None,
+    method: str = "tsne",
+    seed: int = 0,
+) -> EmbeddingMaps:
+    """
+    Map the features of some images by one or several models, colored by class or by cluster.
+
+    Args:
+        panels (sequence of pairs of `str` and `torch.Tensor` of shape `(num_images, width)`):
+            For each map its title and the features, all of the same images. Clusters are those of the last.
+        labels (sequence): For each image a `tuple` of the names of its classes, or `None` if it has no label.
+        label_names (sequence of `str`, *optional*): All classes, in the order of the legend.
+        color_by (`str`, *optional*): `"label"` or `"cluster"`. Default: the label, if there are any.
+        color_label (`str`, *optional*): One class: colors say which images have it.
+        num_clusters (`int`, *optional*): Default: [`default_num_clusters`].
+        method (`str`, *optional*, defaults to `"tsne"`): As for [`map_features`].
+        seed (`int`, *optional*, defaults to 0): Of all that is random.
+
+    Returns:
+        [`EmbeddingMaps`]: Each map has a note with its [`NeighbourAgreement`], where there are labels.
+
+    Raises:
+        [`SiTError`]: As [`map_features`] and [`cluster_features`].
+    """
+    is_single = all(names is None or len(names) == 1 for names in labels)
+    kind = "of the same class" if is_single else "shares a class"
+    maps = []
+    for title, features in panels:
+        points, axes = map_features(features, method, seed)
+        agreement, note = neighbour_agreement(features, labels), None
+        if agreement is not None:
+            note = f"nearest neighbor {kind}: {agreement.fraction:.0%} (by chance {agreement.chance:.0%})"
+        maps.append(FeatureMap(title, points, axes, note))
+
+    if color_by == "cluster" or all(names is None for names in labels):
+        num_clusters = num_clusters or default_num_clusters(len(labels), len(label_names or ()))
+        order = [str(number + 1) for number in range(num_clusters)]
+        classes = [order[number] for number in cluster_features(features, num_clusters, seed)]
+        legend_title = "cluster (k-means)" if len(maps) == 1 else "cluster (k-means) on the right"
+    elif color_label is not None:
+        order, legend_title = [color_label, f"without {color_label}"], "label"
+        classes = [None if names is None else order[color_label not in names] for names in labels]
+    else:
+        order, legend_title = label_names, "class"
+        classes = [label_text(names) for names in labels]
+    return EmbeddingMaps(maps, style_groups(classes, order), legend_title, classes)
+
+
 def map_features(features: torch.Tensor, method: str, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
-    """Bring features down to two dimensions, in which images of similar features (cosine) lie close to each other.
+    """Reduce features to two dimensions, in which images of similar features (cosine) lie close to each other.
 
     Args:
         features (`torch.Tensor` of shape `(num_images, width)`): Of at least 4 images.
@@ -55,32 +134,36 @@ def map_features(features: torch.Tensor, method: str, seed: int) -> tuple[np.nda
         seed (`int`): Of t-SNE's and UMAP's randomness.
 
     Returns:
-        `tuple[numpy.ndarray, tuple[str, str]]`: Points `(num_images, 2)`, float64, and what the axes are.
+        `tuple[numpy.ndarray, tuple[str, str]]`: Points `(num_images, 2)`, float64, and the names of the axes.
 
     Raises:
         `ValueError`: If there is no such method.
-        [`SiTError`]: If there are too few images, their features are all the same, or umap-learn is missing.
+        [`SiTError`]: If there are too few images, all features are the same, or umap-learn is missing.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if len(features) < MIN_IMAGES:
-        raise SiTError(f"{len(features)} images are too few for a map; it takes at least {MIN_IMAGES}")
+        raise SiTError(f"{len(features)} images are too few for a map", remedy=f"give at least {MIN_IMAGES}")
     vectors = unit_vectors(features)
     if np.ptp(vectors, axis=0).max() < 1e-6:
-        raise SiTError("the features of all images are the same: the model has collapsed, there is nothing to map")
+        raise SiTError("the features of all images are the same: the model has collapsed")
     if method == "pca":
         pca = PCA(n_components=2, svd_solver="full")
         points = pca.fit_transform(vectors)
-        shares = pca.explained_variance_ratio_
+        fractions = pca.explained_variance_ratio_
         return points, tuple(
-            f"component {number + 1} ({share:.0%} of the variance)" for number, share in enumerate(shares)
+            f"component {number + 1} ({fraction:.0%} of the variance)" for number, fraction in enumerate(fractions)
         )
     if method == "umap":
         if importlib.util.find_spec("umap") is None:
-            raise SiTError("--method umap: umap-learn is not installed; pip install umap-learn, or take --method tsne")
+            raise SiTError(
+                "umap-learn is not installed",
+                argument="method",
+                remedy='pip install umap-learn, or give `method="tsne"`',
+            )
         from umap import UMAP
 
-        # One thread, without which UMAP's seed does not settle the result.
+        # One thread: with several, UMAP's seed does not decide the result.
         umap = UMAP(n_neighbors=min(15, len(vectors) - 1), metric="cosine", random_state=seed, n_jobs=1)
         return umap.fit_transform(vectors).astype(np.float64), ("UMAP 1", "UMAP 2")
     components = min(TSNE_COMPONENTS, *vectors.shape)
@@ -91,7 +174,7 @@ def map_features(features: torch.Tensor, method: str, seed: int) -> tuple[np.nda
 
 
 def unit_vectors(features: torch.Tensor) -> np.ndarray:
-    """Features `(num_images, width)` of length 1, float64: their Euclidean distances go by the cosine."""
+    """Features `(num_images, width)` of length 1, float64: their Euclidean distances are a function of the cosine."""
     return torch.nn.functional.normalize(features.double(), dim=1).numpy()
 
 
@@ -102,7 +185,9 @@ def cluster_features(features: torch.Tensor, num_clusters: int, seed: int) -> np
         [`SiTError`]: If there are fewer images than clusters.
     """
     if len(features) < num_clusters:
-        raise SiTError(f"--num_clusters {num_clusters}: more than the {len(features)} images; lower it")
+        raise SiTError(
+            f"{num_clusters} is more than the {len(features)} images", argument="num_clusters", remedy="lower it"
+        )
     found = KMeans(num_clusters, n_init=10, random_state=seed).fit_predict(unit_vectors(features))
     by_size = np.argsort(-np.bincount(found, minlength=num_clusters), kind="stable")
     return np.argsort(by_size)[found].astype(np.int64)
@@ -111,16 +196,15 @@ def cluster_features(features: torch.Tensor, num_clusters: int, seed: int) -> np
 @dataclass
 class NeighbourAgreement:
     """
-    How often the nearest image is of the same kind. A map distorts; this is measured on the features themselves.
+    How often the nearest image is of the same class, measured on the features themselves, because a map distorts.
 
     Args:
-        share (`float` in [0, 1]):
-            Of the images with a label, those whose nearest other one (cosine) shares a class with them, or has none like
-            them.
-        chance (`float` in [0, 1]): The same for an other one at random.
+        fraction (`float` in [0, 1]):
+            The images with a label whose nearest other image (cosine) shares a class with them, or has none either.
+        chance (`float` in [0, 1]): The same for a random other image.
     """
 
-    share: float
+    fraction: float
     chance: float
 
 
@@ -138,17 +222,17 @@ def neighbour_agreement(features: torch.Tensor, labels: Sequence[tuple[str, ...]
     if len(labeled) < 2:
         return None
     vectors = unit_vectors(features[labeled])
-    # Without a query, an image is not a neighbour of its own.
+    # Without a query, an image is not its own neighbor.
     nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(vectors).kneighbors(return_distance=False)[:, 0]
     classes = [labels[row] or (None,) for row in labeled]  # to have none of the classes is one more class
     column = {name: number for number, name in enumerate(dict.fromkeys(name for names in classes for name in names))}
     has_class = np.zeros((len(classes), len(column)), dtype=np.float32)
     for row, names in enumerate(classes):
         has_class[row, [column[name] for name in names]] = 1
-    shares = (has_class * has_class[nearest]).any(axis=1)
-    # An image at a time, for all pairs together could be more than the memory holds.
+    agrees = (has_class * has_class[nearest]).any(axis=1)
+    # An image at a time, because all pairs together may not fit into memory.
     others = [int(np.count_nonzero(has_class @ mine)) - 1 for mine in has_class]
-    return NeighbourAgreement(float(shares.mean()), float(np.mean(others) / (len(classes) - 1)))
+    return NeighbourAgreement(float(agrees.mean()), float(np.mean(others) / (len(classes) - 1)))
 
 
 def default_num_clusters(num_images: int, num_classes: int | None) -> int:
@@ -162,7 +246,7 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
     Args:
         maps (sequence of [`FeatureMap`]): Of the same images.
         groups (sequence of [`Group`]): Which points have which color and shape.
-        legend_title (`str`): What the colors stand for.
+        legend_title (`str`): What the colors mean.
     """
     columns = -(-len(groups) // LEGEND_ROWS)
     names = shortened_apart([group.name for group in groups], 28 if columns == 1 else 18)
@@ -189,7 +273,7 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
         axes.set_title(title, fontsize=TITLE_SIZE, parse_math=False)
         axes.set_xlabel(feature_map.axes[0], fontsize=8)
         axes.set_ylabel(feature_map.axes[1], fontsize=8)
-        # The numbers of such a map have no meaning; PCA's have, but no unit.
+        # The numbers of such a map have no meaning; PCA's have no unit.
         axes.set(xticks=[], yticks=[])
         axes.set_box_aspect(1)
         axes.margins(0.04)
@@ -209,7 +293,7 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
     for handle in legend.legend_handles:
         handle.set_sizes([28])
         handle.set_alpha(1)
-    # Set here, where a name may start with an underscore or hold dollars without meaning anything by it.
+    # Set here, where an underscore at the start of a name, or dollars in it, have no special meaning.
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(name)

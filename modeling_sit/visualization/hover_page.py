@@ -1,4 +1,4 @@
-"""The maps as one HTML page that needs nothing but itself: hovering over a point shows its image."""
+"""The maps as one self-contained HTML page: hovering over a point shows its image."""
 
 import html
 import json
@@ -151,12 +151,12 @@ def hover_page(
     title: str,
     subtitle: str,
 ) -> str:
-    """The maps of [`~embeddings.embedding_figure`] as a page that loads nothing from anywhere.
+    """The maps of [`~embeddings.embedding_figure`] as a page that loads nothing else.
 
     Args:
         maps, groups, legend_title: As there.
-        names (sequence of `str`): What to call each image, such as its file.
-        images (sequence of `str`): Each image as a `data:` address.
+        names (sequence of `str`): A name of each image, such as its file.
+        images (sequence of `str`): Each image as a `data:` URI.
         title (`str`): Of the page.
         subtitle (`str`): A sentence below it.
 

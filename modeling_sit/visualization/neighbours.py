@@ -1,6 +1,6 @@
-"""Images and those that a model holds to be most like them."""
+"""Images and their nearest neighbors by the features of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import PIL.Image
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import Transform
 
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.page import FRAME_COLOR, fitted, line_height, place_axes, place_text, text_width
 from modeling_sit.visualization.palette import AGREES, DIFFERS
 
@@ -45,26 +46,71 @@ class ShownImage:
         return bool(set(self.labels) & set(query.labels)) or self.labels == query.labels
 
 
+@dataclass
+class EmbeddedImages:
+    """
+    Images with their features.
+
+    Args:
+        features (`torch.Tensor` of shape `(num_images, width)`): Features.
+        labels (sequence): For each image a `tuple` of the names of its classes, or `None` if it has no label.
+        image (callable): From an image's number to the image in RGB: `images.__getitem__` of a list of images.
+    """
+
+    features: torch.Tensor
+    labels: Sequence[tuple[str, ...] | None]
+    image: Callable[[int], PIL.Image.Image]
+
+    def shown(self, number: int, similarity: float | None = None) -> ShownImage:
+        return ShownImage(self.image(number), self.labels[number], similarity)
+
+
+def draw_neighbours(
+    queries: EmbeddedImages, gallery: EmbeddedImages, num_neighbours: int = 6, own_rows: Sequence[int] | None = None
+) -> Figure:
+    """Find the nearest neighbors of each query in a gallery, and draw the [`neighbours_figure`].
+
+    Args:
+        queries ([`EmbeddedImages`]): A row of the figure each.
+        gallery ([`EmbeddedImages`]): Where the neighbors are sought.
+        num_neighbours (`int`, *optional*, defaults to 6): Neighbors of each query.
+        own_rows (sequence of `int`, *optional*): As for [`nearest_images`].
+
+    Raises:
+        [`SiTError`]: As [`nearest_images`].
+    """
+    similarities, nearest = nearest_images(queries.features, gallery.features, num_neighbours, own_rows)
+    return neighbours_figure(
+        [
+            (
+                queries.shown(number),
+                [gallery.shown(row, value) for value, row in zip(values.tolist(), rows.tolist(), strict=True)],
+            )
+            for number, (values, rows) in enumerate(zip(similarities, nearest, strict=True))
+        ]
+    )
+
+
 def nearest_images(
     queries: torch.Tensor, gallery: torch.Tensor, count: int, own_rows: Sequence[int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images of a gallery that are most like each query, by the cosine of their features.
+    """The images of a gallery that are nearest to each query, by the cosine of their features.
 
     Args:
         queries (`torch.Tensor` of shape `(num_queries, width)`): Features.
         gallery (`torch.Tensor` of shape `(num_images, width)`): Features.
-        count (`int`): How many neighbours, at most the gallery's images less the query.
-        own_rows (sequence of `int`, *optional*): Each query's own row in the gallery, which is none of its neighbours.
+        count (`int`): Number of neighbors: at most the gallery's images other than the query.
+        own_rows (sequence of `int`, *optional*): Each query's own row in the gallery, which is not one of its neighbors.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Cosines `(num_queries, count)`, falling, and rows of the gallery, int64.
 
     Raises:
-        `ValueError`: If there are fewer images than `count`.
+        [`SiTError`]: If there are fewer images than `count`.
     """
     available = len(gallery) - (own_rows is not None)
     if not 1 <= count <= available:
-        raise ValueError(f"count must be from 1 to {available}, the images there are, not {count}")
+        raise SiTError(f"must be from 1 to {available}, the number of images, got {count}", argument="num_neighbours")
     normalize = torch.nn.functional.normalize
     similarities = normalize(queries, dim=1) @ normalize(gallery, dim=1).T
     if own_rows is not None:
@@ -73,16 +119,16 @@ def nearest_images(
 
 
 def neighbours_figure(rows: Sequence[tuple[ShownImage, Sequence[ShownImage]]]) -> Figure:
-    """One row a query: the query, then its neighbours, the most similar first.
+    """One row a query: the query, then its neighbors, the most similar first.
 
-    Where labels are known, a neighbour that shares a class has a solid green frame, another a dashed vermilion one.
+    Where labels are known, a neighbor that shares a class has a solid green frame, the others a dashed vermilion one.
 
     Args:
-        rows (sequence of pairs of a [`ShownImage`] and a sequence of them): Queries with their neighbours, as many each.
+        rows (sequence of pairs of a [`ShownImage`] and a sequence of them): Queries with their neighbors, the same number each.
     """
     num_neighbours = len(rows[0][1])
     line = line_height(CAPTION_SIZE)
-    first = MARGIN + IMAGE_INCHES + QUERY_GAP  # where the neighbours begin
+    first = MARGIN + IMAGE_INCHES + QUERY_GAP  # where the neighbors begin
     # A row has lines for the label and the cosine, where there are any.
     shown = [image for query, neighbours in rows for image in (query, *neighbours)]
     row_height = IMAGE_INCHES + GAP + (1 + any(image.labels is not None for image in shown)) * line
@@ -129,7 +175,7 @@ def neighbours_figure(rows: Sequence[tuple[ShownImage, Sequence[ShownImage]]]) -
 
 
 def _caption(shown: ShownImage, query: ShownImage) -> list[str]:
-    """Its classes, those that the query has too first, and the cosine."""
+    """Its classes, first those that the query has too, and the cosine."""
     lines = []
     if shown.labels is not None:
         labels = sorted(shown.labels, key=lambda name: name not in (query.labels or ()))
@@ -138,7 +184,7 @@ def _caption(shown: ShownImage, query: ShownImage) -> list[str]:
 
 
 def _fitted_labels(labels: Sequence[str]) -> str:
-    """As many of the labels as there is room for."""
+    """As many of the labels as fit."""
     for number in range(len(labels), 0, -1):
         more = f" + {len(labels) - number} more" if number < len(labels) else ""
         text = " + ".join(labels[:number]) + more
@@ -156,7 +202,7 @@ def _draw_in_the_middle(axes: Axes, image: PIL.Image.Image) -> None:
 
 
 def _outline(image: PIL.Image.Image, axes: Axes) -> Rectangle:
-    """A thin line around an image without a frame: a white one would be one with the page."""
+    """A thin line around an image without a frame, to tell a white image from the page."""
     return Rectangle(
         (0, 0),
         *image.size,

@@ -1,4 +1,4 @@
-"""Places on a figure in inches, and texts that are known to fit into theirs before anything is drawn."""
+"""Places on a figure in inches, and texts that are cut to fit before anything is drawn."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ def place_axes(figure: Figure, left: float, top: float, width: float, height: fl
 
 
 def place_text(figure: Figure, left: float, top: float, text: str, size: float, **settings) -> None:
-    """Text at a place in inches from the figure's upper left corner, as it is written: dollars mean nothing."""
+    """Text at a place in inches from the figure's upper left corner, without the meaning of dollars in matplotlib."""
     page_width, page_height = figure.get_size_inches()
     figure.text(left / page_width, 1 - top / page_height, text, fontsize=size, parse_math=False, **settings)
 
@@ -49,7 +49,7 @@ def fitted(text: str, size: float, width: float) -> str:
 
 
 def wrapped(text: str, size: float, width: float, num_lines: int) -> str:
-    """The text on at most `num_lines` lines of at most `width` inches; what does not fit on the last is cut out of it."""
+    """The text on at most `num_lines` lines of at most `width` inches; the last one is cut where the rest does not fit."""
     lines: list[str] = []
     words = text.split()
     while words and len(lines) < num_lines - 1:
@@ -62,5 +62,5 @@ def wrapped(text: str, size: float, width: float, num_lines: int) -> str:
 
 
 def frame_lightly(axes: Axes) -> None:
-    """A thin grey line around an image, without which a white one would be one with the page."""
+    """A thin gray line around an image, to tell a white image from the page."""
     axes.spines[:].set(visible=True, color=FRAME_COLOR, linewidth=0.5)

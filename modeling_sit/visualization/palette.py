@@ -1,4 +1,4 @@
-"""Colors and shapes that tell classes apart, by color-blind readers too, and names cut to fit."""
+"""Colors and shapes that tell classes apart, for color-blind readers too, and names cut to fit."""
 
 import re
 from collections import Counter
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is lost on white paper.
+# Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is hard to see on white paper.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-# Matplotlib's markers: when the colors are used up they start again with another shape.
+# Matplotlib's markers: after the last color, the colors start again with another shape.
 MARKERS = ("o", "^", "s", "D")
 MAX_GROUPS = len(COLORS) * len(MARKERS)
 NEUTRAL_COLOR, NEUTRAL_MARKER, NO_LABEL_MARKER = "#BBBBBB", ".", "x"
@@ -42,11 +42,11 @@ def style_groups(names: Sequence[str | None], order: Sequence[str] | None = None
     Args:
         names (sequence of `str` or `None`): The class of each point; `None` for none.
         order (sequence of `str`, *optional*):
-            The order of the classes; those that are not in it come behind, sorted. Default: sorted.
+            The order of the classes; the others follow, sorted. Default: sorted.
 
     Returns:
-        `list[Group]`: The classes that have points. Of more than 28, the 27 largest have a style of their own and the
-        others together are grey, as are points without a class; the grey ones come last.
+        `list[Group]`: The classes that have points. Of more than 28, the 27 largest have a style of their own; the others are
+        one gray group. Points without a class are gray too. The gray groups come last.
     """
     counts = Counter(name for name in names if name is not None)
     classes = list(dict.fromkeys([*(order or ()), *sorted(counts)]))
@@ -62,7 +62,7 @@ def style_groups(names: Sequence[str | None], order: Sequence[str] | None = None
     for index, name in enumerate(names):
         (unlabeled if name is None else members.get(name, others)).append(index)
     groups = [
-        # By its place among all the classes, so that a figure of fewer of them gives it the same style.
+        # By its place among all the classes, so that a figure of some of them gives it the same style.
         Group(name, COLORS[number % len(COLORS)], MARKERS[number // len(COLORS)], np.array(members[name]))
         for number, name in enumerate(shown)
         if members[name]

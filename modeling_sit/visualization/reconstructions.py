@@ -1,11 +1,14 @@
-"""Sheets of reconstructions: what the model was shown, and what it made of it."""
+"""Sheets of reconstructions: clean images, corrupted images, and what the model reconstructs."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
+from modeling_sit.evaluation.features import evaluation_mode
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.palette import shortened
 
 ROWS = ("clean", "corrupted", "reconstruction", "pasted")
@@ -27,17 +30,17 @@ def reconstruction_sheet(
     image_size: int = MIN_IMAGE_SIZE,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
-    """A sheet of four labeled rows: clean view, corrupted view, reconstruction, and the reconstruction pasted into the
-    clean pixels where they had been corrupted. More than 8 images stand in several such blocks, one below the other.
+    """A sheet of four labeled rows: clean view, corrupted view, reconstruction, and the clean view with the reconstruction
+    in its corrupted pixels. More than 8 images are in several such blocks, one below the other.
 
     Args:
         clean, corrupted, reconstruction (`torch.Tensor` of shape `(images, channels, height, width)`): Normalized.
         corruption_mask (`torch.Tensor` of shape `(images, 1, height, width)`): Bool.
         image_mean, image_std (sequences of `float`): Undo the normalization.
         image_size (`int`, *optional*, defaults to 64):
-            Pixels that the longer side of an image has at least; the labels grow with it.
+            Smallest number of pixels of an image's longer side; the labels grow with it.
         captions (sequence of `str`, *optional*):
-            What each image is, above it; cut where they are wider. Default: none, and no room for them.
+            A text above each image, cut to its width. Default: none, and no space for them.
 
     Returns:
         `PIL.Image.Image`: RGB; small images are enlarged by a whole factor, so that pixels stay visible.
@@ -90,7 +93,7 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def to_uint8(pixel_values: torch.Tensor, image_mean, image_std) -> torch.Tensor:
-    """Normalized images `(images, channels, height, width)` as uint8 on the CPU, what is out of range clipped."""
+    """Normalized images `(images, channels, height, width)` as uint8 on the CPU, clipped to the range."""
     pixel_values = pixel_values.detach().float().cpu()
     mean, std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (image_mean, image_std))
     return ((pixel_values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -99,6 +102,48 @@ def to_uint8(pixel_values: torch.Tensor, image_mean, image_std) -> torch.Tensor:
 def _to_image(pixels: torch.Tensor) -> Image.Image:
     pixels = pixels.permute(1, 2, 0).numpy()
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]).convert("RGB")
+
+
+def draw_reconstructions(
+    model: SiTForPreTraining,
+    processor: SiTImageProcessor,
+    images: Sequence[Image.Image],
+    captions: Sequence[str] | None = None,
+    *,
+    corruption: str | None = None,
+    seed: int = 0,
+    image_size: int = 96,
+) -> Image.Image:
+    """Corrupt some images, reconstruct them, and draw the [`reconstruction_sheet`].
+
+    Args:
+        model ([`SiTForPreTraining`]): A model that reconstructs.
+        processor ([`SiTImageProcessor`]): The model's.
+        images (sequence of `PIL.Image.Image`): Of the model's number of channels, of any size.
+        captions, image_size: As for [`reconstruction_sheet`].
+        corruption (`str`, *optional*): How to corrupt the images. Default: as the processor does.
+        seed (`int`, *optional*, defaults to 0): Seed of the corruption.
+
+    Raises:
+        [`SiTError`]: If the model reconstructs nothing, or images are to be replaced by others and there is only one.
+    """
+    if model.config.reconstruction_weight == 0:
+        raise SiTError(
+            "the model was pretrained with `reconstruction_weight=0`, so it reconstructs nothing",
+            argument="model_name_or_path",
+        )
+    if corruption is not None:
+        processor = copy.copy(processor)
+        processor.corruption = corruption
+    if len(images) == 1 and "replace" in processor.corruption:
+        raise SiTError(
+            f"{processor.corruption} fills an image from another one, and there is only one",
+            argument="corruption",
+            remedy='give several, or `corruption="noise"`',
+        )
+    crops = processor(list(images), do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+    crops = crops.round().clamp(0, 255).to(torch.uint8)
+    return preview_sheet(model, processor, crops, seed, image_size, captions)
 
 
 @torch.no_grad()
@@ -113,7 +158,7 @@ def preview_sheet(
     """Corrupt `crops` (uint8, `(images, channels, height, width)`) and reconstruct them; `None` from a model without a
     reconstruction.
 
-    The same seed corrupts the same way, so that the sheets of a run can be compared. The model's mode is left as it was.
+    The same seed corrupts the same way, so that the sheets of a run can be compared. The modes of the model's modules stay as they are.
     """
     if model.config.reconstruction_weight == 0:
         return None
@@ -122,9 +167,8 @@ def preview_sheet(
         device
     )
     corrupted, mask = processor.corrupt(clean, generator=torch.Generator(device).manual_seed(seed))
-    was_training = model.training
-    reconstruction = model.eval()(corrupted).reconstruction
-    model.train(was_training)
+    with evaluation_mode(model):
+        reconstruction = model(corrupted).reconstruction
     return reconstruction_sheet(
         clean, corrupted, reconstruction, mask, processor.image_mean, processor.image_std, image_size, captions
     )

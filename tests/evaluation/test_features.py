@@ -18,8 +18,17 @@ from transformers import (
     ViTModel,
 )
 
+from modeling_sit import SiTImageProcessor
 from modeling_sit.data.sources import image_name
-from modeling_sit.evaluation.features import _moved_together, extract_features
+from modeling_sit.evaluation.features import (
+    FeatureArguments,
+    _moved_together,
+    evaluation_mode,
+    extract_features,
+    frozen_features,
+    read_batch,
+)
+from modeling_sit.runtime.errors import SiTError
 
 TINY_VIT = {
     "hidden_size": 32,
@@ -81,7 +90,13 @@ def slow_features(vit, encoded, processor) -> dict[str, torch.Tensor]:
 def test_equals_a_loop_over_images(vit, images, processor, pooling, batch_size):
     labels = [index % 3 for index in range(11)]
     dataset = make_dataset(images, labels)
-    result = extract_features(vit, dataset, processor, batch_size=batch_size, pooling=pooling, progress=False)
+    result = extract_features(
+        vit,
+        dataset,
+        processor,
+        FeatureArguments(per_device_eval_batch_size=batch_size, pooling=pooling),
+        progress=False,
+    )
     torch.testing.assert_close(result.features, slow_features(vit, images, processor)[pooling], rtol=1e-4, atol=1e-5)
     assert (result.features.dtype, result.features.device.type) == (torch.float32, "cpu")
     assert (result.labels.dtype, result.labels.tolist(), result.skipped) == (torch.int64, labels, [])
@@ -89,8 +104,14 @@ def test_equals_a_loop_over_images(vit, images, processor, pooling, batch_size):
 
 def test_workers_change_nothing(vit, images, processor):
     dataset = make_dataset([*images[:5], b"broken", *images[5:]], list(range(12)))
-    alone = extract_features(vit, dataset, processor, batch_size=4, progress=False)
-    shared = extract_features(vit, dataset, processor, batch_size=4, num_workers=2, progress=False)
+    alone = extract_features(vit, dataset, processor, FeatureArguments(per_device_eval_batch_size=4), progress=False)
+    shared = extract_features(
+        vit,
+        dataset,
+        processor,
+        FeatureArguments(per_device_eval_batch_size=4, dataloader_num_workers=2),
+        progress=False,
+    )
     torch.testing.assert_close(shared.features, alone.features)
     assert shared.labels.tolist() == alone.labels.tolist()
     assert shared.skipped == alone.skipped
@@ -100,7 +121,7 @@ def test_unreadable_images_are_skipped_and_named(vit, images, processor):
     # the second batch of three holds no image at all
     encoded = [*images[:2], b"not an image", b"", b"", b"", *images[2:4], images[4][:300]]
     dataset = make_dataset(encoded, list(range(9)))
-    result = extract_features(vit, dataset, processor, batch_size=3, progress=False)
+    result = extract_features(vit, dataset, processor, FeatureArguments(per_device_eval_batch_size=3), progress=False)
     expected = slow_features(vit, images[:4], processor)["token"]
     torch.testing.assert_close(result.features, expected, rtol=1e-4, atol=1e-5)
     assert result.labels.tolist() == [0, 1, 6, 7]
@@ -108,9 +129,45 @@ def test_unreadable_images_are_skipped_and_named(vit, images, processor):
     assert result.skipped[1][1] == "it is empty (0 bytes)"
 
 
-def test_nothing_but_unreadable_images_is_an_error(vit, processor):
-    with pytest.raises(ValueError, match=r"none of 2 images could be read; the first, .*0\.png.*: it is empty"):
-        extract_features(vit, make_dataset([b"", b""]), processor, progress=False)
+@pytest.mark.parametrize("pooling", ["token", "token_mean"])
+def test_nothing_but_unreadable_images(vit, processor, pooling):
+    dataset, arguments = make_dataset([b"", b""]), FeatureArguments(pooling=pooling)
+    with pytest.raises(SiTError, match=r"none of 2 images can be read; the first, .*0\.png.*: it is empty"):
+        frozen_features(vit, dataset, processor, arguments, progress=False)
+    for rows in (range(2), range(0)):
+        empty = frozen_features(vit, dataset, processor, arguments, progress=False, rows=rows)
+        assert empty.features.shape == (0, 32 if pooling == "token" else 64) and len(empty.skipped) == len(rows)
+
+
+def test_unreadable_images_are_logged_and_the_others_know_their_rows(vit, images, processor, caplog):
+    dataset = make_dataset([images[0], b"broken", *images[2:5]])
+    found = frozen_features(vit, dataset, processor, progress=False)
+    assert found.rows.tolist() == [0, 2, 3, 4]
+    assert caplog.messages == [f"skipped {image_name(dataset, 1)}: {found.skipped[0][1]}"]
+    for feature, row in zip(found.features, found.rows.tolist(), strict=True):
+        (alone,) = frozen_features(vit, dataset.select([row]), processor, progress=False).features
+        torch.testing.assert_close(feature, alone, rtol=1e-4, atol=1e-5)
+    some = frozen_features(vit, dataset, processor, progress=False, rows=range(1, 4))
+    assert some.rows.tolist() == [2, 3] and some.skipped == found.skipped
+    torch.testing.assert_close(some.features, found.features[1:3], rtol=1e-4, atol=1e-5)
+
+
+def test_features_that_are_not_finite(images, processor):
+    vit = ViTModel(ViTConfig(**TINY_VIT), add_pooling_layer=False)
+    vit.layernorm.bias.data[0] = float("nan")
+    with pytest.raises(SiTError, match="not finite") as error:
+        frozen_features(vit, make_dataset(images), processor, progress=False)
+    assert error.value.argument == "model_name_or_path"
+
+
+def test_batch_with_an_unreadable_image_and_more_settings_of_the_processor(images):
+    processor = SiTImageProcessor(size={"height": 16, "width": 16}, patch_size=8, do_corrupt=True)
+    dataset = make_dataset([images[0], b"broken"])
+    pixel_values, readable, unreadable = read_batch([1, 0], dataset, processor, 3, do_corrupt=False)
+    assert readable.tolist() == [0, 1] and [index for index, _ in unreadable] == [1]
+    assert pixel_values[0].flatten(1).std(dim=1).max() == 0  # gray
+    expected = processor(PIL.Image.open(io.BytesIO(images[0])), do_corrupt=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixel_values[1:], expected)
 
 
 def test_without_labels(vit, images, processor):
@@ -129,7 +186,9 @@ def test_head_is_left_out(images, processor):
 def test_register_tokens_are_no_patches(images, processor):
     config = Dinov2WithRegistersConfig(**TINY_VIT, num_register_tokens=3)
     model = Dinov2WithRegistersModel(config).eval()
-    result = extract_features(model, make_dataset(images[:1]), processor, pooling="mean", progress=False)
+    result = extract_features(
+        model, make_dataset(images[:1]), processor, FeatureArguments(pooling="mean"), progress=False
+    )
     with torch.no_grad():
         inputs = processor(PIL.Image.open(io.BytesIO(images[0])), return_tensors="pt")
         patches = model(**inputs).last_hidden_state[:, -16:]
@@ -144,9 +203,17 @@ def test_frozen_while_it_runs_and_as_it_was_after(images, processor):
     first, second = (extract_features(model, dataset, processor, progress=False).features for _ in range(2))
     assert torch.equal(first, second)
     assert {name: module.training for name, module in model.named_modules()} == before
-    with pytest.raises(ValueError):
-        extract_features(model, make_dataset([b""]), processor, progress=False)
-    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+def test_every_module_is_put_back_in_its_mode():
+    networks = [torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout()) for _ in range(2)]
+    networks[0][1].eval()
+    networks[1].eval()
+    before = [module.training for network in networks for module in network.modules()]
+    with pytest.raises(ZeroDivisionError), evaluation_mode(*networks):
+        assert not any(module.training for network in networks for module in network.modules())
+        raise ZeroDivisionError
+    assert [module.training for network in networks for module in network.modules()] == before
 
 
 def test_a_probe_can_be_trained_on_the_features(vit, images, processor):
@@ -160,7 +227,9 @@ def test_a_probe_can_be_trained_on_the_features(vit, images, processor):
 def test_half_precision_encoder_gives_float32(vit, images, processor):
     half = ViTModel(vit.config, add_pooling_layer=False).to(torch.bfloat16)
     half.load_state_dict(vit.state_dict())
-    result = extract_features(half, make_dataset(images[:1]), processor, pooling="mean", progress=False)
+    result = extract_features(
+        half, make_dataset(images[:1]), processor, FeatureArguments(pooling="mean"), progress=False
+    )
     inputs = processor(PIL.Image.open(io.BytesIO(images[0])), return_tensors="pt")
     with torch.no_grad():
         patches = half(inputs["pixel_values"].bfloat16()).last_hidden_state[:, 1:]
@@ -169,20 +238,21 @@ def test_half_precision_encoder_gives_float32(vit, images, processor):
 
 
 def test_progress_counts_images(vit, images, processor, capsys):
-    extract_features(vit, make_dataset([*images, b""]), processor, batch_size=5)
+    extract_features(vit, make_dataset([*images, b""]), processor, FeatureArguments(per_device_eval_batch_size=5))
     assert "12/12" in (shown := capsys.readouterr().err) and "images/s" in shown
     extract_features(vit, make_dataset(images), processor, progress=False)
     assert capsys.readouterr().err == ""
 
 
 def test_unknown_pooling_is_an_error(vit, images, processor):
-    with pytest.raises(ValueError, match="token, mean, token_mean, not 'cls'"):
-        extract_features(vit, make_dataset(images), processor, pooling="cls")
+    with pytest.raises(SiTError, match="'cls', only token, mean, token_mean") as error:
+        extract_features(vit, make_dataset(images), processor, FeatureArguments(pooling="cls"))
+    assert error.value.argument == "pooling"
 
 
 def test_encoder_without_tokens_is_an_error(images, processor):
     resnet = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
-    with pytest.raises(ValueError, match=r"resnet gives .*\(11, 8, 2, 2\), not \(batch, tokens, hidden_size\)"):
+    with pytest.raises(SiTError, match=r"resnet gives .*\(11, 8, 2, 2\), not \(batch, tokens, hidden_size\)"):
         extract_features(resnet, make_dataset(images), processor, progress=False)
 
 
@@ -197,15 +267,18 @@ def test_layer_is_what_that_block_gives(vit, images, processor, pooling):
         second = vit.layers[1](first, None)
     tokens = {0: embedded, 1: first, 2: second, -1: vit.layernorm(second), -2: first, -3: embedded}
     for layer, expected in tokens.items():
-        result = extract_features(vit, dataset, processor, layer=layer, pooling=pooling, progress=False)
+        result = extract_features(
+            vit, dataset, processor, FeatureArguments(layer=layer, pooling=pooling), progress=False
+        )
         expected = expected[:, 0] if pooling == "token" else expected[:, 1:].mean(dim=1)
         torch.testing.assert_close(result.features, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [3, -4])
 def test_layer_that_is_not_there(vit, images, processor, layer):
-    with pytest.raises(ValueError, match=f"layer must be -1.* to 2 .*back to -3, not {layer}"):
-        extract_features(vit, make_dataset(images), processor, layer=layer)
+    with pytest.raises(SiTError, match=f"no layer {layer}: .* to 2 .*back to -3") as error:
+        extract_features(vit, make_dataset(images), processor, FeatureArguments(layer=layer))
+    assert error.value.argument == "layer"
 
 
 def test_several_labels(vit, images, processor):
@@ -236,7 +309,14 @@ def test_processes_share_the_images_in_order(vit, images, processor, batch_size,
     alone = extract_features(vit, dataset, processor, progress=False)
     processes = [OneOfThree(process_index) for process_index in range(3)]
     for process in processes:
-        extract_features(vit, dataset, processor, batch_size=batch_size, accelerator=process, progress=False)
+        extract_features(
+            vit,
+            dataset,
+            processor,
+            FeatureArguments(per_device_eval_batch_size=batch_size),
+            accelerator=process,
+            progress=False,
+        )
     # What `gather` would give, batch after batch, with what is too much at the end.
     gathered = [batch for number in zip(*(process.batches for process in processes), strict=True) for batch in number]
     features, readable = (torch.cat(column)[:11] for column in zip(*gathered, strict=True))
@@ -250,9 +330,11 @@ def test_nothing_is_drawn_from_the_global_generator(vit, images, processor):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_batch_of_nothing(vit, images, processor):
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        extract_features(vit, make_dataset(images), processor, batch_size=0)
+@pytest.mark.parametrize(("argument", "value"), [("per_device_eval_batch_size", 0), ("dataloader_num_workers", -1)])
+def test_arguments_out_of_range(argument, value):
+    with pytest.raises(SiTError) as error:
+        FeatureArguments(**{argument: value})
+    assert error.value.argument == argument
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])

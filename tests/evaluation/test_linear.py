@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from modeling_sit.evaluation import linear
-from modeling_sit.evaluation.linear import fit_by_lbfgs, fit_by_sgd, linear_predict, standardization
+from modeling_sit.evaluation.linear import SgdSettings, fit_by_lbfgs, fit_by_sgd, linear_predict, standardization
 
 
 def blobs(num_images: int, num_labels: int, size: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,7 +235,9 @@ def test_labels_that_no_image_has_get_no_score(few_steps, fit):
 def test_sgd_draws_from_its_seed_alone(few_steps):
     train, labels = blobs(300, 3)
     before = torch.get_rng_state()
-    first, second, other = (fit_by_sgd(train, labels, 3, [1.0], seed=seed)[0].weight for seed in (0, 0, 1))
+    first, second, other = (
+        fit_by_sgd(train, labels, 3, [1.0], settings=SgdSettings(seed=seed))[0].weight for seed in (0, 0, 1)
+    )
     assert torch.equal(first, second) and not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from transformers import ViTConfig
 
 from modeling_sit import SiTForImageClassification
-from modeling_sit.evaluation.metric_results import Figure, Measurement
+from modeling_sit.evaluation.metric_results import MetricResult, ProtocolResult
 from modeling_sit.finetuning.card import write_finetuning_card
 from modeling_sit.hub.card_results import update_card
 from modeling_sit.hub.provenance import Start
@@ -211,7 +211,7 @@ class TestLoading:
 
 class TestAgain:
     def measure(self, folder):
-        measured = {"knn": Measurement([Figure("accuracy", 0.5, (0.4, 0.6))], {})}
+        measured = {"knn": ProtocolResult([MetricResult("accuracy", 0.5, (0.4, 0.6))], {})}
         update_card(folder, measured, dataset="some/images", split="test", settings={})
 
     @pytest.mark.parametrize("same", [True, False])

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from modeling_sit.evaluation.metric_results import Figure, Measurement
+from modeling_sit.evaluation.metric_results import MetricResult, ProtocolResult
 from modeling_sit.hub.card_file import Card, read_card
 from modeling_sit.hub.card_results import classifier_results, put_results, update_card
 from modeling_sit.runtime.errors import SiTError
@@ -20,8 +20,11 @@ def folder(tmp_path):
 
 
 def update(folder, accuracy, split="test", protocol="knn", dataset="flowers", config=None, **settings):
-    figures = [Figure("accuracy", accuracy, (0.1, 0.9), 0.01), Figure("macro_f1", accuracy / 2, (0.0, 0.5))]
-    measurements = {protocol: Measurement(figures, {"k": 20})}
+    figures = [
+        MetricResult("accuracy", accuracy, (0.1, 0.9), 0.01),
+        MetricResult("macro_f1", accuracy / 2, (0.0, 0.5)),
+    ]
+    measurements = {protocol: ProtocolResult(figures, {"k": 20})}
     settings = {"layer": -1, **settings}
     return update_card(folder, measurements, dataset=dataset, dataset_config=config, split=split, settings=settings)
 

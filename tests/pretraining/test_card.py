@@ -16,7 +16,7 @@ from modeling_sit import SiTConfig
 from modeling_sit.data.sources import ImageDatasets
 from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
-from modeling_sit.evaluation.metric_results import Figure, Measurement
+from modeling_sit.evaluation.metric_results import MetricResult, ProtocolResult
 from modeling_sit.hub.card_file import read_card
 from modeling_sit.hub.card_results import update_card
 from modeling_sit.hub.provenance import Start
@@ -332,7 +332,7 @@ class TestAgain:
 
     def test_figures_of_earlier_weights_go(self, write, page):
         folder = write()
-        measured = {"knn": Measurement([Figure("accuracy", 0.5, (0.4, 0.6))], {})}
+        measured = {"knn": ProtocolResult([MetricResult("accuracy", 0.5, (0.4, 0.6))], {})}
         update_card(folder, measured, dataset="d", split="test", settings={})
         assert any(table[0][0] == "dataset" for table in page(folder).tables)
         write()

@@ -12,6 +12,8 @@ from transformers import AutoModel
 from modeling_sit import SiTImageProcessor
 from modeling_sit.data.decoding import decode_image
 from modeling_sit.data.sources import load_images
+from modeling_sit.evaluation import embed as embedding
+from modeling_sit.evaluation.features import frozen_features
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_every_image_has_its_own_vector(run_program, flags, model, flowers, outp
     ]
 
 
-def test_a_killed_run_goes_on_to_the_same_files(run_program, load_program, flags, output_dir, monkeypatch, capsys):
+def test_a_killed_run_goes_on_to_the_same_files(run_program, flags, output_dir, monkeypatch, capsys):
     run_program("embed", *flags, "--shard_size", 4)
     whole = contents(output_dir)
     run_program("embed", *flags, "--shard_size", 4, "--overwrite_output_dir")
@@ -80,29 +82,26 @@ def test_a_killed_run_goes_on_to_the_same_files(run_program, load_program, flags
         (output_dir / "data" / name).unlink()
     (output_dir / "data" / ".unfinished-train-00001-of-00003.parquet").write_bytes(b"PAR1 and no more")
     read = []
-    program = load_program("embed")
-    features_of = program.features_of
     monkeypatch.setattr(
-        program,
-        "features_of",
-        lambda shard, *rest, **more: read.append(shard.path.name) or features_of(shard, *rest, **more),
+        embedding,
+        "frozen_features",
+        lambda model, split, *rest, **more: (
+            read.append((str(split.split), more["rows"].start)) or frozen_features(model, split, *rest, **more)
+        ),
     )
     capsys.readouterr()
     assert run_program("embed", *flags, "--shard_size", 4) == 0
     assert contents(output_dir) == whole
-    assert read == ["train-00001-of-00003.parquet", "val-00002-of-00003.parquet"]
-    assert "4 of 6 files are there already" in capsys.readouterr().out
+    assert read == [("train", 4), ("val", 8)]
+    assert "4 of 6 files were there already" in capsys.readouterr().out
 
 
-def test_shards_are_shared_out_and_do_not_depend_on_the_processes(
-    load_program, run_program, flags, output_dir, monkeypatch
-):
+def test_shards_are_shared_out_and_do_not_depend_on_the_processes(run_program, flags, output_dir, monkeypatch):
     """Each of three processes in its turn, without the others: they have nothing to say to each other on the way."""
     run_program("embed", *flags, "--shard_size", 4)
     whole = contents(output_dir)
     for path in (output_dir / "data").iterdir():
         path.unlink()
-    program = load_program("embed")
     for index in range(3):
         accelerator = type(
             "Accelerator",
@@ -111,16 +110,16 @@ def test_shards_are_shared_out_and_do_not_depend_on_the_processes(
         )()
         accelerator.end_training = lambda: None
         with monkeypatch.context() as patch:
-            patch.setattr(program, "Accelerator", lambda accelerator=accelerator, **settings: accelerator)
-            patch.setattr(program, "main_process_first", lambda _, function: function())
-            patch.setattr(program, "broadcast_from_main", lambda _, function: list(range(6)))
-            patch.setattr(program, "sync_errors", lambda _: nullcontext())
+            patch.setattr(embedding, "Accelerator", lambda accelerator=accelerator, **settings: accelerator)
+            patch.setattr(embedding, "main_process_first", lambda _, function: function())
+            patch.setattr(embedding, "broadcast_from_main", lambda _, function: list(range(6)))
+            patch.setattr(embedding, "sync_errors", lambda _: nullcontext())
             assert run_program("embed", *flags, "--shard_size", 4) == 0
         assert len(contents(output_dir)) == 2 * (index + 1)
     assert contents(output_dir) == whole
 
 
-def test_unreadable_images_leave_no_row(run_program, flags, flowers, output_dir, tmp_path, capsys):
+def test_unreadable_images_leave_no_row(run_program, flags, flowers, output_dir, tmp_path, capsys, caplog):
     """Not even where they are a shard's only ones."""
     broken = [flowers / "train" / folder for folder in ("rose/00.png", "tulip/03.png", "tulip/04.png")]
     for path in broken:
@@ -130,7 +129,7 @@ def test_unreadable_images_leave_no_row(run_program, flags, flowers, output_dir,
     assert found["row"][:] == [1, 2, 3, 4, 5, 6, 7] and found["label"][:] == [0, 0, 0, 0, 1, 1, 1]
     captured = capsys.readouterr()
     for path in broken:
-        assert captured.err.count(f"skipped {path}: it is damaged") == 1
+        assert sum(message.startswith(f"skipped {path}: it is damaged") for message in caplog.messages) == 1
     assert "train: 7 vectors of 16 numbers in 3 files, 3 images skipped" in captured.out
     last = pq.read_table(output_dir / "data" / "train-00002-of-00003.parquet")
     assert last.num_rows == 0 and last.schema.field("vector").type.list_size == 16
@@ -199,15 +198,15 @@ def test_files_of_others_are_not_touched(one_line_error, flags, output_dir):
     pq.write_table(datasets.Dataset.from_dict({"a": [1]}).data.table, theirs)
     before = theirs.read_bytes()
     for more in ([], ["--overwrite_output_dir"]):
-        assert "not a file of features" in one_line_error("embed", *flags, *more)
+        assert "holds no features" in one_line_error("embed", *flags, *more)
     assert theirs.read_bytes() == before
     theirs.write_bytes(before[:50])
     assert "remove it" in one_line_error("embed", *flags)
 
 
 def test_mistakes(one_line_error, flags, model, tmp_path, save_tiny_sit):
-    assert "--shard_size 0" in one_line_error("embed", *flags, "--shard_size", 0, code=2)
-    assert "--layer 9" in one_line_error("embed", *flags, "--layer", 9)
+    assert "--shard_size: " in one_line_error("embed", *flags, "--shard_size", 0, code=2)
+    assert "--layer: no layer 9" in one_line_error("embed", *flags, "--layer", 9)
     (tmp_path / "file").write_text("")
     error = one_line_error("embed", *flags, "--output_dir", tmp_path / "file")
     assert "cannot be written" in error and "--output_dir" in error

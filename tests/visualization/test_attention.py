@@ -69,8 +69,9 @@ def test_register_tokens_are_no_patches():
 
 @pytest.mark.parametrize("layer", [0, 3, -1])
 def test_layer_that_is_not_there(model, layer):
-    with pytest.raises(SiTError, match=f"--layer {layer}: the model has layers 1 to 2"):
+    with pytest.raises(SiTError, match=f"no layer {layer}: the model has layers 1 to 2") as error:
         attention_maps(model, IMAGES, layer)
+    assert error.value.argument == "layer"
 
 
 def test_model_without_attention():

@@ -96,7 +96,7 @@ def test_clusters_are_the_groups_largest_first(blobs):
     clusters = cluster_features(features[rows], 3, seed=0)
     assert adjusted_rand_score([labels[row] for row in rows], clusters) == 1
     assert (np.diff(np.bincount(clusters)) <= 0).all()
-    with pytest.raises(SiTError, match="--num_clusters 31"):
+    with pytest.raises(SiTError, match="num_clusters: 31"):
         cluster_features(features, 31, seed=0)
 
 
@@ -116,7 +116,7 @@ def test_neighbour_agreement_one_by_one(blobs, choices):
             hits.append(shares(labels[row], labels[others[int(np.argmax(cosine))]]))
             pairs += [shares(labels[row], labels[other]) for other in others]
     agreement = neighbour_agreement(features, labels)
-    assert agreement.share == pytest.approx(np.mean(hits)) and agreement.chance == pytest.approx(np.mean(pairs))
+    assert agreement.fraction == pytest.approx(np.mean(hits)) and agreement.chance == pytest.approx(np.mean(pairs))
     assert neighbour_agreement(features, [None] * 29 + [("a",)]) is None
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.neighbours import ShownImage, nearest_images, neighbours_figure
 from modeling_sit.visualization.page import FRAME_COLOR
 from modeling_sit.visualization.palette import AGREES, DIFFERS
@@ -38,7 +39,7 @@ def test_a_query_of_the_gallery_is_not_its_own_neighbour():
 
 @pytest.mark.parametrize(("count", "own", "most"), [(21, None, 20), (20, [0, 1, 2, 3], 19), (0, None, 20)])
 def test_more_neighbours_than_images(count, own, most):
-    with pytest.raises(ValueError, match=f"from 1 to {most}.*not {count}"):
+    with pytest.raises(SiTError, match=f"num_neighbours: must be from 1 to {most}.*got {count}"):
         nearest_images(QUERIES, GALLERY, count, own)
 
 

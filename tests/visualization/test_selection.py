@@ -9,14 +9,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from modeling_sit import SiTImageProcessor, SiTModel
 from modeling_sit.data.sources import ImageDatasets, load_images
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.selection import (
     choose_rows,
     choose_split,
     data_uri,
-    frozen_features,
     image_files,
     label_sets,
     label_text,
@@ -24,8 +22,8 @@ from modeling_sit.visualization.selection import (
     read_first,
     read_given_files,
     short_name,
-    tell_shortage,
     thumbnail,
+    warn_shortage,
 )
 
 
@@ -54,8 +52,12 @@ def test_split_that_is_shown():
     assert chosen(images(train=False)) == "test"
     assert chosen(images(), train_split="train") == "train"
     assert chosen(images(), validation_split="test") == "test"
-    with pytest.raises(SiTError, match="give one of them"):
+    with pytest.raises(SiTError) as error:
         chosen(images(), train_split="train", validation_split="test")
+    assert error.value.argument == "train_split"
+    with pytest.raises(SiTError) as error:
+        chosen(images(train=False, validation=False))
+    assert error.value.argument == "validation_split"
 
 
 def test_labels_of_both_kinds():
@@ -89,10 +91,10 @@ def test_rows_of_a_sample_are_in_order():
     assert rows == sorted(set(rows)) and len(rows) == 10 and rows != choose_rows(1000, 10, seed=1)
 
 
-def test_unreadable_images_make_room_for_others(pile, capsys):
+def test_unreadable_images_make_room_for_others(pile, caplog):
     rows, images = read_first(pile, [2, 5, 0, 1], 2, num_channels=1)
     assert rows == [5, 0] and [image.mode for image in images] == ["L", "L"]
-    assert "02.png" in capsys.readouterr().err
+    assert "02.png" in caplog.text
     with pytest.raises(SiTError, match=r"none of the images can be read"):
         read_first(pile, [2], 1, num_channels=3)
 
@@ -102,33 +104,10 @@ def test_given_files(pile, tmp_path):
     read = read_given_files(image_files(paths), 3)
     for path, image in zip(paths, read, strict=True):
         np.testing.assert_array_equal(np.asarray(image), np.asarray(PIL.Image.open(path)))
-    with pytest.raises(SiTError, match=r"--images .*none\.png: no such file"):
+    with pytest.raises(SiTError, match=r"images: .*none\.png: no such file"):
         image_files([tmp_path / "none.png"])
-    with pytest.raises(SiTError, match=r"--images .*02\.png"):
+    with pytest.raises(SiTError, match=r"images: .*02\.png"):
         read_given_files(image_files([tmp_path / "pile" / "02.png"]), 3)
-
-
-def test_features_know_their_rows(pile, tiny_config, capsys):
-    model, processor = SiTModel(tiny_config()), SiTImageProcessor(size={"height": 16, "width": 16})
-    features, rows = frozen_features(model, pile, processor, progress=False)
-    assert rows == [0, 1, 3, 4, 5] and "02.png" in capsys.readouterr().err
-    for feature, row in zip(features, rows, strict=True):
-        (alone,) = frozen_features(model, pile.select([row]), processor, progress=False)[0]
-        np.testing.assert_allclose(feature, alone, atol=1e-5)
-
-
-def test_features_of_several_labels(pile, tiny_config):
-    model, processor = SiTModel(tiny_config()), SiTImageProcessor(size={"height": 16, "width": 16})
-    feature = datasets.List(datasets.ClassLabel(names=["a", "b"]))
-    labeled = pile.add_column("label", [[0], [], None, [0, 1], [1], []], feature=feature)
-    assert frozen_features(model, labeled, processor, progress=False)[1] == [0, 1, 3, 4, 5]
-
-
-def test_features_that_are_not_finite(pile, tiny_config):
-    model = SiTModel(tiny_config())
-    model.layernorm.bias.data[0] = float("nan")
-    with pytest.raises(SiTError, match="not finite"):
-        frozen_features(model, pile, SiTImageProcessor(size={"height": 16, "width": 16}), progress=False)
 
 
 @pytest.mark.parametrize(("size", "kind"), [((20, 30), "PNG"), ((200, 100), "JPEG")])
@@ -158,8 +137,8 @@ def test_names_on_a_page_say_nothing_of_where_the_set_lies(save_images, tmp_path
     assert [short_name(embedded, row, folder) for row in range(2)] == ["row 0 of test (x.png)", "row 1 of test"]
 
 
-def test_shortage_is_told_where_it_was_asked_for(capsys):
-    tell_shortage("--num_images", 100, 8, 12)
-    tell_shortage("--num_images", 8, 8, 5)
-    tell_shortage("--num_images", 12, 8, 12)
-    assert capsys.readouterr().err == "--num_images 100: there are 12\n"
+def test_shortage_is_logged_where_it_was_asked_for(caplog):
+    warn_shortage("num_images", 100, 8, 12)
+    warn_shortage("num_images", 8, 8, 5)
+    warn_shortage("num_images", 12, 8, 12)
+    assert caplog.messages == ["num_images 100: there are only 12"]

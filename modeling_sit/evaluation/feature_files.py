@@ -1,0 +1,159 @@
+"""Parquet files of features: a split is cut into shards, and a shard's file is there when it is whole."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from modeling_sit.runtime.atomic_files import replace_file, write_errors
+from modeling_sit.runtime.errors import SiTError
+
+# The key of a file's metadata that says what its features are of.
+METADATA_KEY = b"modeling_sit"
+
+
+@dataclass
+class FeatureShard:
+    """
+    A part of a split, and the file of its features.
+
+    Args:
+        path (`Path`): The file.
+        split (`datasets.Dataset`): The whole split.
+        rows (`range`): Which of its rows.
+    """
+
+    path: Path
+    split: datasets.Dataset
+    rows: range
+
+    def images(self) -> datasets.Dataset:
+        return self.split.select(self.rows)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the images of shards apart: their number and the names of their files."""
+        paths = "\n".join(path or "" for path in paths_of(self.images()).to_pylist())
+        return {
+            "first_row": self.rows.start,
+            "num_rows": len(self.rows),
+            "paths": hashlib.sha256(paths.encode()).hexdigest()[:16],
+        }
+
+
+def cut_into_shards(folder: Path, name: str, split: datasets.Dataset, shard_size: int) -> list[FeatureShard]:
+    """The files of a split, named as the Hub names the shards of a dataset."""
+    count = max(1, -(-len(split) // shard_size))
+    return [
+        FeatureShard(
+            folder / f"{name}-{number:05}-of-{count:05}.parquet",
+            split,
+            range(number * shard_size, min((number + 1) * shard_size, len(split))),
+        )
+        for number in range(count)
+    ]
+
+
+def missing_shards(shards: list[FeatureShard], settings: dict[str, Any], overwrite: bool) -> list[int]:
+    """Numbers of the shards that have no file yet. The files of the others are checked.
+
+    Raises:
+        [`SiTError`]: If a file of one of the splits is of other settings or images.
+    """
+    paths = {shard.path: shard for shard in shards}
+    folder = shards[0].path.parent
+    names = {path.name.rsplit("-", 3)[0] for path in paths}
+    for path in sorted(folder.glob("*.parquet")):
+        if path.name.rsplit("-", 3)[0] not in names:
+            continue
+        found = read_settings(path)
+        if found is None:
+            raise SiTError(f"{path} holds no features", remedy="choose another `output_dir`, or move it away")
+        if overwrite:
+            with write_errors(path, "choose another `output_dir`"):
+                path.unlink()
+            continue
+        remedy = "choose another `output_dir`, or start over with `overwrite_output_dir=True`"
+        if path not in paths:
+            raise SiTError(f"{path} is of a run with another `shard_size`, or of other images", remedy=remedy)
+        for name, value in {**settings, **paths[path].fingerprint()}.items():
+            if found.get(name) != value:
+                raise SiTError(f"{path} was made with another {name} ({found.get(name)}, now {value})", remedy=remedy)
+    return [number for number, shard in enumerate(shards) if not shard.path.exists()]
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The settings and images that a file of features names; `None` if it names none."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    except (OSError, pa.ArrowException, ValueError) as problem:
+        raise SiTError(f"{path} cannot be read: {' '.join(str(problem).split())}", remedy="remove it") from problem
+
+
+def paths_of(images: datasets.Dataset) -> pa.ChunkedArray:
+    """The path of each image's file; null where it is not known."""
+    return pc.struct_field(images.select_columns("image").with_format("arrow")[:]["image"], "path")
+
+
+def feature_table(
+    images: datasets.Dataset, features: torch.Tensor, rows: torch.Tensor, first_row: int = 0
+) -> pa.Table:
+    """Features as a table with the columns `row`, `path`, `vector` and, where there are labels, `label`.
+
+    Args:
+        images (`datasets.Dataset`): Columns `image` and perhaps `label`.
+        features (`torch.Tensor` of shape `(num_kept, width)`): Float32.
+        rows (`torch.Tensor` of shape `(num_kept,)`): The row of each in `images`.
+        first_row (`int`, *optional*, defaults to 0): Number of the first row in its split.
+
+    Returns:
+        `pa.Table`: With the schema of `datasets`.
+    """
+    kept, width = pa.array(rows.numpy(), pa.int64()), features.shape[1]
+    columns = {
+        "row": datasets.Value("int64"),
+        "path": datasets.Value("string"),
+        "vector": datasets.List(datasets.Value("float32"), length=width),
+    }
+    values = {
+        "row": pc.add(kept, first_row),
+        "path": paths_of(images).take(kept),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(features.flatten().numpy(), pa.float32()), width),
+    }
+    if "label" in images.column_names:
+        columns["label"] = images.features["label"]
+        values["label"] = images.select_columns("label").with_format("arrow")[:]["label"].take(kept)
+    schema = datasets.Features(columns).arrow_schema
+    return pa.Table.from_arrays([values[column.name].cast(column.type) for column in schema], schema=schema)
+
+
+def write_shard(shard: FeatureShard, features: torch.Tensor, rows: torch.Tensor, settings: dict[str, Any]) -> None:
+    """Write the file of a shard; it is whole or not there.
+
+    Args:
+        shard ([`FeatureShard`]): Names the file.
+        features (`torch.Tensor` of shape `(num_kept, width)`): Float32.
+        rows (`torch.Tensor` of shape `(num_kept,)`): The row of each in the split.
+        settings (`dict[str, Any]`): What the features depend on beside the images, for [`missing_shards`].
+
+    Raises:
+        [`SiTError`]: If it cannot be written.
+    """
+    table = feature_table(shard.images(), features, rows - shard.rows.start, shard.rows.start)
+    description = json.dumps({**settings, **shard.fingerprint()}).encode()
+    table = table.replace_schema_metadata({**table.schema.metadata, METADATA_KEY: description})
+    with write_errors(shard.path, "make room, or choose another `output_dir`, and start again"):
+        shard.path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            replace_file(shard.path) as unfinished,
+            pq.ParquetWriter(unfinished, table.schema, use_dictionary=False) as writer,
+        ):
+            if len(rows):  # datasets cannot read an empty row group, but a file without one
+                writer.write_table(table)

@@ -1,0 +1,200 @@
+"""Evaluation from arguments to results: load the encoder and the images, extract features, run the protocols."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate import Accelerator
+
+from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.data.labeled import labeled_splits
+from modeling_sit.data.sources import load_images
+from modeling_sit.evaluation.encoder import load_encoder, random_encoder
+from modeling_sit.evaluation.features import FeatureArguments, check_features_asked_for, frozen_features
+from modeling_sit.evaluation.metric_results import ProtocolResult
+from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
+from modeling_sit.evaluation.results import as_result, read_results, write_results
+from modeling_sit.interop.arguments import WeightsFileArguments
+from modeling_sit.runtime.arguments import build_arguments
+from modeling_sit.runtime.devices import choose_device
+from modeling_sit.runtime.distributed import main_process_first, sync_errors
+from modeling_sit.runtime.errors import SiTError
+
+
+@dataclass(kw_only=True)
+class EvaluationArguments(WeightsFileArguments, FeatureArguments):
+    """The model that is measured, and where the results go."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "Folder, Hub id or file of weights of the pretrained model. Required."}
+    )
+    from_scratch: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to measure the same encoder before any training, with random weights: the value that "
+            "pretraining has to exceed. The results need an `output_dir` of their own."
+        },
+    )
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for eval_results.json. Default: the model's folder, if the model is in a folder."},
+    )
+    device: str | None = field(
+        default=None,
+        metadata={"help": "cpu, cuda or, in one process, a device such as cuda:1. Default: cuda where there is one."},
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    What [`run_evaluation`] measured.
+
+    Args:
+        protocols (`dict[str, ProtocolResult]`): The result of each protocol, by name.
+        settings (`dict[str, Any]`): What was measured on what: number of images, dataset, split, pooling, layer, model.
+        dataset_config (`str`, *optional*): Configuration of a Hub dataset.
+        path (`Path`, *optional*): The `eval_results.json` with the results; `None` if none was written.
+    """
+
+    protocols: dict[str, ProtocolResult]
+    settings: dict[str, Any]
+    dataset_config: str | None = None
+    path: Path | None = None
+
+    @property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """The results of each protocol, by name, as `eval_results.json` has them: numbers, texts, lists and dicts."""
+        return {name: {**as_result(protocol), **self.settings} for name, protocol in self.protocols.items()}
+
+    @property
+    def for_card(self) -> dict[str, Any]:
+        """The arguments of [`~hub.card_results.update_card`] after the folder: `update_card(folder, **evaluation.for_card)`."""
+        return {
+            "measurements": self.protocols,
+            "dataset": self.settings["dataset"],
+            "dataset_config": self.dataset_config,
+            "split": self.settings["split"],
+            "settings": {name: self.settings[name] for name in ("num_train", "num_validation", "pooling", "layer")},
+        }
+
+
+def evaluate(
+    model_name_or_path: str,
+    dataset: str | datasets.Dataset | datasets.DatasetDict,
+    *,
+    recipe: str | Path | None = None,
+    **arguments,
+) -> dict[str, dict[str, Any]] | None:
+    """
+    Measure the frozen features of a pretrained encoder on labeled images.
+
+    Args:
+        model_name_or_path (`str`): Folder, Hub id or file of weights.
+        dataset (`str`, `datasets.Dataset` or `datasets.DatasetDict`): Labeled images, to train probes and to measure.
+        recipe (`str` or `Path`, *optional*): YAML file, or name of a shipped recipe, of defaults for the arguments.
+        arguments: Fields of [`EvaluationArguments`], [`DatasetArguments`] and [`ProtocolArguments`], such as
+            `protocols=["knn", "linear"]`.
+
+    Returns:
+        `dict[str, dict[str, Any]]`: For each protocol its metrics in [0, 1], their intervals and the settings, all
+        JSON-able. They are also written to `eval_results.json` in `output_dir`, or in the model's folder, if there is
+        either. `None` in all processes but the main one.
+
+    Raises:
+        `TypeError`: If there is no such argument.
+        [`SiTError`]: If an argument is wrong, or the model or the images cannot be used.
+    """
+    keywords = {"model_name_or_path": model_name_or_path, "dataset": dataset, **arguments}
+    classes = (EvaluationArguments, DatasetArguments, ProtocolArguments)
+    evaluation = run_evaluation(*build_arguments(classes, keywords, recipe, "evaluate"))
+    return None if evaluation is None else evaluation.results
+
+
+def run_evaluation(
+    arguments: EvaluationArguments, dataset_arguments: DatasetArguments, protocol_arguments: ProtocolArguments
+) -> Evaluation | None:
+    """Extract the features of the training and the validation images, run the protocols, and write the results.
+
+    With several processes, all extract features and the main one goes on alone.
+
+    Returns:
+        [`Evaluation`]: `None` in all processes but the main one.
+
+    Raises:
+        [`SiTError`]: If an argument is wrong, or the model or the images cannot be used.
+    """
+    device = choose_device(arguments.device)
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    device = device if accelerator.num_processes == 1 else accelerator.device
+    with sync_errors(accelerator):
+        output_dir = results_folder(arguments)
+        if output_dir is not None:
+            read_results(output_dir)  # before anything is computed
+    model, processor = main_process_first(
+        accelerator,
+        lambda: load_encoder(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads),
+    )
+    if arguments.from_scratch:
+        model = random_encoder(model, protocol_arguments.seed)
+    images = main_process_first(accelerator, lambda: load_images(**vars(dataset_arguments), labels="required"))
+    with sync_errors(accelerator):
+        check_features_asked_for(model.config, arguments.pooling, arguments.layer)
+        splits = labeled_splits(images)
+    train, validation = (
+        frozen_features(model, split, processor, arguments, device=device, accelerator=accelerator) for split in splits
+    )
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return None
+
+    protocols = {
+        name: PROTOCOLS[name](train, validation, images.label_names, protocol_arguments, device)
+        for name in protocol_arguments.protocols
+    }
+    settings = {
+        "num_train": len(train.features),
+        "num_validation": len(validation.features),
+        "skipped": len(train.skipped) + len(validation.skipped),
+        "dataset": images.name,
+        "split": str(splits[1].split),
+        "pooling": arguments.pooling,
+        "layer": arguments.layer,
+        "model_name_or_path": arguments.model_name_or_path,
+        "from_scratch": arguments.from_scratch,
+    }
+    evaluation = Evaluation(protocols, settings, dataset_arguments.dataset_config_name)
+    if output_dir is None:
+        return evaluation
+    path = write_results(output_dir, evaluation.results)
+    return Evaluation(protocols, settings, dataset_arguments.dataset_config_name, path)
+
+
+def results_folder(arguments: EvaluationArguments) -> Path | None:
+    """The folder for `eval_results.json`: `output_dir`, else the folder of the pretrained model, else none."""
+    if arguments.output_dir is not None:
+        return Path(arguments.output_dir)
+    folder = Path(arguments.model_name_or_path)
+    return folder if folder.is_dir() and not arguments.from_scratch else None
+
+
+def check_results_folder(arguments: EvaluationArguments) -> None:
+    """Check that the results have a folder, for a caller that keeps nothing else of them.
+
+    Raises:
+        [`SiTError`]: If they have none.
+    """
+    if results_folder(arguments) is not None:
+        return
+    if arguments.from_scratch:
+        raise SiTError(
+            "these results are not the pretrained model's",
+            argument="from_scratch",
+            remedy="give an `output_dir` for them",
+        )
+    raise SiTError(
+        f"{arguments.model_name_or_path}: no such folder",
+        argument="model_name_or_path",
+        remedy="for a file of weights, or a model on the Hub, say with `output_dir` where eval_results.json goes",
+    )

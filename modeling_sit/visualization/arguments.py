@@ -1,0 +1,165 @@
+"""The arguments of the figures."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.gmml import CORRUPTIONS
+from modeling_sit.interop.arguments import WeightsFileArguments
+from modeling_sit.runtime.errors import SiTError
+
+NUM_IMAGES = 8
+MAX_IMAGES_OF_A_MAP = 2000
+MAX_IMAGES_OF_A_GALLERY = 20000
+NUM_QUERIES = 6
+
+
+@dataclass
+class FigureArguments(WeightsFileArguments):
+    """The model, and the figure's file.
+
+    Raises:
+        [`SiTError`]: If the file is of another kind.
+    """
+
+    model_name_or_path: str = field(
+        metadata={"help": "Folder, Hub id or file of weights of the pretrained model. Required."}
+    )
+    output: str = field(metadata={"help": "File for the figure, .png or .pdf; it is replaced if it exists. Required."})
+    seed: int = field(default=0, metadata={"help": "Seed of the choice of images, and of all that is random."})
+    device: str | None = field(
+        default=None, metadata={"help": "cpu, cuda or a device such as cuda:1. Default: cuda where there is one."}
+    )
+
+    def __post_init__(self):
+        if Path(self.output).suffix.lower() not in (".png", ".pdf"):
+            raise SiTError(f"{self.output} does not end in .png or .pdf", argument="output")
+
+
+@dataclass
+class ResolutionArguments:
+    """The resolution of a PNG."""
+
+    dots_per_inch: int = field(default=150, metadata={"help": "Pixels an inch of the PNG; for print, 300."})
+
+    def __post_init__(self):
+        if not 20 <= self.dots_per_inch <= 1200:
+            raise SiTError(f"must be from 20 to 1200, got {self.dots_per_inch}", argument="dots_per_inch")
+
+
+@dataclass
+class ChosenImagesArguments(DatasetArguments):
+    """A few images: of a dataset, or files from anywhere."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Images: a folder, a parquet or webdataset tar file or a folder of them, a `save_to_disk` folder, a "
+            "Hub id, or the built-in `digits`. This or `images` is required."
+        },
+    )
+    images: list[str] | None = field(default=None, metadata={"help": "Image files to show in place of a dataset."})
+    num_images: int = field(default=NUM_IMAGES, metadata={"help": "How many images of the dataset to show."})
+
+    def __post_init__(self):
+        if (self.dataset is None) == (not self.images):
+            raise SiTError("give either this or `images`", argument="dataset")
+        if self.num_images < 1:
+            raise SiTError(f"must be at least 1, got {self.num_images}", argument="num_images")
+
+
+@dataclass
+class ReconstructionArguments:
+    """How the images are corrupted, and drawn."""
+
+    corruption: Literal[CORRUPTIONS] | None = field(
+        default=None, metadata={"help": "How to corrupt the images. Default: as in pretraining."}
+    )
+    image_size: int = field(
+        default=96,
+        metadata={"help": "Smallest number of pixels of an image's longer side; smaller images are enlarged."},
+    )
+
+    def __post_init__(self):
+        if not 1 <= self.image_size <= 1024:
+            raise SiTError(f"must be from 1 to 1024, got {self.image_size}", argument="image_size")
+
+
+@dataclass
+class AttentionArguments:
+    """The layer whose attention is shown."""
+
+    layer: int | None = field(default=None, metadata={"help": "Layer, from 1. Default: the last."})
+
+
+@dataclass
+class EmbeddingsArguments:
+    """How the features are mapped and colored."""
+
+    method: Literal["tsne", "umap", "pca"] = field(
+        default="tsne", metadata={"help": "How to reduce features to two dimensions; umap needs umap-learn."}
+    )
+    compare_with: str | None = field(
+        default=None,
+        metadata={
+            "help": "A second model, drawn to the left: a folder, a Hub id, or `random` for the same model before any "
+            "training."
+        },
+    )
+    color_by: Literal["label", "cluster"] | None = field(
+        default=None,
+        metadata={"help": "What the colors mean. Default: the label where images have one each, else clusters."},
+    )
+    color_label: str | None = field(
+        default=None,
+        metadata={"help": "Name of one label: colors say which images have it, alone or among others."},
+    )
+    num_clusters: int | None = field(
+        default=None,
+        metadata={
+            "help": "Clusters (k-means) if `color_by` is `cluster`. Default: as many as classes, or else 10, but at most one for "
+            "each five images."
+        },
+    )
+    max_images: int = field(
+        default=MAX_IMAGES_OF_A_MAP,
+        metadata={"help": "Largest number of images on the map; of more, a random choice."},
+    )
+    html: str | None = field(
+        default=None, metadata={"help": "File for a page, .html, that shows each image when hovered over."}
+    )
+
+    def __post_init__(self):
+        if self.max_images < 4:
+            raise SiTError(f"must be at least 4, got {self.max_images}", argument="max_images")
+        if self.num_clusters is not None and self.num_clusters < 2:
+            raise SiTError(f"must be at least 2, got {self.num_clusters}", argument="num_clusters")
+        if self.num_clusters is not None and (self.color_by == "label" or self.color_label is not None):
+            raise SiTError('goes only with `color_by="cluster"`', argument="num_clusters")
+        if self.color_label is not None and self.color_by == "cluster":
+            raise SiTError('goes only with `color_by="label"`', argument="color_label")
+        if self.html is not None and Path(self.html).suffix.lower() not in (".html", ".htm"):
+            raise SiTError(f"{self.html} does not end in .html", argument="html")
+
+
+@dataclass
+class NeighboursArguments:
+    """The queries whose neighbors are shown. Neighbors are of the training split, and so are queries if it is the only one."""
+
+    num_neighbours: int = field(default=6, metadata={"help": "Neighbors of each query."})
+    num_queries: int = field(
+        default=NUM_QUERIES, metadata={"help": "Number of images of the validation split that are queries."}
+    )
+    images: list[str] | None = field(
+        default=None, metadata={"help": "Image files as queries in place of images of the dataset."}
+    )
+    max_images: int = field(
+        default=MAX_IMAGES_OF_A_GALLERY,
+        metadata={"help": "Largest number of images to seek neighbors in; of more, a random choice."},
+    )
+
+    def __post_init__(self):
+        for name in ("num_neighbours", "num_queries", "max_images"):
+            if getattr(self, name) < 1:
+                raise SiTError(f"must be at least 1, got {getattr(self, name)}", argument=name)

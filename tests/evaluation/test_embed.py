@@ -1,0 +1,63 @@
+"""`embed` from Python: the same rows in memory as in files."""
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+
+from modeling_sit.data.sources import load_images
+from modeling_sit.evaluation.embed import embed
+from modeling_sit.runtime.errors import SiTError
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def model(save_tiny_sit, tmp_path):
+    return save_tiny_sit(tmp_path / "model", initializer_range=0.3)
+
+
+@pytest.fixture
+def flowers(save_images, tmp_path):
+    for number, folder in enumerate(("train/rose", "train/tulip", "val/rose", "val/tulip")):
+        save_images(tmp_path / "flowers" / folder, 5, seed=number)
+    (tmp_path / "flowers" / "train" / "rose" / "01.png").write_bytes(b"broken")
+    return tmp_path / "flowers"
+
+
+@pytest.mark.parametrize("arguments", [{}, {"normalize": True, "pooling": "token_mean"}])
+def test_in_memory_as_in_files(model, flowers, tmp_path, monkeypatch, arguments):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = embed(str(model), str(flowers), device="cpu", **arguments)
+    assert rows["split"][:] == ["train"] * 9 + ["val"] * 10
+    assert rows["row"][:] == [0, *range(2, 10), *range(10)]
+    images = load_images(str(flowers))
+    for row in rows.select([0, 3, 12]):
+        split = images.train if row["split"] == "train" else images.validation
+        assert row["path"] == split[row["row"]]["image"]["path"] and row["label"] == split[row["row"]]["label"]
+    assert rows.features["label"] == images.train.features["label"]
+    assert not (tmp_path / "features").exists()
+
+    in_files = embed(model, flowers, output_dir=tmp_path / "features", shard_size=4, device="cpu", **arguments)
+    assert in_files.column_names == rows.column_names and in_files.features == rows.features
+    vectors, expected = (each.with_format("numpy")["vector"][:] for each in (in_files, rows))
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert in_files.remove_columns("vector").to_list() == rows.remove_columns("vector").to_list()
+    assert vectors.shape == (19, 32 if arguments else 16)
+
+
+def test_mistakes(model, flowers, save_images, tmp_path):
+    with pytest.raises(TypeError, match="did you mean normalize"):
+        embed(model, flowers, normalise=True)
+    with pytest.raises(SiTError) as error:
+        embed(model, flowers, layer=9, device="cpu")
+    assert error.value.argument == "layer"
+    pile = save_images(tmp_path / "pile", 2)
+    for path in pile.iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(SiTError, match="none of 2 images can be read"):
+        embed(model, pile, device="cpu")

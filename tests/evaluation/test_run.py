@@ -1,0 +1,74 @@
+"""`evaluate` from Python: what it returns, what it writes, and its errors."""
+
+import json
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+
+from modeling_sit.data.sources import load_images
+from modeling_sit.evaluation import run
+from modeling_sit.evaluation.encoder import load_encoder
+from modeling_sit.evaluation.run import evaluate
+from modeling_sit.runtime.errors import SiTError
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def model(save_tiny_sit, tmp_path):
+    return save_tiny_sit(tmp_path / "model")
+
+
+@pytest.fixture
+def flowers(save_images, tmp_path):
+    for number, folder in enumerate(("train/rose", "train/tulip", "val/rose", "val/tulip")):
+        save_images(tmp_path / "flowers" / folder, 5, seed=number)
+    return tmp_path / "flowers"
+
+
+def test_results_are_returned_and_written_to_the_models_folder(model, flowers, capsys):
+    results = evaluate(str(model), str(flowers), protocols=["knn", "linear"], knn_k=3, linear_c=[0.1], device="cpu")
+    assert list(results) == ["knn", "linear"]
+    assert results["knn"]["k"] == 3 and results["linear"]["c"] == 0.1 and results["knn"]["split"] == "val"
+    assert json.loads((model / "eval_results.json").read_text()) == results
+    assert capsys.readouterr().out == ""  # printing is the command's part
+
+
+def test_a_recipe_gives_defaults_and_keywords_override_it(model, flowers, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("protocols: linear,knn\nknn_k: 5\nlinear_c: 0.1\n")
+    results = evaluate(model, flowers, recipe=recipe, knn_k=2, output_dir=tmp_path / "results", device="cpu")
+    assert list(results) == ["linear", "knn"] and results["knn"]["k"] == 2
+    assert (tmp_path / "results" / "eval_results.json").exists() and not (model / "eval_results.json").exists()
+
+
+def test_without_a_folder_nothing_is_written(model, flowers, tmp_path, monkeypatch):
+    before = sorted(tmp_path.rglob("*"))
+    assert evaluate(model, flowers, knn_k=2, from_scratch=True, device="cpu")["knn"]["from_scratch"] is True
+    loaded = load_encoder(str(model))
+    monkeypatch.setattr(run, "load_encoder", lambda *_: loaded)
+    assert 0 <= evaluate("someone/some-sit", flowers, knn_k=2, device="cpu")["knn"]["accuracy"] <= 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_mistakes(model, flowers):
+    with pytest.raises(TypeError, match="did you mean protocols"):
+        evaluate(model, flowers, protocol="knn")
+    with pytest.raises(SiTError) as error:
+        evaluate(model, flowers, protocols="liner")
+    assert error.value.argument == "protocols"
+    with pytest.raises(SiTError) as error:
+        evaluate(model, flowers, knn_k=11, device="cpu")
+    assert error.value.argument == "knn_k"
+
+
+def test_every_result_can_be_written_as_json(model, flowers, tmp_path):
+    arguments = {"linear_c": [0.1], "fewshot_labels": ["50%"], "fewshot_draws": 2, "knn_k": 2, "device": "cpu"}
+    results = evaluate(model, flowers, protocols=["knn", "linear", "fewshot", "retrieval"], **arguments)
+    assert json.loads(json.dumps(results)) == results
+    assert load_images(str(flowers)).name == results["knn"]["dataset"]
