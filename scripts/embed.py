@@ -4,8 +4,8 @@
     python scripts/embed.py --model_name_or_path M --dataset D --output_dir O
     accelerate launch scripts/embed.py ...        the same on several processes
 
-`O/data` then holds `train-00000-of-00003.parquet` and so on, one row for each image that can be read: `row`, its number in
-the split; `path`, its file; `vector`, its features, float32; and its `label`, where it has one.
+`O/data` then holds `train-00000-of-00003.parquet` and so on, one row for each image that can be read: `row`, its
+number in the split; `path`, its file; `vector`, its features, float32; and its `label`, where it has one.
 
 Search the vectors with faiss (pip install faiss-cpu). With --normalize, inner products are cosines:
 
@@ -20,9 +20,9 @@ or with faiss within `datasets`, which gives the rows with all their columns:
     scores, nearest = vectors.get_nearest_examples("vector", query, k=6)
     nearest["path"], nearest["row"]
 
-Images are read shard by shard, and a shard's file is there when it is whole. Files that are there already stay as they are:
-the same command goes on where a killed one stopped, and ends with the same files. To add a split that is neither for
-training nor for validation, run the command again with `--validation_split NAME`.
+Images are read shard by shard, and a shard's file is there when it is whole. Files that are there already stay as they
+are: the same command goes on where a killed one stopped, and ends with the same files. To add a split that is neither
+for training nor for validation, run the command again with `--validation_split NAME`.
 """
 
 import os

@@ -5,8 +5,8 @@
     accelerate launch scripts/evaluate.py ...        the same on several processes
 
 The encoder reads every image of the training and the validation split once; each protocol then measures how well these
-features predict the labels. Prints the metrics with their 95 % bootstrap intervals, adds them to `eval_results.json`, and
-with --update_model_card to the model card.
+features predict the labels. Prints the metrics with their 95 % bootstrap intervals, adds them to `eval_results.json`,
+and with --update_model_card to the model card.
 """
 
 from dataclasses import dataclass, field

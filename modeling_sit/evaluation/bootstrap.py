@@ -25,8 +25,9 @@ def confidence_interval(
     """
     Bias-corrected percentile interval of a metric by the bootstrap (Efron 1987, the acceleration taken as 0).
 
-    Images are drawn with replacement; the encoder, the training images and the fitted probe stay the same. The correction
-    matters for average precision: images that are drawn twice make it too high, and with it the percentiles.
+    Images are drawn with replacement; the encoder, the training images and the fitted probe stay the same. The
+    correction matters for average precision: images that are drawn twice make it too high, and with it the
+    percentiles.
 
     Args:
         statistic (callable): The metric in each resample, from the counts of the images ([`Statistic`]).
@@ -85,7 +86,8 @@ def macro_f1_of(predictions: torch.Tensor, references: torch.Tensor, num_labels:
     Mean over the labels of F1, as in `metrics/macro_f1.py`.
 
     Args:
-        predictions (`torch.Tensor` of shape `(num_images,)`, or `(num_images, num_labels)` of 0 and 1): Predicted labels.
+        predictions (`torch.Tensor` of shape `(num_images,)`, or `(num_images, num_labels)` of 0 and 1): Predicted
+            labels.
         references (`torch.Tensor` like `predictions`): True labels.
         num_labels (`int`): Number of labels.
     """

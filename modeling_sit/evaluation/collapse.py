@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-# Below these the embeddings count as collapsed. Networks with random weights, and trained ones, have a standard deviation
-# from 0.06 and a rank from 1.9 up; those that a far too high learning rate has destroyed, 0.02 and 1.25 at most. A standard
-# deviation of 0.03 means that two images' embeddings have a cosine similarity of 0.999 on average.
+# Below these the embeddings count as collapsed. Networks with random weights, and trained ones, have a standard
+# deviation from 0.06 and a rank from 1.9 up; those that a far too high learning rate has destroyed, 0.02 and 1.25 at
+# most. A standard deviation of 0.03 means that two images' embeddings have a cosine similarity of 0.999 on average.
 COLLAPSED_STD = 0.03
 COLLAPSED_RANKME = 1.3
 
@@ -29,8 +29,9 @@ def effective_rank(embeddings: torch.Tensor, epsilon: float = 1e-7) -> float:
 
 def embedding_std(embeddings: torch.Tensor) -> float:
     """
-    Standard deviation of the L2-normalized embeddings, averaged over the dimensions, times the root of their number (Chen
-    and He, arXiv 2011.10566, section 4.1): 0 if all point the same way, 1 if they point evenly in all directions.
+    Standard deviation of the L2-normalized embeddings, averaged over the dimensions, times the root of their number
+    (Chen and He, arXiv 2011.10566, section 4.1): 0 if all point the same way, 1 if they point evenly in all
+    directions.
 
     Args:
         embeddings (`torch.Tensor` of shape `(num_images, size)`): One row an image; computed on in float64.

@@ -109,16 +109,16 @@ def embed(
 
     Args:
         model_name_or_path (`str`): Folder, Hub id or file of weights.
-        dataset (`str`, `datasets.Dataset` or `datasets.DatasetDict`): The images. The training and the validation split
-            are embedded.
+        dataset (`str`, `datasets.Dataset` or `datasets.DatasetDict`): The images. The training and the validation
+            split are embedded.
         recipe (`str` or `Path`, *optional*): YAML file, or name of a shipped recipe, of defaults for the arguments.
         arguments: Fields of [`EmbeddingArguments`], [`FeatureArguments`] and [`DatasetArguments`], such as
             `normalize=True`.
 
     Returns:
-        `datasets.Dataset`: A row for each image that can be read: `split` and `row`, its number in the split; `path`, its
-        file, or `None`; `vector`, its features, float32; and `label`, if there are labels. With `output_dir`, the rows lie
-        in parquet files there. `None` in all processes but the main one.
+        `datasets.Dataset`: A row for each image that can be read: `split` and `row`, its number in the split; `path`,
+        its file, or `None`; `vector`, its features, float32; and `label`, if there are labels. With `output_dir`, the
+        rows lie in parquet files there. `None` in all processes but the main one.
 
     Raises:
         `TypeError`: If there is no such argument.
@@ -150,15 +150,15 @@ def run_embedding(
 ) -> dict[str, EmbeddedSplit] | None:
     """Write the features of a dataset to parquet files.
 
-    Files that are there already stay as they are: the same call goes on where a killed one stopped. With several processes,
-    each computes shards of its own.
+    Files that are there already stay as they are: the same call goes on where a killed one stopped. With several
+    processes, each computes shards of its own.
 
     Returns:
         `dict[str, EmbeddedSplit]`: By name of the split. `None` in all processes but the main one.
 
     Raises:
-        [`SiTError`]: If an argument is wrong, there are files of other settings or images, the model or the images cannot be
-            used, or a file cannot be written.
+        [`SiTError`]: If an argument is wrong, there are files of other settings or images, the model or the images
+            cannot be used, or a file cannot be written.
     """
     if arguments.output_dir is None:
         raise SiTError("missing", argument="output_dir", remedy="give a folder for the parquet files")

@@ -110,8 +110,8 @@ def frozen_features(
         [`Features`]: With rows of the whole split. `None` in all processes but the main one.
 
     Raises:
-        [`SiTError`]: As [`extract_features`], or if no image of the split can be read, or a feature is not finite. In every
-            process.
+        [`SiTError`]: As [`extract_features`], or if no image of the split can be read, or a feature is not finite. In
+            every process.
     """
     with nullcontext() if accelerator is None else sync_errors(accelerator):
         images = split if rows is None else split.select(rows)
@@ -158,14 +158,14 @@ def extract_features(
     """
     Features of every image of a dataset, from a frozen encoder, each read once.
 
-    With an `accelerator` every process must call this. The processes share the images batch by batch, and the main process
-    alone keeps the features: `num_images * hidden_size * 4` bytes. The others hold a batch at a time.
+    With an `accelerator` every process must call this. The processes share the images batch by batch, and the main
+    process alone keeps the features: `num_images * hidden_size * 4` bytes. The others hold a batch at a time.
 
     Args:
         model (`PreTrainedModel`):
-            The encoder, or a model with heads, of which only the encoder is used. Its `last_hidden_state` has one token in
-            front of the patches' (and register tokens, if its config counts them). It runs in evaluation mode and is then
-            put back as it was, but for `device`.
+            The encoder, or a model with heads, of which only the encoder is used. Its `last_hidden_state` has one
+            token in front of the patches' (and register tokens, if its config counts them). It runs in evaluation mode
+            and is then put back as it was, but for `device`.
         dataset (`datasets.Dataset`):
             Images in the column `image`, `datasets.Image(decode=False)`, and labels, if any, in the column `label`.
         processor (`BaseImageProcessor`):
@@ -181,8 +181,8 @@ def extract_features(
             Whether to show a bar with images per second on stderr, in the main process.
 
     Returns:
-        [`Features`]: The features, the labels and what was skipped; no rows at all where no image can be read. `None` in
-        all processes but the main one.
+        [`Features`]: The features, the labels and what was skipped; no rows at all where no image can be read. `None`
+        in all processes but the main one.
 
     Raises:
         [`SiTError`]: If there is no such pooling or layer, or the model gives no tokens.
@@ -264,7 +264,8 @@ def check_features_asked_for(config: PreTrainedConfig, pooling: str, layer: int)
 
 @contextmanager
 def evaluation_mode(*networks: torch.nn.Module) -> Iterator[None]:
-    """Put networks in evaluation mode; afterwards every module is in the mode that it had, and FSDP modules are sharded.
+    """Put networks in evaluation mode; afterwards every module is in the mode that it had, and FSDP modules are
+    sharded.
 
     A forward pass without a backward pass leaves the outermost weights of a sharded network gathered.
 
@@ -287,8 +288,8 @@ def distributed_batches(num_images: int, batch_size: int, num_processes: int, pr
     """
     Batches of indices of one process. Every process has the same number of batches, of the same sizes.
 
-    The n-th batches of all processes together hold consecutive indices; after the last index they start again at 0. What is
-    gathered batch by batch is therefore in the images' order, with the surplus at its end.
+    The n-th batches of all processes together hold consecutive indices; after the last index they start again at 0.
+    What is gathered batch by batch is therefore in the images' order, with the surplus at its end.
 
     Args:
         num_images (`int`): Images to share out.
@@ -335,8 +336,8 @@ def read_batch(
     indices: list[int], dataset: datasets.Dataset, processor: BaseImageProcessor, num_channels: int, **settings
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, str]]]:
     """
-    Read and process some images. A gray image takes the place of one that cannot be read, because every process must go on
-    with the same number of images.
+    Read and process some images. A gray image takes the place of one that cannot be read, because every process must
+    go on with the same number of images.
 
     Args:
         indices (`list[int]`): Rows of the dataset.
@@ -346,8 +347,8 @@ def read_batch(
         settings: More arguments of the processor, such as `do_corrupt=False`.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor, list[tuple[int, str]]]`: `pixel_values`; `(num_images,)`, uint8, 1 for each image
-        that can be read; index and reason of each that cannot.
+        `tuple[torch.Tensor, torch.Tensor, list[tuple[int, str]]]`: `pixel_values`; `(num_images,)`, uint8, 1 for each
+        image that can be read; index and reason of each that cannot.
     """
     images, readable, unreadable = [], [], []
     for index in indices:

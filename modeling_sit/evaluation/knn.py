@@ -1,4 +1,4 @@
-"""The weighted k-nearest-neighbour protocol: what frozen features tell of the labels, with nothing to train."""
+"""The weighted k-nearest-neighbors protocol: labels predicted from frozen features, with nothing to train."""
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +18,16 @@ def knn_predict(
     Score labels by the votes of each image's k nearest training images, after Wu et al. 2018 (arXiv 1805.01978,
     section 3.4), with the settings under which DINO (arXiv 2104.14294) reports it.
 
-    Near is a high cosine similarity, and a neighbour's vote weighs `exp(similarity / temperature)`. The scores are the
-    shares of the votes, so `scores.argmax(dim=1)` is the prediction and `scores.topk(5)` the five best guesses.
+    Nearness is cosine similarity, and a neighbor's vote weighs `exp(similarity / temperature)`. The scores are
+    fractions of the votes, so `scores.argmax(dim=1)` is the prediction and `scores.topk(5)` the five best guesses.
 
-    Ties are settled by order: of training images equally near, the earlier ones are the neighbours; of labels with equal
-    scores, `argmax` takes the lower. A feature of norm zero has similarity zero to every other.
+    Order decides ties: of equally near training images the earlier ones are the neighbors; of labels with
+    equal scores, `argmax` takes the lower. A feature of norm zero has similarity zero to every other.
 
     Args:
         train_features (`torch.Tensor` of shape `(num_train, hidden_size)`):
-            Features of the training images, any float dtype; normalized here. They may lie on another device than
-            `features`: they cross over one chunk at a time.
+            Features of the training images, any float dtype; normalized here. They may be on another device than
+            `features`: they are copied one chunk at a time.
         train_labels (`torch.Tensor` of shape `(num_train,)`, or `(num_train, num_labels)`):
             Integer labels in `[0, num_labels)`; or, where an image can have several, 0 and 1 for each label.
         features (`torch.Tensor` of shape `(num_images, hidden_size)`):
@@ -35,21 +35,21 @@ def knn_predict(
         num_labels (`int`):
             Number of labels.
         k (`int`, *optional*, defaults to 20):
-            Number of neighbours that vote, at most `num_train`.
+            Number of neighbors that vote, at most `num_train`.
         temperature (`float`, *optional*, defaults to 0.07):
-            The lower, the more the nearest of the neighbours decide.
+            The lower it is, the more the nearest neighbors decide.
         chunk_size (`int`, *optional*, defaults to 4096):
             Images compared at a time, on either side. Working memory grows with its square, whatever the number of
             images: half a gigabyte at most at 4096.
 
     Returns:
-        `torch.Tensor` of shape `(num_images, num_labels)`: Scores in `[0, 1]`, the share of the votes for each label, in
-        float32 (float64 for float64 features), on the device of `features`. Each row sums to 1, unless images can have
-        several labels.
+        `torch.Tensor` of shape `(num_images, num_labels)`: Scores in `[0, 1]`, the fraction of the votes for each
+        label, in float32 (float64 for float64 features), on the device of `features`. Each row sums to 1, unless
+        images can have several labels.
 
     Raises:
-        `ValueError`: If shapes do not fit, `k` is not in `[1, num_train]`, `temperature` or `chunk_size` is not positive, a
-            label is out of range, or a feature is not finite.
+        `ValueError`: If shapes do not fit, `k` is not in `[1, num_train]`, `temperature` or `chunk_size` is not
+            positive, a label is out of range, or a feature is not finite.
     """
     if train_features.ndim != 2 or features.ndim != 2 or train_features.shape[1] != features.shape[1]:
         raise ValueError(
@@ -61,7 +61,7 @@ def knn_predict(
     if train_labels.shape != ((num_train, num_labels) if multi_label else (num_train,)):
         raise ValueError(f"{num_train} training features need as many labels, not {tuple(train_labels.shape)}")
     if not 1 <= k <= num_train:
-        raise ValueError(f"k = {k} neighbours cannot be drawn from {num_train} training images")
+        raise ValueError(f"k = {k} neighbors cannot be drawn from {num_train} training images")
     if temperature <= 0 or chunk_size < 1:
         raise ValueError(f"temperature ({temperature}) and chunk_size ({chunk_size}) must be positive")
     num_values = 2 if multi_label else num_labels
@@ -77,7 +77,7 @@ def knn_predict(
         chunk = _normalize(features[start : start + chunk_size], "features", start).to(dtype)
         similarities, neighbours = _nearest(chunk, train_features, k, chunk_size)
         votes = (similarities / temperature).softmax(dim=1)
-        # One neighbour at a time: a single scatter over repeated labels adds in no fixed order on a GPU.
+        # One neighbor at a time: a single scatter over repeated labels has no fixed order on a GPU.
         for vote, neighbour in zip(votes.split(1, dim=1), neighbours.T, strict=True):
             if multi_label:
                 scores[start : start + chunk_size].addcmul_(vote, train_labels[neighbour])
@@ -101,9 +101,10 @@ def _nearest(
 
 
 def _top_k(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row (or all, if fewer) in the order of their columns; of equals, those in the first columns.
+    """The k largest of each row (or all, if fewer) in the order of their columns; of equals, those in the first
+    columns.
 
-    `torch.topk` leaves open which of several equal values it takes, a stable sort does not, but is many times slower.
+    `torch.topk` takes any of several equal values. A stable sort does not, but is many times slower.
     """
     values, columns = similarities.topk(min(k + 1, similarities.shape[1]), dim=1)
     columns = columns[:, :k]

@@ -30,8 +30,8 @@ def linear_predict(
     """
     Score labels by multinomial logistic regression on standardized features, fitted by L-BFGS (scikit-learn's).
 
-    Every dimension is shifted and scaled to mean 0 and standard deviation 1 over the training images. The same arguments
-    give the same scores; nothing is random.
+    Every dimension is shifted and scaled to mean 0 and standard deviation 1 over the training images. The same
+    arguments give the same scores; nothing is random.
 
     Args:
         train_features (`torch.Tensor` of shape `(num_train, hidden_size)`):
@@ -43,8 +43,8 @@ def linear_predict(
         num_labels (`int`):
             Number of labels.
         C (`float`, *optional*, defaults to 1.0):
-            Inverse strength of the L2 penalty: the fit minimizes `C * sum of cross-entropies + half the squared norm of the
-            weights`.
+            Inverse strength of the L2 penalty: the fit minimizes `C * sum of cross-entropies + half the squared norm
+            of the weights`.
         max_iterations (`int`, *optional*, defaults to 100):
             Iterations of L-BFGS after which it stops, converged or not.
 
@@ -52,8 +52,8 @@ def linear_predict(
         `torch.Tensor` of shape `(num_images, num_labels)`: Probabilities, each row summing to 1, float32, on the CPU.
 
     Raises:
-        `ValueError`: If shapes do not fit, there is no training image, `C` or `max_iterations` is not positive, a label is
-            out of range, or a feature is not finite.
+        `ValueError`: If shapes do not fit, there is no training image, `C` or `max_iterations` is not positive, a
+            label is out of range, or a feature is not finite.
     """
     if train_features.ndim != 2 or features.ndim != 2 or train_features.shape[1] != features.shape[1]:
         raise ValueError(
@@ -84,8 +84,8 @@ def linear_predict(
 @dataclass(frozen=True)
 class LinearProbe:
     """
-    Logistic regression on standardized features: multinomial where an image has one label, and one against the rest for
-    each label where it has several.
+    Logistic regression on standardized features: multinomial where an image has one label, and one against the rest
+    for each label where it has several.
 
     Args:
         mean (`torch.Tensor` of shape `(hidden_size,)`): Subtracted from the features.
@@ -106,7 +106,8 @@ class LinearProbe:
 
     @torch.no_grad()
     def predict(self, features: torch.Tensor, chunk_size: int = 4096) -> torch.Tensor:
-        """Probabilities of the labels, `(num_images, num_labels)`, float32, on the CPU, from features on any device."""
+        """Probabilities of the labels, `(num_images, num_labels)`, float32, on the CPU, from features on any
+        device."""
         scores = torch.empty(len(features), len(self.bias))
         for start in range(0, len(features), chunk_size):
             chunk = features[start : start + chunk_size].to(self.weight)
@@ -139,9 +140,11 @@ def fit_by_lbfgs(
     tolerance: float = 1e-8,
 ) -> list[LinearProbe]:
     """
-    Fit probes by L-BFGS (scikit-learn's `LogisticRegression`) in float64, to the optimum unless the iterations run out, with nothing random.
+    Fit probes by L-BFGS (scikit-learn's `LogisticRegression`) in float64, to the optimum unless the iterations run
+    out, with nothing random.
 
-    It copies the features in float64, and holds several copies of the scores: [`fit_by_sgd`] is for sets too large for that.
+    It copies the features in float64, and holds several copies of the scores: [`fit_by_sgd`] is for sets too large for
+    that.
 
     Args:
         features (`torch.Tensor` of shape `(num_images, hidden_size)`):
@@ -152,8 +155,8 @@ def fit_by_lbfgs(
         num_labels (`int`):
             Number of labels.
         strengths (`list[float]`):
-            Inverse strengths C of the L2 penalty: the fit minimizes `C * sum of cross-entropies + half the squared norm of the
-            weights`. Each fit starts from the one before, so give them in rising order.
+            Inverse strengths C of the L2 penalty: the fit minimizes `C * sum of cross-entropies + half the squared
+            norm of the weights`. Each fit starts from the one before, so give them in rising order.
         statistics (pair of `torch.Tensor`, *optional*):
             Mean and standard deviation to standardize by. Default: [`standardization`] of these features.
         max_iterations (`int`, *optional*):
@@ -199,7 +202,8 @@ def fit_by_lbfgs(
 def _fit_path(
     standardized: np.ndarray, target: np.ndarray, strengths: list[float], max_iterations: int, tolerance: float
 ) -> list[tuple[np.ndarray, np.ndarray, bool]]:
-    """Weights and biases for each strength, of the classes that occur (of two, the second's), and whether the fit ended."""
+    """Weights and biases for each strength, of the classes that occur (of two, the second's), and whether the fit
+    ended."""
     num_classes = len(np.unique(target))
     if num_classes == 1:
         # Nothing to tell apart: all images are of this class, or all or none have this label.
@@ -248,8 +252,8 @@ def fit_by_sgd(
 ) -> list[LinearProbe]:
     """
     Fit probes by stochastic gradients (Adam, the rate falling to zero on a cosine), in float32, near the optimum of
-    [`fit_by_lbfgs`] for C up to about 1: weaker penalties need more steps, and stopping early regularizes in their place. All
-    strengths are fitted in one pass over the features, which are not copied.
+    [`fit_by_lbfgs`] for C up to about 1: weaker penalties need more steps, and stopping early regularizes in their
+    place. All strengths are fitted in one pass over the features, which are not copied.
 
     Args:
         features, labels, num_labels, strengths, statistics: As for [`fit_by_lbfgs`].

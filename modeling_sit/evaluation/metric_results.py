@@ -73,11 +73,12 @@ def label_metrics(
 
     Args:
         draws (iterable of `torch.Tensor` of shape `(num_images, num_labels)`):
-            Scores in [0, 1] of every label. With several draws a metric is their mean, and has a standard deviation. With
-            an iterator, the scores of one draw are in memory at a time.
+            Scores in [0, 1] of every label. With several draws a metric is their mean, and has a standard deviation.
+            With an iterator, the scores of one draw are in memory at a time.
         labels (`torch.Tensor` of shape `(num_images,)`, or `(num_images, num_labels)` of 0 and 1):
             True labels.
-        style (`str`, *optional*, defaults to `"step"`): Kind of average precision: see `metrics/mean_average_precision.py`.
+        style (`str`, *optional*, defaults to `"step"`): Kind of average precision: see
+            `metrics/mean_average_precision.py`.
         num_resamples (`int`, *optional*, defaults to 1000): Resamples of the bootstrap.
         seed (`int`, *optional*, defaults to 0): Seed of the bootstrap.
     """

@@ -186,8 +186,8 @@ def knn(
 def linear(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
 ) -> ProtocolResult:
-    """Logistic regression on the standardized features. The strength of its penalty is chosen on a part of the training
-    images, without the validation images; the fit is to all training images.
+    """Logistic regression on the standardized features. The strength of its penalty is chosen on a part of the
+    training images, without the validation images; the fit is to all training images.
 
     Raises:
         [`SiTError`]: If a class has one training image, and there are several strengths.
@@ -219,7 +219,8 @@ def _values_held_back(
     arguments: ProtocolArguments,
     device: torch.device,
 ) -> tuple[dict[float, float], dict[str, Any]]:
-    """The primary metric of each strength on the held-back part, and what `eval_results.json` says about the choice."""
+    """The primary metric of each strength on the held-back part, and what `eval_results.json` says about the
+    choice."""
     _check_can_be_held_back(train, label_names)
     parts = draw_validation(train.labels, label_names, arguments.linear_held_back, arguments.seed)
     fraction = arguments.linear_choice_images / len(train.labels)
@@ -243,8 +244,8 @@ def _values_held_back(
 def fewshot(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
 ) -> ProtocolResult:
-    """Logistic regression fitted to few of the training images, drawn several times. The features are standardized by all
-    training images, which takes no labels.
+    """Logistic regression fitted to few of the training images, drawn several times. The features are standardized by
+    all training images, which takes no labels.
 
     Raises:
         [`SiTError`]: If a class has fewer images than `fewshot_labels` asks for.
@@ -277,9 +278,9 @@ def fewshot(
 def retrieval(
     train: Features, validation: Features, label_names: list[str], arguments: ProtocolArguments, device: torch.device
 ) -> ProtocolResult:
-    """Every validation image is a query for the training images with its label, or one of its labels, by cosine similarity
-    ([`rank_gallery`]): mean average precision of the whole ranking, and recall@k, the fraction of queries with a hit among
-    the k nearest. Queries whose labels no training image has are left out, and counted.
+    """Every validation image is a query for the training images with its label, or one of its labels, by cosine
+    similarity ([`rank_gallery`]): mean average precision of the whole ranking, and recall@k, the fraction of queries
+    with a hit among the k nearest. Queries whose labels no training image has are left out, and counted.
 
     Raises:
         [`SiTError`]: If all queries are left out.

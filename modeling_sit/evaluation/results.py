@@ -13,7 +13,8 @@ RESULTS_FILE = "eval_results.json"
 
 def as_result(protocol: ProtocolResult) -> dict[str, Any]:
     """A protocol's result as `eval_results.json` has it: each metric by its name, the ends of the 95 % intervals in
-    `intervals`, the standard deviations over draws, if any, in `std`, the values by chance in `chance`, and the settings."""
+    `intervals`, the standard deviations over draws, if any, in `std`, the values by chance in `chance`, and the
+    settings."""
     result: dict[str, Any] = {metric.name: metric.value for metric in protocol.metrics}
     result["intervals"] = {metric.name: list(metric.interval) for metric in protocol.metrics}
     std = {metric.name: metric.std for metric in protocol.metrics if metric.std is not None}

@@ -1,4 +1,5 @@
-"""Retrieval: how far up the training images with the same label stand among those that are nearest to an image."""
+"""Retrieval: the ranks of the training images with the label of an image, when all are sorted by their similarity to
+it."""
 
 from dataclasses import dataclass
 
@@ -6,7 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# Similarities that are computed at a time: 128 MB in float32. Fewer queries at a time would read the gallery for hardly any.
+# Similarities that are computed at a time: 128 MB in float32. With fewer queries at a time, reading
+# the gallery would take most of the time.
 SIMILARITIES_AT_A_TIME = 2**25
 GALLERY_AT_A_TIME = 16384
 
@@ -18,9 +20,11 @@ class Ranking:
 
     Args:
         average_precision (`torch.Tensor` of shape `(num_queries,)`): Of the whole gallery's ranking, float64.
-        first_hit (`torch.Tensor` of shape `(num_queries,)`): Rank, from 1, of the first image with the query's label, int64.
+        first_hit (`torch.Tensor` of shape `(num_queries,)`): Rank, from 1, of the first image with the query's label,
+            int64.
         num_hits (`torch.Tensor` of shape `(num_queries,)`):
-            Images of the gallery with the query's label, int64. Where there are none, the other two are 0 and say nothing.
+            Images of the gallery with the query's label, int64. Without any, the other two are 0 and mean
+            nothing.
     """
 
     average_precision: torch.Tensor
@@ -38,7 +42,8 @@ def average_precision_by_chance(num_hits: torch.Tensor, num_gallery: int) -> tor
 
 
 def recall_by_chance(num_hits: torch.Tensor, num_gallery: int, rank: int) -> torch.Tensor:
-    """Chance of a hit among the first `rank` of a gallery in random order, by the number of its images that are hits."""
+    """Chance of a hit among the first `rank` of a gallery in random order, by the number of its images that are
+    hits."""
     misses = num_gallery - num_hits.double()
     places = torch.arange(rank, dtype=torch.float64)
     return 1 - ((misses[:, None] - places).clamp_min(0) / (num_gallery - places)).prod(dim=1)
@@ -74,7 +79,7 @@ def rank_gallery(
     gallery = gallery_features.to(device)
     gallery_labels = gallery_labels.to(device)
     num_queries = len(query_features)
-    # Made beforehand: small results that are kept among large ones that are freed leave holes which memory does not fill.
+    # Allocated first: small results that stay among large ones that are freed fragment the memory.
     average_precision = torch.zeros(num_queries, dtype=torch.float64)
     first_hit = torch.zeros(num_queries, dtype=torch.long)
     num_hits_of_all = torch.zeros(num_queries, dtype=torch.long)
@@ -105,13 +110,14 @@ def _is_hit(gallery_labels: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def _ranks_of_hits(similarities: torch.Tensor, is_hit: torch.Tensor) -> torch.Tensor:
-    """Ranks from 1 of the hits, ascending, of one query's similarities `(num_gallery,)`; of equals, the first come first."""
+    """Ranks from 1 of the hits, ascending, of one query's similarities `(num_gallery,)`; of equals, the first come
+    first."""
     if similarities.device.type != "cpu" or similarities.dtype != torch.float32:
         order = similarities.sort(descending=True, stable=True).indices
         return is_hit[order].nonzero()[:, 0] + 1
-    # NumPy sorts whole numbers several times as fast as PyTorch finds a stable order. The upper half of each is the
-    # similarity, whose bits, those of negative numbers but the sign turned over, have its order; minus zero is zero. The
-    # lower half is the place, so that all are different and ranks are found by bisection.
+    # NumPy sorts integers several times as fast as PyTorch finds a stable order. The upper half of a key orders as the
+    # similarity does: it is its bits, with all but the sign inverted for negative numbers; minus zero becomes zero.
+    # The lower half is the index: all keys differ, and bisection finds the ranks.
     bits = (similarities + 0.0).numpy().view(np.int32)
     ascending = np.where(bits < 0, bits ^ np.int32(2**31 - 1), bits)
     keys = (~ascending).astype(np.int64) << 32 | np.arange(len(bits))

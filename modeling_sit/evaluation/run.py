@@ -53,7 +53,8 @@ class Evaluation:
 
     Args:
         protocols (`dict[str, ProtocolResult]`): The result of each protocol, by name.
-        settings (`dict[str, Any]`): What was measured on what: number of images, dataset, split, pooling, layer, model.
+        settings (`dict[str, Any]`): What was measured on what: number of images, dataset, split, pooling, layer,
+            model.
         dataset_config (`str`, *optional*): Configuration of a Hub dataset.
         path (`Path`, *optional*): The `eval_results.json` with the results; `None` if none was written.
     """
@@ -70,7 +71,8 @@ class Evaluation:
 
     @property
     def for_card(self) -> dict[str, Any]:
-        """The arguments of [`~hub.card_results.update_card`] after the folder: `update_card(folder, **evaluation.for_card)`."""
+        """Arguments of [`~hub.card_results.update_card`] after the folder: `update_card(folder,
+        **result.for_card)`."""
         return {
             "measurements": self.protocols,
             "dataset": self.settings["dataset"],

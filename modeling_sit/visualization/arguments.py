@@ -145,7 +145,8 @@ class EmbeddingsArguments:
 
 @dataclass
 class NeighboursArguments:
-    """The queries whose neighbors are shown. Neighbors are of the training split, and so are queries if it is the only one."""
+    """The queries whose neighbors are shown. Neighbors are of the training split, and so are queries if it is the only
+    one."""
 
     num_neighbours: int = field(default=6, metadata={"help": "Neighbors of each query."})
     num_queries: int = field(

@@ -27,8 +27,8 @@ MARGIN = 0.08
 TITLE_SIZE, CAPTION_SIZE = 9, 8
 CAPTION_INCHES = 1.1
 BAR_INCHES = 2.6
-# From no attention to even attention, in the middle, to a multiple of it. Lightness rises all the way, so that color-blind
-# readers see it, and gray prints show it; blue and orange differ for both.
+# From no attention to even attention, in the middle, to a multiple of it. Lightness rises all the way, so that
+# color-blind readers see it, and gray prints show it; blue and orange differ for both.
 ATTENTION_COLORS = LinearSegmentedColormap.from_list(
     "attention", [(0, "#06173f"), (0.5, "#7c7c7c"), (0.75, "#f08a1d"), (1, "#ffffc8")]
 )
@@ -67,8 +67,8 @@ def attention_maps(model: PreTrainedModel, pixel_values: torch.Tensor, layer: in
     """How much the first token attends to each patch, by head, in units of what even attention would give.
 
     Args:
-        model (`PreTrainedModel`): An encoder with one token (and register tokens, if its config counts them) in front of
-            the patches. Its mode is left as it was.
+        model (`PreTrainedModel`): An encoder with one token (and register tokens, if its config counts them) in front
+            of the patches. Its mode is left as it was.
         pixel_values (`torch.Tensor` of shape `(images, channels, height, width)`): Normalized images.
         layer (`int`, *optional*): Which layer, from 1. Default: the last.
 

@@ -129,8 +129,8 @@ def map_features(features: torch.Tensor, method: str, seed: int) -> tuple[np.nda
     Args:
         features (`torch.Tensor` of shape `(num_images, width)`): Of at least 4 images.
         method (`str`):
-            `"tsne"` (van der Maaten and Hinton 2008; perplexity 30, or a third of the images), `"umap"` (McInnes et al.
-            2018; needs umap-learn) or `"pca"`. Only PCA's distances mean the same everywhere on the map.
+            `"tsne"` (van der Maaten and Hinton 2008; perplexity 30, or a third of the images), `"umap"` (McInnes et
+            al. 2018; needs umap-learn) or `"pca"`. Only PCA's distances mean the same everywhere on the map.
         seed (`int`): Of t-SNE's and UMAP's randomness.
 
     Returns:
@@ -236,7 +236,8 @@ def neighbour_agreement(features: torch.Tensor, labels: Sequence[tuple[str, ...]
 
 
 def default_num_clusters(num_images: int, num_classes: int | None) -> int:
-    """As many clusters as classes, or else 10, but few enough that a cluster has five images on average, and at least 2."""
+    """As many clusters as classes, or else 10, but at least five images a cluster on average, and at least 2
+    clusters."""
     return max(2, min(num_classes or 10, num_images // 5))
 
 

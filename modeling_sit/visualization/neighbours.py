@@ -100,7 +100,8 @@ def nearest_images(
         queries (`torch.Tensor` of shape `(num_queries, width)`): Features.
         gallery (`torch.Tensor` of shape `(num_images, width)`): Features.
         count (`int`): Number of neighbors: at most the gallery's images other than the query.
-        own_rows (sequence of `int`, *optional*): Each query's own row in the gallery, which is not one of its neighbors.
+        own_rows (sequence of `int`, *optional*): Each query's own row in the gallery, which is not one of its
+            neighbors.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Cosines `(num_queries, count)`, falling, and rows of the gallery, int64.
@@ -124,7 +125,8 @@ def neighbours_figure(rows: Sequence[tuple[ShownImage, Sequence[ShownImage]]]) -
     Where labels are known, a neighbor that shares a class has a solid green frame, the others a dashed vermilion one.
 
     Args:
-        rows (sequence of pairs of a [`ShownImage`] and a sequence of them): Queries with their neighbors, the same number each.
+        rows (sequence of pairs of a [`ShownImage`] and a sequence of them): Queries with their neighbors, the
+            same number each.
     """
     num_neighbours = len(rows[0][1])
     line = line_height(CAPTION_SIZE)

@@ -49,7 +49,8 @@ def fitted(text: str, size: float, width: float) -> str:
 
 
 def wrapped(text: str, size: float, width: float, num_lines: int) -> str:
-    """The text on at most `num_lines` lines of at most `width` inches; the last one is cut where the rest does not fit."""
+    """The text on at most `num_lines` lines of at most `width` inches; the last one is cut where the rest does not
+    fit."""
     lines: list[str] = []
     words = text.split()
     while words and len(lines) < num_lines - 1:

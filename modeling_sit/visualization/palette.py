@@ -45,8 +45,8 @@ def style_groups(names: Sequence[str | None], order: Sequence[str] | None = None
             The order of the classes; the others follow, sorted. Default: sorted.
 
     Returns:
-        `list[Group]`: The classes that have points. Of more than 28, the 27 largest have a style of their own; the others are
-        one gray group. Points without a class are gray too. The gray groups come last.
+        `list[Group]`: The classes that have points. Of more than 28, the 27 largest have a style of their own; the
+        others are one gray group. Points without a class are gray too. The gray groups come last.
     """
     counts = Counter(name for name in names if name is not None)
     classes = list(dict.fromkeys([*(order or ()), *sorted(counts)]))
@@ -98,8 +98,8 @@ def shortened(text: str, length: int) -> str:
 
 
 def shortened_apart(names: Sequence[str], length: int) -> list[str]:
-    """Different names cut so that they stay different: those that would come out the same lose what they begin with alike,
-    and are numbered where that does not help."""
+    """Different names cut so that they stay different: those that would come out the same lose what they begin with
+    alike, and are numbered where that does not help."""
     short = [shortened(name, length) for name in names]
     for same in [text for text, count in Counter(short).items() if count > 1]:
         alike = [number for number, text in enumerate(short) if text == same]

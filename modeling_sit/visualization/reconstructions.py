@@ -30,8 +30,8 @@ def reconstruction_sheet(
     image_size: int = MIN_IMAGE_SIZE,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
-    """A sheet of four labeled rows: clean view, corrupted view, reconstruction, and the clean view with the reconstruction
-    in its corrupted pixels. More than 8 images are in several such blocks, one below the other.
+    """A sheet of four labeled rows: clean view, corrupted view, reconstruction, and the clean view with the
+    reconstruction in its corrupted pixels. More than 8 images are in several such blocks, one below the other.
 
     Args:
         clean, corrupted, reconstruction (`torch.Tensor` of shape `(images, channels, height, width)`): Normalized.
@@ -158,7 +158,8 @@ def preview_sheet(
     """Corrupt `crops` (uint8, `(images, channels, height, width)`) and reconstruct them; `None` from a model without a
     reconstruction.
 
-    The same seed corrupts the same way, so that the sheets of a run can be compared. The modes of the model's modules stay as they are.
+    The same seed corrupts the same way, so that the sheets of a run can be compared. The modes of the model's modules
+    stay as they are.
     """
     if model.config.reconstruction_weight == 0:
         return None

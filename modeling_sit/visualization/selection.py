@@ -69,7 +69,8 @@ def label_sets(split: datasets.Dataset, label_names: Sequence[str] | None) -> li
 
 
 def short_name(split: datasets.Dataset, row: int, folder: str | Path) -> str:
-    """Name of an image on a page: its path below the dataset's folder, or its file's name, or the row where its bytes are.
+    """Name of an image on a page: its path below the dataset's folder, or its file's name, or the row where its bytes
+    are.
 
     Unlike [`image_name`] it does not show where a dataset lies on this machine.
     """
@@ -100,8 +101,8 @@ def label_text(labels: tuple[str, ...] | None) -> str | None:
 
 
 def order_of_choice(labels: Sequence[tuple[str, ...] | None], seed: int) -> list[int]:
-    """All rows in a random order, in rounds: each round has one image of every class (or combination of classes) that has
-    images left. The first few therefore show as many classes as possible."""
+    """All rows in a random order, in rounds: each round has one image of every class (or combination of classes) that
+    has images left. The first few therefore show as many classes as possible."""
     order = np.random.default_rng(seed).permutation(len(labels)).tolist()
     seen: Counter = Counter()
     rounds = []

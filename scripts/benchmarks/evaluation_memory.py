@@ -62,15 +62,15 @@ def measure(protocol: str, num_train: int, num_validation: int, hidden_size: int
     label_names = [str(label) for label in range(num_classes)]
     forget_peak()
     start, started = peak_megabytes(), time.perf_counter()
-    measurement = PROTOCOLS[protocol](train, validation, label_names, ProtocolArguments(), torch.device("cpu"))
+    measured = PROTOCOLS[protocol](train, validation, label_names, ProtocolArguments(), torch.device("cpu"))
     return {
         "protocol": protocol,
         "features_megabytes": (num_train + num_validation) * hidden_size * 4 / 1024**2,
         "start_megabytes": start,
         "peak_megabytes": peak_megabytes(),
         "seconds": time.perf_counter() - started,
-        "figures": {figure.name: figure.value for figure in measurement.figures},
-        "settings": measurement.settings,
+        "metrics": {metric.name: metric.value for metric in measured.metrics},
+        "settings": measured.settings,
     }
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--hidden_size", type=positive, default=384, help="numbers in the features of an image")
     parser.add_argument("--num_classes", type=positive, default=1000, help="classes, of as many images each")
     parser.add_argument("--protocols", type=protocols, default=list(PROTOCOLS), help="which, separated by commas")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, default=None, help="JSON file for the results")
     arguments = parser.parse_args()
 
     print(
@@ -114,7 +114,7 @@ def main() -> None:
             result = processes.submit(measure, protocol, *sizes).result()
         results.append(result)
         megabytes = (result["features_megabytes"], result["start_megabytes"], result["peak_megabytes"])
-        name, value = next(iter(result["figures"].items()))
+        name, value = next(iter(result["metrics"].items()))
         print(
             "{:>12}{:16.1f}{:12.1f}{:12.1f}{:12.1f}  {} {:.3f}".format(
                 protocol, *megabytes, result["seconds"], name, value

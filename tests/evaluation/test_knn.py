@@ -181,8 +181,8 @@ def test_of_several_labels_each_gets_the_votes_of_those_that_have_it(chunk_size)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 54}, "k = 54 neighbours cannot be drawn from 53 training images"),
-        ({"k": 0}, "k = 0 neighbours"),
+        ({"k": 54}, "k = 54 neighbors cannot be drawn from 53 training images"),
+        ({"k": 0}, "k = 0 neighbors"),
         ({"temperature": 0.0}, "temperature"),
         ({"chunk_size": 0}, "chunk_size"),
         ({"num_labels": 4}, r"outside \[0, 4\)"),

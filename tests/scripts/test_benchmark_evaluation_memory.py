@@ -34,7 +34,7 @@ def test_a_measurement_says_what_came_out():
     result = runpy.run_path(str(SCRIPT))["measure"]("knn", 200, 50, 8, 4)
     assert 0 < result["start_megabytes"] <= result["peak_megabytes"] and result["seconds"] > 0
     assert result["features_megabytes"] == 250 * 8 * 4 / 1024**2
-    assert 0.25 < result["figures"]["accuracy"] <= 1 and result["settings"]["k"] == 20
+    assert 0.25 < result["metrics"]["accuracy"] <= 1 and result["settings"]["k"] == 20
 
 
 @pytest.mark.slow

@@ -1,14 +1,15 @@
 """Attention of the first token, against the attention weights written out."""
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ResNetConfig, ResNetModel
 
-from modeling_sit import SiTModel
+from modeling_sit import SiTImageProcessor, SiTModel
 from modeling_sit.runtime.errors import SiTError
-from modeling_sit.visualization.attention import attention_figure, attention_maps
+from modeling_sit.visualization.attention import attention_figure, attention_maps, draw_attention
 
 
 @pytest.fixture
@@ -129,3 +130,16 @@ def test_colors_are_read_off_the_bar_on_any_image(lightness):
         colors = page[top + 4 : bottom - 4 : 5, left + 4 : right - 4 : 5].reshape(-1, 3)
         read = marks[np.linalg.norm(colors[:, None] - scale, axis=2).argmin(axis=1)]
         assert np.abs(read - value).max() < 2 / 7, value
+
+
+def test_draws_the_maps_of_images(model, texts_on):
+    processor = SiTImageProcessor(size={"height": 16, "width": 24}, patch_size=8)
+    generator = np.random.default_rng(0)
+    images = [PIL.Image.fromarray(generator.integers(0, 256, (16, 24, 3), dtype=np.uint8)) for _ in range(2)]
+    figure = draw_attention(model, processor, images, layer=1)
+    maps = attention_maps(model, processor(images, return_tensors="pt")["pixel_values"], 1)
+    *grid, bar = figure.axes
+    assert len(grid) == 8 and "layer 1" in bar.get_xlabel()
+    np.testing.assert_allclose(grid[2].images[-1].get_array(), maps[0, 0], rtol=1e-5)
+    np.testing.assert_array_equal(np.rint(255 * grid[0].images[0].get_array()), images[0])
+    assert "layer 2" in draw_attention(model, processor, images, ["a", "b"]).axes[-1].get_xlabel()

@@ -12,6 +12,7 @@ from modeling_sit.visualization.embeddings import (
     cluster_features,
     default_num_clusters,
     embedding_figure,
+    map_embeddings,
     map_features,
     neighbour_agreement,
 )
@@ -166,8 +167,40 @@ class TestFigure:
     def test_texts_stay_on_the_page(self, num_maps, assert_texts_stay_on_the_page, texts_on):
         names = ["an exceedingly long name of a class indeed", "W" * 40, "b"] * 4
         points = np.random.default_rng(0).normal(size=(12, 2))
-        note = "nearest neighbour of the same class: 100% (by chance 100%)"
+        note = "nearest neighbor of the same class: 100% (by chance 100%)"
         maps = [FeatureMap("a rather long name of a model " * 3, points, ("across", "up"), note)] * num_maps
         figure = embedding_figure(maps, style_groups(names), "cluster (k-means) on the right")
         assert_texts_stay_on_the_page(figure)
         assert any(note in text for text in texts_on(figure))  # whole
+
+
+class TestMapEmbeddings:
+    @pytest.fixture
+    def labels(self, blobs):
+        return [(str(label),) for label in blobs[1]]
+
+    def test_by_class_with_agreement(self, blobs, labels):
+        features, _ = blobs
+        embedded = map_embeddings([("before", features.flip(0)), ("after", features)], labels, method="pca")
+        assert [each.title for each in embedded.maps] == ["before", "after"] and embedded.legend_title == "class"
+        np.testing.assert_array_equal(embedded.maps[1].points, map_features(features, "pca", 0)[0])
+        assert embedded.maps[1].note.startswith("nearest neighbor of the same class: 100%")
+        assert embedded.classes == [names[0] for names in labels]
+        assert len(embedded.figure().axes) == 2
+
+    def test_two_maps_of_one_title(self, blobs, labels):
+        assert len(map_embeddings([("model", blobs[0]), ("model", blobs[0])], labels, method="pca").maps) == 2
+
+    def test_by_cluster_of_the_last_map(self, blobs, labels):
+        features, truth = blobs
+        for given, color_by in ((labels, "cluster"), ([None] * len(labels), None)):
+            maps = [("noise", torch.randn(features.shape)), ("model", features)]
+            embedded = map_embeddings(maps, given, color_by=color_by, num_clusters=3, method="pca")
+            assert adjusted_rand_score(truth, embedded.classes) == 1
+            assert embedded.legend_title == "cluster (k-means) on the right"
+
+    def test_one_label_of_several(self, blobs):
+        labels = [("a", "b"), ("b",), (), None] * 7 + [("a",)] * 2
+        embedded = map_embeddings([("model", blobs[0])], labels, ["a", "b"], color_label="a", method="pca")
+        assert embedded.classes[:4] == ["a", "without a", "without a", None]
+        assert "nearest neighbor shares a class" in embedded.maps[0].note

@@ -7,7 +7,13 @@ import torch
 from matplotlib.colors import to_hex
 
 from modeling_sit.runtime.errors import SiTError
-from modeling_sit.visualization.neighbours import ShownImage, nearest_images, neighbours_figure
+from modeling_sit.visualization.neighbours import (
+    EmbeddedImages,
+    ShownImage,
+    draw_neighbours,
+    nearest_images,
+    neighbours_figure,
+)
 from modeling_sit.visualization.page import FRAME_COLOR
 from modeling_sit.visualization.palette import AGREES, DIFFERS
 
@@ -102,3 +108,17 @@ def test_classes_that_are_shared_come_first(texts_on):
     query = ShownImage(image, ("rose", "tulip"))
     figure = neighbours_figure([(query, [ShownImage(image, ("aster", "daffodil", "tulip"), 0.5)])])
     assert "tulip + aster + daffodil" in texts_on(figure)
+
+
+def test_draws_the_nearest_images_with_their_labels_and_cosines(texts_on):
+    """From lists of images."""
+    images = [PIL.Image.new("RGB", (8, 8), (10 * number, 0, 0)) for number in range(20)]
+    gallery = EmbeddedImages(GALLERY, [(f"class {number}",) for number in range(20)], images.__getitem__)
+    queries = EmbeddedImages(QUERIES, [None] * 4, images.__getitem__)
+    figure = draw_neighbours(queries, gallery, num_neighbours=2)
+    similarities, rows = nearest_images(QUERIES, GALLERY, 2)
+    reds = [int(axes.images[0].get_array()[0, 0, 0]) for axes in figure.axes if axes.images]
+    assert reds == [10 * number for query, found in enumerate(rows.tolist()) for number in (query, *found)]
+    texts = texts_on(figure)
+    assert {f"class {row}" for row in rows.flatten().tolist()} <= set(texts)
+    assert {f"{value:.3f}" for value in similarities.flatten().tolist()} <= set(texts)

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.reconstructions import (
     LABEL_WIDTH,
     MARGIN,
     MIN_IMAGE_SIZE,
+    draw_reconstructions,
     preview_sheet,
     reconstruction_sheet,
     to_uint8,
@@ -113,8 +115,12 @@ def test_captions_stand_above_the_images_and_are_cut_to_their_width():
 
 def test_half_precision_reconstruction():
     views = random_views(3, (16, 16))
-    views["reconstruction"] = views["reconstruction"].to(torch.bfloat16).requires_grad_()
-    reconstruction_sheet(**views, image_mean=MEAN, image_std=STD)
+    views["reconstruction"] = views["reconstruction"].to(torch.bfloat16)
+    expected = reconstruction_sheet(
+        **{**views, "reconstruction": views["reconstruction"].float()}, image_mean=MEAN, image_std=STD
+    )
+    views["reconstruction"].requires_grad_()
+    assert reconstruction_sheet(**views, image_mean=MEAN, image_std=STD) == expected
 
 
 def test_to_uint8_clips_and_rounds():
@@ -173,3 +179,42 @@ class TestPreview:
     def test_nothing_without_a_decoder(self, tiny_config, processor):
         model = SiTForPreTraining(tiny_config(reconstruction_weight=0.0))
         assert preview_sheet(model, processor, self.crops, seed=0) is None
+
+
+class TestDraw:
+    """From images to a sheet."""
+
+    @pytest.fixture
+    def model(self, tiny_config) -> SiTForPreTraining:
+        torch.manual_seed(0)
+        return SiTForPreTraining(tiny_config())
+
+    @pytest.fixture
+    def processor(self) -> SiTImageProcessor:
+        return SiTImageProcessor(size={"height": 16, "width": 16}, patch_size=8)
+
+    def images(self, count: int) -> list[PIL.Image.Image]:
+        generator = np.random.default_rng(0)
+        return [PIL.Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(count)]
+
+    def test_is_the_preview_of_the_images(self, model, processor):
+        images = self.images(3)
+        crops = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+        sheet = draw_reconstructions(model, processor, images, ["a", "b", "c"], seed=1, image_size=64)
+        assert sheet == preview_sheet(model, processor, crops, 1, 64, ["a", "b", "c"])
+
+    def test_another_corruption_leaves_the_processor_as_it_was(self, model, processor):
+        clean, corrupted, _, _ = cells(
+            draw_reconstructions(model, processor, self.images(2), corruption="none", image_size=64), 2, (16, 16)
+        )
+        np.testing.assert_array_equal(clean, corrupted)
+        assert processor.corruption == "noise+replace"
+
+    def test_mistakes(self, model, processor, tiny_config):
+        with pytest.raises(SiTError) as error:
+            draw_reconstructions(model, processor, self.images(1))
+        assert error.value.argument == "corruption"
+        model = SiTForPreTraining(tiny_config(reconstruction_weight=0.0))
+        with pytest.raises(SiTError) as error:
+            draw_reconstructions(model, processor, self.images(2))
+        assert error.value.argument == "model_name_or_path"

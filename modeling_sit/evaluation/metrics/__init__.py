@@ -36,7 +36,7 @@ def load_metric(name: str, config_name: str | None = None) -> "evaluate.Evaluati
 
 
 def _evaluate_library():
-    """The installed library `evaluate`, found by its distribution: a program called `evaluate.py` hides it from `import`."""
+    """The installed library `evaluate`, found by its distribution. A program called `evaluate.py` hides it from `import`."""
     if "evaluate" not in sys.modules:
         package = Path(importlib.metadata.distribution("evaluate").locate_file("evaluate"))
         spec = importlib.util.spec_from_file_location(

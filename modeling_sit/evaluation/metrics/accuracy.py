@@ -7,14 +7,14 @@ import datasets
 import evaluate
 from sklearn.metrics import accuracy_score
 
-DESCRIPTION = "The share of images whose predicted label is the true one."
+DESCRIPTION = "The fraction of images whose predicted label is the true one."
 
 INPUTS_DESCRIPTION = """
 Args:
     predictions (`list[int]`): Predicted labels.
     references (`list[int]`): True labels, in the same order.
     normalize (`bool`, *optional*, defaults to `True`):
-        Whether to give the share of correct predictions, or else their number (with `sample_weight`, their weight).
+        Whether to return the fraction of correct predictions, not their number (with `sample_weight`, their weight).
     sample_weight (`list[float]`, *optional*): How much each image counts.
 
 Returns:

@@ -7,17 +7,19 @@ import datasets
 import evaluate
 from sklearn.metrics import f1_score
 
-DESCRIPTION = "The mean over the labels of F1, the harmonic mean of precision and recall: rare labels count as much as common ones."
+DESCRIPTION = """
+The mean over the labels of F1, the harmonic mean of precision and recall: rare labels count as much as common ones.
+"""
 
 INPUTS_DESCRIPTION = """
 Args:
-    predictions (`list[int]`): Predicted labels; with `config_name="multilabel"` one list of 0 and 1 an image, one for each
-        label.
+    predictions (`list[int]`): Predicted labels; with `config_name="multilabel"` one list of 0 and 1 an image, one for
+        each label.
     references (`list[int]`): True labels in the same form and order.
 
 Returns:
-    `dict[str, float]` with the key `macro_f1`, in `[0, 1]`. Labels that are neither predicted nor true anywhere do not count
-    in single-label data; in multi-label data they count as 0.
+    `dict[str, float]` with the key `macro_f1`, in `[0, 1]`. A label that is neither predicted nor true anywhere does not
+    count in single-label data; in multi-label data it counts as 0.
 """
 
 CITATION = """

@@ -8,22 +8,22 @@ import evaluate
 import numpy as np
 
 DESCRIPTION = """
-The mean over the labels of the average precision: how far up the images that have the label stand, when all are sorted by
-its score. Images with equal scores have one rank. Labels that no image has are left out of the mean.
+The mean over the labels of the average precision: how high the images with the label rank when all are sorted by its
+score. Images with equal scores have one rank. Labels that no image has are left out of the mean.
 """
 
 INPUTS_DESCRIPTION = """
 Args:
     predictions (`list[list[float]]`): Scores of every label, one list an image; of any scale.
     references (`list[list[int]]`): 1 for each label that the image has and 0 for the others, in the same order.
-    style (`str`, *optional*, defaults to `"step"`): What average precision is of the curve of precision over recall.
+    style (`str`, *optional*, defaults to `"step"`): How average precision is computed from the curve of precision over recall.
 
         - `"step"`: the sum of precision times the rise of recall, nothing interpolated: scikit-learn's
           `average_precision_score`, and the "mAP" of multi-label classification papers, on COCO and Visual Genome too.
-        - `"voc2007"`: PASCAL VOC up to 2009: the mean at the 11 recalls 0, 0.1, ..., 1 of the highest precision at that
-          recall or beyond.
-        - `"voc2010"`: PASCAL VOC from 2010: the area under the curve of the highest precision at each recall or beyond,
-          at all points.
+        - `"voc2007"`: PASCAL VOC up to 2009: the mean at the 11 recalls 0, 0.1, ..., 1 of the highest precision at
+          that recall or beyond.
+        - `"voc2010"`: PASCAL VOC from 2010: the area under the curve of the highest precision at each recall or
+          beyond, at all points.
         - `"coco"`: COCO's evaluation program: as `"voc2007"`, at the 101 recalls 0, 0.01, ..., 1.
 
 Returns:

@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
-DESCRIPTION = "The share of images whose true label is among the k labels with the highest scores."
+DESCRIPTION = "The fraction of images whose true label is among the k labels with the highest scores."
 
 INPUTS_DESCRIPTION = """
 Args:
@@ -17,7 +17,8 @@ Args:
         index are guessed first, as by scikit-learn.
 
 Returns:
-    `dict[str, float]` with the key `top_5_accuracy`, or as k is: in `[0, 1]`, and 1 where there are no more than k labels.
+    `dict[str, float]` with the key `top_5_accuracy`, or with another k: in `[0, 1]`, and 1 where there are at most k
+    labels.
 
 Raises:
     `ValueError`: If `k` is less than 1, or a label has no score.
