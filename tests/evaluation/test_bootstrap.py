@@ -90,13 +90,16 @@ def test_bias_is_corrected():
     statistic = mean_average_precision_of(scores + 2.0 * references, references)
     kept = []
     low, high = confidence_interval(lambda counts: kept.append(statistic(counts)) or kept[-1], NUM_IMAGES)
-    figure, figures = kept.pop().item(), sorted(torch.cat(kept).tolist())
-    below = sum(value < figure for value in figures) + sum(value == figure for value in figures) / 2
+    metric, values_of_resamples = kept.pop().item(), sorted(torch.cat(kept).tolist())
+    below = (
+        sum(value < metric for value in values_of_resamples)
+        + sum(value == metric for value in values_of_resamples) / 2
+    )
     bias = scipy.stats.norm.ppf(below / 1000)
     assert bias < -0.2
     for end, z in ((low, -1.959964), (high, 1.959964)):
-        assert end == pytest.approx(np.quantile(figures, scipy.stats.norm.cdf(2 * bias + z)), abs=1e-6)
-    assert low < figure < high and high < np.quantile(figures, 0.975)
+        assert end == pytest.approx(np.quantile(values_of_resamples, scipy.stats.norm.cdf(2 * bias + z)), abs=1e-6)
+    assert low < metric < high and high < np.quantile(values_of_resamples, 0.975)
 
 
 def test_interval_of_what_never_differs():

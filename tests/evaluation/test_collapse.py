@@ -106,7 +106,7 @@ class TestCollapse:
         return self.statistics(student, pixel_values)
 
     @pytest.mark.parametrize("seed", [0, 1])
-    def test_is_told_of_a_network_that_collapsed_and_of_no_other(self, tiny_config, pixel_values, seed):
+    def test_names_a_network_that_collapsed_and_no_other(self, tiny_config, pixel_values, seed):
         torch.manual_seed(seed)
         student = SiTForPreTraining(tiny_config(drop_path_rate=0.0)).train()
         assert collapse_warning(self.statistics(student, pixel_values)) is None
@@ -144,6 +144,6 @@ class TestCollapse:
         assert "`base_learning_rate`" in warning and "\n" not in warning
         assert ("embedding_std" in warning) == (values.get("embedding_std", 1) < 0.03)
 
-    def test_is_not_told_of_what_was_not_measured(self):
+    def test_ignores_what_was_not_measured(self):
         assert collapse_warning({}) is None
         assert collapse_warning({"knn_accuracy": 0.0, "projection_rankme": 1.0, "teacher_agreement": 0.0}) is None

@@ -28,7 +28,7 @@ from modeling_sit.evaluation import run as evaluation
 from modeling_sit.evaluation.features import frozen_features
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
-COLOURS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 30)}
+COLORS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 30)}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def colors(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("colors")
     generator = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):
-        for name, color in COLOURS.items():
+        for name, color in COLORS.items():
             (folder / split / name).mkdir(parents=True)
             for index in range(count):
                 pixels = np.clip(color + generator.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
