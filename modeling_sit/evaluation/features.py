@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
-from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
@@ -23,6 +22,7 @@ from modeling_sit.data.labeled import labels_of
 from modeling_sit.data.sources import image_name
 from modeling_sit.image_modes import MODES
 from modeling_sit.modeling_sit import pool
+from modeling_sit.runtime.accelerator import reshard
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
 
@@ -280,8 +280,8 @@ def evaluation_mode(*networks: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in training_flags:
             module.training = training
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        for network in networks:
+            reshard(network)
 
 
 def distributed_batches(num_images: int, batch_size: int, num_processes: int, process_index: int) -> list[list[int]]:

@@ -137,11 +137,11 @@ def map_features(features: torch.Tensor, method: str, seed: int) -> tuple[np.nda
         `tuple[numpy.ndarray, tuple[str, str]]`: Points `(num_images, 2)`, float64, and the names of the axes.
 
     Raises:
-        `ValueError`: If there is no such method.
-        [`SiTError`]: If there are too few images, all features are the same, or umap-learn is missing.
+        [`SiTError`]: If there is no such method, there are too few images, all features are the same, or umap-learn is
+            missing.
     """
     if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+        raise SiTError(f"no method {method!r}, only {', '.join(METHODS)}", argument="method")
     if len(features) < MIN_IMAGES:
         raise SiTError(f"{len(features)} images are too few for a map", remedy=f"give at least {MIN_IMAGES}")
     vectors = unit_vectors(features)
