@@ -1,1 +1,1 @@
-"""Other formats, in and out."""
+"""Checkpoints of every form, in and out."""

@@ -1,4 +1,4 @@
-"""Flags for what a file of weights does not say of itself."""
+"""Arguments for what a file of weights does not say itself."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,19 +6,19 @@ from typing import Literal
 
 @dataclass(kw_only=True)
 class WeightsFileArguments:
-    """Which of a file's networks, and its one size that shapes do not give."""
+    """Which network of a file to take, and the one size that the shapes of its weights do not give."""
 
     network: Literal["teacher", "student"] | None = field(
         default=None,
         metadata={
-            "help": "Which network of a training checkpoint (a .pth file of the authors' code, or DINO's) to take. Default: the "
-            "teacher, the better encoder."
+            "help": "Network to take from a training checkpoint (a .pth file of the authors' code, or DINO's). Default: "
+            "the teacher, the better encoder."
         },
     )
     num_attention_heads: int | None = field(
         default=None,
         metadata={
-            "help": "Attention heads of a file of weights, which does not say how many it has. Default: heads of 64, as all but "
-            "the largest ViTs have."
+            "help": "Attention heads of a file of weights, which does not give their number. Default: heads of 64, as in "
+            "all but the largest ViTs."
         },
     )

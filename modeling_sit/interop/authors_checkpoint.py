@@ -1,7 +1,7 @@
-"""The checkpoints that the authors' code of SiT writes: a student and a teacher, and in each a backbone and two heads.
+"""Checkpoints of the authors' code of SiT. They hold a student and a teacher, each with a backbone and two heads.
 
-The backbone has timm's names. The projection head is this package's but for a ReLU after its first layer; the pixel decoder
-has three layers as wide as the tokens. Both can be said in [`SiTConfig`].
+The backbone has timm's names. The projection head differs from this package's default in a ReLU after its first layer.
+The pixel decoder has three layers as wide as the tokens. [`SiTConfig`] can describe both.
 """
 
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from modeling_sit.interop.encoders import Encoder, from_timm_network, name_weights
+from modeling_sit.interop.encoders import EncoderWeights, from_timm_network, name_weights
 
 BACKBONE = "backbone."
-# The authors' names of what the heads are made of, and SiT's.
+# Prefixes of the heads' weights in the authors' code, and SiT's prefixes.
 HEADS = {
     "head.mlp.": "projection_head.mlp.",
     "head_recons.mlp.": "decoder.mlp.",
     "head_recons.convTrans.": "decoder.projection.",
 }
-# In the sequence of the projection head: linear, batch norm, ReLU, linear, batch norm, GELU, linear, batch norm.
+# The projection head is a sequence of linear, batch norm, ReLU, linear, batch norm, GELU, linear, batch norm.
 FIRST_LINEAR, FIRST_NORM, LAST_LINEAR, LAST_NORM = (f"projection_head.mlp.{place}" for place in (0, 1, 6, 7))
 # DINO's head has the same prefix, but no batch norm in this place.
 MARK_OF_PROJECTION_HEAD = "head.mlp.1.running_mean"
@@ -26,20 +26,23 @@ MARK_OF_DECODER = "head_recons.convTrans.weight"
 
 
 def is_authors_network(network: Mapping[str, torch.Tensor]) -> bool:
-    """Whether these are the weights of a backbone with heads on it, by the names of the authors' code, or DINO's."""
+    """Whether these are the weights of a backbone with heads, by the names of the authors' code or of DINO's."""
     return any(name.startswith(BACKBONE) for name in network)
 
 
-def from_authors_network(network: Mapping[str, torch.Tensor], num_attention_heads: int | None = None) -> Encoder:
+def from_authors_network(
+    network: Mapping[str, torch.Tensor], num_attention_heads: int | None = None
+) -> EncoderWeights:
     """
-    One network of a checkpoint, `module.` taken off its names. A head that it has not stays out; DINO's is left out.
+    One network of a checkpoint. DINO's head is left out.
 
     Args:
-        network (`Mapping[str, torch.Tensor]`): Weights named `backbone.*`, `head.mlp.*` and `head_recons.*`.
+        network (`Mapping[str, torch.Tensor]`):
+            Weights named `backbone.*`, and `head.mlp.*` and `head_recons.*` if it has these heads, without `module.`.
         num_attention_heads (`int`, *optional*): As for [`~interop.encoders.from_timm_network`].
 
     Raises:
-        `ValueError`: If weights of the backbone are missing, or have no place in a SiT. All are named.
+        `ValueError`: If weights of the backbone are missing, or have no place in a SiT. The message names all of them.
     """
     backbone = {name.removeprefix(BACKBONE): value for name, value in network.items() if name.startswith(BACKBONE)}
     encoder = from_timm_network(backbone, num_attention_heads)
@@ -59,7 +62,7 @@ def from_authors_network(network: Mapping[str, torch.Tensor], num_attention_head
 
 
 def _describe_heads(heads: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Fields of the configuration that the heads' shapes give; the activation is that of the authors' code."""
+    """Fields of the configuration, from the shapes of the heads. The activation is that of the authors' code."""
     settings: dict[str, Any] = {}
     try:
         if f"{FIRST_NORM}.running_mean" in heads:

@@ -1,7 +1,7 @@
 """Plain Vision Transformers of transformers and timm (ViT, DeiT, DINO, MAE, MSN, DINOv2) as a SiT's backbone.
 
-Their outputs are the source model's, to rounding. What a SiT has no layer for is folded into its neighbours where that is
-exact (layer scale); where it is not, the encoder is refused, with all that does not fit by name.
+The outputs stay the same, up to rounding. A layer that a SiT does not have (layer scale) is folded into its neighbors
+if that is exact. If it is not, the encoder is refused, and the message names all that does not fit.
 """
 
 import math
@@ -14,23 +14,24 @@ import torch
 from transformers import PreTrainedConfig
 
 from modeling_sit.configuration_sit import SiTConfig
-from modeling_sit.interop.timm_layout import from_timm_state_dict
+from modeling_sit.interop.plain_vit import VIT_FIELDS
+from modeling_sit.interop.timm import from_timm_state_dict
 from modeling_sit.modeling_sit import SiTModel, sincos_position_embeddings
 
 # The family's heads are 64 wide; those of its largest members are not.
 HEAD_SIZE = 64
 NUM_HEADS_OF_LARGE = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
-# All of timm's vit_*, and of DeiT, DINO and MAE, whose files say nothing of it.
+# Of all of timm's vit_*, and of DeiT, DINO and MAE, whose files do not give it.
 TIMM_LAYER_NORM_EPS = 1e-6
 
-# What reads an encoder's tokens, or is used in its training only: without it they stay the same.
+# Heads, and what is used in training only: the encoder's tokens do not depend on them.
 TIMM_HEADS = re.compile(r"(head|head_dist|fc_norm|pre_logits|attn_pool|mask_token|decoder_\w+)(\.|$)")
-# Of timm's and of DINOv2's own code.
+# Names of register tokens in timm and in DINOv2's own code.
 REGISTERS = ("reg_token", "register_tokens")
 TRANSFORMERS_HEADS = re.compile(
     r"(pooler|classifier|cls_classifier|distillation_classifier|decoder|embeddings\.mask_token)(\.|$)"
 )
-# In front of an encoder's weights, where there are heads on it.
+# Prefix of an encoder's weights in a model that has heads.
 TRANSFORMERS_PREFIXES = {"vit": "vit.", "deit": "deit.", "vit_mae": "vit.", "vit_msn": "vit.", "dinov2": "dinov2."}
 UNFIT_TRANSFORMERS = {
     "ijepa": "it has no token in front of the patches",
@@ -41,41 +42,28 @@ UNFIT_TRANSFORMERS = {
     "clip_vision_model": "it has a norm in front of its blocks",
     "siglip_vision_model": "it has no token in front of the patches",
 }
-FIELDS_OF_TRANSFORMERS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "initializer_range",
-    "layer_norm_eps",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "qkv_bias",
-)
-# DINOv2's names of what ViT has too, within a block.
+# DINOv2's names of layers that ViT has too, within a block, and ViT's names.
 DINOV2_LAYERS = {
     "norm1.": "layernorm_before.",
     "norm2.": "layernorm_after.",
     "mlp.fc1.": "intermediate.dense.",
     "mlp.fc2.": "output.dense.",
 }
-DISTILLATION = "the distillation token is left out, so that features are not exactly those of the distilled model"
+DISTILLATION = "the distillation token is left out, so the features are not exactly those of the distilled model"
 
 
 @dataclass
-class Encoder:
+class EncoderWeights:
     """
-    An encoder as a SiT has it.
+    The weights and settings of an encoder, for a SiT.
 
     Args:
         settings (`dict`): Fields of [`SiTConfig`].
-        weights (`dict[str, torch.Tensor]`): By their names in [`SiTModel`].
-        heads (`dict[str, torch.Tensor]`): By their names in [`SiTForPreTraining`]; none but from the authors' code.
-        left_out (`list[str]`): Weights of the source that a SiT has no place for, and needs not for the same features.
-        notes (`list[str]`): What its user has to know.
+        weights (`dict[str, torch.Tensor]`): Weights of the backbone, by their names in [`SiTModel`].
+        heads (`dict[str, torch.Tensor]`):
+            Weights of heads, by their names in [`SiTForPreTraining`]. Only the authors' code has them.
+        left_out (`list[str]`): Weights that a SiT has no place for. The features do not depend on them.
+        notes (`list[str]`): What the user has to know, a line each.
     """
 
     settings: dict[str, Any]
@@ -89,27 +77,29 @@ def from_timm_network(
     network: Mapping[str, torch.Tensor],
     num_attention_heads: int | None = None,
     image_shape: tuple[int, int] | None = None,
-) -> Encoder:
+) -> EncoderWeights:
     """
-    An encoder by timm's names, those of the code of DeiT, DINO, DINOv2 and MAE, whose sizes its shapes give.
+    An encoder by timm's names, which the code of DeiT, DINO, DINOv2 and MAE has too. The shapes of its weights give
+    its sizes.
 
     Args:
         network (`Mapping[str, torch.Tensor]`): The weights, and those of heads.
         num_attention_heads (`int`, *optional*):
-            The one size that shapes do not give. Default: heads of 64, but for the family's largest.
+            The one size that shapes do not give. Default: heads of 64; the largest models of the family have others.
         image_shape (`tuple[int, int]`, *optional*): Height and width in pixels. Default: a square.
 
     Raises:
-        `ValueError`: If it is no such encoder, or has weights that a SiT has no place for. All are named.
+        `ValueError`: If it is no such encoder, or has weights that a SiT has no place for. The message names all of
+            them.
     """
     weights = {name: value for name, value in network.items() if not TIMM_HEADS.match(name)}
     left_out = [name for name in network if name not in weights]
     notes = []
     for name in ("patch_embed.proj.weight", "cls_token", "pos_embed", "blocks.0.mlp.fc1.weight"):
         if name not in weights:
-            raise ValueError(f"it has no {name}, so it is no ViT by timm's names; it has {name_weights(network)}")
+            raise ValueError(f"it has no {name}, so it is no ViT in timm's layout; it has {name_weights(network)}")
     if weights["patch_embed.proj.weight"].ndim != 4 or weights["pos_embed"].ndim != 3:
-        raise ValueError("its patches or positions are not those of images")
+        raise ValueError("its patches or positions do not have the shapes of images")
     hidden_size, num_channels, *patch_shape = weights["patch_embed.proj.weight"].shape
     if "dist_token" in weights:
         del weights["dist_token"]
@@ -118,13 +108,15 @@ def from_timm_network(
         weights["pos_embed"] = without_distillation(weights["pos_embed"])
     registers = [name for name in weights if name in REGISTERS]
     if registers:
-        raise ValueError(f"it has register tokens ({', '.join(registers)}), which a SiT has not and every token reads")
+        raise ValueError(
+            f"it has register tokens ({', '.join(registers)}), which every token reads, and a SiT has none"
+        )
     grid, weights["pos_embed"] = _fit_positions(weights["pos_embed"], patch_shape, image_shape)
     if num_attention_heads is None:
         num_attention_heads = conventional_num_attention_heads(hidden_size)
         notes.append(
-            f"{num_attention_heads} attention heads, by the family's convention, for the weights do not say how many "
-            "there are"
+            f"{num_attention_heads} attention heads are assumed, as usual for this width, because the weights do not give "
+            "the number"
         )
     settings = {
         "hidden_size": hidden_size,
@@ -141,25 +133,26 @@ def from_timm_network(
     _fold_layer_scale(weights, {r"ls1\.gamma": "attn.proj", r"ls2\.gamma": "mlp.fc2"})
     weights = from_timm_state_dict(weights, SiTConfig(**settings))
     _check_weights(weights, settings)
-    return Encoder(settings, weights, left_out=left_out, notes=notes)
+    return EncoderWeights(settings, weights, left_out=left_out, notes=notes)
 
 
-def from_transformers_network(network: Mapping[str, torch.Tensor], config: PreTrainedConfig) -> Encoder:
+def from_transformers_network(network: Mapping[str, torch.Tensor], config: PreTrainedConfig) -> EncoderWeights:
     """
-    An encoder of transformers, or a model with heads on it, as its folder has the weights.
+    An encoder of transformers, or the encoder of a model with heads.
 
     Args:
-        network (`Mapping[str, torch.Tensor]`): The weights.
+        network (`Mapping[str, torch.Tensor]`): The weights, by their names in the folder.
         config (`PreTrainedConfig`): Of type `vit`, `deit`, `vit_mae`, `vit_msn` or `dinov2`.
 
     Raises:
-        `ValueError`: If it is of another type, or has weights that a SiT has no place for. All are named.
+        `ValueError`: If it is of another type, or has weights that a SiT has no place for. The message names all of
+            them.
     """
     check_transformers_config(config)
     prefix = TRANSFORMERS_PREFIXES[config.model_type]
     if not any(name.startswith(prefix) for name in network):
         prefix = ""
-    # Folders of MSN's classifier have the prefix in front of some weights only.
+    # In folders of MSN's classifier only some of the weights have the prefix.
     names = {name: name.removeprefix(prefix) for name in network if name.startswith((prefix, "encoder."))}
     weights = {ours: network[name] for name, ours in names.items() if not TRANSFORMERS_HEADS.match(ours)}
     left_out = [name for name in network if names.get(name) not in weights]
@@ -169,7 +162,7 @@ def from_transformers_network(network: Mapping[str, torch.Tensor], config: PreTr
         left_out.append("embeddings.distillation_token")
         notes.append(DISTILLATION)
         weights["embeddings.position_embeddings"] = without_distillation(weights["embeddings.position_embeddings"])
-    settings = {name: getattr(config, name) for name in FIELDS_OF_TRANSFORMERS}
+    settings = {name: getattr(config, name) for name in VIT_FIELDS if name != "intermediate_size"}
     if config.model_type == "dinov2":
         settings["intermediate_size"] = int(config.hidden_size * config.mlp_ratio)
         weights = {_name_of_dinov2(name): value for name, value in weights.items()}
@@ -183,7 +176,7 @@ def from_transformers_network(network: Mapping[str, torch.Tensor], config: PreTr
         grid = [side // patch for side, patch in zip(described.image_shape, described.patch_shape, strict=True)]
         settings["position_embedding_type"] = _position_embedding_type(weights["embeddings.position_embeddings"], grid)
     _check_weights(weights, settings)
-    return Encoder(settings, weights, left_out=left_out, notes=notes)
+    return EncoderWeights(settings, weights, left_out=left_out, notes=notes)
 
 
 def check_transformers_config(config: PreTrainedConfig) -> None:
@@ -203,28 +196,29 @@ def check_model_type(model_type: str | None) -> None:
 
 
 def conventional_num_attention_heads(hidden_size: int) -> int:
-    """Attention heads of a ViT of that width.
+    """How many attention heads a ViT of that width usually has.
 
     Raises:
-        `ValueError`: If it is not made of heads of 64.
+        `ValueError`: If the width is no multiple of 64.
     """
     if hidden_size in NUM_HEADS_OF_LARGE:
         return NUM_HEADS_OF_LARGE[hidden_size]
     if hidden_size % HEAD_SIZE:
         raise ValueError(
-            f"tokens {hidden_size} wide are not made of attention heads of {HEAD_SIZE}, and the weights do not say how "
-            "many there are; give --num_attention_heads"
+            f"the weights do not give the number of attention heads, and the width of {hidden_size} is no multiple of "
+            f"{HEAD_SIZE}; give `num_attention_heads`"
         )
     return hidden_size // HEAD_SIZE
 
 
 def without_distillation(positions: torch.Tensor) -> torch.Tensor:
-    """Positions `(1, 2 + patches, hidden_size)` without that of DeiT's second token, `(1, 1 + patches, hidden_size)`."""
+    """Positions without that of DeiT's second token, from `(1, 2 + patches, hidden_size)` to `(1, 1 + patches,
+    ...)`."""
     return torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
 
 
 def name_weights(names: Iterable[str]) -> str:
-    """All of these names in one line: those that differ by numbers only are one, `blocks.0-11.norm1.weight`."""
+    """All of these names in one line. Names that differ in a number only become one: `blocks.0-11.norm1.weight`."""
     numbers: dict[str, list[int]] = {}
     for name in names:
         form = re.sub(r"\.\d+(?=\.)", ".#", name, count=1)
@@ -238,7 +232,7 @@ def name_weights(names: Iterable[str]) -> str:
 def _fit_positions(
     positions: torch.Tensor, patch_shape: list[int], image_shape: tuple[int, int] | None
 ) -> tuple[tuple[int, int], torch.Tensor]:
-    """Rows and columns of patches, and positions with one for the token in front: where it has none (DeiT III), zeros."""
+    """Rows and columns of patches, and the positions. If the first token has no position (DeiT III), it gets zeros."""
     count = positions.shape[1]
     grids = []
     if image_shape is not None:
@@ -250,12 +244,12 @@ def _fit_positions(
         if count == math.prod(grid):
             return grid, torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     raise ValueError(
-        f"its {count} positions are not those of a token and a square of patches, so that the images' size is unknown"
+        f"its {count} positions are not those of one token and a square of patches, so its image size is unknown"
     )
 
 
 def _position_embedding_type(positions: torch.Tensor, grid: Iterable[int]) -> str:
-    """Positions that are SiT's fixed ones (MAE, MoCo v3) stay fixed."""
+    """`"sincos"` for positions that are SiT's fixed ones, as those of MAE and MoCo v3 are; else `"learnable"`."""
     hidden_size = positions.shape[-1]
     if hidden_size % 4 == 0:
         fixed = sincos_position_embeddings(hidden_size, *grid)
@@ -265,7 +259,11 @@ def _position_embedding_type(positions: torch.Tensor, grid: Iterable[int]) -> st
 
 
 def _fold_layer_scale(weights: dict[str, torch.Tensor], scaled_layers: Mapping[str, str]) -> None:
-    """Multiply the layers before layer scales (their names' patterns, within a block, and the layers') by these."""
+    """Multiply layers by the layer scales that follow them, in place, and remove the scales.
+
+    Args:
+        scaled_layers (`Mapping[str, str]`): The layer's name for the pattern of each scale's name, within a block.
+    """
     for scale, layer in scaled_layers.items():
         for name in [name for name in weights if re.search(rf"\.\d+\.{scale}$", name)]:
             scaled = f"{re.sub(rf'{scale}$', '', name)}{layer}"
@@ -287,7 +285,7 @@ def _name_of_dinov2(name: str) -> str:
 
 
 def _check_weights(weights: Mapping[str, torch.Tensor], settings: dict[str, Any]) -> None:
-    """Raise `ValueError` unless these are the weights of that backbone, all of them and no others."""
+    """Raise `ValueError` unless these are all the weights of that backbone, and no others."""
     with torch.device("meta"):
         wanted = SiTModel(SiTConfig(**settings)).state_dict()
     troubles = {

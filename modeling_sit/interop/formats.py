@@ -1,17 +1,19 @@
-"""The formats that a SiT is written in: what each is, who writes it, who reads it back."""
+"""The formats that a SiT can be written in: what each is, what writes it, and what reads it back."""
 
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_sit.interop.graphs import load_exported, write_exported
-from modeling_sit.interop.onnx import load_onnx, write_onnx
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from modeling_sit.interop.graphs import load_exported, load_onnx, write_exported, write_onnx
+from modeling_sit.interop.load import load_checkpoint
 from modeling_sit.interop.plain_vit import load_plain_vit, write_plain_vit
-from modeling_sit.interop.sit import load_safetensors, load_sit_folder, write_safetensors, write_sit_folder
-from modeling_sit.interop.timm_folder import load_timm_folder, write_timm_folder
-from modeling_sit.interop.torchvision_layout import load_torchvision, write_torchvision
-from modeling_sit.interop.verification import Predict
+from modeling_sit.interop.safetensors import load_safetensors, write_safetensors
+from modeling_sit.interop.timm import load_timm_folder, write_timm_folder
+from modeling_sit.interop.torchvision import load_torchvision, write_torchvision
+from modeling_sit.interop.verification import Predict, outputs_of
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -21,15 +23,15 @@ class Format:
     One format.
 
     Args:
-        library (`str`): Who reads it.
+        library (`str`): The library that reads it.
         write (`Callable`):
-            Writes a model, with its image processor if there is one, to a path that is new. Gives lines for the user: how
-            to load it, and what it cannot hold.
-        load (`Callable`): Reads it back in that library, and gives what predicts outputs from images.
-        suffix (`str`, *optional*): Of its file. `None`: it is a folder.
+            Writes a model, and its image processor if there is one, to a new path. Returns lines for the user: how to
+            load it, and what it cannot hold.
+        load (`Callable`): Reads it back in that library. Returns a function from images to outputs.
+        suffix (`str`, *optional*): Suffix of the file. `None`: the format is a folder.
         tolerance (`float`): The largest difference of an output that rounding explains.
         keeps_heads (`bool`): Whether it can hold the heads of pretraining.
-        packages (`tuple[str, ...]`): What has to be installed beyond the package's own needs.
+        packages (`tuple[str, ...]`): Packages that it needs beyond those that this package requires.
         extra (`str`, *optional*): The extra that installs them.
     """
 
@@ -43,12 +45,32 @@ class Format:
     extra: str | None = None
 
     def check_installed(self, name: str) -> None:
-        """Raise [`SiTError`] if a package that this format, called `name`, needs is not there."""
+        """Raise [`SiTError`] if a package that this format, called `name`, needs is not installed."""
         missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
         if missing:
             raise SiTError(
-                f"--format {name} needs {', '.join(missing)}, not installed here: pip install 'modeling-sit[{self.extra}]'"
+                f"{name} needs {', '.join(missing)}, not installed here",
+                argument="format",
+                remedy=f"pip install 'modeling-sit[{self.extra}]'",
             )
+
+
+def write_sit_folder(model: PreTrainedModel, processor: BaseImageProcessor | None, folder: Path) -> list[str]:
+    """Write weights, configuration, image processor and the code to load them without this package.
+
+    Returns:
+        `list[str]`: How to load it.
+    """
+    model.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    return [f"load it with this package: {type(model).__name__}.from_pretrained({str(folder)!r})"]
+
+
+def load_sit_folder(folder: Path) -> Predict:
+    """The outputs that this package gives for a folder of [`write_sit_folder`]."""
+    model = load_checkpoint(str(folder)).model
+    return lambda pixel_values: outputs_of(model, pixel_values)
 
 
 FORMATS = {

@@ -1,4 +1,4 @@
-"""A SiT as a graph by `torch.export`: a .pt2 file that PyTorch loads alone, for batches of any size."""
+"""A SiT as a graph for batches of any size: a .pt2 file of `torch.export`, which PyTorch loads alone, or ONNX."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,20 @@ from torch import nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit import SiTForImageClassification
-from modeling_sit.interop.plain_processor import plain_processor
+from modeling_sit.interop.plain_vit import plain_processor
 from modeling_sit.interop.verification import Predict, random_images
 
 INPUT = "pixel_values"
 FEATURES = ("last_hidden_state", "pooler_output")
 LOGITS = ("logits",)
-# Traced with more than one image, for a graph that is traced with one may be good for one alone.
+# More than one: a graph that is traced with one image may work for one image only.
 TRACED_BATCH_SIZE = 2
+# The oldest version of ONNX's operators that PyTorch's exporter writes. Every runtime of the last years reads it.
+OPSET = 18
 
 
 class NamedOutputs(nn.Module):
-    """A SiT that gives a plain dictionary, which loads where transformers' output classes are not known."""
+    """A SiT that returns a plain dictionary, which loads where transformers' output classes are unknown."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -32,13 +34,13 @@ class NamedOutputs(nn.Module):
 
 
 def output_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """What a graph of this model gives: `logits` of a classifier, else `last_hidden_state` and `pooler_output`."""
+    """Names of a graph's outputs: `logits` of a classifier, else `last_hidden_state` and `pooler_output`."""
     return LOGITS if isinstance(model, SiTForImageClassification) else FEATURES
 
 
 def export_program(model: PreTrainedModel) -> torch.export.ExportedProgram:
-    """The graph of a [`SiTModel`] or a [`SiTForImageClassification`] in evaluation mode, from normalized `pixel_values`
-    `(batch, channels, height, width)` of any batch."""
+    """The graph of a [`SiTModel`] or a [`SiTForImageClassification`] in evaluation mode. It takes normalized
+    `pixel_values` `(batch, channels, height, width)` of any batch size."""
     images = random_images(model.config, TRACED_BATCH_SIZE, seed=0)
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
@@ -48,7 +50,7 @@ def export_program(model: PreTrainedModel) -> torch.export.ExportedProgram:
 
 
 def graph_metadata(model: PreTrainedModel, processor: BaseImageProcessor | None) -> dict[str, str]:
-    """What a graph cannot say: how images are prepared for it, and what its logits stand for."""
+    """What a graph does not hold: how images are prepared for it, and which labels its logits stand for."""
     metadata = {}
     if processor is not None:
         metadata["preprocessor_config.json"] = plain_processor(processor).to_json_string()
@@ -59,9 +61,9 @@ def graph_metadata(model: PreTrainedModel, processor: BaseImageProcessor | None)
 
 def graph_notes(model: PreTrainedModel, processor: BaseImageProcessor | None) -> list[str]:
     (height, width), channels = model.config.image_shape, model.config.num_channels
-    prepared = f"; how to prepare images is in its {', '.join(graph_metadata(model, processor))}" if processor else ""
+    prepared = f"; its {', '.join(graph_metadata(model, processor))} says how to prepare images" if processor else ""
     return [
-        f"{INPUT} (batch, {channels}, {height}, {width}), float32, normalized: that is not part of the graph{prepared}",
+        f"{INPUT} (batch, {channels}, {height}, {width}), float32, normalized outside the graph{prepared}",
         f"outputs: {', '.join(output_names(model))}",
     ]
 
@@ -70,7 +72,7 @@ def write_exported(model: PreTrainedModel, processor: BaseImageProcessor | None,
     """Write the graph, in evaluation mode, with its metadata as extra files.
 
     Returns:
-        `list[str]`: How to load it, and what it takes and gives.
+        `list[str]`: How to load it, and its inputs and outputs.
     """
     torch.export.save(export_program(model), path, extra_files=graph_metadata(model, processor))
     return [
@@ -81,6 +83,60 @@ def write_exported(model: PreTrainedModel, processor: BaseImageProcessor | None,
 
 
 def load_exported(path: Path) -> Predict:
-    """What PyTorch makes of a file of [`write_exported`]."""
+    """The outputs that PyTorch gives for a file of [`write_exported`]."""
     graph = torch.export.load(path).module()
     return lambda pixel_values: graph(pixel_values=pixel_values)
+
+
+def write_onnx(
+    model: PreTrainedModel, processor: BaseImageProcessor | None, path: Path, opset: int = OPSET
+) -> list[str]:
+    """
+    Write the graph from normalized images to features or logits. Resizing and normalizing are not part of it, because
+    runtimes differ in them. The file's metadata says how to do them, in `preprocessor_config.json`; `id2label.json`
+    has the labels.
+
+    Args:
+        opset (`int`, *optional*, defaults to 18): Version of ONNX's operators.
+
+    Returns:
+        `list[str]`: How to load it, and its inputs and outputs.
+    """
+    names = output_names(model)
+    program = torch.onnx.export(
+        export_program(model),
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=list(names),
+        opset_version=opset,
+        verbose=False,
+    )
+    program.model.metadata_props.update(graph_metadata(model, processor))
+    program.save(path)
+    return [
+        f"load it with ONNX Runtime: onnxruntime.InferenceSession({str(path)!r})",
+        f"opset {written_opset(path)}",
+        *graph_notes(model, processor),
+    ]
+
+
+def written_opset(path: Path) -> int:
+    """The version of ONNX's operators that a file asks for."""
+    import onnx  # an extra
+
+    imported = onnx.load(path, load_external_data=False).opset_import
+    return next(entry.version for entry in imported if entry.domain in ("", "ai.onnx"))
+
+
+def load_onnx(path: Path) -> Predict:
+    """The outputs that ONNX Runtime gives for a file of [`write_onnx`], on the CPU."""
+    import onnxruntime  # an extra
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def predict(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = session.run(names, {INPUT: pixel_values.numpy()})
+        return {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
+
+    return predict

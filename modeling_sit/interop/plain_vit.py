@@ -4,15 +4,22 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import BaseImageProcessor, PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
+from transformers import (
+    BaseImageProcessor,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 from modeling_sit import SiTConfig, SiTForImageClassification
-from modeling_sit.interop.plain_processor import plain_processor, processor_notes
-from modeling_sit.interop.source import training_settings_left_out
+from modeling_sit.image_processing_pil_sit import CORRUPTION_SETTINGS
 from modeling_sit.interop.verification import Predict
 from modeling_sit.runtime.errors import SiTError
 
-ARCHITECTURE_FIELDS = (
+# Fields that the configurations of ViT and SiT share.
+VIT_FIELDS = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -27,11 +34,16 @@ ARCHITECTURE_FIELDS = (
     "num_channels",
     "qkv_bias",
 )
+# Fields of the configuration that have an effect in training only.
+TRAINING_FIELDS = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
+SINCOS_NOTE = "its positions are the fixed sine and cosine ones, but further training changes them"
+# Settings of SiT's image processor that ViT's does not have.
+ONLY_SIT = (*CORRUPTION_SETTINGS, "do_corrupt", "auto_map", "image_processor_type")
 
 
 def plain_vit_config(config: SiTConfig, has_classifier: bool) -> ViTConfig:
-    """The [`ViTConfig`] of a SiT's backbone, or of its classifier with its labels. The pooler has no activation."""
-    fields = {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}
+    """The [`ViTConfig`] of a SiT's backbone, or of its classifier and labels. The pooler has no activation."""
+    fields = {name: getattr(config, name) for name in VIT_FIELDS}
     if has_classifier:
         fields |= {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
         return ViTConfig(**fields, architectures=["ViTForImageClassification"], dtype="float32")
@@ -42,9 +54,9 @@ def write_plain_vit(model: PreTrainedModel, processor: BaseImageProcessor | None
     """
     Write a `ViTForImageClassification` or a `ViTModel` with its image processor.
 
-    ViT's weights in files have SiT's names, so the numbers are copied as they are. ViT's pooler, a linear layer on the
-    first token that no SiT has, is written as the identity: `pooler_output` is the contrastive token, and nothing is
-    initialized at random on loading.
+    ViT's weights have SiT's names in files, so the numbers are copied as they are. ViT's pooler is a linear layer on
+    the first token, which a SiT does not have. It is written as the identity: `pooler_output` is the contrastive
+    token, and loading initializes nothing at random.
 
     Args:
         model ([`SiTModel`] or [`SiTForImageClassification`]): In float32.
@@ -52,17 +64,18 @@ def write_plain_vit(model: PreTrainedModel, processor: BaseImageProcessor | None
         folder (`Path`): New.
 
     Returns:
-        `list[str]`: How to load it, and what it has not.
+        `list[str]`: How to load it, and what it does not hold.
 
     Raises:
-        [`SiTError`]: If the classifier reads what ViT's does not.
+        [`SiTError`]: If the classifier reads other tokens than ViT's does.
     """
     config = model.config
     has_classifier = isinstance(model, SiTForImageClassification)
     if has_classifier and config.pooling != "token":
         raise SiTError(
-            f"--format vit: ViT's classifier reads the token in front, but this one has pooling={config.pooling}; "
-            "--outputs features writes the backbone without it"
+            f"ViT's classifier reads the first token, but this one has pooling={config.pooling}",
+            argument="format",
+            remedy='write the backbone alone with `outputs="features"`',
         )
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
     if not has_classifier:
@@ -77,10 +90,11 @@ def write_plain_vit(model: PreTrainedModel, processor: BaseImageProcessor | None
     notes = [f"load it with transformers: {architecture_of(has_classifier)}.from_pretrained({str(folder)!r})"]
     if not has_classifier and config.pooling != "token":
         notes.append(
-            f"pooling={config.pooling} is not in it: pooler_output is the contrastive token; last_hidden_state has the patches"
+            f"not in it: pooling={config.pooling}; pooler_output is the contrastive token, the patches are in "
+            "last_hidden_state"
         )
     if config.position_embedding_type == "sincos":
-        notes.append("its positions are the fixed sine and cosine ones, but learnable in further training")
+        notes.append(SINCOS_NOTE)
     notes += training_settings_left_out(config, kept=("hidden_dropout_prob", "attention_probs_dropout_prob"))
     return notes + processor_notes(processor)
 
@@ -90,10 +104,10 @@ def architecture_of(has_classifier: bool) -> str:
 
 
 def load_plain_vit(folder: Path) -> Predict:
-    """What transformers' ViT makes of a folder of [`write_plain_vit`].
+    """The outputs that transformers' ViT gives for a folder of [`write_plain_vit`].
 
     Raises:
-        `ValueError`: If weights are missing or left over.
+        `ValueError`: If weights are missing or have no place.
     """
     config = ViTConfig.from_pretrained(folder)
     has_classifier = config.architectures == ["ViTForImageClassification"]
@@ -111,3 +125,30 @@ def load_plain_vit(folder: Path) -> Predict:
         return {"last_hidden_state": output.last_hidden_state, "contrastive_token": output.pooler_output}
 
     return predict
+
+
+def plain_processor(processor: BaseImageProcessor) -> ViTImageProcessor:
+    """A [`ViTImageProcessor`] that resizes, rescales and normalizes as SiT's image processor does. Unlike SiT's it
+    makes no image gray: the caller has to give gray images where the model takes them."""
+    settings = {name: value for name, value in processor.to_dict().items() if name not in ONLY_SIT}
+    if len(processor.image_mean) == 1:
+        settings["do_convert_rgb"] = False
+    return ViTImageProcessor(**settings)
+
+
+def processor_notes(processor: BaseImageProcessor | None) -> list[str]:
+    """A line that says what [`plain_processor`] does not do, if it matters."""
+    if processor is None or len(processor.image_mean) != 1:
+        return []
+    return ["its image processor makes no image gray: give it images of mode L (transformers' pipelines give it RGB)"]
+
+
+def training_settings_left_out(config: SiTConfig, kept: tuple[str, ...] = ()) -> list[str]:
+    """A line that names the settings of training that a format cannot hold, if any of them has an effect.
+
+    Args:
+        kept (`tuple[str, ...]`): Those that the format holds.
+    """
+    settings = {name: getattr(config, name) for name in TRAINING_FIELDS if name not in kept}
+    said = [f"{name}={value}" for name, value in settings.items() if value > 0]
+    return [f"not in it, of use in training only: {', '.join(said)}"] if said else []

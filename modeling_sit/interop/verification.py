@@ -1,4 +1,4 @@
-"""Whether what was written gives the outputs of the model that it was made from."""
+"""Compare the outputs of a model that was written in another format with those of its source."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -8,19 +8,19 @@ from transformers import PreTrainedModel
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining
 
 Outputs = dict[str, torch.Tensor]
-# What a format's reader gives: images `(batch, channels, height, width)` to outputs by their names.
+# A format's reader returns this: from images `(batch, channels, height, width)` to outputs by name.
 Predict = Callable[[torch.Tensor], Outputs]
 
 
 @torch.no_grad()
 def outputs_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> Outputs:
     """
-    What a SiT says of normalized images, by name.
+    The outputs of a SiT for normalized images, by name.
 
     Returns:
-        `dict[str, torch.Tensor]`: Of a classifier `logits`; of a backbone `last_hidden_state`, `pooler_output` (what
-        `config.pooling` reads) and `contrastive_token`; of a pretraining model all but the logits, `reconstruction` and
-        `projection`.
+        `dict[str, torch.Tensor]`: For a classifier `logits`. For a backbone `last_hidden_state`, `pooler_output` (the
+        tokens that `config.pooling` names) and `contrastive_token`. For a pretraining model those of the backbone,
+        `reconstruction` and `projection`.
     """
     if isinstance(model, SiTForImageClassification):
         return {"logits": model(pixel_values).logits}
@@ -37,13 +37,13 @@ def outputs_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> Outputs:
 
 
 def random_images(config: SiTConfig, count: int, seed: int) -> torch.Tensor:
-    """Images `(count, channels, height, width)` of standard normal pixels, a function of the seed."""
+    """Images `(count, channels, height, width)` of standard normal pixels. The same seed gives the same images."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, config.num_channels, *config.image_shape, generator=generator)
 
 
 def one_and_the_rest(images: torch.Tensor) -> list[torch.Tensor]:
-    """Images as batches of two sizes: a size that a format has frozen shows."""
+    """Images as batches of two sizes, so that a batch size fixed in a format shows."""
     return [batch for batch in (images[:1], images[1:]) if len(batch) > 0]
 
 
@@ -52,15 +52,15 @@ def largest_differences(
     model: PreTrainedModel, predict: Predict, batches: Iterable[torch.Tensor]
 ) -> Mapping[str, float]:
     """
-    The largest absolute difference of each output that a written model gives from that of the model it was made from.
+    The largest absolute difference between the outputs of a written model and those of its source, for each output.
 
     Args:
-        model (`PreTrainedModel`): What was written, in evaluation mode.
-        predict (`Callable`): What was read back.
+        model (`PreTrainedModel`): The source, in evaluation mode.
+        predict (`Callable`): The written model, read back.
         batches (`Iterable[torch.Tensor]`): Normalized images, `(batch, channels, height, width)` each.
 
     Raises:
-        `ValueError`: If an output is unknown, of another shape, or not finite on either side.
+        `ValueError`: If an output is unknown, has another shape, or is not finite in one of the models.
     """
     largest: dict[str, float] = {}
     for pixel_values in batches:
@@ -69,8 +69,8 @@ def largest_differences(
             if name not in expected:
                 raise ValueError(f"{name} is no output of a {type(model).__name__}")
             if output.shape != expected[name].shape:
-                raise ValueError(f"{name} is of shape {tuple(output.shape)}, not {tuple(expected[name].shape)}")
-            for side, values in (("of the source", expected[name]), ("of what was written", output)):
+                raise ValueError(f"{name} has shape {tuple(output.shape)}, not {tuple(expected[name].shape)}")
+            for side, values in (("of the source", expected[name]), ("of the written model", output)):
                 if not values.isfinite().all():
                     raise ValueError(f"{name} {side} is not finite")
             difference = (output.double() - expected[name].double()).abs().max().item()

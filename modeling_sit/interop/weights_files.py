@@ -1,4 +1,4 @@
-"""Files of weights from strangers, read without running anything that they name."""
+"""Read files of weights from strangers without running anything that they name."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Discarded:
-    """Stands for an object that a pickle holds beside its weights: takes whatever belongs to it, keeps nothing of it."""
+    """Stands for an object that a pickle holds beside its weights. It accepts any state and keeps nothing."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -29,8 +29,8 @@ class Discarded:
         pass
 
 
-# What training code leaves in its checkpoints beside tensors: its flags, and learning rates that NumPy computed. Nobody here
-# needs them, so the class above stands for them: not a line of argparse or NumPy runs on what the file says.
+# Training code leaves its flags, and learning rates that NumPy computed, in its checkpoints beside tensors. Nobody
+# here needs them, so the class above stands for them: no code of argparse or NumPy runs on what the file says.
 DISCARDED_NAMES = (
     "argparse.Namespace",
     "numpy.dtype",
@@ -41,36 +41,36 @@ DISCARDED_NAMES = (
 
 def load_weights_file(path: Path) -> Any:
     """
-    What a `.safetensors` file, or a pickle that `torch.save` wrote, holds, on the CPU.
+    The contents of a `.safetensors` file, or of a pickle that `torch.save` wrote, on the CPU.
 
-    Pickles are read by PyTorch's weights-only reader, which looks no name up in any module: it knows tensors, containers
-    and numbers, and here [`Discarded`] for the names of `DISCARDED_NAMES`. Anything else is refused.
+    PyTorch's weights-only reader reads pickles. It looks up no name in any module: it knows tensors, containers and
+    numbers, and here [`Discarded`] for the names of `DISCARDED_NAMES`. It refuses anything else.
 
     Raises:
-        `ValueError`: If the file cannot be read, or names more than that. Says what, and the remedy.
+        `ValueError`: If the file cannot be read, or names anything else. The message says what, and the remedy.
     """
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except (OSError, SafetensorError) as problem:
-            raise ValueError(f"no safetensors file that can be read: {problem}") from problem
+            raise ValueError(f"this safetensors file cannot be read: {problem}") from problem
     stand_ins = [(Discarded, name) for name in DISCARDED_NAMES]
     try:
         with torch.serialization.safe_globals(stand_ins):
-            # Mapped, so that an optimizer's state, twice as large as the network's, is never read.
+            # Mapped, so that the optimizer's state, twice as large as the network, is never read.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as problem:  # a damaged pickle can raise anything
         named = _refused_names(problem)
         if not named:
-            raise ValueError(f"no file of weights that can be read: {_first_sentence(problem)}") from problem
+            raise ValueError(f"this file of weights cannot be read: {_first_sentence(problem)}") from problem
         raise ValueError(
-            f"a pickle that holds more than weights: it names {named}, which is not loaded, for it could run anything; "
-            "whoever trusts the file can save its weights alone, by torch.save(model.state_dict(), FILE) or as safetensors"
+            f"this pickle holds more than weights: it names {named}, which is not loaded: it could run anything; "
+            "if you trust the file, save its weights alone with torch.save(model.state_dict(), FILE) or as safetensors"
         ) from problem
 
 
 def load_folder_weights(model_name_or_path: str) -> dict[str, torch.Tensor]:
-    """The weights of a folder, or of a repository on the Hub, whole or in shards.
+    """The weights of a folder or of a repository on the Hub, in one file or in shards.
 
     Raises:
         `ValueError`: If there are none, or they cannot be read.
@@ -85,13 +85,13 @@ def load_folder_weights(model_name_or_path: str) -> dict[str, torch.Tensor]:
             shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
             parts = [load_weights_file(Path(cached_file(model_name_or_path, shard))) for shard in shards]
             return {key: tensor for part in parts for key, tensor in part.items()}
-    raise ValueError(f"neither {' nor '.join(WEIGHTS_NAMES)} is there")
+    raise ValueError(f"it has neither {' nor '.join(WEIGHTS_NAMES)}")
 
 
 def check_is_state_dict(weights: Any, what: str) -> None:
-    """Raise `ValueError` unless it is a dict of tensors by name."""
+    """Raise `ValueError` unless `weights`, called `what` in the message, is a dict from names to tensors."""
     if not isinstance(weights, Mapping) or not weights:
-        raise ValueError(f"{what} is no dict of weights by name, but {type(weights).__name__}")
+        raise ValueError(f"{what} is no dict of weights, but {type(weights).__name__}")
     others = [str(name) for name, value in weights.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(f"{what} is no dict of weights: {', '.join(others)} are no tensors")
@@ -103,7 +103,7 @@ def _find_file(model_name_or_path: str, name: str) -> Path | None:
 
 
 def _refused_names(problem: Exception) -> str:
-    """What the weights-only reader says that it would have had to look up."""
+    """The names that the weights-only reader refused to look up."""
     if not isinstance(problem, pickle.UnpicklingError):
         return ""
     return ", ".join(dict.fromkeys(re.findall(r"GLOBAL ([\w.]+\w)", str(problem))))

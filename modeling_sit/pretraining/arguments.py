@@ -19,14 +19,8 @@ from modeling_sit.data.views import ViewArguments
 from modeling_sit.gmml import CORRUPTIONS
 from modeling_sit.hub.arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
-from modeling_sit.interop.reading import (
-    check_weights_file_flags,
-    needs_conversion,
-    read_checkpoint,
-    read_normalization,
-)
-from modeling_sit.pretraining.monitors import MonitorArguments
-from modeling_sit.runtime.arguments import did_you_mean
+from modeling_sit.interop.convert_in import find_format, read_normalization
+from modeling_sit.interop.load import check_weights_file_arguments, read_config
 from modeling_sit.runtime.errors import SiTError
 
 MODEL_SIZES = {
@@ -305,9 +299,8 @@ def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfi
     }
     settings = {name: weight for name, weight in settings.items() if weight is not None}
     settings = {**parse_config_overrides(arguments.config_overrides), **settings}
-    is_small = num_images is not None and num_images < SMALL_DATASET
-    default_weight = {"reconstruction_weight": 5.0 if is_small else 1.0}
-    check_weights_file_flags(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads)
+    small_set_weight = {"reconstruction_weight": 5.0 if num_images is not None and num_images < SMALL_SET else 1.0}
+    check_weights_file_arguments(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads)
     try:
         if arguments.model_name_or_path is None:
             sizes = {
@@ -340,23 +333,11 @@ def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfi
 
 
 def _read_saved_config(arguments: ModelArguments) -> tuple[dict[str, Any], bool]:
-    """The configuration of `--model_name_or_path` for images of `--image_size`, and whether it is a SiT of this package.
-    The other sizes must not be contradicted."""
+    """The checkpoint's configuration, for images of `image_size`, and whether it is a SiT's folder. The other sizes must
+    not be contradicted."""
     name = arguments.model_name_or_path
-    if needs_conversion(name):
-        read = read_checkpoint(name, network=arguments.network, num_attention_heads=arguments.num_attention_heads)
-        return _with_flags_sizes(read.config.to_dict(), arguments), False
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        raise SiTError(f"--model_name_or_path {name}: no config.json in this folder, so it holds no model")
-    try:
-        saved, _ = SiTConfig.get_config_dict(name)
-    except (OSError, ValueError) as problem:
-        raise SiTError(
-            f"--model_name_or_path {name}: no folder with a config.json, and no model on the Hub that could be reached"
-        ) from problem
-    if not saved:
-        raise SiTError(f"--model_name_or_path {name}: no such folder, and no model on the Hub that could be reached")
-    return _with_flags_sizes(saved, arguments), saved.get("model_type") == SiTConfig.model_type
+    saved = read_config(name, network=arguments.network, num_attention_heads=arguments.num_attention_heads)
+    return _with_flags_sizes(saved, arguments), find_format(name) == SiTConfig.model_type
 
 
 def _with_flags_sizes(saved: dict[str, Any], arguments: ModelArguments) -> dict[str, Any]:
@@ -409,16 +390,8 @@ def create_processor(
 
 
 def _read_saved_processor(model_name_or_path: str | None) -> dict[str, Any]:
-    """Settings of the checkpoint's image processor; none where it has no processor."""
-    if model_name_or_path is None:
-        return {}
-    if needs_conversion(model_name_or_path):
-        return read_normalization(model_name_or_path)
-    try:
-        settings, _ = SiTImageProcessor.get_image_processor_dict(model_name_or_path)
-    except (OSError, ValueError):
-        return {}
-    return settings
+    """`image_mean` and `image_std` of the checkpoint's image processor, if it has one."""
+    return {} if model_name_or_path is None else read_normalization(model_name_or_path)
 
 
 def parse_config_overrides(text: str | None) -> dict[str, Any]:

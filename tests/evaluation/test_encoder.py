@@ -1,4 +1,4 @@
-"""Loading a frozen encoder. What cannot be loaded is tested with scripts/evaluate.py."""
+"""Loading a frozen encoder. The loader itself is tested in tests/interop/test_load.py."""
 
 import numpy as np
 import pytest
@@ -41,10 +41,11 @@ def test_images_are_not_corrupted_though_the_processor_was_saved_so(pretrained):
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./model", "../model", "outputs/my/model", "~/model"])
 def test_what_looks_like_a_path_is_not_sought_on_the_hub(path):
-    with pytest.raises(SiTError, match=r"^--model_name_or_path \S+: no such folder$"):
+    with pytest.raises(SiTError) as error:
         load_encoder(path)
+    assert (error.value.argument, error.value.problem) == ("model_name_or_path", f"{path}: no such folder")
 
 
 def test_a_file_of_a_folder_is_not_the_model(pretrained):
-    with pytest.raises(SiTError, match="give the folder that it lies in"):
+    with pytest.raises(SiTError, match="give the folder"):
         load_encoder(f"{pretrained[1]}/model.safetensors")

@@ -11,8 +11,8 @@ import transformers
 from timm.models import save_for_hf
 
 from modeling_sit import SiTForPreTraining, SiTModel
+from modeling_sit.interop.convert_in import find_format, read_checkpoint
 from modeling_sit.interop.encoders import conventional_num_attention_heads, name_weights
-from modeling_sit.interop.reading import find_format, read_checkpoint
 from modeling_sit.runtime.errors import SiTError
 
 SIZES = {
@@ -46,8 +46,8 @@ def images(size=16, channels=3):
 
 def assert_gives(read, expected, images):
     with torch.no_grad():
-        features = read.create_model(SiTModel)(images).last_hidden_state
-        again = read.create_model(SiTForPreTraining).vit(images).last_hidden_state
+        features = read.create_model(SiTModel)[0](images).last_hidden_state
+        again = read.create_model(SiTForPreTraining)[0].vit(images).last_hidden_state
     for ours in (features, again):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from modeling_sit import SiTForImageClassification, SiTModel
-from modeling_sit.interop.graphs import write_exported
-from modeling_sit.interop.onnx import write_onnx
+from modeling_sit.interop.graphs import write_exported, write_onnx
 
 CASES = {
     "features": (SiTModel, {"pooling": "token_mean", "image_size": (16, 24), "num_channels": 1}),

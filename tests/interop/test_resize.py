@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from transformers import CLIPImageProcessor, ViTConfig, ViTForImageClassification
+from transformers import CLIPImageProcessor, ResNetConfig, ViTConfig, ViTForImageClassification
 
-from modeling_sit import SiTForImageClassification, SiTImageProcessor
+from modeling_sit import SiTForImageClassification, SiTImageProcessor, SiTModel
 from modeling_sit.interop.resize import check_image_size, image_shape, resize_model, resize_processor
 from modeling_sit.runtime.errors import SiTError
 
@@ -51,13 +51,21 @@ def test_oblong_images_become_square(tiny_config):
 
 def test_whole_patches(tiny_config):
     check_image_size(tiny_config(), 24)
-    with pytest.raises(SiTError, match=r"--image_size 30 .* multiple of 8, such as 32"):
+    with pytest.raises(SiTError, match=r"30 .* multiple of 8, such as 32") as error:
         check_image_size(tiny_config(), 30)
+    assert error.value.argument == "image_size"
 
 
 def test_model_without_positions():
-    with pytest.raises(SiTError, match=r"--image_size 32"):
-        resize_model(torch.nn.Linear(2, 2), 32)
+    for refused in (lambda: resize_model(torch.nn.Linear(2, 2), 32), lambda: check_image_size(ResNetConfig(), 32)):
+        with pytest.raises(SiTError, match="no position") as error:
+            refused()
+        assert error.value.argument == "image_size"
+
+
+def test_rectangles(tiny_config):
+    resized = resize_model(SiTModel(tiny_config()), (16, 32)).eval()
+    assert resized(torch.zeros(1, 3, 16, 32)).last_hidden_state.shape[1] == 1 + 2 * 4
 
 
 @pytest.mark.parametrize(

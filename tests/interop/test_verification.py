@@ -35,7 +35,7 @@ def test_gives_the_largest_difference_of_each_output_over_all_batches(make_model
         (lambda found: {}, "nothing to compare"),
         (lambda found: {"answer": found["logits"]}, "answer is no output"),
         (lambda found: {"logits": found["logits"][:1]}, r"shape \(1, 2\), not \(3, 2\)"),
-        (lambda found: {"logits": found["logits"] * torch.nan}, "of what was written is not finite"),
+        (lambda found: {"logits": found["logits"] * torch.nan}, "of the written model is not finite"),
     ],
 )
 def test_outputs_that_cannot_be_compared_are_no_success(make_model, images, predict, complaint):

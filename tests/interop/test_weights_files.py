@@ -11,7 +11,7 @@ import pytest
 import torch
 from authors_network import random_network, save_checkpoint
 
-from modeling_sit.interop.reading import read_checkpoint
+from modeling_sit.interop.convert_in import read_checkpoint
 from modeling_sit.interop.weights_files import Discarded, load_weights_file
 from modeling_sit.runtime.errors import SiTError
 
@@ -63,7 +63,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, touched, attack, zipped):
     with pytest.raises(SiTError) as refusal:
         read_checkpoint(str(path), num_attention_heads=3)
     message = str(refusal.value)
-    assert message.startswith(f"--model_name_or_path {path}: ")
+    assert refusal.value.argument == "model_name_or_path" and refusal.value.problem.startswith(f"{path}: ")
     assert "pickle" in message and "torch.save(model.state_dict(), FILE)" in message, message
 
 

@@ -14,9 +14,9 @@ from authors_network import random_network, save_checkpoint
 from transformers import ViTModel
 
 from modeling_sit import SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
+from modeling_sit.interop.formats import FORMATS
 
 SUFFIXES = {"safetensors": ".safetensors", "torchvision": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
-FORMATS = ("sit", "safetensors", "vit", "timm", "torchvision", "torch_export", "onnx")
 LABELS = {0: "daisy", 1: "rose", 2: "tulip"}
 
 # Runs where this package cannot be imported.
@@ -74,7 +74,7 @@ def test_a_pretrained_model_in_every_format(save_tiny_sit, run_program, capsys, 
     if name in ("sit", "safetensors"):
         assert re.search(r"reconstruction [0-9.e-]+, projection [0-9.e-]+ ", said) and "not in it" not in said
     else:
-        assert "not in it, for its outputs are features: decoder (" in said and "projection_head (" in said
+        assert "not in it, because its outputs are features: decoder (" in said and "projection_head (" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["source", destination.name])
     assert destination.is_file() == (name in SUFFIXES)
     assert snapshot(source) == before
@@ -116,16 +116,13 @@ def test_outputs_can_be_chosen(save_classifier, save_tiny_sit, run_program, one_
 
 
 @pytest.mark.parametrize("was_there", [True, False])
-def test_nothing_is_left_of_what_gives_other_outputs(
-    save_tiny_sit, load_program, one_line_error, monkeypatch, tmp_path, was_there
-):
+def test_nothing_is_left_of_what_gives_other_outputs(save_tiny_sit, one_line_error, monkeypatch, tmp_path, was_there):
     source = save_tiny_sit(tmp_path / "source")
     destination = tmp_path / "weights.safetensors"
     if was_there:
         destination.write_text("old")
     before = snapshot(tmp_path)
-    program = load_program("convert_checkpoint")
-    usual = program.FORMATS["torchvision"]
+    usual = FORMATS["torchvision"]
 
     def write(model, processor, path):
         spoiled = SiTModel(model.config)
@@ -133,7 +130,7 @@ def test_nothing_is_left_of_what_gives_other_outputs(
         spoiled.layernorm.bias.data[0] += 1e-4
         return usual.write(spoiled, processor, path)
 
-    monkeypatch.setitem(program.FORMATS, "torchvision", dataclasses.replace(usual, write=write))
+    monkeypatch.setitem(FORMATS, "torchvision", dataclasses.replace(usual, write=write))
     flags = ("--format", "torchvision", "--overwrite_output_dir")
     error = one_line_error("convert_checkpoint", source, destination, *flags)
     assert "contrastive_token differs by" in error and "tolerance of 1e-05" in error
@@ -144,7 +141,7 @@ def test_nothing_is_left_of_what_gives_other_outputs(
         usual.write(model, processor, path)
         path.write_bytes(path.read_bytes()[:1000])
 
-    monkeypatch.setitem(program.FORMATS, "torchvision", dataclasses.replace(usual, write=write_half))
+    monkeypatch.setitem(FORMATS, "torchvision", dataclasses.replace(usual, write=write_half))
     assert "does not work in torchvision" in one_line_error("convert_checkpoint", source, destination, *flags)
     assert snapshot(tmp_path) == before
 
@@ -158,7 +155,7 @@ def test_what_is_there_stays(save_tiny_sit, run_program, one_line_error, tmp_pat
     assert "--overwrite_output_dir" in one_line_error(
         "convert_checkpoint", source, tmp_path / "vit", "--format", "vit"
     )
-    assert "is FROM" in one_line_error(
+    assert "this is the source" in one_line_error(
         "convert_checkpoint", source, source, "--format", "vit", "--overwrite_output_dir"
     )
     assert snapshot(tmp_path) == before
@@ -168,13 +165,13 @@ def test_what_is_there_stays(save_tiny_sit, run_program, one_line_error, tmp_pat
     assert (tmp_path / "vit" / "notes.txt").read_text() == "mine"
 
 
-def test_mistakes_are_told_in_one_line(save_tiny_sit, one_line_error, load_program, monkeypatch, tmp_path):
+def test_mistakes_are_told_in_one_line(save_tiny_sit, one_line_error, monkeypatch, tmp_path):
     source = save_tiny_sit(tmp_path / "source")
     for flags, named in (
         ((), "--format"),
         (("--format", "caffe"), "caffe"),
         (("--format", "vit", "--opset", 18), "--opset"),
-        (("--format", "onnx", "--opset", 11), "--opset 11"),
+        (("--format", "onnx", "--opset", 11), "--opset: must be at least 18"),
         (("--format", "vit", "--num_images", 0), "--num_images"),
         (("--format", "vit", "--tolerance", "nan"), "--tolerance"),
         (("--format", "vit", "--train_split", "train"), "--train_split"),
@@ -186,7 +183,9 @@ def test_mistakes_are_told_in_one_line(save_tiny_sit, one_line_error, load_progr
     nowhere = tmp_path / "nowhere"
     assert str(nowhere) in one_line_error("convert_checkpoint", nowhere, tmp_path / "to", "--format", "vit")
     flags = ("--format", "vit", "--num_attention_heads", 2)
-    assert "--num_attention_heads 2" in one_line_error("convert_checkpoint", source, tmp_path / "to", *flags)
+    assert "--num_attention_heads: 2 is for a `source`" in one_line_error(
+        "convert_checkpoint", source, tmp_path / "to", *flags
+    )
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find_spec(name, *rest)
@@ -221,7 +220,7 @@ def test_the_authors_checkpoint_goes_into_other_formats(run_program, capsys, tmp
     flags = ("--format", "sit", "--num_attention_heads", teacher.heads)
     assert run_program("convert_checkpoint", checkpoint, tmp_path / "sit", *flags) == 0
     said = capsys.readouterr().out
-    assert "its teacher is taken" in said and "projection " in said
+    assert "its teacher is used" in said and "projection " in said
     assert run_program("convert_checkpoint", tmp_path / "sit", tmp_path / "timm", "--format", "timm") == 0
     assert run_program("convert_checkpoint", tmp_path / "timm", tmp_path / "vit", "--format", "vit") == 0
     vit = ViTModel.from_pretrained(tmp_path / "vit").eval()

@@ -685,20 +685,20 @@ class TestMistakes:
         assert "--validation_split train" in refused(sit, colors, "--validation_split", "train")
 
     def test_no_model(self, refused, sit, colors, tmp_path):
-        assert f"--model_name_or_path {tmp_path}/nowhere" in refused(tmp_path / "nowhere", colors)
-        assert "--model_name_or_path someone/some-vit" in refused("someone/some-vit", colors)
+        assert f"--model_name_or_path: {tmp_path}/nowhere" in refused(tmp_path / "nowhere", colors)
+        assert "--model_name_or_path: someone/some-vit" in refused("someone/some-vit", colors)
         (tmp_path / "empty").mkdir()
         assert "config.json" in refused(tmp_path / "empty", colors)
 
     @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "config.json"])
     def test_half_a_model(self, refused, sit, colors, name):
         (sit / name).unlink()
-        assert f"--model_name_or_path {sit}" in refused(sit, colors)
+        assert f"--model_name_or_path: {sit}" in refused(sit, colors)
 
     @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "config.json"])
     def test_damaged_model(self, refused, sit, colors, name):
         (sit / name).write_bytes((sit / name).read_bytes()[:200])
-        assert f"--model_name_or_path {sit}" in refused(sit, colors)
+        assert f"--model_name_or_path: {sit}" in refused(sit, colors)
 
     def test_model_without_its_backbone(self, refused, sit, colors):
         """What is called pretrained is not silently random."""
@@ -707,7 +707,7 @@ class TestMistakes:
         ).save_pretrained(sit.parent / "bert")
         weights = (sit.parent / "bert" / "model.safetensors").read_bytes()
         (sit / "model.safetensors").write_bytes(weights)
-        assert f"--model_name_or_path {sit}" in refused(sit, colors)
+        assert f"--model_name_or_path: {sit}" in refused(sit, colors)
 
     def test_flags_that_do_not_suit_the_model(self, refused, vit, colors):
         assert "--pooling" in refused(vit, colors, "--pooling", "mean")
@@ -748,7 +748,7 @@ class TestMistakes:
         assert "--from_scratch" in refused(sit, colors, "--freeze_backbone", "--from_scratch", code=2)
 
     def test_image_size_of_no_whole_patches(self, refused, sit, colors):
-        assert "--image_size 30" in refused(sit, colors, "--image_size", 30)
+        assert "--image_size: 30" in refused(sit, colors, "--image_size", 30)
 
     def test_unknown_flag(self, refused, sit, colors):
         assert "--learning_rat" in refused(sit, colors, "--learning_rat=1", code=2)

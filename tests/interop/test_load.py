@@ -1,4 +1,4 @@
-"""Checkpoints of other formats where `--model_name_or_path` stands: to go on from, to fine-tune, to measure, to look at."""
+"""The one loader: checkpoints of every format to go on from, to fine-tune, to measure, to look at and to convert."""
 
 import json
 
@@ -9,15 +9,18 @@ import torch
 import transformers
 from authors_network import random_network, save_checkpoint
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
-from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor
+from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.classifier import load_classifier
+from modeling_sit.interop.load import load_checkpoint, read_config
+from modeling_sit.interop.plain_vit import write_plain_vit
 from modeling_sit.interop.resize import interpolate_positions
-from modeling_sit.interop.sit import write_safetensors
+from modeling_sit.interop.safetensors import write_safetensors
+from modeling_sit.interop.timm import write_timm_folder
 from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments, create_config, create_processor
 from modeling_sit.pretraining.student import create_student
 from modeling_sit.runtime.errors import SiTError
@@ -103,15 +106,17 @@ class TestSitFile:
 
     @pytest.mark.parametrize("flag", [{"network": "teacher"}, {"num_attention_heads": 3}])
     def test_says_itself_what_other_files_do_not(self, sit_file, flag):
-        with pytest.raises(SiTError, match=f"--{next(iter(flag))} .* this one says that itself"):
-            load_encoder(sit_file[0], **flag)
+        for load in (load_encoder, load_checkpoint):
+            with pytest.raises(SiTError, match="this one says that itself") as error:
+                load(sit_file[0], **flag)
+            assert error.value.argument == next(iter(flag))
 
     def test_damaged(self, sit_file, tmp_path):
         with safe_open(sit_file[0], framework="pt") as file:
             weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         del weights["vit.layernorm.bias"]
         save_file(weights, tmp_path / "sit.safetensors", metadata)
-        with pytest.raises(SiTError, match=r"--model_name_or_path \S+: .*vit\.layernorm\.bias"):
+        with pytest.raises(SiTError, match=r"sit\.safetensors: .*vit\.layernorm\.bias"):
             load_encoder(str(tmp_path / "sit.safetensors"))
 
 
@@ -125,7 +130,7 @@ class TestPretraining:
         torch.testing.assert_close(output.reconstruction, reconstruction, rtol=0, atol=1e-4)
         torch.testing.assert_close(output.projection, projection, rtol=0, atol=1e-4)
         assert student.config.reconstruction_weight == 5  # as for any start on few images
-        assert f"checkpoint.pth: its {chosen or 'teacher'} is taken" in capsys.readouterr().err
+        assert f"checkpoint.pth: its {chosen or 'teacher'} is used" in capsys.readouterr().err
 
     def test_of_other_heads_on_request(self, authors, networks):
         """The backbone stays."""
@@ -203,7 +208,7 @@ class TestPretraining:
             ({"image_size": 20}, "--image_size 20 is not made of whole patches"),
             ({"patch_size": 4}, r"--patch_size 4: .*checkpoint\.pth was made for patch_size 8"),
             ({"model_size": "tiny"}, "--model_size tiny"),
-            ({"num_attention_heads": None}, "--num_attention_heads"),
+            ({"num_attention_heads": None}, "`num_attention_heads`"),
         ],
     )
     def test_flags_that_do_not_fit(self, authors, flags, named):
@@ -213,18 +218,17 @@ class TestPretraining:
     @pytest.mark.parametrize("flag", [{"network": "student"}, {"num_attention_heads": 2}])
     def test_flags_of_files_are_not_ignored(self, flag, mae):
         for name in (None, mae, "someone/some-vit"):
-            with pytest.raises(
-                SiTError, match=f"--{next(iter(flag))} .* is for a --model_name_or_path that is a file"
-            ):
+            with pytest.raises(SiTError, match="is for a `model_name_or_path` that is a file") as error:
                 create_config(ModelArguments(model_name_or_path=name, **flag), 10)
+            assert error.value.argument == next(iter(flag))
 
     def test_of_what_a_sit_cannot_be(self, tmp_path):
         """Else its weights were silently random, or its config's numbers meant something else."""
         transformers.BeitConfig().save_pretrained(tmp_path)
         transformers.IJepaModel(transformers.IJepaConfig(**SIZES, **IMAGES)).save_pretrained(tmp_path / "ijepa")
-        with pytest.raises(SiTError, match=r"--model_name_or_path .*ijepa: .*no token in front"):
+        with pytest.raises(SiTError, match=r"ijepa: .*no token in front"):
             student_of(model_name_or_path=str(tmp_path / "ijepa"))
-        with pytest.raises(SiTError, match=r"--model_name_or_path .*beit"):
+        with pytest.raises(SiTError, match="beit"):
             student_of(model_name_or_path=str(tmp_path))
 
 
@@ -265,8 +269,9 @@ class TestFinetuning:
         assert json.loads((tmp_path / "config.json").read_text())["projection_first_act"] == "relu"
 
     def test_flags_of_files_are_not_ignored(self, mae):
-        with pytest.raises(SiTError, match="--network teacher is for"):
+        with pytest.raises(SiTError, match="teacher is for") as error:
             load_classifier(finetuning(mae, network="teacher"), ["a", "b"], False)
+        assert error.value.argument == "network"
 
 
 class TestMeasuring:
@@ -295,8 +300,9 @@ class TestMeasuring:
             torch.testing.assert_close(encoder(images()).last_hidden_state, expected, rtol=0, atol=1e-5)
 
     def test_flags_of_files_are_not_ignored(self, mae):
-        with pytest.raises(SiTError, match="--num_attention_heads 2 is for"):
+        with pytest.raises(SiTError, match="2 is for") as error:
             load_encoder(mae, None, 2)
+        assert error.value.argument == "num_attention_heads"
 
 
 class TestReconstructions:
@@ -309,8 +315,157 @@ class TestReconstructions:
     def test_of_an_encoder_alone(self, tmp_path, networks):
         weights = networks["student"].backbone.state_dict()
         safetensors.torch.save_file(weights, tmp_path / "encoder.safetensors")
-        with pytest.raises(SiTError, match=r"encoder\.safetensors: .*reconstructs nothing"):
+        with pytest.raises(SiTError, match=r"encoder\.safetensors reconstructs nothing"):
             load_reconstructing_model(str(tmp_path / "encoder.safetensors"), None, 3)
+
+
+class TestAllHeads:
+    """Without a class, a checkpoint is loaded with all its heads."""
+
+    @pytest.mark.parametrize("model_class", [SiTModel, SiTForPreTraining, SiTForImageClassification])
+    def test_every_weight_of_every_kind_of_checkpoint_is_read(self, make_model, make_processor, tmp_path, model_class):
+        model = make_model(model_class, rotation_weight=1.0)
+        model.save_pretrained(tmp_path)
+        assert load_checkpoint(str(tmp_path)).processor is None
+        make_processor(model, do_corrupt=True).save_pretrained(tmp_path)
+        loaded = load_checkpoint(str(tmp_path))
+        assert type(loaded.model) is model_class
+        assert not loaded.model.training
+        assert not loaded.processor.do_corrupt
+        assert loaded.notes == []
+        assert loaded.model.state_dict().keys() == model.state_dict().keys()
+        assert all(torch.equal(loaded.model.state_dict()[name], weight) for name, weight in model.state_dict().items())
+
+    def test_lower_precision_is_read_as_float32_and_said(self, make_model, tmp_path):
+        make_model(SiTModel).to(torch.bfloat16).save_pretrained(tmp_path)
+        loaded = load_checkpoint(str(tmp_path))
+        assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
+        assert any("bfloat16" in note for note in loaded.notes)
+
+    def test_missing_weights_and_other_models_are_refused(self, make_model, tmp_path):
+        make_model(SiTModel).save_pretrained(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        del weights["encoder.layer.1.layernorm_after.bias"]
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(SiTError, match=r"encoder\.layer\.1\.layernorm_after\.bias"):
+            load_checkpoint(str(tmp_path))
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["SiTForDreams"]}))
+        with pytest.raises(SiTError, match="SiTForDreams"):
+            load_checkpoint(str(tmp_path))
+        (tmp_path / "config.json").unlink()
+        with pytest.raises(SiTError, match=r"no config\.json"):
+            load_checkpoint(str(tmp_path))
+
+    def test_a_classifier_of_vit_keeps_its_classifier(self, make_model, make_processor, tmp_path):
+        model = make_model(SiTForImageClassification, id2label={0: "daisy", 1: "rose"})
+        write_plain_vit(model, make_processor(model), tmp_path / "vit")
+        loaded = load_checkpoint(str(tmp_path / "vit"))
+        assert type(loaded.model) is SiTForImageClassification
+        assert loaded.model.config.id2label == {0: "daisy", 1: "rose"}
+        assert list(loaded.processor.image_mean) == [0.3, 0.4, 0.5]
+        assert all(torch.equal(loaded.model.state_dict()[name], weight) for name, weight in model.state_dict().items())
+
+    def test_what_was_written_for_timm_or_in_one_file_is_read_again(self, make_model, make_processor, tmp_path):
+        model = make_model(SiTModel)
+        write_timm_folder(model, make_processor(model), tmp_path / "timm")
+        loaded = load_checkpoint(str(tmp_path / "timm"))
+        assert list(loaded.processor.image_mean) == [0.3, 0.4, 0.5]
+        assert all(torch.equal(loaded.model.state_dict()[name], weight) for name, weight in model.state_dict().items())
+        model = make_model(SiTForPreTraining)
+        path = tmp_path / "weights.safetensors"
+        write_safetensors(model, make_processor(model, corruption="zeros"), path)
+        loaded = load_checkpoint(str(path))
+        assert type(loaded.model) is SiTForPreTraining and loaded.processor.corruption == "zeros"
+        assert all(torch.equal(loaded.model.state_dict()[name], weight) for name, weight in model.state_dict().items())
+        # One that has lost a weight since is not filled up.
+        weights = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        del weights["decoder.projection.bias"]
+        save_file(weights, path, metadata=metadata)
+        with pytest.raises(SiTError, match=r"decoder\.projection\.bias"):
+            load_checkpoint(str(path))
+
+    def test_the_authors_checkpoints_are_read_with_their_heads(self, make_model, tmp_path):
+        student, teacher = random_network(0), random_network(1)
+        checkpoint = str(save_checkpoint(tmp_path / "checkpoint.pth", student, teacher))
+        loaded = load_checkpoint(checkpoint, network="student", num_attention_heads=student.heads)
+        assert type(loaded.model) is SiTForPreTraining
+        assert torch.equal(loaded.model.vit.embeddings.position_embeddings, student.backbone.pos_embed)
+        assert torch.equal(loaded.model.decoder.projection.weight, student.head_recons.convTrans.weight)
+        assert any("student" in note for note in loaded.notes)
+        make_model(SiTModel).save_pretrained(tmp_path / "sit")
+        with pytest.raises(SiTError, match="student is for") as error:
+            load_checkpoint(str(tmp_path / "sit"), network="student")
+        assert error.value.argument == "network"
+
+
+class TestReport:
+    """What the loader says of weights that are new, and what it refuses."""
+
+    @pytest.fixture
+    def sit(self, save_tiny_sit, tmp_path):
+        return save_tiny_sit(tmp_path / "sit")
+
+    @staticmethod
+    def change(folder, change):
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def test_heads_that_are_new_are_named(self, sit):
+        assert load_checkpoint(sit, SiTForPreTraining).missing_keys == []
+        loaded = load_checkpoint(sit, transformers.AutoModelForImageClassification, settings={"num_labels": 3})
+        assert loaded.missing_keys == ["classifier.bias", "classifier.weight"] and loaded.model.config.num_labels == 3
+        loaded.model.save_pretrained(sit)
+        again = load_checkpoint(sit, transformers.AutoModelForImageClassification, settings={"num_labels": 4})
+        assert again.missing_keys == ["classifier.bias", "classifier.weight"]  # of other shapes
+
+    @pytest.mark.parametrize(
+        "model_class",
+        [None, SiTForPreTraining, transformers.AutoModel, transformers.AutoModelForImageClassification],
+    )
+    def test_a_backbone_that_is_not_whole_is_refused(self, sit, model_class):
+        self.change(sit, lambda weights: weights.pop("vit.layernorm.bias"))
+        with pytest.raises(SiTError, match=r"1 weights .*missing, such as (vit\.)?layernorm\.bias") as error:
+            load_checkpoint(sit, model_class)
+        assert error.value.argument == "model_name_or_path"
+
+    def test_weights_of_other_shapes_are_refused(self, sit):
+        config = SiTConfig.from_pretrained(sit)
+        config.decoder_hidden_size = 4
+        with pytest.raises(SiTError, match=r"other shapes .*decoder\.mlp"):
+            load_checkpoint(sit, SiTForPreTraining, config=config)
+        self.change(sit, lambda weights: weights.update({"vit.layernorm.bias": torch.zeros(3)}))
+        with pytest.raises(SiTError, match=r"1 weights of the backbone .*other shapes .*layernorm\.bias"):
+            load_checkpoint(sit, transformers.AutoModelForImageClassification, settings={"num_labels": 3})
+
+    def test_a_model_without_an_image_processor(self, sit):
+        (sit / "preprocessor_config.json").unlink()
+        loaded = load_checkpoint(sit, transformers.AutoModel)
+        assert loaded.processor is None
+        with pytest.raises(SiTError, match="no image processor") as error:
+            loaded.require_processor()
+        assert error.value.argument == "model_name_or_path"
+
+    def test_a_setting_that_the_model_does_not_have(self, tmp_path):
+        transformers.ViTModel(transformers.ViTConfig(**SIZES, **IMAGES)).save_pretrained(tmp_path)
+        with pytest.raises(SiTError, match="ViTConfig has no such setting") as error:
+            load_checkpoint(tmp_path, transformers.AutoModelForImageClassification, settings={"pooling": "mean"})
+        assert error.value.argument == "pooling"
+
+    @pytest.mark.parametrize("name", ["someone/model", "nowhere"])
+    def test_nothing_is_there(self, name, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        for load in (read_config, load_checkpoint, lambda name: load_checkpoint(name, SiTForPreTraining)):
+            with pytest.raises(SiTError, match="no such folder, and the Hub gives no such model") as error:
+                load(name)
+            assert error.value.argument == "model_name_or_path"
+
+    def test_the_configuration_alone(self, sit, authors):
+        assert read_config(str(sit))["hidden_size"] == 16
+        assert read_config(authors, num_attention_heads=3)["projection_first_act"] == "relu"
 
 
 def test_the_programs_take_a_file(run_program, authors, save_images, tmp_path, networks, capsys):
@@ -321,7 +476,7 @@ def test_the_programs_take_a_file(run_program, authors, save_images, tmp_path, n
     pretraining = ["--per_device_train_batch_size", 8, "--max_train_steps", 1, "--preview_steps", 0]
     pretraining += ["--base_learning_rate", 0, "--min_learning_rate", 0, "--export", "student", "--network", "student"]
     assert run_program("pretrain", *flags, *pretraining, "--output_dir", tmp_path / "out") == 0
-    assert capsys.readouterr().err.count("its student is taken, not the teacher") == 1
+    assert capsys.readouterr().err.count("its student is used, not the teacher") == 1
     model = SiTForPreTraining.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
         expected = networks["student"](images())

@@ -8,14 +8,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor
-from modeling_sit.interop.sit import load_safetensors, load_sit_folder, write_safetensors, write_sit_folder
-from modeling_sit.interop.source import load_source
+from modeling_sit.interop.formats import load_sit_folder, write_sit_folder
+from modeling_sit.interop.load import load_checkpoint
+from modeling_sit.interop.safetensors import load_safetensors, write_safetensors
 
 
 def test_a_folder_keeps_heads_settings_and_corruption(make_model, make_processor, images, tmp_path):
     model = make_model(SiTForPreTraining, temperature=0.3, rotation_weight=0.5)
     write_sit_folder(model, make_processor(model, corruption="zeros"), tmp_path / "sit")
-    back = load_source(str(tmp_path / "sit"))
+    back = load_checkpoint(str(tmp_path / "sit"))
     assert back.model.config.temperature == 0.3
     assert back.processor.corruption == "zeros"
     assert all(torch.equal(back.model.state_dict()[name], weight) for name, weight in model.state_dict().items())

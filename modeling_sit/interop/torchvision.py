@@ -1,4 +1,4 @@
-"""A SiT as torchvision's `VisionTransformer`, the class of `vit_b_16`: a file of weights that `load_state_dict` takes."""
+"""A SiT as torchvision's `VisionTransformer`, the class of `vit_b_16`: a file of weights for `load_state_dict`."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,7 @@ from torchvision.models import VisionTransformer
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit import SiTConfig, SiTForImageClassification
-from modeling_sit.interop.plain_processor import plain_processor
-from modeling_sit.interop.source import training_settings_left_out
+from modeling_sit.interop.plain_vit import SINCOS_NOTE, plain_processor, training_settings_left_out
 from modeling_sit.interop.verification import Predict
 from modeling_sit.runtime.errors import SiTError
 
@@ -46,11 +45,11 @@ LAYER_NORM_EPS = 1e-6
 
 def torchvision_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """
-    The weights of a SiT by torchvision's names. Where a SiT has no classifier the head is the identity, for torchvision
-    always has one; where its attention has no biases they are zeros.
+    The weights of a SiT by torchvision's names. Torchvision's model always has a head and biases in its attention: a
+    head that the SiT lacks is the identity, biases that it lacks are zeros.
 
     Args:
-        model ([`SiTModel`] or [`SiTForImageClassification`]): Whose classifier reads the token.
+        model ([`SiTModel`] or [`SiTForImageClassification`]): A classifier has to read the contrastive token.
     """
     backbone, config = model.base_model.state_dict(), model.config
     weights = {theirs: backbone[ours].clone() for ours, theirs in AROUND_BLOCKS.items()}
@@ -75,13 +74,13 @@ def torchvision_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 def write_torchvision(model: PreTrainedModel, processor: BaseImageProcessor | None, path: Path) -> list[str]:
     """
-    Write a safetensors file of torchvision's names; its metadata has the sizes, the labels and the image processor.
+    Write a safetensors file with torchvision's names. Its metadata has the sizes, the labels and the image processor.
 
     Returns:
-        `list[str]`: How to load it, which sizes are not vit_b_16's, and what it has not.
+        `list[str]`: How to load it, which sizes differ from vit_b_16's, and what it does not hold.
 
     Raises:
-        [`SiTError`]: If torchvision's class cannot be of these sizes, or cannot give these outputs; all reasons are named.
+        [`SiTError`]: If torchvision's class cannot have these sizes or outputs. The message names all reasons.
     """
     config = model.config
     has_classifier = isinstance(model, SiTForImageClassification)
@@ -101,24 +100,24 @@ def write_torchvision(model: PreTrainedModel, processor: BaseImageProcessor | No
     if builder is None:
         usual = dict(zip(SIZES, BUILDERS["vit_b_16"], strict=True))
         others = [f"{name} {settings[name]} (not {usual[name]})" for name in SIZES if settings[name] != usual[name]]
-        notes.append(f"no vit_b_16, for other sizes, nor another of torchvision's by name: {', '.join(others)}")
+        notes.append(f"other sizes than vit_b_16, and than all of torchvision's models by name: {', '.join(others)}")
     constructed = {name: value for name, value in settings.items() if builder is None or name not in SIZES}
     arguments = ", ".join(f"{name}={value}" for name, value in constructed.items())
     made = f"torchvision.models.{builder or 'VisionTransformer'}({arguments})"
     notes.insert(0, f"load it with torchvision: {made}.load_state_dict(safetensors.torch.load_file({str(path)!r}))")
     if not has_classifier:
-        notes.append("its head is the identity: what it gives is the contrastive token")
+        notes.append("its head is the identity, so its output is the contrastive token")
         if config.pooling != "token":
             notes.append(f"not in it: pooling={config.pooling}")
     if config.layer_norm_eps != LAYER_NORM_EPS:
         notes.append(f"its layer norms have an epsilon of {LAYER_NORM_EPS}, not {config.layer_norm_eps}")
     if config.position_embedding_type == "sincos":
-        notes.append("its positions are the fixed sine and cosine ones, but learnable in further training")
+        notes.append(SINCOS_NOTE)
     return notes + training_settings_left_out(config)
 
 
 def torchvision_settings(config: SiTConfig, has_classifier: bool) -> dict[str, Any]:
-    """What builds the [`VisionTransformer`] of a SiT of square images and patches."""
+    """Arguments of [`VisionTransformer`] for a SiT of square images and patches."""
     return {
         "image_size": config.image_shape[0],
         "patch_size": config.patch_shape[0],
@@ -131,7 +130,7 @@ def torchvision_settings(config: SiTConfig, has_classifier: bool) -> dict[str, A
 
 
 def check_fits_torchvision(config: SiTConfig, has_classifier: bool) -> None:
-    """Raise [`SiTError`] with everything in which torchvision's class cannot be like a SiT of this configuration."""
+    """Raise [`SiTError`], with all reasons, if torchvision's class cannot be like a SiT of this configuration."""
     (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
     unfit = []
     if height != width:
@@ -146,14 +145,15 @@ def check_fits_torchvision(config: SiTConfig, has_classifier: bool) -> None:
         unfit.append(f"its activation is gelu, not hidden_act={config.hidden_act}")
     if has_classifier and config.pooling != "token":
         unfit.append(
-            f"its classifier reads the token in front, not pooling={config.pooling} (--outputs features writes the backbone)"
+            f"its classifier reads the first token, not pooling={config.pooling} "
+            '(`outputs="features"` writes the backbone)'
         )
     if unfit:
-        raise SiTError(f"--format torchvision: torchvision's VisionTransformer cannot hold it: {'; '.join(unfit)}")
+        raise SiTError(f"torchvision's VisionTransformer cannot hold it: {'; '.join(unfit)}", argument="format")
 
 
 def load_torchvision(path: Path) -> Predict:
-    """What torchvision makes of a file of [`write_torchvision`]."""
+    """The outputs that torchvision gives for a file of [`write_torchvision`]."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     model = VisionTransformer(**json.loads(metadata["VisionTransformer"]))

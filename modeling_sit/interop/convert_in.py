@@ -1,13 +1,11 @@
-"""Checkpoints of other formats as SiT models: which format it is, and what is read from it.
+"""Checkpoints of other formats as SiT models: which format a checkpoint has, and what is read from it.
 
-Folders of SiT, and what transformers reads itself, need nothing of this.
+Folders of SiT, and what transformers loads itself, need none of this.
 """
 
-import os
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -16,14 +14,14 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
 from modeling_sit.interop.authors_checkpoint import from_authors_network, is_authors_network
 from modeling_sit.interop.encoders import (
-    Encoder,
+    EncoderWeights,
     check_model_type,
     check_transformers_config,
     from_timm_network,
     from_transformers_network,
     name_weights,
 )
-from modeling_sit.interop.sit_file import is_sit_file, read_sit_file
+from modeling_sit.interop.safetensors import check_describes_itself, is_sit_file, read_sit_file
 from modeling_sit.interop.weights_files import (
     WEIGHTS_NAMES,
     check_is_state_dict,
@@ -32,35 +30,36 @@ from modeling_sit.interop.weights_files import (
 )
 from modeling_sit.runtime.errors import SiTError
 
-# What a file of weights is called by `find_format`; a folder by its config's `model_type`, and one of timm's vit_* by this.
+# What `find_format` gives for a file of weights and for a folder of timm's vit_*. Other folders have a `model_type`.
 WEIGHTS_FILE, TIMM = "weights file", "timm"
-# What SiT's classes load as it is.
+# What SiT's classes load without conversion.
 OWN_TYPES = (SiTConfig.model_type, "vit")
-# What transformers' Auto classes give no encoder of: MAE's drops three quarters of the patches, by chance, even in
-# evaluation mode.
+# Transformers' Auto classes give no usable encoder of these: MAE's drops three quarters of the patches at random, even
+# in evaluation mode.
 WITHOUT_AUTO_ENCODER = ("vit_mae",)
 TIMM_ARCHITECTURES = ("vit_", "deit_", "deit3_")
-# In timm's config: what would change the outputs and leaves no trace in the weights.
+# In timm's config: settings that change the outputs and leave no trace in the weights.
 UNSEEN_MODEL_ARGS = ("act_layer", "norm_layer", "block_fn", "mlp_layer", "attn_layer", "embed_layer")
-# What a file's one network can be under, beside what else training code keeps.
+# Keys of a file's one network, where training code keeps other things beside it.
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 NETWORKS = ("teacher", "student")
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+IMAGENET_NOTE = "images are normalized as ImageNet's, because the file does not say how they were in training"
 
 
 @dataclass(frozen=True)
 class ConvertedCheckpoint:
     """
-    A checkpoint of another format, as SiT has it.
+    A checkpoint of another format, as weights of a SiT.
 
     Args:
-        name (`str`): The file, folder or repository.
-        config ([`SiTConfig`]): What its shapes or its configuration say.
-        state_dict (`dict[str, torch.Tensor]`): Float32, by their names in [`SiTForPreTraining`]; a head that the source
-            has not is not among them.
-        notes (`list[str]`): What its user has to know, a line each: what was left out, what was assumed.
-        normalization (`dict[str, list[float]]`): `image_mean` and `image_std`, as far as the source says them.
+        name (`str`): The file, the folder or the Hub id.
+        config ([`SiTConfig`]): Made from the shapes of the weights, or from the checkpoint's configuration.
+        state_dict (`dict[str, torch.Tensor]`):
+            Weights in float32, by their names in [`SiTForPreTraining`]. A head that the checkpoint lacks is not among
+            them.
+        notes (`list[str]`): What was left out or assumed, a line each.
+        normalization (`dict[str, list[float]]`): `image_mean` and `image_std`, if the checkpoint gives them.
     """
 
     name: str
@@ -69,34 +68,34 @@ class ConvertedCheckpoint:
     notes: list[str] = field(default_factory=list)
     normalization: dict[str, list[float]] = field(default_factory=dict)
 
-    @property
-    def reconstructs(self) -> bool:
-        """Whether the pixel decoder is there."""
-        return any(name.startswith("decoder.") for name in self.state_dict)
-
-    def create_model(self, model_class: type[Model], config: SiTConfig | None = None) -> Model:
+    def create_model(
+        self, model_class: type, config: SiTConfig | None = None
+    ) -> tuple[PreTrainedModel, set[str], set[str]]:
         """
-        A model with these weights; heads that the source has not, or of other sizes in `config`, are new.
+        A model with these weights. Heads that the checkpoint lacks, or that `config` gives other sizes, are new.
 
         Args:
-            model_class (`type`): [`SiTModel`], [`SiTForPreTraining`] or [`SiTForImageClassification`].
-            config ([`SiTConfig`], *optional*): Of the model. Default: the checkpoint's.
+            model_class (`type`): A class of SiT, or an Auto class of transformers.
+            config ([`SiTConfig`], *optional*): Configuration of the model. Default: the checkpoint's.
 
         Returns:
-            `PreTrainedModel`: On the CPU, float32, in evaluation mode.
+            `tuple[PreTrainedModel, set[str], set[str]]`: The model, on the CPU, in float32, in evaluation mode; the
+                names
+            of its weights that are new; the names of the checkpoint's weights that it has no place for.
 
         Raises:
-            [`SiTError`]: If the config is of another backbone.
+            [`SiTError`]: If `config` describes another backbone.
         """
-        model = model_class(self.config if config is None else config)
-        names = {name: name.removeprefix("vit.") if model_class is SiTModel else name for name in self.state_dict}
+        model = create_model(model_class, self.config if config is None else config)
+        is_backbone = isinstance(model, SiTModel)
+        names = {name: name.removeprefix("vit.") if is_backbone else name for name in self.state_dict}
         wanted = model.state_dict()
         found = {
             ours: self.state_dict[name]
             for name, ours in names.items()
             if ours in wanted and (name.startswith("vit.") or wanted[ours].shape == self.state_dict[name].shape)
         }
-        # A head in part would be neither the source's nor a new one.
+        # A part of a head would be neither the checkpoint's nor a new one.
         for head in ("decoder.", "projection_head."):
             of_head = [name for name in wanted if name.startswith(head)]
             if not all(name in found for name in of_head):
@@ -104,12 +103,17 @@ class ConvertedCheckpoint:
         try:
             model.load_state_dict(found, strict=False)
         except RuntimeError as problem:
-            raise SiTError(f"{self.name} is of another backbone than asked for: {problem}") from problem
+            reason = " ".join(str(problem).split())
+            raise SiTError(
+                f"{self.name} has another backbone than asked for: {reason}", argument="model_name_or_path"
+            ) from problem
         model.name_or_path = model.config._name_or_path = self.name
-        return model.eval()
+        left_out = {name for name, ours in names.items() if ours not in found}
+        return model.eval(), wanted.keys() - found.keys(), left_out
 
     def create_processor(self) -> SiTImageProcessor:
-        """The image processor for images of the config's size, normalized as the source says, else as ImageNet's."""
+        """The image processor for images of the config's size. It normalizes as the checkpoint says, or else as for
+        ImageNet's images."""
         height, width = self.config.image_shape
         usual = {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)}
         if self.config.num_channels == 1:
@@ -120,15 +124,19 @@ class ConvertedCheckpoint:
             **{**usual, **self.normalization},
         )
 
-    def log_notes(self) -> None:
-        """Print the notes on stderr, in the first process of a run."""
-        if os.environ.get("RANK", "0") == "0":
-            for note in self.notes:
-                print(f"{self.name}: {note}", file=sys.stderr)
+
+def create_model(model_class: type, config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with new weights in float32, of a class or of the class that an Auto class has for the configuration."""
+    return model_class.from_config(config, dtype=torch.float32) if is_auto_class(model_class) else model_class(config)
+
+
+def is_auto_class(model_class: type) -> bool:
+    """Whether it is one of transformers' Auto classes, such as `AutoModel`."""
+    return hasattr(model_class, "from_config")
 
 
 def find_format(model_name_or_path: str) -> str | None:
-    """`WEIGHTS_FILE`, `TIMM`, the `model_type` of a folder or of a repository on the Hub, or `None` if there is none."""
+    """`WEIGHTS_FILE`, `TIMM`, the `model_type` of a folder or a repository on the Hub, or `None` if there is none."""
     if Path(model_name_or_path).is_file():
         return WEIGHTS_FILE
     try:
@@ -141,50 +149,35 @@ def find_format(model_name_or_path: str) -> str | None:
 
 
 def needs_conversion(model_name_or_path: str) -> bool:
-    """Whether SiT's classes load it by way of [`read_checkpoint`], if at all; `False` where there is nothing."""
+    """Whether SiT's classes cannot load it without [`read_checkpoint`]. `False` if nothing is there."""
     return find_format(model_name_or_path) not in (None, *OWN_TYPES)
 
 
 def has_no_auto_encoder(model_name_or_path: str) -> bool:
-    """Whether transformers' Auto classes give no encoder, or not that of whole images, so that it has to be converted."""
+    """Whether transformers' Auto classes give no encoder of whole images, so that it has to be converted."""
     return find_format(model_name_or_path) in (WEIGHTS_FILE, TIMM, *WITHOUT_AUTO_ENCODER)
 
 
-def check_weights_file_flags(
-    model_name_or_path: str | None, network: str | None, num_attention_heads: int | None
-) -> None:
-    """Raise [`SiTError`] if a flag for files of weights is given beside something else."""
-    if model_name_or_path is not None and Path(model_name_or_path).is_file():
-        return
-    for flag, value in (("network", network), ("num_attention_heads", num_attention_heads)):
-        if value is not None:
-            reason = f"{model_name_or_path} says that itself" if model_name_or_path else "there is none"
-            raise SiTError(f"--{flag} {value} is for a --model_name_or_path that is a file of weights: {reason}")
-
-
 def read_checkpoint(
-    model_name_or_path: str,
-    *,
-    network: str | None = None,
-    num_attention_heads: int | None = None,
-    flag: str = "--model_name_or_path",
+    model_name_or_path: str, *, network: str | None = None, num_attention_heads: int | None = None
 ) -> ConvertedCheckpoint:
     """
     Read a checkpoint of another format. Nothing that it holds is run.
 
     Args:
         model_name_or_path (`str`):
-            A file of weights, `.safetensors` or a pickle of `torch.save`, by the names of the authors' code or timm's, or of
-            [`~interop.sit.write_safetensors`]; a folder or repository of timm's (`vit_*`) or transformers' (`vit`, `deit`, `vit_mae`, `vit_msn`, `dinov2`).
+            A file of weights, `.safetensors` or a pickle of `torch.save`, by the names of the authors' code or timm's,
+            or a file of [`~interop.safetensors.write_safetensors`]; a folder or repository of timm's (`vit_*`) or
+            transformers' (`vit`, `deit`, `vit_mae`, `vit_msn`, `dinov2`).
         network (`str`, *optional*):
-            `"teacher"` or `"student"` of a checkpoint that has both. Default: the teacher, the better encoder.
+            `"teacher"` or `"student"` of a file that has both. Default: the teacher, which is the better encoder.
         num_attention_heads (`int`, *optional*):
-            Of a file of weights, which does not say it. Default: as wide as the family's.
-        flag (`str`, *optional*, defaults to `"--model_name_or_path"`): What names it in errors.
+            Attention heads, which a file of weights does not give. Default: as many as models of this width usually
+            have.
 
     Raises:
-        [`SiTError`]: If it cannot be read, a pickle holds more than weights, or a SiT cannot give its outputs. Weights that
-            are missing, or have no place, are all named.
+        [`SiTError`]: If it cannot be read, a pickle holds more than weights, or a SiT cannot give its outputs. The
+            message names all weights that are missing or have no place.
     """
     try:
         found = find_format(model_name_or_path)
@@ -196,26 +189,24 @@ def read_checkpoint(
             read = _read_transformers_folder(model_name_or_path, found)
     except (ValueError, OSError) as problem:
         reason = " ".join(str(problem).split())
-        raise SiTError(f"{flag} {model_name_or_path}: {reason}") from problem
+        raise SiTError(f"{model_name_or_path}: {reason}", argument="model_name_or_path") from problem
     return replace(read, name=str(model_name_or_path))
 
 
 def _read_file(path: Path, network: str | None, num_attention_heads: int | None) -> ConvertedCheckpoint:
     if is_sit_file(path):
-        for flag, value in (("network", network), ("num_attention_heads", num_attention_heads)):
-            if value is not None:
-                raise ValueError(f"--{flag} {value} is for other files of weights; this one says that itself")
+        check_describes_itself(network, num_attention_heads)
         return _read_sit_file(path)
     if path.name in WEIGHTS_NAMES and path.with_name("config.json").is_file():
-        raise ValueError("a file of a model's folder; give the folder that it lies in")
+        raise ValueError("this file belongs to a model's folder; give the folder")
     weights, notes = _choose_network(load_weights_file(path), network)
     if is_authors_network(weights):
         encoder = from_authors_network(weights, num_attention_heads)
     else:
         encoder = from_timm_network(weights, num_attention_heads)
     encoder.notes = notes + encoder.notes
-    read = _as_read(encoder, {})
-    read.notes.append("normalized as ImageNet's images are, for the file does not say how it was trained")
+    read = _as_checkpoint(encoder, {})
+    read.notes.append(IMAGENET_NOTE)
     return read
 
 
@@ -226,26 +217,26 @@ def _read_sit_file(path: Path) -> ConvertedCheckpoint:
     notes = []
     if isinstance(model, SiTForImageClassification):
         state_dict = {name: value for name, value in state_dict.items() if name.startswith("vit.")}
-        notes.append("left out, for it is another task's: its classifier")
+        notes.append("left out, because it is of another task: its classifier")
     normalization = {}
     if processor is None:
-        notes.append("normalized as ImageNet's images are, for the file does not say how it was trained")
+        notes.append(IMAGENET_NOTE)
     else:
         normalization = {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
     return ConvertedCheckpoint("", model.config, state_dict, notes, normalization)
 
 
 def _choose_network(contents: Any, network: str | None) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """One network's weights of what a file holds, `module.` taken off their names, and a note of which it is."""
+    """The weights of one network in a file, without `module.` in front of their names, and a note that says which."""
     there = [name for name in NETWORKS if isinstance(contents, dict) and isinstance(contents.get(name), dict)]
     notes = []
     if network is not None and network not in there:
-        others = f"it has the {' and '.join(there)}" if there else "it holds one network, and no flag is needed"
-        raise ValueError(f"there is no {network} in it for --network: {others}")
+        others = f"only the {' and the '.join(there)}" if there else "but one network without a name; leave this out"
+        raise SiTError(f"the file holds no {network}, {others}", argument="network")
     if there:
         chosen = network or there[0]
         weights, what = contents[chosen], f"its {chosen}"
-        notes.append(f"{what} is taken" + (f", not the {there[1 - there.index(chosen)]}" if len(there) > 1 else ""))
+        notes.append(f"{what} is used" + (f", not the {there[1 - there.index(chosen)]}" if len(there) > 1 else ""))
     else:
         wrapper = next((name for name in WRAPPERS if isinstance(contents, dict) and name in contents), None)
         weights, what = (contents, "it") if wrapper is None else (contents[wrapper], f"its {wrapper}")
@@ -266,7 +257,7 @@ def _read_timm_folder(model_name_or_path: str) -> ConvertedCheckpoint:
     input_size = described.get("input_size")
     image_shape = tuple(input_size[1:]) if isinstance(input_size, list) and len(input_size) == 3 else None
     encoder = from_timm_network(weights, model_args.get("num_heads"), image_shape)
-    return _as_read(encoder, read_normalization(model_name_or_path))
+    return _as_checkpoint(encoder, read_normalization(model_name_or_path))
 
 
 def _read_transformers_folder(model_name_or_path: str, model_type: str | None) -> ConvertedCheckpoint:
@@ -275,11 +266,11 @@ def _read_transformers_folder(model_name_or_path: str, model_type: str | None) -
     check_transformers_config(config)
     weights = load_folder_weights(model_name_or_path)
     check_is_state_dict(weights, "it")
-    return _as_read(from_transformers_network(weights, config), read_normalization(model_name_or_path))
+    return _as_checkpoint(from_transformers_network(weights, config), read_normalization(model_name_or_path))
 
 
 def read_normalization(model_name_or_path: str) -> dict[str, list[float]]:
-    """`image_mean` and `image_std` of a checkpoint, as far as it says them."""
+    """`image_mean` and `image_std` of a checkpoint, if it gives them."""
     found = find_format(model_name_or_path)
     try:
         if found == WEIGHTS_FILE:
@@ -295,14 +286,14 @@ def read_normalization(model_name_or_path: str) -> dict[str, list[float]]:
     return {name: list(settings[name]) for name in ("image_mean", "image_std") if settings.get(name)}
 
 
-def _as_read(encoder: Encoder, normalization: dict[str, list[float]]) -> ConvertedCheckpoint:
+def _as_checkpoint(encoder: EncoderWeights, normalization: dict[str, list[float]]) -> ConvertedCheckpoint:
     config = SiTConfig(**encoder.settings)
     state_dict = {f"vit.{name}": value for name, value in encoder.weights.items()} | encoder.heads
     state_dict = {name: value.float() if value.is_floating_point() else value for name, value in state_dict.items()}
     _check_heads(encoder.heads, config)
     notes = list(encoder.notes)
     if encoder.left_out:
-        notes.append(f"left out, for a SiT has no place for them: {name_weights(encoder.left_out)}")
+        notes.append(f"left out, because a SiT has no place for them: {name_weights(encoder.left_out)}")
     return ConvertedCheckpoint(
         name="",
         config=config,
@@ -313,7 +304,7 @@ def _as_read(encoder: Encoder, normalization: dict[str, list[float]]) -> Convert
 
 
 def _check_heads(heads: dict[str, torch.Tensor], config: SiTConfig) -> None:
-    """Raise `ValueError` unless each head is there as the config describes it, or not at all."""
+    """Raise `ValueError` if a head is there in part, or not as the config describes it."""
     with torch.device("meta"):
         wanted = SiTForPreTraining(config).state_dict()
     present = {name.partition(".")[0] for name in heads}

@@ -1,4 +1,4 @@
-"""SiT as one of timm's models, built by timm from the folder alone."""
+"""SiT as one of timm's models: a folder that timm loads alone, and weights by timm's names in timm's own model."""
 
 import json
 
@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 
-from modeling_sit import SiTForImageClassification, SiTModel
-from modeling_sit.interop.timm_folder import ACTIVATIONS, mlp_ratio, write_timm_folder
-from modeling_sit.interop.timm_layout import from_timm_state_dict
+from modeling_sit import SiTForImageClassification, SiTForPreTraining, SiTModel
+from modeling_sit.interop.timm import ACTIVATIONS, from_timm_state_dict, mlp_ratio, timm_state_dict, write_timm_folder
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -99,7 +98,7 @@ def test_images_are_prepared_as_before(make_model, make_processor, tmp_path, cha
 
 
 def test_what_timm_cannot_hold_is_refused_or_named(make_model, tmp_path):
-    with pytest.raises(SiTError, match=r"pooling=token_mean.*--outputs features"):
+    with pytest.raises(SiTError, match="pooling=token_mean"):
         write_timm_folder(make_model(SiTForImageClassification, pooling="token_mean"), None, tmp_path / "timm")
     with pytest.raises(SiTError, match="hidden_act=laplace"):
         write_timm_folder(make_model(SiTModel, hidden_act="laplace"), None, tmp_path / "timm")
@@ -118,3 +117,107 @@ def test_mlp_is_as_wide_as_it_was(tiny_config, hidden_size, widths):
     for width in widths:
         config = tiny_config(hidden_size=hidden_size, intermediate_size=width)
         assert int(hidden_size * mlp_ratio(config)) == width
+
+
+POOLS = {"token": "token", "mean": "avg"}
+
+
+@pytest.fixture
+def make_timm():
+    """A `vit_*` of timm with the sizes of a configuration, and weights that are nowhere zero."""
+
+    def make(config, num_classes=0, pooling="token"):
+        model = timm.create_model(
+            "vit_tiny_patch16_224",
+            img_size=config.image_shape,
+            patch_size=config.patch_shape,
+            in_chans=config.num_channels,
+            embed_dim=config.hidden_size,
+            depth=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            mlp_ratio=config.intermediate_size / config.hidden_size,
+            qkv_bias=config.qkv_bias,
+            num_classes=num_classes,
+            global_pool=POOLS[pooling],
+            fc_norm=False,
+        )
+        return randomize(model)
+
+    return make
+
+
+def randomize(model):
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.3)
+    return model.eval()
+
+
+def images(config, count=3):
+    return torch.randn(count, config.num_channels, *config.image_shape, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"qkv_bias": False}, {"image_size": (16, 24), "patch_size": (8, 4), "num_channels": 1}],
+    ids=["plain", "without_qkv_bias", "grey_rectangles"],
+)
+def test_backbone_gives_the_same_tokens_in_timm(tiny_config, make_timm, fields):
+    config = tiny_config(**fields)
+    model = randomize(SiTModel(config))
+    theirs = make_timm(config)
+    theirs.load_state_dict(timm_state_dict(model), strict=True)
+    with torch.no_grad():
+        expected = model(images(config)).last_hidden_state
+        torch.testing.assert_close(theirs.forward_features(images(config)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLS)
+def test_classifier_gives_the_same_logits_in_timm(tiny_config, make_timm, pooling):
+    config = tiny_config(pooling=pooling, num_labels=5)
+    model = randomize(SiTForImageClassification(config))
+    theirs = make_timm(config, num_classes=5, pooling=pooling)
+    theirs.load_state_dict(timm_state_dict(model), strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images(config)), model(images(config)).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLS)
+def test_a_model_of_timm_gives_the_same_logits_here(tiny_config, make_timm, pooling):
+    config = tiny_config(pooling=pooling, num_labels=5)
+    theirs = make_timm(config, num_classes=5, pooling=pooling)
+    weights = from_timm_state_dict(theirs.state_dict(), config)
+    classifier = {name: weights.pop(name) for name in list(weights) if name.startswith("classifier.")}
+    model = SiTForImageClassification(config).eval()
+    model.vit.load_state_dict(weights, strict=True)
+    model.load_state_dict(classifier, strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images(config)).logits, theirs(images(config)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{}, {"position_embedding_type": "sincos"}], ids=["learnable", "sincos"])
+def test_weights_there_and_back_are_the_same_to_the_bit(tiny_config, fields):
+    model = SiTForPreTraining(tiny_config(**fields))
+    there = timm_state_dict(model)
+    back = from_timm_state_dict(there, model.config)
+    expected = model.vit.state_dict()
+    assert back.keys() == expected.keys()
+    assert all(torch.equal(back[name], weight) for name, weight in expected.items())
+    # Nothing shares memory with the model, or with another weight: safetensors refuses that.
+    before = {name: weight.clone() for name, weight in expected.items()}
+    for weight in (*there.values(), *back.values()):
+        assert weight.is_contiguous()
+        weight.zero_()
+    assert all(torch.equal(expected[name], weight) for name, weight in before.items())
+
+
+def test_every_key_that_does_not_fit_is_named(tiny_config):
+    config = tiny_config()
+    weights = timm_state_dict(SiTModel(config))
+    weights["blocks.0.ls1.gamma"] = weights["reg_token"] = torch.ones(1)
+    del weights["norm.bias"], weights["blocks.1.attn.qkv.weight"]
+    with pytest.raises(ValueError) as error:
+        from_timm_state_dict(weights, config)
+    for name in ("blocks.0.ls1.gamma", "reg_token", "norm.bias", "blocks.1.attn.qkv.weight", "2 blocks"):
+        assert name in str(error.value)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torchvision.models import VisionTransformer, vit_b_16
 
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTModel
-from modeling_sit.interop.torchvision_layout import (
+from modeling_sit.interop.torchvision import (
     BUILDERS,
     check_fits_torchvision,
     load_torchvision,
