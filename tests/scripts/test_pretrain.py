@@ -957,7 +957,7 @@ class TestStartingFromAModel:
 
         def error(folder: Path) -> str:
             line = one_line_error("pretrain", *flags, folder)
-            assert f"--model_name_or_path {folder}" in line
+            assert f"--model_name_or_path: {folder}" in line
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
             return line
 
