@@ -25,7 +25,7 @@ from modeling_sit.interop.graphs import OPSET
 from modeling_sit.interop.load import LoadedCheckpoint, load_checkpoint
 from modeling_sit.interop.verification import largest_differences, one_and_the_rest, random_images
 from modeling_sit.runtime.arguments import build_arguments
-from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, flush, flush_files, write_errors
+from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, fsync, fsync_files, write_errors
 from modeling_sit.runtime.errors import SiTError, argument_names
 
 
@@ -305,14 +305,14 @@ def staged(destination: Path) -> Iterator[Path]:
     written = staging / destination.name
     try:
         yield written
-        flush_files(staging)
+        fsync_files(staging)
         if written.is_dir() and destination.is_dir():
             for path in sorted(written.iterdir()):
                 path.replace(destination / path.name)
-            flush(destination)
+            fsync(destination)
         else:
             for path in sorted(staging.iterdir()):
                 path.replace(destination.with_name(path.name))
-        flush(destination.parent)
+        fsync(destination.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
