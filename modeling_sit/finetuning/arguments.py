@@ -1,4 +1,4 @@
-"""The flags of `scripts/finetune.py`."""
+"""Arguments of fine-tuning."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.hub.arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
+from modeling_sit.runtime.errors import SiTError
 
 PROBABILITIES = ("horizontal_flip_probability", "random_erasing_probability")
 AT_LEAST_ZERO = ("mixup_alpha", "cutmix_alpha", "color_jitter", "lora_rank", "randaugment_num_ops")
@@ -16,27 +17,35 @@ ABOVE_ZERO = ("image_size", "early_stopping_patience", "lora_alpha")
 
 @dataclass(kw_only=True)
 class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments):
-    """What is fine-tuned, on what, with which augmentation and loss."""
+    """
+    The model to fine-tune, the dataset, the augmentation and the loss.
 
+    Raises:
+        [`SiTError`]: If a value is out of range, or two exclude each other.
+    """
+
+    task: Literal["classification"] = field(
+        default="classification", metadata={"help": "What the model learns: to classify images."}
+    )
     validation_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split to choose the best checkpoint by. Default: `validation`, where there is one; else a part of the "
-            "training split, see --validation_fraction."
+            "help": "Split that chooses the best checkpoint. Default: `validation`, where there is one; else a part of "
+            "the training split, see `validation_fraction`."
         },
     )
     test_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split to measure on once, at the end; nothing is chosen by it. Default: `test`, where there is one; else "
-            "the images that were chosen by are measured again."
+            "help": "Split to measure once, at the end; it chooses nothing. Default: `test`, where there is one; else "
+            "the validation images are measured again."
         },
     )
     validation_fraction: float = field(
         default=0.1,
         metadata={
-            "help": "Share of the training images of each class, in (0, 1), held back where no split is there to choose by. "
-            "With `--eval_strategy no` nothing is chosen, and nothing held back if there is a test split."
+            "help": "Fraction of the training images of each class, in (0, 1), that is held back where no split can "
+            'choose. With `eval_strategy="no"` nothing is chosen, and nothing held back if there is a test split.'
         },
     )
     model_name_or_path: str = field(
@@ -44,14 +53,14 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     )
     from_scratch: bool = field(
         default=False,
-        metadata={"help": "Whether to start from random weights: what the pretrained ones are to be compared with."},
+        metadata={"help": "Whether to start from random weights, to compare with the pretrained ones."},
     )
     label_fraction: float = field(
-        default=1.0, metadata={"help": "Share of the training images of each class to learn from, in (0, 1]."}
+        default=1.0, metadata={"help": "Fraction of the training images of each class to learn from, in (0, 1]."}
     )
     pooling: Literal["token", "mean", "token_mean"] | None = field(
         default=None,
-        metadata={"help": "What the classifier of a SiT model reads. Default: as its configuration says."},
+        metadata={"help": "Features that the classifier of a SiT model reads. Default: as its configuration says."},
     )
     drop_path_rate: float | None = field(
         default=None, metadata={"help": "Stochastic depth of a SiT model. Default: as its configuration says."}
@@ -59,29 +68,29 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Height and width in pixels of what the model sees, a multiple of its patches; positions are "
+            "help": "Height and width in pixels of the model's input, a multiple of its patch size; positions are "
             "interpolated. Default: as pretrained."
         },
     )
     freeze_backbone: bool = field(
-        default=False, metadata={"help": "Whether only the classifier learns, on features that stay as they are."}
+        default=False, metadata={"help": "Whether only the classifier learns; the features stay as they are."}
     )
     lora_rank: int = field(
         default=0,
         metadata={
-            "help": "Rank of low-rank adapters that learn in place of the backbone (with `peft`); 0 for none. The saved model "
-            "has them merged."
+            "help": "Rank of low-rank adapters that learn in place of the backbone (with `peft`); 0 for none. The saved "
+            "model has them merged."
         },
     )
     lora_alpha: float | None = field(
-        default=None, metadata={"help": "The adapters are scaled by this / --lora_rank. Default: twice the rank."}
+        default=None, metadata={"help": "The adapters are scaled by this / `lora_rank`. Default: twice the rank."}
     )
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters, in [0, 1)."})
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Ends of the names of the linear layers that get adapters, such as `query value`. Default: all linear "
-            "layers of the blocks."
+            "help": "Ends of the names of the linear layers that get adapters, such as `query value`. Default: all "
+            "linear layers of the blocks."
         },
     )
     layer_decay: float = field(
@@ -91,29 +100,30 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     ema_decay: float = field(
         default=0.0,
         metadata={
-            "help": "Decay in [0, 1) of an exponential moving average of the weights, which is what is measured and saved; 0 "
+            "help": "Decay in [0, 1) of an exponential moving average of the weights, which is measured and saved; 0 "
             "for none. It starts lower: at most (1 + step) / (10 + step)."
         },
     )
     augmentation: Literal["plain", "3-augment", "randaugment"] = field(
         default="plain",
         metadata={
-            "help": "What a training image goes through after crop and mirroring: nothing; one of grey, solarize and blur, "
-            "then color jitter (DeiT III's 3-Augment); or RandAugment (DeiT)."
+            "help": "Augmentation after crop and flip: none; one of grayscale, solarize and blur, then color jitter "
+            "(DeiT III's 3-Augment); or RandAugment (DeiT)."
         },
     )
     crop_scale: list[float] = field(
-        default_factory=lambda: [0.2, 1.0], metadata={"help": "Range of a crop's area, as share of the image's."}
+        default_factory=lambda: [0.2, 1.0],
+        metadata={"help": "Range of a crop's area, as fraction of the image's."},
     )
-    horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Chance of mirroring."})
+    horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
     randaugment_num_ops: int = field(default=2, metadata={"help": "RandAugment's operations on an image."})
-    randaugment_magnitude: int = field(default=9, metadata={"help": "RandAugment's strength, 0 to 30."})
+    randaugment_magnitude: int = field(default=9, metadata={"help": "RandAugment's magnitude, 0 to 30."})
     color_jitter: float = field(
         default=0.3,
-        metadata={"help": "3-Augment's change of brightness, contrast and saturation, by up to this share."},
+        metadata={"help": "3-Augment's change of brightness, contrast and saturation, by up to this fraction."},
     )
     random_erasing_probability: float = field(
-        default=0.0, metadata={"help": "Chance that a rectangle of 2 to 33 %% of the image becomes noise."}
+        default=0.0, metadata={"help": "Probability that a rectangle of 2 to 33 %% of the image becomes noise."}
     )
     mixup_alpha: float = field(
         default=0.0,
@@ -123,15 +133,15 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     multi_label_loss: Literal["binary_cross_entropy", "asymmetric"] = field(
         default="binary_cross_entropy",
         metadata={
-            "help": "Loss where an image has several labels; the asymmetric one weighs down easy negatives. "
-            "The loss that is measured on the way is binary cross-entropy either way."
+            "help": "Loss where an image has several labels; the asymmetric one reduces the weight of easy negatives. "
+            "The validation loss is binary cross-entropy with either."
         },
     )
     class_weights: Literal["none", "balanced"] = field(
         default="none",
         metadata={
-            "help": "Whether a class weighs in the loss by the inverse of its number of training images; of several labels, "
-            "the images that have one weigh by how many have it not."
+            "help": "Whether the loss weighs a class by the inverse of its number of training images. With several "
+            "labels, a label's positives weigh (images without it / images with it)."
         },
     )
     balanced_sampling: bool = field(
@@ -139,18 +149,18 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
         metadata={"help": "Whether an epoch draws images so that all classes come equally often, with replacement."},
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Measurements without a new best after which training ends. Default: never."}
+        default=None, metadata={"help": "Evaluations without a new best after which training ends. Default: never."}
     )
     early_stopping_threshold: float = field(
-        default=0.0, metadata={"help": "By how much a measurement must be better to count as a new best for stopping."}
+        default=0.0, metadata={"help": "By how much an evaluation must be better to count as a new best for stopping."}
     )
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.label_fraction <= 1:
-            raise ValueError(f"--label_fraction must be in (0, 1], got {self.label_fraction}")
+            raise SiTError(f"must be in (0, 1], got {self.label_fraction}", argument="label_fraction")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"--crop_scale takes a range 0 < low <= high <= 1, got {self.crop_scale}")
+            raise SiTError(f"must be a range 0 < low <= high <= 1, got {self.crop_scale}", argument="crop_scale")
         for names, is_in_range, range_name in (
             (("validation_fraction",), lambda value: 0 < value < 1, "in (0, 1)"),
             (("drop_path_rate", "ema_decay", "lora_dropout"), lambda value: 0 <= value < 1, "in [0, 1)"),
@@ -163,22 +173,35 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not is_in_range(value):
-                    raise ValueError(f"--{name} must be {range_name}, got {value}")
+                    raise SiTError(f"must be {range_name}, got {value}", argument=name)
         if self.freeze_backbone and self.from_scratch:
-            raise ValueError("--freeze_backbone with --from_scratch: random weights would stay random; leave one out")
+            raise SiTError(
+                "with `from_scratch`, random weights would stay random",
+                argument="freeze_backbone",
+                remedy="leave one of them out",
+            )
         if self.freeze_backbone and self.lora_rank:
-            raise ValueError("--freeze_backbone with --lora_rank: adapters are of the backbone; leave one out")
+            raise SiTError(
+                "with `lora_rank`, the adapters in the backbone learn",
+                argument="freeze_backbone",
+                remedy="leave one of them out",
+            )
         if not self.lora_rank:
             for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
                 if getattr(self, name):
-                    raise ValueError(f"--{name} is of adapters: give --lora_rank too")
+                    raise SiTError("has no effect without adapters", argument=name, remedy="give `lora_rank` too")
 
 
 @dataclass
 class FinetuningTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments, with defaults that suit a Vision Transformer."""
+    """
+    transformers' `TrainingArguments`, with defaults that suit a Vision Transformer.
 
-    num_train_epochs: float = field(default=100, metadata={"help": "Times that each image is seen."})
+    Raises:
+        [`SiTError`]: If a value is out of range, or two exclude each other.
+    """
+
+    num_train_epochs: float = field(default=100, metadata={"help": "Number of epochs."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step on each device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images measured at a time."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
@@ -186,20 +209,22 @@ class FinetuningTrainingArguments(TrainingArguments):
         default=0.05, metadata={"help": "Decay of weights; biases, norms, tokens, positions: none."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of linear warm-up; below 1, a share of all."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Steps of linear warm-up; below 1, a fraction of all."}
+    )
     label_smoothing_factor: float | None = field(
-        default=None, metadata={"help": "Label smoothing in [0, 1). Default: 0.1; of several labels an image, 0."}
+        default=None, metadata={"help": "Label smoothing in [0, 1). Default: 0.1; with several labels an image, 0."}
     )
     logging_strategy: str | None = field(
         default=None,
         metadata={
-            "help": "When to log the training loss: no, steps or epoch. Default: every epoch, or as --logging_steps says."
+            "help": "When to log the training loss: no, steps or epoch. Default: every epoch, or every `logging_steps`."
         },
     )
     logging_steps: float | None = field(
-        default=None, metadata={"help": "Steps from one log to the next; below 1, a share of all."}
+        default=None, metadata={"help": "Steps from one log to the next; below 1, a fraction of all."}
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to measure on the way: no, steps or epoch."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(
         default="epoch", metadata={"help": "When to write a checkpoint: no, steps, epoch or best."}
     )
@@ -207,18 +232,19 @@ class FinetuningTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether the best checkpoint is what is left, rather than the last one. Default: where both are written "
-            "and measured at the same steps."
+            "help": "Whether the run ends with the best checkpoint rather than the last one. Default: where the run "
+            "writes and evaluates checkpoints at the same steps."
         },
     )
     metric_for_best_model: str | None = field(
         default=None,
         metadata={
-            "help": "What the best is the best in. Default: accuracy; of several labels, mean_average_precision."
+            "help": "Metric that chooses the best checkpoint. Default: the task's first one, such as accuracy; with "
+            "several labels an image, mean_average_precision."
         },
     )
-    # No flags here: `sharing.HubArguments` has those of the Hub. `Trainer` would push before the model's card is written, and
-    # a token that was typed stays in shells' histories.
+    # No arguments here: `hub.arguments.HubArguments` has those of the Hub. `Trainer` would push before the model's card
+    # is written, and a token that was typed stays in shells' histories.
     push_to_hub: bool = field(default=False, init=False)
     hub_token: str | None = field(default=None, init=False)
     hub_private_repo: bool | None = field(default=None, init=False)
@@ -229,9 +255,9 @@ class FinetuningTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         if self.output_dir is None:
-            raise ValueError("the following arguments are required: --output_dir")
+            raise SiTError("required", argument="output_dir", remedy="name a folder for the model")
         if self.label_smoothing_factor is not None and not 0 <= self.label_smoothing_factor < 1:
-            raise ValueError(f"--label_smoothing_factor must be in [0, 1), got {self.label_smoothing_factor}")
+            raise SiTError(f"must be in [0, 1), got {self.label_smoothing_factor}", argument="label_smoothing_factor")
         if self.logging_strategy is None:
             self.logging_strategy = "epoch" if self.logging_steps is None else "steps"
         if self.logging_steps is None:
@@ -241,7 +267,10 @@ class FinetuningTrainingArguments(TrainingArguments):
                 self.eval_strategy != "steps" or (self.eval_steps or self.logging_steps) == self.save_steps
             )
             self.load_best_model_at_end = self.eval_strategy != "no" and (in_step or self.save_strategy == "best")
-        # transformers would choose by the loss; which figure is ours, the data have yet to tell.
+        # transformers would choose by the loss. The task knows its metric only when it has read the dataset.
         chosen, self.metric_for_best_model = self.metric_for_best_model, self.metric_for_best_model or "accuracy"
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as problem:
+            raise SiTError(" ".join(str(problem).split())) from problem
         self.metric_for_best_model = chosen

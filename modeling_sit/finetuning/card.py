@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from modeling_sit.hub.card_writing import describe_commands, describe_hardware_o
 from modeling_sit.hub.markdown import code, escaped, table
 from modeling_sit.hub.provenance import Start, describe_duration, describe_versions, hub_id, public_name
 
+TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "finetuning_card.md"
 MAX_LISTED_LABELS = 20
 CURVES = {
     "loss": "training loss",
@@ -22,35 +24,40 @@ CURVES = {
 }
 
 
-def write_finetuning_card(
-    template: Path,
-    output_dir: Path,
-    *,
-    report: dict[str, Any],
-    label_names: list[str],
-    log: Sequence[Mapping[str, Any]],
-    starts: Sequence[Start],
-    seconds: float,
-    license: str | None = None,
-    keep_results: bool = False,
-    model_id: str | None = None,
-) -> Path:
+@dataclass
+class FinetuningFacts:
     """
-    Write `README.md` of a fine-tuned classifier, and `loss_curve.png` that it shows. Of a card that is there already, what
-    people have written stays.
+    What the card of a fine-tuned classifier says.
 
     Args:
-        template (`Path`): Jinja template of the card.
-        output_dir (`Path`): The classifier's folder, with its `config.json`.
-        report (`dict`): What `eval_results.json` says of it.
+        report (`dict`): Its results in `eval_results.json`.
         label_names (`list[str]`): The classes.
         log (sequence of mappings): `Trainer`'s `state.log_history`.
         starts (sequence of [`Start`]): The run's starts, oldest first.
-        seconds (`float`): How long, all starts together.
-        license (`str`, *optional*): `--license`.
-        keep_results (`bool`, *optional*, defaults to `False`):
-            Whether the weights are those that results of an earlier card are of.
+        seconds (`float`): Duration of all starts together.
+        license (`str`, *optional*): Identifier of the license. Default: that of an earlier card, or `apache-2.0`.
         model_id (`str`, *optional*): The model's id on the Hub. Default: the folder's name.
+    """
+
+    report: dict[str, Any]
+    label_names: list[str]
+    log: Sequence[Mapping[str, Any]]
+    starts: Sequence[Start]
+    seconds: float
+    license: str | None = None
+    model_id: str | None = None
+
+
+def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results: bool = False) -> Path:
+    """
+    Write `README.md` of a fine-tuned classifier, and the `loss_curve.png` that it shows. In a card that is there
+    already, the text that people have written stays.
+
+    Args:
+        output_dir (`Path`): The classifier's folder, with its `config.json`.
+        facts ([`FinetuningFacts`]): What the card says.
+        keep_results (`bool`, *optional*, defaults to `False`):
+            Whether the results of an earlier card were measured with the same weights.
 
     Returns:
         `Path`: The card.
@@ -58,9 +65,10 @@ def write_finetuning_card(
     Raises:
         [`SiTError`]: If it cannot be written.
     """
+    report, label_names = facts.report, facts.label_names
     earlier = read_written_card(output_dir)
     name = output_dir.resolve().name
-    validation, license = report.get("validation"), license_of(license, earlier)
+    validation, license = report.get("validation"), license_of(facts.license, earlier)
     is_sit, pooling = _read_config(output_dir)
     base = None if report["from_scratch"] else hub_id(report["model_name_or_path"])
     labels = ", ".join(map(escaped, label_names[:MAX_LISTED_LABELS]))
@@ -74,9 +82,9 @@ def write_finetuning_card(
     )
     card = ModelCard.from_template(
         data,
-        template_path=str(template),
+        template_path=str(TEMPLATE),
         model_name=escaped(name),
-        repository=json.dumps(model_id or name, ensure_ascii=False),
+        repository=json.dumps(facts.model_id or name, ensure_ascii=False),
         is_sit=is_sit,
         loads_as_vit=is_sit and pooling == "token",
         dataset=code(public_name(report["dataset"])),
@@ -84,13 +92,13 @@ def write_finetuning_card(
         start=_describe_start(report),
         chosen_by=escaped(report["chosen_by"]) if report["chosen_by"] else None,
         measures_what_chose=validation is not None and validation["split"] == report["split"],
-        loss_curve=save_curves(output_dir, log, CURVES),
-        commands=describe_commands(starts),
+        loss_curve=save_curves(output_dir, facts.log, CURVES),
+        commands=describe_commands(facts.starts),
         facts=table(
             ("", ""),
             [
-                ("data", f"{code(public_name(report['dataset']))}: {report['num_train']:,} images to learn from"),
-                ("share of the labels", f"{report['label_fraction']:g}"),
+                ("data", f"{code(public_name(report['dataset']))}: {report['num_train']:,} training images"),
+                ("fraction of the labels", f"{report['label_fraction']:g}"),
                 (
                     "classes",
                     f"{len(label_names)}: {labels}"
@@ -99,8 +107,8 @@ def write_finetuning_card(
                 ),
                 ("start", _describe_start(report)),
                 ("epochs, seed", f"{report['epochs']:.4g}, {report['seed']}"),
-                ("hardware", escaped(describe_hardware_of(starts))),
-                ("time, of all starts together", describe_duration(seconds)),
+                ("hardware", escaped(describe_hardware_of(facts.starts))),
+                ("time, of all starts together", describe_duration(facts.seconds)),
                 ("versions", escaped(describe_versions())),
             ],
         ),
@@ -111,10 +119,10 @@ def write_finetuning_card(
 
 def _describe_start(report: dict[str, Any]) -> str:
     name = code(public_name(report["model_name_or_path"]))
-    return f"random weights, in the form of {name}" if report["from_scratch"] else name
+    return f"random weights, with the configuration of {name}" if report["from_scratch"] else name
 
 
 def _read_config(folder: Path) -> tuple[bool, str | None]:
-    """Whether a model is a SiT, and what its classifier reads."""
+    """Whether a model is a SiT, and its pooling."""
     config = json.loads((folder / "config.json").read_text())
     return config["model_type"] == "sit_gmml", config.get("pooling")

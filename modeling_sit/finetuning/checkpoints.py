@@ -1,7 +1,7 @@
-"""What a run goes on from, beyond what transformers' `Trainer` restores: every weight, by the name it has in training.
+"""Checkpoints of fine-tuning: which ones there are, and every weight, by the name it has in training.
 
-`Trainer` reads a checkpoint's model file into the live model and passes over names that do not fit; they do not for models
-that transformers saves under other names than they have in memory, such as its ViT, whose encoder would stay random.
+transformers' `Trainer` reads a checkpoint's model file into the live model and passes over names that do not fit. Models
+that transformers saves under other names than they have in memory, such as its ViT, would keep a random encoder.
 """
 
 import json
@@ -17,6 +17,10 @@ from modeling_sit.runtime.errors import SiTError
 WEIGHTS = "training_weights.safetensors"
 # The last file that `Trainer` writes: where it is whole, so is the checkpoint.
 STATE = "trainer_state.json"
+# `Trainer`'s pickle of its arguments, which nothing is restored from.
+NOT_SHARED = ("training_args.bin",)
+# Folders of a repository on the Hub.
+LAST_CHECKPOINT, BEST_CHECKPOINT = "last-checkpoint", "best-checkpoint"
 
 
 def save_weights(folder: str | Path, model: nn.Module, average: dict[str, torch.Tensor] | None) -> None:
@@ -27,48 +31,54 @@ def save_weights(folder: str | Path, model: nn.Module, average: dict[str, torch.
 
 
 def load_weights(folder: str | Path, model: nn.Module, average: dict[str, torch.Tensor] | None) -> None:
-    """Read them back, all of them.
+    """Read all of them back, in place.
 
     Raises:
-        [`SiTError`]: If the file is not there or damaged, or has not exactly the weights of this model and this average.
+        [`SiTError`]: If the file is missing or damaged, or its weights are not those of this model and this average.
     """
     try:
         saved = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as problem:
-        raise SiTError(f"--resume_from_checkpoint {folder}: {WEIGHTS} cannot be read: {problem}") from problem
+        raise SiTError(
+            f"{Path(folder) / WEIGHTS} cannot be read: {problem}", argument="resume_from_checkpoint"
+        ) from problem
     live = {f"model.{name}": weight for name, weight in model.state_dict().items()}
     live |= {f"average.{name}": weight for name, weight in (average or {}).items()}
     for name in sorted(live.keys() ^ saved.keys()):
         where = "lacks" if name in live else "has"
         raise SiTError(
-            f"--resume_from_checkpoint {folder}: it {where} {name}, so it is of a run with other settings of the model, "
-            "--lora_rank or --ema_decay; give the flags of that run"
+            f"{folder} {where} {name}, so its run had another model, `lora_rank` or `ema_decay`",
+            argument="resume_from_checkpoint",
+            remedy="give the arguments of that run",
         )
     with torch.no_grad():
         for name, weight in live.items():
             if weight.shape != saved[name].shape:
                 raise SiTError(
-                    f"--resume_from_checkpoint {folder}: {name} is of shape {tuple(saved[name].shape)}, not "
-                    f"{tuple(weight.shape)}: it is of a run with another model or other labels"
+                    f"in {folder}, {name} has shape {tuple(saved[name].shape)}, not {tuple(weight.shape)}, so its run had "
+                    "another model or other labels",
+                    argument="resume_from_checkpoint",
+                    remedy="give the arguments of that run",
                 )
             weight.copy_(saved[name])
 
 
 def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint` names, or with `auto` the newest of the output folder, if any.
+    """The checkpoint to resume from: `asked`, or with `"auto"` the newest of the output folder, if any.
 
     Raises:
-        [`SiTError`]: If it is none, or if none is asked for and the output folder has some, which would be mixed up.
+        [`SiTError`]: If `asked` is no checkpoint, or if it is `None` and the output folder has checkpoints of another run.
     """
     complete = complete_checkpoints(output_dir)
     if asked == "auto":
         return str(complete[-1]) if complete else None
     if asked is not None and not _is_complete(Path(asked)):
-        raise SiTError(f"--resume_from_checkpoint {asked}: no checkpoint (it has no whole {STATE})")
+        raise SiTError(f"{asked} is no checkpoint: it has no whole {STATE}", argument="resume_from_checkpoint")
     if asked is None and complete:
         raise SiTError(
-            f"--output_dir {output_dir} holds the checkpoints of a run: go on with --resume_from_checkpoint auto, remove "
-            "them, or name another folder"
+            f"{output_dir} holds the checkpoints of a run",
+            argument="output_dir",
+            remedy='resume it with `resume_from_checkpoint="auto"`, remove them, or name another folder',
         )
     return asked
 
@@ -82,6 +92,30 @@ def complete_checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoints of a run that are whole, oldest first."""
     written = sorted(Path(output_dir).glob("checkpoint-*"), key=_number)
     return [path for path in written if _is_complete(path)]
+
+
+def checkpoint_files(folder: Path) -> dict[str, Path]:
+    """The files that another machine needs to resume a run, by their paths in a repository.
+
+    Args:
+        folder (`Path`): The output folder of the run.
+
+    Returns:
+        `dict[str, Path]`: The newest checkpoint, below `last-checkpoint/`, and the weights of the best one, below
+        `best-checkpoint/`, if that is another. Empty where there is no checkpoint.
+    """
+    checkpoints = complete_checkpoints(folder)
+    if not checkpoints:
+        return {}
+    newest = checkpoints[-1]
+    paths = sorted(path for path in newest.rglob("*") if path.is_file() and path.name not in NOT_SHARED)
+    files = {f"{LAST_CHECKPOINT}/{path.relative_to(newest).as_posix()}": path for path in paths}
+    best = json.loads((newest / STATE).read_text()).get("best_model_checkpoint")
+    if best is not None and Path(best).name != newest.name:
+        for weights in (Path(best) / WEIGHTS, folder / Path(best).name / WEIGHTS):
+            if weights.is_file():  # where it was written, or in a folder that was moved as a whole
+                files[f"{BEST_CHECKPOINT}/{WEIGHTS}"] = weights
+    return files
 
 
 def _number(checkpoint: Path) -> int:

@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021) by `peft`, for a backbone that stays as it is."""
+"""Low-rank adapters (Hu et al. 2021) by `peft`, for a backbone that does not learn."""
 
 import copy
 import importlib.util
@@ -15,10 +15,10 @@ ADAPTER = "default"
 
 class Adapters:
     """
-    Puts adapters into a classifier, in place: they and the classifier's last layer learn, nothing else.
+    Puts adapters into a model, in place. Only they and the task's head learn.
 
     Args:
-        model (`PreTrainedModel`): The classifier.
+        model (`PreTrainedModel`): The model.
         arguments (`FinetuningArguments`): Rank, scale, dropout and places of the adapters.
 
     Raises:
@@ -27,7 +27,9 @@ class Adapters:
 
     def __init__(self, model: PreTrainedModel, arguments: FinetuningArguments):
         if importlib.util.find_spec("peft") is None:
-            raise SiTError("--lora_rank needs peft: pip install 'modeling-sit[lora]'")
+            raise SiTError(
+                "peft is not installed", argument="lora_rank", remedy="run pip install 'modeling-sit[lora]'"
+            )
         from peft import LoraConfig, LoraModel
 
         config = LoraConfig(
@@ -42,15 +44,16 @@ class Adapters:
             parameter.requires_grad_(True)
 
     def merged(self) -> PreTrainedModel:
-        """A copy of the model with the adapters added into its weights: of the class and the weights that it began with."""
+        """A copy of the model with the adapters added into its weights; its class and the names of its weights are those
+        from before."""
         return copy.deepcopy(self._tuner).merge_and_unload()
 
 
 def layers_to_adapt(model: PreTrainedModel, asked: list[str] | None) -> list[str]:
-    """Full names of the blocks' linear layers, or of those whose names end with one of `asked`.
+    """Full names of the linear layers of the blocks, or of those whose names end with one of `asked`.
 
     Raises:
-        [`SiTError`]: If one of `asked` is the end of no name.
+        [`SiTError`]: If no name ends with one of `asked`.
     """
     layers = [
         name
@@ -63,11 +66,13 @@ def layers_to_adapt(model: PreTrainedModel, asked: list[str] | None) -> list[str
         if not any(f".{name}".endswith(f".{ending}") for name in layers):
             ends = sorted({name.rpartition(".")[2] for name in layers})
             raise SiTError(
-                f"--lora_target_modules {ending}: no such linear layer in the blocks, only {', '.join(ends)}"
+                f"no linear layer in the blocks is called {ending!r}",
+                argument="lora_target_modules",
+                remedy=f"their names end with {', '.join(ends)}",
             )
     return [name for name in layers if any(f".{name}".endswith(f".{ending}") for ending in asked)]
 
 
 def is_of_head(model: PreTrainedModel, name: str) -> bool:
-    """Whether a parameter of this name is of the classifier, not of the backbone."""
+    """Whether a parameter of this name belongs to the task's head, not to the backbone."""
     return not name.startswith(f"{model.base_model_prefix}.")

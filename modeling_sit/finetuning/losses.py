@@ -1,10 +1,11 @@
-"""What a classifier learns from: targets, smoothed and mixed, and losses over them."""
+"""Targets of a classifier, its losses, and the balance of its classes."""
 
 import torch
 from torch import nn
 from torchvision.transforms import v2
 
-# Of Ridnik et al. 2021: how much easy negatives and positives are weighed down, and which negatives are dropped.
+# Of Ridnik et al. 2021: exponents that reduce the weight of easy negatives and positives, and the probability below
+# which a negative counts nothing.
 NEGATIVE_FOCUS, POSITIVE_FOCUS, NEGATIVE_MARGIN = 4.0, 1.0, 0.05
 
 
@@ -15,7 +16,7 @@ def soft_targets(labels: torch.Tensor, num_labels: int, smoothing: float = 0.0) 
         labels (`torch.Tensor`): Class indices `(batch,)`, or 0 and 1 `(batch, num_labels)`.
         num_labels (`int`): Number of classes.
         smoothing (`float` in [0, 1), *optional*, defaults to 0.0):
-            Share that goes to all classes alike (Szegedy et al. 2016); of several labels, each is moved towards 1/2.
+            Fraction that all classes get alike (Szegedy et al. 2016); with several labels, each moves towards 1/2.
 
     Returns:
         `torch.Tensor` of shape `(batch, num_labels)`, float32.
@@ -26,8 +27,10 @@ def soft_targets(labels: torch.Tensor, num_labels: int, smoothing: float = 0.0) 
 
 
 def create_mixing(mixup_alpha: float, cutmix_alpha: float) -> v2.Transform | None:
-    """MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019) of `(pixel_values, targets)`, targets as [`soft_targets`] gives
-    them; with both, each batch draws one with equal chances, as in DeiT. `None` if both alphas are 0."""
+    """MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019) of `(pixel_values, targets)`, targets of [`soft_targets`].
+
+    With both, each batch draws one with equal probabilities, as in DeiT. `None` if both alphas are 0.
+    """
     kinds = []
     if mixup_alpha > 0:
         kinds.append(v2.MixUp(alpha=mixup_alpha))
@@ -38,7 +41,7 @@ def create_mixing(mixup_alpha: float, cutmix_alpha: float) -> v2.Transform | Non
 
 class SingleLabelLoss(nn.Module):
     """
-    Cross-entropy over probabilities, a mean in which each image counts by the weights of its classes.
+    Cross-entropy with probabilities as targets; in the mean, an image counts by the weights of its classes.
 
     Args:
         class_weights (`torch.Tensor` of shape `(num_labels,)`, *optional*): Default: all the same.
@@ -58,12 +61,12 @@ class SingleLabelLoss(nn.Module):
 
 class MultiLabelLoss(nn.Module):
     """
-    A loss of each label on its own, the mean over images and labels: binary cross-entropy, or the asymmetric loss (Ridnik
-    et al. 2021, "Asymmetric Loss for Multi-Label Classification", equation 7), which weighs down what is easy, negatives
-    more than positives, and drops negatives that are nearly certain.
+    A loss of each label on its own, the mean over images and labels: binary cross-entropy, or the asymmetric loss
+    (Ridnik et al. 2021, "Asymmetric Loss for Multi-Label Classification", equation 7). That one reduces the weight of
+    easy examples, negatives more than positives, and drops negatives that are nearly certain.
 
     Args:
-        asymmetric (`bool`): Which of the two.
+        asymmetric (`bool`): Whether it is the asymmetric loss.
         positive_weights (`torch.Tensor` of shape `(num_labels,)`, *optional*):
             Factors of the positives' loss. Default: 1.
     """
@@ -88,15 +91,15 @@ class MultiLabelLoss(nn.Module):
 
 
 def balanced_class_weights(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Weights of the classes that make all weigh the same in the loss, `(num_labels,)`, float32.
+    """Weights of the classes with which all count the same in the loss, `(num_labels,)`, float32.
 
     Args:
         labels (`torch.Tensor`): Of the training images: class indices `(n,)`, or 0 and 1 `(n, num_labels)`.
         num_labels (`int`): Number of classes.
 
     Returns:
-        For single labels, number of images / (classes that there are * images of the class), scikit-learn's "balanced";
-        for several, images without / with the label, for [`MultiLabelLoss`]. 1 for a class that no image has.
+        For single labels, number of images / (number of classes with images * images of the class), scikit-learn's
+        "balanced"; for several, images without / with the label, for [`MultiLabelLoss`]. 1 for a class without images.
     """
     if labels.ndim == 1:
         counts = labels.bincount(minlength=num_labels).float()
@@ -105,3 +108,20 @@ def balanced_class_weights(labels: torch.Tensor, num_labels: int) -> torch.Tenso
         counts = labels.float().sum(dim=0)
         weights = (len(labels) - counts) / counts
     return torch.where(counts > 0, weights, torch.ones_like(weights))
+
+
+def balancing_weights(labels: torch.Tensor) -> torch.Tensor:
+    """How likely to draw each image so that all classes come equally often.
+
+    With several labels an image, its rarest counts; images without any label are a class of their own.
+
+    Args:
+        labels (`torch.Tensor`): Class indices `(n,)`, or 0 and 1 `(n, num_labels)`.
+
+    Returns:
+        `torch.Tensor` of shape `(n,)`, float64: one over the number of images of the class.
+    """
+    if labels.ndim == 1:
+        return 1 / labels.bincount().double()[labels]
+    labels = torch.cat([labels, (labels.sum(dim=1, keepdim=True) == 0).to(labels.dtype)], dim=1).double()
+    return (labels / labels.sum(dim=0).clamp(min=1)).amax(dim=1)

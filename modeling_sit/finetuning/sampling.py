@@ -1,7 +1,11 @@
-"""Which training image comes when, and with which random numbers: functions of the seed and the epoch, so that a run
-that goes on sees what an uninterrupted one sees, whatever the number of workers."""
+"""Order and random seeds of the training images.
+
+Both are functions of the run's seed and the epoch, so that a run that resumes sees what an uninterrupted run sees,
+whatever the number of workers.
+"""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import Sampler
@@ -39,23 +43,14 @@ class EpochOrder(Sampler[tuple[int, int]]):
             order = torch.randperm(self.num_images, generator=generator)
         else:
             order = torch.multinomial(self.weights, self.num_images, replacement=True, generator=generator)
-        for place, index in enumerate(order.tolist()):
-            # By its place too: an image that is drawn twice is to look different.
-            yield index, derive_seed(self.seed, CROPS, self.epoch, index, place)
+        for position, index in enumerate(order.tolist()):
+            # By its position too: an image that is drawn twice gets two augmentations.
+            yield index, derive_seed(self.seed, CROPS, self.epoch, index, position)
 
 
-def balancing_weights(labels: torch.Tensor) -> torch.Tensor:
-    """How likely each image is to be drawn so that all classes come equally often.
-
-    Of several labels an image, its rarest counts; images without any are a class of their own.
-
-    Args:
-        labels (`torch.Tensor`): Class indices `(n,)`, or 0 and 1 `(n, num_labels)`.
-
-    Returns:
-        `torch.Tensor` of shape `(n,)`, float64: one over the number of images of the class.
-    """
-    if labels.ndim == 1:
-        return 1 / labels.bincount().double()[labels]
-    labels = torch.cat([labels, (labels.sum(dim=1, keepdim=True) == 0).to(labels.dtype)], dim=1).double()
-    return (labels / labels.sum(dim=0).clamp(min=1)).amax(dim=1)
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """In this block, PyTorch's CPU generator starts from `seed`; afterwards it goes on as if there were no block."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield

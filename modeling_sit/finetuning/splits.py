@@ -1,4 +1,4 @@
-"""Which images teach, which ones choose, and which ones measure."""
+"""The splits of a dataset: one to train on, one that chooses the best checkpoint, one to measure once."""
 
 import re
 from collections.abc import Iterable
@@ -9,23 +9,23 @@ import datasets
 from modeling_sit.data.labeled import labeled_splits, labels_of, select_label_fraction, train_validation_split
 from modeling_sit.data.sources import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, load_images
 from modeling_sit.finetuning.arguments import FinetuningArguments
-from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.errors import SiTError, argument_names
 
 
 @dataclass
 class Splits:
     """
-    A dataset as fine-tuning uses it.
+    The splits that fine-tuning uses.
 
     Args:
-        name (`str`): What the user gave as `--dataset`.
+        name (`str`): Name of the dataset, as the user gave it.
         label_names (`list[str]`): Names of the classes, in the order of their indices.
         multi_label (`bool`): Whether an image may have several classes.
-        train (`datasets.Dataset`): Images to learn from.
-        validation (`datasets.Dataset`, *optional*): Images to choose by. `None` if there are none.
-        validation_name (`str`, *optional*): What to call them.
-        test (`datasets.Dataset`, *optional*): Images to measure on once. `None` if there are none.
-        test_name (`str`, *optional*): What to call them.
+        train (`datasets.Dataset`): Training images.
+        validation (`datasets.Dataset`, *optional*): Images that choose the best checkpoint. `None` for none.
+        validation_name (`str`, *optional*): Their name for the user.
+        test (`datasets.Dataset`, *optional*): Images to measure once, at the end. `None` for none.
+        test_name (`str`, *optional*): Their name for the user.
     """
 
     name: str
@@ -38,28 +38,28 @@ class Splits:
     test_name: str | None = None
 
     def summary(self) -> str:
-        """How many images do what, in a line."""
-        parts = [f"{self.name}: {len(self.train):,} images of {len(self.label_names)} classes to learn from"]
+        """The numbers of images, in one line."""
+        parts = [f"{self.name}: {len(self.train):,} training images of {len(self.label_names)} classes"]
         if self.validation is not None:
-            parts.append(f"{len(self.validation):,} to choose by ({self.validation_name})")
+            parts.append(f"{len(self.validation):,} for validation ({self.validation_name})")
         if self.test is not None:
-            parts.append(f"{len(self.test):,} to measure on ({self.test_name})")
+            parts.append(f"{len(self.test):,} for the test ({self.test_name})")
         return ", ".join(parts)
 
 
-def load_splits(arguments: FinetuningArguments, seed: int, measures_on_the_way: bool) -> Splits:
-    """The labeled images to learn from, to choose by and to measure on.
+def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool) -> Splits:
+    """The labeled images to train on, to choose by and to measure.
 
-    Nothing is ever chosen by the test split. Where there is no other to choose by, a share of each class's training
-    images is held back for it; so it is where there is no test split either, for something has to be measured.
+    The test split never chooses anything. Where no other split can choose, a fraction of the training images of each
+    class is held back. The same holds where there is no test split, so that the run can measure something.
 
     Args:
-        arguments (`FinetuningArguments`): Dataset, names of splits, shares.
-        seed (`int`): Seed of what is drawn at random: which labels are used, and which images held back.
-        measures_on_the_way (`bool`): Whether there is anything to choose.
+        arguments (`FinetuningArguments`): Dataset, names of splits, fractions.
+        seed (`int`): Seed of the random draws: which labels are used, and which images are held back.
+        evaluates (`bool`): Whether the run evaluates during training, so that it can choose a checkpoint.
 
     Raises:
-        [`SiTError`]: If there is no such split, two are one and the same, or labels are missing.
+        [`SiTError`]: If there is no such split, two are the same, or labels are missing.
     """
     images = _load(arguments, arguments.validation_split)
     others = [name for name in images.splits if name != arguments.train_split]
@@ -69,10 +69,11 @@ def load_splits(arguments: FinetuningArguments, seed: int, measures_on_the_way: 
         usual = [name for name in VALIDATION_SPLITS if name not in TEST_SPLITS]
         validation_name = _called([name for name in others if name != test_name], usual)
     elif validation_name == test_name:
-        if arguments.test_split is not None or measures_on_the_way:
+        if arguments.test_split is not None or evaluates:
             raise SiTError(
-                f"--validation_split {validation_name}: nothing is chosen by test images; leave the flag out, and "
-                "--validation_fraction of the training images is held back"
+                f"test images choose nothing, and {validation_name} is the test split",
+                argument="validation_split",
+                remedy="leave it out, and `validation_fraction` of the training images is held back",
             )
         validation_name = None
 
@@ -80,18 +81,19 @@ def load_splits(arguments: FinetuningArguments, seed: int, measures_on_the_way: 
     if validation_name is not None:
         train, validation = labeled_splits(_load(arguments, validation_name, images))
     if test_name is not None:
-        images = _load(arguments, test_name, images)
-        # Test sets on the Hub often come without their labels.
-        if arguments.test_split is None and (labels_of(images.validation) < 0).all():
-            test_name = None
-        else:
-            train, test = _labeled_train_and_test(images)
+        with argument_names(validation_split="test_split"):
+            images = _load(arguments, test_name, images)
+            # Test sets on the Hub often come without their labels.
+            if arguments.test_split is None and (labels_of(images.validation) < 0).all():
+                test_name = None
+            else:
+                train, test = labeled_splits(images)
     if train is None:
         images.validation = None
         train, _ = labeled_splits(images, validation="if there")
     train_name = str(train.split)
     train = select_label_fraction(train, arguments.label_fraction, seed) if arguments.label_fraction < 1 else train
-    if validation is None and (measures_on_the_way or test is None):
+    if validation is None and (evaluates or test is None):
         train, validation = train_validation_split(train, arguments.validation_fraction, seed)
         at_least = ", one of each class at least" if arguments.label_fraction < 1 else ""
         validation_name = f"{100 * arguments.validation_fraction:.4g} % of {train_name}{at_least}, held back"
@@ -108,7 +110,7 @@ def load_splits(arguments: FinetuningArguments, seed: int, measures_on_the_way: 
 
 
 def _load(arguments: FinetuningArguments, name: str | None, loaded: ImageDatasets | None = None) -> ImageDatasets:
-    """The dataset with the split `name` beside the training split; `loaded`, if that is the one it has already."""
+    """The dataset with the training split and the split `name`; `loaded`, if it has that split already."""
     if loaded is not None and loaded.validation is not None:
         is_it = str(loaded.validation.split) == re.sub(r"\W+", "_", name)
         if is_it:
@@ -127,10 +129,3 @@ def _load(arguments: FinetuningArguments, name: str | None, loaded: ImageDataset
 def _called(splits: Iterable[str], usual: Iterable[str]) -> str | None:
     by_name = {split.lower(): split for split in splits}
     return next((by_name[name] for name in usual if name in by_name), None)
-
-
-def _labeled_train_and_test(images: ImageDatasets) -> tuple[datasets.Dataset, datasets.Dataset]:
-    try:
-        return labeled_splits(images)
-    except SiTError as problem:
-        raise SiTError(str(problem).replace("--validation_split", "--test_split")) from problem

@@ -1,119 +1,145 @@
-"""transformers' `Trainer` for classifiers of images: what is random, what is learned, and what is saved."""
+"""transformers' `Trainer`, reproducible to the bit, for any task.
+
+[`ReproducibleTrainer`] knows steps, seeds, the order of the images, averages, adapters and checkpoints. All that depends
+on the task is in a [`Task`]: the dataset, the model, batches, the loss and the metrics. A new task is a file beside
+`classification.py` with a subclass of `Task`, an entry in `run.TASKS` and a name in `FinetuningArguments.task`. It
+defines
+
+- `__init__(arguments, training_arguments)`, which reads the dataset into `splits` and checks the arguments,
+- `metric_names`, the first of which chooses the best checkpoint,
+- `load_model`, `train_dataset`, `eval_dataset` and `collator`,
+- `training_loss`, `validation_loss` and `compute_metrics`,
+- `sampling_weights`, where an epoch does not draw each image once.
+"""
 
 import copy
-import signal
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerState,
-)
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import EvalPrediction
 
-from modeling_sit.data.labeled import LabeledImageDataset
 from modeling_sit.data.sampling import STEP, derive_seed
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
-from modeling_sit.finetuning.augmentation import create_augmentation, create_erasing
-from modeling_sit.finetuning.checkpoints import STATE, WEIGHTS, load_weights, save_weights
-from modeling_sit.finetuning.collation import AugmentedImages, Collator, is_readable
+from modeling_sit.finetuning.callbacks import FindBestCheckpoint, FollowEpochs
+from modeling_sit.finetuning.checkpoints import STATE, load_weights, save_weights
 from modeling_sit.finetuning.ema import ModelEma
 from modeling_sit.finetuning.layer_decay import parameter_groups
 from modeling_sit.finetuning.lora import Adapters
-from modeling_sit.finetuning.losses import (
-    MultiLabelLoss,
-    SingleLabelLoss,
-    balanced_class_weights,
-    create_mixing,
-    soft_targets,
-)
-from modeling_sit.finetuning.metrics import create_compute_metrics
-from modeling_sit.finetuning.sampling import EpochOrder, balancing_weights
-from modeling_sit.hub.pushing import HubPusher
-from modeling_sit.hub.repository_files import BEST_CHECKPOINT
-from modeling_sit.interop.resize import image_shape
+from modeling_sit.finetuning.sampling import EpochOrder
+from modeling_sit.finetuning.splits import Splits
 from modeling_sit.runtime.errors import SiTError
-from modeling_sit.runtime.signals import StopSignal, ignore_signals_in_worker
+from modeling_sit.runtime.signals import ignore_signals_in_worker
 
 
-class ImageClassificationTrainer(Trainer):
+class Task(ABC):
     """
-    Trains a classifier as the flags say. Everything random is a function of the seed and the place in the run, so that a
-    run that goes on from a checkpoint ends where an uninterrupted one does, to the last bit.
+    What a run learns: its dataset, its model, its loss and its metrics. One instance belongs to one run.
+
+    Attributes:
+        splits (`Splits`): The dataset. Set by `__init__`.
+        metric_names (`tuple[str, ...]`):
+            Names of what `compute_metrics` gives, without the loss; the first one compares models.
+        model (`PreTrainedModel`), processor: Set by [`load_model`].
+    """
+
+    splits: Splits
+    metric_names: tuple[str, ...]
+    model: PreTrainedModel
+    processor: Any
+
+    @abstractmethod
+    def load_model(self) -> None:
+        """Set `model` and `processor`. New weights are drawn from PyTorch's global generator.
+
+        Raises:
+            [`SiTError`]: If there is no such model, or it does not suit the arguments.
+        """
+
+    @abstractmethod
+    def train_dataset(self) -> torch.utils.data.Dataset:
+        """The training images. The key of an item is a pair (index, seed); the seed alone makes it random."""
+
+    @abstractmethod
+    def eval_dataset(self, split: Any) -> torch.utils.data.Dataset:
+        """The images of `splits.validation` or `splits.test` for an evaluation."""
+
+    @abstractmethod
+    def collator(self) -> Callable[[list[Any]], dict[str, Any]]:
+        """What makes a batch of items. It may draw random numbers by the items' seeds only."""
+
+    @abstractmethod
+    def training_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Scalar loss of a batch, a mean over its images. Random by PyTorch's global generator, which has a seed of the
+        step.
+
+        Args:
+            model (`nn.Module`): The model, maybe wrapped for several processes.
+            inputs (`dict`): A batch on the model's device.
+        """
+
+    @abstractmethod
+    def validation_loss(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Scalar loss of a batch, and the predictions for [`compute_metrics`]: tensors with the batch first."""
+
+    @abstractmethod
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Metrics of all predictions of an evaluation, by their names."""
+
+    def sampling_weights(self) -> torch.Tensor | None:
+        """How likely an epoch draws each training image, `(num_images,)`; `None` for each of them once."""
+        return None
+
+
+class ReproducibleTrainer(Trainer):
+    """
+    Trains a task. Everything random is a function of the seed and the place in the run, so that a run that resumes from
+    a checkpoint ends where an uninterrupted one does, to the last bit.
 
     Args:
-        model (`PreTrainedModel`): The classifier.
-        arguments (`FinetuningArguments`), training_arguments (`FinetuningTrainingArguments`): The flags.
-        processor: The model's image processor.
-        train (`LabeledImageDataset`): Images to learn from.
-        train_labels (`torch.Tensor`): Their labels, `(n,)`, or `(n, num_labels)` where an image may have several.
-        validation (`LabeledImageDataset`, *optional*): Images to measure on the way.
+        task ([`Task`]): The task, with its model loaded.
+        arguments (`FinetuningArguments`), training_arguments (`FinetuningTrainingArguments`): The run's arguments.
 
     Raises:
-        [`SiTError`]: If a flag does not suit the model or the machine.
+        [`SiTError`]: If an argument does not suit the model or the machine.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        arguments: FinetuningArguments,
-        training_arguments: FinetuningTrainingArguments,
-        processor: Any,
-        train: LabeledImageDataset,
-        train_labels: torch.Tensor,
-        validation: LabeledImageDataset | None,
-    ):
-        multi_label = train_labels.ndim == 2
-        self.adapters = Adapters(model, arguments) if arguments.lora_rank else None
+    def __init__(self, task: Task, arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments):
+        self.task = task
+        self.adapters = Adapters(task.model, arguments) if arguments.lora_rank else None
         self.freezes_backbone = arguments.freeze_backbone
         self.layer_decay = arguments.layer_decay
         self.patience = arguments.early_stopping_patience
-        self.smoothing = training_arguments.label_smoothing_factor
-        if self.smoothing is None:
-            self.smoothing = 0.0 if multi_label else 0.1
-        # Done here, on mixed targets too; `Trainer`'s own knows neither those nor several labels.
-        training_arguments.label_smoothing_factor = 0.0
-        self.mixing = create_mixing(arguments.mixup_alpha, arguments.cutmix_alpha)
-        weights = balanced_class_weights(train_labels, model.config.num_labels)
-        weights = weights.to(training_arguments.device) if arguments.class_weights == "balanced" else None
-        if multi_label:
-            self.training_loss: nn.Module = MultiLabelLoss(arguments.multi_label_loss == "asymmetric", weights)
-            self.validation_loss: nn.Module = MultiLabelLoss(asymmetric=False)
-        else:
-            self.training_loss, self.validation_loss = SingleLabelLoss(weights), SingleLabelLoss()
-        self.order = EpochOrder(
-            len(train),
-            training_arguments.seed,
-            balancing_weights(train_labels) if arguments.balanced_sampling else None,
-        )
-        fill = [round(255 * mean) for mean in processor.image_mean]
-        augmentation = create_augmentation(image_shape(processor), arguments, fill)
+        self.order = EpochOrder(len(task.splits.train), training_arguments.seed, task.sampling_weights())
         callbacks: list[TrainerCallback] = [FollowEpochs(self.order)]
         if self.patience is not None:
-            # How long it has been waiting already.
+            # How many evaluations it has waited already.
             training_arguments.restore_callback_states_from_checkpoint = True
             callbacks.append(EarlyStoppingCallback(self.patience, arguments.early_stopping_threshold))
+        validation = task.splits.validation
         super().__init__(
-            model,
+            task.model,
             training_arguments,
-            data_collator=Collator(processor, create_erasing(arguments.random_erasing_probability)),
-            train_dataset=AugmentedImages(train, augmentation),
-            eval_dataset=validation,
-            processing_class=processor,
-            compute_metrics=create_compute_metrics(multi_label),
+            data_collator=task.collator(),
+            train_dataset=task.train_dataset(),
+            eval_dataset=None if validation is None else task.eval_dataset(validation),
+            processing_class=task.processor,
+            compute_metrics=task.compute_metrics,
             callbacks=callbacks,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise SiTError("fine-tuning is data parallel only: leave out --fsdp and --deepspeed")
+            raise SiTError("fine-tuning is data parallel only", remedy="leave out `fsdp` and `deepspeed`")
         # The loss is the mean of a batch, which `Trainer` is to divide by the batches of a step.
         self.model_accepts_loss_kwargs = False
         self.average = ModelEma(self.model, arguments.ema_decay) if arguments.ema_decay else None
         if self.average is not None:
-            self.add_callback(FollowWeights(self.average))
+            self.add_callback(self.average)
         self._step_and_batch = (-1, 0)
 
     def train(self, resume_from_checkpoint: str | None = None) -> None:
@@ -145,10 +171,10 @@ class ImageClassificationTrainer(Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        return with_steady_workers(super().get_train_dataloader())
+        return _with_steady_workers(super().get_train_dataloader())
 
     def get_eval_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
-        return with_steady_workers(super().get_eval_dataloader(*args, **kwargs))
+        return _with_steady_workers(super().get_eval_dataloader(*args, **kwargs))
 
     def _get_train_sampler(self, train_dataset=None) -> EpochOrder:
         return self.order
@@ -163,31 +189,18 @@ class ImageClassificationTrainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         if not loss.isfinite():
             raise SiTError(
-                f"loss not finite at step {self.state.global_step + 1}; try a lower --learning_rate or more --warmup_steps"
+                f"loss not finite at step {self.state.global_step + 1}",
+                remedy="try a lower `learning_rate` or more `warmup_steps`",
             )
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
         if self.freezes_backbone:
             self.model.base_model.eval()
-        readable = is_readable(labels)
-        if not model.training:
-            outputs = model(pixel_values=pixel_values)
-            loss = self._loss(self.validation_loss, outputs.logits[readable], labels[readable])
-            return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
-        if not readable.any():
-            return 0 * model(pixel_values=pixel_values).logits.sum()
-        pixel_values = pixel_values[readable]
-        targets = soft_targets(labels[readable], self.model.config.num_labels, self.smoothing)
-        if self.mixing is not None:
-            pixel_values, targets = self.mixing(pixel_values, targets)
-        return self.training_loss(model(pixel_values=pixel_values).logits, targets)
-
-    def _loss(self, loss: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if len(labels) == 0:
-            return 0 * logits.sum()
-        return loss(logits, soft_targets(labels, self.model.config.num_labels))
+        if model.training:
+            return self.task.training_loss(model, inputs)
+        loss, predictions = self.task.validation_loss(model, inputs)
+        return (loss, {"loss": loss, **predictions}) if return_outputs else loss
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         if self.average is None:
@@ -196,7 +209,7 @@ class ImageClassificationTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model as it is to be used, and into a checkpoint the weights that training goes on with beside."""
+        """Write the finished model, and in a checkpoint also the weights that training resumes from."""
         live, self.model = self.model, self.finished_model()
         try:
             super().save_model(output_dir, _internal_call)
@@ -206,7 +219,7 @@ class ImageClassificationTrainer(Trainer):
             save_weights(output_dir, self.model, self._averaged())
 
     def finished_model(self) -> PreTrainedModel:
-        """The model as it is to be used: averaged weights, adapters merged; a copy, if there are any."""
+        """The model for use: with averaged weights and merged adapters. A copy where there are any."""
         if self.adapters is None and self.average is None:
             return self.model
         if self.average is None:
@@ -224,88 +237,8 @@ class ImageClassificationTrainer(Trainer):
         return None if self.average is None else self.average.weights
 
 
-def with_steady_workers(loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
-    """The same loader; a signal to all processes of a run does not end its workers, whose batches the step still needs."""
+def _with_steady_workers(loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
+    """The same loader. A signal to all processes of a run does not end its workers, whose batches the step still needs."""
     # Accelerate's loader holds the one that starts the workers.
     getattr(loader, "base_dataloader", loader).worker_init_fn = ignore_signals_in_worker
     return loader
-
-
-class FollowEpochs(TrainerCallback):
-    """Tells the order of the images which epoch it is: with several processes, who resumes amid an epoch is not told."""
-
-    def __init__(self, order: EpochOrder):
-        self.order = order
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.order.set_epoch(int(state.epoch or 0))
-
-
-class FollowWeights(TrainerCallback):
-    """Makes the moving average follow the weights, step by step."""
-
-    def __init__(self, average: ModelEma):
-        self.average = average
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.average.update(model, state.global_step)
-
-
-class FindBestCheckpoint(TrainerCallback):
-    """
-    Tells a run that goes on where the best checkpoint so far is, if its folder was moved, or came from the Hub.
-
-    Args:
-        resumed (`Path`): The checkpoint that the run goes on from.
-    """
-
-    def __init__(self, resumed: Path):
-        self.resumed = resumed
-        # `Trainer` forgets one that is not where it was, and would leave the last one in its place.
-        self.best = TrainerState.load_from_json(str(resumed / STATE)).best_model_checkpoint
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        best = self.best
-        if best is None or not args.load_best_model_at_end or (Path(best) / WEIGHTS).is_file():
-            return
-        beside = (self.resumed.with_name(BEST_CHECKPOINT), self.resumed.with_name(Path(best).name))
-        is_this_one = Path(best).name == f"checkpoint-{state.global_step}"
-        for found in (self.resumed,) if is_this_one else beside:
-            if (found / WEIGHTS).is_file():
-                state.best_model_checkpoint = str(found)
-                return
-        raise SiTError(
-            f"--resume_from_checkpoint {self.resumed}: the best checkpoint so far is not here: put {Path(best).name} beside it, "
-            "or give --load_best_model_at_end False"
-        )
-
-
-class PushCheckpoints(TrainerCallback):
-    """Has every checkpoint pushed to the Hub, if the flags say so, while training goes on."""
-
-    def __init__(self, pusher: HubPusher):
-        self.pusher = pusher
-
-    def on_save(self, args, state, control, **kwargs):
-        self.pusher.push_checkpoint(state.global_step, with_model=False)
-
-
-class StopAtSignal(TrainerCallback):
-    """Ends training after the step in which a SIGTERM or SIGINT came, with a checkpoint."""
-
-    def __init__(self, request: StopSignal):
-        self.request = request
-        self.received: signal.Signals | None = None
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.received = self.request.any_rank()
-        if self.received is not None:
-            control.should_save = control.should_training_stop = True
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if self.received is None:
-            return
-        # `Trainer` takes the last step for the end of an epoch; what it measured there would not be an epoch's figure.
-        is_whole = float(state.epoch).is_integer()
-        control.should_save = is_whole
-        control.should_evaluate = control.should_evaluate and is_whole

@@ -1,4 +1,4 @@
-"""Flags and recipes of fine-tuning."""
+"""Arguments and recipes of fine-tuning."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import yaml
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
 
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+RECIPES = Path(__file__).parents[2] / "modeling_sit" / "recipes"
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def parse(tmp_path):
 def test_recipes_are_read(parse, recipe):
     parsed = parse(recipe=recipe)
     given = yaml.safe_load((RECIPES / recipe).read_text())
-    given.pop("dataset", None)  # a flag here names another
+    given.pop("dataset", None)  # a flag here gives another
     for name, value in given.items():
         (holder,) = (arguments for arguments in parsed if hasattr(arguments, name))
         assert getattr(holder, name) == value, name

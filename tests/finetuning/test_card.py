@@ -10,12 +10,11 @@ from huggingface_hub import ModelCard
 from transformers import ViTConfig
 
 from modeling_sit import SiTForImageClassification
-from modeling_sit.evaluation.metric_results import MetricResult, ProtocolResult
-from modeling_sit.finetuning.card import write_finetuning_card
+from modeling_sit.evaluation.metric_results import Figure, Measurement
+from modeling_sit.finetuning.card import FinetuningFacts, write_finetuning_card
 from modeling_sit.hub.card_results import update_card
 from modeling_sit.hub.provenance import Start
 
-TEMPLATE = Path(__file__).parents[2] / "modeling_sit" / "templates" / "finetuning_card.md"
 COMMAND = "accelerate launch scripts/finetune.py --seed 3"
 REPORT = {
     "accuracy": 0.915625,
@@ -42,11 +41,10 @@ def write(tmp_path, tiny_config):
         folder = tmp_path / "classifier"
         folder.mkdir(exist_ok=True)
         (config or tiny_config()).save_pretrained(folder)
-        given = {name: others.pop(name) for name in ("license", "keep_results", "model_id") if name in others}
+        keep_results = others.pop("keep_results", False)
+        given = {name: others.pop(name) for name in ("license", "model_id") if name in others}
         assert others.keys() <= {*REPORT, "macro_f1", "mean_average_precision"}
-        write_finetuning_card(
-            TEMPLATE,
-            folder,
+        facts = FinetuningFacts(
             report={**REPORT, **others},
             label_names=list(label_names),
             log=log,
@@ -54,6 +52,7 @@ def write(tmp_path, tiny_config):
             seconds=90,
             **given,
         )
+        write_finetuning_card(folder, facts, keep_results)
         return folder
 
     return write_card
@@ -101,7 +100,7 @@ def test_says_what_was_run_and_measured(write, page):
     assert "num_validation 360" in shown.tables[0][1][5]
     assert shown.facts["classes"] == "2: a, b"
     assert shown.facts["epochs, seed"] == "60, 3"
-    assert shown.facts["share of the labels"] == "0.1"
+    assert shown.facts["fraction of the labels"] == "0.1"
     assert shown.facts["hardware"] == "2 x GPU"
     assert shown.facts["time, of all starts together"] == "1.5 minutes"
     assert COMMAND + "\n" in shown.blocks
@@ -116,7 +115,7 @@ def test_nothing_to_draw(write, page):
 def test_from_scratch(write, page):
     folder = write(from_scratch=True)
     shown = page(folder)
-    assert "from random weights, in the form of my/pretrained." in words_of(shown)
+    assert "from random weights, with the configuration of my/pretrained." in words_of(shown)
     assert ModelCard.load(folder / "README.md").data.base_model is None
 
 
@@ -130,10 +129,10 @@ def test_says_what_was_chosen_by_what(write, page):
     chosen_by = "accuracy on 10 % of train, held back"
     shown = page(write(chosen_by=chosen_by, validation=HELD_BACK))
     assert (
-        "weights are those of the best checkpoint by accuracy on 10 % of train, held back, measured on the way"
+        "weights are those of the best checkpoint by accuracy on 10 % of train, held back. The first results"
         in words_of(shown)
     )
-    assert "by which nothing was chosen, measured once at the end" in words_of(shown)
+    assert "of images that chose nothing, measured once at the end" in words_of(shown)
     assert [row[1:4] for row in shown.tables[0][1:]] == [
         ["test", "finetune accuracy", "0.9156"],
         ["10 % of train, held back", "finetune accuracy", "0.8750"],
@@ -143,7 +142,7 @@ def test_says_what_was_chosen_by_what(write, page):
 def test_says_that_figures_flatter(write, page):
     chosen = {"chosen_by": "accuracy on 10 % of train, held back", "validation": HELD_BACK, **HELD_BACK}
     shown = page(write(**chosen))
-    assert "flatter" in shown.text and "nothing was chosen" not in shown.text
+    assert "flatter" in shown.text and "chose nothing" not in shown.text
     assert len(shown.tables[0]) == 2
 
 

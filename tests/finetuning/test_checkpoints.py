@@ -1,10 +1,12 @@
-"""What a run goes on from: every weight, or an error."""
+"""Checkpoints of fine-tuning: every weight comes back, and none but whole ones count."""
+
+import json
 
 import pytest
 import torch
 from torch import nn
 
-from modeling_sit.finetuning.checkpoints import WEIGHTS, find_checkpoint, load_weights, save_weights
+from modeling_sit.finetuning.checkpoints import WEIGHTS, checkpoint_files, find_checkpoint, load_weights, save_weights
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -27,9 +29,9 @@ class TestWeights:
 
     def test_names_that_do_not_fit(self, tmp_path):
         save_weights(tmp_path, network(0), None)
-        with pytest.raises(SiTError, match=r"lacks average\.0\.weight.*--ema_decay"):
+        with pytest.raises(SiTError, match=r"lacks average\.0\.weight.*`ema_decay`"):
             load_weights(tmp_path, network(0), {"0.weight": torch.zeros(4, 3)})
-        with pytest.raises(SiTError, match=r"it has model\.1\.bias"):
+        with pytest.raises(SiTError, match=r"has model\.1\.bias"):
             load_weights(tmp_path, network(0)[:1], None)
 
     def test_shapes_that_do_not_fit(self, tmp_path):
@@ -41,8 +43,9 @@ class TestWeights:
     def test_no_weights(self, tmp_path, content):
         if content is not None:
             (tmp_path / WEIGHTS).write_bytes(content)
-        with pytest.raises(SiTError, match=f"--resume_from_checkpoint {tmp_path}: {WEIGHTS}"):
+        with pytest.raises(SiTError, match=f"{tmp_path}/{WEIGHTS}") as error:
             load_weights(tmp_path, network(0), None)
+        assert error.value.argument == "resume_from_checkpoint"
 
 
 class TestFindCheckpoint:
@@ -66,9 +69,39 @@ class TestFindCheckpoint:
 
     def test_runs_are_not_mixed_up(self, tmp_path):
         self.checkpoint(tmp_path, 9)
-        with pytest.raises(SiTError, match="--resume_from_checkpoint auto"):
+        with pytest.raises(SiTError, match='`resume_from_checkpoint="auto"`') as error:
             find_checkpoint(tmp_path, None)
+        assert error.value.argument == "output_dir"
 
     def test_none(self, tmp_path):
-        with pytest.raises(SiTError, match=f"--resume_from_checkpoint {tmp_path}"):
+        with pytest.raises(SiTError, match=str(tmp_path)) as error:
             find_checkpoint(tmp_path, str(tmp_path))
+        assert error.value.argument == "resume_from_checkpoint"
+
+
+class TestCheckpointFiles:
+    def write(self, folder, step: int, best: str) -> None:
+        checkpoint = folder / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": best}))
+        for name in ("training_weights.safetensors", "optimizer.pt", "training_args.bin"):
+            (checkpoint / name).write_text(str(step))
+
+    def test_newest_and_the_weights_of_the_best(self, tmp_path):
+        for step in (9, 10):
+            self.write(tmp_path, step, best="/elsewhere/checkpoint-9")
+        (tmp_path / "checkpoint-11").mkdir()  # not complete
+        (tmp_path / "checkpoint-11" / "optimizer.pt").write_text("11")
+        files = checkpoint_files(tmp_path)
+        names = {"trainer_state.json", "training_weights.safetensors", "optimizer.pt"}
+        best = "best-checkpoint/training_weights.safetensors"
+        assert set(files) == {f"last-checkpoint/{name}" for name in names} | {best}
+        assert files[best].read_text() == "9"
+        assert files["last-checkpoint/optimizer.pt"].read_text() == "10"
+
+    def test_best_is_the_newest(self, tmp_path):
+        self.write(tmp_path, 9, best=str(tmp_path / "checkpoint-9"))
+        assert {name.partition("/")[0] for name in checkpoint_files(tmp_path)} == {"last-checkpoint"}
+
+    def test_none(self, tmp_path):
+        assert checkpoint_files(tmp_path) == {}

@@ -11,6 +11,7 @@ from modeling_sit.finetuning.losses import (
     MultiLabelLoss,
     SingleLabelLoss,
     balanced_class_weights,
+    balancing_weights,
     create_mixing,
     soft_targets,
 )
@@ -153,3 +154,13 @@ class TestBalancedClassWeights:
     def test_of_several_labels(self):
         labels = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0.0]])
         assert balanced_class_weights(labels, 3).tolist() == [pytest.approx(1 / 3), 3, 1]
+
+
+class TestBalancingWeights:
+    def test_are_one_over_the_class_size(self):
+        labels = torch.tensor([0, 0, 0, 2, 0, 2])
+        assert balancing_weights(labels).tolist() == [1 / 4, 1 / 4, 1 / 4, 1 / 2, 1 / 4, 1 / 2]
+
+    def test_of_several_labels_the_rarest_counts(self):
+        labels = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 1, 0.0]])
+        assert balancing_weights(labels).tolist() == [1 / 3, 1 / 2, 1 / 3, 1 / 2, 1 / 2, 1 / 2]

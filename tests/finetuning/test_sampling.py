@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from modeling_sit.finetuning.sampling import EpochOrder, balancing_weights
+from modeling_sit.finetuning.losses import balancing_weights
+from modeling_sit.finetuning.sampling import EpochOrder
 
 
 def epoch(order: EpochOrder, number: int) -> list[tuple[int, int]]:
@@ -46,13 +47,3 @@ def test_balanced_draws_give_all_classes_alike():
         ]
     )
     assert (drawn.bincount() - 1000).abs().max() < 150
-
-
-def test_balancing_weights_are_one_over_the_class_size():
-    labels = torch.tensor([0, 0, 0, 2, 0, 2])
-    assert balancing_weights(labels).tolist() == [1 / 4, 1 / 4, 1 / 4, 1 / 2, 1 / 4, 1 / 2]
-
-
-def test_of_several_labels_the_rarest_counts():
-    labels = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 1, 0.0]])
-    assert balancing_weights(labels).tolist() == [1 / 3, 1 / 2, 1 / 3, 1 / 2, 1 / 2, 1 / 2]

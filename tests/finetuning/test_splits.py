@@ -1,4 +1,4 @@
-"""Who teaches, who chooses, who measures."""
+"""Which images train, choose and measure."""
 
 import io
 import logging
@@ -35,9 +35,9 @@ def write(tmp_path):
     return write
 
 
-def splits(dataset: str, measures_on_the_way: bool = True, seed: int = 0, **settings) -> Splits:
+def splits(dataset: str, evaluates: bool = True, seed: int = 0, **settings) -> Splits:
     arguments = FinetuningArguments(dataset=dataset, model_name_or_path="some", **settings)
-    return load_splits(arguments, seed, measures_on_the_way)
+    return load_splits(arguments, seed, evaluates)
 
 
 def sizes(found: Splits) -> tuple[int | None, int | None, int | None]:
@@ -73,11 +73,11 @@ def test_held_back_is_a_function_of_the_seed(write):
 
 
 def test_nothing_is_held_back_where_nothing_is_chosen(write):
-    assert sizes(splits(write(train=10, test=4), measures_on_the_way=False)) == (20, None, 8)
+    assert sizes(splits(write(train=10, test=4), evaluates=False)) == (20, None, 8)
 
 
 def test_something_is_measured_though_there_is_train_only(write):
-    assert sizes(splits(write(train=10), measures_on_the_way=False)) == (18, 2, None)
+    assert sizes(splits(write(train=10), evaluates=False)) == (18, 2, None)
 
 
 def test_held_back_images_are_of_the_labels_that_are_used(write):
@@ -94,31 +94,35 @@ def test_names_of_ones_own(write):
 
 def test_choosing_by_the_test_split_is_refused(write):
     folder = write(train=10, test=4)
-    with pytest.raises(SiTError, match="--validation_split test: nothing is chosen by test images"):
+    with pytest.raises(SiTError, match="test is the test split") as error:
         splits(folder, validation_split="test")
+    assert error.value.argument == "validation_split"
     assert sizes(splits(folder, False, validation_split="test")) == (20, None, 8)
 
 
 @pytest.mark.parametrize(
-    ("settings", "flag"),
+    ("settings", "argument"),
     [
-        ({"test_split": "train"}, "--test_split train"),
-        ({"validation_split": "train"}, "--validation_split train"),
-        ({"test_split": "dev", "validation_split": "dev"}, "--validation_split dev"),
-        ({"test_split": "nowhere"}, "nowhere"),
+        ({"test_split": "train"}, "test_split"),
+        ({"validation_split": "train"}, "validation_split"),
+        ({"test_split": "dev", "validation_split": "dev"}, "validation_split"),
+        ({"test_split": "nowhere"}, "test_split"),
+        ({"validation_split": "nowhere"}, "validation_split"),
     ],
 )
-def test_splits_that_cannot_be(write, settings, flag):
+def test_splits_that_cannot_be(write, settings, argument):
     folder = write(train=10, dev=3)
-    with pytest.raises(SiTError, match=flag):
+    with pytest.raises(SiTError, match=settings[argument]) as error:
         splits(folder, **settings)
+    assert error.value.argument == argument
 
 
 def test_test_split_without_labels_is_not_measured(write):
     folder = write(train=10, test=2, labels={"test": [-1] * 4})
     assert sizes(splits(folder)) == (18, 2, None)
-    with pytest.raises(SiTError, match="--test_split test"):
+    with pytest.raises(SiTError, match="test") as error:
         splits(folder, test_split="test")
+    assert error.value.argument == "test_split"
 
 
 def test_train_without_labels(write):
@@ -140,5 +144,6 @@ def test_a_class_with_one_image(write):
 
 def test_classes_that_train_does_not_know(write):
     folder = write(train=3, test=2, labels={"train": [0] * 6})
-    with pytest.raises(SiTError, match=r"--test_split test: 2 of its images .* train has: b"):
+    with pytest.raises(SiTError, match=r"2 of .*: b") as error:
         splits(folder, False)
+    assert error.value.argument == "test_split"

@@ -1,11 +1,11 @@
-"""What a run remembers of its starts."""
+"""The history of a run."""
 
 import time
 from types import SimpleNamespace
 
 import pytest
 
-from modeling_sit.finetuning.history import RunHistory
+from modeling_sit.finetuning.callbacks import RunHistory
 
 START = {"step": 0, "command": "a", "hardware": "b"}
 

@@ -1,0 +1,269 @@
+"""Fine-tuning from start to end: read the dataset, train, measure, and write the model with its card and results."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+from transformers.trainer_utils import set_seed
+
+from modeling_sit.evaluation.results import write_results
+from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
+from modeling_sit.finetuning.callbacks import PushCheckpoints, RunHistory, StopAtSignal
+from modeling_sit.finetuning.card import FinetuningFacts, write_finetuning_card
+from modeling_sit.finetuning.checkpoints import find_checkpoint, step_of
+from modeling_sit.finetuning.classification import Classification
+from modeling_sit.finetuning.trainer import ReproducibleTrainer, Task
+from modeling_sit.hub.arguments import HubArguments
+from modeling_sit.hub.provenance import Start, describe_start
+from modeling_sit.hub.pushing import HubPusher
+from modeling_sit.runtime.arguments import build_arguments
+from modeling_sit.runtime.atomic_files import digest
+from modeling_sit.runtime.distributed import sync_errors
+from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
+from modeling_sit.runtime.signals import StopSignal
+
+TASKS: dict[str, type[Task]] = {"classification": Classification}
+
+
+@dataclass
+class FinetuningResult:
+    """
+    A finished fine-tuning run.
+
+    Args:
+        model (`PreTrainedModel`): The model, in evaluation mode.
+        processor: Its image processor.
+        metrics (`dict[str, Any]`): The results, as `eval_results.json` has them.
+        output_dir (`Path`): The model repository.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    metrics: dict[str, Any]
+    output_dir: Path
+
+
+def finetune(
+    model_name_or_path: str,
+    dataset: Any,
+    output_dir: str | Path,
+    *,
+    recipe: str | Path | None = None,
+    **arguments: Any,
+) -> FinetuningResult:
+    """Fine-tune a pretrained model on labeled images.
+
+    Args:
+        model_name_or_path (`str`): Folder, Hub id or file of weights of the pretrained model.
+        dataset (`str` or `datasets.Dataset`): Labeled images, as in [`DatasetArguments`].
+        output_dir (`str` or `Path`): Folder for the model, its card, results and checkpoints.
+        recipe (`str` or `Path`, *optional*): YAML file of values for the arguments, or the name of a shipped one.
+        arguments: Fields of [`FinetuningArguments`], [`FinetuningTrainingArguments`] and [`HubArguments`].
+
+    Raises:
+        `TypeError`: If there is no such argument.
+        [`SiTError`]: If a value, the dataset or the model is wrong.
+        [`TrainingInterrupted`]: If a signal ended the run.
+    """
+    given = {**arguments, "model_name_or_path": model_name_or_path, "dataset": dataset, "output_dir": output_dir}
+    classes = (FinetuningArguments, FinetuningTrainingArguments, HubArguments)
+    return run_finetuning(*build_arguments(classes, given, recipe, "finetune"))
+
+
+def run_finetuning(
+    arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments, hub_arguments: HubArguments
+) -> FinetuningResult:
+    """Fine-tune as the arguments say. Every process of a run calls it, and the main one writes.
+
+    Raises:
+        [`SiTError`]: If the dataset, the model or an argument is wrong.
+        [`TrainingInterrupted`]: If a signal ended the run.
+    """
+    started = time.time()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    _check_output_dir(training_arguments.output_dir, arguments.model_name_or_path)
+    checkpoint = find_checkpoint(training_arguments.output_dir, training_arguments.resume_from_checkpoint)
+    # The collator decodes images from their encoded bytes, in columns that `Trainer` would drop.
+    training_arguments.remove_unused_columns = False
+    training_arguments.dataloader_pin_memory &= torch.cuda.is_available()
+    set_seed(training_arguments.seed)
+
+    task = TASKS[arguments.task](arguments, training_arguments)
+    _settle_choice(task.metric_names, arguments, training_arguments)
+    task.load_model()
+    trainer = ReproducibleTrainer(task, arguments, training_arguments)
+    if trainer.is_world_process_zero():
+        print(task.splits.summary())
+    history = RunHistory.read(checkpoint, started)
+    history.starts.append(
+        describe_start(step_of(checkpoint), training_arguments.device, training_arguments.world_size)
+    )
+    trainer.add_callback(history)
+    with _pusher(trainer, hub_arguments) as pusher:
+        _train(trainer, checkpoint, pusher)
+        log = list(trainer.state.log_history)  # before the evaluation of the finished model adds to it
+        report = _measure(trainer, arguments)
+        facts = FinetuningFacts(
+            report=report,
+            label_names=task.splits.label_names,
+            log=log,
+            starts=[Start(**start) for start in history.starts],
+            seconds=history.seconds,
+            license=arguments.license,
+            model_id=pusher.repository.name if pusher is not None else None,
+        )
+        _write(trainer, facts)
+        if pusher is not None:
+            pusher.push_finished()
+    model = trainer.finished_model().eval()
+    return FinetuningResult(model, task.processor, report, Path(training_arguments.output_dir))
+
+
+def _check_output_dir(output_dir: str, model_name_or_path: str) -> None:
+    """Make the folder.
+
+    Raises:
+        [`SiTError`]: If it cannot be made, or is that of the pretrained model, which would be lost.
+    """
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise SiTError(f"{output_dir} cannot be written: {problem.strerror}", argument="output_dir") from problem
+    if Path(output_dir).resolve() == Path(model_name_or_path).resolve():
+        raise SiTError(
+            f"{output_dir} holds the pretrained model, which would be replaced",
+            argument="output_dir",
+            remedy="name another folder",
+        )
+
+
+def _settle_choice(
+    metric_names: tuple[str, ...], arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments
+) -> None:
+    """Set the metric that chooses the best checkpoint.
+
+    Raises:
+        [`SiTError`]: If the run does not measure it, or evaluates nothing by which it could stop.
+    """
+    names = (*metric_names, "loss")
+    chosen = (training_arguments.metric_for_best_model or names[0]).removeprefix("eval_")
+    if chosen not in names:
+        raise SiTError(f"{chosen} is not measured, only {', '.join(names)}", argument="metric_for_best_model")
+    training_arguments.metric_for_best_model = chosen
+    if arguments.early_stopping_patience is not None and training_arguments.eval_strategy == "no":
+        raise SiTError(
+            "the run evaluates nothing that could stop it",
+            argument="early_stopping_patience",
+            remedy="set `eval_strategy` to epoch or steps",
+        )
+
+
+@contextmanager
+def _pusher(trainer: ReproducibleTrainer, hub_arguments: HubArguments) -> Iterator[HubPusher | None]:
+    """What pushes to the Hub, after a check of the login; in the main process, if the arguments ask for it. At the end,
+    waits a while for what is on its way."""
+    pusher = None
+    with sync_errors(trainer.accelerator):
+        if hub_arguments.hub_strategy == "checkpoint" and trainer.args.save_strategy == "no":
+            raise SiTError(
+                'there is no checkpoint to push with `save_strategy="no"`',
+                argument="hub_strategy",
+                remedy="leave one of them out",
+            )
+        if hub_arguments.push_to_hub and trainer.is_world_process_zero():
+            pusher = HubPusher(hub_arguments, Path(trainer.args.output_dir))
+            pusher.check_login()
+            pusher.create_repository()
+    try:
+        yield pusher
+    finally:
+        if pusher is not None:
+            pusher.close()
+
+
+def _train(trainer: ReproducibleTrainer, checkpoint: str | None, pusher: HubPusher | None) -> None:
+    """Train from the start, or from a checkpoint.
+
+    Raises:
+        [`TrainingInterrupted`]: If a signal ended the training.
+    """
+    with StopSignal(trainer.accelerator) as stop_request:
+        stop = StopAtSignal(stop_request)
+        trainer.add_callback(stop)
+        if pusher is not None:
+            trainer.add_callback(PushCheckpoints(pusher))
+        trainer.train(checkpoint)
+    if stop.received is not None:
+        step = trainer.state.global_step
+        # With `save_strategy="best"`, `Trainer` writes none where it evaluates at that very step and finds it worse.
+        is_written = (Path(trainer.args.output_dir) / f"checkpoint-{step}").is_dir()
+        which = "its checkpoint is written" if is_written else "the checkpoint is an earlier one"
+        trainer.accelerator.end_training()
+        raise TrainingInterrupted(
+            stop.received,
+            f'stopped by {stop.received.name} after step {step}: {which}, and `resume_from_checkpoint="auto"` goes on',
+        )
+
+
+def _measure(trainer: ReproducibleTrainer, arguments: FinetuningArguments) -> dict[str, Any]:
+    """The results of the finished model for `eval_results.json`: its metrics on the test images, or without those on the
+    validation images, and how it was trained."""
+    splits, metric_names = trainer.task.splits, trainer.task.metric_names
+    validation = None
+    if splits.validation is not None:
+        validation = {
+            **_metrics(trainer.evaluate(), metric_names),
+            "num_validation": len(splits.validation),
+            "split": splits.validation_name,
+        }
+    test = None
+    if splits.test is not None:
+        results = trainer.evaluate(trainer.task.eval_dataset(splits.test), metric_key_prefix="test")
+        test = {
+            **_metrics(results, metric_names),
+            "num_validation": len(splits.test),
+            "split": splits.test_name,
+        }
+    chosen_by = None
+    if trainer.args.load_best_model_at_end:
+        chosen_by = f"{trainer.args.metric_for_best_model} on {splits.validation_name}"
+    return {
+        **(test or validation),
+        "chosen_by": chosen_by,
+        "validation": validation,
+        "num_train": len(splits.train),
+        "label_fraction": arguments.label_fraction,
+        "from_scratch": arguments.from_scratch,
+        "epochs": trainer.state.epoch,
+        "seed": trainer.args.seed,
+        "dataset": splits.name,
+        "model_name_or_path": arguments.model_name_or_path,
+    }
+
+
+def _metrics(results: dict[str, float], metric_names: tuple[str, ...]) -> dict[str, float]:
+    """The metrics and the loss in what `Trainer` gives, without their prefix."""
+    named = {name.partition("_")[2]: value for name, value in results.items()}
+    return {name: named[name] for name in (*metric_names, "loss") if name in named}
+
+
+def _write(trainer: ReproducibleTrainer, facts: FinetuningFacts) -> None:
+    """Write the finished model with its card and results."""
+    output_dir, report = Path(trainer.args.output_dir), facts.report
+    weights = output_dir / "model.safetensors"
+    earlier_weights = digest(weights) if trainer.is_world_process_zero() and weights.exists() else None
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        # Other results that were measured with the same weights are still true.
+        keep_results = weights.exists() and digest(weights) == earlier_weights
+        write_finetuning_card(output_dir, facts, keep_results)
+        metric = trainer.task.metric_names[0]
+        print(f"{metric} {report[metric]:.4f} on {report['num_validation']} images of {report['split']}")
+        print(f"written to {write_results(output_dir, {'finetune': report})}")
