@@ -64,7 +64,7 @@ def test_places(model):
     assert len(layers_to_adapt(model, None)) == 12
     some = layers_to_adapt(model, ["query", "intermediate.dense"])
     assert len(some) == 4 and all(name.endswith(("query", "intermediate.dense")) for name in some)
-    with pytest.raises(SiTError, match="'uery'.*dense, key, query, value") as error:
+    with pytest.raises(SiTError, match=r"'uery'.*dense, key, query, value") as error:
         layers_to_adapt(model, ["uery"])
     assert error.value.argument == "lora_target_modules"
 

@@ -1,4 +1,4 @@
-"""scripts/quickstart.py: the table, the images, and the lines that it tells to type."""
+"""The quickstart: the table, the images, and the lines that it prints to load the model."""
 
 import json
 import re
@@ -10,24 +10,24 @@ import PIL.Image
 import pytest
 
 import modeling_sit
+from modeling_sit.experiments import quickstart as module
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture
-def quick(load_program, run_program, monkeypatch):
+def quick(run_program, monkeypatch):
     """The program with runs of a few steps, with two seeds, and with pretraining in this process too."""
-    program = load_program("quickstart")
 
     def run(command):
         assert command[0] == sys.executable
         assert Path(command[1]) == SCRIPTS / "pretrain.py"
-        return program.subprocess.CompletedProcess(command, run_program("pretrain", *command[2:]))
+        return module.subprocess.CompletedProcess(command, run_program("pretrain", *command[2:]))
 
-    monkeypatch.setattr(program.subprocess, "run", run)
-    monkeypatch.setattr(program, "SEEDS", (0, 1))
-    monkeypatch.setattr(program, "LABEL_FRACTIONS", {0.1: 0.4, 1.0: 0.04})
-    return program
+    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(module, "SEEDS", (0, 1))
+    monkeypatch.setattr(module, "LABEL_FRACTIONS", {0.1: 0.4, 1.0: 0.04})
+    return module
 
 
 def test_everything(quick, run_program, tmp_path, monkeypatch, capsys):

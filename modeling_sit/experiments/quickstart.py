@@ -1,0 +1,72 @@
+"""Minutes on a CPU: pretrain on scikit-learn's digits without labels, and compare with fine-tuning from scratch."""
+
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modeling_sit.experiments.compare import ComparisonArguments, ComparisonResult, run_comparison
+from modeling_sit.runtime.errors import SiTError
+
+SEEDS = (0, 1, 2)
+# Fraction of the labels, and its epochs: about as many steps for either.
+LABEL_FRACTIONS = {0.1: 60, 1.0: 12}
+
+
+@dataclass
+class QuickstartArguments:
+    """Where the results go, and how long pretraining takes."""
+
+    output_dir: str = field(default="outputs/quickstart", metadata={"help": "Folder for everything; replaced."})
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "Steps of pretraining, for a trial run. Default: as the recipe says."}
+    )
+
+
+def run_quickstart(arguments: QuickstartArguments) -> ComparisonResult:
+    """Pretrain once, then fine-tune with a tenth of the labels and with all of them, from the pretrained weights and from
+    scratch, with three seeds each. Prints tables, and the lines that load the model.
+
+    Raises:
+        [`SiTError`]: If the folder cannot be written.
+        [`TrainingInterrupted`]: If a signal ended a run.
+    """
+    started = time.time()
+    output_dir = Path(arguments.output_dir)
+    pretrained = output_dir / "pretrained"
+    print("Pretraining without labels", flush=True)
+    _pretrain(pretrained, arguments.max_train_steps)
+    result = run_comparison(
+        ComparisonArguments(
+            dataset="digits",
+            model_name_or_path=str(pretrained),
+            output_dir=str(output_dir),
+            overwrite_output_dir=True,
+            finetuning_recipe="digits_finetune",
+            label_fractions=list(LABEL_FRACTIONS),
+            num_train_epochs=list(LABEL_FRACTIONS.values()),
+            seeds=list(SEEDS),
+            protocols=[],
+        )
+    )
+    newest_preview = max((pretrained / "previews").glob("*.png"))
+    shutil.copyfile(newest_preview, output_dir / "reconstructions.png")
+    print(
+        f"\nAll of it took {(time.time() - started) / 60:.1f} minutes. Look at {output_dir}/reconstructions.png and "
+        f"{output_dir}/results.png, and load the model:\n\n"
+        "import modeling_sit\n"
+        "from transformers import AutoModel\n"
+        f'model = AutoModel.from_pretrained("{pretrained}")'
+    )
+    return result
+
+
+def _pretrain(output_dir: Path, max_train_steps: int | None) -> None:
+    scripts = Path(__file__).resolve().parents[2] / "scripts"
+    given = {"output_dir": output_dir, "overwrite_output_dir": True, "max_train_steps": max_train_steps}
+    flags = [word for name, value in given.items() if value is not None for word in ("--" + name, str(value))]
+    command = [sys.executable, str(scripts / "pretrain.py"), str(scripts / "recipes" / "digits.yaml"), *flags]
+    if subprocess.run(command).returncode:
+        raise SiTError("pretraining failed, for the reason above")
