@@ -1,0 +1,701 @@
+"""From a pretrained folder to a classifier: what it learns from, measures, writes, and refuses."""
+
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, average_precision_score
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BertConfig,
+    BertModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
+
+from modeling_sit import SiTForImageClassification
+from modeling_sit.data.decoding import decode_image
+from modeling_sit.data.labeled import LabeledImageDataset
+from modeling_sit.data.sources import load_images
+from modeling_sit.finetuning import classification, run
+from modeling_sit.finetuning.trainer import ReproducibleTrainer
+from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
+
+COLORS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 30)}
+
+
+@pytest.fixture
+def sit(save_tiny_sit, tmp_path) -> Path:
+    return save_tiny_sit(tmp_path / "sit")
+
+
+@pytest.fixture
+def vit(tmp_path) -> Path:
+    """A plain ViT's folder, a classifier of two other labels, as the Hub has them."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    return tmp_path / "vit"
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory) -> Path:
+    """A folder of noisy images of one color each: 20, 10 and 10 to train, 4 a class to validate."""
+    folder = tmp_path_factory.mktemp("colors")
+    generator = np.random.default_rng(0)
+    for split, counts in (("train", (20, 10, 10)), ("test", (4, 4, 4))):
+        for (name, color), count in zip(COLORS.items(), counts, strict=True):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(color + generator.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / split / name / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture
+def finetune(tmp_path):
+    """Fine-tune in this process; gives the output folder."""
+
+    def finetune(model, dataset, name: str = "out", steps: int = 2, batch_size: int = 16, **arguments) -> Path:
+        given = {
+            "max_steps": steps,
+            "per_device_train_batch_size": batch_size,
+            "per_device_eval_batch_size": 64,
+            "use_cpu": True,
+            "report_to": "none",
+            "eval_strategy": "no",
+            "save_strategy": "no",
+        }
+        result = run.finetune(model, dataset, tmp_path / name, **{**given, **arguments})
+        assert result.output_dir == tmp_path / name
+        assert result.metrics == results_of(result.output_dir)
+        assert_equal(result.model.state_dict(), result.model.from_pretrained(result.output_dir).state_dict())
+        return result.output_dir
+
+    return finetune
+
+
+@pytest.fixture
+def refused(finetune):
+    """The error of a run that cannot go on for a user's mistake."""
+
+    def refused(model, dataset, name: str = "refused", **arguments) -> SiTError:
+        with pytest.raises(SiTError) as error:
+            finetune(model, dataset, name=name, **arguments)
+        return error.value
+
+    return refused
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "eval_results.json").read_text())["finetune"]
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def backbone_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in weights_in(folder).items() if name.startswith("vit.")}
+
+
+def accuracy_by_hand(folder: Path, dataset) -> float:
+    images = load_images(str(dataset))
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    read = [decode_image(image, model.config.num_channels) for image in images.validation["image"]]
+    with torch.no_grad():
+        predicted = model(**processor(read, return_tensors="pt")).logits.argmax(-1)
+    return accuracy_score(images.validation["label"][:], predicted)
+
+
+class TestResults:
+    def test_of_a_sit_folder(self, finetune, save_tiny_sit, tmp_path, capsys):
+        sit = save_tiny_sit(tmp_path / "sit", num_channels=1)
+        folder = finetune(sit, "digits", learning_rate=0.01, seed=3, steps=10)
+        results = results_of(folder)
+        assert results["accuracy"] == pytest.approx(accuracy_by_hand(folder, "digits"), abs=1e-6)
+        assert (results["num_train"], results["num_validation"]) == (1437, 360)
+        assert (results["dataset"], results["split"], results["seed"]) == ("digits", "test", 3)
+        assert (results["label_fraction"], results["from_scratch"]) == (1.0, False)
+        assert results["model_name_or_path"] == str(sit)
+        out = capsys.readouterr().out
+        assert f"accuracy {results['accuracy']:.4f} on 360 images of test" in out
+        assert str(folder / "eval_results.json") in out
+
+    def test_of_a_plain_vit_folder(self, finetune, vit, colors):
+        folder = finetune(vit, colors, learning_rate=0.01, steps=20)
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colors)
+        config = json.loads((folder / "config.json").read_text())
+        assert config["model_type"] == "vit"
+        assert config["id2label"] == {"0": "blue", "1": "green", "2": "red"}
+
+    def test_learns(self, finetune, sit, colors):
+        folder = finetune(sit, colors, learning_rate=0.01, weight_decay=0, steps=40)
+        assert results_of(folder)["accuracy"] == 1.0
+
+    def test_pipeline_names_the_labels(self, finetune, sit, colors):
+        folder = finetune(sit, colors, learning_rate=0.01, steps=40)
+        classify = pipeline("image-classification", model=str(folder))
+        for name, color in COLORS.items():
+            answers = classify(PIL.Image.new("RGB", (20, 30), color))
+            assert {answer["label"] for answer in answers} == set(COLORS)
+            assert answers[0]["label"] == name
+
+    def test_folder_is_a_model_repository(self, finetune, sit, colors):
+        folder = finetune(sit, colors)
+        names = {path.name for path in folder.iterdir()}
+        assert {"config.json", "model.safetensors", "preprocessor_config.json", "eval_results.json"} <= names
+        assert {"README.md", "configuration_sit.py", "modeling_sit.py"} <= names
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.pipeline_tag == "image-classification"
+        assert "blue, green, red" in card.text and "40 labeled images" in card.text
+        model, trouble = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+        assert isinstance(model, SiTForImageClassification)
+        assert not trouble["missing_keys"] and not trouble["unexpected_keys"]
+        assert model.config.num_labels == 3
+
+    def test_results_of_other_protocols_stay(self, finetune, sit, colors, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "eval_results.json").write_text('{"knn": {"accuracy": 0.5}}')
+        folder = finetune(sit, colors)
+        results = json.loads((folder / "eval_results.json").read_text())
+        assert results["knn"] == {"accuracy": 0.5} and "finetune" in results
+
+    def test_a_recipe_gives_defaults(self, sit, colors, tmp_path):
+        (tmp_path / "recipe.yaml").write_text(
+            "max_steps: 9\nlabel_fraction: 0.5\nuse_cpu: true\nseed: 3\neval_strategy: no\n"
+        )
+        recipe = tmp_path / "recipe.yaml"
+        results = run.finetune(sit, colors, tmp_path / "out", recipe=recipe, max_train_steps=1, seed=5).metrics
+        assert (results["num_train"], results["seed"], results["label_fraction"]) == (20, 5, 0.5)
+        assert results["epochs"] == 1
+
+    def test_epochs_are_those_that_were_run(self, finetune, sit, colors):
+        assert results_of(finetune(sit, colors, steps=6))["epochs"] == pytest.approx(2)  # three batches of 16
+
+    def test_is_a_function_of_the_seed(self, finetune, sit, colors):
+        one, same, other = (
+            weights_in(finetune(sit, colors, seed=seed, name=name)) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+        )
+        assert all(torch.equal(value, same[name]) for name, value in one.items())
+        assert not torch.equal(one["classifier.weight"], other["classifier.weight"])
+
+
+class TestStart:
+    def test_pretrained_weights_are_there(self, finetune, sit, colors):
+        assert_same(backbone_in(finetune(sit, colors, learning_rate=0)), backbone_in(sit))
+
+    def test_pretrained_weights_of_a_plain_vit_are_there(self, finetune, vit, colors):
+        assert_same(backbone_in(finetune(vit, colors, learning_rate=0)), backbone_in(vit))
+
+    def test_from_scratch_they_are_not(self, finetune, sit, colors):
+        before = backbone_in(sit)
+        for seed in (1, 2):
+            after = backbone_in(finetune(sit, colors, learning_rate=0, from_scratch=True, seed=seed, name=str(seed)))
+            assert after.keys() == before.keys()
+            for name, value in after.items():
+                if value.std() > 0:  # norms and biases start from constants
+                    assert not torch.equal(value, before[name]), name
+            before = after
+        assert results_of(Path(sit.parent / "2"))["from_scratch"] is True
+
+    def test_classifier_of_other_labels_is_made_anew(self, finetune, vit, colors):
+        folder = finetune(vit, colors, learning_rate=0)
+        assert weights_in(folder)["classifier.weight"].shape == (3, 16)
+
+    @pytest.mark.parametrize(("pooling", "width"), [("token", 16), ("mean", 16), ("token_mean", 32)])
+    def test_pooling(self, finetune, sit, colors, pooling, width):
+        folder = finetune(sit, colors, pooling=pooling)
+        assert weights_in(folder)["classifier.weight"].shape == (3, width)
+        assert AutoModelForImageClassification.from_pretrained(folder).config.pooling == pooling
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colors)
+
+    def test_drop_path_rate(self, finetune, sit, colors):
+        folder = finetune(sit, colors, drop_path_rate=0.3)
+        assert json.loads((folder / "config.json").read_text())["drop_path_rate"] == 0.3
+
+    def test_processor_that_sizes_by_the_shortest_edge(self, finetune, vit, colors):
+        """DINOv2's does, for one."""
+        settings = json.loads((vit / "preprocessor_config.json").read_text())
+        settings.update(size={"shortest_edge": 16}, do_center_crop=True, crop_size={"height": 16, "width": 16})
+        settings["image_processor_type"] = "CLIPImageProcessor"
+        (vit / "preprocessor_config.json").write_text(json.dumps(settings))
+        folder = finetune(vit, colors)
+        assert AutoImageProcessor.from_pretrained(folder).crop_size == {"height": 16, "width": 16}
+        assert accuracy_by_hand(folder, colors) == results_of(folder)["accuracy"]
+
+
+def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), name
+
+
+def assert_same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert len(weights) > 30
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), name
+
+
+class TestLabelFraction:
+    def test_share_of_each_class(self, finetune, sit, colors, monkeypatch):
+        seen = []
+
+        class Spy(LabeledImageDataset):
+            def __init__(self, split, *arguments):
+                super().__init__(split, *arguments)
+                seen.append((str(split.split), split["label"][:]))
+
+        monkeypatch.setattr(classification, "LabeledImageDataset", Spy)
+        folder = finetune(sit, colors, label_fraction=0.2, steps=1, batch_size=4)
+        (split, labels), (test_split, test_labels) = seen
+        assert (split, np.bincount(labels).tolist()) == ("train", [4, 2, 2])
+        assert (test_split, np.bincount(test_labels).tolist()) == ("test", [4, 4, 4])
+        results = results_of(folder)
+        assert (results["num_train"], results["num_validation"], results["label_fraction"]) == (8, 12, 0.2)
+
+
+class TestUnreadable:
+    @pytest.fixture
+    def damaged(self, colors, tmp_path) -> Path:
+        """As `colors`, with an image of each split cut off; the one of the test split comes last, in class `zero`."""
+        folder = tmp_path / "damaged"
+        for path in colors.rglob("*.png"):
+            target = folder / path.relative_to(colors)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+        (folder / "train" / "red" / "99.png").write_bytes(b"broken")
+        (folder / "test" / "red" / "99.png").write_bytes(b"")
+        return folder
+
+    def test_is_left_out_of_loss_and_metric_and_named(self, finetune, sit, colors, damaged, capsys):
+        arguments = {"learning_rate": 0, "label_smoothing_factor": 0}
+        whole = results_of(finetune(sit, colors, **arguments, name="whole"))
+        capsys.readouterr()
+        results = results_of(finetune(sit, damaged, **arguments, name="some", batch_size=41))
+        assert results["accuracy"] == pytest.approx(whole["accuracy"])
+        assert results["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+        err = capsys.readouterr().err
+        assert str(damaged / "train" / "red" / "99.png") in err
+        assert str(damaged / "test" / "red" / "99.png") in err
+
+    @pytest.mark.parametrize("smoothing", [0, 0.1])
+    def test_alone_in_its_batch(self, finetune, sit, damaged, smoothing):
+        """The mean over no image is not a number: it may spoil neither the weights nor the figures."""
+        arguments = {"label_smoothing_factor": smoothing, "per_device_eval_batch_size": 1}
+        folder = finetune(sit, damaged, **arguments, batch_size=1, steps=41)
+        assert all(value.isfinite().all() for value in weights_in(folder).values())
+        assert np.isfinite(results_of(folder)["loss"])
+
+
+EVERYTHING_RANDOM = {
+    "augmentation": "randaugment",
+    "random_erasing_probability": 0.5,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1,
+    "drop_path_rate": 0.3,
+    "ema_decay": 0.9,
+    "balanced_sampling": True,
+    "layer_decay": 0.75,
+    "class_weights": "balanced",
+}
+CHECKPOINTS = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "warmup_steps": 0}
+ON_THE_WAY = {"eval_strategy": "epoch", "save_strategy": "epoch", "learning_rate": 0.01}
+
+
+class TestGoingOn:
+    """A run that was stopped and goes on ends, weight for weight and to the last bit, where one ends that was not."""
+
+    def assert_goes_on(self, finetune, model, dataset, stop: int = 2, steps: int = 5, **arguments) -> Path:
+        arguments = {**CHECKPOINTS, **arguments}
+        whole = finetune(model, dataset, **arguments, name="whole", steps=steps)
+        finetune(model, dataset, **arguments, name="stopped", steps=stop)
+        arguments |= {"resume_from_checkpoint": "auto"}
+        stopped = finetune(model, dataset, **arguments, name="stopped", steps=steps)
+        last = json.loads((stopped / "checkpoint-4" / "trainer_state.json").read_text())
+        assert last["global_step"] == 4
+        assert_equal(weights_in(whole), weights_in(stopped))
+        assert results_of(whole)["loss"] == results_of(stopped)["loss"]
+        card = (stopped / "README.md").read_text()
+        assert f"\n# going on from step {stop}:\n" in card and card.count("\n# going on") == 1
+        return stopped
+
+    @pytest.mark.parametrize("batch_size", [16, 20])  # 40 images: amid an epoch, and where one ends
+    def test_with_everything_random(self, finetune, sit, colors, batch_size):
+        self.assert_goes_on(finetune, sit, colors, **EVERYTHING_RANDOM, batch_size=batch_size)
+
+    def test_with_accumulated_batches(self, finetune, sit, colors):
+        arguments = {"gradient_accumulation_steps": 2, "augmentation": "3-augment", "mixup_alpha": 0.8}
+        self.assert_goes_on(finetune, sit, colors, **arguments, batch_size=6, stop=4)
+
+    def test_every_key_of_a_model_that_is_saved_under_other_names(self, finetune, vit, colors):
+        """transformers' ViT is one; `Trainer` alone would go on from a random encoder."""
+        folder = self.assert_goes_on(finetune, vit, colors, mixup_alpha=0.8)
+        moved = backbone_in(folder)
+        for name, value in backbone_in(vit).items():
+            if value.std() > 0:
+                assert (moved[name] - value).abs().max() < 0.1 * value.abs().max() + 0.02, name
+
+    def test_with_adapters(self, finetune, sit, colors):
+        pytest.importorskip("peft")
+        self.assert_goes_on(finetune, sit, colors, lora_rank=2, lora_dropout=0.1, ema_decay=0.9)
+
+    def test_whatever_the_number_of_workers(self, finetune, sit, colors):
+        alone = finetune(sit, colors, **EVERYTHING_RANDOM, name="alone")
+        arguments = {**EVERYTHING_RANDOM, "dataloader_num_workers": 2}
+        assert_equal(weights_in(alone), weights_in(finetune(sit, colors, **arguments, name="workers")))
+
+    def test_settings_of_another_model(self, finetune, refused, sit, colors):
+        finetune(sit, colors, **CHECKPOINTS, name="stopped")
+        arguments = {"resume_from_checkpoint": "auto", "ema_decay": 0.9}
+        assert "`ema_decay`" in str(refused(sit, colors, **arguments, name="stopped"))
+
+    def test_without_asking_for_it(self, finetune, refused, sit, colors):
+        finetune(sit, colors, **CHECKPOINTS, name="stopped")
+        assert '`resume_from_checkpoint="auto"`' in str(refused(sit, colors, name="stopped"))
+
+    def test_sigterm_leaves_a_checkpoint(self, finetune, sit, colors, tmp_path, monkeypatch):
+        """And what was measured on the way to it is what an uninterrupted run measures."""
+        arguments = {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 9}
+        arguments |= {"lr_scheduler_type": "constant", "warmup_steps": 0, "mixup_alpha": 0.8}
+        whole = finetune(sit, colors, **arguments, name="whole", steps=9)
+        step = ReproducibleTrainer.training_step
+
+        def stopping_step(self, *args, **kwargs):
+            if self.state.global_step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, *args, **kwargs)
+
+        monkeypatch.setattr(ReproducibleTrainer, "training_step", stopping_step)
+        with pytest.raises(
+            TrainingInterrupted, match=r'SIGTERM after step 5: .*`resume_from_checkpoint="auto"`'
+        ) as stop:
+            finetune(sit, colors, **arguments, name="stopped", steps=9)
+        assert stop.value.signal == signal.SIGTERM
+        assert not (tmp_path / "stopped" / "eval_results.json").exists()
+        assert (tmp_path / "stopped" / "checkpoint-5" / "trainer_state.json").exists()
+        monkeypatch.undo()
+        stopped = finetune(sit, colors, **arguments, resume_from_checkpoint="auto", name="stopped", steps=9)
+        assert_equal(weights_in(whole), weights_in(stopped))
+        assert results_of(whole) == results_of(stopped)
+
+    def test_auto_in_a_new_folder_starts(self, finetune, sit, colors):
+        begun = finetune(sit, colors, resume_from_checkpoint="auto", name="auto")
+        assert_same(weights_in(begun), weights_in(finetune(sit, colors, name="plain")))
+
+    def test_auto_does_not_take_an_unfinished_one(self, finetune, sit, colors, tmp_path):
+        arguments = {"save_strategy": "steps", "save_steps": 2}
+        folder = finetune(sit, colors, **arguments, steps=2)
+        (folder / "checkpoint-9").mkdir()
+        finetune(sit, colors, **arguments, resume_from_checkpoint="auto", steps=4)
+        assert (folder / "checkpoint-4").exists()
+
+    def test_path_that_is_none(self, refused, sit, colors, tmp_path):
+        error = refused(sit, colors, resume_from_checkpoint=tmp_path / "nowhere")
+        assert error.argument == "resume_from_checkpoint" and str(tmp_path / "nowhere") in str(error)
+
+
+class TestChoosing:
+    def test_best_checkpoint_by_held_back_images(self, finetune, sit, colors):
+        """The rate rises until all is lost: the best is an early one, and it is what is saved and measured."""
+        arguments = {**ON_THE_WAY, "learning_rate": 1, "lr_scheduler_type": "constant_with_warmup"}
+        folder = finetune(sit, colors, **arguments, warmup_steps=30, validation_fraction=0.3, steps=20, batch_size=14)
+        newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+        state = json.loads((newest / "trainer_state.json").read_text())
+        measured = {line["step"]: line["eval_accuracy"] for line in state["log_history"] if "eval_accuracy" in line}
+        best = max(measured, key=lambda step: (measured[step], -step))
+        assert len(measured) == 10 and best < 20
+        assert state["best_global_step"] == best
+        assert_equal(weights_in(folder), weights_in(folder / f"checkpoint-{best}"))
+        results = results_of(folder)
+        assert results["validation"]["accuracy"] == measured[best]
+        assert results["validation"]["num_validation"] == 12 and results["num_train"] == 28
+        assert results["chosen_by"] == "accuracy on 30 % of train, held back"
+        assert (results["split"], results["num_validation"]) == ("test", 12)
+        assert results["accuracy"] == accuracy_by_hand(folder, colors)
+        assert "chosen_by" not in (folder / "README.md").read_text()
+        assert "best checkpoint by accuracy on 30 % of train" in (folder / "README.md").read_text()
+
+    def test_test_images_are_measured_once(self, finetune, sit, colors, monkeypatch):
+        evaluate, measured = ReproducibleTrainer.evaluate, []
+
+        def spy(self, dataset=None, **kwargs):
+            dataset = self.eval_dataset if dataset is None else dataset
+            measured.append(str(dataset.split.split))
+            return evaluate(self, dataset, **kwargs)
+
+        monkeypatch.setattr(ReproducibleTrainer, "evaluate", spy)
+        finetune(sit, colors, **ON_THE_WAY, steps=9)
+        assert measured == ["train"] * 4 + ["test"]
+
+    def test_early_stopping(self, finetune, sit, colors):
+        arguments = {**ON_THE_WAY, "learning_rate": 0, "early_stopping_patience": 2}
+        folder = finetune(sit, colors, **arguments, steps=30)
+        assert results_of(folder)["epochs"] == 3
+        again = results_of(finetune(sit, colors, **arguments, resume_from_checkpoint="auto", steps=30))
+        assert again == results_of(folder)
+
+    def test_the_last_checkpoint_on_request(self, finetune, sit, colors):
+        folder = finetune(sit, colors, **ON_THE_WAY, load_best_model_at_end=False, steps=6)
+        assert results_of(folder)["chosen_by"] is None
+        assert_equal(weights_in(folder), weights_in(folder / "checkpoint-6"))
+        assert "last step" in (folder / "README.md").read_text()
+
+    def test_mistakes(self, refused, sit, colors):
+        assert refused(sit, colors, early_stopping_patience=2).argument == "early_stopping_patience"
+        arguments = {**ON_THE_WAY, "metric_for_best_model": "mean_average_precision"}
+        assert "accuracy, macro_f1, loss" in str(refused(sit, colors, **arguments))
+        assert refused(sit, colors, **ON_THE_WAY, validation_split="test").argument == "validation_split"
+
+
+class TestWeights:
+    def test_the_moving_average_is_measured_and_saved(self, finetune, sit, colors):
+        arguments = {"learning_rate": 0.01, "save_strategy": "steps", "save_steps": 10}
+        folder = finetune(sit, colors, **arguments, ema_decay=0.99, steps=10)
+        live = load_file(folder / "checkpoint-10" / "training_weights.safetensors")
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colors)
+        for name, value in weights_in(folder).items():
+            assert torch.equal(value, live[f"average.{name}"])
+            assert not torch.equal(value, live[f"model.{name}"]), name
+
+    def test_frozen_backbone(self, finetune, sit, colors):
+        folder = finetune(sit, colors, freeze_backbone=True, learning_rate=0.01, drop_path_rate=0.5, steps=5)
+        assert_same(backbone_in(folder), backbone_in(sit))
+        assert weights_in(folder)["classifier.bias"].abs().min() > 0
+
+    def test_frozen_backbone_gives_features_without_stochastic_depth(self, finetune, sit, colors):
+        arguments = {"freeze_backbone": True, "learning_rate": 0.01}
+        one, other = (
+            weights_in(finetune(sit, colors, **arguments, drop_path_rate=rate, name=str(rate))) for rate in (0, 0.9)
+        )
+        assert_equal(one, other)
+
+    def test_adapters_are_merged(self, finetune, sit, colors):
+        pytest.importorskip("peft")
+        arguments = {"lora_rank": 4, "lora_target_modules": ["query", "value"], "learning_rate": 0.05}
+        folder = finetune(sit, colors, **arguments, steps=20)
+        before, after = backbone_in(sit), backbone_in(folder)
+        assert after.keys() == before.keys()
+        changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        assert changed and all(name.endswith(("query.weight", "value.weight")) for name in changed)
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colors)
+        answers = pipeline("image-classification", model=str(folder))(PIL.Image.new("RGB", (20, 30), COLORS["red"]))
+        assert {answer["label"] for answer in answers} == set(COLORS)
+
+    @pytest.mark.parametrize("scratch", [{}, {"from_scratch": True}])
+    def test_other_image_size(self, finetune, sit, colors, scratch):
+        folder = finetune(sit, colors, image_size=32, learning_rate=0, **scratch)
+        assert weights_in(folder)["vit.embeddings.position_embeddings"].shape == (1, 17, 16)
+        assert json.loads((folder / "config.json").read_text())["image_size"] == 32
+        assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"height": 32, "width": 32}
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colors)
+
+    def test_other_image_size_of_a_plain_vit(self, finetune, vit, colors):
+        folder = finetune(vit, colors, image_size=32)
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colors)
+
+    def test_layer_decay(self, finetune, sit, colors):
+        """At a factor of nearly 0 the embeddings stay, and the classifier does not."""
+        folder = finetune(sit, colors, layer_decay=1e-09, warmup_steps=0)
+        before, after = backbone_in(sit), weights_in(folder)
+        moved = {name: (after[name] - value).abs().max() for name, value in before.items()}
+        assert moved["vit.embeddings.cls_token"] < 1e-8 < 1e-5 < moved["vit.layernorm.weight"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [({}, 0.5), ({"class_weights": "balanced"}, 1 / 3), ({"balanced_sampling": True}, 1 / 3)],
+    )
+    def test_class_imbalance(self, finetune, sit, colors, tmp_path, arguments, expected):
+        """Where images do not tell classes apart, a classifier learns how frequent they are, or that they count alike."""
+        for path in colors.rglob("*.png"):
+            grey = tmp_path / "grey" / path.relative_to(colors)
+            grey.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.new("RGB", (16, 16), "grey").save(grey)
+        arguments = {**arguments, "freeze_backbone": True, "learning_rate": 0.02, "weight_decay": 0}
+        arguments |= {"label_smoothing_factor": 0, "crop_scale": [1, 1]}
+        folder = finetune(sit, tmp_path / "grey", **arguments, steps=40, batch_size=40)
+        answers = pipeline("image-classification", model=str(folder))(PIL.Image.new("RGB", (16, 16), "grey"))
+        likely = {answer["label"]: answer["score"] for answer in answers}
+        assert likely["blue"] == pytest.approx(expected, abs=0.06)
+
+
+class TestSeveralLabels:
+    @pytest.fixture
+    def tiles(self, tmp_path) -> Path:
+        """Images of up to two colors side by side; every seventh of none."""
+        generator = np.random.default_rng(0)
+        names = list(COLORS)
+        features = datasets.Features(
+            {"image": datasets.Image(), "labels": datasets.List(datasets.ClassLabel(names=names))}
+        )
+        for split, count in (("train", 42), ("test", 21)):
+            rows = {"image": [], "labels": []}
+            for number in range(count):
+                labels = sorted(set(generator.integers(0, 3, 2).tolist())) if number % 7 else []
+                pixels = generator.normal(128, 10, (16, 16, 3))
+                for place, label in enumerate(labels):
+                    pixels[:, 8 * place : 8 * place + 8] = COLORS[names[label]]
+                buffer = io.BytesIO()
+                PIL.Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+                rows["image"].append({"bytes": buffer.getvalue(), "path": None})
+                rows["labels"].append(labels)
+            (tmp_path / "tiles").mkdir(exist_ok=True)
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "tiles" / f"{split}.parquet")
+        return tmp_path / "tiles"
+
+    @pytest.mark.parametrize("loss", ["binary_cross_entropy", "asymmetric"])
+    def test_learns_and_is_measured(self, finetune, sit, tiles, loss):
+        arguments = {"multi_label_loss": loss, "learning_rate": 0.01, "crop_scale": [1, 1]}
+        folder = finetune(sit, tiles, **arguments, steps=60)
+        results = results_of(folder)
+        assert results["mean_average_precision"] > 0.9 and "accuracy" not in results
+        images = load_images(str(tiles))
+        model = AutoModelForImageClassification.from_pretrained(folder).eval()
+        assert model.config.problem_type == "multi_label_classification"
+        read = [decode_image(image, 3) for image in images.validation["image"]]
+        with torch.no_grad():
+            logits = model(**AutoImageProcessor.from_pretrained(folder)(read, return_tensors="pt")).logits
+        truths = np.array([[label in labels for label in range(3)] for labels in images.validation["label"]])
+        expected = average_precision_score(truths, logits, average="macro")
+        assert results["mean_average_precision"] == pytest.approx(expected, abs=1e-6)
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.eval_results[0].metric_type == "mean_average_precision"
+        assert "may have several" in card.text
+
+    def test_pipeline_names_all_of_them(self, finetune, sit, tiles):
+        folder = finetune(sit, tiles, learning_rate=0.01, crop_scale=[1, 1], steps=60)
+        two = PIL.Image.new("RGB", (16, 16), COLORS["red"])
+        two.paste(PIL.Image.new("RGB", (8, 16), COLORS["green"]))
+        scores = {answer["label"]: answer["score"] for answer in pipeline("image-classification", str(folder))(two)}
+        assert min(scores["red"], scores["green"]) > 0.5 > scores["blue"]
+
+    def test_everything_together(self, finetune, sit, tiles):
+        arguments = {
+            **EVERYTHING_RANDOM,
+            "label_smoothing_factor": 0.1,
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+        }
+        results = results_of(finetune(sit, tiles, **arguments, validation_fraction=0.3))
+        assert results["chosen_by"] == "mean_average_precision on 30 % of train, held back"
+
+    def test_loss_of_several_labels_for_one(self, refused, sit, colors):
+        assert refused(sit, colors, multi_label_loss="asymmetric").argument == "multi_label_loss"
+
+
+class TestMistakes:
+    def test_data_that_is_not_there(self, refused, sit, tmp_path):
+        assert str(tmp_path / "nowhere") in str(refused(sit, tmp_path / "nowhere"))
+
+    def test_no_labels(self, refused, sit, tmp_path, save_images):
+        for split in ("train", "test"):
+            save_images(tmp_path / "pile" / split, 3)
+        assert "label_column" in str(refused(sit, tmp_path / "pile"))
+
+    def test_validation_on_the_training_images(self, refused, sit, colors):
+        assert "validation_split" in str(refused(sit, colors, validation_split="train"))
+
+    def test_no_model(self, refused, sit, colors, tmp_path):
+        assert f"{tmp_path}/nowhere" in str(refused(tmp_path / "nowhere", colors))
+        assert "someone/some-vit" in str(refused("someone/some-vit", colors))
+        (tmp_path / "empty").mkdir()
+        assert "config.json" in str(refused(tmp_path / "empty", colors))
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "config.json"])
+    def test_half_a_model(self, refused, sit, colors, name):
+        (sit / name).unlink()
+        error = str(refused(sit, colors))
+        assert "model_name_or_path" in error and str(sit) in error
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "config.json"])
+    def test_damaged_model(self, refused, sit, colors, name):
+        (sit / name).write_bytes((sit / name).read_bytes()[:200])
+        error = str(refused(sit, colors))
+        assert "model_name_or_path" in error and str(sit) in error
+
+    def test_model_without_its_backbone(self, refused, sit, colors):
+        """What is called pretrained is not silently random."""
+        BertModel(
+            BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
+        ).save_pretrained(sit.parent / "bert")
+        weights = (sit.parent / "bert" / "model.safetensors").read_bytes()
+        (sit / "model.safetensors").write_bytes(weights)
+        error = str(refused(sit, colors))
+        assert "model_name_or_path" in error and str(sit) in error
+
+    def test_flags_that_do_not_suit_the_model(self, refused, vit, colors):
+        assert "pooling" in str(refused(vit, colors, pooling="mean"))
+        assert "drop_path_rate" in str(refused(vit, colors, drop_path_rate=0.1))
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"label_fraction": 0},
+            {"label_fraction": 1.5},
+            {"crop_scale": 0.5},
+            {"crop_scale": [0.5, 1.5]},
+            {"horizontal_flip_probability": 2},
+            {"pooling": "sum"},
+            {"validation_fraction": 1},
+            {"ema_decay": 1},
+            {"layer_decay": 0},
+            {"mixup_alpha": -1},
+            {"random_erasing_probability": 2},
+            {"randaugment_magnitude": 31},
+            {"early_stopping_patience": 0},
+            {"lora_dropout": 0.5},
+            {"label_smoothing_factor": 1},
+            {"augmentation": "auto"},
+            {"eval_strategy": "sometimes"},
+        ],
+    )
+    def test_values_that_no_argument_takes(self, refused, sit, colors, arguments):
+        error = refused(sit, colors, **arguments)
+        ((name, value),) = arguments.items()
+        assert error.argument == name or (error.argument is None and str(value) in error.problem)
+
+    def test_drop_path_rate_out_of_range(self, refused, sit, colors):
+        assert refused(sit, colors, drop_path_rate=2).argument == "drop_path_rate"
+
+    def test_arguments_that_exclude_each_other(self, refused, sit, colors):
+        assert "`lora_rank`" in str(refused(sit, colors, freeze_backbone=True, lora_rank=2))
+        assert "`from_scratch`" in str(refused(sit, colors, freeze_backbone=True, from_scratch=True))
+
+    def test_image_size_of_no_whole_patches(self, refused, sit, colors):
+        assert "image_size" in str(refused(sit, colors, image_size=30))
+
+    def test_unknown_argument(self, finetune, sit, colors):
+        with pytest.raises(TypeError, match=r"learning_rat.*did you mean learning_rate"):
+            finetune(sit, colors, learning_rat=1)
+
+    def test_output_folder_below_a_file(self, refused, sit, colors, tmp_path):
+        (tmp_path / "file").write_text("in the way")
+        error = refused(sit, colors, name="file/out")
+        assert error.argument == "output_dir" and f"{tmp_path}/file" in error.problem
+
+    def test_output_folder_is_not_the_pretrained_model(self, refused, sit, colors):
+        """Its weights would be replaced by a classifier's: nothing is to be lost."""
+        before = (sit / "model.safetensors").read_bytes()
+        error = refused(sit, colors, name="sit")
+        assert error.argument == "output_dir"
+        assert (sit / "model.safetensors").read_bytes() == before
+
+    def test_loss_that_is_not_finite_stops_the_run(self, refused, sit, colors, tmp_path):
+        error = refused(sit, colors, learning_rate=1e30, warmup_steps=0, steps=20)
+        assert "not finite at step" in error.problem and "`learning_rate`" in error.remedy
+        assert not (tmp_path / "refused" / "eval_results.json").exists()
