@@ -8,6 +8,8 @@ features of both, and leaves tables in `results.md`, the results in `results.jso
 finished in the folder are not run again, so a comparison goes on where it stopped.
 """
 
+import transformers
+
 from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.experiments.compare import ComparisonArguments, run_comparison
@@ -15,6 +17,8 @@ from modeling_sit.experiments.compare import ComparisonArguments, run_comparison
 
 def main() -> None:
     parser = RecipeArgumentParser((ComparisonArguments,), description=__doc__.partition("\n")[0])
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     with one_line_errors(parser.flags):
         run_comparison(*parser.parse())
 

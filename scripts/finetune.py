@@ -4,6 +4,8 @@
 accelerate launch scripts/finetune.py [RECIPE.yaml] --model_name_or_path MODEL --dataset IMAGES --output_dir FOLDER ...
 """
 
+import transformers
+
 from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
@@ -15,6 +17,8 @@ def main() -> None:
     parser = RecipeArgumentParser(
         (FinetuningArguments, FinetuningTrainingArguments, HubArguments), description=__doc__.partition("\n")[0]
     )
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     with one_line_errors(parser.flags):
         run_finetuning(*parser.parse())
 

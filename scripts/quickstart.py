@@ -5,6 +5,8 @@ Pretrains once, then fine-tunes with a tenth of the labels and with all of them,
 scratch, with three seeds each. `make quickstart` runs this.
 """
 
+import transformers
+
 from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.experiments.quickstart import QuickstartArguments, run_quickstart
@@ -12,6 +14,8 @@ from modeling_sit.experiments.quickstart import QuickstartArguments, run_quickst
 
 def main() -> None:
     parser = RecipeArgumentParser((QuickstartArguments,), description=__doc__.partition("\n")[0])
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     with one_line_errors(parser.flags):
         run_quickstart(*parser.parse())
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
@@ -86,8 +85,6 @@ def run_finetuning(
         [`TrainingInterrupted`]: If a signal ended the run.
     """
     started = time.time()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     _check_output_dir(training_arguments.output_dir, arguments.model_name_or_path)
     checkpoint = find_checkpoint(training_arguments.output_dir, training_arguments.resume_from_checkpoint)
     # The collator decodes images from their encoded bytes, in columns that `Trainer` would drop.
