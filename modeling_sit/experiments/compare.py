@@ -1,7 +1,5 @@
 """Does pretraining help? The same fine-tuning from pretrained weights and from scratch, and the frozen features of both."""
 
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.evaluation.protocols import ProtocolArguments
+from modeling_sit.evaluation.run import EvaluationArguments, run_evaluation
 from modeling_sit.experiments.grid import claim_folder, dataset_fingerprint, model_fingerprint, results_of
 from modeling_sit.experiments.report import mean_and_std, over_seeds, with_interval, write_report
 from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
@@ -247,12 +247,10 @@ def _measure_frozen(arguments: ComparisonArguments, start: str, run_dir: Path, p
         "model_name_or_path": arguments.model_name_or_path,
         "output_dir": run_dir,
         "from_scratch": start == "scratch",
-        "protocols": ",".join(protocols),
+        "protocols": protocols,
     }
-    script = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
-    flags = [word for name, value in given.items() if value is not None for word in ("--" + name, str(value))]
-    if subprocess.run([sys.executable, str(script), *flags]).returncode:
-        raise SiTError("the frozen features were not measured, for the reason above")
+    classes = (EvaluationArguments, DatasetArguments, ProtocolArguments)
+    run_evaluation(*build_arguments(classes, given, function="evaluate"))
 
 
 def _fine_tuned_table(arguments: ComparisonArguments, fine_tuned: list[FineTuned]) -> str:

@@ -1,14 +1,12 @@
 """Minutes on a CPU: pretrain on scikit-learn's digits without labels, and compare with fine-tuning from scratch."""
 
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modeling_sit.experiments.compare import ComparisonArguments, ComparisonResult, run_comparison
-from modeling_sit.runtime.errors import SiTError
+from modeling_sit.pretraining.run import pretrain
 
 SEEDS = (0, 1, 2)
 # Fraction of the labels, and its epochs: about as many steps for either.
@@ -37,7 +35,8 @@ def run_quickstart(arguments: QuickstartArguments) -> ComparisonResult:
     output_dir = Path(arguments.output_dir)
     pretrained = output_dir / "pretrained"
     print("Pretraining without labels", flush=True)
-    _pretrain(pretrained, arguments.max_train_steps)
+    steps = {} if arguments.max_train_steps is None else {"max_steps": arguments.max_train_steps}
+    pretrain("digits", pretrained, recipe="digits", overwrite_output_dir=True, **steps)
     result = run_comparison(
         ComparisonArguments(
             dataset="digits",
@@ -61,12 +60,3 @@ def run_quickstart(arguments: QuickstartArguments) -> ComparisonResult:
         f'model = AutoModel.from_pretrained("{pretrained}")'
     )
     return result
-
-
-def _pretrain(output_dir: Path, max_train_steps: int | None) -> None:
-    scripts = Path(__file__).resolve().parents[2] / "scripts"
-    given = {"output_dir": output_dir, "overwrite_output_dir": True, "max_train_steps": max_train_steps}
-    flags = [word for name, value in given.items() if value is not None for word in ("--" + name, str(value))]
-    command = [sys.executable, str(scripts / "pretrain.py"), str(scripts / "recipes" / "digits.yaml"), *flags]
-    if subprocess.run(command).returncode:
-        raise SiTError("pretraining failed, for the reason above")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,28 +11,19 @@ import pytest
 import modeling_sit
 from modeling_sit.experiments import quickstart as module
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-
-@pytest.fixture
-def quick(run_program, monkeypatch):
-    """The program with runs of a few steps, with two seeds, and with pretraining in this process too."""
-
-    def run(command):
-        assert command[0] == sys.executable
-        assert Path(command[1]) == SCRIPTS / "pretrain.py"
-        return module.subprocess.CompletedProcess(command, run_program("pretrain", *command[2:]))
-
-    monkeypatch.setattr(module.subprocess, "run", run)
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Runs of a few steps, with two seeds."""
     monkeypatch.setattr(module, "SEEDS", (0, 1))
     monkeypatch.setattr(module, "LABEL_FRACTIONS", {0.1: 0.4, 1.0: 0.04})
-    return module
 
 
-def test_everything(quick, run_program, tmp_path, monkeypatch, capsys):
+def test_everything(tmp_path, monkeypatch, capsys):
     output_dir = tmp_path / "quick start"
     monkeypatch.chdir(tmp_path)
-    assert run_program("quickstart", "--output_dir", "quick start", "--max_train_steps", 1) == 0
+    result = module.run_quickstart(module.QuickstartArguments("quick start", max_train_steps=1))
+    assert result.output_dir == Path("quick start")
     out = capsys.readouterr().out
 
     figures = json.loads((output_dir / "results.json").read_text())
@@ -75,12 +65,6 @@ def test_everything(quick, run_program, tmp_path, monkeypatch, capsys):
     assert isinstance(namespace["model"], modeling_sit.SiTModel)
     assert namespace["model"].config.hidden_size == 64
     assert re.search(r"took [\d.]+ minutes", out)
-
-
-def test_pretraining_that_fails_ends_it(quick, one_line_error, tmp_path, monkeypatch):
-    monkeypatch.setattr(quick.subprocess, "run", lambda command: quick.subprocess.CompletedProcess(command, 1))
-    assert "pretraining" in one_line_error("quickstart", "--output_dir", tmp_path / "out")
-    assert not list(tmp_path.glob("out/finetuned*"))
 
 
 def test_unknown_flag(one_line_error):
