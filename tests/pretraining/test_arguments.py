@@ -1,4 +1,4 @@
-"""The flags of pretraining: what they configure, and how they are refused."""
+"""The arguments of pretraining: what they configure, and how they are refused."""
 
 import math
 
@@ -7,7 +7,7 @@ from transformers import ViTConfig
 
 from modeling_sit import SiTConfig
 from modeling_sit.pretraining.arguments import (
-    SMALL_SET,
+    SMALL_DATASET,
     CorruptionArguments,
     ModelArguments,
     PretrainingArguments,
@@ -38,7 +38,7 @@ class TestRun:
             ("per_device_train_batch_size", 0),
             ("gradient_accumulation_steps", 0),
             ("logging_steps", 0),
-            ("max_train_steps", 0),
+            ("max_steps", 0),
             ("num_train_epochs", 0),
             ("num_train_epochs", math.nan),
             ("seed", -1),
@@ -63,8 +63,9 @@ class TestRun:
         ],
     )
     def test_out_of_range(self, name, value):
-        with pytest.raises(ValueError, match=f"--{name}"):
+        with pytest.raises(SiTError) as error:
             PretrainingArguments(dataset="some", output_dir="out", **{name: value})
+        assert error.value.argument == name
 
     @pytest.mark.parametrize("value", ["1", "500", "epoch", "no"])
     def test_checkpointing_steps(self, value):
@@ -82,8 +83,8 @@ class TestConfig:
         assert (made.image_size, made.patch_size) == (224, 16)
 
     def test_reconstruction_weighs_more_in_small_sets(self):
-        assert config(SMALL_SET - 1).reconstruction_weight == 5
-        assert config(SMALL_SET).reconstruction_weight == 1
+        assert config(SMALL_DATASET - 1).reconstruction_weight == 5
+        assert config(SMALL_DATASET).reconstruction_weight == 1
         assert config(10, reconstruction_weight=0.5).reconstruction_weight == 0.5
         assert config(10, config_overrides="reconstruction_weight=2").reconstruction_weight == 2
 
@@ -91,7 +92,7 @@ class TestConfig:
         ViTConfig().save_pretrained(tmp_path)
         assert config(10, model_name_or_path=str(tmp_path)).reconstruction_weight == 5
 
-    def test_overrides_win_over_flags(self):
+    def test_overrides_win_over_arguments(self):
         made = config(
             model_size="tiny", image_size=64, config_overrides="hidden_size=96, image_size=32,use_teacher=no"
         )
@@ -114,13 +115,13 @@ class TestConfig:
         assert (made.image_size, made.patch_size, made.layer_norm_eps) == (32, 4, vit.layer_norm_eps)
         assert made.intermediate_size == vit.intermediate_size
 
-    def test_patch_that_does_not_divide_names_both_flags_and_a_size(self):
-        with pytest.raises(SiTError, match=r"--image_size 100 .*--patch_size 16, such as 96"):
-            config(image_size=100)
-        with pytest.raises(SiTError, match=r"--image_size 5 .*--patch_size 16, such as 16"):
-            config(image_size=5)
+    @pytest.mark.parametrize(("image_size", "fits"), [(100, 96), (5, 16)])
+    def test_patch_that_does_not_divide_names_both_arguments_and_a_size(self, image_size, fits):
+        with pytest.raises(SiTError, match=rf"{image_size} .* 16; .*`patch_size`, such as {fits}$") as error:
+            config(image_size=image_size)
+        assert error.value.argument == "image_size"
 
-    def test_patch_that_does_not_divide_by_an_override_tells_the_sizes_that_are_wrong(self):
+    def test_patch_that_does_not_divide_by_an_override_names_the_sizes_that_are_wrong(self):
         with pytest.raises(SiTError) as error:
             config(config_overrides="image_size=100")
         assert "100" in str(error.value)
@@ -157,20 +158,21 @@ class TestConfig:
         with pytest.raises(SiTError, match="temperature"):
             config(model_name_or_path=str(tmp_path), config_overrides="temperature=-1")
 
-    def test_size_flags_beside_a_checkpoint_are_not_ignored(self, tmp_path, tiny_config):
-        """No flag is silently ignored: one that disagrees with the checkpoint is an error, or it is followed."""
+    def test_sizes_beside_a_checkpoint_are_not_ignored(self, tmp_path, tiny_config):
+        """No argument is silently ignored: one that disagrees with the checkpoint is an error, or it is followed."""
         tiny_config().save_pretrained(tmp_path)
         try:
             made = config(model_name_or_path=str(tmp_path), image_size=32)
         except SiTError as error:
-            assert "--image_size" in str(error)
+            assert error.argument == "image_size"
         else:
             assert made.image_size == 32
 
     def test_nothing_to_learn(self):
         for rotation_weight in (None, 0.0):
-            with pytest.raises(SiTError, match=r"--reconstruction_weight and --contrastive_weight.*--rotation_weight"):
+            with pytest.raises(SiTError, match=r"`contrastive_weight` or `rotation_weight`") as error:
                 config(reconstruction_weight=0.0, contrastive_weight=0.0, rotation_weight=rotation_weight)
+            assert error.value.argument == "reconstruction_weight"
 
     def test_each_loss_alone_is_something_to_learn(self):
         off = {"reconstruction_weight": 0.0, "contrastive_weight": 0.0, "rotation_weight": 0.0}
@@ -244,20 +246,22 @@ class TestProcessor:
         assert (processor.align_to_patches, processor.patch_size) == (True, 8)
 
     @pytest.mark.parametrize(
-        ("model", "corruption", "message"),
+        ("model", "corruption", "fact"),
         [
-            ({"image_mean": [0.5]}, {}, "--image_mean takes one number for each of 3 channels"),
-            ({"image_std": [0.5, 0.5]}, {}, "--image_std"),
-            ({"image_std": [0.5, 0.0, 0.5]}, {}, "--image_std must be above 0"),
-            ({}, {"noise_ratio": [0.7, 0.5]}, "--noise_ratio"),
-            ({}, {"zeros_ratio": [0.5]}, "--zeros_ratio"),
-            ({}, {"replace_ratio": [0.5, 1.0]}, "--replace_ratio"),
-            ({}, {"block_size": [0.0, 0.5]}, "--block_size"),
+            ({"image_mean": [0.5]}, {}, "one number for each of 3 channels"),
+            ({"image_std": [0.5, 0.5]}, {}, "3 channels, got 2"),
+            ({"image_std": [0.5, 0.0, 0.5]}, {}, "above 0"),
+            ({}, {"noise_ratio": [0.7, 0.5]}, "0.7"),
+            ({}, {"zeros_ratio": [0.5]}, "0.5"),
+            ({}, {"replace_ratio": [0.5, 1.0]}, "1.0"),
+            ({}, {"block_size": [0.0, 0.5]}, "0.0"),
         ],
     )
-    def test_errors_name_the_flag(self, tiny_config, model, corruption, message):
-        with pytest.raises(SiTError, match=message):
+    def test_errors_name_the_argument(self, tiny_config, model, corruption, fact):
+        (name,) = {**model, **corruption}
+        with pytest.raises(SiTError, match=fact) as error:
             create_processor(tiny_config(), ModelArguments(**model), CorruptionArguments(**corruption))
+        assert error.value.argument == name
 
     def test_channels_that_images_do_not_have(self, tiny_config):
         with pytest.raises(SiTError, match="num_channels=2"):
@@ -265,7 +269,7 @@ class TestProcessor:
 
 
 def test_workers(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 12)
     assert default_num_workers(None, "cpu", 1) == 0
     assert default_num_workers(None, "cuda", 1) == 8
     assert default_num_workers(None, "cuda", 4) == 3
