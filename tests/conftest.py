@@ -117,6 +117,13 @@ def run_program(load_program, monkeypatch):
     transformers.logging.enable_progress_bar()
 
 
+@pytest.fixture
+def forget_accelerators():
+    """[`forget_accelerator`], for tests that start several runs in this process; it is called at the end, too."""
+    yield forget_accelerator
+    forget_accelerator()
+
+
 def forget_accelerator() -> None:
     """A process has one Accelerate state, which the first `Accelerator` settles: the next test needs one of its own."""
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,69 @@
+"""Runs of a fraction of a second: their arguments, and what they leave in their folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+HEADS = {"decoder_hidden_size": 16, "projection_hidden_size": 16, "projection_size": 16}
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, **HEADS}
+
+
+def arguments_of(output_dir: Path, *, channels: int = 1, overrides: dict | None = None, **arguments) -> dict[str, Any]:
+    """Arguments of a run on digits: a model of two narrow blocks on images of four patches, without previews and monitors.
+
+    Args:
+        output_dir (`Path`): The run's folder.
+        channels (`int`, *optional*, defaults to 1): Of the images.
+        overrides (`dict`, *optional*): Fields of the configuration.
+        arguments: Arguments of `pretrain`.
+    """
+    fields = {**TINY, "num_channels": channels, **(overrides or {})}
+    return {
+        "dataset": "digits",
+        "output_dir": output_dir,
+        "image_size": 16,
+        "patch_size": 8,
+        "config_overrides": ",".join(f"{name}={value}" for name, value in fields.items()),
+        "per_device_train_batch_size": 8,
+        "max_steps": 2,
+        "preview_steps": 0,
+        "monitor_steps": 0,
+        "logging_steps": 1,
+        **arguments,
+    }
+
+
+def lines_of(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def losses_of(folder: Path) -> list[tuple]:
+    """What of the log does not depend on the machine's speed."""
+    speeds = ("images_per_second", "data_wait")
+    return [tuple(value for name, value in line.items() if name not in speeds) for line in lines_of(folder)]
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"step-{step:08d}"
+
+
+def checkpoints_of(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
+
+
+def weights_in(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path if path.suffix else path / "model.safetensors")
+
+
+def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor], prefix: str = "") -> None:
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        if name.startswith(prefix):
+            assert torch.equal(value, others[name]), name
+
+
+def is_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor], prefix: str = "") -> bool:
+    return all(torch.equal(value, others[name]) for name, value in weights.items() if name.startswith(prefix))
