@@ -6,7 +6,7 @@ import math
 import pytest
 
 from modeling_sit.pretraining.arguments import PretrainingArguments
-from modeling_sit.pretraining.schedules import Schedules, cosine, plan_schedules, progress, warmup_cosine
+from modeling_sit.pretraining.schedules import Schedules, cosine, is_due, plan_schedules, progress, warmup_cosine
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -53,23 +53,19 @@ class TestAt:
         peak_learning_rate=1e-3,
         min_learning_rate=1e-6,
         weight_decay=(0.04, 0.1),
-        teacher_momentum=0.99,
     )
 
     def test_ends_and_middle(self):
         first, middle, last = (self.schedules.at(step) for step in (0, 50, 100))
-        assert first == pytest.approx({"learning_rate": 1e-4, "weight_decay": 0.04, "teacher_momentum": 0.99})
+        assert first == pytest.approx({"learning_rate": 1e-4, "weight_decay": 0.04})
         assert middle["weight_decay"] == pytest.approx(0.07)
-        assert middle["teacher_momentum"] == pytest.approx(0.995)
         assert middle["learning_rate"] == pytest.approx(
             1e-6 + (1e-3 - 1e-6) * (1 + math.cos(math.pi * 40 / 90)) / 2  # 40 of the 90 steps after the first of them
         )
-        assert last == pytest.approx({"learning_rate": 1e-6, "weight_decay": 0.1, "teacher_momentum": 1.0})
+        assert last == pytest.approx({"learning_rate": 1e-6, "weight_decay": 0.1})
 
-    def test_momentum_never_leaves_its_range(self):
-        momenta = [self.schedules.at(step)["teacher_momentum"] for step in range(101)]
-        assert momenta == sorted(momenta)
-        assert min(momenta) >= 0.99 and max(momenta) <= 1
+    def test_progress(self):
+        assert [self.schedules.progress(step) for step in (0, 25, 100)] == [0, 0.25, 1]
 
     def test_epoch(self):
         assert self.schedules.epoch(0) == 0
@@ -90,7 +86,6 @@ class TestPlan:
         assert plan.peak_learning_rate == pytest.approx(5e-4 * 64 / 256)
         assert plan.min_learning_rate == 1e-6
         assert plan.weight_decay == (0.05, 0.05)
-        assert plan.teacher_momentum == 0.996
 
     def test_processes_and_accumulation_make_the_batch_bigger(self):
         plan = plan_schedules(
@@ -113,8 +108,8 @@ class TestPlan:
         assert plan.num_steps == 4
         assert plan_schedules(arguments(**settings, num_train_epochs=0.01), 100, 1).num_steps == 1
 
-    def test_max_train_steps_overrides_the_epochs(self):
-        plan = plan_schedules(arguments(max_train_steps=7, num_train_epochs=100), 1000, 1)
+    def test_max_steps_overrides_the_epochs(self):
+        plan = plan_schedules(arguments(max_steps=7, num_train_epochs=100), 1000, 1)
         assert plan.num_steps == 7
 
     def test_warm_up_is_at_most_a_tenth_of_the_run(self):
@@ -130,8 +125,9 @@ class TestPlan:
 
     @pytest.mark.parametrize(("num_processes", "allowed"), [(1, 30), (4, 7)])
     def test_fewer_images_than_a_batch(self, num_processes, allowed):
-        with pytest.raises(SiTError, match=rf"30 images.*--per_device_train_batch_size to {allowed} or less"):
+        with pytest.raises(SiTError, match=rf"30 images.*`per_device_train_batch_size` to {allowed} or less") as error:
             plan_schedules(arguments(per_device_train_batch_size=64), 30, num_processes)
+        assert error.value.argument == "dataset"
         plan = plan_schedules(arguments(per_device_train_batch_size=allowed), 30, num_processes)
         assert plan.batches_per_epoch == 1
 
@@ -140,3 +136,46 @@ class TestPlan:
         with pytest.raises(SiTError) as error:
             plan_schedules(arguments(per_device_train_batch_size=64), 3, num_processes=4)
         assert "to 0 or less" not in str(error.value)
+
+
+class TestUnknownLength:
+    """A stream may not say how many images it has."""
+
+    def test_needs_a_number_of_steps(self):
+        with pytest.raises(SiTError, match="`max_steps`") as error:
+            plan_schedules(arguments(), None, 1, streaming=True)
+        assert error.value.argument == "dataset"
+        plan = plan_schedules(arguments(max_steps=50), None, 1, streaming=True)
+        assert (plan.num_steps, plan.num_warmup_steps, plan.epoch(3)) == (50, 5, None)
+
+    def test_has_no_epochs_to_save_at(self):
+        with pytest.raises(SiTError, match="`checkpointing_steps`"):
+            plan_schedules(arguments(max_steps=50, checkpointing_steps="epoch"), None, 1, streaming=True)
+
+
+class TestIsDue:
+    """Steps of 95 at which something is due."""
+
+    @pytest.mark.parametrize(
+        ("every", "steps"),
+        [
+            (40, [40, 80]),
+            ("40", [40, 80]),
+            ("no", []),
+            (0, []),
+            (None, list(range(10, 95, 10))),
+            ("epoch", [25, 50, 75]),
+        ],
+    )
+    def test_steps(self, every, steps):
+        schedules = Schedules(95, 0, 50, 2, 1e-3, 1e-6, (0.05, 0.05))
+        assert [step for step in range(1, 96) if is_due(step, every, schedules)] == steps
+
+    def test_a_run_of_a_few_steps(self):
+        schedules = Schedules(3, 0, 50, 1, 1e-3, 1e-6, (0.05, 0.05))
+        assert [step for step in range(1, 4) if is_due(step, None, schedules)] == [1, 2, 3]
+
+    def test_epochs_that_are_no_whole_number_of_steps(self):
+        """Two batches a step, 5 an epoch: the first step that ends behind the epoch's end."""
+        schedules = Schedules(10, 0, 5, 2, 1e-3, 1e-6, (0.05, 0.05))
+        assert [step for step in range(1, 11) if is_due(step, "epoch", schedules)] == [3, 5, 8, 10]
