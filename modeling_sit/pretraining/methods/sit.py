@@ -33,7 +33,7 @@ CORRUPTION_AND_NORMALIZATION = (
 )
 
 CITATION = """@article{atito2021sit,
-  title   = {{SiT: Self-supervised vIsion Transformer}},
+  title   = {SiT: Self-supervised vIsion Transformer},
   author  = {Atito, Sara and Awais, Muhammad and Kittler, Josef},
   journal = {arXiv preprint arXiv:2104.03602},
   year    = {2021}
