@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from modeling_sit import SiTForPreTraining
 from modeling_sit.pretraining import checkpoints
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.checkpoints import (
@@ -25,11 +24,12 @@ from modeling_sit.pretraining.checkpoints import (
     list_checkpoints,
     load_checkpoint,
     prepare_output_dir,
+    read_output_state,
     read_run_state,
     read_stream_state,
     save_checkpoint,
+    write_run_state,
 )
-from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.optimizer import create_optimizer, set_hyperparameters
 
@@ -41,39 +41,34 @@ def state_at(step: int, **fields) -> RunState:
 
 
 class Run:
-    """A student, a teacher and an optimizer with a few steps behind them."""
+    """A method and an optimizer with a few steps behind them."""
 
-    def __init__(self, config, seed: int, num_steps: int, batches_per_step: int = 1):
-        torch.manual_seed(seed)
+    def __init__(self, method, num_steps: int, batches_per_step: int = 1):
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=batches_per_step)
-        self.student = SiTForPreTraining(config).train()
-        self.teacher = Teacher(self.student)
-        optimizer = create_optimizer(self.student, (0.9, 0.999), torch.device("cpu"))
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.student, optimizer)
+        self.method = method
+        optimizer = create_optimizer(method.student, (0.9, 0.999), torch.device("cpu"))
+        self.wrapped, self.optimizer = self.accelerator.prepare(method.student, optimizer)
         for _ in range(num_steps):
             self.learn()
 
     def learn(self) -> bool:
-        """Learn from a batch; tells whether it ended a step."""
+        """Learn from a batch; says whether it ended a step."""
         pixel_values = torch.randn(8, 3, 16, 16)
         set_hyperparameters(self.optimizer, 1e-2, 0.1)
-        projections = self.teacher.project(pixel_values)
+        projections = self.method.teacher.project(pixel_values)
         with self.accelerator.accumulate(self.wrapped):
             output = self.wrapped(pixel_values, target_pixel_values=pixel_values, teacher_projections=projections)
             self.accelerator.backward(output.loss)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        self.teacher.update(self.student, 0.9)
+        self.method.after_step({"teacher_momentum": 0.9})
         return self.accelerator.sync_gradients
 
     def save(self, output_dir, step: int, **fields):
-        return save_checkpoint(self.accelerator, self.teacher, output_dir, state_at(step, **fields))
+        return save_checkpoint(self.accelerator, self.method, output_dir, state_at(step, **fields))
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {
-            **{f"student.{name}": value.clone() for name, value in self.student.state_dict().items()},
-            **{f"teacher.{name}": value.clone() for name, value in self.teacher.model.state_dict().items()},
-        }
+        return {name: value.clone() for name, value in self.method.state_dict().items()}
 
 
 def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
@@ -83,13 +78,19 @@ def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tenso
 
 
 @pytest.fixture
-def config(tiny_config):
-    return tiny_config(drop_path_rate=0.0)
+def create_run(create_sit, tiny_config):
+    """Make a run with a method whose weights come from the seed, and that has a few steps behind it."""
+
+    def create(seed: int = 0, num_steps: int = 1, batches_per_step: int = 1, **fields) -> Run:
+        method = create_sit(tiny_config(**{"drop_path_rate": 0.0, **fields}), seed=seed)
+        return Run(method, num_steps, batches_per_step)
+
+    return create
 
 
 @pytest.fixture
-def run(config):
-    return Run(config, seed=0, num_steps=1)
+def run(create_run):
+    return create_run()
 
 
 @pytest.fixture
@@ -137,20 +138,23 @@ class TestOutputFolder:
         assert prepare(tmp_path, resume_from_checkpoint="auto") is None
         assert (tmp_path / "notes.txt").read_text() == "mine"
 
-    @pytest.mark.parametrize("name", ["metrics.jsonl", "monitors.jsonl", "checkpoints", "previews", "logs"])
+    @pytest.mark.parametrize(
+        "name", ["metrics.jsonl", "monitors.jsonl", "checkpoints", "previews", "logs", "run_state.json"]
+    )
     def test_one_that_holds_a_run_is_refused(self, tmp_path, name):
         (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("{}\n")
-        with pytest.raises(SiTError, match=r"--resume_from_checkpoint auto.*--overwrite_output_dir"):
+        with pytest.raises(SiTError, match=r'`resume_from_checkpoint="auto"`.*`overwrite_output_dir`') as error:
             prepare(tmp_path)
+        assert error.value.argument == "output_dir"
         assert (tmp_path / name).exists()
 
     def test_one_that_holds_a_model_is_refused(self, tmp_path, save_tiny_sit):
         """A user's model, made elsewhere, would be replaced."""
         save_tiny_sit(tmp_path / "model")
-        with pytest.raises(SiTError, match="--overwrite_output_dir"):
+        with pytest.raises(SiTError, match="`overwrite_output_dir`"):
             prepare(tmp_path / "model")
 
-    def test_overwriting_starts_anew(self, output_dir, make_checkpoint):
+    def test_overwriting_starts_again(self, output_dir, make_checkpoint):
         make_checkpoint(output_dir, 5)
         (output_dir / "metrics.jsonl").write_text("{}\n")
         (output_dir / "previews").mkdir()
@@ -162,13 +166,14 @@ class TestOutputFolder:
     def test_that_cannot_be_written(self, tmp_path, below):
         (tmp_path / "file").write_text("in the way")
         output_dir = tmp_path / "file" / "out" if below else tmp_path / "file"
-        with pytest.raises(SiTError, match=f"--output_dir {output_dir} cannot be written"):
+        with pytest.raises(SiTError, match=f"{output_dir} cannot be written") as error:
             prepare(output_dir)
+        assert error.value.argument == "output_dir"
         assert (tmp_path / "file").read_text() == "in the way"
 
     def test_without_permission(self, tmp_path, monkeypatch):
         monkeypatch.setattr(checkpoints.tempfile, "TemporaryFile", refuse)
-        with pytest.raises(SiTError, match=f"--output_dir {tmp_path} cannot be written: Permission denied"):
+        with pytest.raises(SiTError, match=f"{tmp_path} cannot be written: Permission denied"):
             prepare(tmp_path)
 
     def test_with_something_in_it_that_cannot_be_deleted(self, output_dir, make_checkpoint, monkeypatch):
@@ -219,7 +224,7 @@ class TestResuming:
         (output_dir / ".unfinished-files").mkdir()
         (output_dir / ".unfinished-files" / "model.safetensors").write_text("cut sho")
         assert prepare(output_dir, resume_from_checkpoint="auto") == checkpoint_path(output_dir, 10)
-        assert f"passed over {unfinished}: a checkpoint that was not finished" in capsys.readouterr().err
+        assert f"passed over {unfinished}: it was not finished" in capsys.readouterr().err
         assert [path.name for path in (output_dir / "checkpoints").iterdir()] == ["step-00000010"]
         assert sorted(path.name for path in output_dir.iterdir()) == ["checkpoints", "previews"]
         assert list((output_dir / "previews").iterdir()) == []
@@ -229,7 +234,7 @@ class TestResuming:
         damage(make_checkpoint(output_dir, 10) / "model.safetensors")
         assert prepare(output_dir, resume_from_checkpoint="auto") is None
         (output_dir / "model.safetensors").write_text("trained for days")
-        with pytest.raises(SiTError, match=r"without an undamaged checkpoint.*--overwrite_output_dir"):
+        with pytest.raises(SiTError, match=r"without an undamaged checkpoint.*`overwrite_output_dir`"):
             prepare(output_dir, resume_from_checkpoint="auto")
         assert (output_dir / "model.safetensors").read_text() == "trained for days"
         assert len(list_checkpoints(output_dir)) == 1
@@ -248,7 +253,7 @@ class TestResuming:
     def test_a_path_into_the_folder_of_another_run(self, tmp_path, make_checkpoint):
         """Going on would delete that run's checkpoints of later steps."""
         path, others = make_checkpoint(tmp_path / "old", 10), make_checkpoint(tmp_path / "other", 20)
-        with pytest.raises(SiTError, match=r"holds a run already.*auto.*--overwrite_output_dir"):
+        with pytest.raises(SiTError, match=rf"holds a run already.*{path}.*auto.*`overwrite_output_dir`"):
             prepare(tmp_path / "other", resume_from_checkpoint=str(path))
         assert find_damage(others) is None
         assert prepare(tmp_path / "other", resume_from_checkpoint=str(path), overwrite_output_dir=True) == path
@@ -266,8 +271,9 @@ class TestResuming:
         damage(damaged / "teacher.safetensors")
         (tmp_path / "file").write_text("")
         for path in (tmp_path / "empty", tmp_path / "nowhere", tmp_path / "file", damaged):
-            with pytest.raises(SiTError, match=f"--resume_from_checkpoint {path}: no checkpoint, or a damaged one"):
+            with pytest.raises(SiTError, match=f"{path} is no checkpoint, or a damaged one") as error:
                 prepare(tmp_path / "out", resume_from_checkpoint=str(path))
+            assert error.value.argument == "resume_from_checkpoint"
 
 
 class TestDeleting:
@@ -321,8 +327,8 @@ class TestDeleting:
 
 
 class TestSavingAndLoading:
-    def test_everything_comes_back(self, config, output_dir):
-        run = Run(config, seed=0, num_steps=3)
+    def test_everything_comes_back(self, create_run, output_dir):
+        run = create_run(num_steps=3)
         path = run.save(output_dir, 3)
         assert path == checkpoint_path(output_dir, 3)
         saved = run.weights()
@@ -331,8 +337,8 @@ class TestSavingAndLoading:
             run.learn()
         continued = run.weights()
 
-        other = Run(config, seed=1, num_steps=1)
-        load_checkpoint(other.accelerator, other.teacher, path)
+        other = create_run(seed=1)
+        load_checkpoint(other.accelerator, other.method, path)
         assert_equal(other.weights(), saved)
         torch.manual_seed(5)
         for _ in range(2):
@@ -341,26 +347,56 @@ class TestSavingAndLoading:
 
     def test_run_state_comes_back(self, run, output_dir):
         state = state_at(3, window={"losses": [[1 / 3, 1e-8, 3e38]], "num_images": 1, "waited": 0.1, "elapsed": 2.0})
-        path = save_checkpoint(run.accelerator, run.teacher, output_dir, state)
+        path = save_checkpoint(run.accelerator, run.method, output_dir, state)
         assert read_run_state(path) == state
 
     def test_stream_comes_back(self, run, output_dir):
         path = save_checkpoint(
-            run.accelerator, None, output_dir, state_at(1), stream_state={"shard": 3, "rows": [1, 2]}
+            run.accelerator, run.method, output_dir, state_at(1), stream_state={"shard": 3, "rows": [1, 2]}
         )
         assert read_stream_state(path, 0) == {"shard": 3, "rows": [1, 2]}
+        assert read_stream_state(run.save(output_dir, 2), 0) is None
         damage(path / "stream-0.json")
         assert find_damage(path) == "stream-0.json is not what was written"
 
     def test_networks_are_in_safetensors(self, run, output_dir):
         path = run.save(output_dir, 1)
-        assert_equal(load_file(path / "teacher.safetensors"), dict(run.teacher.model.state_dict()))
-        assert_equal(load_file(path / "model.safetensors"), dict(run.student.state_dict()))
+        assert_equal(load_file(path / "teacher.safetensors"), dict(run.method.teacher.model.state_dict()))
+        assert_equal(load_file(path / "model.safetensors"), dict(run.method.student.state_dict()))
 
     def test_without_a_teacher(self, run, output_dir):
-        path = save_checkpoint(run.accelerator, None, output_dir, state_at(1))
+        run.method.teacher = None
+        path = save_checkpoint(run.accelerator, run.method, output_dir, state_at(1))
         assert not (path / "teacher.safetensors").exists() and find_damage(path) is None
-        load_checkpoint(run.accelerator, None, path)
+        load_checkpoint(run.accelerator, run.method, path)
+
+    def test_the_methods_own_state_comes_back(self, create_run, output_dir):
+        """Its own buffers, such as a center: neither the student's nor the teacher's."""
+        run, other = create_run(), create_run(seed=1)
+        for number, each in enumerate((run, other)):
+            each.method.register_buffer("center", torch.full((3,), float(number)))
+            each.method.register_buffer("count", torch.tensor(number))
+        path = run.save(output_dir, 1)
+        saved = load_file(path / "method.safetensors")
+        assert_equal(saved, {"center": torch.zeros(3), "count": torch.tensor(0)})
+        load_checkpoint(other.accelerator, other.method, path)
+        assert torch.equal(other.method.center, torch.zeros(3)) and other.method.count == 0
+        damage(path / "method.safetensors")
+        assert find_damage(path) == "method.safetensors is not what was written"
+
+    def test_a_method_without_a_state_of_its_own_has_no_file(self, run, output_dir):
+        assert not (run.save(output_dir, 1) / "method.safetensors").exists()
+
+    @pytest.mark.parametrize(("saved", "needed"), [(None, 3), (3, None), (3, 4)])
+    def test_another_state_of_the_method_is_an_error(self, create_run, output_dir, saved, needed):
+        run, other = create_run(), create_run()
+        for each, size in ((run, saved), (other, needed)):
+            if size is not None:
+                each.method.register_buffer("center", torch.zeros(size))
+        path = run.save(output_dir, 1)
+        with pytest.raises(SiTError, match=str(path)) as error:
+            load_checkpoint(other.accelerator, other.method, path)
+        assert error.value.argument == "resume_from_checkpoint" and "center" in str(error.value)
 
     def test_of_the_same_step_is_replaced(self, run, output_dir):
         path = run.save(output_dir, 1, settings={"number": 1})
@@ -370,17 +406,17 @@ class TestSavingAndLoading:
         assert not (path / "left over").exists()
         assert [path.name for path in (output_dir / "checkpoints").iterdir()] == ["step-00000001"]
 
-    def test_of_another_model_is_an_error_in_one_line(self, run, tiny_config, output_dir):
+    def test_of_another_model_is_an_error_in_one_line(self, run, create_run, output_dir):
         path = run.save(output_dir, 1)
-        other = Run(tiny_config(hidden_size=32), seed=0, num_steps=0)
+        other = create_run(num_steps=0, hidden_size=32)
         with pytest.raises(SiTError, match=str(path)):
-            load_checkpoint(other.accelerator, other.teacher, path)
+            load_checkpoint(other.accelerator, other.method, path)
 
-    def test_with_another_number_of_batches_a_step(self, run, config, output_dir):
+    def test_with_another_number_of_batches_a_step(self, run, create_run, output_dir):
         """A checkpoint lies between steps, though 1 batch is no whole number of steps of 2."""
         path = run.save(output_dir, 1)
-        other = Run(config, seed=0, num_steps=0, batches_per_step=2)
-        load_checkpoint(other.accelerator, other.teacher, path)
+        other = create_run(num_steps=0, batches_per_step=2)
+        load_checkpoint(other.accelerator, other.method, path)
         assert [other.learn() for _ in range(4)] == [False, True, False, True]
 
 
@@ -426,7 +462,7 @@ class TestDamage:
         path = run.save(output_dir, 1)
         (path / name).write_bytes(b"damaged")
         with pytest.raises(SiTError, match=str(path)) as error:
-            load_checkpoint(run.accelerator, run.teacher, path)
+            load_checkpoint(run.accelerator, run.method, path)
         assert "\n" not in str(error.value)
 
 
@@ -519,7 +555,7 @@ class TestCrash:
         assert len(messages) == 4
         for message in messages:
             assert message.startswith(f"{checkpoint_path(output_dir, 2)} cannot be written: ")
-            assert "--resume_from_checkpoint auto" in message and "\n" not in message
+            assert '`resume_from_checkpoint="auto"`' in message and "\n" not in message
         assert list((output_dir / "checkpoints").iterdir()) == [first]
         assert find_damage(first) is None
 
@@ -561,3 +597,25 @@ def test_is_on_the_disk_before_it_has_its_name(run, output_dir, monkeypatch):
 def test_run_state_is_json_for_people(run, output_dir):
     text = (run.save(output_dir, 7) / "run_state.json").read_text()
     assert json.loads(text)["step"] == 7 and "\n" in text
+
+
+class TestOutputState:
+    """`run_state.json` of the output folder: whose weights the model in it has."""
+
+    def test_comes_back(self, tmp_path):
+        state = state_at(7, exported="teacher")
+        write_run_state(tmp_path, state)
+        assert read_output_state(tmp_path) == state
+        assert [path.name for path in tmp_path.iterdir()] == ["run_state.json"]
+        assert "\n" in (tmp_path / "run_state.json").read_text()
+
+    @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"step": 3, "mine": 1}', "\xff"])
+    def test_none_or_damaged_is_none(self, tmp_path, text):
+        if text is not None:
+            (tmp_path / "run_state.json").write_text(text, encoding="latin-1")
+        assert read_output_state(tmp_path) is None
+
+    def test_that_cannot_be_written_is_an_error(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(SiTError, match="cannot be written"):
+            write_run_state(tmp_path / "file", state_at(7))
