@@ -22,6 +22,8 @@ SETTINGS_BEFORE_THEIR_FIELDS = {
     "torch_compile": False,
     "method": "sit",
 }
+# Names that settings had in earlier checkpoints.
+EARLIER_NAMES = {"max_train_steps": "max_steps"}
 # A checkpoint fits no other value of these, whatever the method.
 FIXED = {"method", "engine", "streaming"}
 # A stream's place depends on these, too.
@@ -88,6 +90,7 @@ def check_resume_compatible(
     Raises:
         [`SiTError`]: If something differs that must not.
     """
+    saved = {EARLIER_NAMES.get(name, name): value for name, value in saved.items()}
     saved = {**SETTINGS_BEFORE_THEIR_FIELDS, **saved}
     names = [name for name in current if saved.get(name) != current[name]]
     differences = [f"{name}: {current[name]} (the checkpoint: {saved.get(name)})" for name in names]
