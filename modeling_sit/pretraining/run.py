@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -122,7 +122,9 @@ def run_pretraining(flags: PretrainingFlags) -> PretrainingResult:
         with running_alone(accelerator, output_dir), pushing_to_the_end(run):
             execute(run, state)
     except TrainingInterrupted as interruption:
-        accelerator.print(interruption)
+        # Ctrl-C ends a `| tee`, too.
+        with suppress(BrokenPipeError):
+            accelerator.print(interruption)
         raise
     finally:
         accelerator.end_training()
