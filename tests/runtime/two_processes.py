@@ -23,6 +23,8 @@ from modeling_sit.runtime.batch_norm import SynchronizedBatchNorm1d, synchronize
 from modeling_sit.runtime.distributed import gather_projections, mean_num_corrupted_pixels
 from modeling_sit.runtime.optimizer import create_optimizer, set_hyperparameters
 
+# Of the networks, what is called in place of `forward`.
+FORWARD_METHODS = ("encode",)
 NUM_PROCESSES = 2
 BATCH_SIZE = 4
 
@@ -76,7 +78,10 @@ def create_models(seed: int, **fields) -> tuple[SiTForPreTraining, Teacher]:
     """A student, and a teacher that is no copy of it any more."""
     torch.manual_seed(seed)
     student = SiTForPreTraining(SiTConfig(**{**CONFIG, **fields})).train()
-    teacher = Teacher(student)
+    # What is random in training, a teacher does not have.
+    copy = SiTForPreTraining(SiTConfig(**{**CONFIG, **fields, "drop_path_rate": 0.0}))
+    copy.load_state_dict(student.state_dict())
+    teacher = Teacher(copy)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -115,7 +120,7 @@ def compute_gradients(accelerator, case: str, batch: dict[str, torch.Tensor]) ->
     if accelerator is not None:
         if synchronized:
             synchronize_batch_norm(student)
-        teacher.spread(student)
+        teacher.prepare(student, FORWARD_METHODS)
         wrapped_student = accelerator.prepare(student)
     output = forward(accelerator, wrapped_student, teacher, batch)
     output.loss.backward()
@@ -203,7 +208,7 @@ def compute_gather(accelerator) -> dict[str, torch.Tensor]:
 
 
 class Run:
-    """A short pretraining, as `scripts/pretrain.py` does it, with two batches a step."""
+    """A short pretraining, as the training loop does it, with two batches a step."""
 
     def __init__(self, accelerator, seed: int):
         accelerator.free_memory()
@@ -214,8 +219,8 @@ class Run:
         for group in optimizer.param_groups:
             # Batch norm leaves no gradient but rounding to the biases before it, which Adam would make whole steps of.
             group["eps"] = 1e-3
-        self.wrapped_student, self.optimizer = prepare_student(accelerator, self.student, optimizer)
-        self.teacher.spread(self.student)
+        self.wrapped_student, self.optimizer = prepare_student(accelerator, self.student, optimizer, FORWARD_METHODS)
+        self.teacher.prepare(self.student, FORWARD_METHODS)
         self.norms = []
 
     def train(self, first_step: int, num_steps: int, max_norm: float = 3.0) -> None:
