@@ -181,6 +181,6 @@ def test_a_checkpoint_of_another_method_is_refused(run):
 
 
 def test_an_unknown_method(run):
-    with pytest.raises(SiTError, match="'tooy'.*sit, toy; did you mean toy") as error:
+    with pytest.raises(SiTError, match=r"'tooy'.*sit, toy; did you mean toy") as error:
         run(method="tooy")
     assert error.value.argument == "method"
