@@ -30,8 +30,7 @@ import os
 import transformers
 
 from modeling_sit.cli.errors import one_line_errors
-from modeling_sit.cli.help_text import ExampleHelpFormatter
-from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.cli.parser import ExampleHelpFormatter, RecipeArgumentParser
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.evaluation.embed import EmbeddedSplit, EmbeddingArguments, run_embedding
 from modeling_sit.evaluation.features import FeatureArguments

@@ -35,8 +35,7 @@ from PIL import ImageOps
 from tqdm import tqdm
 
 from modeling_sit.cli.errors import one_line_errors
-from modeling_sit.cli.help_text import ExampleHelpFormatter
-from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.cli.parser import ExampleHelpFormatter, RecipeArgumentParser
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.labeled import labeled_splits, labels_of, train_validation_split

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import transformers
 
 from modeling_sit.cli.errors import one_line_errors
-from modeling_sit.cli.help_text import ExampleHelpFormatter
-from modeling_sit.cli.parser import RecipeArgumentParser, choose_command
+from modeling_sit.cli.parser import ExampleHelpFormatter, RecipeArgumentParser, choose_command
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.label_encoding import listed
 from modeling_sit.data.sources import ImageDatasets, load_images

@@ -1,1 +1,1 @@
-"""What the programs in `scripts/` share: their flags, their recipes, and how they fail."""
+"""The commands: their flags, their recipes, and how they fail. The only room that knows of flags, exit codes and terminals."""

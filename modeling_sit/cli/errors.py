@@ -5,7 +5,6 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from accelerate.state import PartialState, is_initialized
 from tqdm.auto import tqdm
 
 from modeling_sit.runtime.errors import NAMED_ARGUMENT, SiTError, TrainingInterrupted
@@ -22,11 +21,13 @@ def one_line_errors(flags: Collection[str] = ()) -> Iterator[None]:
     try:
         yield
     except SiTError as error:
-        if is_reporting_rank(error):
+        if is_reporting_rank(error.is_shared):
             # Not behind a progress bar, on a line of its own.
             tqdm.write("error: " + " ".join(with_flags(error, flags).split()), file=sys.stderr)
         sys.exit(1)
     except TrainingInterrupted as interruption:
+        if is_reporting_rank():
+            tqdm.write(as_flags(str(interruption), flags))
         sys.exit(128 + interruption.signal)
     except KeyboardInterrupt:
         tqdm.write("error: interrupted", file=sys.stderr)
@@ -43,6 +44,22 @@ def with_flags(error: SiTError, flags: Collection[str]) -> str:
     Returns:
         `str`: Such as `--image_column: no column 'foo'; give --image_column img`.
     """
+    texts = [as_flags(text, flags) for text in (error.problem, error.remedy) if text is not None]
+    if error.argument is not None:
+        texts[0] = f"{'--' if error.argument in flags else ''}{error.argument}: {texts[0]}"
+    return "; ".join(texts)
+
+
+def as_flags(text: str, flags: Collection[str]) -> str:
+    """A text with the arguments that it names in backticks written as flags.
+
+    Args:
+        text (`str`): Such as ``with `streaming` or `image_cache="disk"` ``.
+        flags (collection of `str`): Names that are flags. Others stay as they are.
+
+    Returns:
+        `str`: Such as `with --streaming or --image_cache disk`.
+    """
 
     def as_flag(found) -> str:
         name, _, value = found.groups()
@@ -50,14 +67,18 @@ def with_flags(error: SiTError, flags: Collection[str]) -> str:
             return found[0]
         return f"--{name}" if value is None else f"--{name} {value}"
 
-    texts = [NAMED_ARGUMENT.sub(as_flag, text) for text in (error.problem, error.remedy) if text is not None]
-    if error.argument is not None:
-        texts[0] = f"{'--' if error.argument in flags else ''}{error.argument}: {texts[0]}"
-    return "; ".join(texts)
+    return NAMED_ARGUMENT.sub(as_flag, text)
 
 
-def is_reporting_rank(error: SiTError | None = None) -> bool:
-    """Whether this process reports an error: the main one, where all raise the same; else any that has one of its own."""
-    if not is_initialized():
+def is_reporting_rank(is_shared: bool = True) -> bool:
+    """Whether this process writes a message to the terminal.
+
+    Args:
+        is_shared (`bool`, *optional*, defaults to `True`): Whether every process of the run has the same message, so that
+            the main one writes it for all.
+    """
+    # Accelerate takes a second to import, and without it no process knows of others.
+    state = sys.modules.get("accelerate.state")
+    if state is None or not state.is_initialized():
         return os.environ.get("RANK", "0") == "0"
-    return error is None or not error.is_shared or PartialState().is_main_process
+    return not is_shared or state.PartialState().is_main_process

@@ -1,27 +1,65 @@
 """Flags and recipes: dataclasses give the flags, a YAML recipe gives defaults, flags override it."""
 
 import argparse
-import difflib
+import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 
-from modeling_sit.cli.errors import is_reporting_rank, with_flags
+from modeling_sit.cli.errors import as_flags, is_reporting_rank, with_flags
+from modeling_sit.runtime.arguments import ALIASES, did_you_mean
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.recipes import read_recipe
+
+
+class ExampleHelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, with its example commands, and shows the flags' defaults."""
 
 
 class RecipeArgumentParser(HfArgumentParser):
-    """transformers' dataclass parser with an optional YAML recipe in front, and errors of one line."""
+    """
+    transformers' dataclass parser with a YAML recipe in front, positional arguments, and errors of one line.
 
-    def __init__(self, dataclass_types, **kwargs):
+    Help texts name other arguments in backticks, as Python writes them. The parser shows these as flags.
+
+    Args:
+        dataclass_types (sequence of dataclasses): Their fields are the flags.
+        command (`str`, *optional*): The command's name, for the usage line and for errors. Default: none, the
+            program's file is all of it.
+        positionals (mapping from `str` to `str`, *optional*): Fields that are positional arguments rather than flags,
+            and what the help calls them, such as `{"folder": "FOLDER"}`. A command that has some takes no recipe.
+        kwargs: For `argparse.ArgumentParser`.
+    """
+
+    def __init__(
+        self,
+        dataclass_types: Sequence[type],
+        *,
+        command: str | None = None,
+        positionals: Mapping[str, str] | None = None,
+        **kwargs,
+    ):
+        self._positional_fields = dict(positionals or {})
+        if command is not None:
+            kwargs.setdefault("prog", program_name(command))
+        kwargs.setdefault("formatter_class", ExampleHelpFormatter)
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
-        self.add_argument(
-            "recipe", nargs="?", metavar="RECIPE.yaml", help="YAML file of defaults for the flags; flags override it."
-        )
+        self._add_aliases()
+        for action in self._actions:
+            if action.help:
+                # argparse fills in what follows a percent sign.
+                action.help = as_flags(action.help, self.flags).replace("%%", "%").replace("%", "%%")
+        if not self._positional_fields:
+            self.add_argument(
+                "recipe",
+                nargs="?",
+                metavar="RECIPE",
+                help="YAML file of defaults for the flags (RECIPE.yaml), or the name of a recipe that the package ships; "
+                "flags override it.",
+            )
 
     @property
     def flags(self) -> set[str]:
@@ -31,71 +69,105 @@ class RecipeArgumentParser(HfArgumentParser):
     def error(self, message: str):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n" if is_reporting_rank() else None)
 
-    def parse(self, argv: list[str] | None = None) -> tuple[Any, ...]:
-        """Parse `[RECIPE.yaml] --flag value ...` into the dataclasses, one instance each, in their order.
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """Parse `[RECIPE] --flag value ...` into the dataclasses, one instance each, in their order.
 
         Args:
-            argv (`list[str]`, *optional*): The command line without the program's name. Default: `sys.argv[1:]`.
+            argv (sequence of `str`, *optional*): The command line without the program's name. Default: `sys.argv[1:]`.
 
         Raises:
             `SystemExit`: With code 2 and one line on stderr, for an unknown flag or key or a value of the wrong type.
         """
         argv = sys.argv[1:] if argv is None else list(argv)
-        if argv and not argv[0].startswith("-"):
-            argv = self._recipe_as_flags(Path(argv[0])) + argv[1:]
+        if argv and not argv[0].startswith("-") and not self._positional_fields:
+            argv = self._recipe_as_flags(argv[0]) + argv[1:]
         try:
-            *parsed, rest, unknown = self.parse_args_into_dataclasses(
-                argv, return_remaining_strings=True, look_for_args_file=False
-            )
+            parsed = self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
         except SiTError as problem:
             self.error(" ".join(with_flags(problem, self.flags).split()))
         except ValueError as problem:
             self.error(" ".join(str(problem).split()))
-        if unknown:
+        unknown = parsed[-1]
+        if unknown and unknown[0].startswith("-"):
             self.error(f"unknown flag {unknown[0]}{self._did_you_mean(unknown[0])}")
-        if rest.recipe is not None:
-            self.error(f"unexpected argument {rest.recipe!r}: a recipe comes first, and every flag starts with --")
-        return tuple(parsed)
+        if unknown:
+            self.error(f"unexpected argument {unknown[0]!r}: every flag starts with --")
+        if not self._positional_fields and parsed[-2].recipe is not None:
+            recipe = parsed[-2].recipe
+            self.error(f"unexpected argument {recipe!r}: a recipe comes first, and every flag starts with --")
+        return tuple(parsed[: len(self.dataclass_types)])
 
-    def _recipe_as_flags(self, path: Path) -> list[str]:
+    def _parse_dataclass_field(self, parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+        if field.name in self._positional_fields:
+            parser.add_argument(field.name, metavar=self._positional_fields[field.name], help=field.metadata["help"])
+        else:
+            super()._parse_dataclass_field(parser, field)
+
+    def _add_aliases(self) -> None:
+        """Take other names of flags too. `--help` does not show them."""
+        for alias, names in ALIASES.items():
+            actions = [self._option_string_actions[f"--{name}"] for name in names if name in self.flags]
+            if actions and alias not in self.flags:
+                self._option_string_actions[f"--{alias}"] = actions[0]
+                self._option_string_actions[f"--{alias.replace('_', '-')}"] = actions[0]
+
+    def _recipe_as_flags(self, name: str) -> list[str]:
         try:
-            recipe = yaml.safe_load(path.read_text())
-        except OSError as problem:
-            self.error(f"recipe {path}: {problem.strerror or problem}")
-        except (yaml.YAMLError, UnicodeDecodeError) as problem:
-            self.error(f"recipe {path} is not valid YAML: {' '.join(str(problem).split())}")
-        if not isinstance(recipe, dict):
-            self.error(f"recipe {path} must hold `key: value` lines, one for each flag")
+            recipe = read_recipe(name)
+        except SiTError as problem:
+            self.error(" ".join(with_flags(problem, self.flags).split()))
         flags: list[str] = []
         for key, value in recipe.items():
             action = self._option_string_actions.get(f"--{key}")
             if action is None or action.dest == "help":
-                self.error(f"recipe {path}: unknown key {key!r}{self._did_you_mean(f'--{key}')}")
+                self.error(f"recipe {name}: unknown key {key!r}{self._did_you_mean(f'--{key}')}")
             if isinstance(value, dict) or (isinstance(value, list) and action.nargs != "+"):
-                self.error(f"recipe {path}: {key} takes one value, got {value}")
+                self.error(f"recipe {name}: {key} takes one value, got {value}")
             if value is None:
                 if action.default is not None:
-                    self.error(f"recipe {path}: {key} has no value; leave it out for its default, {action.default}")
+                    self.error(f"recipe {name}: {key} has no value; leave it out for its default, {action.default}")
             elif isinstance(value, list):
-                flags += [f"--{key}", *(str(item) for item in value)]
+                flags += [f"--{key}", *(_as_text(item, action) for item in value)]
             else:
-                flags.append(f"--{key}={value}")
+                flags.append(f"--{key}={_as_text(value, action)}")
         return flags
 
     def _did_you_mean(self, flag: str) -> str:
-        close = difflib.get_close_matches(flag.split("=")[0], self._option_string_actions, n=1)
-        return f"; did you mean {close[0]}?" if close else ""
+        return did_you_mean(flag.split("=")[0], self._option_string_actions)
+
+
+def _as_text(value: Any, action: argparse.Action) -> str:
+    """A value of a recipe as the command line has it. YAML reads a bare `no` or `off` as false: text, where the flag is."""
+    takes_text = action.type is str or (action.choices is not None and all(isinstance(x, str) for x in action.choices))
+    return "no" if value is False and takes_text else str(value)
+
+
+def program_name(command: str | None = None) -> str:
+    """What a user types to run a command: as this program was started.
+
+    Args:
+        command (`str`, *optional*): The command's name. Default: the program without a command.
+
+    Returns:
+        `str`: Such as `modeling-sit pretrain`, `python -m modeling_sit pretrain` or `pretrain.py`.
+    """
+    file = Path(sys.argv[0]).name
+    if file.endswith(".py") and file != "__main__.py":
+        return file
+    program = "python -m modeling_sit" if file == "__main__.py" else "modeling-sit"
+    return program if command is None else f"{program} {command}"
 
 
 def choose_command(
-    commands: Mapping[str, str], description: str, argv: list[str] | None = None
+    commands: Mapping[str, str], description: str, argv: Sequence[str] | None = None, prog: str | None = None
 ) -> tuple[str, list[str]]:
     """The command that a program's first argument names, and the arguments behind it.
 
     Args:
         commands (`Mapping[str, str]`): What each command does, by its name.
         description (`str`): What the program does.
-        argv (`list[str]`, *optional*): The command line without the program's name. Default: `sys.argv[1:]`.
+        argv (sequence of `str`, *optional*): The command line without the program's name. Default: `sys.argv[1:]`.
+        prog (`str`, *optional*): What a user types in front of the command. Default: as [`program_name`] has it.
 
     Raises:
         `SystemExit`: With code 0 after `--help`, and with code 2 and one line on stderr for no or an unknown command.
@@ -105,8 +177,9 @@ def choose_command(
         return argv[0], argv[1:]
     width = max(map(len, commands))
     parser = argparse.ArgumentParser(
+        prog=prog or program_name(),
         description=description,
-        usage="%(prog)s COMMAND [RECIPE.yaml] [flags]",
+        usage="%(prog)s COMMAND [RECIPE] [flags]",
         epilog="commands (each has a --help of its own):\n"
         + "\n".join(f"  {name:<{width}}  {purpose}" for name, purpose in commands.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -114,7 +187,7 @@ def choose_command(
     if argv and argv[0] in ("-h", "--help"):
         parser.print_help()
         parser.exit()
-    found = f"unknown command {argv[0]!r}; " if argv and not argv[0].startswith("-") else "no command; "
-    close = difflib.get_close_matches(argv[0], commands, n=1) if argv else []
-    remedy = f"did you mean {close[0]}?" if close else f"the first argument is one of {', '.join(commands)}"
+    found = f"unknown command {argv[0]!r}" if argv and not argv[0].startswith("-") else "no command"
+    close = did_you_mean(argv[0], commands) if argv else ""
+    remedy = close or f"; the first argument is one of {', '.join(commands)}"
     parser.exit(2, f"error: {found}{remedy} (see {parser.prog} --help)\n" if is_reporting_rank() else None)

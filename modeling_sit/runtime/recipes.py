@@ -28,7 +28,6 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
         [`SiTError`]: If there is no such file or name, or it does not hold `key: value` lines.
     """
     path = Path(name).expanduser()
-    # A folder of this name is likely the dataset.
     if not path.is_file() and str(name) in shipped_recipes():
         path = FOLDER / f"{name}.yaml"
     try:

@@ -50,8 +50,7 @@ from throughput.transformers_models import create_mae, create_mim
 from transformers.utils import logging as transformers_logging
 
 from modeling_sit.cli.errors import one_line_errors
-from modeling_sit.cli.help_text import ExampleHelpFormatter
-from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.cli.parser import ExampleHelpFormatter, RecipeArgumentParser
 from modeling_sit.hub.provenance import typed_command
 from modeling_sit.runtime.accelerator import create_accelerator
 from modeling_sit.runtime.errors import SiTError

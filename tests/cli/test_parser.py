@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+from transformers.trainer_utils import IntervalStrategy
 
 from modeling_sit.cli.errors import one_line_errors
-from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.cli.parser import RecipeArgumentParser, choose_command, program_name
 from modeling_sit.data.arguments import DatasetArguments
-from modeling_sit.runtime import errors
-from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime import recipes
+from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
+from modeling_sit.runtime.recipes import shipped_recipes
 
 
 @dataclass
@@ -206,6 +208,149 @@ def test_recipe_may_hold_words_of_any_language(parse, recipe, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes("dataset: Blüten/花\n".encode())
     assert parse(path, "--output_dir", "out")["dataset"] == "Blüten/花"
+
+
+# Names of shipped recipes.
+
+
+@dataclass
+class AnyRecipe:
+    """The one flag of a recipe."""
+
+    dataset: str = field(metadata={"help": "Images."})
+
+
+def test_a_shipped_recipe_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()  # a folder of that name, with images perhaps, is no recipe
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path / "shipped")
+    recipes.FOLDER.mkdir()
+    (recipes.FOLDER / "digits.yaml").write_text("dataset: shipped\n")
+    (values,) = RecipeArgumentParser([AnyRecipe]).parse(["digits"])
+    assert values.dataset == "shipped"
+
+
+def test_a_file_of_the_same_name_is_taken_first(parse, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe("dataset: mine\n", name="digits")
+    assert parse("digits", "--output_dir", "out")["dataset"] == "mine"
+
+
+def test_an_unknown_recipe_is_answered_by_those_that_there_are(refusal):
+    message = refusal("digitz", *REQUIRED)
+    assert all(name in message for name in shipped_recipes())
+
+
+# Other names, text in YAML, positional arguments, help.
+
+
+@dataclass
+class TransformersLike:
+    """Flags as `transformers.TrainingArguments` has them."""
+
+    max_steps: int = field(default=-1, metadata={"help": "Steps; see `eval_strategy` and `streaming`."})
+    eval_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to measure."})
+    report_to: list[str] = field(default_factory=lambda: ["none"], metadata={"help": "Trackers."})
+    mode: Literal["no", "yes"] = field(default="yes", metadata={"help": "Mode."})
+    num_workers: int = field(default=0, metadata={"help": 'Not with `mode="no"`, 50 % of `cores`.'})
+
+
+@pytest.mark.parametrize("argv", [["--max_train_steps", "7"], ["--max_steps", "7"], ["--max-train-steps=7"]])
+def test_an_alias_stands_for_its_flag(argv):
+    (values,) = RecipeArgumentParser([TransformersLike]).parse(argv)
+    assert values.max_steps == 7
+
+
+def test_an_alias_stands_for_its_key(recipe):
+    path = recipe("max_train_steps: 7\n")
+    assert RecipeArgumentParser([TransformersLike]).parse([str(path)])[0].max_steps == 7
+    assert RecipeArgumentParser([TransformersLike]).parse([str(path), "--max_steps", "8"])[0].max_steps == 8
+
+
+def test_an_alias_takes_nothing_from_a_flag_of_its_name(parse):
+    assert parse(*REQUIRED, "--max_train_steps", "3")["max_train_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("eval_strategy: no", "eval_strategy", "no"),
+        ("eval_strategy: off", "eval_strategy", "no"),
+        ("mode: no", "mode", "no"),
+        ("report_to: no", "report_to", ["no"]),
+        ("report_to: [no, wandb]", "report_to", ["no", "wandb"]),
+    ],
+)
+def test_a_bare_no_is_text_where_text_is_wanted(recipe, line, name, value):
+    assert getattr(RecipeArgumentParser([TransformersLike]).parse([str(recipe(line))])[0], name) == value
+
+
+def test_a_bare_no_is_no_number(recipe, capsys):
+    with pytest.raises(SystemExit):
+        RecipeArgumentParser([TransformersLike]).parse([str(recipe("num_workers: no"))])
+    assert "--num_workers" in capsys.readouterr().err
+
+
+def test_help_shows_named_arguments_as_flags(capsys):
+    with pytest.raises(SystemExit):
+        RecipeArgumentParser([TransformersLike]).parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "see --eval_strategy and `streaming`" in text  # which is no flag here
+    assert "Not with --mode no, 50 % of `cores`" in text
+    assert "max_train_steps" not in text
+
+
+@dataclass
+class Conversion:
+    """A command with positional arguments."""
+
+    source: str = field(metadata={"help": "From."})
+    destination: str = field(metadata={"help": "To; see `format`."})
+    format: str = field(default="vit", metadata={"help": "Format."})
+
+
+@pytest.mark.parametrize(
+    "argv", [["a", "b", "--format", "timm"], ["--format", "timm", "a", "b"], ["a", "--format=timm", "b"]]
+)
+def test_positional_arguments(argv):
+    parser = RecipeArgumentParser([Conversion], positionals={"source": "FROM", "destination": "TO"})
+    (values,) = parser.parse(argv)
+    assert values == Conversion("a", "b", "timm")
+
+
+@pytest.mark.parametrize(
+    ("argv", "culprit"),
+    [(["a"], "TO"), (["a", "b", "c"], "unexpected argument 'c'"), (["a", "b", "--fromat"], "--format?")],
+)
+def test_mistakes_in_positional_arguments(argv, culprit, capsys):
+    with pytest.raises(SystemExit) as end:
+        RecipeArgumentParser([Conversion], positionals={"source": "FROM", "destination": "TO"}).parse(argv)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert culprit in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("/usr/bin/modeling-sit", "modeling-sit pretrain"),
+        ("/site-packages/modeling_sit/__main__.py", "python -m modeling_sit pretrain"),
+        ("scripts/pretrain.py", "pretrain.py"),
+    ],
+)
+def test_the_program_is_called_as_it_was_started(monkeypatch, program, name):
+    monkeypatch.setattr(sys, "argv", [program, "pretrain"])
+    assert program_name("pretrain") == name
+    assert RecipeArgumentParser([AnyRecipe], command="pretrain").prog == name
+
+
+def test_choose_command(capsys):
+    commands = {"attention": "Where it looks.", "embeddings": "A map."}
+    assert choose_command(commands, "Draws.", ["attention", "--x", "1"]) == ("attention", ["--x", "1"])
+    for argv, culprit in ([["atention"], "did you mean attention?"], [[], "no command"], [["--x"], "no command"]):
+        with pytest.raises(SystemExit) as end:
+            choose_command(commands, "Draws.", argv)
+        assert end.value.code == 2 and culprit in capsys.readouterr().err
 
 
 # Mistakes in flags.
@@ -407,13 +552,27 @@ def test_nothing_happens_without_an_error(capsys):
 
 
 def test_no_traceback_in_a_process():
-    # The file by itself: importing the package takes seconds.
     program = (
-        "import runpy, sys\n"
-        "errors = runpy.run_path(sys.argv[1])\n"
-        "with errors['one_line_errors']():\n"
-        "    raise errors['SiTError']('the remedy')\n"
+        "from modeling_sit.cli.errors import one_line_errors\n"
+        "from modeling_sit.runtime.errors import SiTError\n"
+        "with one_line_errors():\n"
+        "    raise SiTError('the problem', remedy='the remedy')\n"
     )
-    result = subprocess.run([sys.executable, "-c", program, errors.__file__], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr == "error: the remedy\n"
+    assert result.stderr == "error: the problem; the remedy\n"
+
+
+def test_an_error_names_its_arguments_as_flags(capsys):
+    error = SiTError("no labels", argument="label_column", remedy='give `label_column` or `image_cache="disk"`')
+    with pytest.raises(SystemExit), one_line_errors({"label_column", "image_cache"}):
+        raise error
+    assert capsys.readouterr().err == "error: --label_column: no labels; give --label_column or --image_cache disk\n"
+
+
+def test_an_interrupted_run_says_how_to_go_on(capsys):
+    interruption = TrainingInterrupted(15, 'stopped after step 3; `resume_from_checkpoint="auto"` goes on')
+    with pytest.raises(SystemExit) as end, one_line_errors({"resume_from_checkpoint"}):
+        raise interruption
+    assert end.value.code == 128 + 15
+    assert capsys.readouterr().out == "stopped after step 3; --resume_from_checkpoint auto goes on\n"
