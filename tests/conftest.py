@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 # Before anything imports the Hub's client: no test needs the network, and none should wait for it.
@@ -18,8 +19,18 @@ import transformers
 from accelerate.state import AcceleratorState, GradientState
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
+from modeling_sit.cli.main import main
+
+THIN = {"tile"}
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+# Files of that folder that are called otherwise than their commands.
+COMMAND_NAMES = {
+    "convert_checkpoint": "convert",
+    "push_to_hub": "push",
+    "tile_images": "tile",
+    "tile_pictures": "tile",
+}
 
 TINY = {
     "hidden_size": 16,
@@ -98,15 +109,16 @@ def load_program(monkeypatch):
 
 @pytest.fixture
 def run_program(load_program, monkeypatch):
-    """Run a program of `scripts/` in this process with these flags; gives its exit code."""
+    """Run a program of `scripts/`, or a command, in this process with these flags; gives its exit code."""
     verbosity = transformers.logging.get_verbosity()
 
     def run(name: str, *flags) -> int:
-        program = load_program(name)
-        monkeypatch.setattr(sys, "argv", [str(SCRIPTS / f"{name}.py"), *map(str, flags)])
+        command, flags = COMMAND_NAMES.get(name, name), [str(flag) for flag in flags]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPTS / f"{name}.py"), *flags])
+        program = partial(main, [command, *flags]) if command in THIN else load_program(name).main
         forget_accelerator()
         try:
-            program.main()
+            program()
         except SystemExit as end:
             return end.code
         return 0

@@ -1,4 +1,4 @@
-"""scripts/tile_images.py: what is where in a tiled image, its labels, and that splits stay apart."""
+"""Tiling: what is where in a tiled image, its labels, and that splits stay apart."""
 
 import io
 from collections import Counter
@@ -8,8 +8,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from modeling_sit.data import tile as tile_module
 from modeling_sit.data.decoding import decode_image
 from modeling_sit.data.sources import load_images
+from modeling_sit.data.tile import compose, tile
+from modeling_sit.runtime.errors import SiTError
 
 CLASSES = ["blue", "green", "red"]
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -44,11 +47,10 @@ def colors(tmp_path):
 
 
 @pytest.fixture
-def tiled(run_program, tmp_path, capsys):
-    def run(dataset, *flags, name="tiled", share=0):
-        flags = ("--validation_fraction", share, *flags)
-        assert run_program("tile_images", "--dataset", dataset, "--output_dir", tmp_path / name, *flags) == 0
-        return load_images(str(tmp_path / name), labels="required")
+def tiled(tmp_path):
+    def run(dataset, name="tiled", **arguments):
+        arguments = {"validation_fraction": 0, **arguments}
+        return load_images(str(tile(str(dataset), tmp_path / name, **arguments)), labels="required")
 
     return run
 
@@ -74,7 +76,7 @@ def brightest(row: dict) -> int:
 
 
 def test_labels_are_the_classes_that_are_seen(tiled, colors, capsys):
-    images = tiled(colors, "--image_size", 32)
+    images = tiled(colors, image_size=32)
     assert images.multi_label and images.label_names == CLASSES and images.splits == ["test", "train"]
     assert len(images.train) == 12 and len(images.validation) == 8
     for split in (images.train, images.validation):
@@ -85,7 +87,7 @@ def test_labels_are_the_classes_that_are_seen(tiled, colors, capsys):
 
 
 def test_every_image_is_used_equally_often_and_never_with_itself(tiled, colors):
-    images = tiled(colors, "--image_size", 32, "--passes", 5)
+    images = tiled(colors, image_size=32, passes=5)
     used = Counter()
     for row in images.validation:
         rows = [number for _, number in places_of(row)]
@@ -99,14 +101,14 @@ def test_every_image_is_used_equally_often_and_never_with_itself(tiled, colors):
 
 
 def test_splits_are_not_mixed(tiled, colors):
-    images = tiled(colors, "--image_size", 32)
+    images = tiled(colors, image_size=32)
     assert all(brightest(row) > 190 for row in images.train)
     assert all(brightest(row) < 180 for row in images.validation)
 
 
 def test_what_is_set_aside_for_validation_is_not_trained_on(tiled, colors, tmp_path):
     """Images of every class, before the tiling: no image of one split is in another."""
-    images = tiled(colors, "--image_size", 32, share=0.4)
+    images = tiled(colors, image_size=32, validation_fraction=0.4)
     assert set(images.splits) == {"test", "train", "validation"}
     held_back = {number for row in images.validation for _, number in places_of(row)}
     trained_on = {number for row in images.train for _, number in places_of(row)}
@@ -114,33 +116,33 @@ def test_what_is_set_aside_for_validation_is_not_trained_on(tiled, colors, tmp_p
     assert {number % 3 for number in held_back} == {0, 1, 2}
     assert all(brightest(row) > 190 for row in images.validation)  # of the training images
     readme = (tmp_path / "tiled" / "README.md").read_text()
-    assert "set aside before the tiling" in readme and "--validation_split test" in readme
-    again = tiled(colors, "--image_size", 32, share=0.4, name="again")
+    assert "set aside before the tiling" in readme and "`validation_split` set to `test`" in readme
+    again = tiled(colors, image_size=32, validation_fraction=0.4, name="again")
     assert again.validation[:] == images.validation[:]
 
 
 def test_a_set_with_a_validation_split_keeps_it(tiled, colors, tmp_path):
     (colors / "test.parquet").rename(colors / "validation.parquet")
-    images = tiled(colors, "--image_size", 32, share=0.4)
+    images = tiled(colors, image_size=32, validation_fraction=0.4)
     assert set(images.splits) == {"train", "validation"} and len(images.train) == 12
     assert all(brightest(row) < 180 for row in images.validation)
     assert "set aside" not in (tmp_path / "tiled" / "README.md").read_text()
 
 
 def test_grid(tiled, colors):
-    images = tiled(colors, "--grid", 1, 3, "--image_size", 24, "--passes", 1)
+    images = tiled(colors, grid=[1, 3], image_size=24, passes=1)
     assert len(images.train) == 4 and len(images.validation) == 2
     for row in images.train:
         assert decode_image(row["image"]).size == (24, 24)
         assert row["label"] == sorted({CLASSES.index(name) for name, _ in places_of(row, (1, 3))})
 
 
-def test_images_are_cut_around_their_centre(load_program):
+def test_images_are_cut_around_their_center():
     """And stand row by row; an image that is larger than its place is made smaller."""
     columns = np.zeros((4, 12, 3), dtype=np.uint8)
     columns[:, 4:8] = [255, 255, 0]  # what is outside the middle square, black, is cut away
     places = [PIL.Image.fromarray(columns), None, PIL.Image.new("RGB", (99, 99), "red"), PIL.Image.new("RGB", (3, 3))]
-    tiled = load_program("tile_images").tile(places, [2, 2], 8)
+    tiled = compose(places, [2, 2], 8)
     expected = {(0, 0): (255, 255, 0), (0, 4): (128, 128, 128), (4, 0): (255, 0, 0), (4, 4): (0, 0, 0)}
     for (top, left), color in expected.items():
         place = np.asarray(tiled)[top : top + 4, left : left + 4]
@@ -150,16 +152,16 @@ def test_images_are_cut_around_their_centre(load_program):
 def test_is_a_function_of_the_seed(tiled, colors, tmp_path):
     content = {}
     for name, seed in {"a": 0, "b": 0, "c": 1}.items():
-        tiled(colors, "--image_size", 16, "--seed", seed, name=name)
+        tiled(colors, image_size=16, seed=seed, name=name)
         content[name] = [path.read_bytes() for path in sorted((tmp_path / name).glob("*.parquet"))]
     assert content["a"] == content["b"] != content["c"]
 
 
-def test_several_files(tiled, colors, load_program, monkeypatch, tmp_path):
-    whole = tiled(colors, "--image_size", 16, name="whole")
-    monkeypatch.setattr(load_program("tile_images"), "IMAGES_IN_A_FILE", 5)
-    monkeypatch.setattr(load_program("tile_images"), "IMAGES_IN_A_ROW_GROUP", 2)
-    parts = tiled(colors, "--image_size", 16, name="parts")
+def test_several_files(tiled, colors, monkeypatch, tmp_path):
+    whole = tiled(colors, image_size=16, name="whole")
+    monkeypatch.setattr(tile_module, "IMAGES_IN_A_FILE", 5)
+    monkeypatch.setattr(tile_module, "IMAGES_IN_A_ROW_GROUP", 2)
+    parts = tiled(colors, image_size=16, name="parts")
     assert len(list((tmp_path / "parts").glob("train-0000?-of-00003.parquet"))) == 3
     assert parts.train[:] == whole.train[:] and parts.validation[:] == whole.validation[:]
     streamed = load_images(str(tmp_path / "parts"), streaming=True)
@@ -168,7 +170,7 @@ def test_several_files(tiled, colors, load_program, monkeypatch, tmp_path):
 
 
 def test_other_libraries_read_it(tiled, colors, tmp_path):
-    images = tiled(colors, "--image_size", 16)
+    images = tiled(colors, image_size=16)
     plain = datasets.load_dataset("parquet", data_files=str(tmp_path / "tiled" / "train-*"), split="train")
     assert plain.features == {"image": datasets.Image(), "label": datasets.List(datasets.ClassLabel(names=CLASSES))}
     assert plain["label"][:] == images.train["label"][:] and plain[0]["image"].size == (16, 16)
@@ -176,8 +178,8 @@ def test_other_libraries_read_it(tiled, colors, tmp_path):
 
 def test_tiles_of_tiles(tiled, colors, tmp_path):
     """An image with several labels gives all of them."""
-    once = tiled(colors, "--image_size", 16)
-    twice = tiled(tmp_path / "tiled", "--image_size", 16, "--grid", 1, 2, name="twice")
+    once = tiled(colors, image_size=16)
+    twice = tiled(tmp_path / "tiled", image_size=16, grid=[1, 2], name="twice")
     assert twice.multi_label and len(twice.train) == 12
     assert all(len(set(labels)) == len(labels) for labels in twice.train["label"])
     for label in range(3):  # every image is in two, and so are its labels, at most
@@ -185,16 +187,13 @@ def test_tiles_of_tiles(tiled, colors, tmp_path):
         assert count <= sum(label in labels for labels in twice.train["label"]) <= 2 * count
 
 
-def test_unreadable_images_and_those_without_a_label(run_program, tmp_path, colors, capsys, caplog):
+def test_unreadable_images_and_those_without_a_label(tiled, tmp_path, colors, capsys, caplog):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
     tiles = [image(row, "train") for row in range(4)]
     tiles[2] = {"bytes": b"broken", "path": None}  # the only red one
     rows = {"image": [*tiles, image(4, "train")], "label": [0, 1, 2, 0, -1]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "damaged" / "train.parquet")
-    flags = ["--dataset", tmp_path / "damaged", "--output_dir", tmp_path / "tiled", "--image_size", 32]
-    flags += ["--validation_fraction", 0]
-    assert run_program("tile_images", *flags) == 0
-    images = load_images(str(tmp_path / "tiled"))
+    images = tiled(tmp_path / "damaged", image_size=32)
     assert images.train["label"][:] == [[0, 1]] * 4 and images.splits == ["train"]
     for row in images.train:
         greys = [
@@ -207,42 +206,55 @@ def test_unreadable_images_and_those_without_a_label(run_program, tmp_path, colo
 
 class TestMistakes:
     @pytest.mark.parametrize(
-        "flags",
+        ("name", "value"),
         [
-            ["--grid", 2],
-            ["--grid", 1, 1],
-            ["--grid", 0, 4],
-            ["--passes", 0],
-            ["--seed", -1],
-            ["--image_size", 33],
-            ["--validation_fraction", 1],
+            ("grid", [2]),
+            ("grid", [1, 1]),
+            ("grid", [0, 4]),
+            ("passes", 0),
+            ("seed", -1),
+            ("image_size", 33),
+            ("validation_fraction", 1),
         ],
     )
-    def test_flags(self, one_line_error, tmp_path, flags):
-        message = one_line_error("tile_images", "--dataset", "digits", "--output_dir", tmp_path / "o", *flags, code=2)
-        assert flags[0] in message and not (tmp_path / "o").exists()
+    def test_values(self, tmp_path, name, value):
+        with pytest.raises(SiTError) as error:
+            tile("digits", tmp_path / "o", **{name: value})
+        assert error.value.argument == name and not (tmp_path / "o").exists()
 
-    @pytest.mark.parametrize(("grid", "size", "nearest"), [((3, 3), 224, 225), ((2, 3), 100, 102), ((5, 1), 1, 5)])
-    def test_size_that_cannot_be_divided(self, one_line_error, tmp_path, grid, size, nearest):
-        flags = ["--dataset", "digits", "--output_dir", tmp_path / "o", "--grid", *grid, "--image_size", size]
-        assert f"the nearest that can is {nearest}" in one_line_error("tile_images", *flags, code=2)
+    @pytest.mark.parametrize(("grid", "size", "nearest"), [([3, 3], 224, 225), ([2, 3], 100, 102), ([5, 1], 1, 5)])
+    def test_size_that_cannot_be_divided(self, tmp_path, grid, size, nearest):
+        with pytest.raises(SiTError, match=f" {nearest}$") as error:
+            tile("digits", tmp_path / "o", grid=grid, image_size=size)
+        assert error.value.argument == "image_size"
 
-    def test_too_few_images_set_aside(self, one_line_error, tmp_path, colors):
-        flags = ["--dataset", colors, "--output_dir", tmp_path / "o", "--image_size", 32]
-        assert "give 0 for no validation split" in one_line_error("tile_images", *flags)
+    def test_too_few_images_set_aside(self, tmp_path, colors):
+        with pytest.raises(SiTError) as error:
+            tile(str(colors), tmp_path / "o", image_size=32)
+        assert error.value.argument == "validation_fraction"
 
-    def test_a_folder_with_something_in_it(self, one_line_error, tmp_path):
+    def test_a_folder_with_something_in_it(self, tmp_path):
         (tmp_path / "notes.txt").touch()
-        assert f"--output_dir {tmp_path}" in one_line_error(
-            "tile_images", "--dataset", "digits", "--output_dir", tmp_path
-        )
+        with pytest.raises(SiTError, match=str(tmp_path)) as error:
+            tile("digits", tmp_path)
+        assert error.value.argument == "output_dir"
 
-    def test_images_without_labels(self, one_line_error, tmp_path, save_images):
-        flags = ["--dataset", save_images(tmp_path / "pile", 4), "--output_dir", tmp_path / "o"]
-        assert "--label_column" in one_line_error("tile_images", *flags)
+    def test_images_without_labels(self, tmp_path, save_images):
+        with pytest.raises(SiTError, match="label_column"):
+            tile(str(save_images(tmp_path / "pile", 4)), tmp_path / "o")
 
-    def test_too_few_images(self, one_line_error, tmp_path, colors):
-        flags = ["--dataset", colors, "--output_dir", tmp_path / "o", "--grid", 3, 3, "--image_size", 9]
-        flags += ["--validation_fraction", 0]
-        assert "split test: 8 images" in one_line_error("tile_images", *flags)
+    def test_too_few_images(self, tmp_path, colors):
+        with pytest.raises(SiTError, match="split test: 8 images"):
+            tile(str(colors), tmp_path / "o", grid=[3, 3], image_size=9, validation_fraction=0)
         assert not list((tmp_path / "o").iterdir())
+
+    def test_unknown_arguments(self, tmp_path):
+        with pytest.raises(TypeError, match="did you mean grid"):
+            tile("digits", tmp_path / "o", gird=[1, 2])
+
+
+@pytest.mark.parametrize("name", ["tile_images", "tile_pictures"])
+def test_the_command_names_itself_in_the_readme(run_program, colors, tmp_path, name):
+    flags = ["--dataset", colors, "--output_dir", tmp_path / "o", "--image_size", 16, "--validation_fraction", 0]
+    assert run_program(name, *flags) == 0
+    assert f"{name}.py --dataset" in (tmp_path / "o" / "README.md").read_text()

@@ -1,0 +1,61 @@
+"""`modeling-sit COMMAND`, `python -m modeling_sit COMMAND` and the files in `scripts/`: one program, a file a command."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import transformers
+
+from modeling_sit.cli.errors import is_reporting_rank
+from modeling_sit.cli.parser import choose_command
+
+# Each is a file of this folder, with underscores for dashes, and a function `main(argv)`.
+COMMANDS = {
+    "pretrain": "Pretrain a Vision Transformer on images without labels.",
+    "finetune": "Train a pretrained model on labeled images.",
+    "evaluate": "Measure the frozen features of a pretrained model on labeled images.",
+    "compare": "Tell whether pretraining helps: the same fine-tuning from pretrained weights and from scratch.",
+    "embed": "Write the features of all images of a dataset to parquet files.",
+    "visualize": "Draw reconstructions, attention, maps of embeddings, and nearest images.",
+    "convert": "Write a checkpoint in another format, and check that it gives the same outputs there.",
+    "push": "Push the folder of a finished run to the Hugging Face Hub.",
+    "tile": "Make a multi-label dataset: tile images with one label each into images with several.",
+    "quickstart": "Show on built-in images, within minutes on a CPU, that pretraining helps.",
+}
+DESCRIPTION = "Self-supervised pretraining of Vision Transformers on your own images."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the first argument names.
+
+    Args:
+        argv (sequence of `str`, *optional*): The command line without the program's name. Default: `sys.argv[1:]`.
+
+    Raises:
+        `SystemExit`: With a code other than 0 and one line on stderr, if the user has to put something right.
+    """
+    name, rest = choose_command(COMMANDS, DESCRIPTION, argv)
+    try:
+        command = importlib.import_module(f"modeling_sit.cli.{name.replace('-', '_')}")
+        prepare_process()
+    except ModuleNotFoundError as problem:
+        if problem.name is None or problem.name.split(".")[0] == "modeling_sit":
+            raise
+        sys.exit(missing_package(name, problem.name) if is_reporting_rank() else 1)
+    command.main(rest)
+
+
+def missing_package(command: str, module: str) -> str:
+    package = module.split(".")[0]
+    return f"error: {command} needs the package {package!r}, which is not installed: pip install modeling-sit[train]"
+
+
+def prepare_process() -> None:
+    """Settle what is the whole process's, and so no library's: who ends it, and which libraries write to the terminal."""
+    from modeling_sit.runtime.signals import die_with_parent
+
+    die_with_parent(os.environ)
+    # What matters of loading a model, this package says itself.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

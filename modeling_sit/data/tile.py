@@ -1,0 +1,292 @@
+"""Make a multi-label dataset: tile images with one label each into images with several.
+
+Each tiled image shows as many images of one split as the grid has places (2 x 2 by default), and its labels are their
+classes: one to four of them, for images of one class may meet. The images of a split are shuffled and dealt out, so that
+none meets itself and all are seen equally often; this is done again in every pass (up to the few that are left over in
+each). The splits are tiled apart: nothing that is trained on is in the others.
+
+Each image of the training split is in several tilings. So if some of the tiled images were held back, they would share
+what they show with images that are trained on, and what is chosen by them would be chosen on training images. Where a
+dataset has no validation split, a tenth of the training images is set aside before the tiling, and becomes one.
+
+Every image is cut to its place's shape around its center and resized to it. The output folder gets parquet files for each
+split, with the columns `image` (JPEG) and `label` (a list of class labels). The same arguments make the same dataset.
+"""
+
+import io
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import ImageOps
+from tqdm.auto import tqdm
+
+from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.data.decoding import UnreadableImage
+from modeling_sit.data.labeled import labeled_splits, labels_of, train_validation_split
+from modeling_sit.data.sources import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, load_images, read_row
+from modeling_sit.runtime.arguments import build_arguments
+from modeling_sit.runtime.atomic_files import replace_files, write_errors
+from modeling_sit.runtime.errors import SiTError
+
+IMAGES_IN_A_FILE = 10_000
+IMAGES_IN_A_ROW_GROUP = 100
+JPEG_QUALITY = 95
+SET_ASIDE = "validation"
+
+
+@dataclass(kw_only=True)
+class TilingArguments(DatasetArguments):
+    """What is tiled, and how.
+
+    Raises:
+        [`SiTError`]: If a value is out of range.
+    """
+
+    output_dir: str = field(metadata={"help": "Folder for the parquet files; new or empty. Required."})
+    grid: list[int] = field(
+        default_factory=lambda: [2, 2], metadata={"help": "Rows and columns of images in a tiled one."}
+    )
+    image_size: int = field(default=224, metadata={"help": "Height and width of a tiled image, in pixels."})
+    passes: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many tiled images each image is in. Default: as many as the grid has places, which gives about "
+            "as many tiled images as there are images."
+        },
+    )
+    validation_fraction: float = field(
+        default=0.1,
+        metadata={
+            "help": "Fraction of each class's training images, in [0, 1), to set aside before the tiling for a validation "
+            "split, where the dataset has none; 0 makes none."
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the shuffling, and of what is set aside."})
+
+    def __post_init__(self):
+        if len(self.grid) != 2 or min(self.grid) < 1 or self.num_places < 2:
+            raise SiTError(
+                f"must be two numbers, rows and columns of 2 places at least, got {self.grid}", argument="grid"
+            )
+        if self.image_size < 1 or any(self.image_size % places for places in self.grid):
+            step = math.lcm(*self.grid)
+            nearest = max(1, round(self.image_size / step)) * step
+            raise SiTError(
+                f"{self.image_size} cannot be divided among {self.grid[0]} rows and {self.grid[1]} columns",
+                argument="image_size",
+                remedy=f"the nearest that can is {nearest}",
+            )
+        if not 0 <= self.validation_fraction < 1:
+            raise SiTError(f"must be in [0, 1), got {self.validation_fraction}", argument="validation_fraction")
+        if self.passes is not None and self.passes < 1:
+            raise SiTError(f"must be at least 1, got {self.passes}", argument="passes")
+        if self.seed < 0:
+            raise SiTError(f"must be at least 0, got {self.seed}", argument="seed")
+
+    @property
+    def num_places(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+def tile(
+    dataset: str | datasets.Dataset, output_dir: str | Path, *, recipe: str | Path | None = None, **arguments: Any
+) -> Path:
+    """
+    Tile the images of a labeled dataset into images with several labels.
+
+    Args:
+        dataset (`str` or `datasets.Dataset`): Images with a label each.
+        output_dir (`str` or `Path`): Folder for the parquet files; new or empty.
+        recipe (`str` or `Path`, *optional*): YAML file of defaults for the arguments.
+        arguments: Fields of [`TilingArguments`], such as `grid=[2, 2]`.
+
+    Returns:
+        `Path`: The folder. It can be given wherever a dataset is taken.
+
+    Raises:
+        `TypeError`: If there is no such argument.
+        [`SiTError`]: If a value is out of range, the folder is not empty, or there are too few images.
+    """
+    keywords = {"dataset": dataset, "output_dir": output_dir, **arguments}
+    return run_tiling(*build_arguments((TilingArguments,), keywords, recipe, "tile"))
+
+
+def run_tiling(arguments: TilingArguments, command: str | None = None) -> Path:
+    """As [`tile`], for arguments that are built.
+
+    Args:
+        arguments ([`TilingArguments`]): What is tiled, and how.
+        command (`str`, *optional*): What was typed, for the dataset's README.
+    """
+    output_dir = Path(arguments.output_dir)
+    check_output_dir(output_dir)
+    images = load_images(
+        arguments.dataset,
+        dataset_config_name=arguments.dataset_config_name,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        train_split=arguments.train_split,
+        validation_split=arguments.validation_split,
+        labels="required",
+    )
+    write_tilings(images, output_dir, arguments, command)
+    return output_dir
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Raise a [`SiTError`] if the folder cannot be made, or is not empty: the dataset would be mixed with what is there."""
+    with write_errors(output_dir, "name another `output_dir`"):
+        output_dir.mkdir(parents=True, exist_ok=True)
+    if any(output_dir.iterdir()):
+        raise SiTError(
+            f"{output_dir} is not empty", argument="output_dir", remedy="name another, or remove what is there"
+        )
+
+
+def write_tilings(images: ImageDatasets, output_dir: Path, arguments: TilingArguments, command: str | None) -> None:
+    """Tile each split, and write all of it, or nothing."""
+    splits = choose_splits(images, arguments)
+    drawn = {}
+    for number, (name, split) in enumerate(splits.items()):
+        if len(split) < arguments.num_places:
+            grid = f"a grid of {arguments.grid[0]} x {arguments.grid[1]}"
+            if name == SET_ASIDE and split.split == splits["train"].split:
+                raise SiTError(
+                    f"the {len(split)} images set aside do not fill {grid}",
+                    argument="validation_fraction",
+                    remedy="raise it, or give 0 for no validation split",
+                )
+            raise SiTError(f"split {split.split}: {len(split)} images with a label do not fill {grid}")
+        generator = np.random.default_rng([arguments.seed, number])
+        drawn[name] = draw_tilings(
+            len(split), arguments.num_places, arguments.passes or arguments.num_places, generator
+        )
+
+    with (
+        write_errors(output_dir, "make room or name another `output_dir`"),
+        replace_files(output_dir) as folder,
+    ):
+        for name, split in splits.items():
+            labels = write_split(folder, name, split, drawn[name], images.label_names, arguments)
+            print(
+                f"{name}: {len(labels):,} images of {len(split):,}, each with "
+                f"{np.mean([len(classes) for classes in labels]):.2f} of {len(images.label_names)} labels on average"
+            )
+        (folder / "README.md").write_text(describe(images, splits, arguments, command))
+    print(f"written to {output_dir}")
+
+
+def describe(
+    images: ImageDatasets, splits: dict[str, datasets.Dataset], arguments: TilingArguments, command: str | None
+) -> str:
+    """The text of the dataset's README.md."""
+    rows, columns = arguments.grid
+    text = (
+        f"Images of {images.name}, tiled {rows} x {columns} within each split; `label` lists the classes in an image."
+    )
+    if SET_ASIDE in splits and splits[SET_ASIDE].split == splits["train"].split:
+        text += (
+            f"\n\n`validation` is made of {len(splits[SET_ASIDE])} images of {splits['train'].split} (a fraction of "
+            f"{arguments.validation_fraction:g}), set aside before the tiling: none of them is in `train`. Choose by it, not by "
+            "images held back of `train`: each of these shows images that others of `train` show too."
+        )
+    if set(splits) & set(TEST_SPLITS) and SET_ASIDE in splits:
+        text += "\n\nTo measure on the test images, evaluate with `validation_split` set to `test`."
+    return f"{text}\n" if command is None else f"{text}\n\nMade by\n\n    {command}\n"
+
+
+def choose_splits(images: ImageDatasets, arguments: TilingArguments) -> dict[str, datasets.Dataset]:
+    """The splits to tile, by the names that they get; where none is to choose by, one is made of training images.
+
+    Raises:
+        [`SiTError`]: If a class has only one training image, so that none can be set aside.
+    """
+    train, other = labeled_splits(images, validation="if there")
+    splits = {"train": train}
+    if other is not None:
+        name = str(other.split).lower()
+        splits[name if name in VALIDATION_SPLITS else SET_ASIDE] = other
+    if arguments.validation_fraction > 0 and set(splits) <= {"train", *TEST_SPLITS}:
+        splits["train"], splits[SET_ASIDE] = train_validation_split(
+            train, arguments.validation_fraction, arguments.seed
+        )
+    return splits
+
+
+def draw_tilings(num_images: int, num_places: int, passes: int, generator: np.random.Generator) -> np.ndarray:
+    """Deal out the images: int64 `(num_tilings, num_places)`, rows of the split, each once at most in each pass."""
+    num_tilings = num_images // num_places
+    dealt = [generator.permutation(num_images)[: num_tilings * num_places] for _ in range(passes)]
+    return np.concatenate(dealt).reshape(-1, num_places)
+
+
+def write_split(
+    folder: Path,
+    name: str,
+    split: datasets.Dataset,
+    tilings: np.ndarray,
+    label_names: list[str],
+    arguments: TilingArguments,
+) -> list[list[int]]:
+    """Write the tiled images of a split to parquet files of [`IMAGES_IN_A_FILE`]; gives their labels."""
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.List(datasets.ClassLabel(names=label_names))}
+    )
+    num_files = -(-len(tilings) // IMAGES_IN_A_FILE)
+    rows = tiled_rows(split, tilings, arguments)
+    labels = []
+    with tqdm(total=len(tilings), desc=name, unit=" images") as bar:
+        for number in range(num_files):
+            path = folder / f"{name}-{number:05}-of-{num_files:05}.parquet"
+            num_rows = min(IMAGES_IN_A_FILE, len(tilings) - number * IMAGES_IN_A_FILE)
+            with pq.ParquetWriter(path, features.arrow_schema) as writer:
+                for start in range(0, num_rows, IMAGES_IN_A_ROW_GROUP):
+                    group = [next(rows) for _ in range(min(IMAGES_IN_A_ROW_GROUP, num_rows - start))]
+                    writer.write_table(pa.Table.from_pylist(group, schema=features.arrow_schema))
+                    labels += [row["label"] for row in group]
+                    bar.update(len(group))
+    return labels
+
+
+def tiled_rows(split: datasets.Dataset, tilings: np.ndarray, arguments: TilingArguments) -> Iterator[dict]:
+    """The rows of the new dataset. An image that cannot be read leaves its place gray and its label out, and is named."""
+    labels = labels_of(split)
+    has_class = labels > 0 if labels.ndim == 2 else None
+    unreadable = set()
+    for tiling in tilings.tolist():
+        places, classes = [], set()
+        for row in tiling:
+            try:
+                places.append(read_row(split, row)[0])
+            except UnreadableImage as problem:
+                places.append(None)
+                if row not in unreadable:
+                    tqdm.write(f"skipped an unreadable image: {problem}", file=sys.stderr)
+                unreadable.add(row)
+            else:
+                classes |= {int(labels[row])} if has_class is None else set(has_class[row].nonzero()[:, 0].tolist())
+        buffer = io.BytesIO()
+        compose(places, arguments.grid, arguments.image_size).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        yield {"image": {"bytes": buffer.getvalue(), "path": None}, "label": sorted(classes)}
+
+
+def compose(places: list[PIL.Image.Image | None], grid: list[int], image_size: int) -> PIL.Image.Image:
+    """One square image of several, row by row, each cut to its place's shape around the center; gray for `None`."""
+    rows, columns = grid
+    height, width = image_size // rows, image_size // columns
+    tiled = PIL.Image.new("RGB", (image_size, image_size), "grey")
+    for number, image in enumerate(places):
+        if image is not None:
+            row, column = divmod(number, columns)
+            fitted = ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
+            tiled.paste(fitted, (column * width, row * height))
+    return tiled

@@ -1,0 +1,83 @@
+"""`modeling-sit COMMAND`: how commands are found, and that every way to start one is the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modeling_sit.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+SCRIPT_NAMES = {"convert": "convert_checkpoint", "push": "push_to_hub", "tile": "tile_images"}
+
+
+def ended(*argv) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in argv])
+    return end.value.code
+
+
+def test_help_lists_the_commands(capsys):
+    assert ended("--help") == 0
+    text = capsys.readouterr().out
+    assert all(name in text and purpose in text for name, purpose in COMMANDS.items())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help_with_an_example(name, capsys):
+    assert ended(name, "--help") == 0 or name == "visualize"
+    text = capsys.readouterr().out
+    assert f"modeling-sit {name}" in text
+    assert "`--" not in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "culprit"),
+    [([], "no command"), (["pretrian"], "did you mean pretrain?"), (["--dataset", "digits"], "no command")],
+)
+def test_unknown_commands(argv, culprit, capsys):
+    assert ended(*argv) == 2
+    error = capsys.readouterr().err
+    assert culprit in error and len(error.splitlines()) == 1
+
+
+def test_a_missing_extra_is_one_line(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "modeling_sit.cli.tile", raising=False)
+    monkeypatch.delitem(sys.modules, "modeling_sit.data.tile", raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    message = ended("tile")
+    assert message.startswith("error: tile needs the package 'datasets'")
+    assert message.endswith("pip install modeling-sit[train]") and "\n" not in message
+
+
+def test_a_missing_module_of_the_package_is_a_bug(monkeypatch):
+    monkeypatch.setitem(sys.modules, "modeling_sit.cli.tile", None)
+    with pytest.raises(ModuleNotFoundError):
+        main(["tile"])
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        ["-m", "modeling_sit", "tile"],
+        [str(ROOT / "scripts" / "tile_images.py")],
+        ["-c", "from modeling_sit.cli.main import main; main()", "tile"],
+    ],
+    ids=["module", "script", "entry point"],
+)
+def test_every_way_to_start_is_the_same(program, tmp_path):
+    result = subprocess.run(
+        [sys.executable, *program, "--dataset", "digits", "--output_dir", str(tmp_path), "--grid", "0", "1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --grid: ")
+
+
+def test_scripts_are_thin_and_one_for_each_command():
+    for command in COMMANDS:
+        lines = (ROOT / "scripts" / f"{SCRIPT_NAMES.get(command, command)}.py").read_text().splitlines()
+        assert len(lines) <= 10 and f'main(["{command}", *sys.argv[1:]])' in lines[-1]
