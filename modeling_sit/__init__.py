@@ -1,8 +1,11 @@
 """SiT: self-supervised Vision Transformers by group masked model learning and contrast, in the Hugging Face tools.
 
 Importing the package registers its classes with transformers' Auto classes, and with the code that travels along with
-a checkpoint that is saved.
+a checkpoint that is saved. The functions that train and measure are found when they are asked for, with the libraries that
+they need.
 """
+
+from importlib import import_module
 
 from transformers import (
     AutoConfig,
@@ -27,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SiTConfig",
+    "SiTError",
     "SiTForImageClassification",
     "SiTForPreTraining",
     "SiTForPreTrainingOutput",
@@ -34,7 +38,22 @@ __all__ = [
     "SiTImageProcessorPil",
     "SiTModel",
     "SiTPreTrainedModel",
+    "compare",
+    "embed",
+    "evaluate",
+    "finetune",
+    "pretrain",
 ]
+
+# Where each function is, so that importing this package costs no more than importing transformers' ViT.
+_LAZY = {
+    "SiTError": ".runtime.errors",
+    "compare": ".experiments.compare",
+    "embed": ".evaluation.embed",
+    "evaluate": ".evaluation.run",
+    "finetune": ".finetuning.run",
+    "pretrain": ".pretraining.run",
+}
 
 AutoConfig.register(SiTConfig.model_type, SiTConfig)
 AutoModel.register(SiTConfig, SiTModel)
@@ -57,3 +76,23 @@ SiTForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 SiTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 for _image_processor in _image_processors.values():
     _image_processor.register_for_auto_class("AutoImageProcessor")
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(_LAZY[name], __name__)
+    except ModuleNotFoundError as problem:
+        package = (problem.name or __name__).partition(".")[0]
+        if package == __name__:
+            raise
+        raise ImportError(
+            f"modeling_sit.{name} needs the package {package!r}, which is not installed: pip install modeling-sit[train]"
+        ) from problem
+    globals()[name] = getattr(module, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,66 @@
+"""The package's face: what `import modeling_sit` brings, and what it finds when it is asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+import modeling_sit
+from modeling_sit.runtime.errors import SiTError
+
+# The same kinds of classes of transformers as the package's own.
+VIT = (
+    "from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, "
+    "AutoModelForImageClassification, ViTConfig, ViTModel, ViTForImageClassification, ViTImageProcessor, ViTImageProcessorPil)"
+)
+FUNCTIONS = ("compare", "embed", "evaluate", "finetune", "pretrain")
+
+
+def in_a_process(program: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+def test_importing_brings_no_more_than_the_vit_of_transformers():
+    program = (
+        "import sys\n"
+        f"{VIT}\n"
+        "before = set(sys.modules)\n"
+        "import modeling_sit\n"
+        "print(*sorted(name for name in set(sys.modules) - before))\n"
+    )
+    result = in_a_process(program)
+    assert result.returncode == 0, result.stderr
+    brought = result.stdout.split()
+    assert "modeling_sit.modeling_sit" in brought
+    rooms = ("runtime", "data", "interop", "evaluation", "visualization", "hub", "pretraining", "finetuning", "cli")
+    assert not [name for name in brought if name.startswith(tuple(f"modeling_sit.{room}" for room in rooms))]
+    others = {name.partition(".")[0] for name in brought} - {"modeling_sit"}
+    assert not others & {"accelerate", "datasets", "evaluate", "matplotlib", "pyarrow", "sklearn", "tqdm", "yaml"}
+
+
+def test_names():
+    assert set(FUNCTIONS) <= set(dir(modeling_sit)) and "SiTModel" in dir(modeling_sit)
+    assert set(modeling_sit.__all__) <= set(dir(modeling_sit))
+    assert modeling_sit.SiTError is SiTError
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_found(name):
+    function = getattr(modeling_sit, name)
+    assert callable(function) and function.__name__ == name
+    assert function.__module__.startswith("modeling_sit.") and function.__doc__
+
+
+def test_an_unknown_name():
+    with pytest.raises(AttributeError, match="has no attribute 'pretrian'"):
+        modeling_sit.pretrian  # noqa: B018
+
+
+@pytest.mark.parametrize("statement", ["modeling_sit.pretrain", "from modeling_sit import pretrain"])
+def test_a_missing_extra_is_one_line(statement):
+    # `None` is how Python notes a module that must not be imported.
+    result = in_a_process(f"import sys\nsys.modules['datasets'] = None\nimport modeling_sit\n{statement}\n")
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: modeling_sit.pretrain needs the package 'datasets'")
+    assert "pip install modeling-sit[train]" in last
