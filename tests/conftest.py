@@ -19,9 +19,7 @@ import transformers
 from accelerate.state import AcceleratorState, GradientState
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
-from modeling_sit.cli.main import main
-
-THIN = {"tile"}
+from modeling_sit.cli.main import COMMANDS, main
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # Files of that folder that are called otherwise than their commands.
@@ -115,7 +113,7 @@ def run_program(load_program, monkeypatch):
     def run(name: str, *flags) -> int:
         command, flags = COMMAND_NAMES.get(name, name), [str(flag) for flag in flags]
         monkeypatch.setattr(sys, "argv", [str(SCRIPTS / f"{name}.py"), *flags])
-        program = partial(main, [command, *flags]) if command in THIN else load_program(name).main
+        program = partial(main, [command, *flags]) if command in COMMANDS else load_program(name).main
         forget_accelerator()
         try:
             program()

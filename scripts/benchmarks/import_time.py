@@ -45,7 +45,9 @@ def main() -> None:
     for kind in ("clock", "CPU"):
         for name in PROGRAMS:
             times = [run[name][kind] for run in runs]
-            print(f"{kind:<5} {name:<18} median {median(times):.3f} s (lowest {min(times):.3f}, highest {max(times):.3f})")
+            print(
+                f"{kind:<5} {name:<18} median {median(times):.3f} s (lowest {min(times):.3f}, highest {max(times):.3f})"
+            )
         ours, theirs = list(PROGRAMS)[:2]
         ratios = [run[ours][kind] / run[theirs][kind] for run in runs]
         print(f"{kind:<5} {ours} / {theirs}: median ratio {median(ratios):.3f}\n")

@@ -100,4 +100,5 @@ def run(name: str, flags: list[str], log: str, max_file_size: int | None, enviro
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size))
     script = SCRIPTS / f"{name}.py"
     sys.argv = [str(script), *flags]
+    sys.path.insert(0, str(SCRIPTS))  # as Python does for a program
     runpy.run_path(str(script), run_name="__main__")

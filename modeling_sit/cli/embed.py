@@ -1,0 +1,58 @@
+"""`modeling-sit embed`: the features of all images of a dataset, in parquet files."""
+
+import os
+from collections.abc import Sequence
+
+from modeling_sit.cli.errors import one_line_errors
+from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.evaluation.embed import EmbeddedSplit, EmbeddingArguments, run_embedding
+from modeling_sit.evaluation.features import FeatureArguments
+
+DESCRIPTION = """Write the features of all images of a dataset to parquet files.
+
+    modeling-sit embed --model_name_or_path M --dataset D --output_dir O
+    accelerate launch -m modeling_sit embed ...        the same on several processes
+
+`O/data` then holds `train-00000-of-00003.parquet` and so on, one row for each image that can be read: `row`, its number in
+the split; `path`, its file; `vector`, its features, float32; and its `label`, where it has one.
+
+Search the vectors with faiss (pip install faiss-cpu). With --normalize, inner products are cosines:
+
+    vectors = datasets.load_dataset("parquet", data_dir="O", split="train").with_format("numpy")
+    index = faiss.IndexFlatIP(vectors["vector"][:].shape[1])
+    index.add(vectors["vector"][:])
+    scores, rows = index.search(query[None], 6)               # query: float32, (width,)
+
+or with faiss within `datasets`, which gives the rows with all their columns:
+
+    vectors.add_faiss_index("vector", metric_type=faiss.METRIC_INNER_PRODUCT)
+    scores, nearest = vectors.get_nearest_examples("vector", query, k=6)
+    nearest["path"], nearest["row"]
+
+Images are read shard by shard, and a shard's file is there when it is whole. Files that are there already stay as they are:
+the same command goes on where a killed one stopped, and ends with the same files. To add a split that is neither for
+training nor for validation, run the command again with --validation_split NAME.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    classes = (EmbeddingArguments, FeatureArguments, DatasetArguments)
+    parser = RecipeArgumentParser(classes, command="embed", description=DESCRIPTION)
+    arguments = parser.parse(argv)
+    with one_line_errors(parser.flags):
+        splits = run_embedding(*arguments)
+        if splits is not None:
+            report(arguments[0].output_dir, splits)
+
+
+def report(output_dir: str, splits: dict[str, EmbeddedSplit]) -> None:
+    """Say what there is now, and how to load it."""
+    num_reused = sum(split.num_reused for split in splits.values())
+    if num_reused:
+        print(f"{num_reused} of {sum(len(split.files) for split in splits.values())} files were there already")
+    for name, split in splits.items():
+        skipped = f", {split.num_skipped} images skipped" if split.num_skipped else ""
+        print(f"{name}: {split.num_vectors} vectors of {split.width} numbers in {len(split.files)} files{skipped}")
+    print(f'written to {output_dir}; load_dataset("parquet", data_dir="{os.path.abspath(output_dir)}") reads them')
+    print("modeling-sit embed --help shows how to search them with faiss")

@@ -1,0 +1,58 @@
+"""`modeling-sit evaluate`: what the frozen features of a pretrained model are worth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modeling_sit.cli.errors import one_line_errors
+from modeling_sit.cli.parser import RecipeArgumentParser
+from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.evaluation.protocols import ProtocolArguments
+from modeling_sit.evaluation.results import as_table
+from modeling_sit.evaluation.run import EvaluationArguments, check_results_folder, run_evaluation
+from modeling_sit.hub.card_file import card_to_update
+from modeling_sit.hub.card_results import update_card
+from modeling_sit.runtime.errors import SiTError
+
+DESCRIPTION = """Measure the frozen features of a pretrained model on labeled images.
+
+    modeling-sit evaluate --model_name_or_path M --dataset D --protocols knn,linear,fewshot,retrieval
+    accelerate launch -m modeling_sit evaluate ...        the same on several processes
+
+The encoder reads every image of the training and the validation split once; each protocol then measures how well these
+features predict the labels. Prints the metrics with their 95 % bootstrap intervals, adds them to `eval_results.json`, and
+with --update_model_card to the model card.
+"""
+
+
+@dataclass
+class CardArguments:
+    """Whether the results go into the model card."""
+
+    update_model_card: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to write the results into the model card too, README.md in the model's folder: into its "
+            "model-index and its table of results."
+        },
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    classes = (EvaluationArguments, DatasetArguments, ProtocolArguments, CardArguments)
+    parser = RecipeArgumentParser(classes, command="evaluate", description=DESCRIPTION)
+    *groups, card = parser.parse(argv)
+    with one_line_errors(parser.flags):
+        check_results_folder(groups[0])
+        model_dir = Path(groups[0].model_name_or_path)
+        if card.update_model_card:
+            if groups[0].from_scratch:
+                raise SiTError("these results are not the pretrained model's", argument="update_model_card")
+            card_to_update(model_dir)
+        evaluation = run_evaluation(*groups)
+        if evaluation is None:  # in another process than the main one
+            return
+        print(as_table(evaluation.protocols))
+        print(f"written to {evaluation.path}")
+        if card.update_model_card:
+            print(f"written to {update_card(model_dir, **evaluation.for_card)}")
