@@ -117,10 +117,13 @@ class RecipeArgumentParser(HfArgumentParser):
         except SiTError as problem:
             self.error(" ".join(with_flags(problem, self.flags).split()))
         flags: list[str] = []
+        keys: dict[str, str] = {}
         for key, value in recipe.items():
             action = self._option_string_actions.get(f"--{key}")
             if action is None or action.dest == "help":
                 self.error(f"recipe {name}: unknown key {key!r}{self._did_you_mean(f'--{key}')}")
+            if keys.setdefault(action.dest, key) != key:
+                self.error(f"recipe {name}: {key} and {keys[action.dest]} are the same; leave one out")
             if isinstance(value, dict) or (isinstance(value, list) and action.nargs != "+"):
                 self.error(f"recipe {name}: {key} takes one value, got {value}")
             if value is None:

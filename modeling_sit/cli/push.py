@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.hub.push import PushArguments, run_push
+from modeling_sit.hub.arguments import PushArguments
+from modeling_sit.hub.push import run_push
 
 DESCRIPTION = """Push the folder of a finished run to the Hugging Face Hub: what --push_to_hub of the run does, or could not do.
 
@@ -22,4 +23,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     (arguments,) = parser.parse(argv)
     with one_line_errors(parser.flags):
-        run_push(arguments)
+        print(run_push(arguments))

@@ -267,6 +267,13 @@ def test_an_alias_stands_for_its_key(recipe):
     assert RecipeArgumentParser([TransformersLike]).parse([str(path), "--max_steps", "8"])[0].max_steps == 8
 
 
+def test_an_alias_beside_its_key_is_refused(recipe, capsys):
+    path = recipe("max_train_steps: 7\nmax_steps: 8\n")
+    with pytest.raises(SystemExit):
+        RecipeArgumentParser([TransformersLike]).parse([str(path)])
+    assert "max_steps and max_train_steps are the same" in capsys.readouterr().err
+
+
 def test_an_alias_takes_nothing_from_a_flag_of_its_name(parse):
     assert parse(*REQUIRED, "--max_train_steps", "3")["max_train_steps"] == 3
 
