@@ -26,10 +26,11 @@ def test_help_lists_the_commands(capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_help_with_an_example(name, capsys):
-    assert ended(name, "--help") == 0 or name == "visualize"
-    text = capsys.readouterr().out
-    assert f"modeling-sit {name}" in text
-    assert "`--" not in text
+    kinds = ("reconstructions", "embeddings", "attention", "neighbours") if name == "visualize" else ("",)
+    for kind in kinds:
+        assert ended(*filter(None, (name, kind)), "--help") == 0
+        text = capsys.readouterr().out
+        assert f"    modeling-sit {name} {kind}".rstrip() in text
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,20 @@ def test_every_way_to_start_is_the_same(program, tmp_path):
     )
     assert result.returncode == 2
     assert result.stderr.startswith("error: --grid: ")
+
+
+def test_a_script_does_not_hide_the_library_evaluate():
+    program = (
+        "import runpy, sys\n"
+        "import modeling_sit.cli.main\n"
+        "modeling_sit.cli.main.main = lambda argv: print(__import__('evaluate').__file__)\n"
+        "sys.path.insert(0, sys.argv[1])\n"  # as Python does for a program
+        "runpy.run_path(sys.argv[1] + '/evaluate.py', run_name='__main__')\n"
+    )
+    scripts = str(ROOT / "scripts")
+    result = subprocess.run([sys.executable, "-c", program, scripts], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "site-packages" in result.stdout and scripts not in result.stdout
 
 
 def test_scripts_are_thin_and_one_for_each_command():

@@ -90,9 +90,15 @@ def workspace(prepared, tmp_path, monkeypatch, run_program, save_images):
 
 def run(run_program, command: str) -> None:
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
-    place = next(number for number, word in enumerate(words) if word.startswith("scripts/") and word.endswith(".py"))
-    assert words[0] == "python" or words[:2] == ["accelerate", "launch"], command
-    name, flags = Path(words[place]).stem, words[place + 1 :]
+    if words[0] == "modeling-sit":
+        name, *flags = words[1:]
+    elif "-m" in words:
+        assert words[words.index("-m") + 1] == "modeling_sit", command
+        name, *flags = words[words.index("-m") + 2 :]
+    else:
+        place = next(number for number, word in enumerate(words) if re.fullmatch(r"scripts/\S+\.py", word))
+        name, flags = Path(words[place]).stem, words[place + 1 :]
+    assert words[0] in ("modeling-sit", "python") or words[:2] == ["accelerate", "launch"], command
     if "--help" not in flags:
         flags += SMALL.get(name, [])
     if "--output_dir" in flags:  # where a reader would have none yet
