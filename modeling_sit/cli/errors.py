@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tqdm.auto import tqdm
 
@@ -26,8 +26,10 @@ def one_line_errors(flags: Collection[str] = ()) -> Iterator[None]:
             tqdm.write("error: " + " ".join(with_flags(error, flags).split()), file=sys.stderr)
         sys.exit(1)
     except TrainingInterrupted as interruption:
-        if is_reporting_rank():
-            tqdm.write(as_flags(str(interruption), flags))
+        # Ctrl-C ends a `| tee`, too.
+        with suppress(BrokenPipeError):
+            if is_reporting_rank():
+                tqdm.write(as_flags(str(interruption), flags))
         sys.exit(128 + interruption.signal)
     except KeyboardInterrupt:
         tqdm.write("error: interrupted", file=sys.stderr)

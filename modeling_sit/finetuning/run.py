@@ -19,7 +19,7 @@ from modeling_sit.finetuning.checkpoints import find_checkpoint, step_of
 from modeling_sit.finetuning.classification import Classification
 from modeling_sit.finetuning.trainer import ReproducibleTrainer, Task
 from modeling_sit.hub.arguments import HubArguments
-from modeling_sit.hub.provenance import Start, describe_start
+from modeling_sit.hub.provenance import Start, describe_call, describe_start
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.atomic_files import digest
@@ -70,15 +70,24 @@ def finetune(
         [`SiTError`]: If a value, the dataset or the model is wrong.
         [`TrainingInterrupted`]: If a signal ended the run.
     """
-    given = {**arguments, "model_name_or_path": model_name_or_path, "dataset": dataset, "output_dir": output_dir}
+    given = {"model_name_or_path": model_name_or_path, "dataset": dataset, "output_dir": output_dir, **arguments}
     classes = (FinetuningArguments, FinetuningTrainingArguments, HubArguments)
-    return run_finetuning(*build_arguments(classes, given, recipe, "finetune"))
+    groups = build_arguments(classes, given, recipe, "finetune")
+    given |= {} if recipe is None else {"recipe": recipe}
+    return run_finetuning(*groups, command=describe_call("finetune", given))
 
 
 def run_finetuning(
-    arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments, hub_arguments: HubArguments
+    arguments: FinetuningArguments,
+    training_arguments: FinetuningTrainingArguments,
+    hub_arguments: HubArguments,
+    command: str | None = None,
 ) -> FinetuningResult:
     """Fine-tune as the arguments say. Every process of a run calls it, and the main one writes.
+
+    Args:
+        arguments, training_arguments, hub_arguments: What the user asked for.
+        command (`str`, *optional*): What started the run, for the model card. Default: the command line.
 
     Raises:
         [`SiTError`]: If the dataset, the model or an argument is wrong.
@@ -100,7 +109,7 @@ def run_finetuning(
         print(task.splits.summary())
     history = RunHistory.read(checkpoint, started)
     history.starts.append(
-        describe_start(step_of(checkpoint), training_arguments.device, training_arguments.world_size)
+        describe_start(step_of(checkpoint), training_arguments.device, training_arguments.world_size, command)
     )
     trainer.add_callback(history)
     with _pusher(trainer, hub_arguments) as pusher:

@@ -9,15 +9,11 @@ from modeling_sit.data.sampling import MONITOR, PREVIEW, derive_seed
 from modeling_sit.data.sources import TEST_SPLITS, ImageDatasets, load_images
 from modeling_sit.data.training_data import LoadingSettings, TrainingData
 from modeling_sit.hub.pushing import HubPusher
-from modeling_sit.pretraining.arguments import (
-    PretrainingFlags,
-    create_config,
-    create_processor,
-    default_num_workers,
-)
+from modeling_sit.pretraining.arguments import PretrainingFlags, default_num_workers
 from modeling_sit.pretraining.compilation import compile_training
 from modeling_sit.pretraining.loop import Run
 from modeling_sit.pretraining.methods import METHODS
+from modeling_sit.pretraining.model_setup import create_config, create_processor
 from modeling_sit.pretraining.monitors import OnlineMonitors
 from modeling_sit.pretraining.schedules import plan_schedules
 from modeling_sit.runtime.accelerator import prepare_student

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from transformers import AutoImageProcessor, AutoModelForPreTraining, BaseImageProcessor, PreTrainedModel
 
-from modeling_sit.hub.provenance import Start, describe_start
+from modeling_sit.hub.provenance import Start, describe_call, describe_start
 from modeling_sit.pretraining.arguments import (
     PretrainingFlags,
 )
@@ -37,9 +37,8 @@ from modeling_sit.pretraining.resume_check import check_resume_compatible, run_f
 from modeling_sit.runtime.accelerator import create_accelerator
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, sync_errors
-from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
-from modeling_sit.runtime.metrics_log import read_metrics
-from modeling_sit.runtime.trackers import choose_trackers, start_trackers
+from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.trackers import choose_trackers, read_metrics, start_trackers
 
 
 @dataclass
@@ -92,13 +91,19 @@ def pretrain(
         [`SiTError`]: If the user can put something right: an argument, the data, the disk.
         [`TrainingInterrupted`]: If a signal ended the run, Ctrl-C for instance. Its checkpoint is written.
     """
-    keywords = {"dataset": dataset, "output_dir": output_dir, **arguments}
-    groups = build_arguments(PretrainingFlags.classes(), keywords, recipe, "pretrain")
-    return run_pretraining(PretrainingFlags(*groups))
+    given = {"dataset": dataset, "output_dir": output_dir, **arguments}
+    groups = build_arguments(PretrainingFlags.classes(), given, recipe, "pretrain")
+    given |= {} if recipe is None else {"recipe": recipe}
+    return run_pretraining(PretrainingFlags(*groups), describe_call("pretrain", given))
 
 
-def run_pretraining(flags: PretrainingFlags) -> PretrainingResult:
-    """As [`pretrain`], for arguments that are built."""
+def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> PretrainingResult:
+    """As [`pretrain`], for arguments that are built.
+
+    Args:
+        flags ([`PretrainingFlags`]): The arguments.
+        command (`str`, *optional*): What started the run, for the model card. Default: the command line.
+    """
     output_dir = Path(flags.run.output_dir)
     accelerator = create_accelerator(
         mixed_precision=flags.run.mixed_precision,
@@ -120,19 +125,14 @@ def run_pretraining(flags: PretrainingFlags) -> PretrainingResult:
         return PretrainingResult(output_dir, {})
     try:
         with running_alone(accelerator, output_dir), pushing_to_the_end(run):
-            execute(run, state)
-    except TrainingInterrupted as interruption:
-        # Ctrl-C ends a `| tee`, too.
-        with suppress(BrokenPipeError):
-            accelerator.print(interruption)
-        raise
+            execute(run, state, command)
     finally:
         accelerator.end_training()
     log = output_dir / "metrics.jsonl"
     return PretrainingResult(output_dir, (read_metrics(log) if log.exists() else [{}])[-1])
 
 
-def execute(run: Run, state: RunState) -> None:
+def execute(run: Run, state: RunState, command: str | None = None) -> None:
     """Train in the output folder, from the start or from a checkpoint, and leave the model and its card."""
     accelerator, flags, output_dir = run.accelerator, run.flags, run.output_dir
     checkpoint = broadcast_from_main(accelerator, lambda: check_output_dir(output_dir, flags.run))
@@ -149,7 +149,7 @@ def execute(run: Run, state: RunState) -> None:
     delete_checkpoints_after(accelerator, output_dir, state.step)
     start_trackers(accelerator, output_dir, state.settings, state.step)
 
-    state.starts.append(describe_start(state.step, accelerator.device, accelerator.num_processes))
+    state.starts.append(describe_start(state.step, accelerator.device, accelerator.num_processes, command))
     started = time.time() - state.seconds
     train(run, state, checkpoint)
     state.seconds = time.time() - started

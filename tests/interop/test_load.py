@@ -21,8 +21,8 @@ from modeling_sit.interop.plain_vit import write_plain_vit
 from modeling_sit.interop.resize import interpolate_positions
 from modeling_sit.interop.safetensors import write_safetensors
 from modeling_sit.interop.timm import write_timm_folder
-from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments, create_config, create_processor
-from modeling_sit.pretraining.student import create_student
+from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments
+from modeling_sit.pretraining.model_setup import create_config, create_processor, create_student
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.models import load_reconstructing_model
 

@@ -6,8 +6,9 @@ import pytest
 from pretraining_runs import arguments_of
 
 from modeling_sit import SiTConfig
-from modeling_sit.pretraining.arguments import PretrainingFlags, create_processor
+from modeling_sit.pretraining.arguments import PretrainingFlags
 from modeling_sit.pretraining.methods.sit import SiT
+from modeling_sit.pretraining.model_setup import create_processor
 from modeling_sit.pretraining.run import pretrain as pretrain_images
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import SiTError

@@ -7,15 +7,12 @@ from transformers import ViTConfig
 
 from modeling_sit import SiTConfig
 from modeling_sit.pretraining.arguments import (
-    SMALL_DATASET,
     CorruptionArguments,
     ModelArguments,
     PretrainingArguments,
-    create_config,
-    create_processor,
     default_num_workers,
-    parse_config_overrides,
 )
+from modeling_sit.pretraining.model_setup import SMALL_DATASET, create_config, create_processor, parse_config_overrides
 from modeling_sit.runtime.errors import SiTError
 
 

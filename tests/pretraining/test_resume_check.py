@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from modeling_sit import SiTConfig, SiTForPreTraining
-from modeling_sit.pretraining.arguments import create_config, create_processor
 from modeling_sit.pretraining.methods.sit import SiT
+from modeling_sit.pretraining.model_setup import create_config, create_processor
 from modeling_sit.pretraining.resume_check import (
     FIXED,
     FIXED_OF_STREAMS,

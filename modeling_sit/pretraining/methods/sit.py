@@ -14,7 +14,7 @@ from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
 from modeling_sit.data.views import rotate_views
 from modeling_sit.pretraining.arguments import PretrainingFlags
 from modeling_sit.pretraining.method import Method
-from modeling_sit.pretraining.student import create_student
+from modeling_sit.pretraining.model_setup import create_student
 from modeling_sit.pretraining.schedules import cosine
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.gather import gather_projections, mean_num_corrupted_pixels
