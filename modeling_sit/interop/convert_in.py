@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
+from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor, SiTModel
 from modeling_sit.interop.authors_checkpoint import from_authors_network, is_authors_network
 from modeling_sit.interop.encoders import (
     EncoderWeights,
@@ -215,9 +215,10 @@ def _read_sit_file(path: Path) -> ConvertedCheckpoint:
     prefix = "vit." if isinstance(model, SiTModel) else ""
     state_dict = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
     notes = []
-    if isinstance(model, SiTForImageClassification):
+    if not isinstance(model, (SiTModel, SiTForPreTraining)):
+        heads = sorted({name.partition(".")[0] for name in state_dict} - {"vit"})
         state_dict = {name: value for name, value in state_dict.items() if name.startswith("vit.")}
-        notes.append("left out, because it is of another task: its classifier")
+        notes.append(f"left out, because it is of another task: its {', '.join(heads)}")
     normalization = {}
     if processor is None:
         notes.append(IMAGENET_NOTE)
