@@ -203,17 +203,18 @@ class TestPretraining:
         assert all(torch.equal(before[name], after[name]) for name in before)
 
     @pytest.mark.parametrize(
-        ("flags", "named"),
+        ("flags", "argument"),
         [
-            ({"image_size": 20}, "--image_size 20 is not made of whole patches"),
-            ({"patch_size": 4}, r"--patch_size 4: .*checkpoint\.pth was made for patch_size 8"),
-            ({"model_size": "tiny"}, "--model_size tiny"),
-            ({"num_attention_heads": None}, "`num_attention_heads`"),
+            ({"image_size": 20}, "image_size"),
+            ({"patch_size": 4}, "patch_size"),
+            ({"model_size": "tiny"}, "model_size"),
+            ({"num_attention_heads": None}, "num_attention_heads"),
         ],
     )
-    def test_flags_that_do_not_fit(self, authors, flags, named):
-        with pytest.raises(SiTError, match=named):
+    def test_arguments_that_do_not_fit(self, authors, flags, argument):
+        with pytest.raises(SiTError) as error:
             create_config(ModelArguments(**{"model_name_or_path": authors, "num_attention_heads": 3, **flags}), 10)
+        assert argument in str(error.value)
 
     @pytest.mark.parametrize("flag", [{"network": "student"}, {"num_attention_heads": 2}])
     def test_flags_of_files_are_not_ignored(self, flag, mae):
