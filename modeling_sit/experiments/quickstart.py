@@ -18,7 +18,7 @@ class QuickstartArguments:
     """Where the results go, and how long pretraining takes."""
 
     output_dir: str = field(default="outputs/quickstart", metadata={"help": "Folder for everything; replaced."})
-    max_train_steps: int | None = field(
+    max_steps: int | None = field(
         default=None, metadata={"help": "Steps of pretraining, for a trial run. Default: as the recipe says."}
     )
 
@@ -35,7 +35,7 @@ def run_quickstart(arguments: QuickstartArguments) -> ComparisonResult:
     output_dir = Path(arguments.output_dir)
     pretrained = output_dir / "pretrained"
     print("Pretraining without labels", flush=True)
-    steps = {} if arguments.max_train_steps is None else {"max_steps": arguments.max_train_steps}
+    steps = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
     pretrain("digits", pretrained, recipe="digits", overwrite_output_dir=True, **steps)
     result = run_comparison(
         ComparisonArguments(

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.hub.arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
+from modeling_sit.runtime.accelerator import join_cpu_processes
 from modeling_sit.runtime.errors import SiTError
 
 PROBABILITIES = ("horizontal_flip_probability", "random_erasing_probability")
@@ -254,6 +255,7 @@ class FinetuningTrainingArguments(TrainingArguments):
     hub_revision: str | None = field(default=None, init=False)
 
     def __post_init__(self):
+        join_cpu_processes()  # before transformers makes its state
         if self.output_dir is None:
             raise SiTError("required", argument="output_dir", remedy="name a folder for the model")
         if self.label_smoothing_factor is not None and not 0 <= self.label_smoothing_factor < 1:

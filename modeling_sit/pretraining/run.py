@@ -34,7 +34,7 @@ from modeling_sit.pretraining.dry_run import describe_plan, measure_steps, num_d
 from modeling_sit.pretraining.loop import Run, train, training_step
 from modeling_sit.pretraining.prepare import describe_run, prepare
 from modeling_sit.pretraining.resume_check import check_resume_compatible, run_fingerprint
-from modeling_sit.runtime.accelerator import create_accelerator
+from modeling_sit.runtime.accelerator import create_accelerator, end_training
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, sync_errors
 from modeling_sit.runtime.errors import SiTError
@@ -127,7 +127,7 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
         with running_alone(accelerator, output_dir), pushing_to_the_end(run):
             execute(run, state, command)
     finally:
-        accelerator.end_training()
+        end_training(accelerator)
     log = output_dir / "metrics.jsonl"
     return PretrainingResult(output_dir, (read_metrics(log) if log.exists() else [{}])[-1])
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, DynamoBackend
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
@@ -63,6 +64,17 @@ def create_accelerator(**settings) -> Accelerator:
     accelerator = Accelerator(**settings)
     check_supported(accelerator, os.environ)
     return accelerator
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """End the trackers and the process group, and forget the settings, so that the next run of this process may have others.
+
+    Args:
+        accelerator (`Accelerator`): From [`create_accelerator`].
+    """
+    accelerator.end_training()
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
 
 
 def join_cpu_processes() -> None:

@@ -223,7 +223,7 @@ class TestCall:
             "output_dir": Path("out"),
             "crop_scale": (0.2, 1.0),
             "protocols": ["knn", "it's"],
-            "max_train_steps": 10,
+            "max_steps": 10,
             "flip": False,
             "recipe": None,
             "note": f"x {TOKEN}",

@@ -27,7 +27,7 @@ OVERRIDES = ",".join(f"{name}={value}" for name, value in {**SIZES, **HEADS}.ite
 def pretraining_flags(output_dir: Path, *flags) -> list:
     return [
         *("--dataset", "digits", "--output_dir", output_dir, "--image_size", 16, "--patch_size", 8),
-        *("--config_overrides", OVERRIDES, "--per_device_train_batch_size", 16, "--max_train_steps", 6),
+        *("--config_overrides", OVERRIDES, "--per_device_train_batch_size", 16, "--max_steps", 6),
         *("--checkpointing_steps", 2, "--logging_steps", 2, "--preview_steps", 3, *flags),
     ]
 
@@ -156,7 +156,7 @@ class TestPretraining:
 
         logged_in.fail("/preupload/", 503, times=1, before=hang)
         flags = pretraining_flags(tmp_path / "vit", "--push_to_hub", "--hub_strategy", "checkpoint")
-        flags += ["--max_train_steps", 100_000]
+        flags += ["--max_steps", 100_000]
         assert run_program("pretrain", *flags) == 128 + signal.SIGTERM
         answers.set()
         wait_for_pushes()
@@ -276,7 +276,7 @@ class TestSeveralProcesses:
         return run_two
 
     def test_one_commit_for_each_push(self, run_two, logged_in, tmp_path):
-        finished = run_two("--max_train_steps", 2)
+        finished = run_two("--max_steps", 2)
         assert finished.returncode == 0, finished.stderr
         repository = logged_in.repositories["ada/vit"]
         assert len(repository.commits) == 1

@@ -474,7 +474,7 @@ def test_the_programs_take_a_file(run_program, authors, save_images, tmp_path, n
     save_images(tmp_path / "images" / "a", 4)
     save_images(tmp_path / "images" / "b", 4, seed=1)
     flags = ["--dataset", tmp_path / "images", "--model_name_or_path", authors, "--num_attention_heads", 3]
-    pretraining = ["--per_device_train_batch_size", 8, "--max_train_steps", 1, "--preview_steps", 0]
+    pretraining = ["--per_device_train_batch_size", 8, "--max_steps", 1, "--preview_steps", 0]
     pretraining += ["--base_learning_rate", 0, "--min_learning_rate", 0, "--export", "student", "--network", "student"]
     assert run_program("pretrain", *flags, *pretraining, "--output_dir", tmp_path / "out") == 0
     assert capsys.readouterr().err.count("its student is used, not the teacher") == 1

@@ -57,7 +57,7 @@ def flags_for(
         *("--dataset", str(dataset), "--output_dir", str(output_dir)),
         *("--image_size", "16", "--patch_size", "8"),
         *("--config_overrides", ",".join(f"{name}={value}" for name, value in fields.items())),
-        *("--per_device_train_batch_size", str(batch_size), "--max_train_steps", str(steps)),
+        *("--per_device_train_batch_size", str(batch_size), "--max_steps", str(steps)),
         *("--preview_steps", str(previews), "--monitor_steps", "0", "--logging_steps", "1"),
         *map(str, flags),
     ]
@@ -245,7 +245,7 @@ class TestOutput:
         flags = flags_for(tmp_path / "out", steps=2)
         recipe = {name.removeprefix("--"): value for name, value in zip(flags[::2], flags[1::2], strict=True)}
         (tmp_path / "recipe.yaml").write_text("\n".join(f"{name}: {value}" for name, value in recipe.items()))
-        assert run_program("pretrain", tmp_path / "recipe.yaml", "--max_train_steps", 3) == 0
+        assert run_program("pretrain", tmp_path / "recipe.yaml", "--max_steps", 3) == 0
         assert len(metrics_of(tmp_path / "out")) == 3
 
     def test_help_names_every_flag(self, run_program, capsys):
@@ -544,7 +544,7 @@ class TestCheckpoints:
     def test_epochs_set_the_length(self, pretrain, save_images, tmp_path, run_program):
         pile = save_images(tmp_path / "pile", 17)
         flags = flags_for(tmp_path / "out", "--num_train_epochs", 3, dataset=pile, channels=3)
-        place = flags.index("--max_train_steps")
+        place = flags.index("--max_steps")
         assert run_program("pretrain", *flags[:place], *flags[place + 2 :]) == 0
         assert [line["epoch"] for line in metrics_of(tmp_path / "out")] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
 
@@ -690,7 +690,7 @@ class TestMistakes:
             ["--corruption", "blur"],
             ["--mixed_precision", "fp8"],
             ["--checkpointing_steps", "often"],
-            ["--max_train_steps", "many"],
+            ["--max_steps", "many"],
             ["--crop_scale", "0.5"],
             ["--num_train_epochs", "0"],
         ],
@@ -912,7 +912,7 @@ class TestStartingFromAModel:
         overrides = ["--config_overrides", ",".join(f"{name}={value}" for name, value in (fields or {}).items())]
         arguments = [
             *("--dataset", "digits", "--model_name_or_path", model, "--output_dir", output_dir),
-            *("--per_device_train_batch_size", 8, "--max_train_steps", 1, "--preview_steps", 0),
+            *("--per_device_train_batch_size", 8, "--max_steps", 1, "--preview_steps", 0),
             *(overrides if fields else ()),
             *self.frozen,
             *flags,
@@ -953,7 +953,7 @@ class TestStartingFromAModel:
 
     def test_of_half_a_folder(self, one_line_error, save_tiny_sit, tmp_path):
         flags = ["--dataset", "digits", "--output_dir", tmp_path / "out", "--per_device_train_batch_size", 8]
-        flags += ["--max_train_steps", 1, "--model_name_or_path"]
+        flags += ["--max_steps", 1, "--model_name_or_path"]
 
         def error(folder: Path) -> str:
             line = one_line_error("pretrain", *flags, folder)
@@ -977,7 +977,7 @@ class TestStartingFromAModel:
         ).save_pretrained(tmp_path / "bert")
         flags = ["--dataset", "digits", "--output_dir", tmp_path / "out", "--per_device_train_batch_size", 8]
         sizes = ",".join(f"{name}={value}" for name, value in {**HEADS, "image_size": 16, "patch_size": 8}.items())
-        flags += ["--max_train_steps", 1, "--preview_steps", 0, "--config_overrides", sizes]
+        flags += ["--max_steps", 1, "--preview_steps", 0, "--config_overrides", sizes]
         error = one_line_error("pretrain", *flags, "--model_name_or_path", tmp_path / "bert")
         assert str(tmp_path / "bert") in error
 
@@ -992,7 +992,7 @@ def test_loss_goes_down(run_program, tmp_path):
     flags = [
         *("--dataset", "digits", "--output_dir", tmp_path / "out", "--image_size", 16, "--patch_size", 4),
         *("--config_overrides", f"{fields},projection_hidden_size=32,projection_size=16"),
-        *("--per_device_train_batch_size", 32, "--max_train_steps", 80, "--base_learning_rate", 0.02),
+        *("--per_device_train_batch_size", 32, "--max_steps", 80, "--base_learning_rate", 0.02),
         *("--preview_steps", 0, "--checkpointing_steps", "no", "--crop_scale", 0.5, 1),
         *("--blur_probability", 0, 0, "--solarize_probability", 0, 0, "--horizontal_flip_probability", 0),
     ]

@@ -37,7 +37,7 @@ def flags_for(output_dir: Path, dataset="digits", channels: int = 1, steps: int 
         "patch_size": 8,
         "config_overrides": ",".join(f"{name}={value}" for name, value in config.items()),
         "per_device_train_batch_size": 4,
-        "max_train_steps": steps,
+        "max_steps": steps,
         "preview_steps": 0,
         "logging_steps": 1,
     }

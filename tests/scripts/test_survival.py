@@ -38,7 +38,7 @@ def flags_for(output_dir: Path, *flags) -> list:
     return [
         *("--dataset", "digits", "--output_dir", output_dir, "--image_size", 16, "--patch_size", 8),
         *("--config_overrides", OVERRIDES),
-        *("--per_device_train_batch_size", 100, "--max_train_steps", NUM_STEPS, "--base_learning_rate", 0.05),
+        *("--per_device_train_batch_size", 100, "--max_steps", NUM_STEPS, "--base_learning_rate", 0.05),
         *("--checkpointing_steps", 2, "--logging_steps", 5, "--preview_steps", 6),
         *("--monitor_steps", 7, "--monitor_images", 64),
         *flags,
@@ -229,7 +229,7 @@ class TestLauncher:
         folder = tmp_path / "out"
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
-        program = [SCRIPTS / "pretrain.py", *flags_for(folder, "--max_train_steps", 100_000)]
+        program = [SCRIPTS / "pretrain.py", *flags_for(folder, "--max_steps", 100_000)]
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(
                 list(map(str, [*launcher, *program])), env=environment, stdout=log, stderr=log, start_new_session=True
