@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         model_dir = Path(groups[0].model_name_or_path)
         if card.update_model_card:
             if groups[0].from_scratch:
-                raise SiTError("these results are not the pretrained model's", argument="update_model_card")
+                raise SiTError(
+                    "the results of `from_scratch` are not the pretrained model's", argument="update_model_card"
+                )
             card_to_update(model_dir)
         evaluation = run_evaluation(*groups)
         if evaluation is None:  # in another process than the main one

@@ -1,6 +1,5 @@
 """scripts/evaluate.py from flags to `eval_results.json`, and its errors."""
 
-import importlib.util
 import json
 import os
 import re
@@ -14,8 +13,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-import transformers
-from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub import ModelCard
 from program_process import start_together
 from sklearn.metrics import accuracy_score, f1_score
@@ -31,33 +28,10 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 COLORS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 30)}
 
 
-@pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("evaluate_program", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def run(program, monkeypatch):
-    """Run the program in this process with these flags; its exit code."""
-    verbosity = transformers.logging.get_verbosity()
-
-    def run(*flags) -> int:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, flags)])
-        try:
-            program.main()
-        except SystemExit as end:
-            return end.code
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
-        return 0
-
-    yield run
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
+def run(run_program):
+    """Run the command in this process with these flags; its exit code."""
+    return lambda *flags: run_program("evaluate", *flags)
 
 
 @pytest.fixture(scope="module")

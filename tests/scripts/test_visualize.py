@@ -221,7 +221,7 @@ def test_images_without_labels_are_called_by_their_files(save_images, tmp_path):
 def test_help_has_an_example_and_says_which_split_is_shown(run_program, capsys, command):
     assert run_program("visualize", command, "--help") == 0
     out = capsys.readouterr().out
-    assert f"    python scripts/visualize.py {command} --model_name_or_path M" in out
+    assert f"    modeling-sit visualize {command} --model_name_or_path M" in out
     assert "validation split" in out and "--validation_split name" in out
 
 
