@@ -25,9 +25,9 @@ MAX_LINES, MAX_PARAMETERS, MAX_LINES_OF_THE_LOOP = 400, 8, 250
 # The model's layers in one file, as transformers has it.
 LARGE = {"modeling_sit.py"}
 METHODS = ("sit", "simclr", "moco_v3", "moco", "dino", "ibot", "mae", "simmim", "lejepa")
-# Flags of launchers, not of this package.
-LAUNCHERS_FLAGS = ("--module",)
 FLAG = re.compile(r"(?<![\w-])--[a-z]\w*")
+# Of accelerate's command line, which a card's command is read from.
+OTHERS_FLAGS = {"--module"}
 
 
 def check_architecture(package: Path) -> list[str]:
@@ -153,7 +153,7 @@ def check_flags(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Flags in strings: only the command line knows of them."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            for flag in set(FLAG.findall(node.value)).difference(LAUNCHERS_FLAGS):
+            for flag in set(FLAG.findall(node.value)) - OTHERS_FLAGS:
                 yield node.lineno, f"a string contains {flag}"
 
 
