@@ -20,10 +20,10 @@ from pathlib import Path
 import datasets
 import PIL.Image
 import torch
+from modeling_sit.data.loading import create_crops
 from scaling_formulas import StageCosts, TrainingPlan, scaling_table
 
 from modeling_sit.cli.errors import one_line_errors
-from modeling_sit.data.loading import create_crops
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.runtime.errors import SiTError

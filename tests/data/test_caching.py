@@ -17,17 +17,17 @@ import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
 from modeling_sit.data import caching
 from modeling_sit.data import decoded_cache as image_cache
-from modeling_sit.data.caching import ImageCacheArguments, cache_images, check_image_cache
-from modeling_sit.data.crops import DecodedImages
+from modeling_sit.data.caching import ImageCacheArguments, cache_images
+from modeling_sit.data.crops import CropGroup, CropsDataset, DecodedImages, RandomCrops, collate_crops
 from modeling_sit.data.decoded_cache import DecodedImageCache, cache_key, estimate_bytes, write_images
 from modeling_sit.data.decoding import UnreadableImage
-from modeling_sit.data.device_crops import CropsOnDevice
-from modeling_sit.data.loading import create_crops, create_loader
+from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
+from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
 from modeling_sit.data.sources import load_images
-from modeling_sit.data.views import ViewArguments
 from modeling_sit.runtime.errors import SiTError
 
 forking = multiprocessing.get_context("fork")
@@ -46,9 +46,9 @@ def folder(tmp_path, save_images):
     return folder
 
 
-def crops_of(folder, **settings):
-    images = load_images(str(folder))
-    return create_crops(images, (8, 8), 3, ViewArguments(**settings))
+def crops_of(folder, crop_scale=(0.2, 1.0), num_channels=3):
+    cut = RandomCrops([CropGroup(2, (8, 8), tuple(crop_scale))], (3 / 4, 4 / 3))
+    return CropsDataset(DecodedImages(load_images(str(folder)).train, num_channels, cut.draft_scale), cut)
 
 
 def cached(
@@ -81,21 +81,21 @@ class TestCrops:
         assert crops.images[6].shape == (38, 50, 3)  # an eighth
         for index in range(8):
             expected, item = crops[index, 3], kept[index, 3]
-            assert torch.equal(item["crops"], expected["crops"]) and item["unreadable"] == expected["unreadable"]
+            assert torch.equal(item["crops"][0], expected["crops"][0]) and item["unreadable"] == expected["unreadable"]
 
     def test_on_the_device_but_for_rounding(self, folder):
         kept = cached(folder, "device")
         assert isinstance(kept, CropsOnDevice)
-        batches = [list(batches_of(crops, folder)) for crops in (crops_of(folder), kept)]
+        batches = [list(batches_of(crops)) for crops in (crops_of(folder), kept)]
         for expected, batch in zip(*batches, strict=True):
-            assert (batch["crops"].int() - expected["crops"].int()).abs().max() <= 1
+            assert (batch["crops"][0].int() - expected["crops"][0].int()).abs().max() <= 1
             assert batch["unreadable"] == expected["unreadable"]
 
     @pytest.mark.parametrize("kind", ["memory", "disk", "device"])
     def test_do_not_hang_on_the_number_of_workers(self, folder, tmp_path, kind):
         kept = cached(folder, kind, tmp_path / "cache" if kind == "disk" else None)
-        for batch, other in zip(batches_of(kept, folder), batches_of(kept, folder, num_workers=2), strict=True):
-            assert torch.equal(batch["crops"], other["crops"]) and batch["unreadable"] == other["unreadable"]
+        for batch, other in zip(batches_of(kept), batches_of(kept, num_workers=2), strict=True):
+            assert torch.equal(batch["crops"][0], other["crops"][0]) and batch["unreadable"] == other["unreadable"]
 
     @pytest.mark.parametrize("kind", ["memory", "disk"])
     def test_in_a_process_that_is_told_where(self, folder, tmp_path, kind):
@@ -103,7 +103,7 @@ class TestCrops:
         kept = cached(folder, kind, tmp_path / "cache" if kind == "disk" else None)
         sent = pickle.dumps(kept)
         assert len(sent) < 3000
-        assert torch.equal(pickle.loads(sent)[6, 0]["crops"], kept[6, 0]["crops"])
+        assert torch.equal(pickle.loads(sent)[6, 0]["crops"][0], kept[6, 0]["crops"][0])
 
     def test_decode_nothing(self, folder, tmp_path, decoded):
         kept = cached(folder, "disk", tmp_path / "cache")
@@ -113,18 +113,13 @@ class TestCrops:
         assert len(decoded) == 8
 
 
-def batches_of(crops, folder, **settings):
-    return create_loader(
-        load_images(str(folder)),
-        crops,
-        batch_size=3,
-        seed=1,
-        first_batch=0,
-        num_batches=4,
-        process_index=0,
-        num_processes=1,
-        **settings,
-    )
+def batches_of(crops, **settings):
+    """Four batches as `TrainingData` reads them."""
+    loading = LoadingSettings(3, 1, **settings)
+    sampler = ResumableBatchSampler(len(crops), loading, 0, 4)
+    if isinstance(crops, CropsOnDevice):
+        return CropLoader(crops, batch_sampler=sampler, **loading.for_loader)
+    return DataLoader(crops, batch_sampler=sampler, collate_fn=collate_crops, **loading.for_loader)
 
 
 class TestFile:
@@ -191,23 +186,18 @@ class TestKey:
         key = cache_key(crops_of(folder).images)
         assert cache_key(crops_of(folder).images) == key
         assert cache_key(crops_of(folder, crop_scale=[0.1, 1.0]).images) != key
-        grey = create_crops(load_images(str(folder)), (8, 8), 1, ViewArguments())
-        assert cache_key(grey.images) != key
+        assert cache_key(crops_of(folder, num_channels=1).images) != key
         os.utime(folder / "00.png", (1, 1))
         touched = cache_key(crops_of(folder).images)
         (folder / "04.png").unlink()
         assert len({key, touched, cache_key(crops_of(folder).images)}) == 3
 
-    def test_does_not_hang_on_settings_of_no_account(self, folder):
-        key = cache_key(crops_of(folder).images)
-        assert cache_key(crops_of(folder, horizontal_flip_probability=0.0).images) == key
-
     def test_of_images_in_tables(self):
         digits = load_images("digits")
-        keys = {cache_key(create_crops(digits, (8, 8), 1, ViewArguments()).images) for _ in range(2)}
+        keys = {cache_key(DecodedImages(digits.train, 1, crops_of("digits").images.draft_scale)) for _ in range(2)}
         digits.train = digits.train.select(range(100))
         assert len(keys) == 1
-        assert cache_key(create_crops(digits, (8, 8), 1, ViewArguments()).images) not in keys
+        assert cache_key(DecodedImages(digits.train, 1, crops_of("digits").images.draft_scale)) not in keys
 
 
 class TestOnDisk:
@@ -219,12 +209,12 @@ class TestOnDisk:
         again = cached(folder, "disk", tmp_path / "cache")
         assert decoded == UNREADABLE  # only these are tried again
         assert capsys.readouterr().err.endswith("made before\n")
-        assert torch.equal(again[6, 0]["crops"], first[6, 0]["crops"])
+        assert torch.equal(again[6, 0]["crops"][0], first[6, 0]["crops"][0])
 
     def test_changed_images_are_decoded_anew(self, folder, tmp_path):
         cached(folder, "disk", tmp_path / "cache")
         PIL.Image.new("RGB", (24, 20), "red").save(folder / "00.png")
-        assert (cached(folder, "disk", tmp_path / "cache")[0, 0]["crops"][:, 0] == 255).all()
+        assert (cached(folder, "disk", tmp_path / "cache")[0, 0]["crops"][0][:, 0] == 255).all()
 
     def test_images_that_can_be_read_again_are(self, folder, tmp_path, monkeypatch):
         """The disk failed for a moment while the cache was made: its key is that of the same files."""
@@ -240,7 +230,7 @@ class TestOnDisk:
             assert cached(folder, "disk", tmp_path / "cache")[3, 0]["unreadable"] == ["3: Input/output error"]
         again = cached(folder, "disk", tmp_path / "cache")
         assert again[3, 0]["unreadable"] == []
-        assert torch.equal(again[3, 0]["crops"], crops_of(folder)[3, 0]["crops"])
+        assert torch.equal(again[3, 0]["crops"][0], crops_of(folder)[3, 0]["crops"][0])
 
     @pytest.mark.parametrize(
         "damage", [lambda path: os.truncate(path, 1000), lambda path: path.write_bytes(b"x" * 99)]
@@ -252,7 +242,7 @@ class TestOnDisk:
         decoded.clear()
         kept = cached(folder, "disk", tmp_path / "cache")
         assert sorted(decoded) == list(range(8))
-        assert torch.equal(kept[6, 0]["crops"], crops_of(folder)[6, 0]["crops"])
+        assert torch.equal(kept[6, 0]["crops"][0], crops_of(folder)[6, 0]["crops"][0])
 
     def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_one(self, folder, tmp_path, monkeypatch):
         def die():
@@ -419,7 +409,7 @@ class TestTwoProcesses:
             indices, decode = [], DecodedImages.__getitem__
             DecodedImages.__getitem__ = lambda self, index: indices.append(index) or decode(self, index)
             kept = cached(folder, "memory", accelerator=Accelerator(cpu=True))
-            torch.save((len(indices), kept[6, 0]["crops"]), tmp_path / f"{rank}.pt")
+            torch.save((len(indices), kept[6, 0]["crops"][0]), tmp_path / f"{rank}.pt")
 
         processes = [forking.Process(target=run, args=(rank,)) for rank in range(2)]
         for process in processes:
@@ -429,7 +419,7 @@ class TestTwoProcesses:
             assert process.exitcode == 0
         (first, crops), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
         assert (first, second) == (8, 0)
-        assert torch.equal(crops, others) and torch.equal(crops, crops_of(folder)[6, 0]["crops"])
+        assert torch.equal(crops, others) and torch.equal(crops, crops_of(folder)[6, 0]["crops"][0])
 
 
 class TestProgram:
@@ -489,8 +479,3 @@ class TestProgram:
     def test_a_folder_of_no_account_is_an_error(self, one_line_error, folder, tmp_path):
         flags = self.flags(folder, tmp_path / "out", "--image_cache", "memory", "--image_cache_dir", "cache")
         assert "--image_cache_dir" in one_line_error("pretrain", *flags, code=2)
-
-
-@pytest.mark.parametrize("kind", ["auto", "none"])
-def test_streams_can_do_without(folder, kind):
-    check_image_cache(ImageCacheArguments(image_cache=kind), load_images(str(folder), streaming=True))

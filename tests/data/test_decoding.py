@@ -479,14 +479,14 @@ def smooth_image(height, width):
     return PIL.Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
 
 
-class TestReduction:
+class TestDraftScale:
     @pytest.mark.parametrize(
         ("width", "height", "view_side", "factor"),
         [(500, 375, 224, 1), (4000, 3000, 224, 2), (6000, 4000, 224, 4), (4000, 3000, 96, 4), (6000, 4000, 64, 8)],
     )
     def test_of_usual_sizes(self, width, height, view_side, factor):
         """The smallest crop's short side, sqrt(0.2 * 3 / 4 * area), is divided as long as twice the view's is left."""
-        assert DraftScale(view_side, 0.2, SQUARE).factor(width, height) == factor
+        assert DraftScale(((view_side, 0.2),), SQUARE).factor(width, height) == factor
 
     @pytest.mark.parametrize("size", [(640, 480), (2000, 100), (300, 4000), (900, 900), (5000, 5000)])
     @pytest.mark.parametrize(
@@ -498,16 +498,16 @@ class TestReduction:
         boxes = [RandomResizedCrop.get_params(image, scale, ratio) for _ in range(200)]
         shortest = min(min(box[2:]) for box in boxes)
         for view_side in (8, 20, 50, 130):
-            factor = DraftScale(view_side, scale[0], ratio).factor(*size)
+            factor = DraftScale(((view_side, scale[0]),), ratio).factor(*size)
             assert factor == 1 or shortest + 1 >= factor * 2 * view_side
 
     def test_does_not_hang_on_which_way_up_a_image_lies(self):
-        reduction = DraftScale(50, 0.2, SQUARE)
-        assert all(reduction.factor(a, b) == reduction.factor(b, a) for a in (300, 900, 2000) for b in (200, 1500))
+        draft_scale = DraftScale(((50, 0.2),), SQUARE)
+        assert all(draft_scale.factor(a, b) == draft_scale.factor(b, a) for a in (300, 900, 2000) for b in (200, 1500))
 
 
 class TestReducedImages:
-    VIEWS_OF_8 = DraftScale(8, 0.2, SQUARE)  # 90 pixels: half; 180: a quarter
+    VIEWS_OF_8 = DraftScale(((8, 0.2),), SQUARE)  # 90 pixels: half; 180: a quarter
 
     @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
     @pytest.mark.parametrize("size", [(90, 91), (181, 203), (97, 180)])
@@ -516,7 +516,7 @@ class TestReducedImages:
         """A factor of 2 or 4, rounded up, of any format; and as large as was told before."""
         settings = {"quality": 100} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
         encoded = encode(smooth_image(*size), format, **settings)
-        image = decode_image(encoded, num_channels, reduction=self.VIEWS_OF_8)
+        image = decode_image(encoded, num_channels, draft_scale=self.VIEWS_OF_8)
         factor = self.VIEWS_OF_8.factor(*size)
         assert factor > 1
         assert image.size == (-(-size[1] // factor), -(-size[0] // factor))
@@ -532,23 +532,23 @@ class TestReducedImages:
         monkeypatch.setattr(
             PIL.JpegImagePlugin.JpegImageFile, "draft", lambda image, *size: asked.append(size) or draft(image, *size)
         )
-        decode_image(encode(smooth_image(180, 180), "JPEG"), reduction=self.VIEWS_OF_8)
+        decode_image(encode(smooth_image(180, 180), "JPEG"), draft_scale=self.VIEWS_OF_8)
         assert asked == [(None, (45, 45))]
 
     def test_are_upright(self):
         exif = exif_with_orientation(6)
-        image = decode_image(encode(smooth_image(90, 120), "JPEG", exif=exif), reduction=self.VIEWS_OF_8)
+        image = decode_image(encode(smooth_image(90, 120), "JPEG", exif=exif), draft_scale=self.VIEWS_OF_8)
         assert image.size == (45, 60)
 
     @pytest.mark.parametrize("format", ["JPEG", "PNG"])
     def test_small_ones_are_left_alone(self, format):
         encoded = encode(smooth_image(40, 50), format)
-        reduced = decode_image(encoded, reduction=self.VIEWS_OF_8)
+        reduced = decode_image(encoded, draft_scale=self.VIEWS_OF_8)
         np.testing.assert_array_equal(np.asarray(reduced), np.asarray(decode_image(encoded)))
 
     def test_pil_images_are_left_as_they_are(self):
         image = smooth_image(90, 90)
-        assert decode_image(image, reduction=self.VIEWS_OF_8).size == (45, 45)
+        assert decode_image(image, draft_scale=self.VIEWS_OF_8).size == (45, 45)
         assert image.size == (90, 90)
 
     @pytest.mark.parametrize("bad", [b"", b"broken", None])
@@ -556,17 +556,17 @@ class TestReducedImages:
         with pytest.raises(UnreadableImage) as full:
             decode_image({"bytes": bad, "path": "a.png"}, name="a.png")
         with pytest.raises(UnreadableImage) as reduced:
-            decode_image({"bytes": bad, "path": "a.png"}, name="a.png", reduction=self.VIEWS_OF_8)
+            decode_image({"bytes": bad, "path": "a.png"}, name="a.png", draft_scale=self.VIEWS_OF_8)
         assert str(full.value) == str(reduced.value)
 
     @pytest.mark.skipif(not FLOWERS.exists(), reason="needs the flowers of ../shared/data")
     def test_views_of_flowers_hardly_differ(self):
         """At the smallest crop and the least that is left of it, twice the view's pixels, by less than 1.5 of 255 on average."""
         rows = pyarrow.parquet.read_table(FLOWERS)["image"].to_pylist()[:20]
-        reduction = DraftScale(21, 0.2, SQUARE)
+        draft_scale = DraftScale(((21, 0.2),), SQUARE)
         differences = []
         for row in rows:
-            full, half = decode_image(row), decode_image(row, reduction=reduction)
+            full, half = decode_image(row), decode_image(row, draft_scale=draft_scale)
             assert (full.size, half.size) == ((224, 224), (112, 112))
             views = [
                 np.asarray(image.resize((21, 21), PIL.Image.Resampling.BICUBIC, box), dtype=float)

@@ -5,11 +5,10 @@ import PIL.Image
 import pytest
 import torch
 
-from modeling_sit.data.crops import TwoCropsTransform
+from modeling_sit.data.crops import CropGroup, RandomCrops
 from modeling_sit.data.decoded_cache import ImageIndex
 from modeling_sit.data.device_crops import CropLoader, CropsOnDevice, DeviceImages, resampling_weights
-from modeling_sit.data.sampling import ResumableBatchSampler
-from modeling_sit.data.views import ViewArguments
+from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
 
 
 class Kept:
@@ -34,6 +33,10 @@ def random_images(*sizes: tuple[int, int], channels: int = 3) -> list[np.ndarray
     return [generator.integers(0, 256, (*size, channels), dtype=np.uint8) for size in sizes]
 
 
+def cropper(shape: tuple[int, int]) -> RandomCrops:
+    return RandomCrops([CropGroup(2, shape, (0.2, 1.0))], (3 / 4, 4 / 3))
+
+
 def pillow_crop(image: np.ndarray, box: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:
     top, left, height, width = box
     whole = PIL.Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
@@ -50,9 +53,9 @@ def test_crops_are_pillows(shape, channels):
     """Smaller and larger than the boxes, of images of all sizes in one batch; Pillow works with rounded weights."""
     images = random_images((50, 60), (9, 80), (33, 7), (1, 1), channels=channels)
     device_images = DeviceImages(Kept(images), torch.device("cpu"))
-    cut = TwoCropsTransform(shape, ViewArguments())
+    cut = cropper(shape)
     indices = [0, 1, 2, 3, 0]
-    boxes = [cut.draw_boxes(*images[index].shape[:2], seed) for seed, index in enumerate(indices)]
+    boxes = [cut.draw_boxes(*images[index].shape[:2], seed)[0] for seed, index in enumerate(indices)]
     crops = device_images.crop(indices, torch.tensor(boxes), shape)
     assert crops.shape == (2, 5, channels, *shape) and crops.dtype == torch.uint8
     for view in range(2):
@@ -114,28 +117,30 @@ class TestCropLoader:
     SHAPE = (12, 16)
 
     def batches(self, images, workers: int = 0) -> list[dict]:
-        cut = TwoCropsTransform(self.SHAPE, ViewArguments())
+        cut = cropper(self.SHAPE)
         crops = CropsOnDevice(DeviceImages(Kept(images), torch.device("cpu")), cut)
         loader = CropLoader(
-            crops, batch_sampler=ResumableBatchSampler(len(images), 3, seed=5, stop=4), num_workers=workers
+            crops, batch_sampler=ResumableBatchSampler(len(images), LoadingSettings(3, 5), 0, 4), num_workers=workers
         )
         assert len(loader) == 4
         return list(loader)
 
     def test_has_the_crops_of_the_other_ways_but_for_rounding(self):
         images = random_images(*[(20 + number, 30) for number in range(7)])
-        cut = TwoCropsTransform(self.SHAPE, ViewArguments())
-        for batch, wanted in zip(self.batches(images), ResumableBatchSampler(7, 3, seed=5, stop=4), strict=True):
-            expected = torch.stack([cut(images[index], seed) for index, seed in wanted], dim=1)
-            assert (batch["crops"].int() - expected.int()).abs().max() <= 2
+        cut = cropper(self.SHAPE)
+        for batch, wanted in zip(
+            self.batches(images), ResumableBatchSampler(7, LoadingSettings(3, 5), 0, 4), strict=True
+        ):
+            expected = torch.stack([cut(images[index], seed)[0] for index, seed in wanted], dim=1)
+            assert (batch["crops"][0].int() - expected.int()).abs().max() <= 2
             assert batch["unreadable"] == []
 
     def test_does_not_depend_on_the_number_of_workers(self):
         images = random_images(*[(20, 30)] * 7)
         for batch, other in zip(self.batches(images), self.batches(images, workers=2), strict=True):
-            assert torch.equal(batch["crops"], other["crops"])
+            assert torch.equal(batch["crops"][0], other["crops"][0])
 
     def test_unreadable_images_are_named_and_replaced_by_the_next(self):
         good = random_images((20, 30))[0]
         batches = self.batches([good, "1.png: empty", good])
-        assert all(batch["unreadable"] == ["1.png: empty"] and batch["crops"].shape[1] == 3 for batch in batches)
+        assert all(batch["unreadable"] == ["1.png: empty"] and batch["crops"][0].shape[1] == 3 for batch in batches)

@@ -3,11 +3,19 @@
 import pytest
 import torch
 
-from modeling_sit.data.sampling import CROPS, ORDER, PREVIEW, STEP, ResumableBatchSampler, derive_seed
+from modeling_sit.data.sampling import (
+    CROPS,
+    ORDER,
+    PREVIEW,
+    STEP,
+    LoadingSettings,
+    ResumableBatchSampler,
+    derive_seed,
+)
 
 
-def batches(num_images=10, batch_size=3, seed=0, stop=6, **others) -> list[list[tuple[int, int]]]:
-    return list(ResumableBatchSampler(num_images, batch_size, seed, stop, **others))
+def batches(num_images=10, batch_size=3, seed=0, start=0, stop=6, **process) -> list[list[tuple[int, int]]]:
+    return list(ResumableBatchSampler(num_images, LoadingSettings(batch_size, seed, **process), start, stop))
 
 
 def indices(batches) -> list[int]:
@@ -54,7 +62,7 @@ def test_starting_at_a_batch_is_dropping_those_before(start):
 
 
 def test_length_and_stop():
-    sampler = ResumableBatchSampler(10, 3, seed=0, stop=7, start=2)
+    sampler = ResumableBatchSampler(10, LoadingSettings(3, 0), 2, 7)
     assert len(sampler) == len(list(sampler)) == 5
     assert len(list(sampler)) == 5  # it can be walked through again
     assert batches(stop=0) == []
@@ -79,8 +87,8 @@ def test_global_generator_is_left_alone():
 @pytest.mark.parametrize(("num_images", "num_processes"), [(2, 1), (5, 2)])
 def test_too_few_images(num_images, num_processes):
     with pytest.raises(ValueError, match=f"{num_images} images"):
-        ResumableBatchSampler(num_images, 3, seed=0, stop=1, num_processes=num_processes)
-    ResumableBatchSampler(3 * num_processes, 3, seed=0, stop=1, num_processes=num_processes)
+        ResumableBatchSampler(num_images, LoadingSettings(3, 0, num_processes=num_processes), 0, 1)
+    ResumableBatchSampler(3 * num_processes, LoadingSettings(3, 0, num_processes=num_processes), 0, 1)
 
 
 def test_derived_seeds_are_seeds():

@@ -10,9 +10,9 @@ from typing import Any
 import pretrain
 import torch
 from accelerate import Accelerator
+from modeling_sit.data.loading import read_batches
 
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.data.loading import read_batches
 from modeling_sit.pretraining.checkpoints import RunState
 from modeling_sit.runtime.distributed import gather_projections
 from throughput.arithmetic import count_pretraining_flops
