@@ -163,10 +163,12 @@ class StreamingLoader:
             "number of shards": images.train.num_shards,
         }
         if start_state is not None:
+            # States of earlier versions name the flags.
+            saved = {name.lstrip("-"): value for name, value in start_state["of"].items()}
             for name, value in self._order_depends_on.items():
-                if start_state["of"].get(name) != value:
+                if saved.get(name) != value:
                     raise SiTError(
-                        f"the {name} of the checkpoint's stream was {start_state['of'].get(name)}, and is {value} now",
+                        f"the {name} of the checkpoint's stream was {saved.get(name)}, and is {value} now",
                         argument=name if name in ("seed", "shuffle_buffer_size") else None,
                         remedy="a stream goes on only with what it began with",
                     )

@@ -67,6 +67,7 @@ class TrainingData:
         else:
             decoded = DecodedImages(images.train, loading.num_channels, random_crops.draft_scale)
             self._crops = CropsDataset(decoded, random_crops)
+        self._decoding_crops = self._crops
 
     @property
     def name(self) -> str:
@@ -119,9 +120,12 @@ class TrainingData:
         with unreadable_errors(self.name):
             if self.is_streamed:
                 first = first_images(self.images.train, count, self.images.train_shards)
-                items = self._crops.__getitems__([(image, seeds(number)) for number, image in enumerate(first)])
+                items = self._decoding_crops.__getitems__(
+                    [(image, seeds(number)) for number, image in enumerate(first)]
+                )
             else:
-                items = [self._crops[number, seeds(number)] for number in range(min(count, len(self._crops)))]
+                crops = self._decoding_crops
+                items = [crops[number, seeds(number)] for number in range(min(count, len(crops)))]
         return torch.stack([item["crops"][0][0] for item in items])
 
     def cache(self, accelerator: Accelerator, num_epochs: float, on_device: bool | None = None) -> None:
@@ -138,7 +142,9 @@ class TrainingData:
         """
         if self.is_streamed:
             return
-        self._crops = cache_images(accelerator, self.name, self._crops, self.cache_arguments, num_epochs, on_device)
+        self._crops = cache_images(
+            accelerator, self.name, self._decoding_crops, self.cache_arguments, num_epochs, on_device
+        )
         self.crops_on_device = isinstance(self._crops, CropsOnDevice)
 
     def batches(self, start: int, stop: int, state: dict | None = None) -> Iterator[dict[str, Any]]:
@@ -172,12 +178,17 @@ class TrainingData:
                 )
         return _read(loader, self.name)
 
-    def epoch(self, num_batches: int) -> float | int:
+    def epoch(self, num_batches: int) -> float | int | None:
         """How many times the images have been seen after `num_batches` batches of each process: of a stream, after the
-        batches that [`batches`] has given."""
+        batches that [`batches`] has given. `None` for a stream of unknown length before [`batches`]."""
         if self._stream is not None:
             return self._stream.epoch
-        return num_batches / (self.num_images // (self.loading.batch_size * self.loading.num_processes))
+        if self.num_images is None:
+            return None
+        batch_size = self.loading.batch_size * self.loading.num_processes
+        if self.is_streamed:
+            return num_batches * batch_size / self.num_images
+        return num_batches / (self.num_images // batch_size)
 
     def state_dict(self) -> dict | None:
         """Where this process's stream stands after the last batch, as JSON knows it; `None` where nothing is to be saved."""

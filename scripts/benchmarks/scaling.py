@@ -20,12 +20,11 @@ from pathlib import Path
 import datasets
 import PIL.Image
 import torch
-from modeling_sit.data.loading import create_crops
 from scaling_formulas import StageCosts, TrainingPlan, scaling_table
 
 from modeling_sit.cli.errors import one_line_errors
+from modeling_sit.data.crops import CropGroup, CropsDataset, DecodedImages, RandomCrops
 from modeling_sit.data.sources import load_images
-from modeling_sit.data.views import ViewArguments
 from modeling_sit.runtime.errors import SiTError
 
 JPEG_QUALITY = 90
@@ -92,7 +91,8 @@ def measure(dataset: str, num_images: int, size: tuple[int, int] | None, image_s
         train = resized(train, size)
     encoded = [encoded_image(row) for row in train]
     sizes = [PIL.Image.open(io.BytesIO(each)).size for each in encoded]
-    crops = create_crops(replace(images, train=train), (image_size, image_size), 3, ViewArguments())
+    random_crops = RandomCrops([CropGroup(2, (image_size, image_size), (0.2, 1.0))], (3 / 4, 4 / 3))
+    crops = CropsDataset(DecodedImages(train, 3, random_crops.draft_scale), random_crops)
     rates = []
     for run in range(4):
         # In processor time: what else goes on in the machine does not count.
