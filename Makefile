@@ -22,7 +22,7 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 
 # The model is too small for several threads to help, and a second core is of more use to the one that reads images.
 quickstart: install ## Pretrain on the built-in digits, fine-tune, compare; minutes on a CPU
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/quickstart.py
+	OMP_NUM_THREADS=1 $(BIN)/modeling-sit quickstart
 
 # One thread a worker: workers that each use all cores get in one another's way.
 test: $(VENV)/installed-for-tests ## Run the test suite
