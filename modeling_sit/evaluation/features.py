@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from modeling_sit.data.decoding import UnreadableImage, decode_image

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCardData
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.runtime.errors import SiTError

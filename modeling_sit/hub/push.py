@@ -10,7 +10,7 @@ from typing import Literal
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from modeling_sit.hub.arguments import PushArguments
 from modeling_sit.hub.card_writing import name_repository

@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.repository import HubRepository, HubUnreachable

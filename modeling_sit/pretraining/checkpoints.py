@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.method import Method
