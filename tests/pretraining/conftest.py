@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
-from pretraining_runs import arguments_of
+import torch
+import yaml
+from pretraining_runs import RecordedRun, arguments_of
 
-from modeling_sit import SiTConfig
-from modeling_sit.pretraining.arguments import PretrainingFlags
+from modeling_sit import SiTConfig, SiTForPreTraining
+from modeling_sit.pretraining.arguments import PretrainingFlags, create_processor
 from modeling_sit.pretraining.methods.sit import SiT
 from modeling_sit.pretraining.model_setup import create_processor
 from modeling_sit.pretraining.run import pretrain as pretrain_images
@@ -59,3 +61,41 @@ def refused(pretrain):
         return error.value
 
     return refused
+
+
+@pytest.fixture
+def recorded(forget_accelerators, monkeypatch, tmp_path):
+    """Pretrain SiT on batches of four images and record what the student is given; by arguments, or by a recipe of the same."""
+    forward = SiTForPreTraining.forward
+    batches = []
+
+    def recording(model, pixel_values, **inputs):
+        output = forward(model, pixel_values, **inputs)
+        if model.training:  # a preview is no batch
+            given = {"pixel_values": pixel_values, **inputs, "projection": output.projection}
+            given["reconstruction"] = output.reconstruction
+            batches.append(
+                {name: value.detach().clone() if torch.is_tensor(value) else value for name, value in given.items()}
+            )
+        return output
+
+    monkeypatch.setattr(SiTForPreTraining, "forward", recording)
+
+    def run(
+        settings: dict, name: str = "out", by_recipe: bool = False, steps: int = 2, dataset="digits", **sizes
+    ) -> RecordedRun:
+        batches.clear()
+        forget_accelerators()
+        overrides = {field: value for field, value in sizes.items() if field != "channels"}
+        arguments = arguments_of(
+            tmp_path / name, overrides=overrides, channels=sizes.get("channels", 1), max_steps=steps
+        )
+        arguments = {**arguments, "per_device_train_batch_size": 4, "dataset": str(dataset), **settings}
+        if by_recipe:
+            recipe = {**arguments, "output_dir": str(arguments["output_dir"])}
+            (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+            arguments = {name: arguments[name] for name in ("dataset", "output_dir")}
+            arguments["recipe"] = tmp_path / "recipe.yaml"
+        return RecordedRun(pretrain_images(**arguments).output_dir, list(batches))
+
+    return run

@@ -67,3 +67,31 @@ def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tenso
 
 def is_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor], prefix: str = "") -> bool:
     return all(torch.equal(value, others[name]) for name, value in weights.items() if name.startswith(prefix))
+
+
+# Settings of views that are nothing but the whole image, scaled: of images with the ratio 1.2.
+OFF = {
+    "crop_scale": [1.0, 1.0],
+    "crop_ratio": [1.2, 1.2],
+    "horizontal_flip_probability": 0,
+    "vertical_flip_probability": 0,
+    "color_jitter": [0, 0, 0, 0],
+    "color_jitter_probability": 0,
+    "grayscale_probability": 0,
+    "blur_probability": [0, 0],
+    "blur_sigma": [14.0, 14.0],  # one pixel of these views
+    "solarize_probability": [0, 0],
+    "solarize_threshold": 0.5,
+}
+
+
+class RecordedRun:
+    """What a run wrote, and, batch by batch, what its student was given and gave."""
+
+    def __init__(self, folder: Path, batches: list[dict]):
+        self.folder = folder
+        self.batches = batches
+        self.log = lines_of(folder)
+
+    def logged(self, name: str) -> list[float]:
+        return [line[name] for line in self.log]

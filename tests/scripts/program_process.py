@@ -11,13 +11,8 @@ from pathlib import Path
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 # All that `scripts/pretrain.py` imports, at once or on its way.
 LIBRARIES = (
-    "modeling_sit.data.streaming",
-    "modeling_sit.data.views",
-    "modeling_sit.pretraining.monitors",
-    "modeling_sit.pretraining.checkpoints",
-    "modeling_sit.runtime.accelerator",
-    "modeling_sit.pretraining.card",
-    "modeling_sit.runtime.trackers",
+    "modeling_sit.cli.parser",
+    "modeling_sit.pretraining.run",
     "sklearn.datasets",
     "sklearn.model_selection",
     "torch.utils.tensorboard",

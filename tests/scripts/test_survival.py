@@ -208,7 +208,7 @@ class TestTwoRuns:
         )
         second.start()
         assert second.wait() == 1
-        assert "another process is running there" in second.log.read_text()
+        assert "another process is running in" in second.log.read_text()
         assert first.wait() == 0, first.log.read_text()
         assert_same_run(folder, whole)
 
