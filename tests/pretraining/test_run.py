@@ -115,7 +115,7 @@ class TestOutput:
         folder = pretrain(name="my run", seed=7, max_steps=2, preview_steps=1)
         card = ModelCard.load(folder / "README.md")
         assert card.data.library_name == "transformers"
-        assert "1,437 images of `digits`" in card.text
+        assert "1,437 images of `digits`" in " ".join(card.text.split())
         assert "- `seed`: `7`" in card.text
         assert "noise_ratio" not in card.text.partition("What was run")[2].partition("```\n\n")[2]
         assert "previews/step-00000002.png" in card.text
