@@ -87,7 +87,7 @@ class Bench:
     prepared: dict[tuple, Any] = field(default_factory=dict)
 
     def flags(self, scenario: Scenario, entry: Entry | None = None):
-        """Of `scripts/pretrain.py`, for a contender."""
+        """Of `modeling-sit pretrain`, for a contender."""
         flags = {**scenario.flags, **({} if entry is None else entry.flags)}
         # Images that are kept on the disk are not to be found there by the next measurement.
         if flags.get("image_cache", "auto") in ("auto", "disk"):
@@ -107,20 +107,20 @@ class Bench:
             return kinds[entry.kind](entry.name, self.prepare(scenario, entry.flags))
         # What images and sizes are is asked of a run of ours.
         flags = next((other.flags for other in scenario.entries if other.kind == "files"), {})
-        pretraining = self.prepare(scenario, flags)
-        config, run = pretraining.student.config, pretraining.flags.run
+        run = self.prepare(scenario, flags)
+        config = run.method.config
         shared = {
-            "images": pretraining.images.train,
-            "processor": pretraining.processor,
-            "batch_size": run.per_device_train_batch_size,
-            "num_workers": ours.pretrain.choose_num_workers(run, self.accelerator),
+            "images": run.data.images.train,
+            "processor": run.method.processor,
+            "batch_size": run.flags.run.per_device_train_batch_size,
+            "num_workers": ours.num_workers_of(run),
         }
         if entry.kind == "plain":
             return PlainReference(
                 entry.name,
-                pretraining.student,
-                views=pretraining.flags.views,
-                schedules=pretraining.schedules,
+                run.method.student,
+                views=run.flags.views,
+                schedule=run.schedule,
                 attention=self.arguments.plain_attention,
                 flops_per_image=ours.count_pretraining_flops(config),
                 **shared,

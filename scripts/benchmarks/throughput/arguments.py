@@ -23,7 +23,7 @@ class ThroughputArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Images, as scripts/pretrain.py takes them. Default: made-up JPEG files of 500 x 375 pixels, in a temporary "
+            "help": "Images, as `modeling-sit pretrain` takes them. Default: made-up JPEG files of 500 x 375 pixels, in a temporary "
             "folder."
         },
     )
@@ -77,12 +77,12 @@ class ThroughputArguments:
         },
     )
     torch_compile: bool = field(
-        default=False, metadata={"help": "Whether our runs get scripts/pretrain.py's flag of this name."}
+        default=False, metadata={"help": "Whether our runs get `modeling-sit pretrain`'s flag of this name."}
     )
     image_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Value of scripts/pretrain.py's flag of this name, of our run with a cache. Default: `device` for `gpu`, else "
+            "help": "Value of `modeling-sit pretrain`'s flag of this name, of our run with a cache. Default: `device` for `gpu`, else "
             "`memory`."
         },
     )

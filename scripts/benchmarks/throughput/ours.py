@@ -1,20 +1,18 @@
-"""SiT's own run as contender: driven as `scripts/pretrain.py` drives itself, from files, from made-up images, or bare."""
+"""SiT's own run as contender: prepared and trained by the package, from files, from made-up images, or bare."""
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
-from dataclasses import fields
-from functools import partial
+from contextlib import closing
 from typing import Any
 
-import pretrain
 import torch
 from accelerate import Accelerator
-from modeling_sit.data.loading import read_batches
 
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.pretraining.checkpoints import RunState
-from modeling_sit.runtime.distributed import gather_projections
+from modeling_sit.data.training_data import LoadingSettings, TrainingData
+from modeling_sit.pretraining.arguments import PretrainingFlags, default_num_workers
+from modeling_sit.pretraining.loop import Run, training_step
+from modeling_sit.pretraining.prepare import prepare as prepare_run
 from throughput.arithmetic import count_pretraining_flops
 from throughput.measuring import TOTAL, StageClock, synchronize
 
@@ -24,13 +22,13 @@ QUIET_FLAGS = {
     "monitor_steps": 0,
     "preview_steps": 0,
     "checkpointing_steps": "no",
-    "max_train_steps": 1_000_000,
+    "max_steps": 1_000_000,
 }
 DECODE, COPY = "decode and crop", "copy"
 
 
-def parse_flags(**flags: Any) -> pretrain.Flags:
-    """The flags as `scripts/pretrain.py` reads them.
+def parse_flags(**flags: Any) -> PretrainingFlags:
+    """The flags as the command reads them.
 
     Raises:
         `SystemExit`: With one line on stderr, for a flag that it does not have, or a value that does not fit.
@@ -38,14 +36,41 @@ def parse_flags(**flags: Any) -> pretrain.Flags:
     words = []
     for name, value in {**QUIET_FLAGS, **flags}.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return pretrain.Flags(*RecipeArgumentParser(tuple(group.type for group in fields(pretrain.Flags))).parse(words))
+    return PretrainingFlags(*RecipeArgumentParser(PretrainingFlags.classes()).parse(words))
 
 
-def prepare(flags: pretrain.Flags, accelerator: Accelerator) -> pretrain.Pretraining:
+def prepare(flags: PretrainingFlags, accelerator: Accelerator) -> Run:
     """A run that is ready for its first batch."""
-    pretraining = pretrain.prepare(flags, accelerator)
-    pretrain.cache_crops(pretraining, RunState(settings={}, determined_by={}))
-    return pretraining
+    run = prepare_run(flags, accelerator)
+    run.data.cache(accelerator, run.schedules.epoch(run.schedules.num_steps))
+    return run
+
+
+def num_workers_of(run: Run) -> int:
+    """Processes that read ahead for a run."""
+    asked, accelerator = run.flags.run.dataloader_num_workers, run.accelerator
+    return default_num_workers(asked, accelerator.device.type, accelerator.num_processes)
+
+
+def read_here(run: Run) -> TrainingData:
+    """The run's images, read in this process."""
+    if num_workers_of(run) == 0:
+        return run.data
+    flags, accelerator = run.flags, run.accelerator
+    loading = LoadingSettings(
+        batch_size=flags.run.per_device_train_batch_size,
+        seed=flags.run.seed,
+        num_channels=run.method.config.num_channels,
+        crop_ratio=tuple(flags.views.crop_ratio),
+        num_workers=0,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        device=accelerator.device,
+    )
+    groups = [group.crops for group in run.method.view_groups(flags.views)]
+    data = TrainingData(run.data.images, groups, loading, flags.streaming, flags.cache)
+    data.cache(accelerator, run.schedules.epoch(run.schedules.num_steps))
+    return data
 
 
 class OurRun:
@@ -54,84 +79,75 @@ class OurRun:
 
     Args:
         name (`str`): What tables call it.
-        pretraining ([`Pretraining`]): What `pretrain.prepare` made; may be shared with other contenders.
+        run ([`Run`]): What [`prepare`] made; may be shared with other contenders.
     """
 
     num_views = 2
 
-    def __init__(self, name: str, pretraining: pretrain.Pretraining):
-        self.name, self.pretraining, self.number = name, pretraining, 0
-        self.flops_per_image = count_pretraining_flops(pretraining.student.config)
-        self.batch_size = pretraining.flags.run.per_device_train_batch_size
-        self.num_workers = pretrain.choose_num_workers(pretraining.flags.run, pretraining.accelerator)
+    def __init__(self, name: str, run: Run):
+        self.name, self.run, self.number = name, run, 0
+        self.flops_per_image = count_pretraining_flops(run.method.config)
+        self.batch_size = run.flags.run.per_device_train_batch_size
+        self.num_workers = num_workers_of(run)
 
     @property
     def device(self) -> torch.device:
-        return self.pretraining.accelerator.device
+        return self.run.accelerator.device
 
-    def batches(self, count: int) -> Iterator[Any]:
+    def batches(self, count: int, data: TrainingData | None = None) -> Iterator[Any]:
         """What the training loop is given, from the batch on that is the next."""
-        loader = pretrain.load_batches(self.pretraining, self.number, self.number + count)
-        with closing(read_batches(loader, self.pretraining.flags.run.dataset)) as batches:
+        with closing((data or self.run.data).batches(self.number, self.number + count)) as batches:
             for batch in batches:
                 yield batch["crops"]
 
     def train_on(self, batch: Any) -> torch.Tensor:
-        output, _ = self.pretraining.train_on(batch, self.number)
+        output, _ = training_step(self.run, batch, self.number)
         self.number += 1
         return output.loss.detach()
 
     def time_stages(self, num_warmup_steps: int, num_steps: int) -> list[dict[str, float]]:
         """Seconds of the stages of each step, on an accelerator one after the other: waiting for each hides no stage behind
-        another, as a run does. Images are read in this process, to tell what reading costs."""
-        pretraining = self.pretraining
-        clock, steps = StageClock(self.device), []
-        student = pretraining.wrapped_student
+        another, as a run does. Images are read in this process, to show what reading costs."""
+        run, clock, steps = self.run, StageClock(self.device), []
+        student, accelerator, method = run.wrapped_student, run.accelerator, run.method
         compiled = getattr(student, "_compiled_call_impl", None) is not None
         watched = [
-            (pretraining, "augment", "views"),
-            (pretrain, "corrupt_views", "corruption"),
+            *((augment, "forward", "views") for augment in run.augment),
+            (method.processor, "corrupt", "corruption"),
             (student, "_compiled_call_impl" if compiled else "forward", "student forward"),
-            (pretraining.accelerator, "backward", "backward"),
-            (pretrain, "clip_gradients", "clip and optimizer"),
-            (pretraining.optimizer, "step", "clip and optimizer"),
+            (accelerator, "backward", "backward"),
+            (accelerator, "clip_grad_norm_", "clip and optimizer"),
+            (run.optimizer, "step", "clip and optimizer"),
         ]
-        if pretraining.teacher is not None:
-            watched += [
-                (pretraining.teacher, "project", "teacher forward"),
-                (pretraining.teacher, "update", "teacher update"),
-            ]
-        arguments = pretraining.flags.run
-        asked, arguments.dataloader_num_workers = arguments.dataloader_num_workers, 0
-        try:
-            with closing(self.batches(num_warmup_steps + num_steps)) as batches, clock.watching(watched):
-                for _ in range(num_warmup_steps + num_steps):
-                    clock.seconds = {}
-                    synchronize(self.device)
-                    started = time.perf_counter()
-                    with clock.stage(DECODE):
-                        batch = next(batches)
-                    with clock.stage(COPY) if isinstance(batch, torch.Tensor) else nullcontext():
-                        batch = batch.to(self.device) if isinstance(batch, torch.Tensor) else batch
-                    self.train_on(batch)
-                    synchronize(self.device)
-                    steps.append({**clock.seconds, TOTAL: time.perf_counter() - started})
-        finally:
-            arguments.dataloader_num_workers = asked
+        if method.teacher is not None:
+            watched += [(method.teacher, "project", "teacher forward"), (method, "after_step", "teacher update")]
+        batches = self.batches(num_warmup_steps + num_steps, read_here(run))
+        with closing(batches), clock.watching(watched):
+            for _ in range(num_warmup_steps + num_steps):
+                clock.seconds = {}
+                synchronize(self.device)
+                started = time.perf_counter()
+                with clock.stage(DECODE):
+                    batch = next(batches)
+                with clock.stage(COPY):
+                    batch = tuple(group.to(self.device) for group in batch)
+                self.train_on(batch)
+                synchronize(self.device)
+                steps.append({**clock.seconds, TOTAL: time.perf_counter() - started})
         return steps[num_warmup_steps:]
 
 
 class SyntheticRun(OurRun):
     """Our step on crops that are on the device already: what is left when reading costs nothing."""
 
-    def __init__(self, name: str, pretraining: pretrain.Pretraining):
-        super().__init__(name, pretraining)
+    def __init__(self, name: str, run: Run):
+        super().__init__(name, run)
         self.num_workers = 0
-        config = pretraining.student.config
+        config = run.method.config
         shape = (2, self.batch_size, config.num_channels, *config.image_shape)
-        self.crops = torch.randint(256, shape, dtype=torch.uint8, device=self.device)
+        self.crops = (torch.randint(256, shape, dtype=torch.uint8, device=self.device),)
 
-    def batches(self, count: int) -> Iterator[torch.Tensor]:
+    def batches(self, count: int, data: TrainingData | None = None) -> Iterator[Any]:
         for _ in range(count):
             yield self.crops
 
@@ -140,29 +156,25 @@ class BareArithmetic(SyntheticRun):
     """The networks alone, on views that do not change: the teacher's forward pass, the student's forward and backward pass;
     no images, no augmentation, no corruption, no optimizer."""
 
-    def __init__(self, name: str, pretraining: pretrain.Pretraining):
-        super().__init__(name, pretraining)
-        self.clean_views = pretraining.augment(self.crops)
-        self.corrupted_views, self.corruption_mask = pretrain.corrupt_views(pretraining.processor, self.clean_views)
+    def __init__(self, name: str, run: Run):
+        super().__init__(name, run)
+        views = [augment(group) for augment, group in zip(run.augment, self.crops, strict=True)]
+        self.inputs = run.method.inputs(views, run.accelerator, run.schedule(0))
+        (self.clean_views,) = views
 
     def train_on(self, batch: Any) -> torch.Tensor:
-        pretraining, accelerator = self.pretraining, self.pretraining.accelerator
-        teacher_projections, offset = pretraining.project_clean_views(self.clean_views)
+        run, accelerator = self.run, self.run.accelerator
+        if run.method.teacher is not None:
+            with accelerator.autocast():
+                run.method.teacher.project(self.clean_views)
         with accelerator.autocast():
-            output = pretraining.wrapped_student(
-                self.corrupted_views,
-                target_pixel_values=self.clean_views,
-                corruption_mask=self.corruption_mask,
-                teacher_projections=teacher_projections,
-                teacher_projections_offset=offset,
-                gather_projections=partial(gather_projections, accelerator),
-            )
+            output = run.wrapped_student(**self.inputs)
         accelerator.backward(output.loss)
-        pretraining.optimizer.zero_grad()
+        run.optimizer.zero_grad()
         return output.loss.detach()
 
 
-def time_reading(flags: pretrain.Flags, accelerator: Accelerator, num_epochs: int) -> dict[str, Any]:
+def time_reading(flags: PretrainingFlags, accelerator: Accelerator, num_epochs: int) -> dict[str, Any]:
     """How fast images are read, cropped and put on the device, with no training: epoch by epoch.
 
     Returns:
@@ -170,17 +182,16 @@ def time_reading(flags: pretrain.Flags, accelerator: Accelerator, num_epochs: in
         `epoch_seconds`, a list; `images` of an epoch.
     """
     started = time.perf_counter()
-    pretraining = prepare(flags, accelerator)
+    run = prepare(flags, accelerator)
     prepared = time.perf_counter() - started
-    num_batches = int(pretraining.schedules.batches_per_epoch)
+    num_batches = int(run.schedules.batches_per_epoch)
     epoch_seconds = []
     for epoch in range(num_epochs):
         started = time.perf_counter()
-        loader = pretrain.load_batches(pretraining, epoch * num_batches, (epoch + 1) * num_batches)
-        with closing(read_batches(loader, flags.run.dataset)) as batches:
+        with closing(run.data.batches(epoch * num_batches, (epoch + 1) * num_batches)) as batches:
             for batch in batches:
-                if isinstance(batch["crops"], torch.Tensor):
-                    batch["crops"].to(accelerator.device, non_blocking=True)
+                for crops in batch["crops"]:
+                    crops.to(accelerator.device, non_blocking=True)
         synchronize(accelerator.device)
         epoch_seconds.append(time.perf_counter() - started)
     images = num_batches * flags.run.per_device_train_batch_size

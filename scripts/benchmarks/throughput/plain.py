@@ -15,7 +15,6 @@ from torchvision.transforms import v2
 
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
 from modeling_sit.data.views import ViewArguments
-from modeling_sit.pretraining.schedules import Schedules
 
 
 def plain_view(
@@ -117,7 +116,7 @@ class PlainReference:
         processor ([`SiTImageProcessor`]): With corruption and normalization.
         images (`datasets.Dataset`): Column `image` of encoded images.
         views (`ViewArguments`): How views are augmented.
-        schedules ([`Schedules`]): Of learning rate, weight decay and momentum.
+        schedule (callable): From the number of a step, from 0, to its learning rate, weight decay and teacher's momentum.
         batch_size (`int`): Images in a batch.
         num_workers (`int`): Processes that read, augment and corrupt.
         attention (`str`): transformers' name of the attention's implementation.
@@ -133,7 +132,7 @@ class PlainReference:
         processor: SiTImageProcessor,
         images: Dataset,
         views: ViewArguments,
-        schedules: Schedules,
+        schedule: Callable[[int], dict[str, float]],
         batch_size: int,
         num_workers: int,
         attention: str,
@@ -143,7 +142,7 @@ class PlainReference:
     ):
         self.name, self.batch_size, self.num_workers = name, batch_size, num_workers
         self.flops_per_image = flops_per_image
-        self.schedules, self.max_grad_norm, self.number = schedules, max_grad_norm, 0
+        self.schedule, self.max_grad_norm, self.number = schedule, max_grad_norm, 0
         config = copy.deepcopy(student.config)
         config._attn_implementation = attention
         self.student = self._copy(student, config).train()
@@ -183,7 +182,7 @@ class PlainReference:
     def train_on(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Learn from clean views, corrupted views and their mask, as the method's equations say it."""
         clean, corrupted, mask = (tensor.to(self.student.device) for tensor in batch)
-        now = self.schedules.at(self.number)
+        now = self.schedule(self.number)
         self.number += 1
         for group, weight_decay in zip(self.optimizer.param_groups, (now["weight_decay"], 0.0), strict=True):
             group["lr"], group["weight_decay"] = now["learning_rate"], weight_decay

@@ -28,7 +28,7 @@ class Entry:
     Args:
         name (`str`): What tables call it.
         kind (`str`): One of `KINDS`.
-        flags (`dict`): Of `scripts/pretrain.py`, beside the scenario's. Contenders with the same flags share their networks.
+        flags (`dict`): Of `modeling-sit pretrain`, beside the scenario's. Contenders with the same flags share their networks.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Scenario:
     Args:
         name (`str`): What the flags call it.
         title (`str`): What stands above its table.
-        flags (`dict`): Of `scripts/pretrain.py`.
+        flags (`dict`): Of `modeling-sit pretrain`.
         entries (`list[Entry]`): The contenders.
         runs, warmup_steps, steps (`int`): How often and how long each runs.
         reads (`bool`): Whether reading alone is measured too.

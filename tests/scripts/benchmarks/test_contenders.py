@@ -14,6 +14,7 @@ from transformers import ViTConfig, ViTForMaskedImageModeling
 from modeling_sit import SiTConfig
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.views import ViewArguments
+from modeling_sit.pretraining.loop import training_step
 from modeling_sit.runtime.accelerator import create_accelerator
 
 OVERRIDES = (
@@ -23,12 +24,9 @@ OVERRIDES = (
 
 
 @pytest.fixture
-def pretraining(save_images, tmp_path, load_program):
+def pretraining(save_images, tmp_path, forget_accelerators):
     """A tiny run of ours, ready for its first batch."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerators()
     folder = save_images(tmp_path / "images", 6)
     flags = ours.parse_flags(
         dataset=folder,
@@ -40,9 +38,7 @@ def pretraining(save_images, tmp_path, load_program):
         teacher_momentum=0.5,
         base_learning_rate=0.064,  # 0.0001, 0.0002 and so on in the steps of the warm-up
     )
-    yield ours.prepare(flags, create_accelerator(cpu=True, mixed_precision="no"))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    return ours.prepare(flags, create_accelerator(cpu=True, mixed_precision="no"))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -50,11 +46,11 @@ def test_the_plain_step_is_ours(pretraining, monkeypatch, attention):
     """From the same clean and corrupted views: the same losses and weights, of the student and of the teacher."""
     plain = PlainReference(
         "plain",
-        pretraining.student,
-        pretraining.processor,
-        pretraining.images.train,
+        pretraining.method.student,
+        pretraining.method.processor,
+        pretraining.data.images.train,
         pretraining.flags.views,
-        pretraining.schedules,
+        pretraining.schedule,
         batch_size=4,
         num_workers=0,
         attention=attention,
@@ -62,16 +58,17 @@ def test_the_plain_step_is_ours(pretraining, monkeypatch, attention):
     )
     before = {name: parameter.clone() for name, parameter in plain.student.named_parameters()}
     # Stochastic depth draws from the global generator, which our step seeds.
-    for model in (pretraining.student, plain.student):
+    for model in (pretraining.method.student, plain.student):
         for layer in model.vit.encoder.layer:
             layer.drop_path.drop_probability = 0.0
     generator = torch.Generator().manual_seed(0)
     for number in range(3):
         clean = torch.randn(8, 3, 16, 16, generator=generator)
-        corrupted, mask = pretraining.processor.corrupt(clean, generator)
-        monkeypatch.setattr(pretraining, "augment", lambda crops, clean=clean: clean)
-        monkeypatch.setattr(ours.pretrain, "corrupt_views", lambda *_, pair=(corrupted, mask): pair)
-        output, _ = pretraining.train_on(torch.zeros(2, 4, 3, 16, 16, dtype=torch.uint8), number)
+        corrupted, mask = pretraining.method.processor.corrupt(clean, generator)
+        monkeypatch.setattr(pretraining, "augment", [lambda crops, clean=clean: clean])
+        with monkeypatch.context() as patch:
+            patch.setattr(pretraining.method.processor, "corrupt", lambda *_, pair=(corrupted, mask), **__: pair)
+            output, _ = training_step(pretraining, (torch.zeros(2, 4, 3, 16, 16, dtype=torch.uint8),), number)
         loss = plain.train_on((clean, corrupted, mask))
         assert loss.item() == pytest.approx(output.loss.item(), abs=1e-5)
     # What adds the same to all keys, or to all that a batch norm centres, has no gradient but rounding, which Adam enlarges;
@@ -83,7 +80,10 @@ def test_the_plain_step_is_ours(pretraining, monkeypatch, attention):
         "projection_head.mlp.6.bias",
         "running_mean",
     )
-    for plains, our in ((plain.student, pretraining.student), (plain.teacher, pretraining.teacher.model)):
+    for plains, our in (
+        (plain.student, pretraining.method.student),
+        (plain.teacher, pretraining.method.teacher.model),
+    ):
         expected = our.state_dict()
         for name, value in plains.state_dict().items():
             if not name.endswith(no_gradient):
@@ -97,7 +97,7 @@ def test_the_plain_step_is_ours(pretraining, monkeypatch, attention):
 
 def test_the_plain_views_are_those_of_the_method(pretraining):
     """Same mean and spread as the batched ones', from the same images, and corrupted as the processor does."""
-    processor, images = pretraining.processor, pretraining.images.train
+    processor, images = pretraining.method.processor, pretraining.data.images.train
     settings = (ViewArguments(), (16, 16), processor.image_mean, processor.image_std)
     transforms = [plain_view(settings[0], view, *settings[1:]) for view in range(2)]
     torch.manual_seed(0)
@@ -106,7 +106,8 @@ def test_the_plain_views_are_those_of_the_method(pretraining):
     (clean, corrupted, mask), _ = loader
     assert len(loader) == 2 and clean.shape == corrupted.shape == (96, 3, 16, 16) and mask.shape == (96, 1, 16, 16)
     batches = ours.OurRun("ours", pretraining).batches(12)
-    batched = pretraining.augment(torch.cat(list(batches), dim=1))
+    (augment,) = pretraining.augment
+    batched = augment(torch.cat([crops for (crops,) in batches], dim=1))
     for view, ours_of_view in zip(clean.chunk(2), batched.chunk(2), strict=True):
         assert view.mean().item() == pytest.approx(ours_of_view.mean().item(), abs=0.25)
         assert view.std().item() == pytest.approx(ours_of_view.std().item(), rel=0.25)
@@ -132,47 +133,56 @@ def test_the_plain_views_have_settings_of_their_own():
 def test_ours_reads_all_images_and_trains(pretraining):
     run = ours.OurRun("ours", pretraining)
     batches = list(run.batches(2))
-    assert [batch.shape for batch in batches] == [(2, 4, 3, 16, 16)] * 2
-    weight = pretraining.student.vit.layernorm.weight.clone()
+    assert [crops.shape for (crops,) in batches] == [(2, 4, 3, 16, 16)] * 2
+    weight = pretraining.method.student.vit.layernorm.weight.clone()
     assert run.train_on(batches[0]).isfinite() and run.number == 1
-    assert not torch.equal(weight, pretraining.student.vit.layernorm.weight)
+    assert not torch.equal(weight, pretraining.method.student.vit.layernorm.weight)
     # The next run goes on where this one stopped.
-    assert torch.equal(next(iter(run.batches(1))), batches[1])
+    assert torch.equal(next(iter(run.batches(1)))[0], batches[1][0])
+
+
+def test_reading_here_gives_the_batches_of_workers(pretraining):
+    assert ours.read_here(pretraining) is pretraining.data
+    pretraining.flags.run.dataloader_num_workers = 2
+    data = ours.read_here(pretraining)
+    assert data is not pretraining.data
+    both = [next(iter(each.batches(0, 1)))["crops"][0] for each in (data, pretraining.data)]
+    assert torch.equal(*both)
 
 
 def test_stages_leave_the_run_as_it_was(pretraining):
-    run = ours.OurRun("ours", pretraining)
-    before = dict(vars(pretraining)), pretraining.flags.run.dataloader_num_workers, ours.pretrain.corrupt_views
+    run, method = ours.OurRun("ours", pretraining), pretraining.method
+    owners = (pretraining, method, method.teacher, method.processor, pretraining.accelerator, pretraining.augment[0])
+    before = [set(vars(owner)) for owner in owners]
     steps = run.time_stages(num_warmup_steps=1, num_steps=2)
     assert len(steps) == 2 and all(seconds > 0 for step in steps for seconds in step.values())
-    after = dict(vars(pretraining)), pretraining.flags.run.dataloader_num_workers, ours.pretrain.corrupt_views
-    assert before == after
-    assert "update" not in vars(pretraining.teacher) and "backward" not in vars(pretraining.accelerator)
+    assert [set(vars(owner)) for owner in owners] == before
+    assert "project" not in vars(method.teacher) and "backward" not in vars(pretraining.accelerator)
 
 
 def test_bare_arithmetic_changes_no_weight(pretraining):
-    weights = {name: value.clone() for name, value in pretraining.student.named_parameters()}
+    weights = {name: value.clone() for name, value in pretraining.method.student.named_parameters()}
     bare = ours.BareArithmetic("bare", pretraining)
     (batch,) = bare.batches(1)
     losses = [bare.train_on(batch) for _ in range(2)]
     assert all(loss > 0 for loss in losses)
-    assert all(torch.equal(value, weights[name]) for name, value in pretraining.student.named_parameters())
-    assert all(parameter.grad is None for parameter in pretraining.student.parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in pretraining.method.student.named_parameters())
+    assert all(parameter.grad is None for parameter in pretraining.method.student.parameters())
 
 
 @pytest.mark.parametrize("create", [create_mae, create_mim])
 def test_transformers_models_train(create, pretraining):
     contender = create(
         "theirs",
-        pretraining.student.config,
-        images=pretraining.images.train,
-        processor=pretraining.processor,
+        pretraining.method.student.config,
+        images=pretraining.data.images.train,
+        processor=pretraining.method.processor,
         accelerator=pretraining.accelerator,
         batch_size=4,
         num_workers=0,
     )
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size"):
-        assert getattr(contender.model.config, name) == getattr(pretraining.student.config, name)
+        assert getattr(contender.model.config, name) == getattr(pretraining.method.student.config, name)
     weights = [parameter.clone() for parameter in contender.model.parameters() if parameter.requires_grad]
     (batch,) = contender.batches(1)
     assert batch.shape == (4, 3, 16, 16)

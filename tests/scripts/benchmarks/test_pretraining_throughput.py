@@ -161,7 +161,7 @@ def test_the_gpu_profile_asks_for_a_gpu(one_line_error):
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu", "smoke"])
 def test_all_flags_of_the_profiles_are_those_of_the_program(profile, capsys):
-    """What a profile asks of scripts/pretrain.py is understood there, also where this machine cannot run it."""
+    """What a profile asks of `modeling-sit pretrain` is understood there, also where this machine cannot run it."""
     arguments = ThroughputArguments(profile=profile, sweep=["all"])
     sweeps = create_sweeps(arguments)
     for scenario in [*create_scenarios(arguments), *(sweep.scenario for sweep in sweeps)]:
