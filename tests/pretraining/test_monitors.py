@@ -160,11 +160,9 @@ class TestMonitors:
         values = dict(rankme(embedded(features), MonitorImages(train=None)))
         assert values == pytest.approx({"rankme": 6}, abs=1e-4)
 
-    def test_embedding_std_is_of_tokens(self):
-        model = embedded(token=torch.eye(16), projection=torch.ones(16, 4))
-        assert dict(embedding_std(model, MonitorImages(train=None))) == {
-            "embedding_std": pytest.approx((1 - 1 / 16) ** 0.5)
-        }
+    def test_standard_deviation_is_of_features(self):
+        model = embedded(torch.eye(16), projection=torch.ones(16, 4))
+        assert dict(std(model, MonitorImages(train=None))) == {"embedding_std": pytest.approx((1 - 1 / 16) ** 0.5)}
 
     def test_teacher_agreement_is_the_mean_cosine_of_the_same_images(self):
         projection, teacher_projection = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)).unbind()
