@@ -266,6 +266,157 @@ class PretrainingFlags:
         return {**settings, "dataset": dataset_name(self.run.dataset)}
 
 
+def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfig:
+    """The configuration that the arguments describe, or that of `model_name_or_path` with the arguments' loss weights.
+
+    Args:
+        arguments ([`ModelArguments`]): What the user asked for.
+        num_images (`int`, *optional*): Images to train on. `None`, for a stream of unknown length, counts as many.
+
+    Raises:
+        [`SiTError`]: If a field does not exist or has a value that does not fit, or the checkpoint cannot be read.
+    """
+    settings = {
+        "reconstruction_weight": arguments.reconstruction_weight,
+        "contrastive_weight": arguments.contrastive_weight,
+        "rotation_weight": arguments.rotation_weight,
+    }
+    settings = {name: weight for name, weight in settings.items() if weight is not None}
+    settings = {**parse_config_overrides(arguments.config_overrides), **settings}
+    is_small = num_images is not None and num_images < SMALL_DATASET
+    default_weight = {"reconstruction_weight": 5.0 if is_small else 1.0}
+    check_weights_file_arguments(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads)
+    try:
+        if arguments.model_name_or_path is None:
+            sizes = {
+                **MODEL_SIZES[arguments.model_size or "small"],
+                "image_size": 224 if arguments.image_size is None else arguments.image_size,
+                "patch_size": 16 if arguments.patch_size is None else arguments.patch_size,
+            }
+            config = SiTConfig(**{**sizes, **default_weight, **settings})
+        else:
+            saved, is_sit = _read_saved_config(arguments)
+            if not is_sit:
+                settings = {**default_weight, **settings}
+            config = SiTConfig.from_dict({**saved, **settings})
+    except (ValueError, TypeError) as problem:
+        raise SiTError(f"the model's configuration: {problem}") from problem
+    (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
+    if height % patch_height or width % patch_width:
+        raise SiTError(
+            f"{config.image_size} is not made of whole patches of {config.patch_size}",
+            argument="image_size",
+            remedy=f"give a multiple of `patch_size`, such as {max(1, round(height / patch_height)) * patch_height}",
+        )
+    if config.reconstruction_weight == config.contrastive_weight == config.rotation_weight == 0:
+        raise SiTError(
+            "all weights of losses are 0, so there is nothing to learn",
+            argument="reconstruction_weight",
+            remedy="give `reconstruction_weight`, `contrastive_weight` or `rotation_weight` a value above 0",
+        )
+    return config
+
+
+def _read_saved_config(arguments: ModelArguments) -> tuple[dict[str, Any], bool]:
+    """The checkpoint's configuration, for images of `image_size`, and whether it is a SiT's folder. The other sizes must
+    not be contradicted."""
+    name = arguments.model_name_or_path
+    saved = read_config(name, network=arguments.network, num_attention_heads=arguments.num_attention_heads)
+    return _with_asked_sizes(saved, arguments), find_format(name) == SiTConfig.model_type
+
+
+def _with_asked_sizes(saved: dict[str, Any], arguments: ModelArguments) -> dict[str, Any]:
+    name, patch_size = arguments.model_name_or_path, arguments.patch_size
+    if patch_size is not None and saved.get("patch_size", patch_size) not in (patch_size, [patch_size] * 2):
+        raise SiTError(
+            f"got {patch_size}, but {name} was made for patches of {saved['patch_size']}",
+            argument="patch_size",
+            remedy="leave it out",
+        )
+    if arguments.model_size is not None:
+        raise SiTError(
+            f"got {arguments.model_size}, but the size is that of {name}", argument="model_size", remedy="leave it out"
+        )
+    return saved if arguments.image_size is None else {**saved, "image_size": arguments.image_size}
+
+
+def create_processor(
+    config: SiTConfig, arguments: ModelArguments, corruption_arguments: CorruptionArguments
+) -> SiTImageProcessor:
+    """The image processor that goes with the configuration, with the corruption and normalization of the arguments.
+
+    Raises:
+        [`SiTError`]: If a setting is out of range, or images cannot be read with the configuration's channels.
+    """
+    if config.num_channels not in (1, 3):
+        raise SiTError(
+            f"num_channels={config.num_channels}: images are read with 1 (gray) or 3 (RGB) channels",
+            argument="config_overrides",
+        )
+    gray = config.num_channels == 1
+    saved = _read_saved_processor(arguments.model_name_or_path)
+    image_mean = arguments.image_mean or saved.get("image_mean") or ([0.5] if gray else list(IMAGENET_DEFAULT_MEAN))
+    image_std = arguments.image_std or saved.get("image_std") or ([0.5] if gray else list(IMAGENET_DEFAULT_STD))
+    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+        if len(values) != config.num_channels:
+            raise SiTError(
+                f"takes one number for each of {config.num_channels} channels, got {len(values)}", argument=name
+            )
+    if min(image_std) <= 0:
+        raise SiTError(f"must be above 0, got {image_std}", argument="image_std")
+    height, width = config.image_shape
+    try:
+        return SiTImageProcessor(
+            size={"height": height, "width": width},
+            image_mean=image_mean,
+            image_std=image_std,
+            patch_size=config.patch_size,
+            **asdict(corruption_arguments),
+        )
+    except ValueError as problem:  # it begins with the name of the setting
+        name, _, rest = str(problem).partition(" ")
+        raise SiTError(rest, argument=name.strip("`:")) from problem
+
+
+def _read_saved_processor(model_name_or_path: str | None) -> dict[str, Any]:
+    """`image_mean` and `image_std` of the checkpoint's image processor, if it has one."""
+    return {} if model_name_or_path is None else read_normalization(model_name_or_path)
+
+
+def parse_config_overrides(text: str | None) -> dict[str, Any]:
+    """`"hidden_size=64,qkv_bias=false,image_size=[32,64]"` as a dict of SiTConfig's fields, values as YAML reads them.
+
+    Raises:
+        [`SiTError`]: If there is no such field, or a value cannot be read.
+    """
+    overrides = {}
+    known = {item.name for item in fields(SiTConfig)}
+    for assignment in re.split(r",(?![^\[]*\])", text or ""):
+        if not assignment.strip():
+            continue
+        name, separator, value = (part.strip() for part in assignment.partition("="))
+        if not separator:
+            raise SiTError(
+                f"takes field=value, separated by commas, got {assignment.strip()!r}", argument="config_overrides"
+            )
+        if name not in known:
+            raise SiTError(f"SiTConfig has no field {name!r}{did_you_mean(name, known)}", argument="config_overrides")
+        overrides[name] = _parse_value(name, value)
+    return overrides
+
+
+def _parse_value(name: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        raise SiTError(f"{name}={text} is no value", argument="config_overrides") from problem
+    if isinstance(value, str):
+        # YAML reads 1e-6, for want of a dot, as a word.
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
 def default_num_workers(asked: int | None, device_type: str, num_local_processes: int) -> int:
     """Dataloader workers of one process: what was asked for, else none on a CPU, which the network fills, else up to 8."""
     if asked is not None:
