@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from modeling_sit import SiTModel
 from modeling_sit.data.training_data import CropGroup
-from modeling_sit.pretraining.method import Method
+from modeling_sit.pretraining.method import Method, ViewGroup
 from modeling_sit.pretraining.methods import METHODS
 from modeling_sit.pretraining.metric_logger import MetricLogger
 from modeling_sit.pretraining.run import run_pretraining
@@ -166,6 +166,44 @@ def test_has_its_dry_run(run, tmp_path, capsys):
     assert "losses pull + spread" in said and "the teacher has as many" not in said
     assert "previews/: none" in said and "monitors.jsonl: 2 lines" in said
     assert list(tmp_path.iterdir()) == []
+
+
+class Scaled(nn.Module):
+    """Crops as numbers from -1 to 1, without augmentation."""
+
+    def forward(self, crops):
+        return crops.flatten(0, 1).float() / 127.5 - 1
+
+
+def with_groups(*numbers_and_sizes):
+    """Views in these numbers and sizes, without augmentation."""
+
+    def view_groups(self, arguments):
+        return [
+            ViewGroup(CropGroup(number, (size, size), tuple(arguments.crop_scale)), Scaled())
+            for number, size in numbers_and_sizes
+        ]
+
+    return view_groups
+
+
+@pytest.mark.parametrize("groups", [[(1, 16)], [(2, 16), (3, 8)]])
+@pytest.mark.parametrize("arguments", [{}, {"streaming": True}, {"image_cache": "device"}])
+def test_views_of_any_number_and_size(run, monkeypatch, groups, arguments):
+    """One view, or large and small ones: the method gets what it asks for, and goes on bit for bit."""
+    seen, inputs = [], Toy.inputs
+
+    def seeing(self, views, accelerator, schedule):
+        seen.append([tuple(group.shape) for group in views])
+        return inputs(self, views, accelerator, schedule)
+
+    monkeypatch.setattr(Toy, "view_groups", with_groups(*groups))
+    monkeypatch.setattr(Toy, "inputs", seeing)
+    whole = run("whole", **arguments)
+    assert seen == [[(number * 8, 1, size, size) for number, size in groups]] * NUM_STEPS
+    other = run("other", resume_from_checkpoint=str(checkpoint(whole, 4)), **arguments)
+    for name in ("model.safetensors", "method.safetensors"):
+        assert_equal(weights_in(checkpoint(other, 6) / name), weights_in(checkpoint(whole, 6) / name))
 
 
 @pytest.mark.parametrize("arguments", [{"gradient_accumulation_steps": 2}, {"streaming": True}])
