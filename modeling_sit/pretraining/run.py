@@ -48,7 +48,7 @@ class PretrainingResult:
 
     Args:
         output_dir (`Path`): The run's folder, a model repository.
-        metrics (`dict`): The last line of `metrics.jsonl`; empty after a dry run.
+        metrics (`dict`): The last line of `metrics.jsonl`; empty where there is none, as after a dry run.
     """
 
     output_dir: Path
@@ -129,7 +129,8 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
     finally:
         end_training(accelerator)
     log = output_dir / "metrics.jsonl"
-    return PretrainingResult(output_dir, (read_metrics(log) if log.exists() else [{}])[-1])
+    lines = read_metrics(log) if log.exists() else []  # none where a finished run has written its model anew
+    return PretrainingResult(output_dir, lines[-1] if lines else {})
 
 
 def execute(run: Run, state: RunState, command: str | None = None) -> None:
