@@ -125,7 +125,7 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
         return PretrainingResult(output_dir, {})
     try:
         with running_alone(accelerator, output_dir), pushing_to_the_end(run):
-            execute(run, state, command)
+            execute(run, state)
     finally:
         end_training(accelerator)
     log = output_dir / "metrics.jsonl"
