@@ -26,7 +26,7 @@ from modeling_sit import (
 )
 
 ROOT = Path(modeling_sit.__file__).parent
-ROOT_FILES = sorted(path.name for path in ROOT.glob("*.py"))
+ROOT_FILES = sorted(path.name for path in ROOT.glob("*.py") if path.name != "__main__.py")
 TRAVELLERS = sorted(set(ROOT_FILES) - {"__init__.py"})
 ALLOWED = {"torch", "torchvision", "numpy", "PIL", "transformers"} | sys.stdlib_module_names
 MODELS = {

@@ -22,7 +22,7 @@ def quick(monkeypatch):
 def test_everything(tmp_path, monkeypatch, capsys):
     output_dir = tmp_path / "quick start"
     monkeypatch.chdir(tmp_path)
-    result = module.run_quickstart(module.QuickstartArguments("quick start", max_train_steps=1))
+    result = module.run_quickstart(module.QuickstartArguments("quick start", max_steps=1))
     assert result.output_dir == Path("quick start")
     out = capsys.readouterr().out
 
@@ -68,4 +68,4 @@ def test_everything(tmp_path, monkeypatch, capsys):
 
 
 def test_unknown_flag(one_line_error):
-    assert "--max_steps" in one_line_error("quickstart", "--max_steps=3", code=2)
+    assert "--max_steps" in one_line_error("quickstart", "--max_stepz=3", code=2)

@@ -230,7 +230,7 @@ class TestCall:
         }
         assert describe_call("pretrain", keywords) == (
             "modeling_sit.pretrain(dataset='~/my images', output_dir='out', crop_scale=[0.2, 1.0], "
-            "protocols=['knn', \"it's\"], max_train_steps=10, flip=False, recipe=None, note='x ***')"
+            "protocols=['knn', \"it's\"], max_steps=10, flip=False, recipe=None, note='x ***')"
         )
 
     def test_objects_and_secrets(self):

@@ -366,7 +366,7 @@ class TestLogging:
 
 def test_sync_has_both_logs_on_the_disk(tmp_path, monkeypatch):
     flushed = []
-    with MetricLogger(Accelerator(cpu=True), tmp_path, 0, 10, monitored=True) as progress:
+    with MetricLogger(Accelerator(cpu=True), tmp_path, 0, 10, ("loss",), monitored=True) as progress:
         monkeypatch.setattr("modeling_sit.runtime.trackers.fsync", lambda path: flushed.append(path.name))
         progress.sync_logs()
     assert flushed == ["metrics.jsonl", "monitors.jsonl"]

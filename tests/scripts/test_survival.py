@@ -412,7 +412,7 @@ class TestSeveralProcesses:
         processes = start_together("pretrain", *flags, log=tmp_path / "log")
         assert [process.wait() for process in processes] == [1, 1]
         said = (tmp_path / "log").read_text()
-        assert said.count("error:") == 1 and f"error: {pile / '99.png'}" in said
+        assert said.count("error:") == 1 and f"error: --on_bad_image: {pile / '99.png'}" in said
 
     def test_streamed_and_killed(self, start_two, tmp_path):
         """Each process goes on in its own part of the stream."""

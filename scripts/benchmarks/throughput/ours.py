@@ -41,7 +41,7 @@ def parse_flags(**flags: Any) -> PretrainingFlags:
 
 def prepare(flags: PretrainingFlags, accelerator: Accelerator) -> Run:
     """A run that is ready for its first batch."""
-    run = prepare_run(flags, accelerator)
+    run = prepare_run(flags, accelerator, time.time())
     run.data.cache(accelerator, run.schedules.epoch(run.schedules.num_steps))
     return run
 
