@@ -1,4 +1,4 @@
-"""Whether and where decoded images are kept, so that thousands of epochs decode them once."""
+"""Whether and where decoded images are kept, so that a run of many epochs decodes each image once."""
 
 import fcntl
 import hashlib
@@ -7,48 +7,43 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
 import datasets
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from modeling_sit.data.crops import CropsDataset, DecodedImages
-from modeling_sit.data.decoded_cache import (
-    CacheTooLarge,
-    DecodedImageCache,
-    cache_key,
-    estimate_bytes,
-    lock_against_deletion,
-    write_images,
-)
+from modeling_sit.data.decoded_cache import CacheTooLarge, DecodedImageCache, cache_key, estimate_bytes, write_images
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.device_crops import CropsOnDevice, DeviceImages
 from modeling_sit.data.free_memory import free_memory
-from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, replace_file, write_errors
+from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, replace_file
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
 
 Result = TypeVar("Result")
 
-# Below this many looks at each image, to decode all of them beforehand saves too little.
+# In fewer epochs than this, a cache saves too little.
 MIN_EPOCHS = 3
-# Of what is free (on an accelerator: of all that it has, so that the same run chooses the same again), the share that
-# `auto` takes unasked, and the share that it may be told to take.
-UNASKED = {"device": 0.25, "memory": 0.5, "disk": 0.25}
-AT_MOST = {"device": 0.9, "memory": 0.9, "disk": 0.95}
-# Of one dataset, with the settings of different runs; the others were not used for longer.
+# The places that `auto` tries, and the fraction of the free room that images may take there; on an accelerator, of all
+# its memory, so that the same run chooses the same place again. Then the fraction in the place that the user asks for.
+AUTO_FRACTION = {"device": 0.25, "memory": 0.5, "disk": 0.25}
+MAX_FRACTION = 0.9
+# Caches on disk of one dataset, for different settings.
 CACHES_KEPT = 2
-SUFFIX = ".images"
-# While one process decodes, the others look after it this often, in seconds: their connections would time out otherwise.
+# While one process decodes, the others ask for news this often, in seconds. Without that their connections time out.
 PATIENCE = 20
+# What a file raises that is missing, cut short or foreign.
+UNUSABLE = (OSError, ValueError, pa.ArrowException)
 
 
 @dataclass
@@ -58,23 +53,26 @@ class ImageCacheArguments:
     image_cache: Literal["auto", "device", "memory", "disk", "none"] = field(
         default="auto",
         metadata={
-            "help": "Where decoded images are kept, so that each is decoded once: on the accelerator (crops are cut there, "
-            "equal to the others' but for rounding), in memory or on disk, shared by all workers and processes; or nowhere. "
-            f"Default: the first of these with room enough, for runs of {MIN_EPOCHS} epochs or more; nowhere for streams and "
-            "dry runs. Memory, disk and none give the same images to the last bit."
+            "help": "Where decoded images are kept, so that each image is decoded once. device: on the accelerator, "
+            "which also cuts the crops; they equal the others but for rounding. memory, disk: shared by all workers and "
+            "processes of a machine. none: nowhere. Memory, disk and none give the same images to the last bit. auto: "
+            f"the first place with enough room, for runs of {MIN_EPOCHS} epochs or more; nowhere for streams and dry "
+            "runs."
         },
     )
     image_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": f"Folder of the caches on disk, where `auto` comes to one; the {CACHES_KEPT} last used of each dataset stay there. Default: "
-            "`sit_images` in the cache of Hugging Face's datasets."
+            "help": f"Folder of the caches on disk. The {CACHES_KEPT} last used ones of each dataset stay there. "
+            "Default: sit_images in the cache of Hugging Face's datasets."
         },
     )
 
     def __post_init__(self):
         if self.image_cache_dir is not None and self.image_cache not in ("auto", "disk"):
-            raise ValueError(f"--image_cache_dir is for caches on disk, not for --image_cache {self.image_cache}")
+            raise SiTError(
+                f'it is for caches on disk, not for `image_cache="{self.image_cache}"`', argument="image_cache_dir"
+            )
 
 
 def cache_images(
@@ -85,205 +83,176 @@ def cache_images(
     num_epochs: float,
     on_device: bool | None = None,
 ) -> CropsDataset:
-    """Decode all images, if that was not done before, and give what crops them from where they are kept then.
+    """Decode all images, unless a cache has them, and return crops of the decoded images.
 
-    On each machine one process does it. Every process must call this.
+    One process of each machine decodes. Every process must call this.
 
     Args:
-        accelerator (`Accelerator`): The processes, and the device that crops may be cut on.
-        name (`str`): The dataset's name, by which its caches lie together.
-        crops (`CropsDataset`): What decodes images anew; given back where none are kept.
-        arguments (`ImageCacheArguments`): What was asked for.
+        accelerator (`Accelerator`): The processes, and the device that may cut crops.
+        name (`str`): The dataset's name. Its caches on disk share a folder.
+        crops (`CropsDataset`): Crops of images that are decoded each time.
+        arguments (`ImageCacheArguments`): Where to keep the images.
         num_epochs (`float`): How often each image will be seen.
-        on_device (`bool`, *optional*): What `auto` must come to, for a run that goes on: whether crops are cut on the
-            device, which rounds otherwise. Default: what there is room for.
+        on_device (`bool`, *optional*): What `auto` must choose for a run that goes on: whether the device cuts crops,
+            which rounds otherwise. Default: where there is room.
 
     Returns:
-        `CropsDataset`: `crops` itself where nothing is kept; a `CropsOnDevice` where images are on the device.
+        `CropsDataset`: `crops` itself where nothing is kept; a `CropsOnDevice` where the images are on the device.
 
     Raises:
-        [`SiTError`]: If there is no room where the images are to be kept, or it cannot be written there.
+        [`SiTError`]: If there is no room for the images, or the folder cannot be written.
     """
     too_short = arguments.image_cache == "auto" and num_epochs < MIN_EPOCHS and not on_device
     if arguments.image_cache == "none" or too_short:
         return crops
-    keeper = _Keeper(accelerator.device, name, crops.images, arguments, on_device)
-    kind, path, key = _call_on_each_machine(accelerator, keeper.keep)
+    folder = _folder(name, arguments.image_cache_dir)
+    builder = CacheBuilder(arguments.image_cache, folder, crops.images, accelerator.device, on_device)
+    kind, path, key = _call_on_each_machine(accelerator, builder.build)
     if kind == "none":
         return crops
     with sync_errors(accelerator):
         try:
             cache = DecodedImageCache(path, key)
-        except (OSError, ValueError) as problem:
-            raise SiTError(f"--image_cache {kind}: {path} cannot be read: {problem}; choose none") from problem
-        cache.made_in = keeper.file_in_memory
-        if kind == "device":
-            try:
-                crops = CropsOnDevice(DeviceImages(cache, accelerator.device), crops.random_crops)
-            except torch.OutOfMemoryError as problem:
-                raise SiTError(
-                    f"--image_cache {arguments.image_cache}: no room on {accelerator.device} for decoded images of "
-                    f"{_size(cache.index.num_bytes)}; choose memory, disk or none"
-                ) from problem
-        else:
-            crops = CropsDataset(cache, crops.random_crops)
-    # Who made the file in memory may let go of it only when all have it.
+            cache.memory_file = builder.memory_file
+            images = DeviceImages(cache, accelerator.device) if kind == "device" else cache
+        except (*UNUSABLE, torch.OutOfMemoryError) as problem:
+            raise _error(kind, f"cannot use {path}: {str(problem).splitlines()[0]}") from problem
+    # The process that made a cache in memory must keep it until all have opened it.
     accelerator.wait_for_everyone()
-    return crops
+    return (CropsOnDevice if kind == "device" else CropsDataset)(images, crops.random_crops)
 
 
-class _Keeper:
-    """Chooses where the images of one machine are kept, and puts them there."""
+@dataclass
+class CacheBuilder:
+    """
+    Chooses where the images of one machine are kept, and writes them there.
 
-    def __init__(
-        self,
-        device: torch.device,
-        name: str,
-        images: DecodedImages,
-        arguments: ImageCacheArguments,
-        on_device: bool | None,
-    ):
-        self.device = device
-        self.on_device = on_device
-        self.images = images
-        self.arguments = arguments
-        self.folder = _folder_of(name, arguments)
-        # Others open it by this process: it must hold it as long as they may.
-        self.file_in_memory: BinaryIO | None = None
+    Args:
+        asked (`str`): What the user asks for.
+        folder (`Path`): Of the dataset's caches on disk.
+        images (`DecodedImages`): What to decode.
+        device (`torch.device`): The accelerator.
+        on_device (`bool`, *optional*): What `auto` must choose: whether the device cuts crops.
+    """
 
-    def keep(self) -> tuple[str, Path | None, str]:
-        """What kind of cache it is, the path of its file and its key."""
-        key = cache_key(self.images)
-        asked = self.arguments.image_cache
+    asked: str
+    folder: Path
+    images: DecodedImages
+    device: torch.device
+    on_device: bool | None
+    key: str = ""
+    # A file in memory has no name. Others open it by way of this process, which must hold it.
+    memory_file: BinaryIO | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file of a cache on disk."""
+        return self.folder / f"{self.key}.arrow"
+
+    def build(self) -> tuple[str, Path | None, str]:
+        """The kind of cache, its file, and the key of its images."""
+        self.key = cache_key(self.images)
+        asked = "device" if self.asked == "auto" and self.on_device else self.asked
         if asked != "auto":
-            return asked, self._keep_in(asked, key, AT_MOST[asked]), key
-        if self.on_device:
-            return "device", self._keep_in("device", key, AT_MOST["device"]), key
-        may_be_on_device = self.on_device is None and self.device.type == "cuda"
+            return asked, self._build(asked, MAX_FRACTION), self.key
         reason = ""
-        for kind in ("device", "memory", "disk") if may_be_on_device else ("memory", "disk"):
-            if kind == "memory" and self._is_complete(key):
-                kind = "disk"  # which the operating system keeps in memory, too
+        for kind, fraction in AUTO_FRACTION.items():
+            if kind == "device" and (self.device.type != "cuda" or self.on_device is not None):
+                continue
+            if kind == "memory" and self._is_usable():
+                continue  # the operating system keeps the file on disk in memory, too
             try:
-                return kind, self._keep_in(kind, key, UNASKED[kind]), key
-            except SiTError as problem:
-                reason = str(problem)
-        _tell(f"no image cache, every epoch decodes anew: {reason}")
-        return "none", None, key
+                return kind, self._build(kind, fraction), self.key
+            except SiTError as error:
+                reason = error.problem
+        _log(f"no image cache, every epoch decodes the images again: {reason}")
+        return "none", None, self.key
 
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}{SUFFIX}"
-
-    def _is_complete(self, key: str) -> bool:
-        """Whether there is a whole cache on the disk, without images that can be read again since it was made."""
-        try:
-            cache = DecodedImageCache(self._path(key), key)
-        except (OSError, ValueError):
-            return False
-        return not any(self._can_be_read(index) for index in cache.index.unreadable)
-
-    def _can_be_read(self, index: int) -> bool:
-        try:
-            self.images[index]
-        except UnreadableImage:
-            return False
-        return True
-
-    def _keep_in(self, kind: str, key: str, share: float) -> Path:
+    def _build(self, kind: str, fraction: float) -> Path:
         if kind == "disk":
-            return self._keep_on_disk(key, share)
-        room = self._room(kind, share)
-        if kind == "device":
-            if self._is_complete(key):
-                self._check_room(kind, room)
-                return self._path(key)
-            room = min(room, self._room("memory", AT_MOST["memory"]))  # from where they go to the accelerator
-        return self._keep_in_memory(kind, key, room)
-
-    def _room(self, kind: str, share: float) -> int:
-        if kind == "memory" or (kind == "device" and self.device.type != "cuda"):
-            return int(share * free_memory())
-        if kind == "device":
+            try:
+                return self._build_on_disk(fraction)
+            except OSError as problem:
+                reason = f"{self.folder} cannot be written: {problem.strerror or problem}"
+                remedy = 'choose another folder, or `image_cache="none"`'
+                raise SiTError(reason, argument="image_cache_dir", remedy=remedy) from problem
+        if kind == "device" and self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            return min(int(share * total), int(AT_MOST["device"] * free))
-        with self._naming_the_folder():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            return int(share * shutil.disk_usage(self.folder).free)
-
-    def _keep_in_memory(self, kind: str, key: str, room: int) -> Path:
-        if not hasattr(os, "memfd_create"):
-            raise SiTError(f"--image_cache {kind} needs Linux; choose disk or none")
+            # The images pass through memory.
+            room = min(int(fraction * total), int(MAX_FRACTION * min(free, free_memory())))
+        else:
+            room = int(fraction * free_memory())
         self._check_room(kind, room)
-        started = time.perf_counter()
-        # A file without a name is gone when its last reader is, however that ends; and unlike those in /dev/shm, which
-        # containers often limit to 64 MB, it may be as large as the memory.
+        return self.path if kind == "device" and self._is_usable() else self._build_in_memory(kind, room)
+
+    def _build_in_memory(self, kind: str, room: int) -> Path:
+        if not hasattr(os, "memfd_create"):
+            raise _error(kind, "it needs Linux")
+        # It is gone with its last reader, even if that is killed. A file in /dev/shm would stay, and containers often
+        # limit that folder to 64 MB.
         file = os.fdopen(os.memfd_create("sit-images"), "w+b")
         try:
-            self._write(file, kind, key, room)
-        except OSError as problem:
-            file.close()
-            raise SiTError(
-                f"--image_cache {kind}: no memory for it: {problem.strerror}; choose disk or none"
-            ) from problem
-        except BaseException:
-            file.close()  # its memory is for what is tried next
+            self._write(file, kind, room)
+        except BaseException as problem:
+            file.close()  # the next place may need its memory
+            if isinstance(problem, OSError):
+                raise _error(kind, f"no memory for it: {problem.strerror}") from problem
             raise
-        self.file_in_memory = file
-        path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
-        self._tell_of(DecodedImageCache(path, key), "in memory" if kind == "memory" else f"for {self.device}", started)
-        return path
+        self.memory_file = file
+        return Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
 
-    def _keep_on_disk(self, key: str, share: float) -> Path:
-        path, started = self._path(key), time.perf_counter()
-        with self._naming_the_folder():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _building_alone(self.folder):
-                if self._is_complete(key):
-                    os.utime(path)
-                    self._tell_of(DecodedImageCache(path, key), str(path), None)
-                    return path
-                for leftover in self.folder.glob(f"{TEMPORARY_PREFIX}*"):  # of a process that was killed
-                    leftover.unlink(missing_ok=True)
-                _delete_others(self.folder, path, CACHES_KEPT - 1)
-                room = self._room("disk", share)
-                self._check_room("disk", room)
-                with replace_file(path) as unfinished, open(unfinished, "w+b") as file:
-                    self._write(file, "disk", key, room)
-        self._tell_of(DecodedImageCache(path, key), str(path), started)
-        return path
+    def _build_on_disk(self, fraction: float) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "a") as lock:  # a process that is killed lets go of it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log(f"image cache: waiting for another process that makes one in {self.folder}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._is_usable():
+                with suppress(PermissionError):  # of another user
+                    os.utime(self.path)
+                _log(f"image cache: {self.path}, made before")
+                return self.path
+            for leftover in self.folder.glob(f"{TEMPORARY_PREFIX}*"):  # of a process that was killed
+                leftover.unlink()
+            _delete_oldest([path for path in self.folder.glob("*.arrow") if path != self.path])
+            room = int(fraction * shutil.disk_usage(self.folder).free)
+            self._check_room("disk", room)
+            with replace_file(self.path) as unfinished, open(unfinished, "w+b") as file:
+                self._write(file, "disk", room)
+        return self.path
+
+    def _is_usable(self) -> bool:
+        """Whether the cache is on disk, and its unreadable images still cannot be read."""
+        try:
+            unreadable = DecodedImageCache(self.path, self.key).index.unreadable
+        except UNUSABLE:
+            return False
+        for index in unreadable:
+            with suppress(UnreadableImage):
+                self.images[index]
+                return False
+        return True
 
     def _check_room(self, kind: str, room: int) -> None:
         needed = estimate_bytes(self.images)
         if needed > room:
-            raise self._no_room(kind, needed, room)
+            raise _error(kind, f"decoded images take about {_size(needed)}, and there is room for {_size(room)}")
 
-    def _write(self, file: BinaryIO, kind: str, key: str, room: int) -> None:
-        indices = tqdm(
-            range(len(self.images)), desc="decoding images", unit="image", leave=False, delay=2, file=sys.stderr
-        )
+    def _write(self, file: BinaryIO, kind: str, room: int) -> None:
+        started = time.perf_counter()
         try:
-            write_images(file, self.images, key, room, indices, num_threads=_num_cores())
+            write_images(file, self.images, self.key, room)
         except CacheTooLarge:
-            raise self._no_room(kind, None, room) from None
-
-    @staticmethod
-    def _no_room(kind: str, needed: int | None, room: int) -> SiTError:
-        size = "more than that" if needed is None else f"about {_size(needed)}"
-        return SiTError(
-            f"--image_cache {kind}: decoded images take {size}, and there is room for {_size(room)}; choose "
-            f"{'another place by --image_cache_dir' if kind == 'disk' else 'disk'}, or none"
-        )
-
-    def _naming_the_folder(self):
-        return write_errors(self.folder, "choose another --image_cache_dir, or --image_cache none")
-
-    def _tell_of(self, cache: DecodedImageCache, place: str, started: float | None) -> None:
-        made = "made before" if started is None else f"made in {time.perf_counter() - started:.1f} s"
-        _tell(f"image cache: {len(cache):,} images, {_size(cache.index.num_bytes)}, {place}, {made}")
+            raise _error(kind, f"decoded images take more than {_size(room)}, for which there is room") from None
+        place = {"disk": str(self.path), "memory": "in memory", "device": f"for {self.device}"}[kind]
+        made = f"made in {time.perf_counter() - started:.1f} s"
+        _log(f"image cache: {len(self.images):,} images, {_size(file.tell())}, {place}, {made}")
 
 
 def _call_on_each_machine(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
-    """Call `function` in one process of each machine, while the others wait, and give all what that of theirs returned.
+    """Call `function` in one process of each machine while the others wait. Each process gets its machine's result.
 
     Raises: As [`sync_errors`].
     """
@@ -300,45 +269,31 @@ def _call_on_each_machine(accelerator: Accelerator, function: Callable[[], Resul
     return gather_object([result])[accelerator.process_index - accelerator.local_process_index]
 
 
-def _folder_of(name: str, arguments: ImageCacheArguments) -> Path:
-    root = Path(arguments.image_cache_dir or datasets.config.HF_DATASETS_CACHE / "sit_images").expanduser()
+def _folder(name: str, cache_dir: str | None) -> Path:
+    """The folder of a dataset's caches on disk."""
+    root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE / "sit_images").expanduser()
     identity = str(Path(name).expanduser().absolute()) if os.path.exists(os.path.expanduser(name)) else name
     readable = re.sub(r"\W+", "-", Path(name).name)[:40].strip("-") or "images"
     return root / f"{readable}-{hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()}"
 
 
-@contextmanager
-def _building_alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process makes a cache in this folder, and keep others from it."""
-    with open(folder / "lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            _tell(f"image cache: waiting for another process that makes one in {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _delete_oldest(paths: list[Path]) -> None:
+    """Make place for one more cache. Caches in use stay, and those of other users."""
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)[CACHES_KEPT - 1 :]:
+        # Shared disks lock for writing only what is open for it.
+        with suppress(BlockingIOError, PermissionError), open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
-def _delete_others(folder: Path, path: Path, kept: int) -> None:
-    """Delete the caches in a folder other than `path`, but for the last used ones and those in use."""
-    others = [other for other in folder.glob(f"*{SUFFIX}") if other != path]
-    for other in sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)[kept:]:
-        with open(other, "r+b") as file:  # shared disks lock for writing only what is open for it
-            if lock_against_deletion(file):
-                other.unlink()
+def _error(kind: str, problem: str) -> SiTError:
+    other = "another `image_cache_dir`" if kind == "disk" else '`image_cache="disk"`'
+    return SiTError(f"{kind}: {problem}", argument="image_cache", remedy=f'choose {other} or `image_cache="none"`')
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
 def _size(num_bytes: float) -> str:
-    for unit in ("B", "KB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f} GB"
+    return f"{num_bytes / 1e6:,.3g} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"

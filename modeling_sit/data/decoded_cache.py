@@ -1,32 +1,38 @@
-"""Decoded images in one file, mapped into memory: written once, read by any number of workers and processes.
+"""Decoded images in an Arrow file that is mapped into memory: written once, read by all workers and processes.
 
-The file holds the pixels of image after image, then an index of where each begins and its height and width, then a
-description as JSON, and at the very end the length of that and a mark. What is cut short or foreign lacks the mark, or is
-not as long as it says, so a file is taken for a cache only if all of it is there.
+The file is an Arrow stream, as the caches of `datasets` are, so `datasets.Dataset.from_file` opens it, too. It has a row
+for each image. Its metadata says which images they are and how many, so a file that is cut short or foreign is refused.
+It is written with Arrow rather than by `Dataset.map`, because that takes no file without a name, does not sync to the disk
+and never deletes what a killed process leaves.
 """
 
 import fcntl
 import hashlib
-import json
+import mmap
 import os
+import sys
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-import datasets
 import numpy as np
 import PIL
+import pyarrow as pa
+from tqdm import tqdm
 
 from modeling_sit.data.crops import DecodedImages
 from modeling_sit.data.decoding import UnreadableImage, decoded_size
 
-FORMAT_VERSION = 1
-MARK = b"SiTpics\x01"
+COLUMNS = pa.schema({"pixels": pa.large_binary(), "height": pa.int64(), "width": pa.int64(), "problem": pa.string()})
+# A record batch of the file ends at either; it is in memory while it is written.
+BATCH_BYTES = 16 * 2**20
+BATCH_ROWS = 1000
+KEY_BATCH_SIZE = 10_000
 NUM_SAMPLED_SIZES = 256
-ROWS_AT_A_TIME = 10_000
 
 
 class CacheTooLarge(Exception):
@@ -36,12 +42,12 @@ class CacheTooLarge(Exception):
 @dataclass
 class ImageIndex:
     """
-    Where each image lies among the pixels, and which have none.
+    Where each image lies among the pixels of all images.
 
     Args:
         places (`np.ndarray` of shape `(images, 3)`): int64: the first byte, the height and the width in pixels.
         num_channels (`int`): Bytes of a pixel.
-        unreadable (`dict` of `int` to `str`): What is wrong with those that cannot be read, by their index.
+        unreadable (`dict` of `int` to `str`): What is wrong with the images that cannot be read, by their index.
     """
 
     places: np.ndarray
@@ -60,41 +66,51 @@ class ImageIndex:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of all pixels."""
         return int((self.places[:, 1] * self.places[:, 2]).sum()) * self.num_channels
 
 
 class DecodedImageCache:
     """
-    The images of a complete file of [`write_images`]; as a source of images, equal to those it was written from.
-
-    While it is open, no [`lock_against_deletion`] of the same file succeeds. It can be handed to other processes.
+    The images of a file of [`write_images`], with the same pixels. A shared lock on the file says that it is in use.
 
     Args:
-        path (`Path`): The file.
-        key (`str`): Of [`cache_key`]: what the images must be.
+        path (`Path`): The file. A pickled cache opens it again.
+        key (`str`): The [`cache_key`] of the images.
+
+    Attributes:
+        index ([`ImageIndex`]): Where each image lies.
+        parts (`list` of `np.ndarray`): uint8: the pixels of all images, one image after the other, cut between images.
 
     Raises:
-        `OSError`: If there is no such file, or it cannot be read.
-        `ValueError`: If it is not whole, or of other images.
+        `OSError`, `ValueError`, `pa.ArrowException`: If the file is missing, cut short, no cache, or of other images.
     """
 
     def __init__(self, path: Path, key: str):
         self.path, self.key = path, key
-        self.made_in: BinaryIO | None = (
-            None  # what keeps a file without a name there, for those who open it by its path
+        self.memory_file: BinaryIO | None = None  # what keeps a file without a name
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            # It holds a duplicate of `file`, and so the lock.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
+        table.validate(full=True)  # Arrow itself trusts a damaged file, and reads beyond its end
+        metadata = table.schema.metadata or {}
+        if not table.schema.equals(COLUMNS) or metadata.get(b"key") != key.encode():
+            raise ValueError("it holds other images")
+        num_channels, problems = int(metadata.get(b"num_channels", "")), table["problem"].to_pylist()
+        shapes = np.stack([table["height"], table["width"]], axis=1)
+        sizes = shapes.prod(axis=1) * num_channels
+        self.index = ImageIndex(
+            np.column_stack([sizes.cumsum() - sizes, shapes]),
+            num_channels,
+            {index: problem for index, problem in enumerate(problems) if problem is not None},
         )
-        self._file = open(path, "rb")  # noqa: SIM115 - holds the lock as long as the cache is in use
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_SH)
-            self.index = _read_index(self._file, key)
-            num_bytes = self.index.num_bytes
-            # An empty file cannot be mapped, nor can one be of which no image could be read.
-            self.pixels = (
-                np.memmap(self._file, np.uint8, "r", shape=(num_bytes,)) if num_bytes else np.empty(0, np.uint8)
-            )
-        except BaseException:
-            self._file.close()
-            raise
+        # The pixels of a record batch lie in one buffer, the last of its three.
+        self.parts = [np.frombuffer(part.buffers()[-1] or b"", np.uint8) for part in table["pixels"].chunks]
+        self._starts = np.cumsum([0, *map(len, self.parts)]).tolist()
+        if len(table) != int(metadata.get(b"num_images", "")) or self._starts[-1] != sizes.sum():
+            raise ValueError("it is cut short")
 
     def __reduce__(self):
         return DecodedImageCache, (self.path, self.key)
@@ -104,56 +120,36 @@ class DecodedImageCache:
 
     def __getitem__(self, index: int) -> np.ndarray:
         start, height, width = self.index.place(index)
-        channels = self.index.num_channels
-        return self.pixels[start : start + height * width * channels].reshape(height, width, channels)
-
-
-def lock_against_deletion(file: BinaryIO) -> bool:
-    """Whether nobody has the cache in this file open; then nobody can open it until the file is closed."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        part = bisect_right(self._starts, start) - 1
+        pixels = self.parts[part][start - self._starts[part] :]
+        return pixels[: height * width * self.index.num_channels].reshape(height, width, -1)
 
 
 def cache_key(images: DecodedImages) -> str:
-    """A checksum that differs where the pixels might: by the dataset, its files' sizes and times, and the settings."""
-    settings = {
-        "format": FORMAT_VERSION,
-        "num_channels": images.num_channels,
-        "draft_scale": asdict(images.draft_scale),
-        "pillow": PIL.__version__,
-        "dataset": images.dataset._fingerprint,
-        "num_images": len(images),
-    }
-    checksum = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
-    for path in _files_of(images.dataset):
-        try:
-            status = os.stat(path)
-            state = f"{path} {status.st_size} {status.st_mtime_ns}\n"
-        except OSError as problem:
-            state = f"{path} {problem.errno}\n"
-        checksum.update(state.encode(errors="surrogatepass"))
+    """A checksum that changes if the pixels may: with the dataset, its files' sizes and times, and the settings."""
+    dataset = images.dataset
+    settings = [images.num_channels, images.draft_scale, PIL.__version__, dataset._fingerprint, len(dataset)]
+    checksum = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+    for batch in dataset.select_columns("image").with_format("arrow").iter(KEY_BATCH_SIZE):
+        column = batch["image"].combine_chunks()
+        # The fingerprint does not know the content of images in files of their own.
+        paths = column.field("path").filter(column.field("bytes").is_null()).to_pylist()
+        checksum.update(repr([_file_state(path) for path in paths if path]).encode())
     return checksum.hexdigest()
 
 
-def _files_of(dataset: datasets.Dataset) -> Iterator[str]:
-    """Paths of the images that lie in files of their own, whose content no fingerprint of the dataset knows."""
-    table = dataset.select_columns(["image"]).with_format("arrow")
-    for start in range(0, len(dataset), ROWS_AT_A_TIME):
-        column = table[start : start + ROWS_AT_A_TIME]["image"].combine_chunks()
-        is_file = column.field("bytes").is_null().to_pylist()
-        for path, in_file in zip(column.field("path").to_pylist(), is_file, strict=True):
-            if path and in_file:
-                yield path
+def _file_state(path: str) -> tuple:
+    try:
+        status = os.stat(path)
+        return path, status.st_size, status.st_mtime_ns
+    except OSError as problem:
+        return path, problem.errno
 
 
 def estimate_bytes(images: DecodedImages) -> int:
-    """About how many bytes the pixels of all images take, from the headers of a few that are evenly spread."""
-    rows = range(0, len(images), -(-len(images) // NUM_SAMPLED_SIZES))
+    """About how many bytes the pixels of all images take, from the headers of a few evenly spaced images."""
     areas = []
-    for image in images.dataset.select(rows)["image"]:
+    for image in images.dataset.select(range(0, len(images), -(-len(images) // NUM_SAMPLED_SIZES)))["image"]:
         try:
             width, height = decoded_size(image, images.draft_scale)
             areas.append(width * height)
@@ -162,89 +158,50 @@ def estimate_bytes(images: DecodedImages) -> int:
     return int(np.mean(areas) * len(images)) * images.num_channels
 
 
-def write_images(
-    file: BinaryIO, images: DecodedImages, key: str, max_bytes: int, progress: Iterable[int], num_threads: int
-) -> None:
-    """Decode all images, and write what [`DecodedImageCache`] reads.
+def write_images(file: BinaryIO, images: DecodedImages, key: str, max_bytes: int) -> None:
+    """Decode all images, and write the file that [`DecodedImageCache`] reads.
 
     Args:
         file (binary file): Empty.
-        images (`DecodedImages`): The images. Those that cannot be read are remembered as such.
-        key (`str`): Of [`cache_key`].
-        max_bytes (`int`): Pixels that take more raise [`CacheTooLarge`].
-        progress (iterable of `int`): The indices of all images, in order.
-        num_threads (`int`): How many are decoded at once.
+        images (`DecodedImages`): The images. For those that cannot be read the file says why.
+        key (`str`): Their [`cache_key`].
+        max_bytes (`int`): If the pixels take more, [`CacheTooLarge`] is raised.
     """
-    places, unreadable, end = np.zeros((len(images), 3), np.int64), {}, 0
-    for index, pixels in zip(progress, _decode_ahead(images, num_threads), strict=True):
-        if isinstance(pixels, UnreadableImage):
-            unreadable[index] = str(pixels)
-            continue
-        if end + pixels.nbytes > max_bytes:
-            raise CacheTooLarge
-        file.write(np.ascontiguousarray(pixels))
-        places[index] = end, *pixels.shape[:2]
-        end += pixels.nbytes
-    file.write(places)
-    description = {
-        "format": FORMAT_VERSION,
-        "key": key,
-        "num_images": len(places),
-        "num_channels": images.num_channels,
-        "unreadable": unreadable,
-    }
-    encoded = json.dumps(description).encode()
-    file.write(encoded + len(encoded).to_bytes(8, "little") + MARK)
+    metadata = {"key": key, "num_images": str(len(images)), "num_channels": str(images.num_channels)}
+    progress = tqdm(
+        _decode_all(images), "decoding images", len(images), unit="image", leave=False, delay=2, file=sys.stderr
+    )
+    rows, batch_bytes, all_bytes = [], 0, 0
+    with pa.ipc.new_stream(file, schema := COLUMNS.with_metadata(metadata)) as writer:
+        for number, row in enumerate(progress, start=1):
+            rows.append(row)
+            batch_bytes += len(row["pixels"])
+            if all_bytes + batch_bytes > max_bytes:
+                raise CacheTooLarge
+            if batch_bytes >= BATCH_BYTES or len(rows) == BATCH_ROWS or number == len(images):
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+                rows, batch_bytes, all_bytes = [], 0, all_bytes + batch_bytes
     file.flush()
 
 
-def _decode_ahead(images: DecodedImages, num_threads: int) -> Iterator[np.ndarray | UnreadableImage]:
-    """All images in order, decoded by threads (Pillow lets others run meanwhile), and no more ahead than these need."""
-
-    def decode(index: int) -> np.ndarray | UnreadableImage:
-        try:
-            return images[index]
-        except UnreadableImage as problem:
-            return problem
-
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="image-cache") as pool:
-        coming = deque()
-        try:
-            for index in range(len(images)):
-                coming.append(pool.submit(decode, index))
-                if len(coming) > 4 * num_threads:
-                    yield coming.popleft().result()
-            while coming:
+def _decode_all(images: DecodedImages) -> Iterator[dict[str, Any]]:
+    """The rows of the file. Threads decode a few images ahead, for Pillow lets others run meanwhile."""
+    num_threads, coming = _num_cores(), deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        for index in range(len(images)):
+            coming.append(pool.submit(_decode, images, index))
+            if len(coming) > 4 * num_threads:
                 yield coming.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        yield from (row.result() for row in coming)
 
 
-def _read_index(file: BinaryIO, key: str) -> ImageIndex:
-    size = os.fstat(file.fileno()).st_size
-    tail = 8 + len(MARK)
-    if size < tail:
-        raise ValueError("it is cut short")
-    file.seek(size - tail)
-    length, mark = int.from_bytes(file.read(8), "little"), file.read()
-    if mark != MARK or length > size - tail:
-        raise ValueError("it is cut short, or no cache of images")
-    file.seek(size - tail - length)
+def _decode(images: DecodedImages, index: int) -> dict[str, Any]:
     try:
-        description = json.loads(file.read(length))
-        if (description["format"], description["key"]) != (FORMAT_VERSION, key):
-            raise ValueError("it is of other images")
-        num_images, num_channels = description["num_images"], description["num_channels"]
-        unreadable = {int(index): reason for index, reason in description["unreadable"].items()}
-    except (KeyError, TypeError, AttributeError) as problem:
-        raise ValueError("it is no cache of images") from problem
-    index_size = 24 * num_images
-    start = size - tail - length - index_size
-    if start < 0:
-        raise ValueError("it is cut short")
-    file.seek(start)
-    places = np.frombuffer(file.read(index_size), np.int64).reshape(num_images, 3)
-    index = ImageIndex(places, num_channels, unreadable)
-    if index.num_bytes != start:
-        raise ValueError("it is not as long as it says")
-    return index
+        pixels = images[index]
+    except UnreadableImage as problem:
+        return {"pixels": b"", "height": 0, "width": 0, "problem": str(problem)}
+    return {"pixels": pixels.tobytes(), "height": pixels.shape[0], "width": pixels.shape[1], "problem": None}
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

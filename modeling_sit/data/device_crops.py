@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader
 from modeling_sit.data.crops import CropsDataset, RandomCrops, all_unreadable
 from modeling_sit.data.decoded_cache import DecodedImageCache, ImageIndex
 
-BYTES_AT_A_TIME = 64 * 2**20
 # So many crops are resampled at once, enough to fill a GPU; of large ones fewer, for they lie in one tensor in float32.
 CROPS_AT_A_TIME = 64
 CANVAS_BYTES = 256 * 2**20
@@ -25,10 +24,11 @@ class DeviceImages:
 
     def __init__(self, cache: DecodedImageCache, device: torch.device):
         self.index = cache.index
-        self.pixels = torch.empty(len(cache.pixels), dtype=torch.uint8, device=device)
-        for start in range(0, len(cache.pixels), BYTES_AT_A_TIME):
-            part = slice(start, start + BYTES_AT_A_TIME)
-            self.pixels[part] = torch.from_numpy(cache.pixels[part].copy())
+        self.pixels = torch.empty(cache.index.num_bytes, dtype=torch.uint8, device=device)
+        start = 0
+        for part in cache.parts:
+            self.pixels[start : start + len(part)] = torch.from_numpy(part.copy())  # PyTorch wants it writable
+            start += len(part)
 
     def crop(self, indices: list[int], boxes: torch.Tensor, image_shape: tuple[int, int]) -> torch.Tensor:
         """Cut boxes out of images and resample them to one size, bicubic and antialiased, as on the CPU to 2 of 255.

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, where its job or container has less than the machine."""
+"""How much memory this process may still take, also where its job or container has less than the machine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +10,11 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: of the machine, and of every control group around it, such as a container's
-    or a SLURM job's. What a group holds of files that were read, and can be read again, counts as free."""
+    """Bytes that this process may still take, of the machine and of each control group that it is in.
+
+    A container and a SLURM job are control groups. psutil knows the memory of the machine alone. Memory that holds
+    files which can be read again counts as free.
+    """
     free = psutil.virtual_memory().available
     for folder, limit, used, files in _memory_groups():
         try:
@@ -25,8 +28,8 @@ def free_memory() -> int:
 
 
 def _memory_groups() -> Iterator[tuple[Path, str, str, str]]:
-    """The folders of the process's groups and of those that they are in, with the names, of either version of control
-    groups, of limit, use, and the files' share of it."""
+    """The folders of the process's control groups and of their parents. With each come the names of its files with the
+    limit and the use, and of the line with the part of files. Both versions of control groups are known."""
     try:
         lines = MEMBERSHIP.read_text().splitlines()
     except OSError:  # not Linux

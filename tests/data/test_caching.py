@@ -1,27 +1,31 @@
-"""Images that are decoded once: equal to those decoded anew, taken for kept only if all of them are."""
+"""Images that are decoded once are the same as images decoded each time, and only whole caches are used."""
 
+import contextlib
 import gc
 import io
 import multiprocessing
 import os
 import pickle
 import re
+import resource
 import shutil
+import signal
 import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from modeling_sit.data import caching
-from modeling_sit.data import decoded_cache as image_cache
-from modeling_sit.data.caching import ImageCacheArguments, cache_images
+from modeling_sit.data import caching, decoded_cache
+from modeling_sit.data.caching import CacheBuilder, ImageCacheArguments, cache_images
 from modeling_sit.data.crops import CropGroup, CropsDataset, DecodedImages, RandomCrops, collate_crops
 from modeling_sit.data.decoded_cache import DecodedImageCache, cache_key, estimate_bytes, write_images
 from modeling_sit.data.decoding import UnreadableImage
@@ -60,7 +64,7 @@ def cached(
 
 
 def files_of(cache_dir: Path) -> list[Path]:
-    return sorted(path for path in cache_dir.rglob("*.images") if not path.name.startswith("."))
+    return sorted(path for path in cache_dir.rglob("*.arrow") if not path.name.startswith("."))
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ class TestCrops:
             assert batch["unreadable"] == expected["unreadable"]
 
     @pytest.mark.parametrize("kind", ["memory", "disk", "device"])
-    def test_do_not_hang_on_the_number_of_workers(self, folder, tmp_path, kind):
+    def test_do_not_depend_on_the_number_of_workers(self, folder, tmp_path, kind):
         kept = cached(folder, kind, tmp_path / "cache" if kind == "disk" else None)
         for batch, other in zip(batches_of(kept), batches_of(kept, num_workers=2), strict=True):
             assert torch.equal(batch["crops"][0], other["crops"][0]) and batch["unreadable"] == other["unreadable"]
@@ -123,43 +127,113 @@ def batches_of(crops, **settings):
 
 
 class TestFile:
-    """Of a dataset in memory, by hand."""
-
     @pytest.fixture
     def images(self, folder):
         return crops_of(folder).images
 
-    def write(self, images, max_bytes: int = 10**9, threads: int = 2) -> bytes:
+    @pytest.fixture(autouse=True)
+    def small_batches(self, monkeypatch):
+        """The file has several record batches, the last of them not full."""
+        monkeypatch.setattr(decoded_cache, "BATCH_ROWS", 3)
+
+    def write(self, images, max_bytes: int = 10**9) -> bytes:
         file = io.BytesIO()
-        write_images(file, images, "key", max_bytes, range(len(images)), threads)
+        write_images(file, images, "key", max_bytes)
         return file.getvalue()
 
-    def test_is_the_same_whatever_the_number_of_threads(self, images):
-        assert self.write(images) == self.write(images, threads=1) == self.write(images, threads=7)
+    def test_gives_what_was_written(self, images, tmp_path):
+        path = tmp_path / "file"
+        path.write_bytes(self.write(images))
+        cache = DecodedImageCache(path, "key")
+        assert len(cache) == len(images) == 8
+        assert [len(part) > 0 for part in cache.parts] == [True, True, True]
+        for index in set(range(8)) - set(UNREADABLE):
+            assert np.array_equal(cache[index], images[index])
+        pixels = np.concatenate(cache.parts)
+        start, height, width = cache.index.place(6)
+        assert np.array_equal(pixels[start : start + height * width * 3].reshape(height, width, 3), images[6])
+
+    def test_is_a_dataset(self, images, tmp_path):
+        (tmp_path / "file").write_bytes(self.write(images))
+        rows = datasets.Dataset.from_file(str(tmp_path / "file"))
+        assert rows[6]["pixels"] == images[6].tobytes() and (rows[6]["height"], rows[6]["width"]) == (38, 50)
+        assert [index for index, problem in enumerate(rows["problem"]) if problem] == UNREADABLE
+
+    def test_is_read_without_a_copy(self, images, tmp_path):
+        (tmp_path / "file").write_bytes(self.write(images))
+        cache = DecodedImageCache(tmp_path / "file", "key")
+        assert all(np.shares_memory(cache[index], cache.parts[index // 3]) for index in (0, 3, 6))
+        assert not cache[0].flags.writeable
+        assert str(tmp_path / "file") in Path("/proc/self/maps").read_text()
+
+    def test_is_the_same_whatever_the_number_of_threads(self, images, monkeypatch):
+        files = set()
+        for num_threads in (1, 2, 7):
+            monkeypatch.setattr(decoded_cache, "_num_cores", lambda: num_threads)  # noqa: B023
+            files.add(self.write(images))
+        assert len(files) == 1
+
+    def test_has_record_batches_of_bounded_size(self, images, monkeypatch):
+        monkeypatch.setattr(decoded_cache, "BATCH_BYTES", 5000)
+        with pa.ipc.open_stream(self.write(images)) as reader:
+            assert [len(batch) for batch in reader] == [3, 3, 1, 1]
+        monkeypatch.setattr(decoded_cache, "BATCH_BYTES", 1)
+        with pa.ipc.open_stream(self.write(images)) as reader:
+            assert [len(batch) for batch in reader] == [1, 2, 1, 1, 1, 1, 1]
 
     def test_cut_short_anywhere_it_is_refused(self, images, tmp_path):
+        """Also between two record batches, where the format itself allows a file to end."""
         whole = self.write(images)
         path = tmp_path / "file"
-        for length in (0, 3, len(whole) // 2, len(whole) - 9, len(whole) - 1):
+        last_pixels = whole.rindex(images[6].tobytes()) + images[6].nbytes
+        for length in (0, 3, *range(100, last_pixels, 997), last_pixels - 1):
             path.write_bytes(whole[:length])
-            with pytest.raises(ValueError, match="cut short"):
+            with pytest.raises(caching.UNUSABLE):
                 DecodedImageCache(path, "key")
         path.write_bytes(whole[10:])  # the end is there, and the beginning is not
-        with pytest.raises(ValueError, match="not as long"):
+        with pytest.raises(caching.UNUSABLE):
             DecodedImageCache(path, "key")
         path.write_bytes(whole)
         assert len(DecodedImageCache(path, "key")) == 8
+
+    def test_that_ends_after_a_record_batch_is_refused(self, images, tmp_path):
+        with (
+            pa.ipc.open_stream(self.write(images)) as reader,
+            pa.ipc.new_stream(tmp_path / "file", reader.schema) as writer,
+        ):
+            for batch in [*reader][:2]:
+                writer.write_batch(batch)
+        with pytest.raises(ValueError, match="cut short"):
+            DecodedImageCache(tmp_path / "file", "key")
 
     def test_of_other_images_or_foreign_it_is_refused(self, images, tmp_path):
         path = tmp_path / "file"
         path.write_bytes(self.write(images))
         with pytest.raises(ValueError, match="other images"):
             DecodedImageCache(path, "another")
-        path.write_bytes(os.urandom(1000))
-        with pytest.raises(ValueError):
+        with pa.ipc.new_stream(path, pa.schema({"a": pa.int64()})):
+            pass
+        with pytest.raises(ValueError, match="other images"):
             DecodedImageCache(path, "key")
+        for seed in range(20):
+            path.write_bytes(np.random.default_rng(seed).bytes(1000))
+            with pytest.raises(caching.UNUSABLE):
+                DecodedImageCache(path, "key")
         with pytest.raises(OSError):
             DecodedImageCache(tmp_path / "none", "key")
+
+    def test_with_a_damaged_byte_it_is_refused_or_read(self, tmp_path):
+        """Whatever the byte: Arrow's own reader would crash at some of them."""
+        for name in ("a.png", "c.png"):
+            PIL.Image.new("RGB", (4, 5)).save(tmp_path / name)
+        (tmp_path / "b.png").write_bytes(b"broken")
+        whole = self.write(crops_of(tmp_path).images)
+        for place in range(len(whole)):
+            path = tmp_path / "file"
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+            with contextlib.suppress(*caching.UNUSABLE, UnreadableImage):
+                cache = DecodedImageCache(path, "key")
+                assert [cache[index].shape for index in (0, 2)] == [(5, 4, 3)] * 2
 
     def test_of_unreadable_images_alone(self, tmp_path):
         (tmp_path / "a.png").write_bytes(b"")
@@ -170,7 +244,7 @@ class TestFile:
     def test_more_than_there_is_room_for_ends_it(self, images):
         size = sum(image.nbytes for image in (images[index] for index in (0, 2, 3, 4, 5, 6)))
         self.write(images, max_bytes=size)
-        with pytest.raises(image_cache.CacheTooLarge):
+        with pytest.raises(decoded_cache.CacheTooLarge):
             self.write(images, max_bytes=size - 1)
         assert estimate_bytes(images) == size
 
@@ -181,12 +255,15 @@ class TestFile:
 
 
 class TestKey:
-    def test_hangs_on_all_that_changes_pixels(self, folder):
+    def test_depends_on_all_that_changes_pixels(self, folder, monkeypatch):
         """And is the same for the same."""
         key = cache_key(crops_of(folder).images)
         assert cache_key(crops_of(folder).images) == key
         assert cache_key(crops_of(folder, crop_scale=[0.1, 1.0]).images) != key
         assert cache_key(crops_of(folder, num_channels=1).images) != key
+        with monkeypatch.context() as patch:
+            patch.setattr(PIL, "__version__", "another")
+            assert cache_key(crops_of(folder).images) != key
         os.utime(folder / "00.png", (1, 1))
         touched = cache_key(crops_of(folder).images)
         (folder / "04.png").unlink()
@@ -204,7 +281,7 @@ class TestOnDisk:
     def test_the_next_run_decodes_nothing(self, folder, tmp_path, decoded, capsys):
         first = cached(folder, "disk", tmp_path / "cache")
         (path,) = files_of(tmp_path / "cache")
-        assert re.search(rf"image cache: 8 images, [\d.]+ KB, {path}, made in [\d.]+ s\n", capsys.readouterr().err)
+        assert re.search(rf"image cache: 8 images, [\d.]+ MB, {path}, made in [\d.]+ s\n", capsys.readouterr().err)
         decoded.clear()
         again = cached(folder, "disk", tmp_path / "cache")
         assert decoded == UNREADABLE  # only these are tried again
@@ -250,7 +327,7 @@ class TestOnDisk:
             DecodedImages.__getitem__ = lambda self, index: os._exit(9) if index == 6 else decode(self, index)
             cached(folder, "disk", tmp_path / "cache")
 
-        monkeypatch.setattr(caching, "_num_cores", lambda: 1)
+        monkeypatch.setattr(decoded_cache, "_num_cores", lambda: 1)
         process = forking.Process(target=die)
         process.start()
         process.join(20)
@@ -285,7 +362,7 @@ class TestOnDisk:
         decoded = [index for index in map(int, log.read_text().split()) if index not in UNREADABLE]
         assert sorted(decoded) == [index for index in range(8) if index not in UNREADABLE]
 
-    def test_few_stay_of_one_data_set(self, folder, tmp_path):
+    def test_few_stay_of_one_dataset(self, folder, tmp_path):
         """The last used, those in use, and those of other datasets."""
         other = tmp_path / "other"
         other.mkdir()
@@ -301,16 +378,36 @@ class TestOnDisk:
         expected = {of_other, in_use.images.path, *made[1:]}
         assert set(files_of(tmp_path / "cache")) == expected
 
-    def test_without_room_or_a_folder_to_write_to(self, folder, tmp_path, monkeypatch):
+    def test_without_a_folder_to_write_to(self, folder, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(SiTError, match=r"file/pile-\w+ cannot be written: .*--image_cache_dir"):
+        with pytest.raises(SiTError, match=r"file/pile-\w+ cannot be written") as error:
             cached(folder, "disk", tmp_path / "file")
-        monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-        with pytest.raises(SiTError, match=r"--image_cache disk: .* take about .* room for 950 B; .*, or none"):
+        assert error.value.argument == "image_cache_dir" and '`image_cache="none"`' in error.value.remedy
+
+    def test_without_room(self, folder, tmp_path, monkeypatch):
+        monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000))
+        with pytest.raises(SiTError, match=r"disk: .* take about .* room for 0.009 MB") as error:
             cached(folder, "disk", tmp_path / "cache")
+        assert error.value.argument == "image_cache" and "`image_cache_dir`" in error.value.remedy
         assert files_of(tmp_path / "cache") == []
 
-    def test_a_folder_of_its_own_for_each_data_set_in_the_cache_of_datasets(self, monkeypatch, tmp_path, folder):
+    def test_on_a_disk_that_becomes_full(self, folder, tmp_path):
+        """The kernel refuses the write: nothing stays, and the error names the folder."""
+
+        def run():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+            with pytest.raises(SiTError, match=r"cache/pile-\w+ cannot be written: File too large") as error:
+                cached(folder, "disk", tmp_path / "cache")
+            assert error.value.argument == "image_cache_dir"
+
+        process = forking.Process(target=run)
+        process.start()
+        process.join(20)
+        assert process.exitcode == 0
+        assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["lock"]
+
+    def test_a_folder_of_its_own_for_each_dataset_in_the_cache_of_datasets(self, monkeypatch, tmp_path, folder):
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
         cached(folder, "disk")
         (path,) = files_of(tmp_path / "hf" / "sit_images")
@@ -330,8 +427,9 @@ class TestInMemory:
     def test_without_room(self, folder, monkeypatch):
         monkeypatch.setattr(caching, "free_memory", lambda: 1000)
         for kind in ("memory", "device"):
-            with pytest.raises(SiTError, match=rf"--image_cache {kind}: .* room for 900 B; choose disk, or none"):
+            with pytest.raises(SiTError, match=rf"{kind}: .* room for 0.0009 MB") as error:
                 cached(folder, kind)
+            assert error.value.argument == "image_cache" and '`image_cache="disk"`' in error.value.remedy
 
 
 class TestAuto:
@@ -354,20 +452,24 @@ class TestAuto:
             for on_device in (True, False, None)
         }
         assert [isinstance(crops, CropsOnDevice) for crops in of.values()] == [True, False, False]
+        memory = ImageCacheArguments(image_cache="memory")
+        assert not isinstance(
+            cache_images(ONE_PROCESS, str(folder), crops_of(folder), memory, 1, on_device=True), CropsOnDevice
+        )
 
     def test_an_attempt_that_fails_leaves_no_memory_taken(self, folder, tmp_path, monkeypatch):
         """The estimate was too low: half the memory must not be held while the next place is tried."""
         held = []
         monkeypatch.setattr(caching, "estimate_bytes", lambda images: 0)
         monkeypatch.setattr(caching, "free_memory", lambda: 1000)
-        keep_on_disk = caching._Keeper._keep_on_disk
+        build_on_disk = CacheBuilder._build_on_disk
 
         def watched(self, *arguments):
             files = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
             held.extend(file for file in files if "sit-images" in file)
-            return keep_on_disk(self, *arguments)
+            return build_on_disk(self, *arguments)
 
-        monkeypatch.setattr(caching._Keeper, "_keep_on_disk", watched)
+        monkeypatch.setattr(CacheBuilder, "_build_on_disk", watched)
         gc.disable()
         try:
             kept = cached(folder, "auto", tmp_path / "cache")
@@ -386,7 +488,7 @@ class TestAuto:
         monkeypatch.setattr(caching.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
         assert isinstance(cached(folder, "auto", tmp_path / "cache").images, DecodedImages)
         (line,) = capsys.readouterr().err.splitlines()
-        assert "no image cache" in line and "room for 250 B" in line
+        assert "no image cache" in line and "room for 0.00025 MB" in line
         assert decoded == []
 
     def test_is_nowhere_for_a_short_run(self, folder, capsys):
@@ -420,6 +522,14 @@ class TestTwoProcesses:
         (first, crops), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
         assert (first, second) == (8, 0)
         assert torch.equal(crops, others) and torch.equal(crops, crops_of(folder)[6, 0]["crops"][0])
+
+
+class TestArguments:
+    @pytest.mark.parametrize("kind", ["memory", "device", "none"])
+    def test_a_folder_is_for_the_disk(self, kind):
+        with pytest.raises(SiTError, match=kind) as error:
+            ImageCacheArguments(image_cache=kind, image_cache_dir="cache")
+        assert error.value.argument == "image_cache_dir"
 
 
 class TestProgram:
@@ -474,7 +584,7 @@ class TestProgram:
 
     def test_of_a_stream_is_an_error(self, one_line_error, folder, tmp_path):
         flags = self.flags(folder, tmp_path / "out", "--streaming", "--image_cache", "memory")
-        assert "--image_cache memory" in one_line_error("pretrain", *flags)
+        assert "--image_cache: memory: " in one_line_error("pretrain", *flags)
 
     def test_a_folder_of_no_account_is_an_error(self, one_line_error, folder, tmp_path):
         flags = self.flags(folder, tmp_path / "out", "--image_cache", "memory", "--image_cache_dir", "cache")

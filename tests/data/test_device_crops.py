@@ -25,7 +25,7 @@ class Kept:
                 end += image.size
         readable = [image for image in images if not isinstance(image, str)]
         self.index = ImageIndex(np.array(places), readable[0].shape[2], unreadable)
-        self.pixels = np.concatenate([image.ravel() for image in readable])
+        self.parts = [image.ravel() for image in readable]
 
 
 def random_images(*sizes: tuple[int, int], channels: int = 3) -> list[np.ndarray]:

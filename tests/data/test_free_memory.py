@@ -1,4 +1,4 @@
-"""Memory that is free is what machine, container and job all leave, files that can be read again aside."""
+"""Free memory is what the machine, the container and the job all leave. Files that can be read again count as free."""
 
 from types import SimpleNamespace
 
