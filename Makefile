@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint clean
+.PHONY: help install quickstart test test-slow test-gpu lint clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test: $(VENV)/installed-for-tests ## Run the test suite
 
 test-slow: $(VENV)/installed-for-tests ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+# One process: what a test measures of the GPU's memory is its own.
+test-gpu: $(VENV)/installed-for-tests ## Run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu -n 0
 
 lint: $(VENV)/installed-for-tests ## Check style
 	$(BIN)/ruff check .

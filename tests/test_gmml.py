@@ -557,20 +557,6 @@ def test_images_that_want_gradients():
     assert torch.equal(corrupted.detach(), pixel_values.detach().masked_fill(mask, 0))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("corruption", CORRUPTIONS)
-@pytest.mark.parametrize("generator_device", ["cpu", "cuda"])
-def test_on_a_gpu(corruption, generator_device):
-    pixel_values = images(8).cuda()
-    generator = torch.Generator(generator_device).manual_seed(0)
-    corrupted, mask = corrupt(pixel_values, corruption, generator=generator)
-    assert corrupted.device == mask.device == pixel_values.device
-    outside = ~mask.expand_as(pixel_values)
-    assert torch.equal(corrupted[outside], pixel_values[outside])
-    if generator_device == "cpu":
-        assert torch.equal(mask.cpu(), corrupt(pixel_values.cpu(), corruption, generator=seeded())[1])
-
-
 # Bad settings.
 
 
