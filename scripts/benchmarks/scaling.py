@@ -1,4 +1,4 @@
-"""What does a run need? GPU hours, CPU cores, network, disk and memory, by the formulas of modeling_sit/training/scaling.py.
+"""What does a run need? GPU hours, CPU cores, network, disk and memory, by scaling_formulas.py.
 
     python scripts/benchmarks/scaling.py                                            the tables of docs/scaling.md
     python scripts/benchmarks/scaling.py --images_per_second_per_device 2500      with what one's own GPU does

@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/streaming_memory.py --images 4000 --factor 10 --image_kilobytes 30 --output FILE.json
 
-Each set is written as shards, streamed with crops in a process of its own, and deleted; what is told is the process's
+Each set is written as shards, streamed with crops in a process of its own, and deleted; what is printed is the process's
 peak of resident memory, workers not counted. `start` is the peak before the first image is read.
 """
 
@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import datasets
@@ -24,9 +25,12 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling_sit.data.caching import ImageCacheArguments
+from modeling_sit.data.crops import CropGroup
+from modeling_sit.data.sampling import LoadingSettings
 from modeling_sit.data.sources import load_images
-from modeling_sit.data.streaming import StreamedCrops, StreamingLoader
-from modeling_sit.data.views import ViewArguments
+from modeling_sit.data.streaming import StreamingArguments
+from modeling_sit.data.training_data import TrainingData
 
 ROWS_IN_A_GROUP = 100
 
@@ -66,23 +70,21 @@ def peak_megabytes() -> float:
 
 
 def stream_once(folder: Path, num_images: int, batch_size: int, shuffle_buffer_size: int, num_workers: int) -> dict:
-    """Stream one pass; tell the peaks of memory and the speed."""
+    """Stream one pass and measure the peaks of memory and the speed."""
     datasets.disable_progress_bars()
-    images = load_images(str(folder), streaming=True)
-    loader = StreamingLoader(
-        images.train,
-        StreamedCrops((32, 32), 3, ViewArguments()),
-        batch_size,
-        seed=0,
-        num_batches=num_images // batch_size,
-        shuffle_buffer_size=shuffle_buffer_size,
-        shards=images.train_shards,
-        num_workers=num_workers,
+    data = TrainingData(
+        load_images(str(folder), streaming=True),
+        [CropGroup(2, (32, 32), (0.2, 1.0))],
+        LoadingSettings(batch_size, seed=0, num_workers=num_workers),
+        StreamingArguments(streaming=True, shuffle_buffer_size=shuffle_buffer_size),
+        ImageCacheArguments(),
     )
     start, started, num_read = peak_megabytes(), time.perf_counter(), 0
-    for batch in loader:
-        assert not batch["unreadable"]
-        num_read += batch["crops"].shape[1]
+    with closing(data.batches(0, num_images // batch_size)) as batches:
+        for batch in batches:
+            assert not batch["unreadable"]
+            (crops,) = batch["crops"]
+            num_read += crops.shape[1]
     return {
         "images": num_read,
         "start_megabytes": start,

@@ -12,7 +12,7 @@ import torch
 
 from modeling_sit import SiTImageProcessor
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "corruption.py"
+SCRIPT = Path(__file__).parents[3] / "scripts" / "benchmarks" / "corruption.py"
 CORRUPTIONS = ["noise", "zeros", "replace", "zeros+replace", "noise+replace"]
 
 

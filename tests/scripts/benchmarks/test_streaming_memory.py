@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "streaming_memory.py"
+SCRIPT = Path(__file__).parents[3] / "scripts" / "benchmarks" / "streaming_memory.py"
 
 
 @pytest.mark.parametrize("flags", [["--images", "0"], ["--form", "zip"], ["--image", "3"]])

@@ -13,7 +13,7 @@ from PIL import Image
 from modeling_sit import SiTConfig, SiTForPreTraining
 from modeling_sit.pretraining.teacher import Teacher
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "benchmarks" / "scaling.py"
 
 

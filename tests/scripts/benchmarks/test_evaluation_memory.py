@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "evaluation_memory.py"
+SCRIPT = Path(__file__).parents[3] / "scripts" / "benchmarks" / "evaluation_memory.py"
 
 
 @pytest.mark.parametrize("flags", [["--num_train", "0"], ["--protocols", "knn,knm"], ["--hidden", "3"]])
