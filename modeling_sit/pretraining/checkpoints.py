@@ -310,6 +310,9 @@ def read_run_state(path: Path) -> RunState:
     """All of an undamaged checkpoint but the networks and the optimizer."""
     state = json.loads((path / STATE_FILE).read_text())
     del state["files"], state["digest"]
+    window = state["window"] or {}
+    if "num_pictures" in window:  # its name in earlier checkpoints
+        window["num_images"] = window.pop("num_pictures")
     return RunState(**state)
 
 

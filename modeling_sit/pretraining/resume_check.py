@@ -23,7 +23,7 @@ SETTINGS_BEFORE_THEIR_FIELDS = {
     "method": "sit",
 }
 # Names that settings had in earlier checkpoints.
-EARLIER_NAMES = {"max_train_steps": "max_steps"}
+EARLIER_NAMES = {"max_train_steps": "max_steps", "num_pictures": "num_images", "pictures": "images"}
 # A checkpoint fits no other value of these, whatever the method.
 FIXED = {"method", "engine", "streaming"}
 # A stream's place depends on these, too.

@@ -33,6 +33,7 @@ from transformers import (
 from modeling_sit import SiTForPreTraining, SiTImageProcessor, SiTModel
 from modeling_sit.data.decoding import decode_image
 from modeling_sit.data.sources import load_images
+from modeling_sit.pretraining import checkpoints
 from modeling_sit.pretraining.metric_logger import MetricLogger
 from modeling_sit.pretraining.run import pretrain as pretrain_images
 
@@ -256,6 +257,26 @@ class TestGoingOn:
         folder = pretrain(max_steps=1, overrides={"use_teacher": "false"})
         error = refused(resume_from_checkpoint=checkpoint(folder, 1))
         assert error.argument == "resume_from_checkpoint" and str(checkpoint(folder, 1)) in str(error)
+
+    def test_from_a_checkpoint_with_earlier_names(self, pretrain):
+        arguments = {"checkpointing_steps": 2, "checkpoints_total_limit": 0, "logging_steps": 3, "max_steps": 4}
+        folder = pretrain(**arguments)
+        weights, losses = weights_in(folder), losses_of(folder)
+        shutil.rmtree(checkpoint(folder, 4))
+        path = checkpoint(folder, 2) / "run_state.json"
+        state = json.loads(path.read_text())
+        del state["digest"], state["exported"], state["determined_by"]["method"]
+        for name, earlier in (
+            ("num_images", "num_pictures"),
+            ("images", "pictures"),
+            ("max_steps", "max_train_steps"),
+        ):
+            state["determined_by"][earlier] = state["determined_by"].pop(name)
+        state["window"]["num_pictures"] = state["window"].pop("num_images")
+        path.write_text(json.dumps({**state, "digest": checkpoints._state_digest(state)}))
+        pretrain(**arguments, resume_from_checkpoint="auto")
+        assert_equal(weights_in(folder), weights)
+        assert losses_of(folder) == losses
 
 
 class TestCheckpoints:
