@@ -25,6 +25,7 @@ from modeling_sit.evaluation.features import (
     frozen_features,
 )
 from modeling_sit.interop.arguments import WeightsFileArguments
+from modeling_sit.runtime.accelerator import choose_device, forget_settings
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.devices import choose_device
 from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
@@ -209,6 +210,7 @@ class _Embedder:
         device = choose_device(arguments.device)
         # The processes wait for one another only at the end, and there as long as it takes.
         patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
+        forget_settings()  # of an earlier run of this process
         self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
         self.device = device if self.accelerator.num_processes == 1 else self.accelerator.device
         self.normalize = arguments.normalize

@@ -16,6 +16,7 @@ from modeling_sit.evaluation.metric_results import ProtocolResult
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 from modeling_sit.evaluation.results import as_result, read_results, write_results
 from modeling_sit.interop.arguments import WeightsFileArguments
+from modeling_sit.runtime.accelerator import choose_device, forget_settings
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.devices import choose_device
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
@@ -128,6 +129,7 @@ def run_evaluation(
         [`SiTError`]: If an argument is wrong, or the model or the images cannot be used.
     """
     device = choose_device(arguments.device)
+    forget_settings()  # of an earlier run of this process
     accelerator = Accelerator(cpu=device.type == "cpu")
     device = device if accelerator.num_processes == 1 else accelerator.device
     with sync_errors(accelerator):

@@ -34,7 +34,7 @@ from modeling_sit.pretraining.dry_run import describe_plan, measure_steps, num_d
 from modeling_sit.pretraining.loop import Run, train, training_step
 from modeling_sit.pretraining.prepare import describe_run, prepare
 from modeling_sit.pretraining.resume_check import check_resume_compatible, run_fingerprint
-from modeling_sit.runtime.accelerator import create_accelerator, end_training
+from modeling_sit.runtime.accelerator import create_accelerator, forget_settings
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, sync_errors
 from modeling_sit.runtime.errors import SiTError
@@ -111,9 +111,28 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
         log_with=choose_trackers(flags.run.report_to) or None,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
     )
-    if flags.run.tf32:
-        torch.set_float32_matmul_precision("high")
-    run = prepare(flags, accelerator)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        if flags.run.tf32:
+            torch.set_float32_matmul_precision("high")
+        result = prepare_and_execute(flags, accelerator, command, started)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        accelerator.end_training()
+    forget_settings()  # not after an error: who reports it asks for the rank of this process
+    return result
+
+
+def prepare_and_execute(
+    flags: PretrainingFlags, accelerator: Accelerator, command: str | None, started: float
+) -> PretrainingResult:
+    """As [`run_pretraining`], with an accelerator.
+
+    Args:
+        started (`float`): When this start of the run began, as `time.time` has it.
+    """
+    output_dir = Path(flags.run.output_dir)
+    run = prepare(flags, accelerator, started)
     accelerator.print(describe_run(run))
     fingerprint = run_fingerprint(flags, run.method, run.schedules, run.data, accelerator)
     state = RunState(settings=flags.settings(), determined_by=fingerprint)
@@ -123,11 +142,8 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
             resume(run, checkpoint, state)
         accelerator.print(dry_run_plan(run))
         return PretrainingResult(output_dir, {})
-    try:
-        with running_alone(accelerator, output_dir), pushing_to_the_end(run):
-            execute(run, state)
-    finally:
-        end_training(accelerator)
+    with running_alone(accelerator, output_dir), pushing_to_the_end(run):
+        execute(run, state, command)
     log = output_dir / "metrics.jsonl"
     lines = read_metrics(log) if log.exists() else []  # none where a finished run has written its model anew
     return PretrainingResult(output_dir, lines[-1] if lines else {})

@@ -56,24 +56,24 @@ def choose_device(name: str | None) -> torch.device:
 def create_accelerator(**settings) -> Accelerator:
     """An `Accelerator` with these settings, of an engine that works here.
 
+    What this process has settled before is forgotten: its last run may have had another precision, an evaluation another
+    device.
+
     Raises:
         [`SiTError`]: If `accelerate launch` chose an engine or a setting of one that does not work, with the reason.
     """
     check_launch(os.environ)
     join_cpu_processes()
+    forget_settings()
     accelerator = Accelerator(**settings)
     check_supported(accelerator, os.environ)
     return accelerator
 
 
-def end_training(accelerator: Accelerator) -> None:
-    """End the trackers and the process group, and forget the settings, so that the next run of this process may have others.
-
-    Args:
-        accelerator (`Accelerator`): From [`create_accelerator`].
-    """
-    accelerator.end_training()
-    AcceleratorState._reset_state()
+def forget_settings() -> None:
+    """Have Accelerate forget precision and device, which are one for all accelerators of a process, so that the next one may
+    have others. Accelerators from before cannot be used any more."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
 

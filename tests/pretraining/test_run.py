@@ -30,12 +30,14 @@ from transformers import (
     pipeline,
 )
 
+import modeling_sit
 from modeling_sit import SiTForPreTraining, SiTImageProcessor, SiTModel
 from modeling_sit.data.decoding import decode_image
 from modeling_sit.data.sources import load_images
 from modeling_sit.pretraining import checkpoints
 from modeling_sit.pretraining.metric_logger import MetricLogger
 from modeling_sit.pretraining.run import pretrain as pretrain_images
+from modeling_sit.runtime.errors import SiTError
 
 
 class TestOutput:
@@ -387,6 +389,32 @@ class TestFunction:
     def test_images_in_memory(self, pretrain):
         folder = pretrain(dataset=load_images("digits").train.select(range(20)))
         assert len(lines_of(folder)) == 2
+
+    def test_settings_of_a_process_are_those_of_its_newest_call(self, forget_accelerators, tmp_path):
+        """Accelerate keeps precision and device for a whole process: after a run, a dry run, a mistake, other commands."""
+        precision = torch.get_float32_matmul_precision()
+        rounded = arguments_of(tmp_path / "rounded", mixed_precision="bf16", tf32=True)
+        plain = arguments_of(tmp_path / "plain", mixed_precision="no", overwrite_output_dir=True)
+
+        def mistake():
+            with pytest.raises(SiTError):
+                pretrain_images(**{**rounded, "method": "none"})
+
+        def finetune():
+            arguments = {"max_steps": 1, "bf16": True, "use_cpu": True}
+            modeling_sit.finetune(tmp_path / "rounded", "digits", tmp_path / "classifier", **arguments)
+
+        for earlier in (
+            lambda: pretrain_images(**rounded),
+            lambda: pretrain_images(**{**rounded, "dry_run": True, "overwrite_output_dir": True}),
+            mistake,
+            finetune,
+            lambda: modeling_sit.evaluate(tmp_path / "rounded", "digits", protocols=["knn"], device="cpu"),
+        ):
+            earlier()
+            assert torch.get_float32_matmul_precision() == precision
+            pretrain_images(**plain)
+            assert "| precision | float32 |" in (tmp_path / "plain" / "README.md").read_text()
 
     def test_unknown_argument(self, pretrain):
         with pytest.raises(TypeError, match=r"'learning_rat'.*did you mean"):
