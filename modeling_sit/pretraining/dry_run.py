@@ -116,7 +116,8 @@ def describe_plan(dry_run: DryRun, run: Run) -> str:
         f"steps: {schedules.num_steps:,}, in all about {describe_duration(seconds)}, "
         "checkpoints, previews and monitors not counted",
         f"would write to {run.output_dir}{_what_is_there(run.output_dir)}:",
-        f"  model.safetensors ({_size(model_bytes)}), config.json, preprocessor_config.json, README.md, loss_curve.png, code",
+        f"  model.safetensors ({_size(model_bytes)}), config.json, preprocessor_config.json, README.md, loss_curve.png, "
+        "run_state.json, code",
         f"  metrics.jsonl: {-(-schedules.num_steps // arguments.logging_steps):,} lines",
         f"  checkpoints/: {_describe_checkpoints(arguments, checkpoint_bytes)}",
         f"  previews/: {_describe_previews(run)}",
