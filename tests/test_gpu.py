@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from modeling_sit.data.training_data import TrainingData
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.gmml import CORRUPTIONS, corrupt
 from modeling_sit.pretraining.arguments import PretrainingFlags
+from modeling_sit.pretraining.dry_run import measure_steps
 from modeling_sit.pretraining.loop import Run, training_step
 from modeling_sit.pretraining.prepare import prepare
 from modeling_sit.runtime.accelerator import clip_gradients, create_accelerator
@@ -295,6 +297,14 @@ class TestPretraining:
         before = allocated()
         pretrain("second", image_cache="device")
         assert allocated() <= before + 2**16
+
+    def test_a_dry_run_measures_its_own_memory(self, prepare_on):
+        num_bytes = 2**28
+        torch.empty(num_bytes, dtype=torch.uint8, device=DEVICE)  # let go at once
+        run = prepare_on(DEVICE)
+        with closing(run.data.batches(0, 4)) as batches:
+            measured = measure_steps(batches, partial(training_step, run), run.schedules, run.accelerator)
+        assert torch.cuda.memory_allocated() < measured.peak_memory < num_bytes
 
 
 class TestTransfer:
