@@ -7,7 +7,6 @@ same run that was interrupted.
 import gc
 import math
 import shutil
-import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -90,7 +89,7 @@ def prepare_on(use, tmp_path):
         use(device)
         keywords = {"dataset": "digits", "output_dir": tmp_path / "none", **DIGITS, **arguments}
         flags = PretrainingFlags(*build_arguments(PretrainingFlags.classes(), keywords, recipe, "pretrain"))
-        return prepare(flags, create_accelerator(mixed_precision=flags.run.mixed_precision), time.time())
+        return prepare(flags, create_accelerator(mixed_precision=flags.run.mixed_precision))
 
     return prepare_on
 

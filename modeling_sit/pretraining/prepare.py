@@ -1,5 +1,6 @@
 """What a run needs before its first batch: images, networks, schedules, monitors. Nothing is written."""
 
+import time
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,14 @@ from modeling_sit.runtime.optimizer import create_optimizer
 NUM_PREVIEW_IMAGES = 8
 
 
-def prepare(flags: PretrainingFlags, accelerator: Accelerator) -> Run:
-    """Find the images, make the networks, and hand them to Accelerate. Writes nothing."""
+def prepare(flags: PretrainingFlags, accelerator: Accelerator, started: float | None = None) -> Run:
+    """Find the images, make the networks, and hand them to Accelerate. Writes nothing.
+
+    Args:
+        flags ([`PretrainingFlags`]): What the user asked for.
+        accelerator (`Accelerator`): Made by [`create_accelerator`].
+        started (`float`, *optional*): When the run was started, as `time.time` gives it. Default: now.
+    """
     pusher = create_pusher(flags, accelerator)
     images = main_process_first(accelerator, lambda: load_training_images(flags))
     num_workers = default_num_workers(
@@ -91,6 +98,7 @@ def prepare(flags: PretrainingFlags, accelerator: Accelerator) -> Run:
         preview_crops=preview_crops,
         monitors=monitors,
         pusher=pusher,
+        started=time.time() if started is None else started,
     )
 
 
