@@ -33,7 +33,7 @@ class MonitorArguments:
     """What is monitored on the way.
 
     Raises:
-        `ValueError`: If a monitor does not exist, or a value is out of range.
+        [`SiTError`]: If a monitor does not exist, or a value is out of range.
     """
 
     monitors: list[str] | None = field(
