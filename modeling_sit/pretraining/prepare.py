@@ -34,6 +34,12 @@ def prepare(flags: PretrainingFlags, accelerator: Accelerator, started: float | 
         accelerator (`Accelerator`): Made by [`create_accelerator`].
         started (`float`, *optional*): When the run was started, as `time.time` gives it. Default: now.
     """
+    with sync_errors(accelerator):  # before anything is downloaded
+        if flags.run.method not in METHODS:
+            raise SiTError(
+                f"no method {flags.run.method!r}, only {', '.join(METHODS)}{did_you_mean(flags.run.method, METHODS)}",
+                argument="method",
+            )
     pusher = create_pusher(flags, accelerator)
     images = main_process_first(accelerator, lambda: load_training_images(flags))
     num_workers = default_num_workers(
@@ -42,11 +48,6 @@ def prepare(flags: PretrainingFlags, accelerator: Accelerator, started: float | 
     with sync_errors(accelerator):
         config = create_config(flags.model, images.num_train)
         processor = create_processor(config, flags.model, flags.corruption)
-        if flags.run.method not in METHODS:
-            raise SiTError(
-                f"no method {flags.run.method!r}, only {', '.join(METHODS)}{did_you_mean(flags.run.method, METHODS)}",
-                argument="method",
-            )
         method = METHODS[flags.run.method](config, processor, flags).to(accelerator.device)
         groups = method.view_groups(flags.views)
         data = TrainingData(

@@ -35,6 +35,10 @@ class TestImages:
         (tmp_path / "empty").mkdir()
         assert "empty" in str(refused(dataset=tmp_path / "empty"))
 
+    def test_a_method_that_does_not_exist_is_found_before_the_images(self, refused, tmp_path):
+        error = refused(method="sitt", dataset=tmp_path / "nowhere")
+        assert error.argument == "method" and "did you mean" in str(error)
+
     def test_column_that_is_not_there(self, refused):
         error = refused(image_column="foo")
         assert error.argument == "image_column" and "foo" in str(error)
