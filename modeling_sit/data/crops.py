@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import RandomResizedCrop
 
 from modeling_sit.data.decoding import DraftScale, UnreadableImage
-from modeling_sit.data.sources import read_row
+from modeling_sit.data.image_datasets import read_row
 
 # A whole run of unreadable images means that something else is wrong than a few damaged files.
 MAX_UNREADABLE_IN_A_ROW = 100

@@ -21,18 +21,24 @@ LABEL_COLUMNS = {
 
 
 def find_image_column(features: dict[str, Any], asked: str | None) -> str:
-    """The column of the images: the one `asked` for, else the only one of that type."""
+    """The column of the images: the one `asked` for, or else the only one of that type.
+
+    Raises:
+        [`SiTError`]: If there is no such column, or there are several.
+    """
     if asked is not None:
         if asked not in features:
-            raise SiTError(f"--image_column {asked}: no such column, only {listed(features)}")
+            raise SiTError(f"no column {asked}, only {join(features)}", argument="image_column")
         if not isinstance(features[asked], datasets.Image) and not _holds_encoded_images(features[asked]):
-            raise SiTError(f"--image_column {asked}: the column does not hold images, but {features[asked]}")
+            raise SiTError(
+                f"column {asked} does not hold images, but {type_name(features[asked])}", argument="image_column"
+            )
         return asked
     columns = _image_columns(features)
     if not columns:
-        raise SiTError(f"no column of images among {listed(features)}; name it with --image_column")
+        raise SiTError(f"no column of images among {join(features)}", argument="image_column", remedy="name it")
     if len(columns) > 1:
-        raise SiTError(f"several columns of images: {listed(columns)}; choose one with --image_column")
+        raise SiTError(f"several columns of images: {join(columns)}", argument="image_column", remedy="choose one")
     return columns[0]
 
 
@@ -48,8 +54,8 @@ def _holds_encoded_images(feature: Any) -> bool:
 
 
 def find_label_column(features: dict[str, Any], asked: str | None) -> str | None:
-    """The column of the labels: the one `asked` for, else the only one of class labels, else the only one with a usual name,
-    else `None`.
+    """The column of the labels: the one `asked` for, or else the only one of class labels, or else the only one with a
+    usual name, or else `None`.
 
     Fields of a struct are called `COLUMN.FIELD`, as `json.labels` in a webdataset's `.json` files.
 
@@ -59,30 +65,36 @@ def find_label_column(features: dict[str, Any], asked: str | None) -> str | None
     fields = _with_struct_fields(features)
     if asked is not None:
         if asked not in fields:
-            raise SiTError(f"--label_column {asked}: no such column, only {listed(features)}")
+            raise SiTError(f"no column {asked}, only {join(features)}", argument="label_column")
         if not _holds_labels(fields[asked]):
-            raise SiTError(f"--label_column {asked}: {_NO_LABELS}, but {described(fields[asked])}")
+            raise _no_labels(asked, fields[asked])
         return asked
     columns = [column for column in features if isinstance(_of_one_class(features[column]), datasets.ClassLabel)]
     others = [column for column in fields if _has_usual_name(column, features) and fields[column] != NO_TYPE]
     columns = columns or [column for column in others if _holds_labels(fields[column])]
     if len(columns) > 1:
-        raise SiTError(f"several columns of labels: {listed(columns)}; choose one with --label_column")
+        raise SiTError(f"several columns of labels: {join(columns)}", argument="label_column", remedy="choose one")
     if others and not columns:
-        raise SiTError(
-            f"column {others[0]}: {_NO_LABELS}, but {described(fields[others[0]])}; name another with --label_column"
-        )
+        raise _no_labels(others[0], fields[others[0]], remedy="name another")
     return columns[0] if columns else None
 
 
 def _has_usual_name(column: str, features: dict[str, Any]) -> bool:
-    """Such as `Label`; and of a webdataset, `labels.json`, or the field `json.labels`, but no field of another struct: what
-    stands there beside the classes, as boxes do, tells whether they are the image's."""
+    """Whether a column has a name such as `Label`, or in a webdataset `labels.json` or the field `json.labels`.
+
+    Fields of other structs have not: their classes may belong to boxes, not to the image.
+    """
     struct, _, field = column.lower().partition(".")
     return (struct if column in features else field if struct == "json" else None) in LABEL_COLUMNS
 
 
-_NO_LABELS = "not one class for each image (integer or string) or a list of them"
+def _no_labels(column: str, feature: Any, remedy: str | None = None) -> SiTError:
+    return SiTError(
+        f"column {column} holds not one class for each image (integer or string) or a list of them, but "
+        f"{type_name(feature)}",
+        argument="label_column",
+        remedy=remedy,
+    )
 
 
 def _with_struct_fields(features: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +149,7 @@ class EncodedLabels:
 
 
 class _Values(NamedTuple):
-    """What a column of a split holds: one value a row, or all values of its lists and how many each row has (-1: null)."""
+    """A column of a split: one value a row, or all values of its lists and how many each row has (-1: null)."""
 
     values: pa.ChunkedArray
     feature: Any
@@ -147,8 +159,9 @@ class _Values(NamedTuple):
 def encode_labels(splits: dict[str, datasets.Dataset], column: str) -> EncodedLabels | None:
     """Give the labels of all splits one encoding.
 
-    A column of lists makes a multi-label set. Lists of one length, at least 2, that hold nothing but 0 and 1, and vectors of
-    booleans, are multi-hot: they tell for each class whether the image has it. Null and -1 in other lists are padding.
+    A column of lists makes a multi-label dataset. Vectors of booleans, and lists of one length, at least 2, that hold
+    nothing but 0 and 1, are multi-hot: an entry for each class says whether the image has it. Null and -1 in other lists
+    are padding.
 
     Args:
         splits (`dict[str, datasets.Dataset]`): The splits; some may lack the column.
@@ -164,13 +177,16 @@ def encode_labels(splits: dict[str, datasets.Dataset], column: str) -> EncodedLa
     features = {split: feature for split, feature in features.items() if feature not in (None, NO_TYPE)}
     for split, feature in features.items():
         if not _holds_labels(feature):
-            raise SiTError(f"column {column} of split {split}: {_NO_LABELS}, but {described(feature)}")
+            raise _no_labels(f"{column} of split {split}", feature)
     if not features:
         return None
     multi_label = _is_list(next(iter(features.values())))
     for split, feature in features.items():
         if _is_list(feature) != multi_label:
-            raise SiTError(f"column {column}: lists of classes in some splits, and one class an image in {split}")
+            raise SiTError(
+                f"column {column}: lists of classes in some splits, and one class an image in {split}",
+                argument="label_column",
+            )
 
     found = {split: _values_of(splits[split], column, feature) for split, feature in features.items()}
     if multi_label:
@@ -207,7 +223,9 @@ def _from_multi_hot(found: dict[str, _Values], column: str) -> dict[str, _Values
     are_booleans = [getattr(split.feature, "dtype", None) == "bool" for split in found.values()]
     if any(are_booleans):
         if not all(are_booleans) or len(lengths) != 1:
-            raise SiTError(f"column {column}: vectors of booleans must tell of the same classes in every row")
+            raise SiTError(
+                f"column {column}: vectors of booleans must have the same length in every row", argument="label_column"
+            )
     elif not (
         len(lengths) == 1
         and min(lengths) >= 2
@@ -233,7 +251,7 @@ def _from_multi_hot(found: dict[str, _Values], column: str) -> dict[str, _Values
 def _encode_values(found: dict[str, _Values], column: str) -> tuple[dict[str, np.ndarray], list[str]]:
     """Class indices of each split's values, -1 for none, and the classes' names, of which there may be none."""
     values = {split: part.values for split, part in found.items()}
-    # Lists that are all empty have elements of no type, and nothing to say of the names.
+    # Lists that are all empty have elements of no type, and no names.
     features = [part.feature for part in found.values() if part.feature != NO_TYPE]
     names = features[0].names if features and isinstance(features[0], datasets.ClassLabel) else None
     for split, part in found.items():
@@ -241,7 +259,9 @@ def _encode_values(found: dict[str, _Values], column: str) -> tuple[dict[str, np
             largest = pc.max(part.values).as_py()
             if largest is not None and largest >= len(part.feature.names):
                 raise SiTError(
-                    f"column {column} of split {split}: a label {largest}, but names for {len(part.feature.names)} classes"
+                    f"column {column} of split {split}: a label {largest}, but names for {len(part.feature.names)} "
+                    "classes",
+                    argument="label_column",
                 )
     if names is None or any(getattr(feature, "names", None) != names for feature in features):
         values = {split: _named(array, found[split].feature) for split, array in values.items()}
@@ -274,11 +294,11 @@ def _list_array(indices: np.ndarray, lengths: np.ndarray, num_labels: int) -> pa
     )
 
 
-def described(feature: Any) -> str:
-    """A column's type as a message tells it, in one short line."""
+def type_name(feature: Any) -> str:
+    """A column's type in one short line, for a message."""
     return textwrap.shorten(" ".join(str(feature).split()), 120, placeholder=" ...")
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names as a message lists them."""
+def join(names: Iterable[str]) -> str:
+    """Names in a list, for a message."""
     return ", ".join(names)

@@ -8,8 +8,8 @@ import datasets
 import torch
 from datasets.distributed import split_dataset_by_node
 
+from modeling_sit.data.image_datasets import Shard
 from modeling_sit.data.sampling import ORDER, derive_seed
-from modeling_sit.data.sources import Shard
 from modeling_sit.runtime.errors import SiTError
 
 # Read in turns, so that a block holds images of several places of a dataset that is sorted by class.

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 
 from modeling_sit.data.crops import RandomCrops, as_pixels, collate_crops
 from modeling_sit.data.decoding import UnreadableImage, decode_image
+from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.sampling import CROPS, ORDER, LoadingSettings, derive_seed
 from modeling_sit.data.shard_reading import EncodedImage, ProcessStream
-from modeling_sit.data.sources import ImageDatasets
 from modeling_sit.runtime.errors import SiTError
 
 DEFAULT_BUFFER_SIZE = 1000

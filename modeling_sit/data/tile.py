@@ -31,8 +31,10 @@ from tqdm.auto import tqdm
 
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.decoding import UnreadableImage
-from modeling_sit.data.labeled import labeled_splits, labels_of, train_validation_split
-from modeling_sit.data.sources import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, load_images, read_row
+from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, read_row
+from modeling_sit.data.labeled import labeled_splits, labels_of
+from modeling_sit.data.sources import load_images
+from modeling_sit.data.splits import train_validation_split
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.atomic_files import replace_files, write_errors
 from modeling_sit.runtime.errors import SiTError

@@ -14,9 +14,9 @@ from modeling_sit.data.caching import ImageCacheArguments, cache_images
 from modeling_sit.data.crops import CropGroup, CropsDataset, DecodedImages, RandomCrops, collate_crops
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
+from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
 from modeling_sit.data.shard_reading import first_images
-from modeling_sit.data.sources import ImageDatasets
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
 from modeling_sit.data.unreadable import as_error, unreadable_errors
 from modeling_sit.runtime.errors import SiTError

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from modeling_sit.data.decoding import UnreadableImage, decode_image
+from modeling_sit.data.image_datasets import image_name
 from modeling_sit.data.labeled import labels_of
-from modeling_sit.data.sources import image_name
 from modeling_sit.image_modes import MODES
 from modeling_sit.modeling_sit import pool
 from modeling_sit.runtime.accelerator import reshard

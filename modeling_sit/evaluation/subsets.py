@@ -3,7 +3,7 @@
 import datasets
 import torch
 
-from modeling_sit.data.labeled import select_label_fraction, select_per_class, train_validation_split
+from modeling_sit.data.splits import select_label_fraction, select_per_class, train_validation_split
 from modeling_sit.evaluation.features import Features
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import datasets
 
-from modeling_sit.data.labeled import labeled_splits, labels_of, select_label_fraction, train_validation_split
-from modeling_sit.data.sources import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, load_images
+from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets
+from modeling_sit.data.labeled import labeled_splits, labels_of
+from modeling_sit.data.sources import load_images
+from modeling_sit.data.splits import select_label_fraction, train_validation_split
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.runtime.errors import SiTError, argument_names
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from modeling_sit import SiTForImageClassification
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.decoding import UnreadableImage
-from modeling_sit.data.sources import load_images, read_row
+from modeling_sit.data.image_datasets import read_row
+from modeling_sit.data.sources import load_images
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.interop.formats import FORMATS, Format
 from modeling_sit.interop.graphs import OPSET

@@ -7,7 +7,7 @@ import joblib
 
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.caching import ImageCacheArguments
-from modeling_sit.data.sources import dataset_name
+from modeling_sit.data.image_datasets import dataset_name
 from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.gmml import CORRUPTIONS

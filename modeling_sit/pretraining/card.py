@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from modeling_sit.data.sources import ImageDatasets
+from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.hub.card_file import read_written_card

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from modeling_sit.data.sources import ImageDatasets
+from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.evaluation.features import distributed_batches, evaluation_mode, read_batch
 from modeling_sit.pretraining.method import Method
 from modeling_sit.runtime.errors import SiTError

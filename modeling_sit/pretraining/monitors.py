@@ -13,11 +13,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from modeling_sit import SiTConfig, SiTForPreTraining
-from modeling_sit.data.decoding import UnreadableImage
-from modeling_sit.data.sources import ImageDatasets, read_row
-from modeling_sit.evaluation import collapse
-from modeling_sit.evaluation.features import distributed_batches
+from modeling_sit.data.image_datasets import ImageDatasets
+from modeling_sit.evaluation.collapse import effective_rank, embedding_std
 from modeling_sit.evaluation.knn import knn_predict
 from modeling_sit.evaluation.linear import linear_predict
 from modeling_sit.pretraining.method import Method

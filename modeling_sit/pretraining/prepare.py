@@ -6,8 +6,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from modeling_sit.data.image_datasets import TEST_SPLITS, ImageDatasets
 from modeling_sit.data.sampling import MONITOR, PREVIEW, derive_seed
-from modeling_sit.data.sources import TEST_SPLITS, ImageDatasets, load_images
+from modeling_sit.data.sources import load_images
 from modeling_sit.data.training_data import LoadingSettings, TrainingData
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.pretraining.arguments import PretrainingFlags, default_num_workers

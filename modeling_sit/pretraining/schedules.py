@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from modeling_sit.data.sources import dataset_name
+from modeling_sit.data.image_datasets import dataset_name
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.runtime.errors import SiTError
 

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit.data.arguments import DatasetArguments
-from modeling_sit.data.label_encoding import listed
-from modeling_sit.data.sources import ImageDatasets, load_images
+from modeling_sit.data.image_datasets import ImageDatasets
+from modeling_sit.data.label_encoding import join
+from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.features import (
     FeatureArguments,
@@ -260,7 +261,7 @@ def choose_colors(
         raise SiTError(
             f"{images.name} has no labels", argument=argument, remedy="name their column with `label_column`"
         )
-    known = listed(names if len(names) <= 20 else [*names[:20], "..."])
+    known = join(names if len(names) <= 20 else [*names[:20], "..."])
     if arguments.color_label is None and images.multi_label:
         raise SiTError(
             f"images of {images.name} may have several labels",

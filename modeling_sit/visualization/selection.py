@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 
 from modeling_sit.data.decoding import UnreadableImage, decode_image
-from modeling_sit.data.sources import ImageDatasets, image_name, read_row
+from modeling_sit.data.image_datasets import ImageDatasets, image_name, read_row
 from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)

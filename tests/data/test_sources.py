@@ -17,10 +17,12 @@ import pytest
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 
 from modeling_sit.data.decoding import UnreadableImage, decode_image
-from modeling_sit.data.sources import image_name, load_images
+from modeling_sit.data.image_datasets import dataset_name, image_name
+from modeling_sit.data.sources import load_images
 from modeling_sit.runtime.errors import SiTError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+OBJECTS = (datasets.Dataset, datasets.IterableDataset, dict)
 AWKWARD = "da[t]a s*t {1}"  # characters that mean something in a glob
 
 
@@ -46,7 +48,7 @@ def write(path, content):
 
 
 def write_images(folder, values):
-    """One grey image for each `{path: value}`, by which it is recognised later."""
+    """One gray image for each `{path: value}`, by which it is recognised later."""
     for path, value in values.items():
         write(folder / path, png(value))
     return str(folder)
@@ -101,19 +103,22 @@ def assert_form(images):
         assert dict(dataset.features) == expected
 
 
-def load(dataset, **flags):
-    images = load_images(str(dataset), **flags)
+def load(dataset, **arguments):
+    images = load_images(str(dataset), **arguments)
     assert images.name == str(dataset)
     assert_form(images)
     return images
 
 
-def load_error(dataset, **flags):
+def load_error(dataset, argument="dataset", **arguments):
+    """What is wrong and what to do, in a line; the error is of `argument`, and names the dataset."""
     with pytest.raises(SiTError) as caught:
-        load_images(str(dataset), **flags)
+        load_images(dataset if isinstance(dataset, OBJECTS) else str(dataset), **arguments)
+    assert caught.value.argument == argument
     message = str(caught.value)
-    assert "\n" not in message and message.startswith(f"--dataset {dataset}: ")
-    return message.removeprefix(f"--dataset {dataset}: ")
+    start = f"{argument}: {dataset_name(dataset)}: "
+    assert "\n" not in message and message.startswith(start)
+    return message.removeprefix(start)
 
 
 # The built-in digits.
@@ -138,8 +143,8 @@ def test_digits():
             found.append((sixteenths.tobytes(), row["label"]))
     assert len(found) == 1797 and set(found) == originals
 
-    shares = np.bincount(images.validation["label"]) / np.bincount(digits.target)
-    assert np.abs(shares - 360 / 1797).max() < 0.01
+    fractions = np.bincount(images.validation["label"]) / np.bincount(digits.target)
+    assert np.abs(fractions - 360 / 1797).max() < 0.01
 
 
 def test_digits_are_always_split_alike():
@@ -434,8 +439,7 @@ def test_folder_of_tar_files(tmp_path):
 
 def test_several_images_in_a_sample(tmp_path):
     path = write_tar(tmp_path / "a.tar", {"0.png": png(1), "0.seg.png": png(2)})
-    message = load_error(path)
-    assert "png, seg.png" in message and "--image_column" in message
+    assert "png, seg.png" in load_error(path, "image_column")
     assert values_of(load(path, image_column="seg.png").train) == [2]
 
 
@@ -506,15 +510,15 @@ def test_what_cannot_be_on_the_hub_is_not_asked_for(dataset, monkeypatch):
 @pytest.mark.parametrize("form", ["digits", "folder"])
 def test_a_configuration_is_the_hubs(tmp_path, form):
     dataset = "digits" if form == "digits" else write_images(tmp_path, {"1.png": 1})
-    assert "--dataset_config_name" in load_error(dataset, dataset_config_name="small")
+    load_error(dataset, "dataset_config_name", dataset_config_name="small")
 
 
 # Streams: the same images as they come.
 
 
-def stream(dataset, **flags):
+def stream(dataset, **arguments):
     """Load a stream, and check it against the set as it is without streaming."""
-    images, plain = load_images(str(dataset), streaming=True, **flags), load(dataset, **flags)
+    images, plain = load_images(str(dataset), streaming=True, **arguments), load(dataset, **arguments)
     for split in ("train", "validation"):
         rows, table = getattr(images, split), getattr(plain, split)
         assert (rows is None) == (table is None)
@@ -593,8 +597,8 @@ def test_encoded_columns_are_streamed(tmp_path, no_decoding):
     pq.write_table(binary, tmp_path / "train.parquet")
     images = stream(tmp_path)
     assert list(images.train.features) == ["image"] and images.label_names is None
-    message = load_error(tmp_path, streaming=True, label_column="label")
-    assert "--label_column label" in message and "class labels, lists of them, or integers" in message
+    message = load_error(tmp_path, "label_column", streaming=True, label_column="label")
+    assert "column label" in message and "class labels, lists of them, or integers" in message
 
 
 def test_streams_of_other_labels(tmp_path):
@@ -603,7 +607,7 @@ def test_streams_of_other_labels(tmp_path):
         rows = datasets.Dataset.from_parquet(str(tmp_path / f"{split}.parquet"))
         rows.cast_column("label", datasets.ClassLabel(names=names)).to_parquet(tmp_path / f"{split}.parquet")
     assert list(stream(tmp_path).train.features) == ["image"]
-    assert "the same in all its splits" in load_error(tmp_path, streaming=True, label_column="label")
+    assert "the same in all its splits" in load_error(tmp_path, "label_column", streaming=True, label_column="label")
     assert list(stream(tmp_path, validation_split="train").train.features) == ["image", "label"]
 
 
@@ -612,13 +616,15 @@ def test_mistakes_with_streams(tmp_path, form):
     if form == "parquet":
         write_parquet(tmp_path / "train.parquet", range(2), other=[0, 1])
         write_parquet(tmp_path / "test.parquet", [])
-        assert "split test is empty" in load_error(tmp_path, streaming=True)
+        assert "split test is empty" in load_error(tmp_path, "validation_split", streaming=True)
     else:
         write_tar(tmp_path / "train.tar", {"0.png": png(0), "0.other": b"1"})
         write_tar(tmp_path / "test.tar", {"0.jpg": png(0)})
-        assert "split test has no column png" in load_error(tmp_path, streaming=True, image_column="png")
-    assert "--image_column no: no such column, only" in load_error(tmp_path, streaming=True, image_column="no")
-    assert "--train_split no: no such split" in load_error(tmp_path, streaming=True, train_split="no")
+        assert "split test has no column png" in load_error(
+            tmp_path, "image_column", streaming=True, image_column="png"
+        )
+    assert "no column no, only" in load_error(tmp_path, "image_column", streaming=True, image_column="no")
+    assert "no split no, only" in load_error(tmp_path, "train_split", streaming=True, train_split="no")
     (tmp_path / f"train.{form}").write_bytes(b"damaged")
     assert f"train.{form}" in load_error(tmp_path, streaming=True)
 
@@ -672,21 +678,19 @@ ABC = datasets.ClassLabel(names=["a", "b", "c"])
 
 def test_several_image_columns(tmp_path):
     folder = save(tmp_path, {"photo": IMAGE, "mask": IMAGE}, photo=IMAGES, mask=MORE_IMAGES)
-    message = load_error(folder)
-    assert "photo, mask" in message and "--image_column" in message
+    assert "photo, mask" in load_error(folder, "image_column")
     assert values_of(load(folder, image_column="mask").train) == [4, 5, 6]
 
 
 def test_no_image_column(tmp_path):
-    message = load_error(save(tmp_path, text=["x"], label=[1]))
-    assert "text, label" in message and "--image_column" in message
+    assert "text, label" in load_error(save(tmp_path, text=["x"], label=[1]), "image_column")
 
 
-@pytest.mark.parametrize("flag", ["image_column", "label_column"])
-def test_wrong_column_names(tmp_path, flag):
+@pytest.mark.parametrize("argument", ["image_column", "label_column"])
+def test_wrong_column_names(tmp_path, argument):
     folder = save(tmp_path, {"photo": IMAGE, "kind": ABC}, photo=IMAGES, kind=[0, 1, 2])
-    message = load_error(folder, **{flag: "nonsense"})
-    assert f"--{flag} nonsense" in message and "photo, kind" in message
+    message = load_error(folder, argument, **{argument: "nonsense"})
+    assert "nonsense" in message and "photo, kind" in message
 
 
 def test_wrong_column_types(tmp_path):
@@ -699,10 +703,10 @@ def test_wrong_column_types(tmp_path):
     }
     columns = {"text": ["a"] * 3, "boxes": [[[0]]] * 3, "scores": [[0.5]] * 3, "score": [0.5] * 3}
     folder = save(tmp_path, features, photo=IMAGES, **columns)
-    assert "--image_column text" in load_error(folder, image_column="text")
+    assert "column text" in load_error(folder, "image_column", image_column="text")
     for column in ("photo", "boxes", "scores", "score"):
-        message = load_error(folder, label_column=column)
-        assert message.startswith(f"--label_column {column}: not one class for each image") and len(message) < 250
+        message = load_error(folder, "label_column", label_column=column)
+        assert message.startswith(f"column {column} holds not one class for each image") and len(message) < 250
 
 
 @pytest.mark.parametrize(
@@ -718,8 +722,8 @@ def test_wrong_column_types(tmp_path):
 )
 def test_a_usual_name_for_what_is_no_label(tmp_path, caplog, feature, value):
     folder = save(tmp_path, {"image": IMAGE, "label": feature}, image=IMAGES, label=[value] * 3)
-    message = load_error(folder, labels="required", image_column="image")
-    assert message.startswith("column label: not one class for each image") and "--label_column" in message
+    message = load_error(folder, "label_column", labels="required", image_column="image")
+    assert message.startswith("column label holds not one class for each image")
     images = load(folder, image_column="image")
     assert images.label_names is None and values_of(images.train) == [1, 2, 3]
     assert "labels are not read: column label" in caplog.text
@@ -730,8 +734,7 @@ def test_several_label_columns(tmp_path, caplog, coarse):
     features = {"img": IMAGE, "fine_label": ABC, "coarse_label": coarse}
     labels = [2, 2, 0] if coarse is ABC else [[2], [2], [0]]
     folder = save(tmp_path, features, img=IMAGES, fine_label=[0, 1, 2], coarse_label=labels)
-    message = load_error(folder, labels="required")
-    assert "fine_label, coarse_label" in message and "--label_column" in message
+    assert "fine_label, coarse_label" in load_error(folder, "label_column", labels="required")
     for needed in ("required", "if clear"):
         images = load(folder, label_column="coarse_label", labels=needed)
         assert images.train["label"][:] == labels and images.multi_label == (coarse is not ABC)
@@ -808,7 +811,7 @@ def test_numbers_in_one_split_and_strings_in_another(tmp_path):
 
 
 def test_a_split_that_is_not_used_takes_part_in_the_encoding(tmp_path):
-    """Or else the same class had another index with another --validation_split."""
+    """Otherwise the index of a class would depend on the choice of the validation split."""
     for value, (split, label) in enumerate({"train": "m", "val": "z", "test": "a"}.items()):
         write_parquet(tmp_path / f"{split}.parquet", [value], label=[label])
     assert load(tmp_path).label_names == load(tmp_path, validation_split="test").label_names == ["a", "m", "z"]
@@ -836,8 +839,7 @@ def test_columns_that_only_the_validation_split_has(tmp_path):
 def test_splits_whose_labels_are_of_different_types(tmp_path):
     write_parquet(tmp_path / "train.parquet", [1], label=[3])
     write_parquet(tmp_path / "test.parquet", [2], label=[3.5])
-    message = load_error(tmp_path, labels="required")
-    assert "column label of split test" in message
+    assert "column label of split test" in load_error(tmp_path, "label_column", labels="required")
     assert load(tmp_path).label_names is None
 
 
@@ -853,8 +855,7 @@ def test_a_test_split_with_an_empty_label_column(tmp_path):
 def test_labels_that_are_needed(tmp_path, columns):
     table = pa.table({"image": [png(value) for value in (1, 2, 3)], **columns})
     pq.write_table(table, tmp_path / "a.parquet")
-    message = load_error(tmp_path / "a.parquet", labels="required")
-    assert message.startswith("no labels: ") and "--label_column" in message
+    assert load_error(tmp_path / "a.parquet", "label_column", labels="required").startswith("no labels: ")
     assert load(tmp_path / "a.parquet").label_names is None
 
 
@@ -865,7 +866,7 @@ def test_a_class_without_a_name(tmp_path):
             datasets.Features({"image": IMAGE, "label": column}).arrow_schema.metadata
         )
         pq.write_table(table, tmp_path / "a.parquet")
-        message = load_error(tmp_path / "a.parquet", label_column="label")
+        message = load_error(tmp_path / "a.parquet", "label_column", label_column="label")
         assert "column label of split train: a label 7, but names for 3 classes" in message
 
 
@@ -980,7 +981,7 @@ def test_a_test_split_without_lists(tmp_path, test, names):
 def test_lists_in_one_split_only(tmp_path):
     write_lists(tmp_path / "train.parquet", "names")
     pq.write_table(pa.table({"image": [png(9)], "labels": ["oak"]}), tmp_path / "test.parquet")
-    message = load_error(tmp_path, labels="required")
+    message = load_error(tmp_path, "label_column", labels="required")
     assert "column labels: lists of classes in some splits, and one class an image in" in message
 
 
@@ -1010,7 +1011,7 @@ def test_multi_hot_in_all_splits_or_none(tmp_path):
 def test_booleans_of_unequal_length(tmp_path):
     rows = {"image": [png(0)] * 2, "labels": [[True, False], [True]]}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet")
-    assert "vectors of booleans must tell of the same classes" in load_error(tmp_path, labels="required")
+    assert "vectors of booleans" in load_error(tmp_path, "label_column", labels="required")
 
 
 @pytest.mark.parametrize("form", ["labels.json", "json"])
@@ -1020,8 +1021,8 @@ def test_lists_in_a_webdataset(tmp_path, form):
         content = names if form == "labels.json" else {"labels": names, "width": 7}
         members |= {f"{row}.png": png(row), f"{row}.{form}": json.dumps(content).encode()}
     write_tar(tmp_path / "a.tar", members)
-    for flags in ({}, {"label_column": {"json": "json.labels"}.get(form, form)}):
-        images = load(tmp_path / "a.tar", labels="required", **flags)
+    for arguments in ({}, {"label_column": {"json": "json.labels"}.get(form, form)}):
+        images = load(tmp_path / "a.tar", labels="required", **arguments)
         assert labels_of(images, images.train) == [["fir", "oak"], [], ["ash", "fir"]]
     assert values_of(stream(tmp_path / "a.tar").train) == [0, 1, 2]
 
@@ -1037,8 +1038,8 @@ def test_fields_of_a_struct_are_for_those_who_ask(tmp_path):
     assert load(folder).label_names is None
     images = load(folder, label_column="objects.category")
     assert labels_of(images, images.train)[:2] == [["a", "c"], []]
-    assert "--label_column objects.no" in load_error(folder, label_column="objects.no")
-    assert "--label_column objects:" in load_error(folder, label_column="objects")
+    assert "no column objects.no" in load_error(folder, "label_column", label_column="objects.no")
+    assert "column objects holds" in load_error(folder, "label_column", label_column="objects")
 
 
 @pytest.mark.parametrize("label_column", [None, "labels"])
@@ -1057,7 +1058,7 @@ def test_lists_of_any_kind_do_not_stop_a_stream(tmp_path, form):
     images = load_images(str(tmp_path / "a.parquet"), streaming=True)
     assert images.label_names is None and not images.multi_label
     assert values_of(images.train) == [0, 1, 2, 3, 4] and images.train.column_names == ["image"]
-    assert "--label_column labels" in load_error(tmp_path / "a.parquet", streaming=True, label_column="labels")
+    load_error(tmp_path / "a.parquet", "label_column", streaming=True, label_column="labels")
 
 
 def test_a_table_with_lists_is_streamed(tmp_path):
@@ -1096,10 +1097,10 @@ def test_choice_of_splits(four_splits):
     assert values_of(images.train) == values_of(images.validation) == [2]
 
 
-@pytest.mark.parametrize("flag", ["train_split", "validation_split"])
-def test_wrong_split_names(four_splits, flag):
-    message = load_error(four_splits, **{flag: "nonsense"})
-    assert f"--{flag} nonsense" in message and "train, val, test, unlabeled" in message
+@pytest.mark.parametrize("argument", ["train_split", "validation_split"])
+def test_wrong_split_names(four_splits, argument):
+    message = load_error(four_splits, argument, **{argument: "nonsense"})
+    assert "nonsense" in message and "train, val, test, unlabeled" in message
 
 
 def test_the_only_split_is_train(tmp_path):
@@ -1115,8 +1116,7 @@ def test_several_splits_and_none_is_train(tmp_path):
 def test_several_splits_and_none_with_a_usual_name(tmp_path):
     splits = {"north": saved_splits(), "south": saved_splits()}
     datasets.DatasetDict(splits).save_to_disk(tmp_path)
-    message = load_error(tmp_path)
-    assert "north, south" in message and "--train_split" in message
+    assert "north, south" in load_error(tmp_path, "train_split")
     images = load(tmp_path, train_split="south")
     assert len(images.train) == 6 and images.validation is None
 
@@ -1186,8 +1186,7 @@ def test_damaged_saved_folder(tmp_path):
 def test_empty_split(tmp_path):
     write_parquet(tmp_path / "train.parquet", [])
     write_parquet(tmp_path / "test.parquet", [1])
-    message = load_error(tmp_path)
-    assert "split train is empty" in message and "--train_split" in message
+    assert "split train is empty" in load_error(tmp_path, "train_split")
     assert values_of(load(tmp_path, train_split="test").train) == [1]
 
 
@@ -1200,7 +1199,7 @@ def test_empty_shard(tmp_path):
 def test_a_split_without_the_image_column(tmp_path):
     write_parquet(tmp_path / "train.parquet", [1])
     pq.write_table(pa.table({"other": [1]}), tmp_path / "test.parquet")
-    message = load_error(tmp_path)
+    message = load_error(tmp_path, "image_column")
     assert "split test" in message and "other" in message
 
 

@@ -19,9 +19,10 @@ from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data import shard_reading, sources, streaming
 from modeling_sit.data.crops import CropGroup, CropsDataset, DecodedImages, RandomCrops
 from modeling_sit.data.decoding import UnreadableImage, decode_image
+from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.sampling import CROPS, ORDER, LoadingSettings, derive_seed
 from modeling_sit.data.shard_reading import first_images
-from modeling_sit.data.sources import ImageDatasets, load_images
+from modeling_sit.data.sources import load_images
 from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
 from modeling_sit.runtime.errors import SiTError
 

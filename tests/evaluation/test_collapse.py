@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
-from modeling_sit.data.sources import load_images, read_row
+from modeling_sit.data.image_datasets import read_row
+from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.collapse import (
     COLLAPSED_RANKME,
     COLLAPSED_STD,

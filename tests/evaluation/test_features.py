@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from modeling_sit import SiTImageProcessor
-from modeling_sit.data.sources import image_name
+from modeling_sit.data.image_datasets import image_name
 from modeling_sit.evaluation.features import (
     FeatureArguments,
     _moved_together,

@@ -12,9 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from modeling_sit import SiTConfig
-from modeling_sit.data.sources import ImageDatasets
-from modeling_sit.data.streaming import StreamingArguments
-from modeling_sit.data.views import ViewArguments
+from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.evaluation.metric_results import MetricResult, ProtocolResult
 from modeling_sit.hub.card_file import read_card
 from modeling_sit.hub.card_results import update_card

@@ -17,7 +17,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.data.sources import ImageDatasets, load_images, read_row
+from modeling_sit.data.image_datasets import ImageDatasets, read_row
+from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.features import distributed_batches
 from modeling_sit.evaluation.knn import knn_predict
 from modeling_sit.evaluation.linear import linear_predict

@@ -9,7 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from modeling_sit.data.sources import ImageDatasets, load_images
+from modeling_sit.data.image_datasets import ImageDatasets
+from modeling_sit.data.sources import load_images
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.selection import (
     choose_rows,

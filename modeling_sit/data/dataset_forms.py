@@ -1,0 +1,352 @@
+"""Forms of datasets: image folders, parquet and webdataset files, saved datasets, the Hub, the built-in digits, and
+objects of the `datasets` library. Each form gives its splits as they are, with all their columns."""
+
+import functools
+import glob
+import importlib.util
+import io
+import itertools
+import logging
+import os
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from modeling_sit.data.image_datasets import TRAIN_SPLITS, VALIDATION_SPLITS, Shard
+from modeling_sit.runtime.errors import SiTError
+
+logger = logging.getLogger(__name__)
+
+# Pillow knows these formats and cannot decode them: videos and arrays that lie beside the images.
+UNDECODABLE_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+
+
+@dataclass
+class SplitStream:
+    """A split that is streamed, with all its columns.
+
+    Args:
+        rows (`datasets.IterableDataset`): The rows.
+        shards (`list[Shard]`): Names of the stream's shards.
+        num_rows (`int`, *optional*): Number of rows; `None` if only reading the whole stream would give it.
+    """
+
+    rows: datasets.IterableDataset
+    shards: list[Shard]
+    num_rows: int | None
+
+    @property
+    def features(self) -> datasets.Features:
+        return self.rows.features
+
+
+Splits = dict[str, datasets.Dataset] | dict[str, SplitStream]
+
+
+def load_splits(dataset: Any, config_name: str | None, streaming: bool) -> Splits:
+    """All splits of a dataset.
+
+    Args:
+        dataset: As for [`~modeling_sit.data.sources.load_images`].
+        config_name (`str`, *optional*): Configuration of a Hub dataset.
+        streaming (`bool`): Whether to stream the forms that can be: parquet and tar files and the Hub.
+
+    Raises:
+        [`SiTError`]: If there is no such dataset, or it cannot be read.
+    """
+    in_memory = not isinstance(dataset, (str, os.PathLike))
+    path = "" if in_memory else os.path.abspath(os.path.expanduser(dataset))
+    local = in_memory or dataset == "digits" or (dataset and os.path.lexists(path))
+    if local and config_name is not None:
+        raise SiTError(
+            "only datasets on the Hub have configurations", argument="dataset_config_name", remedy="leave it out"
+        )
+    if in_memory:
+        return _splits_in_memory(dataset)
+    if dataset == "digits":
+        return _load_digits()
+    if not local:
+        return _load_from_hub(os.fspath(dataset), config_name, streaming)
+    if not os.path.isdir(path):
+        return _load_file(path, streaming)
+    if any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json")):
+        return _load_saved(path)
+    return _load_folder(path, streaming)
+
+
+def _splits_in_memory(dataset: Any) -> Splits:
+    splits = dict(dataset) if isinstance(dataset, Mapping) else {str(dataset.split or "train"): dataset}
+    return {
+        split: _name_shards(split, rows) if isinstance(rows, datasets.IterableDataset) else rows
+        for split, rows in splits.items()
+    }
+
+
+def _name_shards(split: str, rows: datasets.IterableDataset, num_rows: int | None = None) -> SplitStream:
+    shards = [Shard(f"shard {number} of {split}") for number in range(rows.num_shards)]
+    return SplitStream(_with_features(rows), shards, num_rows)
+
+
+def _load_digits() -> dict[str, datasets.Dataset]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    encoded = []
+    for values in digits.images:
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(np.rint(values * (255 / 16)).astype(np.uint8)).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    train, test = train_test_split(np.arange(len(encoded)), test_size=360, stratify=digits.target, random_state=0)
+    label = datasets.ClassLabel(names=[str(name) for name in digits.target_names])
+    return {
+        split: _dataset(_images(encoded=[encoded[row] for row in rows]), digits.target[rows], label)
+        for split, rows in {"train": np.sort(train), "test": np.sort(test)}.items()
+    }
+
+
+def _load_file(path: str, streaming: bool) -> Splits:
+    if path.lower().endswith(".parquet"):
+        return {"train": _load_parquet([path], "train", streaming)}
+    if path.lower().endswith(TAR_EXTENSIONS):
+        return {"train": _load_tars([path], "train", streaming)}
+    if not os.path.exists(path):
+        raise SiTError(f"a link to {os.path.realpath(path)}, which does not exist")
+    if path.lower().endswith(_image_extensions()):
+        raise SiTError("one image is no dataset", remedy="give the folder that it lies in")
+    raise SiTError("a file of an unknown kind", remedy="give a folder of images, or .parquet or .tar files")
+
+
+def _load_saved(path: str) -> dict[str, datasets.Dataset]:
+    with reader_errors(f"{path} cannot be read as a `save_to_disk` folder"):
+        saved = datasets.load_from_disk(path)
+    return _splits_in_memory(saved)
+
+
+def _load_from_hub(dataset: str, config_name: str | None, streaming: bool) -> Splits:
+    # `load_dataset` would take `csv` and the like for its readers of local files, and read the current folder.
+    is_reader = dataset.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{dataset}")
+    if is_reader or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", dataset):
+        raise SiTError("no such file or folder, and no id of a dataset on the Hub either")
+    with reader_errors(
+        "no such file or folder, and the Hub does not give such a dataset",
+        "check the spelling, the network and `dataset_config_name`",
+    ):
+        if not streaming:
+            return dict(datasets.load_dataset(dataset, config_name))
+        splits = {}
+        for split, rows in _open_stream(dataset, name=config_name).items():
+            known = rows.info.splits.get(split) if rows.info.splits else None
+            splits[split] = _name_shards(split, rows, known.num_examples if known is not None else None)
+        return splits
+
+
+def _load_folder(folder: str, streaming: bool) -> Splits:
+    images, parquet, tars, others = [], [], [], []
+    extensions = _image_extensions()
+    try:
+        for path in _walk(folder):
+            name = path.lower()
+            if name.endswith(extensions):
+                images.append(path)
+            elif name.endswith(".parquet"):
+                parquet.append(path)
+            elif name.endswith(TAR_EXTENSIONS):
+                tars.append(path)
+            else:
+                others.append(path)
+    except OSError as error:
+        raise SiTError(f"{error.filename}: {error.strerror}", remedy="the folder must be readable") from error
+
+    kinds = {"images": images, "parquet files": parquet, "tar files": tars}
+    found = [f"{kind} ({len(paths)})" for kind, paths in kinds.items() if paths]
+    if len(found) > 1:
+        raise SiTError(
+            f"it holds {' and '.join(found)}", remedy="keep one kind in the folder, or give the sub-folder of one"
+        )
+    if not found and not others:
+        raise SiTError("the folder is empty")
+    if not found:
+        raise SiTError("no image (.jpg, .png, .tif, ...), .parquet or .tar file in the folder or its sub-folders")
+    if images:
+        if others:
+            logger.warning("%s: %d files are not images and left out, such as %s", folder, len(others), others[0])
+        return _split_folders(folder, images)
+    load = _load_parquet if parquet else _load_tars
+    return {split: load(shards, split, streaming) for split, shards in _split_shards(folder, parquet or tars).items()}
+
+
+def _walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """The files in a folder and its sub-folders that are not hidden, in sorted order. Links are followed."""
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:  # a link back to a folder that we are in
+        return
+    with os.scandir(folder) as entries:
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in visible:
+        if entry.is_dir():
+            yield from _walk(entry.path, (*above, identity))
+        else:
+            yield entry.path
+
+
+@functools.cache
+def _image_extensions() -> tuple[str, ...]:
+    formats = PIL.Image.registered_extensions()  # fills `OPEN`, too
+    readable = set(PIL.Image.OPEN) - UNDECODABLE_FORMATS
+    return tuple(extension for extension, format in formats.items() if format in readable)
+
+
+def _split_folders(folder: str, paths: list[str]) -> dict[str, datasets.Dataset]:
+    by_sub_folder = _group_by_sub_folder(folder, paths)
+    if all(name.lower() in TRAIN_SPLITS + VALIDATION_SPLITS for name in by_sub_folder):
+        return {name: _folder_dataset(os.path.join(folder, name), inside) for name, inside in by_sub_folder.items()}
+    return {"train": _folder_dataset(folder, paths)}
+
+
+def _folder_dataset(folder: str, paths: list[str]) -> datasets.Dataset:
+    by_class = _group_by_sub_folder(folder, paths)
+    try:
+        if "" not in by_class:
+            images = _images(paths=list(itertools.chain.from_iterable(by_class.values())))
+            counts = [len(inside) for inside in by_class.values()]
+            return _dataset(
+                images, np.repeat(np.arange(len(counts)), counts), datasets.ClassLabel(names=list(by_class))
+            )
+        if len(by_class) > 1:
+            logger.warning("%s: some images lie in the folder itself, so its sub-folders are not classes", folder)
+        return _dataset(_images(paths=paths))
+    except UnicodeEncodeError as error:
+        raise SiTError(f"a file or folder name is not valid UTF-8: {error.object!r}", remedy="rename it") from error
+
+
+def _group_by_sub_folder(folder: str, paths: list[str]) -> dict[str, list[str]]:
+    """Group paths by the first-level sub-folder that they lie in. "" stands for the folder itself."""
+    groups: dict[str, list[str]] = {}
+    start = len(os.path.join(folder, ""))
+    for path in paths:
+        sub_folder, separator, _ = path[start:].partition(os.sep)
+        groups.setdefault(sub_folder if separator else "", []).append(path)
+    return groups
+
+
+def _split_shards(folder: str, paths: list[str]) -> dict[str, list[str]]:
+    by_split: dict[str | None, list[str]] = {}
+    for path in paths:
+        by_split.setdefault(_split_of_shard(os.path.relpath(path, folder)), []).append(path)
+    if None in by_split and len(by_split) > 1:
+        raise SiTError(
+            f"{by_split[None][0]}: the file name contains no split, but those of other files do",
+            remedy="name it like train-0000, or move it",
+        )
+    return {split or "train": shards for split, shards in by_split.items()}
+
+
+def _split_of_shard(path: str) -> str | None:
+    """The split in a path such as `data/train-00000-of-00002.parquet` or `val/0.tar`. The file name goes first."""
+    names = "|".join(TRAIN_SPLITS + VALIDATION_SPLITS)
+    for part in reversed(path.lower().split(os.sep)):
+        if match := re.match(rf"({names})(?![a-z])", part):
+            return match[1]
+    return None
+
+
+def _load_parquet(paths: list[str], split: str, streaming: bool) -> datasets.Dataset | SplitStream:
+    footers = {}
+    for path in paths:
+        with reader_errors(f"{path} is not a readable parquet file"):
+            footers[path] = pq.read_metadata(path)
+    filled = [path for path in paths if footers[path].num_rows > 0]  # `datasets` fails on a shard without rows
+    if not filled and not streaming:
+        features = datasets.Features.from_arrow_schema(footers[paths[0]].schema.to_arrow_schema())
+        return datasets.Dataset.from_dict({column: [] for column in features}, features=features)
+    rows = _load_shards("parquet", filled or paths[:1], split, streaming)
+    if not streaming:
+        return rows
+    return SplitStream(rows, [Shard(path) for path in filled], sum(footers[path].num_rows for path in filled))
+
+
+def _load_tars(paths: list[str], split: str, streaming: bool) -> datasets.Dataset | SplitStream:
+    rows = _load_shards("webdataset", paths, split, streaming)
+    return SplitStream(_with_features(rows), [Shard(path) for path in paths], None) if streaming else rows
+
+
+def _load_shards(
+    form: str, paths: list[str], split: str, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset:
+    # One split at a time: a test split may lack the column of the labels.
+    data_files = {split: [glob.escape(path) for path in paths]}
+    which = paths[0] if len(paths) == 1 else f"{paths[0]} or one of {len(paths) - 1} more"
+    with reader_errors(f"{which} cannot be read as {form}"):
+        if streaming:
+            return _open_stream(form, data_files=data_files, split=split)
+        return datasets.load_dataset(form, data_files=data_files, split=split)
+
+
+def _open_stream(
+    path: str, split: str | None = None, **settings
+) -> datasets.IterableDatasetDict | datasets.IterableDataset:
+    """`load_dataset(path, streaming=True)` that keeps little of a parquet file in memory while reading it."""
+    builder = datasets.load_dataset_builder(path, **settings)
+    if hasattr(builder.config, "fragment_scan_options"):  # of parquet, from datasets 4.2 on
+        # By default PyArrow keeps all that it has read of a file until the file's end: hundreds of megabytes each.
+        builder.config.fragment_scan_options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+    return builder.as_streaming_dataset(split=split)
+
+
+def _with_features(rows: datasets.IterableDataset) -> datasets.IterableDataset:
+    """The same rows with features. If the reader does not know them, they are inferred from the first row."""
+    if rows.features is not None:
+        return rows
+    with reader_errors("its first row cannot be read"):
+        first = next(iter(rows), None)
+    if first is None:
+        raise SiTError("it is empty")
+    return rows.cast(datasets.Dataset.from_list([first]).features)
+
+
+@contextmanager
+def reader_errors(problem: str, remedy: str | None = None) -> Iterator[None]:
+    """Turn what a reader raises into one line. On a damaged file, readers raise nearly everything."""
+    try:
+        yield
+    except SiTError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        reason = textwrap.shorten(str(cause or error) or type(error).__name__, 300, placeholder=" ...")
+        raise SiTError(f"{problem}: {reason}", remedy=remedy) from error
+
+
+# Tables are made in Arrow: with lists of dictionaries, a million files would take minutes.
+
+
+def _images(paths: list[str] | None = None, encoded: list[bytes] | None = None) -> pa.StructArray:
+    """An Arrow column in the storage type of `datasets.Image`, of files or of encoded images."""
+    length = len(paths or encoded)
+    columns = [
+        pa.nulls(length, pa.binary()) if encoded is None else pa.array(encoded, pa.binary()),
+        pa.nulls(length, pa.string()) if paths is None else pa.array(paths, pa.string()),
+    ]
+    return pa.StructArray.from_arrays(columns, ["bytes", "path"])
+
+
+def _dataset(
+    images: pa.StructArray, labels: np.ndarray | None = None, label: datasets.ClassLabel | None = None
+) -> datasets.Dataset:
+    columns, features = {"image": images}, {"image": datasets.Image(decode=False)}
+    if label is not None:
+        columns["label"], features["label"] = pa.array(labels, pa.int64()), label
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
