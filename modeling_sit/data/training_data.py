@@ -17,11 +17,12 @@ from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
 from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
 from modeling_sit.data.shard_reading import first_images
-from modeling_sit.data.streaming import StreamedCrops, StreamingArguments, StreamingLoader
+from modeling_sit.data.streaming import DEFAULT_BUFFER_SIZE, StreamedCrops, StreamingArguments, StreamingLoader
 from modeling_sit.data.unreadable import as_error, unreadable_errors
 from modeling_sit.runtime.errors import SiTError
 
 NUM_FINGERPRINTED_ROWS = 1000
+NUM_FINGERPRINTED_OF_A_STREAM = 16
 
 
 class TrainingData:
@@ -51,7 +52,8 @@ class TrainingData:
         self.loading = loading
         self.cache_arguments = cache
         self.is_streamed = isinstance(images.train, datasets.IterableDataset)
-        self.shuffle_buffer_size = streaming.shuffle_buffer_size
+        # A stream in memory is streamed without being asked for.
+        self.shuffle_buffer_size = streaming.shuffle_buffer_size or DEFAULT_BUFFER_SIZE
         self.crops_on_device: bool | None = None
         self._stream: StreamingLoader | None = None
         if self.is_streamed and cache.image_cache not in ("auto", "none"):
@@ -85,23 +87,30 @@ class TrainingData:
         return f"{self.name}: {number} images{', streamed' if self.is_streamed else ''}"
 
     def fingerprint(self) -> str:
-        """A short checksum that differs, nearly always, where the images differ or come in another order.
+        """A short checksum that, nearly always, differs between datasets of other images or another order.
 
-        It is made from the number of images and, for a thousand of them evenly spread, from the path below the dataset's
+        It is made from the number of images and, for a thousand evenly spaced ones, from the path below the dataset's
         folder and the size of the file; of a stream, from the names of its shards. So a dataset that was moved as a
-        whole keeps its fingerprint.
+        whole keeps its fingerprint. Of a dataset in memory, the encoded images themselves count: of the same thousand,
+        or the first few of a stream.
         """
         folder = Path(self.name).expanduser().absolute()
         checksum = hashlib.blake2b(str(self.num_images).encode(), digest_size=8)
         if self.is_streamed:
             for shard in self.images.train_shards or ():
                 checksum.update(f"{_below(shard.name, folder)} {shard.first_row}\n".encode())
+            if self.images.in_memory:
+                first = first_images(self.images.train, NUM_FINGERPRINTED_OF_A_STREAM, self.images.train_shards)
+                for image, _ in first:
+                    checksum.update((image or {}).get("bytes") or b"")
         else:
             train = self.images.train
             rows = range(0, len(train), -(-len(train) // NUM_FINGERPRINTED_ROWS))
             for image in train.select(rows)["image"]:
                 path = (image or {}).get("path") or ""
                 checksum.update(f"{_below(path, folder)} {_encoded_size(image, Path(path))}\n".encode())
+                if self.images.in_memory:
+                    checksum.update((image or {}).get("bytes") or b"")
         return checksum.hexdigest()
 
     def preview_crops(self, count: int, seeds: Callable[[int], int]) -> torch.Tensor:

@@ -260,6 +260,12 @@ def test_a_relative_path_survives_a_change_of_folder(tmp_path, monkeypatch):
     assert values_of(images.train) == [1]
 
 
+def test_a_path_object(tmp_path):
+    write_images(tmp_path, {"1.png": 1})
+    images = load_images(tmp_path)
+    assert images.name == str(tmp_path) and values_of(images.train) == [1] and not images.in_memory
+
+
 def test_home_folder(tmp_path, monkeypatch):
     write_images(tmp_path / "pile", {"1.png": 1})
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -511,6 +517,114 @@ def test_what_cannot_be_on_the_hub_is_not_asked_for(dataset, monkeypatch):
 def test_a_configuration_is_the_hubs(tmp_path, form):
     dataset = "digits" if form == "digits" else write_images(tmp_path, {"1.png": 1})
     load_error(dataset, "dataset_config_name", dataset_config_name="small")
+
+
+# Objects of the `datasets` library.
+
+
+def pil_images(values):
+    return [PIL.Image.new("L", (2, 3), value) for value in values]
+
+
+def load_object(dataset, **arguments):
+    images = load_images(dataset, **arguments)
+    assert images.name == dataset_name(dataset) and images.in_memory
+    return images
+
+
+@pytest.mark.parametrize("form", ["encoded", "pil"])
+def test_a_dataset_in_memory(form, no_decoding):
+    dataset = saved_splits()
+    if form == "pil":
+        dataset = datasets.Dataset.from_dict({"photo": pil_images(range(6)), "species": [0, 1, 1, 0, -1, None]})
+    images = load_object(dataset)
+    assert_form(images)
+    assert values_of(images.train) == list(range(6)) and images.num_train == 6
+    assert images.validation is None and images.splits == ["train"]
+    if form == "encoded":
+        assert images.label_names == ["b", "a"] and images.train["label"][:] == [0, 1, 1, 0, -1, -1]
+    images = load_object(dataset, image_column="photo", label_column="species")
+    assert labels_of(images, images.train)[:3] == (["b", "a", "a"] if form == "encoded" else ["0", "1", "1"])
+    assert image_name(images.train, 1) == "row 1 of train"
+
+
+def test_a_selection_in_memory_keeps_its_rows():
+    """Without a copy of the images, with and without labels, in a format of its own."""
+    dataset = saved_splits()
+    for rows in ([4, 2, 0], [3, 3, 1]):
+        images = load_object(dataset.select(rows).with_format("numpy"))
+        assert_form(images)
+        assert values_of(images.train) == rows
+        assert images.train["label"][:] == [[0, 1, 1, 0, -1, -1][row] for row in rows]
+        assert len(images.train.data) == 6
+        unlabeled = load_object(dataset.remove_columns("species").select(rows))
+        assert values_of(unlabeled.train) == rows and unlabeled.label_names is None
+        streamed = load_object(dataset.select(rows), streaming=True)
+        assert values_of(streamed.train) == rows
+        assert labels_in(streamed.train) == images.train["label"][:]
+
+
+def test_selections_in_memory_of_lists():
+    one_class = datasets.ClassLabel(names=["a", "b"])
+    features = datasets.Features({"image": IMAGE, "labels": datasets.List(one_class)})
+    rows = {"image": pil_images(range(4)), "labels": [[0], [1, 0], None, []]}
+    images = load_object(datasets.Dataset.from_dict(rows, features=features).select([3, 1, 2, 0]))
+    assert images.multi_label and images.train["label"][:] == [[], [0, 1], None, [0]]
+
+
+def test_splits_in_memory():
+    splits = saved_splits().train_test_split(test_size=2, seed=0)
+    images = load_object(splits)
+    assert_form(images)
+    assert (str(images.train.split), str(images.validation.split)) == ("train", "test")
+    assert sorted(values_of(images.train) + values_of(images.validation)) == list(range(6))
+    for split, rows in ((images.train, splits["train"]), (images.validation, splits["test"])):
+        assert split["label"][:] == [-1 if label is None else label for label in rows["species"]]
+    images = load_object(splits, train_split="test", validation_split="train")
+    assert len(images.train) == 2 and len(images.validation) == 4
+    assert "train, test" in load_error(splits, "train_split", train_split="no")
+    assert "species" in load_error(splits, "image_column", image_column="no")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", ["table", "dict", "generator", "pil generator"])
+def test_streams_in_memory(form, streaming, request):
+    if form in ("table", "dict"):
+        request.getfixturevalue("no_decoding")
+        stream = saved_splits().to_iterable_dataset(num_shards=3)
+    else:
+        photos = pil_images(range(6)) if form == "pil generator" else [png(value) for value in range(6)]
+        stream = datasets.IterableDataset.from_generator(
+            lambda: ({"photo": photo, "species": number % 2} for number, photo in enumerate(photos))
+        )
+    if form == "dict":
+        stream = datasets.IterableDatasetDict({"train": stream, "test": stream.take(2)})
+    images = load_object(stream, label_column="species", streaming=streaming)
+    assert isinstance(images.train, datasets.IterableDataset) and images.num_train is None
+    assert values_of(images.train) == values_of(images.train) == list(range(6))
+    assert len(images.train_shards) == images.train.num_shards == (3 if form in ("table", "dict") else 1)
+    if form in ("table", "dict"):
+        assert labels_in(images.train) == saved_splits()["species"][:] and images.label_names == ["b", "a"]
+    else:
+        assert labels_in(images.train) == [0, 1] * 3 and images.label_names is None
+    assert (values_of(images.validation) == [0, 1]) if form == "dict" else (images.validation is None)
+
+
+def test_mistakes_with_objects():
+    for dataset in ([1, 2], {"train": [1]}, None, np.zeros(3)):
+        with pytest.raises(SiTError) as error:
+            load_images(dataset)
+        assert error.value.argument == "dataset" and type(dataset).__name__ in error.value.problem
+    load_error(saved_splits(), "dataset_config_name", dataset_config_name="small")
+    assert "no split" in load_error(datasets.DatasetDict())
+    assert "is empty" in load_error(saved_splits().select([]), "train_split")
+    assert "is empty" in load_error(datasets.IterableDataset.from_generator(lambda: iter(())))
+
+    def damaged():
+        raise OSError("disk on fire")
+        yield
+
+    assert "disk on fire" in load_error(datasets.IterableDataset.from_generator(damaged))
 
 
 # Streams: the same images as they come.

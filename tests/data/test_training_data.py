@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import datasets
+import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
@@ -225,3 +226,41 @@ class TestBothForms:
             for group, other in zip(batch["crops"], plain["crops"], strict=True):
                 assert group.shape == other.shape
                 assert (group.int() - other.int()).abs().max() <= (2 if kind == "device" else 0)
+
+
+class TestInMemory:
+    """Of a `datasets.Dataset` and of a stream that are given as objects."""
+
+    def make(self, images, form="table", num_workers=0) -> TrainingData:
+        dataset = datasets.Dataset.from_dict({"image": images})
+        assert isinstance(dataset.features["image"], datasets.Image)
+        if form == "stream":
+            dataset = dataset.to_iterable_dataset()
+        loading = LoadingSettings(batch_size=2, seed=0, num_workers=num_workers)
+        found = load_images(dataset, streaming=form == "table streamed")
+        return TrainingData(found, GROUPS, loading, StreamingArguments(), ImageCacheArguments(image_cache="none"))
+
+    def images(self, *values) -> list[PIL.Image.Image]:
+        return [PIL.Image.new("RGB", (20, 16), (value, 0, 0)) for value in values]
+
+    @pytest.mark.parametrize("form", ["table", "table streamed", "stream"])
+    def test_fingerprint(self, form):
+        """Encoded images of equal length are told apart by their content."""
+        images, others = self.images(1, 2, 3, 4), self.images(1, 2, 3, 5)
+        lengths = [[len(row["bytes"]) for row in load_rows(rows)] for rows in (images, others)]
+        assert lengths[0] == lengths[1]
+        assert self.make(images, form).fingerprint() == self.make(self.images(1, 2, 3, 4), form).fingerprint()
+        assert self.make(images, form).fingerprint() != self.make(others, form).fingerprint()
+        assert self.make(images, form).fingerprint() != self.make(images[::-1], form).fingerprint()
+
+    @pytest.mark.parametrize("form", ["table", "table streamed", "stream"])
+    @pytest.mark.parametrize("num_workers", [0, 1])
+    def test_batches(self, form, num_workers):
+        data = self.make(self.images(10, 20, 30, 40), form, num_workers)
+        seen = [int(value) for batch in data.batches(0, 2) for value in batch["crops"][0][0, :, 0].amax(dim=(1, 2))]
+        assert sorted(seen) == [10, 20, 30, 40]
+        assert len(data.preview_crops(3, lambda number: number)) == 3
+
+
+def load_rows(images) -> list[dict]:
+    return datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image(decode=False))["image"][:]

@@ -144,6 +144,6 @@ def test_a_class_with_one_image(write):
 
 def test_classes_that_train_does_not_know(write):
     folder = write(train=3, test=2, labels={"train": [0] * 6})
-    with pytest.raises(SiTError, match=r"2 of .*: b") as error:
+    with pytest.raises(SiTError, match=r"2 .*: b") as error:
         splits(folder, False)
     assert error.value.argument == "test_split"
