@@ -1,23 +1,32 @@
-"""Two augmented views of each image: cropped where images are decoded, the rest in batch on the device."""
+"""How the views of each image are augmented. They are cropped where images are decoded; the rest is done in batch on the
+device."""
 
 from dataclasses import dataclass, field
 
 import torch
 
+from modeling_sit.runtime.errors import SiTError
+
 
 @dataclass
 class ViewArguments:
-    """How the two views are augmented (arXiv 2104.03602, section 4). Pairs of probabilities are of view 1 and view 2."""
+    """How the views are augmented (arXiv 2104.03602, section 4).
+
+    Pairs of probabilities are of view 1 and view 2. Further views, where a method wants them, are like view 2.
+
+    Raises:
+        [`SiTError`]: If a value is out of range.
+    """
 
     crop_scale: list[float] = field(
-        default_factory=lambda: [0.2, 1.0], metadata={"help": "Range of a crop's area, as share of the image's."}
+        default_factory=lambda: [0.2, 1.0], metadata={"help": "Range of a crop's area, as a fraction of the image's."}
     )
     crop_ratio: list[float] = field(
         default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Range of a crop's width divided by its height."}
     )
-    horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Chance of a mirrored view."})
+    horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Probability of a mirrored view."})
     vertical_flip_probability: float = field(
-        default=0.0, metadata={"help": "Chance of a view upside down, for images without an up."}
+        default=0.0, metadata={"help": "Probability of a view upside down, for images without an up."}
     )
     color_jitter: list[float] = field(
         default_factory=lambda: [0.4, 0.4, 0.2, 0.1],
@@ -25,10 +34,10 @@ class ViewArguments:
             "help": "Strength of jitter in brightness, contrast, saturation (factors 1 - x to 1 + x) and hue (turns)."
         },
     )
-    color_jitter_probability: float = field(default=0.8, metadata={"help": "Chance of color jitter."})
-    grayscale_probability: float = field(default=0.2, metadata={"help": "Chance of a grey view."})
+    color_jitter_probability: float = field(default=0.8, metadata={"help": "Probability of color jitter."})
+    grayscale_probability: float = field(default=0.2, metadata={"help": "Probability of a gray view."})
     blur_probability: list[float] = field(
-        default_factory=lambda: [1.0, 0.1], metadata={"help": "Chances of Gaussian blur of view 1 and view 2."}
+        default_factory=lambda: [1.0, 0.1], metadata={"help": "Probabilities of Gaussian blur of view 1 and view 2."}
     )
     blur_sigma: list[float] = field(
         default_factory=lambda: [0.1, 2.0],
@@ -37,7 +46,7 @@ class ViewArguments:
         },
     )
     solarize_probability: list[float] = field(
-        default_factory=lambda: [0.0, 0.2], metadata={"help": "Chances of solarization of view 1 and view 2."}
+        default_factory=lambda: [0.0, 0.2], metadata={"help": "Probabilities of solarization of view 1 and view 2."}
     )
     solarize_threshold: float = field(
         default=0.5, metadata={"help": "Brightness in [0, 1] from which solarization inverts."}
@@ -47,37 +56,42 @@ class ViewArguments:
         pairs = ("crop_scale", "crop_ratio", "blur_probability", "blur_sigma", "solarize_probability")
         for name, length in [*((pair, 2) for pair in pairs), ("color_jitter", 4)]:
             if len(getattr(self, name)) != length:
-                raise ValueError(f"--{name} takes {length} numbers, got {len(getattr(self, name))}")
+                raise SiTError(f"must be {length} numbers, got {len(getattr(self, name))}", argument=name)
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise ValueError(f"--{name} takes a range 0 < low <= high, got {low} {high}")
+                raise SiTError(f"must be a range 0 < low <= high, got {low} {high}", argument=name)
         if self.crop_scale[1] > 1:
-            raise ValueError(f"--crop_scale is a share of the image, at most 1, got {self.crop_scale[1]}")
+            raise SiTError(
+                f"must be a fraction of the image, at most 1, got {self.crop_scale[1]}", argument="crop_scale"
+            )
         if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
-            raise ValueError(
-                f"--color_jitter takes numbers from 0 on, the last one (hue) up to 0.5, got {self.color_jitter}"
+            raise SiTError(
+                f"must be at least 0, and the last number (hue) at most 0.5, got {self.color_jitter}",
+                argument="color_jitter",
             )
         if not 0 <= self.solarize_threshold <= 1:
-            raise ValueError(f"--solarize_threshold is a brightness in [0, 1], got {self.solarize_threshold}")
+            raise SiTError(
+                f"must be a brightness in [0, 1], got {self.solarize_threshold}", argument="solarize_threshold"
+            )
         for name in vars(self):
             if name.endswith("_probability"):
                 value = getattr(self, name)
-                if not all(0 <= chance <= 1 for chance in (value if isinstance(value, list) else [value])):
-                    raise ValueError(f"--{name} takes chances in [0, 1], got {value}")
+                if not all(0 <= probability <= 1 for probability in (value if isinstance(value, list) else [value])):
+                    raise SiTError(f"must be in [0, 1], got {value}", argument=name)
 
 
 def rotate_views(views: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate each view by a number of quarter turns of its own draw, counter-clockwise as an image is shown.
+    """Rotate each view by a random number of quarter turns, counter-clockwise as an image is shown.
 
-    Comes after the augmentation and before the corruption, so that all who see the views see them rotated.
+    It comes after the augmentation and before the corruption, so that student and teacher see the same rotated views.
 
     Args:
-        views (`torch.Tensor` of shape `(2 * batch, channels, height, width)`): Square, of any type; left unchanged.
+        views (`torch.Tensor` of shape `(views, channels, height, width)`): Square, of any type; left unchanged.
         generator (`torch.Generator`, *optional*): Source of the draws. Default: PyTorch's global one of the views' device.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The rotated views; int64 `(2 * batch,)`, how many quarter turns, 0 to 3.
+        `tuple[torch.Tensor, torch.Tensor]`: The rotated views, and the quarter turns of each, int64 `(views,)`, 0 to 3.
 
     Raises:
         `ValueError`: If the views are not square.
@@ -88,7 +102,7 @@ def rotate_views(views: torch.Tensor, generator: torch.Generator | None = None) 
     draw_device = views.device if generator is None else generator.device
     labels = torch.randint(4, (len(views),), generator=generator, device=draw_device).to(views.device)
     rotated = views
-    # All turns of all views, of which each view keeps one at most: cheap, and the host need not wait to know the labels.
+    # Every view is turned in all three ways and keeps at most one: cheap, and the host need not wait for the labels.
     for quarter_turns in (1, 2, 3):
         turned = torch.rot90(views, quarter_turns, dims=(-2, -1))
         rotated = torch.where((labels == quarter_turns).view(-1, 1, 1, 1), turned, rotated)

@@ -16,7 +16,6 @@ from modeling_sit.data.training_data import CropGroup
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.batch_norm import synchronize_batch_norm
-from modeling_sit.runtime.errors import SiTError
 
 
 @dataclass
@@ -84,12 +83,9 @@ class Method(nn.Module):
             [`SiTError`]: If the arguments do not fit the size.
         """
         crops = CropGroup(2, self.config.image_shape, tuple(arguments.crop_scale))
-        try:
-            augment = ViewAugmentation(
-                arguments, self.config.image_shape, self.processor.image_mean, self.processor.image_std
-            )
-        except ValueError as problem:
-            raise SiTError(str(problem), argument="blur_sigma") from problem
+        augment = ViewAugmentation(
+            arguments, self.config.image_shape, self.processor.image_mean, self.processor.image_std
+        )
         return [ViewGroup(crops, augment)]
 
     def schedules(self, progress: float) -> dict[str, float]:

@@ -15,7 +15,7 @@ from modeling_sit.data.augmentation import (
     CHANCES,
     JITTERS,
     ViewAugmentation,
-    ViewDraws,
+    ViewParams,
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -23,10 +23,11 @@ from modeling_sit.data.augmentation import (
     blur,
     blur_by_convolution,
     gaussian_kernels,
-    make_grey,
+    make_gray,
     solarize,
 )
 from modeling_sit.data.views import ViewArguments
+from modeling_sit.runtime.errors import SiTError
 
 SHAPE = (16, 16)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -78,11 +79,11 @@ class TestViewAugmentation:
         views = raw_views(crops, **{f"{flag}_flip_probability": 1.0})
         torch.testing.assert_close(torch.stack(views), crops.flip(dimension) / 255)
 
-    def test_grey(self):
+    def test_gray(self):
         crops = random_crops()
         red, green, blue = (crops / 255).unbind(2)
-        grey = 0.299 * red + 0.587 * green + 0.114 * blue
-        for view, expected in zip(raw_views(crops, grayscale_probability=1.0), grey, strict=True):
+        gray = 0.299 * red + 0.587 * green + 0.114 * blue
+        for view, expected in zip(raw_views(crops, grayscale_probability=1.0), gray, strict=True):
             assert torch.equal(view[:, 0], view[:, 1]) and torch.equal(view[:, 0], view[:, 2])
             torch.testing.assert_close(view[:, 0], expected, rtol=0, atol=2e-3)
 
@@ -141,10 +142,10 @@ class TestViewAugmentation:
         assert 0.6 - 1e-2 <= factors.min() < 0.65
         assert 1.3 < factors.max() <= 1.4 + 1e-2
 
-    def test_saturation_keeps_grey_and_pulls_colors_from_it(self):
-        grey = random_crops(4, channels=1).expand(-1, -1, 3, -1, -1)
+    def test_saturation_keeps_gray_and_pulls_colors_from_it(self):
+        gray = random_crops(4, channels=1).expand(-1, -1, 3, -1, -1)
         settings = {"color_jitter": [0.0, 0.0, 0.9, 0.0], "color_jitter_probability": 1.0}
-        torch.testing.assert_close(torch.stack(raw_views(grey, **settings)), grey / 255, rtol=0, atol=2e-3)
+        torch.testing.assert_close(torch.stack(raw_views(gray, **settings)), gray / 255, rtol=0, atol=2e-3)
         color = random_crops(20)
         distances = [
             torch.cat(views).std(dim=1).mean(dim=(1, 2)) for views in (raw_views(color, **settings), raw_views(color))
@@ -167,10 +168,10 @@ class TestViewAugmentation:
         torch.testing.assert_close(torch.stack(views), crops / 255)
 
     def test_jitter_of_one_strength_alone(self):
-        """A strength of 0 beside another one leaves its property alone: a hue jitter keeps grey as it is."""
-        grey = random_crops(channels=1).expand(-1, -1, 3, -1, -1)
-        views = raw_views(grey, color_jitter=[0.0, 0.0, 0.0, 0.5], color_jitter_probability=1.0)
-        torch.testing.assert_close(torch.stack(views), grey / 255, rtol=0, atol=2e-3)
+        """A strength of 0 beside another one leaves its property alone: a hue jitter keeps gray as it is."""
+        gray = random_crops(channels=1).expand(-1, -1, 3, -1, -1)
+        views = raw_views(gray, color_jitter=[0.0, 0.0, 0.0, 0.5], color_jitter_probability=1.0)
+        torch.testing.assert_close(torch.stack(views), gray / 255, rtol=0, atol=2e-3)
 
     def test_each_image_and_view_has_its_own_draw(self):
         crops = random_crops(1)[:1].expand(2, 8, -1, -1, -1)
@@ -213,7 +214,7 @@ class TestViewAugmentation:
         assert views.min() >= 0 and views.max() <= 1 + 1e-6
         assert ((views - crops.flatten(0, 1) / 255).abs().flatten(1).mean(dim=1) > 0.05).all()
 
-    def test_grey_images_are_jittered_in_brightness(self):
+    def test_gray_images_are_jittered_in_brightness(self):
         crops = torch.full((2, 20, 1, *SHAPE), 100, dtype=torch.uint8)
         views = torch.cat(raw_views(crops, color_jitter_probability=1.0))
         assert views.mean(dim=(1, 2, 3)).std() > 0.02
@@ -244,15 +245,15 @@ class TestViewAugmentation:
 
 @pytest.fixture(scope="module")
 def photographs() -> torch.Tensor:
-    """Parts of real photographs, uint8 `(8, 3, 24, 32)`, among them black, white and grey ones."""
+    """Parts of real photographs, uint8 `(8, 3, 24, 32)`, among them black, white and gray ones."""
     images = [torch.tensor(load_sample_image(name)).permute(2, 0, 1) for name in ("china.jpg", "flower.jpg")]
     parts = [
         image[:, top : top + 24, left : left + 32]
         for image in images
         for top, left in ((0, 0), (200, 150), (250, 300))
     ]
-    grey = parts[1][:1].expand(3, -1, -1)
-    return torch.stack([*parts, grey, torch.tensor([0, 255]).repeat(16).to(torch.uint8).expand(3, 24, -1)])
+    gray = parts[1][:1].expand(3, -1, -1)
+    return torch.stack([*parts, gray, torch.tensor([0, 255]).repeat(16).to(torch.uint8).expand(3, 24, -1)])
 
 
 def per_image(*values: float) -> torch.Tensor:
@@ -294,9 +295,9 @@ class TestOperations:
             found = adjust_hue(colors, torch.full((1, 1, 1, 1), turns))
             assert_close(found[0], F.adjust_hue(colors[0], turns))
 
-    def test_grey(self, photographs):
+    def test_gray(self, photographs):
         views = photographs / 255
-        assert_close(make_grey(views), F.rgb_to_grayscale(views, num_output_channels=3))
+        assert_close(make_gray(views), F.rgb_to_grayscale(views, num_output_channels=3))
 
     @pytest.mark.parametrize("threshold", [0.0, 0.3, 128 / 255, 1.0])
     def test_solarization(self, photographs, threshold):
@@ -317,8 +318,8 @@ class TestOperations:
         assert_close(found, torch.stack(expected))
 
 
-def augment_slowly(crops: torch.Tensor, draws: ViewDraws, radius: int, threshold: float) -> torch.Tensor:
-    """What `draws` say, image by image and by torchvision, up to the normalization."""
+def augment_slowly(crops: torch.Tensor, params: ViewParams, radius: int, threshold: float) -> torch.Tensor:
+    """What `params` say, image by image and by torchvision, up to the normalization."""
     adjust = {
         "brightness": F.adjust_brightness,
         "contrast": F.adjust_contrast,
@@ -327,26 +328,26 @@ def augment_slowly(crops: torch.Tensor, draws: ViewDraws, radius: int, threshold
     }
     views = []
     for number, crop in enumerate(crops):
-        wanted = {name: bool(draws.chosen[name][number]) for name in CHANCES}
+        apply = {name: bool(params.apply[name][number]) for name in CHANCES}
         view = F.to_dtype(crop, torch.float32, scale=True)
-        if wanted["horizontal_flip"]:
+        if apply["horizontal_flip"]:
             view = F.horizontal_flip(view)
-        if wanted["vertical_flip"]:
+        if apply["vertical_flip"]:
             view = F.vertical_flip(view)
-        if wanted["color_jitter"]:
-            for jitter in draws.order[number].tolist():
-                view = adjust[JITTERS[jitter]](view, draws.number[JITTERS[jitter]][number].item())
-        if wanted["grayscale"]:
+        if apply["color_jitter"]:
+            for jitter in params.order[number].tolist():
+                view = adjust[JITTERS[jitter]](view, params.value[JITTERS[jitter]][number].item())
+        if apply["grayscale"]:
             view = F.rgb_to_grayscale(view, num_output_channels=3)
-        if wanted["blur"]:
-            view = F.gaussian_blur(view, 2 * radius + 1, draws.number["sigma"][number].item())
-        if wanted["solarize"]:
+        if apply["blur"]:
+            view = F.gaussian_blur(view, 2 * radius + 1, params.value["sigma"][number].item())
+        if apply["solarize"]:
             view = F.solarize(view, threshold)
         views.append(view)
     return torch.stack(views)
 
 
-WAYS = ("augment_in_chunks", "augment_at_once")
+WAYS = ("_augment_cpu", "augment_at_once")
 # All that a view can meet, with chances of a half, so that a few images meet all of it.
 HALVES = {
     **{f"{name}_probability": 0.5 for name in ("horizontal_flip", "vertical_flip", "grayscale")},
@@ -370,12 +371,12 @@ class TestWhole:
         given = crops.clone()
         augment = ViewAugmentation(ViewArguments(**HALVES), (24, 32), MEAN, STD)
         torch.manual_seed(0)
-        draws = augment.draw(32, crops.device)
-        views = getattr(augment, way)(crops, draws)
+        params = augment.draw(32, crops.device)
+        views = getattr(augment, way)(crops, params)
         assert torch.equal(crops, given)
-        expected = augment_slowly(crops, draws, radius=round(2 * 20 * 32 / 224), threshold=0.5)
+        expected = augment_slowly(crops, params, radius=round(2 * 20 * 32 / 224), threshold=0.5)
         # Where rounding puts a pixel on the other side of the threshold, solarization makes a jump of it.
-        at_threshold = draws.chosen["solarize"].view(-1, 1, 1, 1) & ((expected - 0.5).abs() < 1e-5)
+        at_threshold = params.apply["solarize"].view(-1, 1, 1, 1) & ((expected - 0.5).abs() < 1e-5)
         expected = F.normalize(expected, MEAN, STD)
         assert at_threshold.float().mean() < 1e-3
         torch.testing.assert_close(
@@ -387,16 +388,16 @@ class TestWhole:
         settings = {**HALVES, "color_jitter": strengths}
         augment = ViewAugmentation(ViewArguments(**settings), (24, 32), (0.0,) * 3, (1.0,) * 3)
         torch.manual_seed(0)
-        draws = augment.draw(4, torch.device("cpu"))
-        one, other = (getattr(augment, way)(photographs, draws) for way in WAYS)
+        params = augment.draw(4, torch.device("cpu"))
+        one, other = (getattr(augment, way)(photographs, params) for way in WAYS)
         assert (one - other).abs().median() < 1e-6 and ((one - other).abs() < 1e-4).float().mean() > 0.999
 
-    def test_both_ways_of_grey_images(self):
+    def test_both_ways_of_gray_images(self):
         crops = random_crops(8, channels=1).flatten(0, 1)
         augment = ViewAugmentation(ViewArguments(**HALVES), SHAPE, (0.5,), (0.25,))
         torch.manual_seed(0)
-        draws = augment.draw(8, crops.device)
-        one, other = (getattr(augment, way)(crops, draws) for way in WAYS)
+        params = augment.draw(8, crops.device)
+        one, other = (getattr(augment, way)(crops, params) for way in WAYS)
         assert ((one - other).abs() < 1e-4).float().mean() > 0.999
 
     def test_an_accelerator_never_has_the_host_wait(self):
@@ -406,21 +407,21 @@ class TestWhole:
             augment.augment_at_once(crops.flatten(0, 1), augment.draw(8, crops.device))
         assert "aten.rand.default" in called.names and "aten.convolution.default" in called.names
         with pytest.raises(AssertionError, match="the host would wait"), NoWaiting():
-            augment.augment_in_chunks(crops.flatten(0, 1), augment.draw(8, crops.device))
+            augment._augment_cpu(crops.flatten(0, 1), augment.draw(8, crops.device))
 
 
 COUNT = 3000
 
 
 @pytest.fixture(scope="module")
-def draws() -> ViewDraws:
+def params() -> ViewParams:
     augment = ViewAugmentation(ViewArguments(vertical_flip_probability=0.3), (224, 224), MEAN, STD)
     torch.manual_seed(0)
     return augment.draw(COUNT, torch.device("cpu"))
 
 
 class TestDraws:
-    def test_chances(self, draws):
+    def test_chances(self, params):
         expected = {
             "horizontal_flip": (0.5, 0.5),
             "vertical_flip": (0.3, 0.3),
@@ -429,12 +430,12 @@ class TestDraws:
             "blur": (1.0, 0.1),
             "solarize": (0.0, 0.2),
         }
-        assert draws.chosen.keys() == expected.keys()
+        assert params.apply.keys() == expected.keys()
         for name, chances in expected.items():
-            for chosen, chance in zip(draws.chosen[name].view(2, -1), chances, strict=True):
-                assert stats.binomtest(int(chosen.sum()), COUNT, chance).pvalue > 1e-4, name
+            for applies, chance in zip(params.apply[name].view(2, -1), chances, strict=True):
+                assert stats.binomtest(int(applies.sum()), COUNT, chance).pvalue > 1e-4, name
 
-    def test_numbers_are_uniform_in_their_ranges(self, draws):
+    def test_numbers_are_uniform_in_their_ranges(self, params):
         ranges = {
             "brightness": (0.6, 1.4),
             "contrast": (0.6, 1.4),
@@ -442,23 +443,23 @@ class TestDraws:
             "hue": (-0.1, 0.1),
             "sigma": (0.1, 2.0),
         }
-        assert draws.number.keys() == ranges.keys()
+        assert params.value.keys() == ranges.keys()
         for name, (low, high) in ranges.items():
-            for numbers in draws.number[name].double().view(2, -1):
+            for numbers in params.value[name].double().view(2, -1):
                 assert low - 1e-6 <= numbers.min() and numbers.max() <= high + 1e-6
                 assert stats.kstest(numbers, stats.uniform(low, high - low).cdf).pvalue > 1e-4, name
 
-    def test_every_order_is_as_likely(self, draws):
-        orders = [tuple(order) for order in draws.order.tolist()]
+    def test_every_order_is_as_likely(self, params):
+        orders = [tuple(order) for order in params.order.tolist()]
         counts = [orders.count(order) for order in permutations(range(4))]
         assert sum(counts) == 2 * COUNT
         assert stats.chisquare(counts).pvalue > 1e-4
 
-    def test_nothing_depends_on_anything_else(self, draws):
+    def test_nothing_depends_on_anything_else(self, params):
         """Of images, of views and of operations: no two draws are correlated."""
-        columns = [draws.chosen[name].double() for name in CHANCES] + [
-            *(number.double() for number in draws.number.values()),
-            *draws.order[:, :3].double().unbind(1),
+        columns = [params.apply[name].double() for name in CHANCES] + [
+            *(number.double() for number in params.value.values()),
+            *params.order[:, :3].double().unbind(1),
         ]
         rows = torch.stack([part for column in columns for part in column.view(2, -1)])
         rows = torch.stack([row for row in rows if row.std() > 0])
@@ -471,11 +472,48 @@ class TestDraws:
 
     def test_factors_are_not_below_0(self):
         augment = ViewAugmentation(ViewArguments(color_jitter=[3.0, 0.0, 0.0, 0.0]), SHAPE, MEAN, STD)
-        factors = augment.draw(200, torch.device("cpu")).number["brightness"]
+        factors = augment.draw(200, torch.device("cpu")).value["brightness"]
         assert factors.min() >= 0 and factors.max() > 3.5
 
 
+class TestNumberOfViews:
+    def draw(self, num_views: int, num_images: int = 400) -> ViewParams:
+        arguments = ViewArguments(blur_probability=[1.0, 0.0], solarize_probability=[0.0, 1.0])
+        augment = ViewAugmentation(arguments, SHAPE, MEAN, STD, num_views)
+        torch.manual_seed(0)
+        return augment.draw(num_images, torch.device("cpu"))
+
+    @pytest.mark.parametrize("num_views", [1, 2, 3, 5])
+    def test_further_views_have_the_last_probabilities(self, num_views):
+        params = self.draw(num_views)
+        assert params.order.shape == (num_views * 400, 4)
+        for name, first in (("blur", True), ("solarize", False)):
+            by_view = params.apply[name].view(num_views, 400)
+            assert by_view[0].all() if first else not by_view[0].any()
+            assert not by_view[1:].any() if first else by_view[1:].all()
+        for applies in params.apply["horizontal_flip"].view(num_views, 400):
+            assert stats.binomtest(int(applies.sum()), 400, 0.5).pvalue > 1e-4
+
+    def test_no_two_views_are_drawn_alike(self):
+        numbers = self.draw(4).value["brightness"].view(4, 400)
+        assert (torch.corrcoef(numbers) - torch.eye(4)).abs().max() < 0.25
+
+    @pytest.mark.parametrize("num_views", [1, 3])
+    @pytest.mark.parametrize("way", WAYS)
+    def test_views_are_torchvisions(self, photographs, num_views, way):
+        crops = photographs[None].repeat(num_views, 1, 1, 1, 1)
+        augment = ViewAugmentation(ViewArguments(**HALVES), (24, 32), (0.0,) * 3, (1.0,) * 3, num_views)
+        torch.manual_seed(0)
+        params = augment.draw(crops.shape[1], crops.device)
+        expected = augment_slowly(crops.flatten(0, 1), params, radius=augment.blur_radius, threshold=0.5)
+        views = getattr(augment, way)(crops.flatten(0, 1), params)
+        assert ((views - expected).abs() < 1e-4).float().mean() > 0.999
+        torch.manual_seed(0)
+        assert augment(crops).shape == views.shape
+
+
 def test_too_much_blur_for_the_image_is_refused():
-    with pytest.raises(ValueError, match="--blur_sigma"):
+    with pytest.raises(SiTError) as error:
         augmentation(shape=(4, 4), blur_probability=[1.0, 0.0], blur_sigma=[0.1, 200.0])
+    assert error.value.argument == "blur_sigma" and "4 x 4" in error.value.problem
     augmentation(shape=(4, 4), blur_sigma=[0.1, 200.0])

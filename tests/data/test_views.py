@@ -1,4 +1,4 @@
-"""The two views: their quarter turns, and the flags of their augmentation."""
+"""Views: their quarter turns, and the arguments of their augmentation."""
 
 import numpy as np
 import PIL.Image
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from modeling_sit.data.views import ViewArguments, rotate_views
+from modeling_sit.runtime.errors import SiTError
 
 SHAPE = (16, 16)
 
@@ -36,9 +37,9 @@ class TestRotateViews:
 
     def test_every_view_has_its_own_draw_of_equal_chances(self):
         _, labels = rotate_views(torch.zeros(4000, 1, 1, 1), torch.Generator().manual_seed(0))
-        shares = torch.bincount(labels, minlength=4) / 4000
-        assert shares.shape == (4,)
-        assert (shares - 0.25).abs().max() < 4 * (0.25 * 0.75 / 4000) ** 0.5
+        fractions = torch.bincount(labels, minlength=4) / 4000
+        assert fractions.shape == (4,)
+        assert (fractions - 0.25).abs().max() < 4 * (0.25 * 0.75 / 4000) ** 0.5
         view_1, view_2 = labels.chunk(2)
         assert (view_1 == view_2).float().mean().item() == pytest.approx(0.25, abs=0.04)
 
@@ -90,10 +91,11 @@ class TestRotateViews:
         {"solarize_threshold": -0.1},
     ],
 )
-def test_arguments_out_of_range_name_the_flag(settings):
+def test_arguments_out_of_range(settings):
     (name,) = settings
-    with pytest.raises(ValueError, match=f"--{name}"):
+    with pytest.raises(SiTError) as error:
         ViewArguments(**settings)
+    assert error.value.argument == name
 
 
 def test_default_arguments_are_the_papers():

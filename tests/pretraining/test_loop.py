@@ -256,7 +256,7 @@ class TestStep:
     @pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 2}, {"rotation_weight": 1}])
     def test_an_accelerators_step_never_has_the_host_wait(self, pretrain, monkeypatch, arguments):
         """With what is computed on an accelerator, on the CPU: batch, losses, gradients, averages, and their counting."""
-        monkeypatch.setattr(ViewAugmentation, "augment_in_chunks", ViewAugmentation.augment_at_once)
+        monkeypatch.setattr(ViewAugmentation, "_augment_cpu", ViewAugmentation.augment_at_once)
         monkeypatch.setattr(gmml, "_mask_loop", gmml._mask_batched)
         monkeypatch.setattr(gmml, "_fill_loop", gmml._fill_batched)
         called = set()
