@@ -1,4 +1,4 @@
-"""Images of any mode to 8 bits and the mode that the model takes."""
+"""Convert images of any mode to 8 bits and the mode that the model takes."""
 
 import numpy as np
 import PIL.Image
@@ -9,17 +9,17 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 def convert_image(image: PIL.Image.Image, num_channels: int = 3) -> PIL.Image.Image:
     """Convert an image to 8 bits and the mode of `num_channels`.
 
-    What is transparent shows white when there is no alpha channel to keep it, as in transformers' image processors.
-    More than 8 bits are scaled down, never cut off: integers from [0, 65535]; floats from [0, 1], [0, 255] or
-    [0, 65535], the first of these that holds all of the image's values. An image that leaves these ranges is
-    stretched from its smallest value to its largest. Values that are not finite count as 0.
+    Transparent pixels become white if the result has no alpha channel, as in transformers' image processors.
+    More than 8 bits are scaled down, never clipped: integers from [0, 65535]; floats from [0, 1], [0, 255] or
+    [0, 65535], the first of these ranges that contains all of the image's values. An image with values outside these
+    ranges is stretched from its smallest value to its largest. Values that are not finite count as 0.
 
     Args:
         image (`PIL.Image.Image`): An image of any mode. It is not changed.
         num_channels (`int`, *optional*, defaults to 3): 1 for gray, 3 for RGB, 4 for RGBA.
 
     Returns:
-        `PIL.Image.Image`: In mode "L", "RGB" or "RGBA"; `image` itself, not a copy, where nothing is to be done.
+        `PIL.Image.Image`: In mode "L", "RGB" or "RGBA". It is `image` itself, not a copy, if nothing must be changed.
 
     Raises:
         `ValueError`: If `num_channels` is not 1, 3 or 4.

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 from modeling_sit.data.decoding import DraftScale, UnreadableImage
 from modeling_sit.data.image_datasets import read_row
 
-# A whole run of unreadable images means that something else is wrong than a few damaged files.
+# This many unreadable images in a row mean that more is wrong than a few damaged files.
 MAX_UNREADABLE_IN_A_ROW = 100
 
 Box = tuple[int, int, int, int]
@@ -38,11 +38,11 @@ class CropGroup:
 
 class RandomCrops:
     """
-    Cuts random crops out of an image, which depend on the image and the seed alone.
+    Cuts random crops out of an image. They depend on the image and the seed only.
 
     Args:
-        groups (sequence of [`CropGroup`]): What to cut. The first group's boxes are drawn first, so they do not depend on the
-            others.
+        groups (sequence of [`CropGroup`]): What to cut. The first group's boxes are drawn first, so they do not depend on
+            the other groups.
         ratio (pair of `float`): Range of a crop's width divided by its height.
     """
 
@@ -55,8 +55,8 @@ class RandomCrops:
 
     def draw_boxes(self, height: int, width: int, seed: int) -> list[list[Box]]:
         """The boxes of each group in an image of this size."""
-        size = torch.empty(1, height, width, device="meta")  # torchvision wants an image, and looks at its size alone
-        # torchvision draws from PyTorch's global generator; seeding its CPU half alone leaves devices in peace.
+        size = torch.empty(1, height, width, device="meta")  # torchvision takes an image, and reads only its size
+        # torchvision draws from PyTorch's global generator. Only the one of the CPU is seeded; devices keep theirs.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return [
@@ -65,7 +65,7 @@ class RandomCrops:
             ]
 
     def __call__(self, image: np.ndarray, seed: int) -> tuple[torch.Tensor, ...]:
-        """For each group uint8 crops `(number, channels, height, width)` of an image, uint8 `(height, width, channels)`."""
+        """For each group, uint8 crops `(number, channels, height, width)` of a uint8 image `(height, width, channels)`."""
         height, width, _ = image.shape
         boxes = self.draw_boxes(height, width, seed)
         return tuple(
@@ -79,25 +79,25 @@ def _as_box(params: dict[str, int]) -> Box:
 
 
 def _cut(image: np.ndarray, box: Box, image_shape: tuple[int, int]) -> torch.Tensor:
-    # PyTorch's kernel for 8 bits is four times as fast as Pillow's, and does the same to 2 of 255. A copy, for what
-    # it is cut from may be read-only, which PyTorch does not know.
+    # PyTorch's kernel for 8 bits is four times as fast as Pillow's, and its result differs by at most 2 of 255. The crop
+    # is copied because the image may be read-only, which PyTorch does not support.
     top, left, height, width = box
     crop = torch.from_numpy(image[top : top + height, left : left + width].copy()).permute(2, 0, 1)
     return F.interpolate(crop[None], list(image_shape), mode="bicubic", antialias=True)[0]
 
 
 class ImageSource(Protocol):
-    """Where pixels come from: decoded anew each time, or kept."""
+    """Where pixels come from: an image is decoded each time, or read from a cache."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """An image, upright, uint8 `(height, width, channels)`; raises `UnreadableImage`, naming it."""
+        """An upright image, uint8 `(height, width, channels)`. Raises `UnreadableImage`, which names it."""
 
 
 class DecodedImages:
     """
-    Images that are decoded each time that one is asked for.
+    Images that are decoded each time they are read.
 
     Args:
         dataset (`datasets.Dataset`): Column `image` of encoded images.
@@ -126,14 +126,15 @@ def as_pixels(image) -> np.ndarray:
 
 class CropsDataset(torch.utils.data.Dataset):
     """
-    Images as random crops. An item is asked for by (index, seed), so its crops are the same in any worker.
+    Images as random crops. The key of an item is (index, seed), so its crops are the same in any worker.
 
     Args:
         images ([`ImageSource`]): Where the images come from.
         random_crops ([`RandomCrops`]): Cuts them.
 
-    An item is a dict: `crops`, for each group uint8 `(number, channels, height, width)`, and `unreadable`, a list of what
-    could not be read on the way: the next readable image takes an unreadable one's place, so that batches keep their size.
+    An item is a dict: `crops`, for each group uint8 `(number, channels, height, width)`, and `unreadable`, a list of
+    messages about images that could not be read. The next readable image replaces an unreadable one, so that batches
+    keep their size.
     """
 
     def __init__(self, images: ImageSource, random_crops: RandomCrops):
@@ -157,13 +158,17 @@ class CropsDataset(torch.utils.data.Dataset):
         raise UnreadableImage(f"{len(unreadable)} images in a row, the last of them {unreadable[-1]}")
 
     def crop(self, index: int, seed: int) -> dict:
-        """What an item says of one image. Raises `UnreadableImage`."""
+        """The item of one image, without `unreadable`. Raises `UnreadableImage`."""
         return {"crops": self.random_crops(self.images[index], seed)}
 
 
 def collate_crops(items: list[dict]) -> dict:
-    """Stack items of [`CropsDataset`]: `crops`, for each group `(number, batch, channels, height, width)`, and all that was
-    unreadable."""
+    """Stack items of [`CropsDataset`].
+
+    Returns:
+        `dict`: `crops`, for each group uint8 `(number, batch, channels, height, width)`, and `unreadable`, a list of
+        messages.
+    """
     groups = zip(*(item["crops"] for item in items), strict=True)
     return {
         "crops": tuple(torch.stack(group, dim=1) for group in groups),
@@ -172,4 +177,5 @@ def collate_crops(items: list[dict]) -> dict:
 
 
 def all_unreadable(items: list[dict]) -> list[str]:
+    """The messages about unreadable images of all items."""
     return [problem for item in items for problem in item["unreadable"]]

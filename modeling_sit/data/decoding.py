@@ -1,4 +1,4 @@
-"""From a file or its bytes to an upright 8-bit image of the mode that the model takes."""
+"""Decode a file or its bytes to an upright 8-bit image of the mode that the model takes."""
 
 import io
 import math
@@ -13,25 +13,25 @@ from modeling_sit.image_modes import check_num_channels, convert_image
 
 
 class UnreadableImage(Exception):
-    """An image that cannot be decoded. The message names it, and the reason, in one line."""
+    """An image that cannot be decoded. The message names the image and the reason, in one line."""
 
 
-# What libjpeg can leave out while it decodes.
+# Factors by which libjpeg can shrink an image while it decodes.
 DRAFT_FACTORS = (8, 4, 2)
-# Pixels of the smallest crop for each of the view's, in each direction, that a reduced image still has. At 2, the
-# smallest crops of flowers differ from those of the full images by 0.7 to 1.2 of 255 on average, and larger crops by
-# less; at 1, by 1.6 to 2.4.
+# A reduced image has at least this many pixels of the smallest crop for each pixel of the view, in each direction. With
+# 2, the smallest crops of flowers differ from those of the full images by 0.7 to 1.2 of 255 on average, and larger crops
+# by less; with 1, by 1.6 to 2.4.
 PIXELS_FOR_EACH_OF_THE_VIEWS = 2
 
 
 @dataclass(frozen=True)
 class DraftScale:
     """
-    By how much a large image shrinks where it is decoded: views are smaller than crops of large photographs, and JPEGs
+    By how much a large image shrinks while it is decoded. Views are smaller than crops of large photographs, and JPEGs
     decode several times as fast at a half, a quarter or an eighth of their size.
 
-    It depends on the image's size and these settings alone, never on a crop that was drawn, so that images that are kept
-    and those that are decoded anew are the same.
+    The factor depends only on the image's size and these settings, never on a crop that was drawn, so that cached images
+    and newly decoded ones are the same.
 
     Args:
         views (`tuple` of pairs): For each size of views its longer side, in pixels, and the smallest area of a crop for it,
@@ -50,7 +50,7 @@ class DraftScale:
         low, high = self.crop_ratio
         smallest_side = min(
             math.sqrt(smallest_area * width * height * min(low, 1 / high)),
-            # Where no crop of the wanted ratio fits, it is the largest that does.
+            # If no crop of the requested ratio fits, torchvision takes the largest that does.
             min(width, height) * min(1, 1 / low, high),
         )
         enough = PIXELS_FOR_EACH_OF_THE_VIEWS * view_side
@@ -60,23 +60,23 @@ class DraftScale:
 def decode_image(
     image: Any, num_channels: int = 3, name: str | None = None, draft_scale: DraftScale | None = None
 ) -> PIL.Image.Image:
-    """Decode an image fully, turn it upright as its EXIF says, and convert it to the mode of `num_channels`.
+    """Decode an image fully, rotate it according to its EXIF, and convert it to the mode of `num_channels`.
 
-    Of a file with several frames or pages, the first is read.
+    The first frame or page of a file is read.
 
     Args:
         image (`str`, `os.PathLike`, `bytes`, `dict` or `PIL.Image.Image`):
-            A path, an encoded image, the `{"bytes": ..., "path": ...}` that `datasets.Image(decode=False)` gives, or
-            a PIL image, which is left as it is.
+            A path, an encoded image, the `{"bytes": ..., "path": ...}` of `datasets.Image(decode=False)`, or a PIL
+            image, which is not changed.
         num_channels (`int`, *optional*, defaults to 3): 1 for gray, 3 for RGB, 4 for RGBA.
-        name (`str`, *optional*): What to call the image in an error. Default: its path, where it has one.
+        name (`str`, *optional*): What to call the image in an error. Default: its path, if it has one.
         draft_scale ([`DraftScale`], *optional*): By how much to shrink it. Default: not at all.
 
     Returns:
         `PIL.Image.Image`: The image, in memory, in mode "L", "RGB" or "RGBA".
 
     Raises:
-        [`UnreadableImage`]: If there is no image, it is not one, damaged, cut short, or of more than
+        [`UnreadableImage`]: If there is no image, or it is damaged, cut short, of an unknown format, or of more than
             `PIL.Image.MAX_IMAGE_PIXELS` pixels.
         `ValueError`: If `num_channels` is not 1, 3 or 4.
         `TypeError`: If `image` is none of the above.
@@ -106,9 +106,12 @@ def decode_image(
 
 
 def decoded_size(image: dict | None, draft_scale: DraftScale) -> tuple[int, int]:
-    """Width and height in pixels that [`decode_image`] gives, perhaps swapped, from the header alone.
+    """Width and height, in pixels, of the image that [`decode_image`] gives. Only the header is read.
 
-    Raises: Whatever Pillow raises for what is no image.
+    Where EXIF has the image turned by a quarter, the two are swapped.
+
+    Raises:
+        `Exception`: Of any kind, as Pillow raises it, if there is no readable image.
     """
     if image is None:
         raise UnreadableImage("there is no image")
@@ -121,7 +124,7 @@ def decoded_size(image: dict | None, draft_scale: DraftScale) -> tuple[int, int]
 def _decode(
     image: str | os.PathLike | bytes | PIL.Image.Image | None, draft_scale: DraftScale | None
 ) -> tuple[PIL.Image.Image, int]:
-    """The image, and by what it still is to be reduced."""
+    """The image, and the factor by which it must still be reduced."""
     if isinstance(image, PIL.Image.Image):
         image.load()
         return image, 1 if draft_scale is None else draft_scale.factor(*image.size)
@@ -130,15 +133,15 @@ def _decode(
     in_memory = not isinstance(image, (str, os.PathLike))
     if (len(image) if in_memory else os.stat(image).st_size) == 0:
         raise UnreadableImage("it is empty (0 bytes)")
-    # An open file, not a path: what Pillow opens itself it may map into memory, and keep open as long as the image.
+    # An open file, not a path: Pillow may map a file that it opens itself into memory, and keep it open with the image.
     with io.BytesIO(image) if in_memory else open(image, "rb") as file, PIL.Image.open(file) as opened:
         limit = PIL.Image.MAX_IMAGE_PIXELS
-        # Pillow itself stops only at twice the limit; up to there it warns, then takes the memory.
+        # Pillow itself stops only at twice the limit. Below that it warns, and takes the memory.
         if limit is not None and opened.width * opened.height > limit:
             raise UnreadableImage(f"{opened.width} x {opened.height} pixels are too many (the limit is {limit})")
         factor, full_size = 1 if draft_scale is None else draft_scale.factor(*opened.size), opened.size
         if factor > 1:
-            # A JPEG's decoder gives it smaller; others are left as they are.
+            # The decoder of JPEGs shrinks them. Images of other formats keep their size, and are reduced later.
             opened.draft(None, (opened.width // factor, opened.height // factor))
         if opened.size != full_size:
             factor = 1
@@ -150,7 +153,7 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
-    except Exception:  # damaged EXIF says nothing about the pixels, which are there
+    except Exception:  # damaged EXIF does not mean that the pixels are damaged
         return image
 
 

@@ -1,4 +1,4 @@
-"""Images that live on the accelerator, and crops that are cut there in batch."""
+"""Images that are kept on the accelerator, and crops that are cut there in batch."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from modeling_sit.data.crops import CropsDataset, RandomCrops, all_unreadable
 from modeling_sit.data.decoded_cache import DecodedImageCache, ImageIndex
 
-# So many crops are resampled at once, enough to fill a GPU; of large ones fewer, for they lie in one tensor in float32.
+# Crops that are resampled at once: enough to fill a GPU. Fewer if they are large, because they lie in one float32 tensor.
 CROPS_AT_A_TIME = 64
 CANVAS_BYTES = 256 * 2**20
 
@@ -18,7 +18,7 @@ class DeviceImages:
     The images of a cache, uint8 on a device.
 
     Args:
-        cache (`DecodedImageCache`): The images; can be closed afterwards.
+        cache (`DecodedImageCache`): The images. It can be closed afterwards.
         device (`torch.device`): Where they go.
     """
 
@@ -27,28 +27,33 @@ class DeviceImages:
         self.pixels = torch.empty(cache.index.num_bytes, dtype=torch.uint8, device=device)
         start = 0
         for part in cache.parts:
-            self.pixels[start : start + len(part)] = torch.from_numpy(part.copy())  # PyTorch wants it writable
+            # A copy, because the file is mapped read-only.
+            self.pixels[start : start + len(part)] = torch.from_numpy(part.copy())
             start += len(part)
 
     def crop(self, indices: list[int], boxes: torch.Tensor, image_shape: tuple[int, int]) -> torch.Tensor:
-        """Cut boxes out of images and resample them to one size, bicubic and antialiased, as on the CPU to 2 of 255.
+        """Cut boxes out of images and resample them to one size, bicubic and antialiased.
+
+        The result differs from the CPU's by at most 2 of 255.
 
         Args:
             indices (`list` of `int`): The images.
-            boxes (`torch.Tensor` of shape `(images, number, 4)`): Top, left, height and width in pixels of boxes in each.
+            boxes (`torch.Tensor` of shape `(images, number, 4)`): Top, left, height and width of each box, in pixels.
             image_shape (pair of `int`): Height and width of the crops.
 
         Returns:
             `torch.Tensor`: uint8 `(number, images, channels, height, width)`.
         """
-        wanted = [(index, box) for view in boxes.unbind(1) for index, box in zip(indices, view.tolist(), strict=True)]
-        crops = [self._crop(chunk, image_shape) for chunk in self._chunks(wanted)]
+        requested = [
+            (index, box) for view in boxes.unbind(1) for index, box in zip(indices, view.tolist(), strict=True)
+        ]
+        crops = [self._crop(chunk, image_shape) for chunk in self._chunks(requested)]
         return torch.cat(crops).unflatten(0, (boxes.shape[1], len(indices)))
 
-    def _chunks(self, wanted: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[int]]]]:
-        """The crops in their order, as many at a time as a canvas has room for; at least one."""
+    def _chunks(self, requested: list[tuple[int, list[int]]]) -> Iterator[list[tuple[int, list[int]]]]:
+        """The crops in their order, as many at a time as fit the canvas, and at least one."""
         chunk, max_height, max_width = [], 0, 0
-        for index, box in wanted:
+        for index, box in requested:
             max_height, max_width = max(max_height, box[2]), max(max_width, box[3])
             num_bytes = 4 * self.index.num_channels * (len(chunk) + 1) * max_height * max_width
             if chunk and (len(chunk) == CROPS_AT_A_TIME or num_bytes > CANVAS_BYTES):
@@ -57,21 +62,21 @@ class DeviceImages:
             chunk.append((index, box))
         yield chunk
 
-    def _crop(self, wanted: list[tuple[int, list[int]]], image_shape: tuple[int, int]) -> torch.Tensor:
+    def _crop(self, requested: list[tuple[int, list[int]]], image_shape: tuple[int, int]) -> torch.Tensor:
         device = self.pixels.device
-        sizes = torch.tensor([[box[2] for _, box in wanted], [box[3] for _, box in wanted]])
-        # Crops of all sizes in one tensor: what lies beside them has the weight 0, and must only be finite.
+        sizes = torch.tensor([[box[2] for _, box in requested], [box[3] for _, box in requested]])
+        # Crops of all sizes lie in one tensor. The padding has the weight 0, so any finite value will do.
         max_height, max_width = sizes.amax(dim=1).tolist()
-        if device.type == "cuda":  # from other memory the copy would wait for all that the GPU has to do before it
+        if device.type == "cuda":  # a copy from memory that is not pinned would wait for all earlier work of the GPU
             sizes = sizes.pin_memory()
         heights, widths = sizes.to(device, non_blocking=True)
-        canvas = torch.zeros(len(wanted), self.index.num_channels, max_height, max_width, device=device)
-        for place, (index, (top, left, height, width)) in zip(canvas, wanted, strict=True):
+        canvas = torch.zeros(len(requested), self.index.num_channels, max_height, max_width, device=device)
+        for padded, (index, (top, left, height, width)) in zip(canvas, requested, strict=True):
             crop = self._image(index)[top : top + height, left : left + width]
-            place[:, :height, :width] = crop.permute(2, 0, 1)
+            padded[:, :height, :width] = crop.permute(2, 0, 1)
         across = resampling_weights(widths, max_width, image_shape[1])
         down = resampling_weights(heights, max_height, image_shape[0])
-        # As where crops are cut on the CPU: across, rounded and clipped, then down.
+        # As on the CPU: across, rounded and clipped, then down.
         narrow = (canvas.flatten(1, 2) @ across.mT).unflatten(1, canvas.shape[1:3]).add_(0.5).floor_().clamp_(0, 255)
         return (down[:, None] @ narrow).add_(0.5).floor_().clamp_(0, 255).byte()
 
@@ -82,9 +87,9 @@ class DeviceImages:
 
 
 def resampling_weights(lengths: torch.Tensor, max_length: int, size: int) -> torch.Tensor:
-    """What each pixel of a line counts for each pixel of the line resampled to another length.
+    """The weight of each pixel of a line in each pixel of the line resampled to another length.
 
-    Keys' cubic kernel with a = -1/2, stretched where the line shrinks and cut off at its ends, as in Pillow.
+    Keys' cubic kernel with a = -1/2, stretched if the line shrinks and cut off at its ends, as in Pillow.
 
     Args:
         lengths (`torch.Tensor` of shape `(lines,)`): Pixels of each line.
@@ -99,7 +104,7 @@ def resampling_weights(lengths: torch.Tensor, max_length: int, size: int) -> tor
     stretch = scale.clamp(min=1)
     centers = (torch.arange(size, device=lengths.device)[:, None] + 0.5) * scale
     pixels = torch.arange(max_length, device=lengths.device)
-    # Pillow looks at whole pixels between these ends only.
+    # Pillow uses only whole pixels between these ends.
     first, end = (centers - 2 * stretch + 0.5).floor(), (centers + 2 * stretch + 0.5).floor()
     inside = (pixels >= first) & (pixels < torch.minimum(end, lengths))
     distance = ((pixels + 0.5 - centers) / stretch).abs()
@@ -111,9 +116,8 @@ def resampling_weights(lengths: torch.Tensor, max_length: int, size: int) -> tor
 
 class CropsOnDevice(CropsDataset):
     """
-    As [`CropsDataset`], but an item holds in place of crops the `index` of an image and for each group the `boxes`
-    `(number, 4)` to cut:
-    workers draw, and [`CropLoader`] cuts, on the device.
+    As [`CropsDataset`], but instead of crops an item holds the `index` of an image and for each group the `boxes`
+    `(number, 4)` to cut. Workers draw the boxes, and [`CropLoader`] cuts the crops on the device.
 
     Args:
         device_images (`DeviceImages`): The images.
@@ -121,7 +125,7 @@ class CropsOnDevice(CropsDataset):
     """
 
     def __init__(self, device_images: DeviceImages, random_crops: RandomCrops):
-        # Workers get the index alone: what is on an accelerator stays with the process that put it there.
+        # Workers get only the index: memory of an accelerator stays with its process.
         super().__init__(_Shapes(device_images.index), random_crops)
         self.device_images = device_images
 
@@ -144,11 +148,11 @@ class _Shapes:
 
 class CropLoader:
     """
-    Batches as [`collate_crops`] makes them, with crops that were cut on the device.
+    Batches like those of [`~modeling_sit.data.crops.collate_crops`], with crops that are cut on the device.
 
     Args:
         crops (`CropsOnDevice`): The images.
-        loader_settings: As of `torch.utils.data.DataLoader`.
+        loader_settings: Arguments of `torch.utils.data.DataLoader`.
     """
 
     def __init__(self, crops: CropsOnDevice, **loader_settings):
@@ -169,6 +173,7 @@ class CropLoader:
 
 
 def collate_boxes(items: list[dict]) -> dict:
+    """Stack items of [`CropsOnDevice`]: `indices`, for each group `boxes` `(batch, number, 4)`, and `unreadable`."""
     return {
         "indices": [item["index"] for item in items],
         "boxes": tuple(torch.stack(group) for group in zip(*(item["boxes"] for item in items), strict=True)),

@@ -1,6 +1,6 @@
-"""Which image is seen when, and with which random numbers: functions of the seed and the step, of nothing else.
+"""The order of the images and their random numbers: functions of the seed and the step only.
 
-So a run that resumes at a step sees what an uninterrupted one sees there, whatever the number of dataloader workers.
+So a run that resumes at a step sees the same batches as an uninterrupted one, with any number of dataloader workers.
 """
 
 import hashlib
@@ -13,12 +13,12 @@ from torch.utils.data import Sampler
 
 from modeling_sit.runtime.signals import ignore_signals_in_worker
 
-# What a seed is for; the same numbers give unrelated seeds for different purposes.
+# Purposes of a seed. The same numbers give unrelated seeds for different purposes.
 ORDER, CROPS, STEP, PREVIEW, MONITOR = range(5)
 
 
 def derive_seed(seed: int, purpose: int, *numbers: int) -> int:
-    """A seed below 2^63 that differs, for all practical purposes, wherever one of the arguments (from 0 on) differs."""
+    """A seed below 2^63. If one of the arguments (at least 0) differs, so does the seed, but for a negligible chance."""
     words = repr((seed, purpose, *numbers)).encode()
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") >> 1
 
@@ -33,8 +33,9 @@ class LoadingSettings:
         seed (`int`): Seed of the order and of the crops.
         num_channels (`int`, *optional*, defaults to 3): 1 (gray) or 3 (RGB).
         crop_ratio (pair of `float`, *optional*): Range of a crop's width divided by its height.
-        num_workers (`int`, *optional*, defaults to 0): Processes that decode and crop; the batches do not depend on it.
-        process_index, num_processes (`int`, *optional*): Which process this is, of how many.
+        num_workers (`int`, *optional*, defaults to 0): Processes that decode and crop. The batches do not depend on it.
+        process_index (`int`, *optional*, defaults to 0): Which process this is.
+        num_processes (`int`, *optional*, defaults to 1): How many processes there are.
         device (`torch.device`, *optional*): Where the batches go.
     """
 
@@ -61,7 +62,7 @@ class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     """
     Batches of one process: lists of (index of an image, seed of its draws), epoch after epoch.
 
-    An epoch is a new permutation of all images; what does not fill a batch of every process is left to other epochs.
+    Each epoch is a new permutation of all images. Images that do not fill a batch of every process are left out of it.
 
     Args:
         num_images (`int`): Number of images.

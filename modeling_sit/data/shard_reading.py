@@ -1,4 +1,5 @@
-"""Rows of a stream as one process reads them: shard by shard, in an order that the seed decides, resumable at any image."""
+"""Rows of a stream as one process reads them: shard by shard, in an order that depends on the seed, resumable at any
+image."""
 
 import textwrap
 import threading
@@ -12,12 +13,12 @@ from modeling_sit.data.image_datasets import Shard
 from modeling_sit.data.sampling import ORDER, derive_seed
 from modeling_sit.runtime.errors import SiTError
 
-# Read in turns, so that a block holds images of several places of a dataset that is sorted by class.
+# Shards that are read in turns, so that a block holds images of several classes if the dataset is sorted by class.
 SHARDS_AT_A_TIME = 8
 
 
 class EncodedImage(NamedTuple):
-    """An image on its way to where it is decoded.
+    """An image that is not decoded yet.
 
     Args:
         image (`dict` of `bytes` and `path`, or `None`): As `datasets.Image(decode=False)` gives it.
@@ -29,7 +30,7 @@ class EncodedImage(NamedTuple):
 
 
 class _OpenShard:
-    """The rows of one shard that belong to a process, from a state on."""
+    """The rows of one shard that belong to a process, starting from a state."""
 
     def __init__(
         self,
@@ -58,7 +59,9 @@ class _OpenShard:
             row = next(self._iterator, None)
         except Exception as error:  # readers raise nearly everything on a damaged file
             reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
-            raise SiTError(f"{self.shard.name} cannot be read beyond row {self._row()}: {reason}") from error
+            raise SiTError(
+                f"{self.shard.name} cannot be read beyond row {self._row()}: {reason}", argument="dataset"
+            ) from error
         self._state = None
         if row is None:
             return None
@@ -77,16 +80,16 @@ class _OpenShard:
         return f"{row} ({path})" if path else row
 
     def state_dict(self) -> dict:
-        # Before the first row is read, the library does not tell the state that it was given.
+        # Before the first row is read, the library does not return the state that it was given.
         return {"num_read": self.num_read, "rows": self._state or self.rows.state_dict()}
 
 
 class ProcessStream:
     """
-    The rows of one process, pass after pass through the dataset, in an order that the seed decides.
+    The rows of one process, pass after pass through the dataset, in an order that depends on the seed.
 
-    In each pass, the shards are in another order. Each process gets every so-manieth of them; those left over, fewer than
-    there are processes, are shared row by row. [`SHARDS_AT_A_TIME`] shards are read in turns.
+    Each pass has its own order of the shards. They are dealt to the processes in turn. Those left over, fewer than there
+    are processes, are divided row by row. `SHARDS_AT_A_TIME` shards are read in turns.
 
     Args:
         stream (`datasets.IterableDataset`): Column `image` of encoded images.
@@ -94,7 +97,7 @@ class ProcessStream:
         seed (`int`): Seed of the shards' order.
         process_index (`int`): Which process this is.
         num_processes (`int`): How many there are.
-        state (`dict`, *optional*): Where to go on, from [`~ProcessStream.state_dict`].
+        state (`dict`, *optional*): Where to continue, from [`~ProcessStream.state_dict`].
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class ProcessStream:
         self._open = [self._open_shard(**shard) for shard in state["open"]] if state else []
 
     def _order_of_shards(self) -> list[tuple[int, bool]]:
-        """Numbers of this process's shards in this pass, and whether each is shared with the other processes."""
+        """Numbers of this process's shards in this pass, and whether each is divided among the processes."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, ORDER, self.epoch))
         order = torch.randperm(len(self.shards), generator=generator).tolist()
         num_dealt = len(order) - len(order) % self.num_processes
@@ -129,13 +132,20 @@ class ProcessStream:
     def _open_shard(self, number: int, is_shared: bool, state: dict | None = None) -> _OpenShard:
         part = (0, 1)
         if is_shared:
-            # Not always the same process begins, or the last ones would get nothing of many small shards.
+            # Another process begins each time. Otherwise the last ones would get nothing of many small shards.
             part = ((self.process_index + number) % self.num_processes, self.num_processes)
         return _OpenShard(self.stream, self.shards[number], number, *part, state)
 
     def read_block(self, size: int, stop: threading.Event | None = None) -> list[EncodedImage]:
-        """The next `size` images of this pass, or the fewer that are left; none if all were read before, and the next
-        block is then of the next pass. Ends early, and in vain, once `stop` is set."""
+        """The next block of images.
+
+        Args:
+            size (`int`): Number of images. The last block of a pass may have fewer.
+            stop (`threading.Event`, *optional*): Once it is set, the call returns early, and the result is of no use.
+
+        Returns:
+            `list[EncodedImage]`: Empty at the end of a pass. The next block is then of the next pass.
+        """
         images: list[EncodedImage] = []
         while len(images) < size and not (stop is not None and stop.is_set()):
             while len(self._open) < SHARDS_AT_A_TIME and self._num_opened < len(self._order):
@@ -156,7 +166,7 @@ class ProcessStream:
         return images
 
     def state_dict(self) -> dict:
-        """Where the stream stands, in what JSON can hold."""
+        """Where the stream stands, as JSON values."""
         return {
             "epoch": self.epoch,
             "block": self.block,
@@ -172,7 +182,7 @@ class ProcessStream:
 def first_images(
     stream: datasets.IterableDataset, count: int, shards: list[Shard] | None = None
 ) -> list[EncodedImage]:
-    """The first `count` images of a stream in its own order, or as many as there are; to be looked at again and again."""
+    """The first `count` images of a stream in its own order, or all if there are fewer. The stream is left unchanged."""
     images: list[EncodedImage] = []
     for number in range(stream.num_shards):
         shard = _OpenShard(stream, shards[number] if shards else Shard(f"shard {number}"), number, 0, 1)

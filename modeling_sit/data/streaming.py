@@ -1,8 +1,8 @@
-"""Images that are read as they come, from datasets larger than the disk: in shuffled blocks, resumable at any image.
+"""Images that are streamed, from datasets larger than the disk: in shuffled blocks, resumable at any image.
 
-Encoded rows are read by one thread of each process, in an order that is a function of the seed, and travel to the
-dataloader workers, which decode and crop them. So what a run sees does not depend on the number of workers, and the
-process that trains knows where it stands in its stream.
+One thread of each process reads encoded rows, in an order that is a function of the seed, and sends them to the
+dataloader workers, which decode and crop them. So the batches do not depend on the number of workers, and the training
+process knows its place in the stream.
 """
 
 import threading
@@ -33,8 +33,8 @@ class StreamingArguments:
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read images as they come instead of laying the dataset out on disk first; for sets larger than "
-            "the disk."
+            "help": "Read images during training instead of first writing the dataset to disk; for datasets larger "
+            "than the disk."
         },
     )
     shuffle_buffer_size: int | None = field(
@@ -60,15 +60,15 @@ class StreamingArguments:
 
 class StreamedCrops(torch.utils.data.Dataset):
     """
-    Decodes and crops batches of encoded images, in whichever process.
+    Decodes and crops batches of encoded images, in a worker or in the training process.
 
     Args:
         random_crops ([`RandomCrops`]): Cuts the crops.
         num_channels (`int`): 1 (gray), 3 (RGB) or 4 (RGBA).
 
-    A batch is asked for by a list of ([`EncodedImage`], seed), and is a list of items like
-    [`~modeling_sit.data.crops.CropsDataset`]'s. The next readable image of the batch stands in for an unreadable one,
-    with crops of its own.
+    The key of a batch is a list of ([`EncodedImage`], seed). The batch is a list of items like those of
+    [`~modeling_sit.data.crops.CropsDataset`]. The next readable image of the batch replaces an unreadable one, with other
+    crops.
     """
 
     def __init__(self, random_crops: RandomCrops, num_channels: int):
@@ -89,7 +89,7 @@ class StreamedCrops(torch.utils.data.Dataset):
         for place, item in enumerate(items):
             if item["crops"] is None:
                 stand_in = next((other for other in readable if other > place), readable[0])
-                # Decoded once more: to keep images at hand for this would take the memory of a batch of them.
+                # Decoded a second time: keeping decoded images for this would take the memory of a batch of them.
                 item["crops"] = self._crop(batch[stand_in][0], batch[place][1])
         return items
 
@@ -102,11 +102,11 @@ class StreamedCrops(torch.utils.data.Dataset):
 
 
 def _fetch(address: str, name: str) -> bytes:
-    """The content of a file on the Hub or elsewhere, also of one in an archive there."""
+    """The content of a remote file, on the Hub or elsewhere, or of a file in a remote archive."""
     try:
         with fsspec.open(address, "rb") as file:
             return file.read()
-    except Exception as error:  # of whichever file system
+    except Exception as error:  # file systems raise errors of many kinds
         raise UnreadableImage(f"{name}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
@@ -122,17 +122,17 @@ class StreamingLoader:
     """
     Batches of one process from a stream of images, resumable after every batch.
 
-    Rows are read in blocks of `shuffle_buffer_size`, and each block is shuffled; the next one is read in the background.
-    The stream has no end: after a pass comes the next, and a batch may hold the last images of one and the first of
-    another. All of it is a function of the seed, the process and the number of the image in the process's stream.
+    Rows are read in blocks of `shuffle_buffer_size`, and each block is shuffled. The next block is read in the background.
+    The stream has no end: one pass follows another, and a batch may hold the last images of one and the first of the
+    next. Everything is a function of the seed, the process and the number of the image in the process's stream.
 
     Args:
         images ([`ImageDatasets`]): Its training split is streamed.
         crops ([`StreamedCrops`]): Decodes and crops the images.
         loading ([`LoadingSettings`]): Batch size, seed, process and workers.
-        num_batches (`int`): How many batches to give, from `start_state` on.
+        num_batches (`int`): How many batches to give, starting from `start_state`.
         shuffle_buffer_size (`int`, *optional*, defaults to 1000): Images in a block.
-        start_state (`dict`, *optional*): What [`~StreamingLoader.state_dict`] of the same process gave, to go on from there.
+        start_state (`dict`, *optional*): Where to continue, from [`~StreamingLoader.state_dict`] of the same process.
 
     Iterating raises [`SiTError`] if the process has no image to read or a shard is damaged, and
     [`~modeling_sit.data.decoding.UnreadableImage`] for a batch without a single readable image.
@@ -170,7 +170,7 @@ class StreamingLoader:
                     raise SiTError(
                         f"the {name} of the checkpoint's stream was {saved.get(name)}, and is {value} now",
                         argument=name if name in ("seed", "shuffle_buffer_size") else None,
-                        remedy="a stream goes on only with what it began with",
+                        remedy="continue with the settings that the stream began with",
                     )
         self._state = start_state or {
             "of": self._order_depends_on,
@@ -180,23 +180,23 @@ class StreamingLoader:
         }
 
     def state_dict(self) -> dict:
-        """Where to go on after the last batch given out, in what JSON can hold."""
+        """Where to continue after the last batch that was given, as JSON values."""
         return self._state
 
     @property
     def epoch(self) -> float | int:
-        """Passes so far: of the dataset by all processes if its size is known, or else whole ones of this process."""
+        """Passes so far: of all processes through the dataset if its size is known, or else whole passes of this process."""
         if self.images.num_train is None:
             return self._state["stream"]["epoch"]
         return self._state["num_samples"] * self.loading.num_processes / self.images.num_train
 
     def __iter__(self) -> Iterator[dict]:
-        states: deque[dict] = deque()  # of the batches on their way through the workers
+        states: deque[dict] = deque()  # of the batches that the workers have not returned yet
         loader = DataLoader(
             self.crops,
             batch_sampler=self._batches(states),
             collate_fn=collate_crops,
-            generator=torch.Generator(),  # not the global one, from which nothing is drawn here
+            generator=torch.Generator(),  # so that nothing is drawn from the global one
             **self.loading.for_loader,
         )
         for batch in loader:
@@ -205,7 +205,7 @@ class StreamingLoader:
             yield batch
 
     def _batches(self, states: deque[dict]) -> Iterator[list[tuple[EncodedImage, int]]]:
-        """Batches of images with the seeds of their crops; the state after each is left in `states`."""
+        """Batches of images with the seeds of their crops. The state after each is added to `states`."""
         stop = threading.Event()
         try:
             images = self._images(stop)
@@ -217,10 +217,10 @@ class StreamingLoader:
                 states.append(state)
                 yield batch
         finally:
-            stop.set()  # what is read in the background is not wanted any more
+            stop.set()  # ends the reading in the background
 
     def _images(self, stop: threading.Event) -> Iterator[tuple[EncodedImage, int, dict]]:
-        """Image by image, with the seed of its crops and the loader's state after it."""
+        """Each image, with the seed of its crops and the loader's state after it."""
         num_samples, position = self._state["num_samples"], self._state["position"]
         for block in _read_ahead(self._blocks(self._state["stream"], stop)):
             for place in range(position, len(block.images)):
@@ -269,7 +269,7 @@ class StreamingLoader:
 
 
 def _read_ahead(blocks: Iterable[Any]) -> Iterator[Any]:
-    """The same, each read in a thread while the one before is in use."""
+    """The same blocks. Each is read in a thread while the one before it is in use."""
     blocks = iter(blocks)
     with ThreadPoolExecutor(1, thread_name_prefix="image-stream") as reader:
         coming = reader.submit(next, blocks)

@@ -1,13 +1,13 @@
 """Make a multi-label dataset: tile images with one label each into images with several.
 
-Each tiled image shows as many images of one split as the grid has places (2 x 2 by default), and its labels are their
-classes: one to four of them, for images of one class may meet. The images of a split are shuffled and dealt out, so that
-none meets itself and all are seen equally often; this is done again in every pass (up to the few that are left over in
-each). The splits are tiled apart: nothing that is trained on is in the others.
+Each tiled image shows as many images of one split as the grid has places (2 x 2 by default). Its labels are the classes
+of these images: one to four of them, because images of one class may be tiled together. In every pass the images of a
+split are shuffled and dealt out, so that no image is tiled with itself and all are used equally often, but for the few
+that are left over in each pass. Each split is tiled separately: no training image is in another split.
 
-Each image of the training split is in several tilings. So if some of the tiled images were held back, they would share
-what they show with images that are trained on, and what is chosen by them would be chosen on training images. Where a
-dataset has no validation split, a tenth of the training images is set aside before the tiling, and becomes one.
+Each image of the training split is in several tilings. So tiled images that are held back would show the same images as
+others that are trained on, and a choice made with them would be made on training images. If a dataset has no validation
+split, a tenth of the training images is set aside before the tiling, and becomes one.
 
 Every image is cut to its place's shape around its center and resized to it. The output folder gets parquet files for each
 split, with the columns `image` (JPEG) and `label` (a list of class labels). The same arguments make the same dataset.
@@ -285,7 +285,7 @@ def compose(places: list[PIL.Image.Image | None], grid: list[int], image_size: i
     """One square image of several, row by row, each cut to its place's shape around the center; gray for `None`."""
     rows, columns = grid
     height, width = image_size // rows, image_size // columns
-    tiled = PIL.Image.new("RGB", (image_size, image_size), "grey")
+    tiled = PIL.Image.new("RGB", (image_size, image_size), "gray")
     for number, image in enumerate(places):
         if image is not None:
             row, column = divmod(number, columns)

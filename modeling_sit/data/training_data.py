@@ -1,4 +1,4 @@
-"""The images of a run as batches of crops: one face over folders, decoded caches, images on the device, and streams."""
+"""The images of a run as batches of crops: one interface to folders, decoded caches, images on the device and streams."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -73,12 +73,12 @@ class TrainingData:
 
     @property
     def name(self) -> str:
-        """What to call the dataset."""
+        """The dataset's name in logs and model cards."""
         return self.images.name
 
     @property
     def num_images(self) -> int | None:
-        """Number of images; `None` for a stream of unknown length."""
+        """Number of images. `None` for a stream of unknown length."""
         return self.images.num_train
 
     def describe(self) -> str:
@@ -117,7 +117,7 @@ class TrainingData:
         """One crop each of the first images.
 
         Args:
-            count (`int`): How many images; fewer where the dataset has fewer.
+            count (`int`): How many images; fewer if the dataset has fewer.
             seeds (callable): From an image's number to the seed of its crop.
 
         Returns:
@@ -138,16 +138,16 @@ class TrainingData:
         return torch.stack([item["crops"][0][0] for item in items])
 
     def cache(self, accelerator: Accelerator, num_epochs: float, on_device: bool | None = None) -> None:
-        """Have the images decoded once, where the user asks for it or it pays. Every process must call this.
+        """Decode the images once and keep them, if the user asks for it or it pays. Every process must call this.
 
         Args:
             accelerator (`Accelerator`): The processes, and the device that crops may be cut on.
             num_epochs (`float`): How often each image will be seen.
-            on_device (`bool`, *optional*): Where a run that goes on had its crops cut: on the device or not. Crops cut on the
-                device round otherwise. Default: on the device where there is room.
+            on_device (`bool`, *optional*): Whether the run that is resumed cut its crops on the device, where rounding
+                differs. Default: on the device if there is room.
 
         Raises:
-            [`SiTError`]: If there is no room where the images are to be kept, or it cannot be written there.
+            [`SiTError`]: If there is no room for the images, or they cannot be written.
         """
         if self.is_streamed:
             return
@@ -163,15 +163,14 @@ class TrainingData:
 
         Args:
             start, stop (`int`): Numbers of batches, counted from the start of the run.
-            state (`dict`, *optional*): What [`state_dict`] of the same process gave after batch `start - 1`, for a stream.
+            state (`dict`, *optional*): For a stream: [`state_dict`] of the same process after batch `start - 1`.
 
         Returns:
-            Iterator of `dict`: `crops`, for each group uint8 `(number, batch, channels, height, width)`, and `unreadable`, a
-            list of what could not be read on the way.
+            Iterator of `dict`: `crops`, for each group uint8 `(number, batch, channels, height, width)`, and `unreadable`,
+            a list of messages about images that could not be read.
 
         Raises:
-            [`SiTError`]: If `state` is of another stream; when iterating, naming the dataset, if too many images in a row cannot
-                be read.
+            [`SiTError`]: If `state` is of another stream. While iterating, if too many images in a row cannot be read.
         """
         if self.is_streamed:
             loader = self._stream = StreamingLoader(
@@ -188,8 +187,15 @@ class TrainingData:
         return _read(loader, self.name)
 
     def epoch(self, num_batches: int) -> float | int | None:
-        """How many times the images have been seen after `num_batches` batches of each process: of a stream, after the
-        batches that [`batches`] has given. `None` for a stream of unknown length before [`batches`]."""
+        """How many times the images have been seen.
+
+        Args:
+            num_batches (`int`): Number of batches of each process so far. For a stream, the batches that [`batches`] has
+                given count instead.
+
+        Returns:
+            `None` for a stream of unknown length before [`batches`].
+        """
         if self._stream is not None:
             return self._stream.epoch
         if self.num_images is None:
@@ -200,7 +206,7 @@ class TrainingData:
         return num_batches / (self.num_images // batch_size)
 
     def state_dict(self) -> dict | None:
-        """Where this process's stream stands after the last batch, as JSON knows it; `None` where nothing is to be saved."""
+        """Where this process's stream stands after the last batch, as JSON values. `None` if nothing must be saved."""
         return None if self._stream is None else self._stream.state_dict()
 
 
@@ -210,23 +216,24 @@ def _read(loader: DataLoader | StreamingLoader | CropLoader, dataset: str) -> It
         return
     except UnreadableImage as problem:
         error = as_error(dataset, problem)
-        # Its frames hold it, and it holds them, and by them the loader's workers, for which the program's end would wait.
+        # The error and its frames hold each other, and with them the loader's workers, for which the program would wait
+        # at its end.
         problem.__traceback__ = None
     raise error
 
 
 def _below(path: str, folder: Path) -> str:
-    """A path as it is below the folder; of a file elsewhere, such as a cache, its name."""
+    """A path relative to the folder. For a file elsewhere, such as in a cache, its name."""
     path = Path(path)
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
 
 
 def _encoded_size(image: dict[str, Any] | None, path: Path) -> int:
-    """Bytes of an encoded image, in memory or in its file; 0 where there is none."""
+    """Number of bytes of an encoded image, in memory or in its file. 0 if there is none."""
     encoded = (image or {}).get("bytes")
     if encoded is not None:
         return len(encoded)
     try:
         return path.stat().st_size if path.name else 0
-    except OSError:  # whoever decodes it says so
+    except OSError:  # decoding it will report the error
         return 0

@@ -16,8 +16,8 @@ class UnreadableImages:
     The images of this process that could not be read, each named once on stderr.
 
     Args:
-        on_bad_image (`str`): `"skip"`, or `"error"`: [`check`] raises then, if there was one.
-        known (iterable of `str`, *optional*): Those that the run has named before.
+        on_bad_image (`str`): `"skip"`, or `"error"`, with which [`check`] raises if there was one.
+        known (iterable of `str`, *optional*): Messages that the run has logged before.
     """
 
     def __init__(self, on_bad_image: str, known: Iterable[str] = ()):
@@ -25,7 +25,7 @@ class UnreadableImages:
         self.known = set(known)
 
     def add(self, problems: list[str]) -> None:
-        """Note images by what is wrong with them."""
+        """Record unreadable images by the messages about them."""
         for problem in problems:
             if problem not in self.known:
                 self.known.add(problem)
@@ -37,7 +37,7 @@ class UnreadableImages:
         return sorted(set(gather_object(sorted(self.known))))
 
     def check(self) -> None:
-        """Raise [`SiTError`] by the first unreadable image, if `on_bad_image` asks for it."""
+        """Raise a [`SiTError`] about the first unreadable image, if `on_bad_image` is `"error"`."""
         if self.on_bad_image == "error" and self.known:
             raise SiTError(
                 min(self.known), argument="on_bad_image", remedy='`on_bad_image="skip"` would go on without it'
@@ -54,8 +54,8 @@ def unreadable_errors(dataset: str) -> Iterator[None]:
 
 
 def as_error(dataset: str, problem: UnreadableImage) -> SiTError:
-    """The [`SiTError`] of a dataset of which too many images in a row cannot be read."""
-    # A worker's exception carries its traceback in front of what it says.
+    """The [`SiTError`] for a dataset with too many unreadable images in a row."""
+    # The message of a worker's exception begins with its traceback.
     reason = str(problem).strip().splitlines()[-1].rpartition("UnreadableImage: ")[2]
     return SiTError(
         f"{dataset} cannot be read: {reason}", argument="dataset", remedy="repair or remove the damaged files"

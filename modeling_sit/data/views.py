@@ -12,7 +12,7 @@ from modeling_sit.runtime.errors import SiTError
 class ViewArguments:
     """How the views are augmented (arXiv 2104.03602, section 4).
 
-    Pairs of probabilities are of view 1 and view 2. Further views, where a method wants them, are like view 2.
+    Pairs of probabilities are of view 1 and view 2. Further views, if a method has them, are like view 2.
 
     Raises:
         [`SiTError`]: If a value is out of range.
