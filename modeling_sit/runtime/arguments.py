@@ -124,7 +124,7 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
             return str(value)
     except (TypeError, ValueError, OverflowError, argparse.ArgumentTypeError):
         pass
-    is_simple = value is None or isinstance(value, bool | list | tuple | dict)
+    is_simple = value is None or type(value) in (bool, list, tuple, dict)  # a `datasets.DatasetDict` is a dict, too
     if kind in (bool, int, float) or (kind is str and is_simple):
         raise SiTError(f"{value!r} is not of type {kind.__name__}", argument=name)
     return value

@@ -73,10 +73,10 @@ class TestViewAugmentation:
                 expected = (crops[view, image, channel].double() / 255 - mean[channel]) / std[channel]
                 torch.testing.assert_close(views[row, channel].double(), expected, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize(("flag", "dimension"), [("horizontal", -1), ("vertical", -2)])
-    def test_flip(self, flag, dimension):
+    @pytest.mark.parametrize(("direction", "dimension"), [("horizontal", -1), ("vertical", -2)])
+    def test_flip(self, direction, dimension):
         crops = random_crops()
-        views = raw_views(crops, **{f"{flag}_flip_probability": 1.0})
+        views = raw_views(crops, **{f"{direction}_flip_probability": 1.0})
         torch.testing.assert_close(torch.stack(views), crops.flip(dimension) / 255)
 
     def test_gray(self):
@@ -180,7 +180,7 @@ class TestViewAugmentation:
         assert len(set(means.tolist())) == 16
 
     @pytest.mark.parametrize(
-        ("settings", "shares"),
+        ("settings", "fractions"),
         [
             ({"horizontal_flip_probability": 0.5}, (0.5, 0.5)),
             ({"color_jitter_probability": 0.8}, (0.8, 0.8)),
@@ -189,14 +189,14 @@ class TestViewAugmentation:
             ({"solarize_probability": [0.0, 0.2]}, (0.0, 0.2)),
         ],
     )
-    def test_chances(self, settings, shares):
+    def test_chances(self, settings, fractions):
         crops = random_crops(400)
-        for view, crop, share in zip(
-            raw_views(crops, blur_sigma=[14.0, 14.0], **settings), crops / 255, shares, strict=True
+        for view, crop, fraction in zip(
+            raw_views(crops, blur_sigma=[14.0, 14.0], **settings), crops / 255, fractions, strict=True
         ):
             changed = ((view - crop).abs().flatten(1).amax(dim=1) > 0.01).float().mean().item()
-            margin = 4 * (share * (1 - share) / 400) ** 0.5
-            assert share - margin <= changed <= share + margin
+            margin = 4 * (fraction * (1 - fraction) / 400) ** 0.5
+            assert fraction - margin <= changed <= fraction + margin
 
     @pytest.mark.parametrize("channels", [1, 3])
     def test_everything_on(self, channels):

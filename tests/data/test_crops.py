@@ -94,7 +94,7 @@ class TestTwoCrops:
         ("scale", "ratio"), [((0.2, 1.0), (3 / 4, 4 / 3)), ((0.3, 0.4), (1.5, 2.0)), ((0.5, 0.5), (1.0, 1.0))]
     )
     def test_area_and_ratio_stay_in_their_ranges_and_use_them(self, scale, ratio):
-        # Red tells a pixel's column, green its row: the slope in a crop is the crop's size over that of the view.
+        # Red is a pixel's column, green its row: the slope in a crop is the crop's size over that of the view.
         row, column = np.mgrid[:200, :240]
         image = encode(np.stack([column, row, 0 * row], axis=-1).astype(np.uint8))
         dataset = two_crops([image], crop_scale=list(scale), crop_ratio=list(ratio))

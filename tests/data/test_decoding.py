@@ -38,7 +38,7 @@ def over_white(values, alpha):
 
 
 def luma(values):
-    """ITU-R 601-2, as everybody's grey."""
+    """ITU-R 601-2, as everybody's gray."""
     return values.astype(float) @ np.array([0.299, 0.587, 0.114])
 
 
@@ -135,7 +135,7 @@ def test_rgb_to_each_number_of_channels():
 
 
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
-def test_grey_keeps_its_values(num_channels):
+def test_gray_keeps_its_values(num_channels):
     values = random_values()
     image = decode_image(encode(PIL.Image.fromarray(values)), num_channels)
     assert image.mode == {1: "L", 3: "RGB", 4: "RGBA"}[num_channels]
@@ -157,7 +157,7 @@ def test_transparent_rgb_lies_on_white():
     np.testing.assert_array_equal(np.asarray(decode_image(encoded, 4)), values)
 
 
-def test_transparent_grey_lies_on_white():
+def test_transparent_gray_lies_on_white():
     values = random_values(2)
     encoded = encode(PIL.Image.fromarray(values, "LA"))
     expected = over_white(values[..., :1], values[..., 1])
@@ -176,7 +176,7 @@ def test_premultiplied_alpha(mode):
         )
 
 
-def test_one_transparent_color_of_an_rgb_or_grey_png():
+def test_one_transparent_color_of_an_rgb_or_gray_png():
     values = np.zeros((2, 2, 3), np.uint8)
     values[0, 0] = (10, 20, 30)
     image = decode_image(encode(PIL.Image.fromarray(values), transparency=(10, 20, 30)))
@@ -254,7 +254,7 @@ def test_other_color_spaces(mode, num_channels):
 
 @pytest.mark.parametrize("kind", ["png", "tiff", "tiff_big_endian", "tiff_int32"])
 @pytest.mark.parametrize("num_channels", [1, 3, 4])
-def test_16_bit_grey_is_scaled_not_clipped(kind, num_channels):
+def test_16_bit_gray_is_scaled_not_clipped(kind, num_channels):
     values = random_values(dtype=np.uint16)
     values[0, :3] = (0, 65535, 257)
     image = PIL.Image.fromarray(values.astype({"tiff_int32": np.int32, "tiff_big_endian": ">u2"}.get(kind, np.uint16)))
@@ -513,7 +513,7 @@ class TestReducedImages:
     @pytest.mark.parametrize("size", [(90, 91), (181, 203), (97, 180)])
     @pytest.mark.parametrize("num_channels", [1, 3, 4])
     def test_are_the_means_of_the_full_ones(self, format, size, num_channels):
-        """A factor of 2 or 4, rounded up, of any format; and as large as was told before."""
+        """A factor of 2 or 4, rounded up, of any format; and as large as its header says."""
         settings = {"quality": 100} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
         encoded = encode(smooth_image(*size), format, **settings)
         image = decode_image(encoded, num_channels, draft_scale=self.VIEWS_OF_8)

@@ -701,7 +701,7 @@ def test_tars_are_streamed(tmp_path, no_decoding):
     write_tar(tmp_path / "train-1.tar", {"2.png": png(2), "2.cls": b"3"})
     images = stream(tmp_path)
     assert images.num_train is None and images.validation is None
-    # Which classes there are, only the whole stream tells.
+    # Only the whole stream would give the classes.
     assert labels_in(images.train) == [4, 2, 3] and images.label_names is None
     assert [shard.name for shard in images.train_shards] == [f"{tmp_path}/train-{number}.tar" for number in (0, 1)]
 

@@ -15,7 +15,6 @@ import PIL.Image
 import pytest
 import torch
 
-from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data import shard_reading, sources, streaming
 from modeling_sit.data.crops import CropGroup, CropsDataset, DecodedImages, RandomCrops
 from modeling_sit.data.decoding import UnreadableImage, decode_image
@@ -209,7 +208,7 @@ def test_processes_share_a_pass(images_of, form, num_processes):
     for process in range(num_processes):
         part = {"process_index": process, "num_processes": num_processes}
         one = loader(images_of(form), 100, batch_size=1, **part)
-        # Ends with the first batch of the next pass, or does not: the state tells when the pass is over.
+        # Whether or not it ends with the first batch of the next pass, the state says when the pass is over.
         for batch in one:
             if one.state_dict()["stream"]["epoch"] > 0 and one.state_dict()["position"] > 0:
                 break
@@ -516,12 +515,11 @@ def test_first_images(images):
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
-    [([], (False, None)), (["--streaming"], (True, 1000)), (["--streaming", "--shuffle_buffer_size", "5"], (True, 5))],
+    ("settings", "expected"),
+    [({}, None), ({"streaming": True}, 1000), ({"streaming": True, "shuffle_buffer_size": 5}, 5)],
 )
-def test_flags(flags, expected):
-    (arguments,) = RecipeArgumentParser((StreamingArguments,)).parse(flags)
-    assert (arguments.streaming, arguments.shuffle_buffer_size) == expected
+def test_default_buffer(settings, expected):
+    assert StreamingArguments(**settings).shuffle_buffer_size == expected
 
 
 @pytest.mark.parametrize(

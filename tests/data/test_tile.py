@@ -196,10 +196,10 @@ def test_unreadable_images_and_those_without_a_label(tiled, tmp_path, colors, ca
     images = tiled(tmp_path / "damaged", image_size=32)
     assert images.train["label"][:] == [[0, 1]] * 4 and images.splits == ["train"]
     for row in images.train:
-        greys = [
+        grays = [
             tile for tile in np.asarray(decode_image(row["image"]))[8::16, 8::16].reshape(-1, 3) if np.ptp(tile) < 9
         ]
-        assert len(greys) == 1
+        assert len(grays) == 1
     assert capsys.readouterr().err.count("skipped an unreadable image: row 2 of train") == 1
     assert "1 of 5 images have no label" in caplog.text
 

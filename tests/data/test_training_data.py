@@ -1,4 +1,4 @@
-"""Batches for the loop, and images that cannot be read: named once, told of the dataset, by all processes."""
+"""Batches for the loop, and unreadable images: each is named once, with the dataset, by all processes."""
 
 from pathlib import Path
 
@@ -69,7 +69,7 @@ class TestReadBatches:
         assert not worker.is_alive()
 
     def test_an_error_ends_the_workers(self):
-        """Though the error is still told of: a program that ends by it would wait for them."""
+        """Though the error is still held: a program that ends by it would wait for them."""
         others = torch.multiprocessing.active_children()
         loader = DataLoader(Items(100, 3, UnreadableImage("a.png: empty")), batch_size=1, num_workers=1)
         batches = training_data._read(loader, "images")
@@ -245,7 +245,7 @@ class TestInMemory:
 
     @pytest.mark.parametrize("form", ["table", "table streamed", "stream"])
     def test_fingerprint(self, form):
-        """Encoded images of equal length are told apart by their content."""
+        """Encoded images of equal length differ by their content."""
         images, others = self.images(1, 2, 3, 4), self.images(1, 2, 3, 5)
         lengths = [[len(row["bytes"]) for row in load_rows(rows)] for rows in (images, others)]
         assert lengths[0] == lengths[1]

@@ -84,8 +84,13 @@ class TestBuild:
         assert error.value.argument == "learning_rate"
 
     def test_a_dataset_in_memory_stays_itself(self):
-        dataset = object()
-        assert build(dataset=dataset)[0].dataset is dataset
+        class Splits(dict):
+            """As `datasets.DatasetDict` is."""
+
+        for dataset in (object(), Splits(train=1)):
+            assert build(dataset=dataset)[0].dataset is dataset
+        with pytest.raises(SiTError):
+            build(dataset={"train": 1})
 
     def test_two_dataclasses_with_one_argument(self):
         @dataclass
