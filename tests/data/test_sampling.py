@@ -49,8 +49,8 @@ def test_processes_share_the_batches_of_one_process(num_processes):
         batches(40, 4, stop=9, process_index=process, num_processes=num_processes) for process in range(num_processes)
     ]
     assert all(len(part) == 9 and all(len(batch) == 4 for batch in part) for part in parts)
-    for whole, *batches in zip(together, *parts, strict=True):
-        assert whole == [pair for batch in batches for pair in batch]
+    for whole, *own in zip(together, *parts, strict=True):
+        assert whole == [pair for batch in own for pair in batch]
         assert len({index for index, _ in whole}) == 4 * num_processes
 
 
