@@ -134,3 +134,10 @@ def read_row(
         # The full name reads the row once more, so it is made for unreadable images only.
         reason = str(problem).removeprefix(f"{name}: ")
         raise UnreadableImage(f"{image_name(dataset, index)}: {reason}") from None
+
+
+def first_rows(split: datasets.Dataset | datasets.IterableDataset, num_rows: int) -> datasets.Dataset:
+    """The split itself; of a stream its first `num_rows` rows, or as many as there are."""
+    if not isinstance(split, datasets.IterableDataset):
+        return split
+    return datasets.Dataset.from_list(list(split.take(num_rows)), features=split.features, split=split.split)

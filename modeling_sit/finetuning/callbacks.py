@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from modeling_sit.finetuning.checkpoints import BEST_CHECKPOINT, STATE, WEIGHTS
+from modeling_sit.finetuning.checkpoints import STATE, WEIGHTS
 from modeling_sit.finetuning.sampling import EpochOrder
 from modeling_sit.hub.pushing import HubPusher
+from modeling_sit.hub.repository_files import BEST_CHECKPOINT
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.signals import StopSignal
 

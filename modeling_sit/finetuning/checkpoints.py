@@ -17,10 +17,6 @@ from modeling_sit.runtime.errors import SiTError
 WEIGHTS = "training_weights.safetensors"
 # The last file that `Trainer` writes: where it is whole, so is the checkpoint.
 STATE = "trainer_state.json"
-# `Trainer`'s pickle of its arguments, which nothing is restored from.
-NOT_SHARED = ("training_args.bin",)
-# Folders of a repository on the Hub.
-LAST_CHECKPOINT, BEST_CHECKPOINT = "last-checkpoint", "best-checkpoint"
 
 
 def save_weights(folder: str | Path, model: nn.Module, average: dict[str, torch.Tensor] | None) -> None:
@@ -92,30 +88,6 @@ def complete_checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoints of a run that are whole, oldest first."""
     written = sorted(Path(output_dir).glob("checkpoint-*"), key=_number)
     return [path for path in written if _is_complete(path)]
-
-
-def checkpoint_files(folder: Path) -> dict[str, Path]:
-    """The files that another machine needs to resume a run, by their paths in a repository.
-
-    Args:
-        folder (`Path`): The output folder of the run.
-
-    Returns:
-        `dict[str, Path]`: The newest checkpoint, below `last-checkpoint/`, and the weights of the best one, below
-        `best-checkpoint/`, if that is another. Empty where there is no checkpoint.
-    """
-    checkpoints = complete_checkpoints(folder)
-    if not checkpoints:
-        return {}
-    newest = checkpoints[-1]
-    paths = sorted(path for path in newest.rglob("*") if path.is_file() and path.name not in NOT_SHARED)
-    files = {f"{LAST_CHECKPOINT}/{path.relative_to(newest).as_posix()}": path for path in paths}
-    best = json.loads((newest / STATE).read_text()).get("best_model_checkpoint")
-    if best is not None and Path(best).name != newest.name:
-        for weights in (Path(best) / WEIGHTS, folder / Path(best).name / WEIGHTS):
-            if weights.is_file():  # where it was written, or in a folder that was moved as a whole
-                files[f"{BEST_CHECKPOINT}/{WEIGHTS}"] = weights
-    return files
 
 
 def _number(checkpoint: Path) -> int:

@@ -10,7 +10,7 @@ from modeling_sit.runtime.optimizer import NO_DECAY_NAMES
 BLOCK = re.compile(r"(?:^|\.)(?:layer|layers|blocks)\.(\d+)\.")
 
 
-def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float) -> list[dict]:
+def layer_decay_groups(model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float) -> list[dict]:
     """Trainable parameters in groups of one learning rate and one weight decay, for PyTorch's optimizers.
 
     The rate of the classifier and the last layer norm is the full one; the last block's is `layer_decay` times that, and so

@@ -28,7 +28,7 @@ from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTra
 from modeling_sit.finetuning.callbacks import FindBestCheckpoint, FollowEpochs
 from modeling_sit.finetuning.checkpoints import STATE, load_weights, save_weights
 from modeling_sit.finetuning.ema import ModelEma
-from modeling_sit.finetuning.layer_decay import parameter_groups
+from modeling_sit.finetuning.layer_decay import layer_decay_groups
 from modeling_sit.finetuning.lora import Adapters
 from modeling_sit.finetuning.sampling import EpochOrder
 from modeling_sit.finetuning.splits import Splits
@@ -160,7 +160,7 @@ class ReproducibleTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            groups = parameter_groups(
+            groups = layer_decay_groups(
                 self.model if model is None else model,
                 self.args.learning_rate,
                 self.args.weight_decay,

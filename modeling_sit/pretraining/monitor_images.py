@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from modeling_sit.data.image_datasets import ImageDatasets
+from modeling_sit.data.image_datasets import ImageDatasets, first_rows
 from modeling_sit.evaluation.features import distributed_batches, evaluation_mode, read_batch
 from modeling_sit.pretraining.method import Method
 from modeling_sit.runtime.errors import SiTError
@@ -170,9 +170,7 @@ class MonitoredMethod:
 def _sample(
     split: datasets.Dataset | datasets.IterableDataset, num_images: int, seed: int, labeled_only: bool = False
 ) -> datasets.Dataset:
-    if isinstance(split, datasets.IterableDataset):
-        rows = list(split.take(num_images))
-        split = datasets.Dataset.from_list(rows, features=split.features, split=split.split)
+    split = first_rows(split, num_images)
     candidates = torch.arange(len(split))
     if labeled_only:
         candidates = candidates[labels_of(split) >= 0]

@@ -1,12 +1,10 @@
 """Checkpoints of fine-tuning: every weight comes back, and none but whole ones count."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
 
-from modeling_sit.finetuning.checkpoints import WEIGHTS, checkpoint_files, find_checkpoint, load_weights, save_weights
+from modeling_sit.finetuning.checkpoints import WEIGHTS, find_checkpoint, load_weights, save_weights
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -77,31 +75,3 @@ class TestFindCheckpoint:
         with pytest.raises(SiTError, match=str(tmp_path)) as error:
             find_checkpoint(tmp_path, str(tmp_path))
         assert error.value.argument == "resume_from_checkpoint"
-
-
-class TestCheckpointFiles:
-    def write(self, folder, step: int, best: str) -> None:
-        checkpoint = folder / f"checkpoint-{step}"
-        checkpoint.mkdir()
-        (checkpoint / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": best}))
-        for name in ("training_weights.safetensors", "optimizer.pt", "training_args.bin"):
-            (checkpoint / name).write_text(str(step))
-
-    def test_newest_and_the_weights_of_the_best(self, tmp_path):
-        for step in (9, 10):
-            self.write(tmp_path, step, best="/elsewhere/checkpoint-9")
-        (tmp_path / "checkpoint-11").mkdir()  # not complete
-        (tmp_path / "checkpoint-11" / "optimizer.pt").write_text("11")
-        files = checkpoint_files(tmp_path)
-        names = {"trainer_state.json", "training_weights.safetensors", "optimizer.pt"}
-        best = "best-checkpoint/training_weights.safetensors"
-        assert set(files) == {f"last-checkpoint/{name}" for name in names} | {best}
-        assert files[best].read_text() == "9"
-        assert files["last-checkpoint/optimizer.pt"].read_text() == "10"
-
-    def test_best_is_the_newest(self, tmp_path):
-        self.write(tmp_path, 9, best=str(tmp_path / "checkpoint-9"))
-        assert {name.partition("/")[0] for name in checkpoint_files(tmp_path)} == {"last-checkpoint"}
-
-    def test_none(self, tmp_path):
-        assert checkpoint_files(tmp_path) == {}

@@ -4,7 +4,7 @@ import pytest
 from transformers import ViTConfig, ViTForImageClassification
 
 from modeling_sit import SiTForImageClassification
-from modeling_sit.finetuning.layer_decay import parameter_groups
+from modeling_sit.finetuning.layer_decay import layer_decay_groups
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 
@@ -17,7 +17,7 @@ def model(request, tiny_config):
 
 
 def settings_by_name(model, *arguments) -> dict[str, tuple[float, float]]:
-    groups = parameter_groups(model, *arguments)
+    groups = layer_decay_groups(model, *arguments)
     settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(settings)
     return {name: settings[id(p)] for name, p in model.named_parameters() if id(p) in settings}
@@ -48,12 +48,12 @@ def test_biases_norms_tokens_and_positions_do_not_decay(model):
 
 
 def test_one_rate(model):
-    groups = parameter_groups(model, 0.1, 0.05, 1.0)
+    groups = layer_decay_groups(model, 0.1, 0.05, 1.0)
     assert {group["lr"] for group in groups} == {0.1}
 
 
 def test_full_rate_comes_first(model):
-    assert parameter_groups(model, 0.1, 0.05, 0.5)[0]["lr"] == 0.1
+    assert layer_decay_groups(model, 0.1, 0.05, 0.5)[0]["lr"] == 0.1
 
 
 def test_what_is_frozen_is_left_out(model):
