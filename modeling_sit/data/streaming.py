@@ -24,6 +24,7 @@ from modeling_sit.data.shard_reading import EncodedImage, ProcessStream
 from modeling_sit.runtime.errors import SiTError
 
 DEFAULT_BUFFER_SIZE = 1000
+READER_THREAD = "image-stream"
 
 
 @dataclass
@@ -271,9 +272,13 @@ class StreamingLoader:
 def _read_ahead(blocks: Iterable[Any]) -> Iterator[Any]:
     """The same blocks. Each is read in a thread while the one before it is in use."""
     blocks = iter(blocks)
-    with ThreadPoolExecutor(1, thread_name_prefix="image-stream") as reader:
+    reader = ThreadPoolExecutor(1, thread_name_prefix=READER_THREAD)
+    try:
         coming = reader.submit(next, blocks)
         while True:
             block = coming.result()
             coming = reader.submit(next, blocks)
             yield block
+    finally:
+        # The garbage collector may close this in the reader's own thread, which cannot wait for itself.
+        reader.shutdown(wait=not threading.current_thread().name.startswith(READER_THREAD))

@@ -514,6 +514,27 @@ def test_first_images(images):
     assert first_images(images.train, 2)[1].name == "row 1 of shard 0"
 
 
+def test_reading_ahead_may_be_closed_by_the_reader_itself():
+    """As the garbage collector does it in whichever thread it runs."""
+    waits, problems = threading.Event(), []
+
+    def blocks():
+        yield 0
+        waits.wait(10)
+        try:
+            ahead.close()
+        except RuntimeError as problem:
+            problems.append(problem)
+        yield 1
+
+    ahead = streaming._read_ahead(blocks())
+    assert next(ahead) == 0
+    waits.set()
+    reader = next(thread for thread in threading.enumerate() if thread.name.startswith(streaming.READER_THREAD))
+    reader.join(10)
+    assert not reader.is_alive() and not problems
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [({}, None), ({"streaming": True}, 1000), ({"streaming": True, "shuffle_buffer_size": 5}, 5)],
