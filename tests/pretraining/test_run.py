@@ -209,7 +209,7 @@ class TestGoingOn:
             decoded.append(1)
             return decode_image(*arguments, **settings)
 
-        for module in ("sources", "streaming"):
+        for module in ("image_datasets", "streaming"):
             monkeypatch.setattr(f"modeling_sit.data.{module}.decode_image", counting)
         folder = pretrain(checkpointing_steps=5, **arguments, max_steps=6, per_device_train_batch_size=16)
         whole = len(decoded)
