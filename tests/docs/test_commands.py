@@ -1,4 +1,4 @@
-"""What README and docs tell to type: each block is run, as it stands, on small images and a tiny model, or says why not."""
+"""What README and docs say to type: each block runs as it stands, on small images and a tiny model, or says why not."""
 
 import re
 import shlex
@@ -9,29 +9,33 @@ from pathlib import Path
 import datasets
 import pytest
 
+import modeling_sit
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>bash|python)\n(?P<text>.*?)```", re.DOTALL)
 
-# What stands for the reader's own images.
+# Names that stand for the reader's own images.
 PLACEHOLDERS = {
     "PATH/TO/IMAGES": "images",
-    "LABELLED_IMAGES": "images",
+    "LABELED_IMAGES": "images",
+    "LABELED/IMAGES": "images",
     "IMAGES": "images",
     "USER/DATASET": "images.parquet",
 }
-# What makes the commands small. The flags that stand in the docs come first; of a flag that is there twice, the last counts.
+# Flags that make the commands small. They follow the flags of the page; the last one of a name counts. In Python they take
+# the place of the page's keyword arguments.
 MODEL = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,decoder_hidden_size=8,projection_hidden_size=8,projection_size=8"
 BATCH = ["--per_device_train_batch_size", "4"]
 SMALL = {
     "pretrain": [
-        *(*BATCH, "--max_train_steps", "2", "--monitors", "none"),
+        *(*BATCH, "--max_steps", "2", "--monitors", "none"),
         *("--image_size", "16", "--patch_size", "8", "--config_overrides", MODEL),
     ],
     "finetune": [*BATCH, "--num_train_epochs", "1"],
     "compare": ["--label_fractions", "1", "--num_train_epochs", "1", "--seeds", "0", "--protocols", "none"],
 }
-# Not programs of scripts/: their own tests run them.
+# These are no commands of the package. Tests of their own run them.
 MAKE = ("make quickstart", "make install && source .venv/bin/activate")
 
 
@@ -62,7 +66,7 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Where the first test that needs it leaves what the others copy."""
+    """The folder that the first test makes and the others copy."""
     return tmp_path_factory.mktemp("prepared") / "workspace"
 
 
@@ -80,9 +84,9 @@ def workspace(prepared, tmp_path, monkeypatch, run_program, save_images):
             {"image": datasets.Image(), "label": datasets.ClassLabel(names=["daisy", "rose"])}
         )
         datasets.Dataset.from_dict(rows, features=features).to_parquet("images.parquet")
-        start = "--dataset LABELLED_IMAGES --output_dir"
-        run(run_program, f"python scripts/pretrain.py {start} outputs/mine")
-        run(run_program, f"python scripts/finetune.py --model_name_or_path outputs/mine {start} outputs/classifier")
+        start = "--dataset LABELED_IMAGES --output_dir"
+        run(run_program, f"modeling-sit pretrain {start} outputs/mine")
+        run(run_program, f"modeling-sit finetune --model_name_or_path outputs/mine {start} outputs/classifier")
     shutil.copytree(prepared, tmp_path / "workspace")
     monkeypatch.chdir(tmp_path / "workspace")
     return tmp_path / "workspace"
@@ -115,11 +119,37 @@ def test_commands(block, workspace, run_program):
             run(run_program, command)
 
 
+def keywords_of(flags: list[str]) -> dict[str, list[str] | str]:
+    """The flags as keyword arguments."""
+    words = " ".join(flags).split("--")[1:]
+    names_values = [(name, values) for name, *values in (word.split() for word in words)]
+    return {name: values[0] if len(values) == 1 else values for name, values in names_values}
+
+
+@pytest.fixture
+def small_functions(monkeypatch):
+    """Have the functions of the Python API run on small sizes, into folders that are new."""
+
+    def small(function, flags):
+        def call(*arguments, **keywords):
+            for folder in arguments[-1:] if function.__name__ in ("pretrain", "finetune", "compare") else ():
+                shutil.rmtree(folder, ignore_errors=True)
+            return function(*arguments, **{**keywords, **keywords_of(flags)})
+
+        return call
+
+    for name, flags in SMALL.items():
+        monkeypatch.setattr(modeling_sit, name, small(getattr(modeling_sit, name), flags))
+
+
 @pytest.mark.parametrize(
     "block", [block for block in BLOCKS if block.mark is None and block.language == "python"], ids=str
 )
-def test_python(block, workspace):
-    exec(compile(block.text, str(block.page), "exec"), {})
+def test_python(block, workspace, small_functions, forget_accelerators):
+    text = block.text
+    for placeholder, path in PLACEHOLDERS.items():
+        text = text.replace(f'"{placeholder}"', f'"{path}"')
+    exec(compile(text, str(block.page), "exec"), {})
 
 
 def test_every_mark_gives_a_reason():
@@ -137,6 +167,7 @@ def test_every_page_is_looked_at():
         "sharing.md",
         "other_formats.md",
         "scaling.md",
+        "architecture.md",
     }
     for page in PAGES:
         fences = len(re.findall(r"^```(?:bash|python)$", page.read_text(), re.MULTILINE))
@@ -149,16 +180,16 @@ def test_links_lead_somewhere(page):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
-# Each program, and each of those that it is made of.
+# Each command and benchmark.
 PROGRAMS = [
-    *("pretrain", "finetune", "evaluate", "compare", "embed", "tile_images", "convert_checkpoint", "push_to_hub"),
+    *("pretrain", "finetune", "evaluate", "compare", "embed", "tile", "convert", "push"),
     *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
     *(
         f"benchmarks/{name}"
         for name in ("augmentation", "corruption", "evaluation_memory", "pretraining_throughput", "scaling")
     ),
 ]
-# Of accelerate, of the Hub's own command and of SLURM.
+# Flags of accelerate, of the Hub's own command and of SLURM.
 OTHERS = {
     "--config_file",
     "--num_processes",
@@ -171,7 +202,7 @@ OTHERS = {
 
 
 def test_every_flag_that_a_page_names_exists(run_program, capsys):
-    """In running text too, where no command is."""
+    """In the text of a page too, outside its commands."""
     for program in PROGRAMS:
         assert run_program(*program.split(), "--help") == 0
     known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
