@@ -29,7 +29,7 @@ Augment = Callable[[torch.Tensor], torch.Tensor]
 
 
 def by_torchvision(arguments: ViewArguments, image_shape: tuple[int, int], image_mean, image_std) -> Augment:
-    """torchvision's transforms on one image after the other: on a batch they would draw once for all of it."""
+    """torchvision's transforms, image by image: on a batch they would draw once for all images."""
     transforms = [plain_augmentation(arguments, view, image_shape, image_mean, image_std) for view in range(2)]
 
     def augment(crops: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def by_kornia(arguments: ViewArguments, image_shape: tuple[int, int], image_mean
 
 
 def seconds(augment: Augment, crops: torch.Tensor, seed: int) -> float:
-    """How long one augmentation of the batch takes."""
+    """Seconds for one augmentation of the batch."""
     torch.manual_seed(seed)
     synchronize(crops.device)
     start = time.perf_counter()
@@ -80,7 +80,7 @@ def seconds(augment: Augment, crops: torch.Tensor, seed: int) -> float:
 
 
 def measure(batch_size: int, image_size: int, runs: int, device: torch.device) -> list[dict]:
-    """Seconds of every run of every contestant that is there, and how many times as long as ours it takes."""
+    """Seconds of every run of every installed contestant, and the ratio of its median to ours."""
     processor = SiTImageProcessor()
     image_shape = (image_size, image_size)
     settings = (ViewArguments(), image_shape, processor.image_mean, processor.image_std)

@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/corruption.py --batch_size 64 --image_size 224 --runs 9 --threads 1 --output FILE.json
 
-The two take turns, so that a busy moment of the machine hits both; the ratio is that of their medians.
+The two take turns, so that other work on the machine slows both equally. The ratio is the ratio of their medians.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from modeling_sit.gmml import CORRUPTIONS
 def plain_corrupt(
     pixel_values: torch.Tensor, processor: SiTImageProcessor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `processor.corrupt` does, as one would write it down: drop a block, fill it, count the mask, and again."""
+    """`processor.corrupt` as a plain loop: drop a block, fill it, count the mask, and repeat."""
     batch_size, channels, height, width = pixel_values.shape
     ratios = {"noise": processor.noise_ratio, "zeros": processor.zeros_ratio, "replace": processor.replace_ratio}
     kinds = processor.corruption.split("+")
@@ -57,7 +57,7 @@ def plain_corrupt(
 
 
 def seconds(corrupt: Callable[[torch.Generator], object], seed: int) -> float:
-    """How long one corruption of the batch takes."""
+    """Seconds for one corruption of the batch."""
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     corrupt(generator)
@@ -65,7 +65,7 @@ def seconds(corrupt: Callable[[torch.Generator], object], seed: int) -> float:
 
 
 def measure(pixel_values: torch.Tensor, corruption: str, runs: int) -> dict:
-    """Seconds of each run of both, one after the other, with their medians and the medians' ratio."""
+    """Seconds of each run of both in turns, their medians, and the ratio of the medians."""
     processor = SiTImageProcessor(corruption=corruption)
     contestants = {
         "plain": lambda generator: plain_corrupt(pixel_values, processor, generator),

@@ -1,11 +1,11 @@
-"""How much memory and time do the protocols of evaluate.py take? On features as many, as wide and of as many classes as asked.
+"""How much memory and time do the protocols of `modeling-sit evaluate` take? Number, size and classes of the features are flags.
 
     python scripts/benchmarks/evaluation_memory.py --num_train 1000000 --num_validation 10000 --protocols knn --output FILE.json
 
-The features are made up: clusters, a centre for each class with noise around it. Each protocol measures them on the CPU, with
-evaluate.py's defaults, in a process of its own; what is told is that process's peak of resident memory. `start` is what is
-resident when the features are there and before the protocol begins (where peaks cannot be forgotten, outside Linux, the peak
-until then), so that `peak` less `start` is what the protocol adds.
+The features are random: a center for each class, with noise around it. Each protocol measures them on the CPU, with the defaults
+of the command, in its own process. `peak` is the peak of that process's resident memory. `start` is its resident memory when the
+features exist and before the protocol begins. So `peak` minus `start` is what the protocol adds. Only Linux can reset a peak;
+elsewhere `start` is the peak until then.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CHUNK_SIZE = 65536
 def clustered_features(
     num_images: int, hidden_size: int, num_classes: int, *, noise: float = 4.0, seed: int
 ) -> Features:
-    """Images of every class in turn, made chunk by chunk: at no time is there more than them and a chunk."""
+    """Features of images of every class in turn. They are made chunk by chunk, so only one chunk needs extra memory."""
     centres = torch.randn(num_classes, hidden_size, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_images) % num_classes
@@ -40,7 +40,7 @@ def clustered_features(
 
 
 def forget_peak() -> None:
-    """Let the peak begin anew at what is resident now, where the system can (Linux)."""
+    """Reset the peak to the resident memory now, if the system can (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -56,7 +56,7 @@ def peak_megabytes() -> float:
 
 
 def measure(protocol: str, num_train: int, num_validation: int, hidden_size: int, num_classes: int) -> dict:
-    """Make the features, run one protocol on them; tell the peaks of memory, the time and what came out."""
+    """Make the features and run one protocol on them; return the peaks of memory, the time and the results."""
     train = clustered_features(num_train, hidden_size, num_classes, seed=1)
     validation = clustered_features(num_validation, hidden_size, num_classes, seed=2)
     label_names = [str(label) for label in range(num_classes)]
@@ -91,7 +91,7 @@ def protocols(text: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Peak memory and time of the protocols of evaluate.py on made-up features.",
+        description="Measure peak memory and time of the protocols of evaluation on random features.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )

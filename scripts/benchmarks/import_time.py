@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare what `import modeling_sit` costs with transformers' ViT: whole processes, in turn, medians.
+"""Compare the time of `import modeling_sit` with that of transformers' ViT: whole processes in turns, medians.
 
 python scripts/benchmarks/import_time.py [--num_runs 11]
 """
@@ -21,7 +21,7 @@ PROGRAMS = {
 
 
 def seconds(program: str) -> dict[str, float]:
-    """How long a process of this program takes from its start to its end, by the clock and of CPU time."""
+    """Wall time and CPU time of a process of this program, from its start to its end."""
     started, used = time.perf_counter(), cpu_seconds()
     subprocess.run([sys.executable, "-c", program], check=True, stderr=subprocess.DEVNULL)
     return {"clock": time.perf_counter() - started, "CPU": cpu_seconds() - used}

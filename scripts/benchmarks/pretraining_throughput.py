@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""How fast is pretraining, where does the time go, and how far is that from what the machine can do?
+"""How fast is pretraining, where does the time go, and how close is this to the limit of the machine?
 
     python scripts/benchmarks/pretraining_throughput.py --profile cpu|gpu|smoke [--dataset IMAGES] [--output FILE.json]
     python scripts/benchmarks/pretraining_throughput.py --profile cpu --sweep all --output FILE.json --figure FILE.png
 
-Our run from JPEG files, our step on images that are on the device already, the networks alone, a plain reference of our step,
-and transformers' ViTMAEForPreTraining and ViTForMaskedImageModeling with the same encoder, images and batch take turns in this
-process; what is told are medians of several runs, first steps not counted. transformers' models see one view of an image in a
-step, ours and the plain reference two. Ctrl-C tells what there is until then.
+These take turns in one process, with the same encoder, images and batch: our run from JPEG files, our step on images that are
+already on the device, the networks alone, a plain reference of our step, and transformers' ViTMAEForPreTraining and
+ViTForMaskedImageModeling. The report has medians of several runs, without the first steps. transformers' models see one view of
+an image in a step; ours and the plain reference see two. Ctrl-C reports the results until then.
 """
 
 import gc
@@ -148,7 +148,7 @@ def main() -> None:
 
 
 def measure(arguments: ThroughputArguments) -> None:
-    """Measure what the flags ask for, tell it, and write it."""
+    """Measure what the flags ask for, print it, and write it."""
     figure = figure_path(arguments)
     started = time.monotonic()
     transformers_logging.set_verbosity_error()
@@ -197,7 +197,7 @@ def measure(arguments: ThroughputArguments) -> None:
 
 
 def figure_path(arguments: ThroughputArguments) -> Path | None:
-    """Where a sweep's curves go."""
+    """The file for the curves of a sweep."""
     if not arguments.sweep:
         if arguments.figure is not None:
             raise SiTError(f"--figure {arguments.figure}: only a sweep has curves; give --sweep, or leave this out")
@@ -250,7 +250,7 @@ def choose_scenarios(arguments: ThroughputArguments) -> list[Scenario]:
 
 
 def measure_scenario(bench: Bench, scenario: Scenario, results: list[dict[str, Any]]) -> None:
-    """Measure the contenders of a scenario; what is known is in `results` even if it is cut off."""
+    """Measure the contenders of a scenario. `results` has what is known, also after an interruption."""
     result = {
         "name": scenario.name,
         "title": scenario.title,
@@ -337,7 +337,7 @@ def _is_compiled(contender: dict[str, Any]) -> bool:
 
 
 def measure_reading(bench: Bench, scenario: Scenario, readings: list[dict[str, Any]]) -> None:
-    """Time epochs of reading alone: without a cache, and with one that is empty at first."""
+    """Measure the time of epochs that only read: without a cache, and with one that is empty at first."""
     for entry in scenario.entries:
         if entry.kind == "files" and not _is_compiled({"flags": entry.flags}):
             narrate(f"{scenario.title}: reading, {entry.name}")
@@ -347,7 +347,7 @@ def measure_reading(bench: Bench, scenario: Scenario, readings: list[dict[str, A
 
 
 def measure_sweep(bench: Bench, sweep: Sweep, results: list[dict[str, Any]]) -> None:
-    """Measure how cost grows with one size; what is known is in `results` even if it is cut off."""
+    """Measure how the cost grows with one size. `results` has what is known, also after an interruption."""
     result: dict[str, Any] = {
         "name": sweep.name,
         "title": sweep.title,
@@ -376,7 +376,7 @@ def measure_sweep(bench: Bench, sweep: Sweep, results: list[dict[str, Any]]) -> 
 
 
 def sweep_point(sweep: Sweep, size: int | str, contender: dict[str, Any]) -> dict[str, Any]:
-    """Where a contender stands on the curve."""
+    """The point of a contender on the curve."""
     per_image = [run["seconds"] / run["images"] for run in contender["runs"]]
     if sweep.name == "batch":
         x, values = size, [run["seconds"] / run["steps"] for run in contender["runs"]]

@@ -1,10 +1,10 @@
 """What does a run need? GPU hours, CPU cores, network, disk and memory, by scaling_formulas.py.
 
     python scripts/benchmarks/scaling.py                                            the tables of docs/scaling.md
-    python scripts/benchmarks/scaling.py --images_per_second_per_device 2500      with what one's own GPU does
+    python scripts/benchmarks/scaling.py --images_per_second_per_device 2500      with the speed of your own GPU
     python scripts/benchmarks/scaling.py --measure --dataset D --resize 500x375     decoding and cropping on one CPU core
 
-What is measured is printed as the flags that put it into the tables.
+It prints a measurement as flags for this program, which put it into the tables.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def peak_bytes() -> int:
 
 
 def measure(dataset: str, num_images: int, size: tuple[int, int] | None, image_size: int) -> dict[str, float]:
-    """Read, decode and crop images in this process, which is to have one thread; the median rate of three passes."""
+    """Read, decode and crop images in this process, which must have one thread. Returns the median rate of three passes."""
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
     images = load_images(dataset)

@@ -1,8 +1,8 @@
 """What a run of any size needs, from what each stage costs: GPU hours, CPU cores, network, disk and memory.
 
-Every term is a function of the costs and the plan, and says its formula and unit. The stages work side by side: while the GPUs
-compute, CPU cores decode, disks read and the network adds up gradients. The formulas take the GPUs as what sets the pace and
-say what the others have to do to keep up; they know nothing of caches of decoded images, which need less of some.
+Every term is a function of the costs and the plan. Its docstring has the formula and the unit. The stages work at the same time:
+while the GPUs compute, CPU cores decode, disks read and the network adds up gradients. The formulas assume that the GPUs set the
+pace, and compute what the other parts need to keep up. They ignore caches of decoded images, which would need less of some.
 """
 
 import math
@@ -26,7 +26,7 @@ class StageCosts:
         projection_size (`int`): Numbers in the teacher's projection of a view, which all processes gather.
         process_bytes (`float`): Memory of the process of one device, on the host.
         worker_bytes (`float`): Memory of one dataloader worker, without the batches that it has ready.
-        overhead (`float`, *optional*, defaults to 0.05): Share in [0, 1) of the wall time in which nothing is trained: start,
+        overhead (`float`, *optional*, defaults to 0.05): Fraction in [0, 1) of the wall time in which nothing is trained: start,
             checkpoints, monitors, waiting for other devices.
         gradient_bytes_per_parameter (`int`, *optional*, defaults to 4): As gradients travel: 4 in float32.
     """
@@ -91,7 +91,7 @@ def images_per_second(costs: StageCosts, plan: TrainingPlan) -> float:
 
 def cpu_cores(costs: StageCosts, plan: TrainingPlan) -> int:
     """CPU cores that read, decode and crop as fast as the devices train, a dataloader worker on each:
-    `ceil(images_per_second / images_per_second_per_core)`. The processes of the devices want one core each beside these."""
+    `ceil(images_per_second / images_per_second_per_core)`. The processes of the devices need one more core each."""
     return math.ceil(images_per_second(costs, plan) / costs.images_per_second_per_core)
 
 
@@ -118,17 +118,17 @@ def all_reduce_bytes_per_second(costs: StageCosts, plan: TrainingPlan) -> float:
 
 
 def dataset_bytes(costs: StageCosts, plan: TrainingPlan) -> float:
-    """Disk room of the encoded images: `num_images * encoded_bytes`."""
+    """Disk space of the encoded images: `num_images * encoded_bytes`."""
     return plan.num_images * costs.encoded_bytes
 
 
 def decoded_bytes(costs: StageCosts, plan: TrainingPlan) -> float:
-    """Room of all images decoded, for who wants to decode them once: `num_images * decoded_bytes`."""
+    """Space for all decoded images, if they are decoded once only: `num_images * decoded_bytes`."""
     return plan.num_images * costs.decoded_bytes
 
 
 def checkpoint_bytes(costs: StageCosts, plan: TrainingPlan) -> float:
-    """Disk room of checkpoints: `(checkpoints_kept + 1) * 4 * (3 * num_parameters + teacher_parameters)`: in float32 the
+    """Disk space of checkpoints: `(checkpoints_kept + 1) * 4 * (3 * num_parameters + teacher_parameters)`: in float32 the
     student and its two moments in AdamW, and the teacher; one more than are kept, for the oldest goes when a newer one is
     complete."""
     return (plan.checkpoints_kept + 1) * 4 * (3 * costs.num_parameters + costs.teacher_parameters)

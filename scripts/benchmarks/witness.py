@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""A witness: a change of structure must leave every result as it was, to the last bit.
+"""Check that a change of structure leaves every result the same, to the last bit.
 
     python scripts/benchmarks/witness.py --output before.json
     python scripts/benchmarks/witness.py --compare before.json
 
 It runs the programs of the checkout that this file lies in, in small configurations, on the CPU. It prints a line
-`NAME WEIGHTS LOSSES MONITORS` for each, with a digest in every column, or `-` where a program writes no such thing.
-Compare files of one machine and one set of packages only: another processor rounds otherwise.
+`NAME WEIGHTS LOSSES MONITORS` for each, with a digest in every column, or `-` if a program writes no such file.
+Compare files of one machine and one set of packages only: another processor rounds differently.
 """
 
 import argparse

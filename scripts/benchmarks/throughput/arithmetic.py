@@ -1,4 +1,4 @@
-"""How much a step has to compute, counted, and how fast the device can at best, measured."""
+"""The arithmetic of a step, counted, and the highest speed of the device, measured."""
 
 import copy
 import time

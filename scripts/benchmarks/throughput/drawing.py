@@ -1,4 +1,4 @@
-"""Curves of how cost grows."""
+"""Curves of the growth of the cost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -66,7 +66,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of a contender took: `steps` steps, their `images`, `seconds` in all and `waited` of them for data."""
+    """One run of a contender: `steps`, their `images`, all `seconds`, and the seconds `waited` for data."""
 
     steps: int
     images: int
@@ -87,13 +87,13 @@ class TimeIsUp(Exception):
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was told to."""
+    """Wait until the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def time_run(contender: Contender, device: torch.device, length: Length) -> Run:
-    """Let a contender train and look at the clock."""
+    """Measure the time of a contender's training."""
     # Workers have read ahead by the end of a slow first step, two batches each: what they did then must not count.
     num_warmup_steps = length.warmup_steps + 2 * contender.num_workers
     with closing(contender.batches(num_warmup_steps + length.steps)) as batches:
@@ -202,7 +202,7 @@ class StageClock:
 
 @contextmanager
 def replaced(owner: Any, attribute: str, value: Any) -> Iterator[None]:
-    """Have an attribute of an object or module be something else while the block lasts."""
+    """Replace an attribute of an object or module inside the block."""
     # Past a network's own bookkeeping, which takes nothing but modules in a module's place.
     own = vars(owner)
     had, before = attribute in own, own.get(attribute)
@@ -227,7 +227,7 @@ def median_stages(steps: Sequence[dict[str, float]]) -> dict[str, float]:
 class PeakMemory(AbstractContextManager):
     """
     The most memory that the block takes, beyond what was taken before it: PyTorch's on an accelerator, resident memory
-    of this process on a CPU. After the block, `bytes` tells; `None` where the system does not.
+    of this process on a CPU. After the block it is in `bytes`; `None` where the system does not count it.
     """
 
     def __init__(self, device: torch.device):
@@ -261,7 +261,7 @@ def _give_free_memory_back() -> None:
 
 
 def _reset_peak_resident() -> bool:
-    """Have the kernel count the peak anew (Linux, proc(5)); whether it does."""
+    """Have the kernel reset the peak (Linux, proc(5)). Returns whether it did."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -275,7 +275,7 @@ def _peak_resident() -> int:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What the figures are of: processor, accelerator, threads, versions."""
+    """The machine of the figures: processor, accelerator, threads, versions."""
     return {
         "processor": _processor_name(),
         "cores": os.cpu_count(),

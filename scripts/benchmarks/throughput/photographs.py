@@ -1,4 +1,4 @@
-"""Images to measure with where the user has none at hand: JPEG files that cost what photographs cost to decode."""
+"""Images for users who have none: JPEG files that take as long to decode as photographs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""SiT's step as one would write it down: what the batched, fused and cached ways have to beat, and to agree with."""
+"""SiT's step written plainly. The batched, fused and cached code must be faster, and must give the same results."""
 
 import copy
 import io

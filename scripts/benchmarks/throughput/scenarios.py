@@ -1,4 +1,4 @@
-"""What each profile measures: contenders that take turns under the same circumstances."""
+"""What each profile measures: contenders that take turns under the same conditions."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any

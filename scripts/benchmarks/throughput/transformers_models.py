@@ -26,7 +26,7 @@ class TransformersModel:
         name (`str`): What tables call it.
         model ([`PreTrainedModel`]): To be trained, on the accelerator's device.
         draw_inputs (callable): From a number of images and a device to what the model gets beside `pixel_values`.
-        crop_scale (pair of `float`): Range of the crop's area, as share of the image's.
+        crop_scale (pair of `float`): Range of the crop's area, as a fraction of the image's.
         images (`datasets.Dataset`): Column `image` of encoded images.
         processor ([`SiTImageProcessor`]): With the normalization.
         accelerator (`Accelerator`): With the run's precision.
