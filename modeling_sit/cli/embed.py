@@ -12,10 +12,10 @@ from modeling_sit.evaluation.features import FeatureArguments
 DESCRIPTION = """Write the features of all images of a dataset to parquet files.
 
     modeling-sit embed --model_name_or_path M --dataset D --output_dir O
-    accelerate launch -m modeling_sit embed ...        the same on several processes
+    accelerate launch -m modeling_sit embed ...        the same with several processes
 
-`O/data` then holds `train-00000-of-00003.parquet` and so on, one row for each image that can be read: `row`, its number in
-the split; `path`, its file; `vector`, its features, float32; and its `label`, where it has one.
+The files are `O/data/train-00000-of-00003.parquet` and so on. They have one row for each image that can be read, with the
+columns `row` (its number in the split), `path` (its file), `vector` (its features, float32) and, if there are labels, `label`.
 
 Search the vectors with faiss (pip install faiss-cpu). With --normalize, inner products are cosines:
 
@@ -24,15 +24,15 @@ Search the vectors with faiss (pip install faiss-cpu). With --normalize, inner p
     index.add(vectors["vector"][:])
     scores, rows = index.search(query[None], 6)               # query: float32, (width,)
 
-or with faiss within `datasets`, which gives the rows with all their columns:
+or use faiss in `datasets`, which returns the rows with all columns:
 
     vectors.add_faiss_index("vector", metric_type=faiss.METRIC_INNER_PRODUCT)
     scores, nearest = vectors.get_nearest_examples("vector", query, k=6)
     nearest["path"], nearest["row"]
 
-Images are read shard by shard, and a shard's file is there when it is whole. Files that are there already stay as they are:
-the same command goes on where a killed one stopped, and ends with the same files. To add a split that is neither for
-training nor for validation, run the command again with --validation_split NAME.
+The command reads the images shard by shard, and writes each file only when it is complete. It keeps files that exist already. So
+the same command continues an interrupted one, and gives the same files. To add another split, run the command again with
+--validation_split NAME.
 """
 
 

@@ -1,4 +1,4 @@
-"""How a command tells its user of a mistake: one line with the flag, the problem and the remedy, never a traceback."""
+"""How a command reports a mistake: one line with the flag, the problem and the remedy, without a traceback."""
 
 import os
 import sys

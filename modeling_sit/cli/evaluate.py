@@ -17,11 +17,11 @@ from modeling_sit.runtime.errors import SiTError
 DESCRIPTION = """Measure the frozen features of a pretrained model on labeled images.
 
     modeling-sit evaluate --model_name_or_path M --dataset D --protocols knn,linear,fewshot,retrieval
-    accelerate launch -m modeling_sit evaluate ...        the same on several processes
+    accelerate launch -m modeling_sit evaluate ...        the same with several processes
 
-The encoder reads every image of the training and the validation split once; each protocol then measures how well these
-features predict the labels. Prints the metrics with their 95 % bootstrap intervals, adds them to `eval_results.json`, and
-with --update_model_card to the model card.
+The encoder reads every image of the training and the validation split once. Then each protocol measures how well these features
+predict the labels. The command prints the metrics with their 95 % bootstrap intervals and writes them to `eval_results.json`. With
+--update_model_card it writes them to the model card too.
 """
 
 
@@ -32,8 +32,8 @@ class CardArguments:
     update_model_card: bool = field(
         default=False,
         metadata={
-            "help": "Whether to write the results into the model card too, README.md in the model's folder: into its "
-            "model-index and its table of results."
+            "help": "Whether to write the results into the model card too (README.md in the folder of the model): "
+            "into its model-index and its table of results."
         },
     )
 

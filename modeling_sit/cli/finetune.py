@@ -11,9 +11,9 @@ from modeling_sit.hub.arguments import HubArguments
 DESCRIPTION = """Train a pretrained model on labeled images.
 
     modeling-sit finetune --model_name_or_path MODEL --dataset IMAGES --output_dir FOLDER
-    accelerate launch -m modeling_sit finetune ...        the same on several processes
+    accelerate launch -m modeling_sit finetune ...        the same with several processes
 
-The folder becomes a model repository, with the results on the images that were held out.
+FOLDER becomes a model repository, with the results on the held-out images.
 """
 
 

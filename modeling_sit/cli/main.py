@@ -15,13 +15,13 @@ COMMANDS = {
     "pretrain": "Pretrain a Vision Transformer on images without labels.",
     "finetune": "Train a pretrained model on labeled images.",
     "evaluate": "Measure the frozen features of a pretrained model on labeled images.",
-    "compare": "Tell whether pretraining helps: the same fine-tuning from pretrained weights and from scratch.",
+    "compare": "Measure whether pretraining helps: the same fine-tuning from pretrained weights and from scratch.",
     "embed": "Write the features of all images of a dataset to parquet files.",
-    "visualize": "Draw reconstructions, attention, maps of embeddings, and nearest images.",
-    "convert": "Write a checkpoint in another format, and check that it gives the same outputs there.",
-    "push": "Push the folder of a finished run to the Hugging Face Hub.",
-    "tile": "Make a multi-label dataset: tile images with one label each into images with several.",
-    "quickstart": "Show on built-in images, within minutes on a CPU, that pretraining helps.",
+    "visualize": "Draw reconstructions, attention, maps of the features, and nearest neighbors.",
+    "convert": "Write a checkpoint in another format, and check that the outputs are the same.",
+    "push": "Push the output folder of a finished run to the Hugging Face Hub.",
+    "tile": "Make a multi-label dataset: tile images with one label into images with several labels.",
+    "quickstart": "Show that pretraining helps: on built-in images, in minutes on a CPU.",
 }
 DESCRIPTION = "Self-supervised pretraining of Vision Transformers on your own images."
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv (sequence of `str`, *optional*): The command line without the program's name. Default: `sys.argv[1:]`.
 
     Raises:
-        `SystemExit`: With a code other than 0 and one line on stderr, if the user has to put something right.
+        `SystemExit`: With a code other than 0 and one line on stderr, for a user's mistake.
     """
     name, rest = choose_command(COMMANDS, DESCRIPTION, argv)
     try:
@@ -52,10 +52,10 @@ def missing_package(command: str, module: str) -> str:
 
 
 def prepare_process() -> None:
-    """Settle what is the whole process's, and so no library's: who ends it, and which libraries write to the terminal."""
+    """Set what belongs to the whole process and not to a library: what ends it, and which libraries write to the terminal."""
     from modeling_sit.runtime.signals import die_with_parent
 
     die_with_parent(os.environ)
-    # What matters of loading a model, this package says itself.
+    # This package logs the important messages of loading a model itself.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -57,8 +57,8 @@ class RecipeArgumentParser(HfArgumentParser):
                 "recipe",
                 nargs="?",
                 metavar="RECIPE",
-                help="YAML file of defaults for the flags (RECIPE.yaml), or the name of a recipe that the package ships; "
-                "flags override it.",
+                help="Defaults for the flags: a YAML file (RECIPE.yaml), or the name of a recipe of the package. "
+                "Flags override them.",
             )
 
     @property

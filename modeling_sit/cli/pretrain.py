@@ -9,9 +9,9 @@ from modeling_sit.pretraining.run import PretrainingFlags, run_pretraining
 DESCRIPTION = """Pretrain a Vision Transformer on your own images, without labels.
 
     modeling-sit pretrain flowers --dataset IMAGES --output_dir FOLDER
-    accelerate launch -m modeling_sit pretrain flowers --dataset IMAGES --output_dir FOLDER      on several processes
+    accelerate launch -m modeling_sit pretrain flowers --dataset IMAGES --output_dir FOLDER      with several processes
 
-The folder becomes a model repository: weights, configuration, image processor, model card, and the code to load them.
+FOLDER becomes a model repository: weights, configuration, image processor, model card, and the code to load them.
 """
 
 

@@ -7,13 +7,13 @@ from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.hub.arguments import PushArguments
 from modeling_sit.hub.push import run_push
 
-DESCRIPTION = """Push the folder of a finished run to the Hugging Face Hub: what --push_to_hub of the run does, or could not do.
+DESCRIPTION = """Push the output folder of a finished run to the Hugging Face Hub, as --push_to_hub does during the run.
 
     modeling-sit push FOLDER [--hub_model_id NAMESPACE/NAME] [--hub_private_repo] [--hub_strategy checkpoint]
 
-The model goes up (weights, configuration, image processor, the code to load it), with its card and the images in it, results
-and logs; with --hub_strategy checkpoint the newest checkpoint too, under last-checkpoint/. Files that are there already, and
-are the same, are not sent again. Log in first: `hf auth login`, or set HF_TOKEN.
+The command pushes the model (weights, configuration, image processor, the code to load it), the card with its images, results
+and logs. With --hub_strategy checkpoint it also pushes the newest checkpoint, to last-checkpoint/. It does not send files again
+that are already there and are the same. Log in first with `hf auth login`, or set HF_TOKEN.
 """
 
 

@@ -6,12 +6,12 @@ from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.experiments.quickstart import QuickstartArguments, run_quickstart
 
-DESCRIPTION = """Show on scikit-learn's digits, within minutes on a CPU, that pretraining without labels helps.
+DESCRIPTION = """Show that pretraining without labels helps: on scikit-learn's digits, in minutes on a CPU.
 
     modeling-sit quickstart --output_dir outputs/quickstart
 
-Pretrains once, then fine-tunes with a tenth of the labels and with all of them, from the pretrained weights and from
-scratch, with three seeds each. `make quickstart` runs this.
+The command pretrains once. Then it fine-tunes with a tenth of the labels and with all labels, from the pretrained weights and
+from scratch, with three seeds each. `make quickstart` runs it.
 """
 
 

@@ -18,17 +18,17 @@ from modeling_sit.visualization.arguments import (
 )
 from modeling_sit.visualization.run import run_attention, run_embeddings, run_neighbours, run_reconstructions
 
-SPLIT_RULE = """Images are those of the validation split where there is one, else of the training split; --train_split or
---validation_split names another."""
-FIRST_RULE = f"{SPLIT_RULE} The first few show as many classes as they can."
-MAP_RULE = f"{SPLIT_RULE} Of more than --max_images, so many are chosen at random."
-NEIGHBOURS_RULE = """Queries are images of the validation split, and their neighbours are sought in the training split. Where there is
-one split alone, both are of it, and no image is its own neighbour. --train_split and --validation_split name others."""
+SPLIT_RULE = """The images are from the validation split, or from the training split if there is no other. --train_split or
+--validation_split names another split."""
+FIRST_RULE = f"{SPLIT_RULE} The first images are from as many classes as possible."
+MAP_RULE = f"{SPLIT_RULE} If there are more than --max_images, the command chooses that many at random."
+NEIGHBOURS_RULE = """Queries are images of the validation split. Their neighbors are from the training split. If there is only one split,
+both are from it, and no image is its own neighbor. --train_split and --validation_split name other splits."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of figure: what `--help` says of it, its arguments, and the function that draws it from them."""
+    """A kind of figure: what `--help` says about it, its arguments, and the function that draws it from them."""
 
     purpose: str
     draw: Callable
@@ -39,14 +39,14 @@ class Kind:
 
 KINDS = {
     "reconstructions": Kind(
-        "Images clean, corrupted, reconstructed, and with the reconstruction pasted into the holes.",
+        "Images: clean, corrupted, reconstructed, and with the reconstruction pasted into the corrupted pixels.",
         run_reconstructions,
         (FigureArguments, ReconstructionArguments, ChosenImagesArguments),
         FIRST_RULE,
         " [--images a.jpg b.jpg]",
     ),
     "embeddings": Kind(
-        "A map of the features, on which similar images lie close, colored by label or by cluster.",
+        "A map of the features, colored by label or by cluster. Similar images are close to each other.",
         run_embeddings,
         (FigureArguments, ResolutionArguments, EmbeddingsArguments, FeatureArguments, DatasetArguments),
         MAP_RULE,
@@ -59,7 +59,7 @@ KINDS = {
         FIRST_RULE,
     ),
     "neighbours": Kind(
-        "Images, and those whose features are nearest to theirs.",
+        "Images, and the images with the nearest features.",
         run_neighbours,
         (FigureArguments, ResolutionArguments, NeighboursArguments, FeatureArguments, DatasetArguments),
         NEIGHBOURS_RULE,

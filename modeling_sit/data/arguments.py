@@ -9,12 +9,12 @@ class DatasetArguments:
 
     dataset: str = field(
         metadata={
-            "help": "Images: a folder (class sub-folders or a flat pile), a parquet or webdataset tar file or a folder of "
-            "them, a `save_to_disk` folder, a Hub id, or the built-in `digits`. Required."
+            "help": "Images: a folder (with or without class sub-folders), a parquet or webdataset tar file or a "
+            "folder of them, a `save_to_disk` folder, a Hub id, or the built-in `digits`. Required."
         }
     )
     dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of a Hub dataset that has several."}
+        default=None, metadata={"help": "Configuration of a Hub dataset that has several configurations."}
     )
     image_column: str | None = field(
         default=None, metadata={"help": "Column of the images. Default: the one column of type Image."}
@@ -22,14 +22,14 @@ class DatasetArguments:
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column of the labels, or COLUMN.FIELD of a struct; lists of them if an image may have several. "
-            "Default: the one ClassLabel column, or one with a usual name."
+            "help": "Column of the labels, or COLUMN.FIELD of a struct. If an image may have several labels, a "
+            "column of lists. Default: the one ClassLabel column, or one with a usual name."
         },
     )
     train_split: str | None = field(
-        default=None, metadata={"help": "Split to train on. Default: `train`, or the only one."}
+        default=None, metadata={"help": "Training split. Default: `train`, or the only split."}
     )
     validation_split: str | None = field(
         default=None,
-        metadata={"help": "Split to measure on. Default: `validation`, or else `test`, where there is one."},
+        metadata={"help": "Split to measure on. Default: `validation` if there is one, else `test`."},
     )

@@ -56,21 +56,23 @@ class EmbeddingArguments(WeightsFileArguments):
     )
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder for the parquet files; they lie in its `data`. Required by the command."},
+        metadata={"help": "Folder for the parquet files; they go into its sub-folder `data`. The command needs it."},
     )
     normalize: bool = field(
-        default=False, metadata={"help": "Whether to scale each vector to length 1: inner products are cosines then."}
+        default=False, metadata={"help": "Whether to scale each vector to length 1. Then inner products are cosines."}
     )
     shard_size: int = field(
         default=10000,
-        metadata={"help": "Images in a file: as many are in memory at a time, and lost if the command is killed."},
+        metadata={"help": "Images per file. So many are in memory at a time, and are lost if the command is killed."},
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Whether to start over where there are files of earlier runs."}
+        default=False, metadata={"help": "Whether to start again if there are files of earlier runs."}
     )
     device: str | None = field(
         default=None,
-        metadata={"help": "cpu, cuda or, in one process, a device such as cuda:1. Default: cuda where there is one."},
+        metadata={
+            "help": "cpu or cuda; with one process also a device such as cuda:1. Default: cuda, if there is a GPU."
+        },
     )
 
     def __post_init__(self):

@@ -42,22 +42,22 @@ class FeatureArguments:
     pooling: Literal[POOLINGS] = field(
         default="token",
         metadata={
-            "help": "What stands for an image: the first token (`token`), the mean of the patch tokens (`mean`), or both "
-            "side by side (`token_mean`)."
+            "help": "Features of an image: the first token (`token`), the mean of the patch tokens (`mean`), or both"
+            " concatenated (`token_mean`)."
         },
     )
     layer: int = field(
         default=-1,
         metadata={
-            "help": "The layer whose output is pooled: -1 is the encoder's output after its last norm, 0 the embeddings, 1 "
-            "and more the block of that number, -2 the block before the last, and so on."
+            "help": "Layer to take the features from. -1: the encoder's output after its last norm. 0: the "
+            "embeddings. 1 and more: the block of that number. -2: the block before the last, and so on."
         },
     )
     per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Images that the encoder reads at a time, in each process."}
+        default=64, metadata={"help": "Images per batch of the encoder, in each process."}
     )
     dataloader_num_workers: int = field(
-        default=0, metadata={"help": "Processes that read images; 0 reads them in the main one."}
+        default=0, metadata={"help": "Processes that read images. With 0, the main process reads them."}
     )
 
     def __post_init__(self):

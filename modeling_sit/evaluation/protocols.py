@@ -39,78 +39,91 @@ class ProtocolArguments:
     protocols: list[str] = field(
         default_factory=lambda: ["knn"],
         metadata={
-            "help": "Protocols to run, separated by spaces or commas: `knn` (votes of the nearest training images), `linear` "
-            "(logistic regression), `fewshot` (the same from few labels), `retrieval` (whether the nearest training images "
-            "have the label of an image)."
+            "help": "Protocols to run, separated by spaces or commas: `knn` (votes of the nearest training images), "
+            "`linear` (logistic regression), `fewshot` (the same from few labels), `retrieval` (whether the "
+            "nearest training images have the same label)."
         },
     )
-    knn_k: int = field(default=20, metadata={"help": "Neighbours that vote in `knn`."})
+    knn_k: int = field(default=20, metadata={"help": "Number of neighbors that vote in `knn`."})
     knn_temperature: float = field(
-        default=0.07, metadata={"help": "A neighbour's vote in `knn` weighs exp(similarity / temperature)."}
+        default=0.07,
+        metadata={
+            "help": "Temperature of `knn`: the vote of a neighbor has the weight exp(similarity / temperature)."
+        },
     )
     linear_c: list[float] = field(
         default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0],
         metadata={
-            "help": "Inverse strengths C of the L2 penalty in `linear`. With several, the best one on a held-back part of the "
-            "training images is used."
+            "help": "Inverse strengths C of the L2 penalty in `linear`. If there are several, the best one is chosen"
+            " on a held-back part of the training images."
         },
     )
     linear_held_back: float = field(
         default=0.2,
         metadata={
-            "help": "Fraction of each class's training images that is held back to choose C by. The final fit uses it too."
+            "help": "Fraction of the training images of each class that is held back to choose C. The final fit uses"
+            " them too."
         },
     )
     linear_choice_images: int = field(
         default=50_000,
         metadata={
-            "help": "Largest number of training images, with those held back, that C is chosen on; of more images, a random "
-            "fraction of each class is used. The fit with the chosen C uses all images."
+            "help": "Largest number of training images for the choice of C, with the held-back ones. If there are "
+            "more, a random fraction of each class is used. The final fit uses all images."
         },
     )
     linear_solver: Literal["auto", "lbfgs", "sgd"] = field(
         default="auto",
         metadata={
-            "help": "How `linear` and `fewshot` are fitted: `lbfgs` to the optimum, with copies of the features and of the "
-            "scores in float64 in memory, or `sgd`, stochastic gradients on `device`, close to the optimum for C up to about "
-            "1. `auto` is lbfgs for up to 1e8 numbers, images x (size of the features + classes), and up to 1e9 images x "
-            "size x classes, and sgd beyond."
+            "help": "Solver of `linear` and `fewshot`. `lbfgs` finds the optimum; it keeps copies of features and "
+            "scores in float64 in memory. `sgd` is stochastic gradients on `device`; it comes close to the "
+            "optimum for C up to about 1. `auto` is lbfgs for up to 1e8 numbers, images x (size of the "
+            "features + classes), and up to 1e9 images x size x classes; else sgd."
         },
     )
     linear_epochs: int = field(
         default=20,
-        metadata={"help": "Passes of `sgd` over the training images; small sets get more, up to 2000 steps."},
+        metadata={
+            "help": "Epochs of `sgd` over the training images. Small datasets get more epochs, up to 2000 steps."
+        },
     )
-    linear_batch_size: int = field(default=256, metadata={"help": "Images of a step of `sgd`."})
+    linear_batch_size: int = field(default=256, metadata={"help": "Images per step of `sgd`."})
     fewshot_labels: list[str] = field(
         default_factory=lambda: ["1%", "10%"],
         metadata={
-            "help": "How many labels `fewshot` learns from: a percentage of each class such as 10%% (at least one image), or a "
-            "number of images of each class such as 5."
+            "help": "Numbers of labels for `fewshot`: a percentage of each class such as 10%% (at least one image), "
+            "or a number of images of each class such as 5."
         },
     )
     fewshot_draws: int = field(
         default=5,
-        metadata={"help": "Random choices of these images; the results are their mean and standard deviation."},
+        metadata={
+            "help": "Number of random choices of these images. The results are mean and standard deviation over the "
+            "choices.",
+        },
     )
     fewshot_c: float = field(
         default=1.0,
-        metadata={"help": "Inverse strength of the L2 penalty in `fewshot`, which cannot hold images back."},
+        metadata={
+            "help": "Inverse strength of the L2 penalty in `fewshot`. It is fixed, because no images can be held "
+            "back.",
+        },
     )
     average_precision: Literal["step", "voc2007", "voc2010", "coco"] = field(
         default="step",
         metadata={
-            "help": "Average precision of multi-label data: `step` (as in scikit-learn and multi-label papers), `voc2007` (11 "
-            "points), `voc2010` (all points, interpolated), `coco` (101 points)."
+            "help": "Definition of average precision for several labels per image: `step` (as in scikit-learn and "
+            "multi-label papers), `voc2007` (11 points), `voc2010` (all points, interpolated), `coco` (101 "
+            "points)."
         },
     )
     bootstrap_resamples: int = field(
-        default=1000, metadata={"help": "Resamples of the validation images for the 95 %% intervals."}
+        default=1000, metadata={"help": "Number of resamples of the validation images for the 95 %% intervals."}
     )
     seed: int = field(
         default=0,
         metadata={
-            "help": "Seed of all that is random: held-back images, few shots, order in `sgd`, resamples, weights of "
+            "help": "Seed of all random numbers: held-back images, few shots, order in `sgd`, resamples, weights of "
             "`from_scratch`."
         },
     )

@@ -33,17 +33,19 @@ class EvaluationArguments(WeightsFileArguments, FeatureArguments):
     from_scratch: bool = field(
         default=False,
         metadata={
-            "help": "Whether to measure the same encoder before any training, with random weights: the value that "
-            "pretraining has to exceed. The results need an `output_dir` of their own."
+            "help": "Whether to measure the same encoder with random weights, before any training. Pretraining "
+            "should give better results than these. They need a separate `output_dir`."
         },
     )
     output_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder for eval_results.json. Default: the model's folder, if the model is in a folder."},
+        metadata={"help": "Folder for eval_results.json. Default: the folder of the model, if it is a local folder."},
     )
     device: str | None = field(
         default=None,
-        metadata={"help": "cpu, cuda or, in one process, a device such as cuda:1. Default: cuda where there is one."},
+        metadata={
+            "help": "cpu or cuda; with one process also a device such as cuda:1. Default: cuda, if there is a GPU."
+        },
     )
 
 

@@ -33,37 +33,37 @@ class ComparisonArguments(DatasetArguments):
         [`SiTError`]: If a value is out of range.
     """
 
-    validation_split: str | None = field(default="test", metadata={"help": "Split to measure; it chooses nothing."})
+    validation_split: str | None = field(default="test", metadata={"help": "Split to measure. It chooses nothing."})
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
     output_dir: str = field(metadata={"help": "Folder for the runs and the tables. Required."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Whether to delete what an earlier comparison left in that folder."}
+        default=False, metadata={"help": "Whether to delete an earlier comparison in that folder."}
     )
     finetuning_recipe: str | None = field(
         default=None,
-        metadata={
-            "help": "Recipe of fine-tuning, for all runs alike: a YAML file, or the name of a recipe of the package."
-        },
+        metadata={"help": "Fine-tuning recipe for all runs: a YAML file, or the name of a recipe of the package."},
     )
     label_fractions: list[float] = field(
         default_factory=lambda: [0.1, 1.0],
-        metadata={"help": "Fractions of the training labels to learn from, each in (0, 1]."},
+        metadata={"help": "Fractions of the training labels to train with, each in (0, 1]."},
     )
     num_train_epochs: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Epochs of fine-tuning: one number for all fractions, or one for each. Default: as the recipe says."
+            "help": "Epochs of fine-tuning: one number for all fractions, or one number for each. Default: as in the"
+            " recipe."
         },
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2],
         metadata={
-            "help": "Seeds of fine-tuning; each draws other labels, other weights from scratch and another order."
+            "help": "Seeds of fine-tuning. Each seed draws other labels, another order and, from scratch, other "
+            "weights."
         },
     )
     protocols: list[str] = field(
         default_factory=lambda: ["knn", "linear"],
-        metadata={"help": "Protocols of evaluation for the frozen features, or `none`. Commas may separate them."},
+        metadata={"help": "Protocols that measure the frozen features, separated by spaces or commas; or `none`."},
     )
 
     def __post_init__(self):

@@ -17,9 +17,11 @@ LABEL_FRACTIONS = {0.1: 60, 1.0: 12}
 class QuickstartArguments:
     """Where the results go, and how long pretraining takes."""
 
-    output_dir: str = field(default="outputs/quickstart", metadata={"help": "Folder for everything; replaced."})
+    output_dir: str = field(
+        default="outputs/quickstart", metadata={"help": "Folder for all files. An earlier one is replaced."}
+    )
     max_steps: int | None = field(
-        default=None, metadata={"help": "Steps of pretraining, for a trial run. Default: as the recipe says."}
+        default=None, metadata={"help": "Steps of pretraining, for a trial run. Default: as in the recipe."}
     )
 
 

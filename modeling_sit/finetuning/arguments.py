@@ -26,27 +26,28 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     """
 
     task: Literal["classification"] = field(
-        default="classification", metadata={"help": "What the model learns: to classify images."}
+        default="classification", metadata={"help": "What the model learns. The package has `classification`."}
     )
     validation_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split that chooses the best checkpoint. Default: `validation`, where there is one; else a part of "
+            "help": "Split that chooses the best checkpoint. Default: `validation`, if there is one; else a part of "
             "the training split, see `validation_fraction`."
         },
     )
     test_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split to measure once, at the end; it chooses nothing. Default: `test`, where there is one; else "
+            "help": "Split to measure once, at the end. It chooses nothing. Default: `test`, if there is one; else "
             "the validation images are measured again."
         },
     )
     validation_fraction: float = field(
         default=0.1,
         metadata={
-            "help": "Fraction of the training images of each class, in (0, 1), that is held back where no split can "
-            'choose. With `eval_strategy="no"` nothing is chosen, and nothing held back if there is a test split.'
+            "help": "Fraction in (0, 1) of the training images of each class that is held back if there is no "
+            'validation split. With `eval_strategy="no"` nothing is chosen, so nothing is held back if there'
+            " is a test split."
         },
     )
     model_name_or_path: str = field(
@@ -54,106 +55,126 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     )
     from_scratch: bool = field(
         default=False,
-        metadata={"help": "Whether to start from random weights, to compare with the pretrained ones."},
+        metadata={"help": "Whether to start from random weights, for a comparison with the pretrained ones."},
     )
     label_fraction: float = field(
-        default=1.0, metadata={"help": "Fraction of the training images of each class to learn from, in (0, 1]."}
+        default=1.0, metadata={"help": "Fraction of the training images of each class to train on, in (0, 1]."}
     )
     pooling: Literal["token", "mean", "token_mean"] | None = field(
         default=None,
-        metadata={"help": "Features that the classifier of a SiT model reads. Default: as its configuration says."},
+        metadata={
+            "help": "Features that the classifier of a SiT model reads: the first token, the mean of the patch "
+            "tokens, or both. Default: as in its configuration.",
+        },
     )
     drop_path_rate: float | None = field(
-        default=None, metadata={"help": "Stochastic depth of a SiT model. Default: as its configuration says."}
+        default=None, metadata={"help": "Stochastic depth of a SiT model. Default: as in its configuration."}
     )
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Height and width in pixels of the model's input, a multiple of its patch size; positions are "
-            "interpolated. Default: as pretrained."
+            "help": "Height and width of the input in pixels, a multiple of the patch size. Positions are "
+            "interpolated. Default: as in pretraining."
         },
     )
     freeze_backbone: bool = field(
-        default=False, metadata={"help": "Whether only the classifier learns; the features stay as they are."}
+        default=False, metadata={"help": "Whether to train the classifier only. The features stay as they are."}
     )
     lora_rank: int = field(
         default=0,
         metadata={
-            "help": "Rank of low-rank adapters that learn in place of the backbone (with `peft`); 0 for none. The saved "
-            "model has them merged."
+            "help": "Rank of low-rank adapters, which are trained in place of the backbone (needs `peft`); 0 for "
+            "none. They are merged into the saved model."
         },
     )
     lora_alpha: float | None = field(
-        default=None, metadata={"help": "The adapters are scaled by this / `lora_rank`. Default: twice the rank."}
+        default=None,
+        metadata={
+            "help": "Scale of the adapters: they are multiplied by this / `lora_rank`. Default: twice the rank."
+        },
     )
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters, in [0, 1)."})
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Ends of the names of the linear layers that get adapters, such as `query value`. Default: all "
-            "linear layers of the blocks."
+            "help": "Linear layers that get adapters, by the ends of their names, such as `query value`. Default: "
+            "all linear layers of the blocks."
         },
     )
     layer_decay: float = field(
         default=1.0,
-        metadata={"help": "Factor of the learning rate from each block to the one below it, in (0, 1]; 1: one rate."},
+        metadata={
+            "help": "Learning rate of each block relative to the block above it, in (0, 1]. 1 gives all blocks the "
+            "same rate.",
+        },
     )
     ema_decay: float = field(
         default=0.0,
         metadata={
-            "help": "Decay in [0, 1) of an exponential moving average of the weights, which is measured and saved; 0 "
-            "for none. It starts lower: at most (1 + step) / (10 + step)."
+            "help": "Decay in [0, 1) of an exponential moving average of the weights; 0 for none. The average is "
+            "measured and saved. Early decay is lower: at most (1 + step) / (10 + step)."
         },
     )
     augmentation: Literal["plain", "3-augment", "randaugment"] = field(
         default="plain",
         metadata={
-            "help": "Augmentation after crop and flip: none; one of grayscale, solarize and blur, then color jitter "
-            "(DeiT III's 3-Augment); or RandAugment (DeiT)."
+            "help": "Augmentation after crop and flip. plain: none. 3-augment (DeiT III): grayscale, solarize or "
+            "blur, then color jitter. randaugment (DeiT)."
         },
     )
     crop_scale: list[float] = field(
         default_factory=lambda: [0.2, 1.0],
-        metadata={"help": "Range of a crop's area, as fraction of the image's."},
+        metadata={"help": "Range of the area of a crop, as a fraction of the image's area."},
     )
     horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
-    randaugment_num_ops: int = field(default=2, metadata={"help": "RandAugment's operations on an image."})
-    randaugment_magnitude: int = field(default=9, metadata={"help": "RandAugment's magnitude, 0 to 30."})
+    randaugment_num_ops: int = field(
+        default=2, metadata={"help": "Number of operations of RandAugment on each image."}
+    )
+    randaugment_magnitude: int = field(default=9, metadata={"help": "Magnitude of RandAugment, 0 to 30."})
     color_jitter: float = field(
         default=0.3,
-        metadata={"help": "3-Augment's change of brightness, contrast and saturation, by up to this fraction."},
+        metadata={"help": "Largest change of brightness, contrast and saturation in 3-Augment, as a fraction."},
     )
     random_erasing_probability: float = field(
         default=0.0, metadata={"help": "Probability that a rectangle of 2 to 33 %% of the image becomes noise."}
     )
     mixup_alpha: float = field(
         default=0.0,
-        metadata={"help": "Alpha of MixUp's Beta distribution; 0 for none. With CutMix, a batch draws one."},
+        metadata={
+            "help": "Alpha of the Beta distribution of MixUp; 0 for none. With CutMix too, each batch draws one of "
+            "the two.",
+        },
     )
-    cutmix_alpha: float = field(default=0.0, metadata={"help": "Alpha of CutMix's Beta distribution; 0 for none."})
+    cutmix_alpha: float = field(
+        default=0.0, metadata={"help": "Alpha of the Beta distribution of CutMix; 0 for none."}
+    )
     multi_label_loss: Literal["binary_cross_entropy", "asymmetric"] = field(
         default="binary_cross_entropy",
         metadata={
-            "help": "Loss where an image has several labels; the asymmetric one reduces the weight of easy negatives. "
-            "The validation loss is binary cross-entropy with either."
+            "help": "Loss for images with several labels. The asymmetric loss gives easy negatives less weight. The "
+            "validation loss is always binary cross-entropy."
         },
     )
     class_weights: Literal["none", "balanced"] = field(
         default="none",
         metadata={
-            "help": "Whether the loss weighs a class by the inverse of its number of training images. With several "
-            "labels, a label's positives weigh (images without it / images with it)."
+            "help": "Whether the loss weights each class by the inverse of its number of training images. With "
+            "several labels per image, the positives of a label have the weight (images without it / images "
+            "with it)."
         },
     )
     balanced_sampling: bool = field(
         default=False,
-        metadata={"help": "Whether an epoch draws images so that all classes come equally often, with replacement."},
+        metadata={"help": "Whether an epoch draws images with replacement, so that all classes are equally frequent."},
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Evaluations without a new best after which training ends. Default: never."}
+        default=None,
+        metadata={
+            "help": "Number of evaluations without a new best result after which training ends. Default: never."
+        },
     )
     early_stopping_threshold: float = field(
-        default=0.0, metadata={"help": "By how much an evaluation must be better to count as a new best for stopping."}
+        default=0.0, metadata={"help": "Smallest improvement that counts as a new best result for early stopping."}
     )
 
     def __post_init__(self):
@@ -203,18 +224,20 @@ class FinetuningTrainingArguments(TrainingArguments):
     """
 
     num_train_epochs: float = field(default=100, metadata={"help": "Number of epochs."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step on each device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images measured at a time."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step on each device."})
+    per_device_eval_batch_size: int = field(
+        default=64, metadata={"help": "Images per evaluation batch on each device."}
+    )
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(
-        default=0.05, metadata={"help": "Decay of weights; biases, norms, tokens, positions: none."}
+        default=0.05, metadata={"help": "Weight decay. Biases, norms, tokens and positions have none."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(
-        default=0.05, metadata={"help": "Steps of linear warm-up; below 1, a fraction of all."}
+        default=0.05, metadata={"help": "Steps of linear warm-up. A value below 1 is a fraction of all steps."}
     )
     label_smoothing_factor: float | None = field(
-        default=None, metadata={"help": "Label smoothing in [0, 1). Default: 0.1; with several labels an image, 0."}
+        default=None, metadata={"help": "Label smoothing in [0, 1). Default: 0.1; 0 with several labels per image."}
     )
     logging_strategy: str | None = field(
         default=None,
@@ -223,25 +246,27 @@ class FinetuningTrainingArguments(TrainingArguments):
         },
     )
     logging_steps: float | None = field(
-        default=None, metadata={"help": "Steps from one log to the next; below 1, a fraction of all."}
+        default=None, metadata={"help": "Steps between logs. A value below 1 is a fraction of all steps."}
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(
         default="epoch", metadata={"help": "When to write a checkpoint: no, steps, epoch or best."}
     )
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, the best one among them."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Number of checkpoints to keep, including the best one."}
+    )
     load_best_model_at_end: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether the run ends with the best checkpoint rather than the last one. Default: where the run "
-            "writes and evaluates checkpoints at the same steps."
+            "help": "Whether the run ends with the best checkpoint instead of the last one. Default: yes, if "
+            "checkpoints are written and evaluated at the same steps."
         },
     )
     metric_for_best_model: str | None = field(
         default=None,
         metadata={
-            "help": "Metric that chooses the best checkpoint. Default: the task's first one, such as accuracy; with "
-            "several labels an image, mean_average_precision."
+            "help": "Metric that chooses the best checkpoint. Default: the first metric of the task, such as "
+            "accuracy; mean_average_precision with several labels per image."
         },
     )
     # No arguments here: `hub.arguments.HubArguments` has those of the Hub. `Trainer` would push before the model's card

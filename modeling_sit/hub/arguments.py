@@ -19,8 +19,8 @@ class CardArguments:
     license: str | None = field(
         default=None,
         metadata={
-            "help": "License of the weights, for the model card: one of the Hub's identifiers, such as `mit` or "
-            "`cc-by-nc-4.0`. Default: the one of an earlier card, else `apache-2.0`. You have to know what the "
+            "help": "License of the weights, for the model card: an identifier of the Hub, such as `mit` or `cc-by-"
+            "nc-4.0`. Default: the license in an earlier card, else `apache-2.0`. You must know what the "
             "license of the images allows."
         },
     )
@@ -40,17 +40,19 @@ class RepositoryArguments:
 
     hub_model_id: str | None = field(
         default=None,
-        metadata={"help": "Repository to push to, NAME or NAMESPACE/NAME. Default: the folder's name."},
+        metadata={"help": "Repository to push to, NAME or NAMESPACE/NAME. Default: the name of the folder."},
     )
     hub_private_repo: bool = field(
         default=False,
-        metadata={"help": "Whether a new repository is private. If not, the Hub's default for your account holds."},
+        metadata={
+            "help": "Whether a new repository is private. If not given, the Hub's default for your account is used."
+        },
     )
     hub_strategy: Literal["end", "checkpoint"] = field(
         default="end",
         metadata={
-            "help": "What to push: the finished model, or every checkpoint too, below last-checkpoint/, so that "
-            "another machine can resume from it."
+            "help": "What to push. end: the finished model. checkpoint: also every checkpoint, to last-checkpoint/, "
+            "so that another machine can resume from it."
         },
     )
 
@@ -66,7 +68,7 @@ class HubArguments(RepositoryArguments):
 
     push_to_hub: bool = field(
         default=False,
-        metadata={"help": "Whether to push the model to the Hub, as the user of `hf auth login` or HF_TOKEN."},
+        metadata={"help": "Whether to push the model to the Hub. Log in first with `hf auth login`, or set HF_TOKEN."},
     )
 
     def __post_init__(self):

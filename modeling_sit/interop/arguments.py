@@ -11,14 +11,14 @@ class WeightsFileArguments:
     network: Literal["teacher", "student"] | None = field(
         default=None,
         metadata={
-            "help": "Network to take from a training checkpoint (a .pth file of the authors' code, or DINO's). Default: "
-            "the teacher, the better encoder."
+            "help": "Network to load from a training checkpoint (a .pth file of the authors' code, or DINO's). "
+            "Default: the teacher, which is the better encoder."
         },
     )
     num_attention_heads: int | None = field(
         default=None,
         metadata={
-            "help": "Attention heads of a file of weights, which does not give their number. Default: heads of 64, as in "
-            "all but the largest ViTs."
+            "help": "Number of attention heads, for a file of weights, which does not contain it. Default: heads of "
+            "size 64, as in all but the largest ViTs."
         },
     )

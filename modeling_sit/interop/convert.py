@@ -42,26 +42,24 @@ class ConversionArguments(WeightsFileArguments, DatasetArguments):
     outputs: Literal["features", "logits"] | None = field(
         default=None,
         metadata={
-            "help": "features: the backbone alone; logits: with the classifier. Default: with the classifier, if there is "
-            "one (sit and safetensors keep pretraining's heads too)."
+            "help": "features: the backbone only. logits: with the classifier. Default: with the classifier, if "
+            "there is one (sit and safetensors keep the heads of pretraining too)."
         },
     )
     opset: int | None = field(
         default=None, metadata={"help": f"Version of ONNX's operators, for the format onnx. Default: {OPSET}."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Whether to replace files that are there already; others stay."}
+        default=False, metadata={"help": "Whether to replace existing files. Other files in the folder stay."}
     )
     dataset: str | None = field(
         default=None,
-        metadata={
-            "help": "Compare on images of this dataset, in any form that pretraining takes. Default: random images."
-        },
+        metadata={"help": "Images for the comparison, in any form that pretraining takes. Default: random images."},
     )
-    num_images: int = field(default=4, metadata={"help": "How many images to compare on."})
+    num_images: int = field(default=4, metadata={"help": "Number of images for the comparison."})
     seed: int = field(default=0, metadata={"help": "Seed of the random images."})
     tolerance: float | None = field(
-        default=None, metadata={"help": "Largest difference of an output to accept. Default: 1e-5; 1e-4 for onnx."}
+        default=None, metadata={"help": "Largest allowed difference of an output. Default: 1e-5; 1e-4 for onnx."}
     )
 
     def __post_init__(self):

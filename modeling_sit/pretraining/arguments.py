@@ -41,15 +41,15 @@ class ModelArguments(WeightsFileArguments):
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint to go on from: a SiT, a plain ViT, DeiT, DINO or MAE of transformers or timm, or a .pth file of "
-            "the authors' code; its sizes are the run's."
+            "help": "Checkpoint to start from: a SiT, a plain ViT, DeiT, DINO or MAE of transformers or timm, or a "
+            ".pth file of the authors' code. The model gets its sizes."
         },
     )
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Height and width of the views, in pixels; a checkpoint's positions are interpolated to it. Default: 224, or "
-            "the checkpoint's."
+            "help": "Height and width of the views, in pixels. The position embeddings of a checkpoint are "
+            "interpolated. Default: 224, or the checkpoint's."
         },
     )
     patch_size: int | None = field(
@@ -60,30 +60,39 @@ class ModelArguments(WeightsFileArguments):
     )
     reconstruction_weight: float | None = field(
         default=None,
-        metadata={"help": "Weight of the reconstruction loss, 0 for none. Default: 5 below 100,000 images, else 1."},
+        metadata={
+            "help": "Weight of the reconstruction loss; 0 switches it off. Default: 5 below 100,000 images, else 1."
+        },
     )
     contrastive_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the contrastive loss, 0 for none. Default: 1."}
+        default=None, metadata={"help": "Weight of the contrastive loss; 0 switches it off. Default: 1."}
     )
     rotation_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of the rotation loss (by how many quarter turns is a view rotated?). Default: 0, none."
+            "help": "Weight of the rotation loss: predict by how many quarter turns a view is rotated. Default: 0 "
+            "(off)."
         },
     )
     image_mean: list[float] | None = field(
         default=None,
-        metadata={"help": "Mean of each channel, of values in [0, 1]. Default: ImageNet's; 0.5 for gray."},
+        metadata={"help": "Mean of each channel, for values in [0, 1]. Default: ImageNet's; 0.5 for gray images."},
     )
     image_std: list[float] | None = field(
-        default=None, metadata={"help": "Standard deviation of each channel. Default: ImageNet's; 0.5 for gray."}
+        default=None,
+        metadata={
+            "help": "Standard deviation of each channel, for values in [0, 1]. Default: ImageNet's; 0.5 for gray "
+            "images.",
+        },
     )
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "`eager`, `sdpa`, `flash_attention_2`, `flex_attention`. Default: PyTorch's sdpa."},
+        metadata={
+            "help": "Attention: `eager`, `sdpa`, `flash_attention_2` or `flex_attention`. Default: PyTorch's sdpa."
+        },
     )
     gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Whether to compute activations again in the backward pass, to save memory."}
+        default=False, metadata={"help": "Whether to save memory: the backward pass computes activations again."}
     )
 
 
@@ -93,7 +102,7 @@ class CorruptionArguments:
 
     corruption: Literal[CORRUPTIONS] = field(
         default="noise+replace",
-        metadata={"help": "What fills the blocks; with a combination each view draws one kind."},
+        metadata={"help": "What fills the corrupted blocks. With a combination, each view draws one kind."},
     )
     noise_ratio: list[float] = field(
         default_factory=lambda: [0.5, 0.7], metadata={"help": "Range of the fraction of pixels that noise covers."}
@@ -107,9 +116,9 @@ class CorruptionArguments:
     )
     block_size: list[float] = field(
         default_factory=lambda: [0.05, 0.25],
-        metadata={"help": "Range of a block's sides, as fractions of the view's."},
+        metadata={"help": "Range of the side of a block, as a fraction of the view's side."},
     )
-    align_to_patches: bool = field(default=False, metadata={"help": "Whether blocks are made of whole patches."})
+    align_to_patches: bool = field(default=False, metadata={"help": "Whether each block consists of whole patches."})
 
 
 @dataclass(kw_only=True)
@@ -119,62 +128,75 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     validation_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split that the monitors measure on. Default: `validation`, where there is one. A test split is used only if "
-            "this names it."
+            "help": "Split that the monitors measure on. Default: `validation`, if there is one. A test split is "
+            "used only if you name it here."
         },
     )
-    method: str = field(default="sit", metadata={"help": "Pretraining method. There is `sit`."})
-    output_dir: str = field(metadata={"help": "Folder for the model and everything else of the run. Required."})
+    method: str = field(default="sit", metadata={"help": "Pretraining method. The package has `sit`."})
+    output_dir: str = field(metadata={"help": "Folder for the model and all other files of the run. Required."})
     overwrite_output_dir: bool = field(
         default=False,
-        metadata={"help": "Whether to start again in a folder that holds a run; the files of that run are deleted."},
+        metadata={"help": "Whether to start again in a folder that has a run. The files of that run are deleted."},
     )
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step on each device."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches to add up for one step."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step on each device."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Number of batches per optimizer step."})
     num_train_epochs: float = field(
         default=800,
-        metadata={"help": "How often each image is seen. The paper: 800 on ImageNet-1K, 3000 on small datasets."},
+        metadata={"help": "Number of epochs. The paper: 800 on ImageNet-1K, 3000 on small datasets."},
     )
-    max_steps: int | None = field(default=None, metadata={"help": "Optimizer steps; overrides the epochs."})
+    max_steps: int | None = field(
+        default=None, metadata={"help": "Number of optimizer steps. It overrides the number of epochs."}
+    )
     base_learning_rate: float = field(
-        default=5e-4, metadata={"help": "Peak learning rate for a total batch of 256; scaled linearly to the run's."}
+        default=5e-4,
+        metadata={
+            "help": "Peak learning rate for a total batch of 256. It is scaled linearly to the total batch of the "
+            "run.",
+        },
     )
     min_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate at the end."})
     warmup_epochs: float = field(
         default=10,
-        metadata={"help": "Epochs of linear warm-up; at most a tenth of the run, so that short runs learn too."},
+        metadata={"help": "Epochs of linear warm-up, at most a tenth of the run."},
     )
     weight_decay: float = field(
-        default=0.05, metadata={"help": "Decay of weights; biases, norms, tokens, positions: none."}
+        default=0.05, metadata={"help": "Weight decay. Biases, norms, tokens and positions have none."}
     )
     weight_decay_end: float | None = field(
         default=None,
-        metadata={"help": "Weight decay at the end, reached on a cosine (the authors' code: 0.04 to 0.1)."},
+        metadata={
+            "help": "Weight decay at the end; a cosine leads to it (the authors' code: 0.04 to 0.1). Default: "
+            "constant.",
+        },
     )
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})
-    max_grad_norm: float = field(default=3.0, metadata={"help": "Norm to clip gradients at; 0 for no clipping."})
+    max_grad_norm: float = field(
+        default=3.0, metadata={"help": "Gradients are clipped to this norm; 0 for no clipping."}
+    )
     teacher_momentum: float = field(
-        default=0.996, metadata={"help": "The teacher's momentum, rising to 1 on a cosine."}
+        default=0.996, metadata={"help": "Momentum of the teacher at the start. It rises to 1 on a cosine."}
     )
     export: Literal["teacher", "student"] = field(
-        default="teacher", metadata={"help": "Whose weights the output folder gets. Checkpoints keep both."}
+        default="teacher",
+        metadata={"help": "The network whose weights go into the output folder. Checkpoints keep both."},
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = field(
-        default=None, metadata={"help": "Default: what `accelerate launch` says, else `no`."}
+        default=None,
+        metadata={"help": "Precision of the networks. Default: the setting of `accelerate launch`, else `no`."},
     )
     tf32: bool = field(
         default=False,
         metadata={
-            "help": "Whether float32 products of matrices may round their factors to TF32 (NVIDIA GPUs from Ampere on): faster, "
-            "of about 3 decimals. bf16 is faster still."
+            "help": "Whether matrix products in float32 may use TF32 (NVIDIA GPUs from Ampere on). It is faster and "
+            "keeps about 3 decimals. bf16 is faster still."
         },
     )
     torch_compile: bool = field(
         default=False,
         metadata={
-            "help": "Whether PyTorch compiles networks and augmentation: faster steps after a first one of a minute or so. Needs "
-            "a C++ compiler, on GPUs Triton."
+            "help": "Whether PyTorch compiles networks and augmentation. Steps are faster, but the first one takes a"
+            " minute or more. Needs a C++ compiler; on GPUs Triton."
         },
     )
     dataloader_num_workers: int | None = field(
@@ -182,21 +204,26 @@ class PretrainingArguments(CardArguments, DatasetArguments):
         metadata={"help": "Processes that decode and crop, for each device. Default: 0 on a CPU, else up to 8."},
     )
     on_bad_image: Literal["skip", "error"] = field(
-        default="skip", metadata={"help": "What happens at an unreadable image: skip it and name it, or end the run."}
+        default="skip",
+        metadata={"help": "What to do with an image that cannot be read: skip it and name it, or end the run."},
     )
-    seed: int = field(default=42, metadata={"help": "Seed of everything random."})
+    seed: int = field(default=42, metadata={"help": "Seed of all random numbers."})
     logging_steps: int = field(default=10, metadata={"help": "Steps between lines of metrics.jsonl."})
     preview_steps: int | None = field(
-        default=None, metadata={"help": "Steps between preview images; 0 for none. Default: ten in the run."}
+        default=None, metadata={"help": "Steps between preview images; 0 for none. Default: ten previews in the run."}
     )
     checkpointing_steps: str = field(
-        default="500", metadata={"help": "Steps between checkpoints, `epoch`, or `no`; there is one at the end too."}
+        default="500",
+        metadata={
+            "help": "Steps between checkpoints, or `epoch`, or `no`. There is also one at the end, except with `no`."
+        },
     )
     checkpoints_total_limit: int = field(
-        default=2, metadata={"help": "Checkpoints to keep; the oldest go first. 0: all."}
+        default=2, metadata={"help": "Number of checkpoints to keep; the oldest are deleted. 0 keeps all."}
     )
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "A checkpoint's folder, or `auto` for the newest in the output folder."}
+        default=None,
+        metadata={"help": "Folder of a checkpoint to resume from, or `auto` for the newest one in the output folder."},
     )
     allow_changed_settings: bool = field(
         default=False,
@@ -208,7 +235,8 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "Whether to train for a few steps only, print memory, time and what would be written, and write nothing."
+            "help": "Whether to train for a few steps only. It prints memory, time and the files of the run, and "
+            "writes nothing."
         },
     )
     report_to: list[str] = field(

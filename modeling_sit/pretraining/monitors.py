@@ -36,18 +36,20 @@ class MonitorArguments:
     monitors: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Of rankme, embedding_std, teacher_agreement and, with labels, knn and linear, or none; several by spaces "
-            "or commas. Default: all that apply."
+            "help": "Monitors to run: rankme, embedding_std, teacher_agreement and, with labels, knn and linear; or "
+            "none. Spaces or commas separate them. Default: all that apply."
         },
     )
     monitor_steps: int | None = field(
-        default=None, metadata={"help": "Steps between rounds of monitors; 0 for none. Default: ten in the run."}
+        default=None,
+        metadata={"help": "Steps between rounds of monitors; 0 for none. Default: ten rounds in the run."},
     )
     monitor_images: int = field(
         default=1024,
         metadata={
-            "help": "Training images to measure on, drawn once a run. Of validation images, half as many for `knn` and `linear`. A "
-            "test split is used only if `validation_split` names it; else a third of the training images is held back."
+            "help": "Number of training images to measure on, drawn once per run. `knn` and `linear` use half as "
+            "many validation images. A test split is used only if `validation_split` names it. Without a "
+            "validation split, a third of these training images is held back."
         },
     )
 

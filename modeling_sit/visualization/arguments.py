@@ -26,10 +26,12 @@ class FigureArguments(WeightsFileArguments):
     model_name_or_path: str = field(
         metadata={"help": "Folder, Hub id or file of weights of the pretrained model. Required."}
     )
-    output: str = field(metadata={"help": "File for the figure, .png or .pdf; it is replaced if it exists. Required."})
-    seed: int = field(default=0, metadata={"help": "Seed of the choice of images, and of all that is random."})
+    output: str = field(
+        metadata={"help": "File for the figure, .png or .pdf. An existing file is replaced. Required."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the choice of images, and of all other random numbers."})
     device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda or a device such as cuda:1. Default: cuda where there is one."}
+        default=None, metadata={"help": "cpu, cuda or a device such as cuda:1. Default: cuda, if there is a GPU."}
     )
 
     def __post_init__(self):
@@ -41,7 +43,7 @@ class FigureArguments(WeightsFileArguments):
 class ResolutionArguments:
     """The resolution of a PNG."""
 
-    dots_per_inch: int = field(default=150, metadata={"help": "Pixels an inch of the PNG; for print, 300."})
+    dots_per_inch: int = field(default=150, metadata={"help": "Pixels per inch of the PNG. Use 300 for print."})
 
     def __post_init__(self):
         if not 20 <= self.dots_per_inch <= 1200:
@@ -59,8 +61,8 @@ class ChosenImagesArguments(DatasetArguments):
             "Hub id, or the built-in `digits`. This or `images` is required."
         },
     )
-    images: list[str] | None = field(default=None, metadata={"help": "Image files to show in place of a dataset."})
-    num_images: int = field(default=NUM_IMAGES, metadata={"help": "How many images of the dataset to show."})
+    images: list[str] | None = field(default=None, metadata={"help": "Image files to show instead of a dataset."})
+    num_images: int = field(default=NUM_IMAGES, metadata={"help": "Number of images of the dataset to show."})
 
     def __post_init__(self):
         if (self.dataset is None) == (not self.images):
@@ -78,7 +80,7 @@ class ReconstructionArguments:
     )
     image_size: int = field(
         default=96,
-        metadata={"help": "Smallest number of pixels of an image's longer side; smaller images are enlarged."},
+        metadata={"help": "Smallest size of the longer side of an image, in pixels. Smaller images are enlarged."},
     )
 
     def __post_init__(self):
@@ -90,7 +92,7 @@ class ReconstructionArguments:
 class AttentionArguments:
     """The layer whose attention is shown."""
 
-    layer: int | None = field(default=None, metadata={"help": "Layer, from 1. Default: the last."})
+    layer: int | None = field(default=None, metadata={"help": "Number of the layer, from 1. Default: the last layer."})
 
 
 @dataclass
@@ -103,31 +105,31 @@ class EmbeddingsArguments:
     compare_with: str | None = field(
         default=None,
         metadata={
-            "help": "A second model, drawn to the left: a folder, a Hub id, or `random` for the same model before any "
-            "training."
+            "help": "A second model, drawn on the left: a folder, a Hub id, or `random` for the same model before "
+            "any training."
         },
     )
     color_by: Literal["label", "cluster"] | None = field(
         default=None,
-        metadata={"help": "What the colors mean. Default: the label where images have one each, else clusters."},
+        metadata={"help": "What the colors show. Default: the label, if each image has one; else the cluster."},
     )
     color_label: str | None = field(
         default=None,
-        metadata={"help": "Name of one label: colors say which images have it, alone or among others."},
+        metadata={"help": "Name of one label. The colors show which images have it, alone or with other labels."},
     )
     num_clusters: int | None = field(
         default=None,
         metadata={
-            "help": "Clusters (k-means) if `color_by` is `cluster`. Default: as many as classes, or else 10, but at most one for "
-            "each five images."
+            "help": 'Number of k-means clusters for `color_by="cluster"`. Default: the number of classes, or else '
+            "10, but at most one for each five images."
         },
     )
     max_images: int = field(
         default=MAX_IMAGES_OF_A_MAP,
-        metadata={"help": "Largest number of images on the map; of more, a random choice."},
+        metadata={"help": "Largest number of images on the map. If there are more, they are chosen at random."},
     )
     html: str | None = field(
-        default=None, metadata={"help": "File for a page, .html, that shows each image when hovered over."}
+        default=None, metadata={"help": "File for a web page, .html, that shows each image under the mouse."}
     )
 
     def __post_init__(self):
@@ -148,16 +150,16 @@ class NeighboursArguments:
     """The queries whose neighbors are shown. Neighbors are of the training split, and so are queries if it is the only
     one."""
 
-    num_neighbours: int = field(default=6, metadata={"help": "Neighbors of each query."})
+    num_neighbours: int = field(default=6, metadata={"help": "Number of neighbors of each query."})
     num_queries: int = field(
-        default=NUM_QUERIES, metadata={"help": "Number of images of the validation split that are queries."}
+        default=NUM_QUERIES, metadata={"help": "Number of queries, which are images of the validation split."}
     )
     images: list[str] | None = field(
-        default=None, metadata={"help": "Image files as queries in place of images of the dataset."}
+        default=None, metadata={"help": "Image files to use as queries instead of images of the dataset."}
     )
     max_images: int = field(
         default=MAX_IMAGES_OF_A_GALLERY,
-        metadata={"help": "Largest number of images to seek neighbors in; of more, a random choice."},
+        metadata={"help": "Largest number of images to search. If there are more, they are chosen at random."},
     )
 
     def __post_init__(self):

@@ -89,7 +89,7 @@ class ThroughputArguments:
     plain_attention: Literal["eager", "sdpa"] = field(
         default="eager", metadata={"help": "Attention of the plain reference: written out, or PyTorch's fused one."}
     )
-    output: str | None = field(default=None, metadata={"help": "JSON file for every run and all else."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for every run and all other results."})
     figure: str | None = field(
         default=None, metadata={"help": "PNG file for a sweep's curves. Default: beside --output, with its name."}
     )
