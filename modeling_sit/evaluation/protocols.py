@@ -47,9 +47,7 @@ class ProtocolArguments:
     knn_k: int = field(default=20, metadata={"help": "Number of neighbors that vote in `knn`."})
     knn_temperature: float = field(
         default=0.07,
-        metadata={
-            "help": "Temperature of `knn`: the vote of a neighbor has the weight exp(similarity / temperature)."
-        },
+        metadata={"help": "In `knn` the vote of a neighbor has the weight exp(similarity / temperature)."},
     )
     linear_c: list[float] = field(
         default_factory=lambda: [0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0],
@@ -83,9 +81,7 @@ class ProtocolArguments:
     )
     linear_epochs: int = field(
         default=20,
-        metadata={
-            "help": "Epochs of `sgd` over the training images. Small datasets get more epochs, up to 2000 steps."
-        },
+        metadata={"help": "Epochs of `sgd`. Small datasets get more epochs, up to 2000 steps."},
     )
     linear_batch_size: int = field(default=256, metadata={"help": "Images per step of `sgd`."})
     fewshot_labels: list[str] = field(
@@ -97,24 +93,20 @@ class ProtocolArguments:
     )
     fewshot_draws: int = field(
         default=5,
-        metadata={
-            "help": "Number of random choices of these images. The results are mean and standard deviation over the "
-            "choices.",
-        },
+        metadata={"help": "Random choices of these images. The results are their mean and standard deviation."},
     )
     fewshot_c: float = field(
         default=1.0,
         metadata={
-            "help": "Inverse strength of the L2 penalty in `fewshot`. It is fixed, because no images can be held "
-            "back.",
+            "help": "Inverse strength of the L2 penalty in `fewshot`, where no images are held back to choose it."
         },
     )
     average_precision: Literal["step", "voc2007", "voc2010", "coco"] = field(
         default="step",
         metadata={
             "help": "Definition of average precision for several labels per image: `step` (as in scikit-learn and "
-            "multi-label papers), `voc2007` (11 points), `voc2010` (all points, interpolated), `coco` (101 "
-            "points)."
+            "multi-label papers), `voc2007` (11 points), `voc2010` (all points, interpolated), "
+            "`coco` (101 points)."
         },
     )
     bootstrap_resamples: int = field(

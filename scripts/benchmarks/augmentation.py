@@ -3,8 +3,9 @@
     python scripts/benchmarks/augmentation.py --batch_size 64 --image_size 224 --runs 9 --threads 1 --output FILE.json
     python scripts/benchmarks/augmentation.py --device cuda --batch_size 256
 
-All have the defaults of `modeling-sit pretrain`, and their own draw for every image. They take turns, so that a busy moment of
-the machine hits them alike; ratios are those of medians. kornia takes part where it is installed: the package does not need it.
+All use the defaults of `modeling-sit pretrain`, and draw random numbers for every image. They take turns, so that other work on
+the machine slows all of them equally. Ratios are ratios of medians. kornia takes part if it is installed; the package does not
+need it.
 """
 
 import argparse

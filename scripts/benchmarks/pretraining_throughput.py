@@ -66,7 +66,7 @@ INTERRUPTED = "interrupted"
 @dataclass
 class Bench:
     """
-    What all measurements share.
+    What all measurements have in common.
 
     Args:
         arguments (`ThroughputArguments`): The flags.

@@ -48,7 +48,7 @@ class StageCosts:
 @dataclass(frozen=True)
 class TrainingPlan:
     """
-    What is to be trained, and on how much.
+    What to train, and on how many images and devices.
 
     Args:
         num_images (`int`): Images of the dataset.

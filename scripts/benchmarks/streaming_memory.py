@@ -1,9 +1,9 @@
-"""How much memory does streaming take? One pass over a dataset, and one over a dataset of ten times as many images.
+"""How much memory does streaming take? One pass over a set, and over one of ten times as many images.
 
     python scripts/benchmarks/streaming_memory.py --images 4000 --factor 10 --image_kilobytes 30 --output FILE.json
 
-Each dataset is written as shards, streamed with crops in its own process, and deleted. The result is the peak of that process's
-resident memory, without its workers. `start` is the peak before the first image is read.
+Each set is written as shards, streamed with crops in a process of its own, and deleted; what is told is the process's
+peak of resident memory, workers not counted. `start` is the peak before the first image is read.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ROWS_IN_A_GROUP = 100
 
 
 def encoded_image(kilobytes: int) -> bytes:
-    """A small image, padded behind its end to the wanted size: so reading takes memory, and decoding does not."""
+    """A small image, with as many bytes behind its end as make the size wanted: reading takes memory, not decoding."""
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)).save(buffer, "PNG")
     return buffer.getvalue() + bytes(max(0, 1024 * kilobytes - len(buffer.getvalue())))
@@ -70,7 +70,7 @@ def peak_megabytes() -> float:
 
 
 def stream_once(folder: Path, num_images: int, batch_size: int, shuffle_buffer_size: int, num_workers: int) -> dict:
-    """Stream one pass; return the peaks of memory and the speed."""
+    """Stream one pass; tell the peaks of memory and the speed."""
     datasets.disable_progress_bars()
     data = TrainingData(
         load_images(str(folder), streaming=True),

@@ -23,17 +23,17 @@ class ThroughputArguments:
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Images, as `modeling-sit pretrain` takes them. Default: made-up JPEG files of 500 x 375 pixels, in a temporary "
+            "help": "Images, as `modeling-sit pretrain` takes them. Default: random JPEG files of 500 x 375 pixels, in a temporary "
             "folder."
         },
     )
     num_images: int | None = field(
-        default=None, metadata={"help": "How many images to make up. Default: 512; 2,048 for `gpu`; 16 for `smoke`."}
+        default=None, metadata={"help": "Number of images to make. Default: 512; 2,048 for `gpu`; 16 for `smoke`."}
     )
     contenders: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Of `files` (our run from files), `synthetic` (our step on images that are on the device), `bare` (the networks "
+            "help": "Contenders: `files` (our run from files), `synthetic` (our step on images that are on the device), `bare` (the networks "
             "alone), `plain` (the plain reference of our step), `mae`, `mim` (transformers' models). Default: all."
         },
     )
@@ -43,7 +43,7 @@ class ThroughputArguments:
     sweep: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "How cost grows with `batch`, `image_size`, `workers`, `model_size`, or `all`: measured and drawn in place of the "
+            "help": "Measure and draw how the cost grows with `batch`, `image_size`, `workers`, `model_size`, or `all`, instead of the "
             "scenarios."
         },
     )
@@ -54,12 +54,12 @@ class ThroughputArguments:
         metadata={"help": "Steps before the clock starts, and two more for each worker. Default: the scenario's."},
     )
     seconds: float = field(
-        default=30.0, metadata={"help": "Seconds after which a run ends, however many steps it has done."}
+        default=30.0, metadata={"help": "Seconds after which a run ends, after any number of steps."}
     )
     time_limit: float | None = field(
         default=None,
         metadata={
-            "help": "Minutes after which no more is measured, and what there is is told. Default: 9 for `gpu`, else none."
+            "help": "Minutes after which the measuring ends and the report is printed. Default: 9 for `gpu`, else none."
         },
     )
     threads: int | None = field(default=None, metadata={"help": "PyTorch's threads. Default: PyTorch's choice."})
@@ -72,17 +72,17 @@ class ThroughputArguments:
     mixed_precision: Literal["no", "bf16"] | None = field(
         default=None,
         metadata={
-            "help": "Of all but the plain reference, which is float32. Default: `bf16` for `gpu`, and for `cpu` where this CPU "
+            "help": "Precision of all contenders but the plain reference, which is float32. Default: `bf16` for `gpu`, and for `cpu` where this CPU "
             "multiplies matrices faster in it; else `no`."
         },
     )
     torch_compile: bool = field(
-        default=False, metadata={"help": "Whether our runs get `modeling-sit pretrain`'s flag of this name."}
+        default=False, metadata={"help": "Whether our runs get the flag of this name of `modeling-sit pretrain`."}
     )
     image_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Value of `modeling-sit pretrain`'s flag of this name, of our run with a cache. Default: `device` for `gpu`, else "
+            "help": "Value of the flag of this name of `modeling-sit pretrain`, for our run with a cache. Default: `device` for `gpu`, else "
             "`memory`."
         },
     )

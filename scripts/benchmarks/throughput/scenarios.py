@@ -39,7 +39,7 @@ class Entry:
 @dataclass(frozen=True)
 class Scenario:
     """
-    Contenders under the same circumstances.
+    Contenders under the same conditions.
 
     Args:
         name (`str`): What the flags call it.
@@ -138,7 +138,7 @@ def _as_asked(scenario: Scenario, arguments: ThroughputArguments) -> Scenario:
 @dataclass(frozen=True)
 class Sweep:
     """
-    How cost grows with one size.
+    How the cost grows with one size.
 
     Args:
         name (`str`): What the flags call it.
