@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/streaming_memory.py --images 4000 --factor 10 --image_kilobytes 30 --output FILE.json
 
-Each set is written as shards, streamed with crops in a process of its own, and deleted; what is told is the process's
+Each set is written as shards, streamed with crops in a process of its own, and deleted; what is printed is the process's
 peak of resident memory, workers not counted. `start` is the peak before the first image is read.
 """
 
@@ -70,7 +70,7 @@ def peak_megabytes() -> float:
 
 
 def stream_once(folder: Path, num_images: int, batch_size: int, shuffle_buffer_size: int, num_workers: int) -> dict:
-    """Stream one pass; tell the peaks of memory and the speed."""
+    """Stream one pass and measure the peaks of memory and the speed."""
     datasets.disable_progress_bars()
     data = TrainingData(
         load_images(str(folder), streaming=True),
