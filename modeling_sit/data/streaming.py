@@ -34,8 +34,8 @@ class StreamingArguments:
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read images during training instead of first writing the dataset to disk; for datasets larger "
-            "than the disk."
+            "help": "Whether to read images only when they are needed, instead of a copy of the dataset on disk "
+            "first. For datasets larger than the disk."
         },
     )
     shuffle_buffer_size: int | None = field(

@@ -53,26 +53,28 @@ class TilingArguments(DatasetArguments):
         [`SiTError`]: If a value is out of range.
     """
 
-    output_dir: str = field(metadata={"help": "Folder for the parquet files; new or empty. Required."})
+    output_dir: str = field(metadata={"help": "Folder for the parquet files. It must be new or empty. Required."})
     grid: list[int] = field(
-        default_factory=lambda: [2, 2], metadata={"help": "Rows and columns of images in a tiled one."}
+        default_factory=lambda: [2, 2], metadata={"help": "Rows and columns of images in a tiled image."}
     )
     image_size: int = field(default=224, metadata={"help": "Height and width of a tiled image, in pixels."})
     passes: int | None = field(
         default=None,
         metadata={
-            "help": "How many tiled images each image is in. Default: as many as the grid has places, which gives about "
-            "as many tiled images as there are images."
+            "help": "Number of tiled images that each image is in. Default: the number of places in the grid. Then "
+            "there are about as many tiled images as images."
         },
     )
     validation_fraction: float = field(
         default=0.1,
         metadata={
-            "help": "Fraction of each class's training images, in [0, 1), to set aside before the tiling for a validation "
-            "split, where the dataset has none; 0 makes none."
+            "help": "Fraction in [0, 1) of the training images of each class to set aside before the tiling, as a "
+            "validation split, if the dataset has none. 0 makes none."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the shuffling, and of what is set aside."})
+    seed: int = field(
+        default=0, metadata={"help": "Seed of the shuffling and of the choice of the validation images."}
+    )
 
     def __post_init__(self):
         if len(self.grid) != 2 or min(self.grid) < 1 or self.num_places < 2:

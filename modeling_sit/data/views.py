@@ -19,37 +19,41 @@ class ViewArguments:
     """
 
     crop_scale: list[float] = field(
-        default_factory=lambda: [0.2, 1.0], metadata={"help": "Range of a crop's area, as a fraction of the image's."}
+        default_factory=lambda: [0.2, 1.0],
+        metadata={"help": "Range of the area of a crop, as a fraction of the image's area."},
     )
     crop_ratio: list[float] = field(
-        default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Range of a crop's width divided by its height."}
+        default_factory=lambda: [3 / 4, 4 / 3],
+        metadata={"help": "Range of the width of a crop divided by its height."},
     )
-    horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Probability of a mirrored view."})
+    horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
     vertical_flip_probability: float = field(
-        default=0.0, metadata={"help": "Probability of a view upside down, for images without an up."}
+        default=0.0, metadata={"help": "Probability of a vertical flip, for images without a top and a bottom."}
     )
     color_jitter: list[float] = field(
         default_factory=lambda: [0.4, 0.4, 0.2, 0.1],
         metadata={
-            "help": "Strength of jitter in brightness, contrast, saturation (factors 1 - x to 1 + x) and hue (turns)."
+            "help": "Strength of the color jitter: brightness, contrast, saturation (factors 1 - x to 1 + x) and hue"
+            " (turns)."
         },
     )
     color_jitter_probability: float = field(default=0.8, metadata={"help": "Probability of color jitter."})
     grayscale_probability: float = field(default=0.2, metadata={"help": "Probability of a gray view."})
     blur_probability: list[float] = field(
-        default_factory=lambda: [1.0, 0.1], metadata={"help": "Probabilities of Gaussian blur of view 1 and view 2."}
+        default_factory=lambda: [1.0, 0.1], metadata={"help": "Probabilities of Gaussian blur in view 1 and view 2."}
     )
     blur_sigma: list[float] = field(
         default_factory=lambda: [0.1, 2.0],
         metadata={
-            "help": "Range of the blur's standard deviation, in pixels of a view 224 wide; scaled to other sizes."
+            "help": "Range of the standard deviation of the blur, in pixels of a view 224 wide. It is scaled to "
+            "other sizes."
         },
     )
     solarize_probability: list[float] = field(
-        default_factory=lambda: [0.0, 0.2], metadata={"help": "Probabilities of solarization of view 1 and view 2."}
+        default_factory=lambda: [0.0, 0.2], metadata={"help": "Probabilities of solarization in view 1 and view 2."}
     )
     solarize_threshold: float = field(
-        default=0.5, metadata={"help": "Brightness in [0, 1] from which solarization inverts."}
+        default=0.5, metadata={"help": "Solarization inverts pixels of at least this brightness, in [0, 1]."}
     )
 
     def __post_init__(self):
