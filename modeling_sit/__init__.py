@@ -38,6 +38,7 @@ __all__ = [
     "SiTImageProcessorPil",
     "SiTModel",
     "SiTPreTrainedModel",
+    "TrainingInterrupted",
     "compare",
     "embed",
     "evaluate",
@@ -48,6 +49,7 @@ __all__ = [
 # Where each function is, so that importing this package costs no more than importing transformers' ViT.
 _LAZY = {
     "SiTError": ".runtime.errors",
+    "TrainingInterrupted": ".runtime.errors",
     "compare": ".experiments.compare",
     "embed": ".evaluation.embed",
     "evaluate": ".evaluation.run",

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import modeling_sit
-from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 
 # The same kinds of classes of transformers as the package's own.
 VIT = (
@@ -42,6 +42,7 @@ def test_names():
     assert set(FUNCTIONS) <= set(dir(modeling_sit)) and "SiTModel" in dir(modeling_sit)
     assert set(modeling_sit.__all__) <= set(dir(modeling_sit))
     assert modeling_sit.SiTError is SiTError
+    assert modeling_sit.TrainingInterrupted is TrainingInterrupted
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -16,7 +16,10 @@ from modeling_sit.runtime.recipes import read_recipe
 
 
 class ExampleHelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description, with its example commands, and shows the flags' defaults."""
+    """Keeps the lines of the description, with its example commands, and shows the flags' defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help or "" if action.default is None else super()._get_help_string(action)
 
 
 class RecipeArgumentParser(HfArgumentParser):
