@@ -65,7 +65,7 @@ def update_card(
             metric_value=round(figure.value, 6),
             metric_args={
                 "interval": [round(end, 6) for end in figure.interval],
-                **({} if figure.std is None else {"spread": round(figure.std, 6)}),
+                **({} if figure.std is None else {"std": round(figure.std, 6)}),
                 **settings,
                 # Tables of how a setting was chosen are in eval_results.json.
                 **{name: value for name, value in measurement.settings.items() if not isinstance(value, dict)},
@@ -172,8 +172,9 @@ def _table(results: list[dict[str, Any]]) -> str:
         for metric in result["metrics"]:
             settings = metric.get("args")
             settings = dict(settings) if isinstance(settings, dict) else {"": settings} if settings else {}
-            interval, spread = settings.pop("interval", None), settings.pop("spread", None)
-            value = _number(metric["value"]) + (f" ± {_number(spread)}" if spread is not None else "")
+            interval, std = settings.pop("interval", None), settings.pop("std", None)
+            std = settings.pop("spread", std)  # its name on earlier cards
+            value = _number(metric["value"]) + (f" ± {_number(std)}" if std is not None else "")
             row = [
                 name,
                 dataset.get("split") or "",

@@ -10,6 +10,7 @@ import datasets
 import pytest
 
 import modeling_sit
+from modeling_sit.pretraining.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -142,10 +143,19 @@ def small_functions(monkeypatch):
         monkeypatch.setattr(modeling_sit, name, small(getattr(modeling_sit, name), flags))
 
 
+@pytest.fixture
+def own_methods():
+    """Forget the methods that a page registers."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
 @pytest.mark.parametrize(
     "block", [block for block in BLOCKS if block.mark is None and block.language == "python"], ids=str
 )
-def test_python(block, workspace, small_functions, forget_accelerators):
+def test_python(block, workspace, small_functions, own_methods, forget_accelerators):
     text = block.text
     for placeholder, path in PLACEHOLDERS.items():
         text = text.replace(f'"{placeholder}"', f'"{path}"')

@@ -55,7 +55,7 @@ def test_card_has_the_figures_and_the_rest_as_it_was(folder):
         "knn accuracy",
         0.123457,
     )
-    assert accuracy.metric_args == {"interval": [0.1, 0.9], "spread": 0.01, "layer": -1, "k": 20}
+    assert accuracy.metric_args == {"interval": [0.1, 0.9], "std": 0.01, "layer": -1, "k": 20}
     assert (macro_f1.metric_type, macro_f1.metric_name) == ("f1", "knn macro_f1")
     assert sorted(path.name for path in folder.iterdir()) == ["README.md"]
 
