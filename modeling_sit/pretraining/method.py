@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_sit import SiTConfig, SiTImageProcessor
+from modeling_sit import SiTConfig, SiTImageProcessor, SiTModel
 from modeling_sit.data.augmentation import ViewAugmentation
 from modeling_sit.data.training_data import CropGroup
 from modeling_sit.data.views import ViewArguments
@@ -137,20 +137,21 @@ class Method(nn.Module):
         return False
 
     def exported(self, export: str) -> nn.Module:
-        """The network whose weights the output folder gets. It may be sharded.
+        """The module whose weights the output folder gets. It may be sharded. Default: the backbone.
 
         Args:
             export (`str`): `"teacher"` or `"student"`. Without a teacher it is the student.
         """
-        return self.teacher.model if self.exports_teacher(export) else self.student
+        return (self.teacher.model if self.exports_teacher(export) else self.student).vit
 
     def exports_teacher(self, export: str) -> bool:
         """Whether the output folder gets the teacher's weights."""
         return export == "teacher" and self.teacher is not None
 
     def plain_model(self) -> PreTrainedModel:
-        """A model of the class that [`exported`] is of, without weights, that writes configuration and code."""
-        raise NotImplementedError
+        """A model of the class that [`exported`] is of, without weights: it writes configuration and code."""
+        with torch.device("meta"):
+            return SiTModel(self.config)
 
     def compiled_parts(self) -> list[nn.Module]:
         """Modules that PyTorch's compiler makes faster."""

@@ -12,8 +12,9 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from transformers import AutoImageProcessor, AutoModelForPreTraining, BaseImageProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
+import modeling_sit
 from modeling_sit.hub.provenance import Start, describe_call, describe_start
 from modeling_sit.pretraining.arguments import (
     PretrainingFlags,
@@ -56,8 +57,9 @@ class PretrainingResult:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The pretrained model with its heads, on the CPU, in evaluation mode."""
-        return AutoModelForPreTraining.from_pretrained(self.output_dir).eval()
+        """The pretrained model, with its heads where the method exports them, on the CPU, in evaluation mode."""
+        config = AutoConfig.from_pretrained(self.output_dir)
+        return getattr(modeling_sit, config.architectures[0]).from_pretrained(self.output_dir).eval()
 
     @cached_property
     def processor(self) -> BaseImageProcessor:

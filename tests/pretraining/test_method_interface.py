@@ -63,13 +63,6 @@ class Toy(Method):
     def after_step(self, schedule):
         self.center.lerp_(self.student.features.mean(dim=0), 1 - schedule["center_momentum"])
 
-    def plain_model(self):
-        with torch.device("meta"):
-            return SiTModel(self.config)
-
-    def exported(self, export):
-        return self.student.vit
-
 
 @pytest.fixture
 def run(forget_accelerators, flags_of, monkeypatch, tmp_path):

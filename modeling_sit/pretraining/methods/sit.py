@@ -136,6 +136,9 @@ class SiT(Method):
     def has_preview(self) -> bool:
         return self.config.reconstruction_weight > 0
 
+    def exported(self, export: str) -> nn.Module:
+        return self.teacher.model if self.exports_teacher(export) else self.student
+
     def plain_model(self) -> SiTForPreTraining:
         # A sharded student is of a class that PyTorch made, whose code would be saved in place of SiT's.
         with torch.device("meta"):
