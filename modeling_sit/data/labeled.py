@@ -42,7 +42,9 @@ def labeled_splits(
     for argument, split in splits.items():
         if split is None:
             raise SiTError(
-                f"{images.name} has several splits: {join(images.splits)}", argument=argument, remedy="name one"
+                f"{images.name} has no split of a usual name for this, only {join(images.splits)}",
+                argument=argument,
+                remedy="name one, or lay a folder out as train/CLASS/ and test/CLASS/",
             )
         if isinstance(split, datasets.IterableDataset):
             raise SiTError(

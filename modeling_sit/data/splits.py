@@ -85,7 +85,8 @@ def train_validation_split(
         raise SiTError(
             f"split {split.split}: only one image of {join_classes(split, num_members == 1)}, so none can be held back "
             "for validation",
-            remedy="add images of it, take it out, or name a `validation_split`",
+            remedy="add images of it, take it out, give a larger `label_fraction` if you gave one, or name a "
+            "`validation_split`",
         )
     counts = num_members - (fraction * num_members.double()).round().clamp(min=1).minimum(num_members - 1)
     is_rest, is_held_back = _choose(labels_of(split), counts, 1 - fraction, np.random.default_rng(seed))

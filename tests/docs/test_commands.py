@@ -196,7 +196,7 @@ PROGRAMS = [
     *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
     *(
         f"benchmarks/{name}"
-        for name in ("augmentation", "corruption", "evaluation_memory", "pretraining_throughput", "scaling")
+        for name in ("augmentation", "corruption", "evaluation_memory", "pretraining_throughput", "scaling", "witness")
     ),
 ]
 # Flags of accelerate, of the Hub's own command and of SLURM.
