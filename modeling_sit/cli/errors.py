@@ -13,7 +13,7 @@ from modeling_sit.runtime.errors import NAMED_ARGUMENT, SiTError, TrainingInterr
 @contextmanager
 def one_line_errors(flags: Collection[str] = ()) -> Iterator[None]:
     """Turn a [`SiTError`] into `error: MESSAGE` on stderr and exit code 1, Ctrl-C into exit code 130, and a run that a
-    signal ended into its message on stdout and 128 plus the signal's number.
+    signal ended into 128 plus the signal's number.
 
     Args:
         flags (collection of `str`): Names of the command's flags, without dashes.
@@ -28,8 +28,8 @@ def one_line_errors(flags: Collection[str] = ()) -> Iterator[None]:
     except TrainingInterrupted as interruption:
         # Ctrl-C ends a `| tee`, too.
         with suppress(BrokenPipeError):
-            if is_reporting_rank() and (not is_initialized() or PartialState().is_main_process):
-                print(_named_as_flags(str(interruption), flags), flush=True)
+            if is_reporting_rank():
+                tqdm.write(as_flags(str(interruption), flags))
         sys.exit(128 + interruption.signal)
     except KeyboardInterrupt:
         tqdm.write("error: interrupted", file=sys.stderr)
@@ -46,13 +46,23 @@ def with_flags(error: SiTError, flags: Collection[str]) -> str:
     Returns:
         `str`: Such as `--image_column: no column 'foo'; give --image_column img`.
     """
-    texts = [_named_as_flags(text, flags) for text in (error.problem, error.remedy) if text is not None]
+    texts = [as_flags(text, flags) for text in (error.problem, error.remedy) if text is not None]
     if error.argument is not None:
         texts[0] = f"{'--' if error.argument in flags else ''}{error.argument}: {texts[0]}"
     return "; ".join(texts)
 
 
-def _named_as_flags(text: str, flags: Collection[str]) -> str:
+def as_flags(text: str, flags: Collection[str]) -> str:
+    """A text with the arguments that it names in backticks written as flags.
+
+    Args:
+        text (`str`): Such as ``with `streaming` or `image_cache="disk"` ``.
+        flags (collection of `str`): Names that are flags. Others stay as they are.
+
+    Returns:
+        `str`: Such as `with --streaming or --image_cache disk`.
+    """
+
     def as_flag(found) -> str:
         name, _, value = found.groups()
         if name not in flags:

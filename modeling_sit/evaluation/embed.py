@@ -27,7 +27,6 @@ from modeling_sit.evaluation.features import (
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.runtime.accelerator import choose_device, forget_settings
 from modeling_sit.runtime.arguments import build_arguments
-from modeling_sit.runtime.devices import choose_device
 from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 

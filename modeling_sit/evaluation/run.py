@@ -18,7 +18,6 @@ from modeling_sit.evaluation.results import as_result, read_results, write_resul
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.runtime.accelerator import choose_device, forget_settings
 from modeling_sit.runtime.arguments import build_arguments
-from modeling_sit.runtime.devices import choose_device
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 

@@ -115,7 +115,7 @@ class StopAtSignal(TrainerCallback):
         self.received: signal.Signals | None = None
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.received = self.request.agreed()
+        self.received = self.request.any_rank()
         if self.received is not None:
             control.should_save = control.should_training_stop = True
 

@@ -41,7 +41,7 @@ def update_card(
     Args:
         folder (`Path`): The model's folder, with a `README.md`.
         measurements (`dict[str, ProtocolResult]`): What was measured, by protocol.
-        dataset (`str`): As given in `--dataset`; of a path, the card says the last part alone.
+        dataset (`str`): Id or path of the dataset. The card has only the last part of a path.
         dataset_config (`str`, *optional*): Configuration of a Hub dataset.
         split (`str`): Split that was measured on.
         settings (`dict[str, Any]`): Other settings of the results: pooling, layer.

@@ -19,7 +19,14 @@ from tqdm.auto import tqdm
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.method import Method
 from modeling_sit.runtime.accelerator import full_state_dict, load_full_state_dict
-from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, digest, fsync, fsync_files, write_errors
+from modeling_sit.runtime.atomic_files import (
+    TEMPORARY_PREFIX,
+    digest,
+    fsync,
+    fsync_files,
+    replace_file,
+    write_errors,
+)
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
 
@@ -107,6 +114,8 @@ def save_checkpoint(
             if accelerator.is_main_process:
                 if teacher_state is not None:
                     save_file(teacher_state, unfinished / TEACHER_FILE)
+                if method.own_state_dict():
+                    save_file(method.own_state_dict(), unfinished / METHOD_FILE)
                 fsync_files(unfinished)
                 digests = {str(file.relative_to(unfinished)): digest(file) for file in _files_in(unfinished)}
                 written = {**asdict(state), "files": digests}

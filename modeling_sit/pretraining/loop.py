@@ -51,6 +51,7 @@ class Run:
     preview_crops: torch.Tensor
     monitors: OnlineMonitors
     pusher: HubPusher | None  # in the main process, if the run pushes
+    started: float  # when, as `time.time` gives it
 
     @property
     def output_dir(self) -> Path:
@@ -115,7 +116,7 @@ def train(run: Run, state: RunState, checkpoint: Path | None) -> None:
         [`TrainingInterrupted`]: If SIGTERM or SIGINT asked to stop. The checkpoint of the step is written.
     """
     accelerator, flags, schedules = run.accelerator, run.flags.run, run.schedules
-    started = time.time() - state.seconds  # as if the run had never been interrupted
+    started = run.started - state.seconds  # as if the run had never been interrupted
     first_batch = state.step * schedules.batches_per_step
     stream_state = None
     with sync_errors(accelerator):
@@ -136,7 +137,7 @@ def train(run: Run, state: RunState, checkpoint: Path | None) -> None:
             logger.update_gradient(gradient_norm)
             logger.count_step()
             step, epoch = logger.step, run.data.epoch(number + 1)
-            stopped_by = stop_signal.agreed()
+            stopped_by = stop_signal.any_rank()
             is_last = step == schedules.num_steps
             saves = is_last or stopped_by or is_due(step, flags.checkpointing_steps, schedules)
             logs = is_last or step % flags.logging_steps == 0

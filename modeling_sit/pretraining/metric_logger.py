@@ -15,8 +15,6 @@ from tqdm.auto import tqdm
 from tqdm.notebook import tqdm as tqdm_notebook
 from transformers.utils import ModelOutput
 
-from modeling_sit import SiTConfig
-from modeling_sit.modeling_sit import SiTForPreTrainingOutput
 from modeling_sit.runtime.trackers import MetricsLog, log_image
 
 # The figures first: on a narrow terminal it is the bar that gives way.

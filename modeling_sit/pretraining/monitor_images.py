@@ -120,7 +120,7 @@ class MonitoredMethod:
 
     def _embed(self, images: datasets.Dataset) -> Embeddings:
         # Not inference mode: networks with sharded weights would come out of it with weights that cannot be trained on.
-        with evaluation_mode(self.method.networks), torch.no_grad():
+        with evaluation_mode(*self.method.networks), torch.no_grad():
             batches = [self._embed_batch(*batch) for batch in self._own_batches(images)]
         # What was added to give every process the same number of images stands at the end.
         columns = {name: torch.cat([batch[name] for batch in batches])[: len(images)] for name in batches[0]}
@@ -139,7 +139,9 @@ class MonitoredMethod:
             )
         return embeddings
 
-    def _embed_batch(self, pixel_values: torch.Tensor, readable: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _embed_batch(
+        self, pixel_values: torch.Tensor, readable: torch.Tensor, _: list[tuple[int, str]]
+    ) -> dict[str, torch.Tensor]:
         """What the networks make of the batches of all processes, in the images' order, on the CPU."""
         pixel_values = pixel_values.to(self.accelerator.device)
         columns = {"readable": readable.to(self.accelerator.device)}
@@ -156,9 +158,10 @@ class MonitoredMethod:
             # Reading is left to the workers by way of the one function of a loader that sees a batch as a whole.
             collate_fn=partial(
                 read_batch,
-                images=images,
+                dataset=images,
                 processor=self.method.processor,
                 num_channels=self.method.config.num_channels,
+                do_corrupt=False,
             ),
             worker_init_fn=ignore_signals_in_worker,
             num_workers=self.num_workers,

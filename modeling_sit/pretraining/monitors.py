@@ -20,7 +20,6 @@ from modeling_sit.evaluation.linear import linear_predict
 from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.monitor_images import VALIDATION_STEP, Embeddings, MonitoredMethod, MonitorImages
 from modeling_sit.runtime.errors import SiTError
-from modeling_sit.runtime.signals import ignore_signals_in_worker
 
 KNN_NEIGHBOURS = 20
 
@@ -73,148 +72,19 @@ Monitor = Callable[[MonitoredMethod, MonitorImages], Iterable[tuple[str, float]]
 """From the method and the images to the names and values of what was measured; nothing where that cannot be."""
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """
-    What a network makes of a set of images, in its order, without those that cannot be read. All on the CPU.
-
-    Args:
-        token (`torch.Tensor` of shape `(num_images, hidden_size)`):
-            The student's contrastive tokens, float32: the features that transfer.
-        projection (`torch.Tensor` of shape `(num_images, projection_size)`): The student's projections, float32.
-        teacher_projection (`torch.Tensor` like `projection`, *optional*): The teacher's, where there is one.
-        labels (`torch.Tensor` of shape `(num_images,)`, *optional*): Int64, -1 for none, where the set has labels.
-        num_unreadable (`int`): Images that were left out.
-    """
-
-    token: torch.Tensor
-    projection: torch.Tensor
-    teacher_projection: torch.Tensor | None
-    labels: torch.Tensor | None
-    num_unreadable: int
-
-    def select(self, rows: torch.Tensor) -> "Embeddings":
-        """Those of some images, by a mask `(num_images,)`, bool."""
-        columns = (self.token, self.projection, self.teacher_projection, self.labels)
-        return Embeddings(*(None if column is None else column[rows] for column in columns), self.num_unreadable)
+def rankme(method: MonitoredMethod, images: MonitorImages) -> Iterator[tuple[str, float]]:
+    """[`effective_rank`] of the features, `rankme`, and of the projections where they are trained, `projection_rankme`.
+    Between 1 (collapsed) and the number of dimensions or of images, whichever is smaller."""
+    embeddings = method.embed(images.train)
+    yield "rankme", effective_rank(embeddings.features)
+    if embeddings.projection is not None:
+        yield "projection_rankme", effective_rank(embeddings.projection)
 
 
-class MonitoredModel:
-    """
-    Student and teacher at one moment of the run, as monitors see them: by what they make of clean images.
-
-    Args:
-        student ([`SiTForPreTraining`]): Bare, not wrapped.
-        teacher ([`Teacher`], *optional*): `None` where there is none.
-        processor (`BaseImageProcessor`): Makes `pixel_values` of images.
-        accelerator (`Accelerator`): Knows the processes, which share out the images, the device and the precision.
-        batch_size (`int`, *optional*, defaults to 64): Images of each process at a time.
-        num_workers (`int`, *optional*, defaults to 0): Processes that read images; 0 does it in this one.
-    """
-
-    def __init__(
-        self,
-        student: SiTForPreTraining,
-        teacher: Teacher | None,
-        processor: BaseImageProcessor,
-        accelerator: Accelerator,
-        batch_size: int = 64,
-        num_workers: int = 0,
-    ):
-        self.student = student
-        self.teacher = teacher
-        self.processor = processor
-        self.accelerator = accelerator
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.embedded: dict[int, tuple[datasets.Dataset, Embeddings]] = {}
-
-    @property
-    def has_contrast(self) -> bool:
-        """Whether the projections are trained, and so mean something."""
-        return self.student.config.contrastive_weight > 0
-
-    def embed(self, images: datasets.Dataset) -> Embeddings:
-        """
-        Embed a set of images, or recall what was made of it before. Every process must call this, and gets the same.
-
-        Neither modes nor buffers of the networks are left changed, and no global generator is drawn from.
-
-        Raises:
-            [`SiTError`]: If an embedding is not finite: training has diverged.
-        """
-        if id(images) not in self.embedded:
-            # The dataset is kept beside, so that no other one can come by its id.
-            self.embedded[id(images)] = (images, self._embed(images))
-        return self.embedded[id(images)][1]
-
-    def _embed(self, images: datasets.Dataset) -> Embeddings:
-        networks = [self.student] if self.teacher is None else [self.student, self.teacher]
-        # Not inference mode: networks with sharded weights would come out of it with weights that cannot be trained on.
-        with _evaluation_mode(networks), torch.no_grad():
-            batches = [self._embed_batch(*batch) for batch in self._read_own_share(images)]
-        # What was added to give every process the same number of images stands at the end.
-        columns = {name: torch.cat([batch[name] for batch in batches])[: len(images)] for name in batches[0]}
-        readable = columns.pop("readable").bool()
-        embeddings = Embeddings(
-            token=columns["token"],
-            projection=columns["projection"],
-            teacher_projection=columns.get("teacher_projection"),
-            labels=_labels(images) if "label" in images.column_names else None,
-            num_unreadable=int((~readable).sum()),
-        ).select(readable)
-        if not all(columns[name][readable].isfinite().all() for name in columns):
-            raise SiTError(
-                "the network's embeddings are not finite, so its training has diverged. Try a lower --base_learning_rate, "
-                "longer --warmup_epochs, or --mixed_precision no"
-            )
-        return embeddings
-
-    def _embed_batch(self, pixel_values: torch.Tensor, readable: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the networks make of the batches of all processes, in the images' order, on the CPU."""
-        pixel_values = pixel_values.to(self.accelerator.device)
-        columns = {"readable": readable.to(self.accelerator.device)}
-        with self.accelerator.autocast():
-            columns["token"], columns["projection"] = self.student.encode(pixel_values)
-            if self.teacher is not None:
-                columns["teacher_projection"] = self.teacher.project(pixel_values)
-        return {name: made.float().cpu() for name, made in self.accelerator.gather(columns).items()}
-
-    def _read_own_share(self, images: datasets.Dataset) -> DataLoader:
-        config = self.student.config
-        return DataLoader(
-            range(len(images)),
-            batch_sampler=distributed_batches(
-                len(images), self.batch_size, self.accelerator.num_processes, self.accelerator.process_index
-            ),
-            # Reading is left to the workers by way of the one function of a loader that sees a batch as a whole.
-            collate_fn=partial(_read_batch, images=images, processor=self.processor, num_channels=config.num_channels),
-            worker_init_fn=ignore_signals_in_worker,
-            num_workers=self.num_workers,
-            # A loader draws a seed for its workers, by default from the global generator.
-            generator=torch.Generator(),
-        )
-
-
-# The monitors. They are asked in all processes, and tell the same in each.
-
-Monitor = Callable[[MonitoredModel, MonitorImages], Iterable[tuple[str, float]]]
-"""From the model and the images to the names and values of what was measured; nothing where that cannot be."""
-
-
-def rankme(model: MonitoredModel, images: MonitorImages) -> Iterator[tuple[str, float]]:
-    """[`collapse.effective_rank`] of the contrastive tokens, `rankme`, and of the projections where there is contrast,
-    `projection_rankme`. Between 1 (collapsed) and the number of dimensions or of images, whichever is smaller."""
-    embeddings = model.embed(images.train)
-    yield "rankme", collapse.effective_rank(embeddings.token)
-    if model.has_contrast:
-        yield "projection_rankme", collapse.effective_rank(embeddings.projection)
-
-
-def embedding_std(model: MonitoredModel, images: MonitorImages) -> Iterator[tuple[str, float]]:
-    """[`collapse.embedding_std`] of the contrastive tokens, between 0 (collapsed) and 1. The projections' would hide a collapse where a
-    batch norm stands at their end."""
-    yield "embedding_std", collapse.embedding_std(model.embed(images.train).token)
+def std(method: MonitoredMethod, images: MonitorImages) -> Iterator[tuple[str, float]]:
+    """[`embedding_std`] of the features, between 0 (collapsed) and 1. The projections' would hide a collapse where a batch
+    norm stands at their end."""
+    yield "embedding_std", embedding_std(method.embed(images.train).features)
 
 
 def teacher_agreement(method: MonitoredMethod, images: MonitorImages) -> Iterator[tuple[str, float]]:

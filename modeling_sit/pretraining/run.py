@@ -106,7 +106,7 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
         flags ([`PretrainingFlags`]): The arguments.
         command (`str`, *optional*): What started the run, for the model card. Default: the command line.
     """
-    output_dir = Path(flags.run.output_dir)
+    started, output_dir = time.time(), Path(flags.run.output_dir)
     accelerator = create_accelerator(
         mixed_precision=flags.run.mixed_precision,
         gradient_accumulation_steps=flags.run.gradient_accumulation_steps,
@@ -169,7 +169,7 @@ def execute(run: Run, state: RunState, command: str | None = None) -> None:
     start_trackers(accelerator, output_dir, state.settings, state.step)
 
     state.starts.append(describe_start(state.step, accelerator.device, accelerator.num_processes, command))
-    started = time.time() - state.seconds
+    started = run.started - state.seconds
     train(run, state, checkpoint)
     state.seconds = time.time() - started
     finish(run, state)

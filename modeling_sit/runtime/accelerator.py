@@ -176,14 +176,15 @@ def prepare_student(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Hand student and optimizer to Accelerate.
 
-    With FSDP2 the student is sharded in place, and its `encode` gathers parameters as its forward pass does. Weights
-    stay float32 on every engine: mixed precision is autocast's, so the forward pass has to run in
+    With FSDP2 the student is sharded in place, and its `forward_methods` gather parameters as its forward pass does.
+    Weights stay float32 on every engine: mixed precision is autocast's, so the forward pass has to run in
     `accelerator.autocast()`.
 
     Args:
         accelerator (`Accelerator`): From [`create_accelerator`].
-        student ([`SiTForPreTraining`]): Its batch norm is synchronized.
+        student (`nn.Module`): Its batch norm is synchronized.
         optimizer (`torch.optim.Optimizer`): Of the student's parameters.
+        forward_methods (`tuple` of `str`, *optional*): Methods of the student that are called in place of `forward`.
 
     Returns:
         `tuple`: The wrapped student and optimizer.
@@ -207,6 +208,7 @@ def shard_like(model: nn.Module, sharded: nn.Module, forward_methods: tuple[str,
     Args:
         model (`nn.Module`): Sharded in place, such as the teacher's.
         sharded (`nn.Module`): The other, with modules of the same names. If it is not sharded, nothing happens.
+        forward_methods (`tuple` of `str`, *optional*): Methods of the model that are called in place of `forward`.
 
     Returns:
         `nn.Module`: The model. Between calls it holds only shards.

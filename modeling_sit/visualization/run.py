@@ -24,8 +24,8 @@ from modeling_sit.evaluation.features import (
     check_features_asked_for,
     frozen_features,
 )
+from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
-from modeling_sit.runtime.devices import choose_device
 from modeling_sit.runtime.errors import SiTError, argument_names
 from modeling_sit.visualization.arguments import (
     MAX_IMAGES_OF_A_GALLERY,

@@ -27,18 +27,18 @@ from safetensors import SafetensorError, deserialize
 # What the table calls flags that it has in several places. A flag that gets another name changes in one line.
 FLAGS = {
     "batch": "per_device_train_batch_size",
-    "cache": "picture_cache",
-    "cache_folder": "picture_cache_dir",
+    "cache": "image_cache",
+    "cache_folder": "image_cache_dir",
     "data": "dataset",
     "log_every": "logging_steps",
     "model": "config_overrides",
     "monitor_every": "monitor_steps",
-    "monitor_images": "monitor_pictures",
+    "monitor_images": "monitor_images",
     "output": "output_dir",
     "resume": "resume_from_checkpoint",
     "save_every": "checkpointing_steps",
     "start": "model_name_or_path",
-    "steps": "max_train_steps",
+    "steps": "max_steps",
     "workers": "dataloader_num_workers",
 }
 # `{data}` is the folder of --data, `{own}` a folder of the configuration's own, `{digits}` the output of `digits`.

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from transformers import ViTConfig
 
 from modeling_sit import SiTForImageClassification
-from modeling_sit.evaluation.metric_results import Figure, Measurement
+from modeling_sit.evaluation.metric_results import MetricResult, ProtocolResult
 from modeling_sit.finetuning.card import FinetuningFacts, write_finetuning_card
 from modeling_sit.hub.card_results import update_card
 from modeling_sit.hub.provenance import Start

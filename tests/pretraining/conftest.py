@@ -8,7 +8,7 @@ import yaml
 from pretraining_runs import RecordedRun, arguments_of
 
 from modeling_sit import SiTConfig, SiTForPreTraining
-from modeling_sit.pretraining.arguments import PretrainingFlags, create_processor
+from modeling_sit.pretraining.arguments import PretrainingFlags
 from modeling_sit.pretraining.methods.sit import SiT
 from modeling_sit.pretraining.model_setup import create_processor
 from modeling_sit.pretraining.run import pretrain as pretrain_images

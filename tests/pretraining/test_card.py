@@ -19,7 +19,6 @@ from modeling_sit.hub.card_results import update_card
 from modeling_sit.hub.provenance import Start
 from modeling_sit.pretraining.card import RunFacts, write_pretraining_card
 from modeling_sit.pretraining.schedules import plan_schedules
-from modeling_sit.runtime.errors import SiTError
 
 COMMAND = "accelerate launch scripts/pretrain.py --dataset some/images"
 STARTS = (Start(0, COMMAND, "2 x GPU"),)

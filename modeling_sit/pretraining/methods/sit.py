@@ -17,7 +17,7 @@ from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.model_setup import create_student
 from modeling_sit.pretraining.schedules import cosine
 from modeling_sit.pretraining.teacher import Teacher
-from modeling_sit.runtime.gather import gather_projections, mean_num_corrupted_pixels
+from modeling_sit.runtime.distributed import gather_projections, mean_num_corrupted_pixels
 from modeling_sit.visualization.reconstructions import preview_sheet
 
 # Of the image processor. The images' size and patches are the configuration's.
