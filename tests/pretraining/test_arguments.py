@@ -66,7 +66,8 @@ class TestRun:
 
     @pytest.mark.parametrize("value", ["1", "500", "epoch", "no"])
     def test_checkpointing_steps(self, value):
-        PretrainingArguments(dataset="some", output_dir="out", checkpointing_steps=value)
+        arguments = PretrainingArguments(dataset="some", output_dir="out", checkpointing_steps=value)
+        assert arguments.checkpointing_steps == value
 
 
 class TestConfig:
