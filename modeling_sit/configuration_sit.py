@@ -42,7 +42,13 @@ class SiTConfig(PreTrainedConfig):
         drop_path_rate (`float`, *optional*, defaults to 0.1):
             Stochastic depth in training: chance that an image skips a block's branch, rising linearly from 0 in the
             first block to this value in the last.
-        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of initial weights.
+        initialization (`str`, *optional*):
+            How weights begin. `"xavier"`: uniform, with the variance 2 / (inputs + outputs) of each layer (Glorot and Bengio
+            2010), as in MAE and MoCo-v3. `"normal"`: a truncated normal of standard deviation `initializer_range` in every
+            layer, as in ViT, which is too small for narrow models. Default: `"normal"` if `initializer_range` is given, else
+            `"xavier"`. Tokens, learnable positions and the classifier have the truncated normal either way.
+        initializer_range (`float`, *optional*):
+            Standard deviation of the truncated normal. Default: 0.02.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of the layer norms.
         image_size (`int` or pair of `int`, *optional*, defaults to 224): Height and width of images in pixels.
         patch_size (`int` or pair of `int`, *optional*, defaults to 16): Height and width of patches in pixels.
@@ -99,7 +105,8 @@ class SiTConfig(PreTrainedConfig):
     hidden_dropout_prob: float = 0.0
     attention_probs_dropout_prob: float = 0.0
     drop_path_rate: float = 0.1
-    initializer_range: float = 0.02
+    initialization: str | None = None
+    initializer_range: float | None = None
     layer_norm_eps: float = 1e-6
     image_size: int | tuple[int, int] = 224
     patch_size: int | tuple[int, int] = 16
@@ -124,6 +131,10 @@ class SiTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
+        if self.initialization is None:  # checkpoints of plain ViTs, and older ones of SiT, have a range alone
+            self.initialization = "xavier" if self.initializer_range is None else "normal"
+        if self.initializer_range is None:
+            self.initializer_range = 0.02
         self._check()
         kwargs.pop("model_type", None)  # a plain ViT's configuration becomes a SiT's
         kwargs["auto_map"] = {**REMOTE_CODE_CLASSES, **kwargs.get("auto_map", {})}
@@ -131,6 +142,7 @@ class SiTConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         choices = {
+            "initialization": ("xavier", "normal"),
             "position_embedding_type": ("learnable", "sincos"),
             "pooling": ("token", "mean", "token_mean"),
             "reconstruction_norm": ("l1", "l2"),

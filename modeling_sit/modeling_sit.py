@@ -1,5 +1,6 @@
 """SiT models: the ViT backbone, and its heads for pretraining and classification (arXiv 2104.03602, section 3)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -357,6 +358,18 @@ class SiTDecoder(nn.Module):
         return self.projection(self.mlp(patches), grid)
 
 
+def _xavier_uniform(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Fill the weight by its layer's width. A convolution whose patches do not overlap is a linear layer from or to the pixels
+    of a patch, and gets the range of that layer."""
+    weight = module.weight
+    fan_out, fan_in = (
+        weight.shape[0],
+        weight[0].numel(),
+    )  # of a transposed convolution the other way round: the same sum
+    bound = math.sqrt(6 / (fan_in + fan_out))
+    init.uniform_(weight, -bound, bound)
+
+
 class SiTPreTrainedModel(PreTrainedModel):
     """Weight initialization, and what transformers needs to know of every SiT model."""
 
@@ -376,7 +389,10 @@ class SiTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            init.trunc_normal_(module.weight, mean=0.0, std=std)
+            if self.config.initialization == "normal" or module is getattr(self, "classifier", None):
+                init.trunc_normal_(module.weight, mean=0.0, std=std)
+            else:
+                _xavier_uniform(module)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, SiTEmbeddings):

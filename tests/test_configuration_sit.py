@@ -35,6 +35,7 @@ OTHER_VALUES = {
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.2,
     "drop_path_rate": 0.3,
+    "initialization": "normal",
     "initializer_range": 0.01,
     "layer_norm_eps": 1e-5,
     "image_size": 48,
@@ -113,6 +114,24 @@ def test_file_spells_out_the_architecture(tmp_path):
     shared = {name: value for name, value in PROMISED_DEFAULTS.items() if hasattr(ViTConfig(), name)}
     assert len(shared) >= 8
     assert {name: written.get(name) for name in shared} == shared
+
+
+@pytest.mark.parametrize(
+    ("settings", "initialization", "initializer_range"),
+    [
+        ({}, "xavier", 0.02),
+        ({"initializer_range": 0.02}, "normal", 0.02),  # checkpoints of plain ViTs, and older ones of SiT
+        ({"initializer_range": 0.1}, "normal", 0.1),
+        ({"initialization": "normal"}, "normal", 0.02),
+        ({"initialization": "xavier", "initializer_range": 0.05}, "xavier", 0.05),
+    ],
+)
+def test_a_range_alone_means_a_normal(tmp_path, settings, initialization, initializer_range):
+    config = SiTConfig(**settings)
+    assert (config.initialization, config.initializer_range) == (initialization, initializer_range)
+    config.save_pretrained(tmp_path)
+    read = SiTConfig.from_pretrained(tmp_path)
+    assert (read.initialization, read.initializer_range) == (initialization, initializer_range)
 
 
 @pytest.mark.parametrize(("size", "pair"), [(32, (32, 32)), ((32, 48), (32, 48)), ([32, 48], (32, 48))])

@@ -593,20 +593,37 @@ def test_learnable_positions_are_trained():
 # Initial weights and files.
 
 
-def test_initial_weights():
+def xavier_std(weight: torch.Tensor) -> float:
+    """Of PyTorch's own initialization, for the layer as a matrix: a convolution of patches is a product of matrices."""
+    return nn.init.xavier_uniform_(torch.empty_like(weight.flatten(1))).std().item()
+
+
+@pytest.mark.parametrize("settings", [{}, {"initialization": "normal"}, {"initializer_range": 0.1}])
+def test_initial_weights(settings):
     torch.manual_seed(0)
-    model = SiTForPreTraining(SiTConfig(num_hidden_layers=1, projection_hidden_size=256, decoder_hidden_size=256))
+    config = SiTConfig(num_hidden_layers=1, projection_hidden_size=256, decoder_hidden_size=256, **settings)
+    model = SiTForPreTraining(config)
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            assert module.weight.std().item() == pytest.approx(0.02, rel=0.05), name
-            assert abs(module.weight.mean().item()) < 1e-3, name
+            std = settings.get("initializer_range", 0.02) if settings else xavier_std(module.weight)
+            assert module.weight.std().item() == pytest.approx(std, rel=0.05), name
+            assert abs(module.weight.mean().item()) < std / 20, name
             assert not module.bias.any(), name
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d)) and module.weight is not None:
             assert (module.weight == 1).all(), name
             assert not module.bias.any(), name
     embeddings = model.vit.embeddings
-    assert embeddings.position_embeddings.std().item() == pytest.approx(0.02, rel=0.05)
-    assert embeddings.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
+    std = settings.get("initializer_range", 0.02)
+    assert embeddings.position_embeddings.std().item() == pytest.approx(std, rel=0.05)
+    assert embeddings.cls_token.std().item() == pytest.approx(std, rel=0.2)
+
+
+def test_xavier_is_uniform_and_the_classifier_begins_small():
+    torch.manual_seed(0)
+    model = SiTForImageClassification(SiTConfig(num_hidden_layers=1, num_labels=50))
+    weight = model.vit.encoder.layer[0].intermediate.dense.weight
+    assert weight.abs().max().item() == pytest.approx((6 / (384 + 1536)) ** 0.5, rel=1e-3)
+    assert model.classifier.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
 @pytest.mark.parametrize("settings", [{}, {"projection_output_norm": False}, {"position_embedding_type": "sincos"}])
@@ -630,7 +647,7 @@ def test_missing_heads_are_drawn_as_new_ones(tmp_path):
     model = SiTForPreTraining.from_pretrained(tmp_path)
     for name, module in [*model.decoder.named_modules(), *model.projection_head.named_modules()]:
         if isinstance(module, (nn.Linear, nn.ConvTranspose2d)):
-            assert 0.01 < module.weight.std().item() < 0.03, name
+            assert module.weight.std().item() == pytest.approx(xavier_std(module.weight), rel=0.2), name
             assert not module.bias.any(), name
         if isinstance(module, nn.BatchNorm1d):
             assert (module.running_var == 1).all(), name
@@ -920,7 +937,8 @@ def test_a_checkpoint_without_rotation_goes_on_with_it_and_back(tmp_path):
         tmp_path / "plain", rotation_weight=0.5, output_loading_info=True
     )
     assert set(info["missing_keys"]) == {"rotation_head.weight", "rotation_head.bias"}
-    assert 0.01 < with_rotation.rotation_head.weight.std().item() < 0.03
+    rotation_head = with_rotation.rotation_head
+    assert rotation_head.weight.std().item() == pytest.approx(xavier_std(rotation_head.weight), rel=0.3)
     assert not with_rotation.rotation_head.bias.any()
     with_rotation.save_pretrained(tmp_path / "rotation")
     back = load(SiTForPreTraining, tmp_path / "rotation", rotation_weight=0.0)
