@@ -19,6 +19,10 @@ from .losses import contrastive_loss, nt_xent_loss, reconstruction_loss, rotatio
 
 logger = logging.get_logger(__name__)
 
+# As large as the fixed sine and cosine positions (root mean square), which MAE and MoCo-v3 add to patches embedded by Xavier's
+# weights. Positions of 0.02 drown in those for hundreds of steps.
+LEARNABLE_POSITION_STD = 0.5**0.5
+
 
 @dataclass
 class SiTForPreTrainingOutput(ModelOutput):
@@ -398,7 +402,8 @@ class SiTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SiTEmbeddings):
             init.trunc_normal_(module.cls_token, mean=0.0, std=std)
             if self.config.position_embedding_type == "learnable":
-                init.trunc_normal_(module.position_embeddings, mean=0.0, std=std)
+                position_std = std if self.config.initialization == "normal" else LEARNABLE_POSITION_STD
+                init.trunc_normal_(module.position_embeddings, mean=0.0, std=position_std)
             else:
                 positions = sincos_position_embeddings(self.config.hidden_size, *module.grid)
                 init.copy_(module.position_embeddings, positions)
