@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
+from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.run import run_finetuning
+from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.hub.arguments import HubArguments
 
 DESCRIPTION = """Train a pretrained model on labeled images.

@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from modeling_sit.runtime.signals import ignore_signals_in_worker
 
 # Purposes of a seed. The same numbers give unrelated seeds for different purposes.
-ORDER, CROPS, STEP, PREVIEW, MONITOR = range(5)
+ORDER, CROPS, STEP, PREVIEW, MONITOR, HOLD_OUT = range(6)
 
 
 def derive_seed(seed: int, purpose: int, *numbers: int) -> int:

@@ -9,14 +9,16 @@ from matplotlib.figure import Figure
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.evaluation.protocols import ProtocolArguments
 from modeling_sit.evaluation.run import EvaluationArguments, run_evaluation
-from modeling_sit.experiments.grid import claim_folder, dataset_fingerprint, model_fingerprint, results_of
+from modeling_sit.experiments.grid import claim_folder, results_of
 from modeling_sit.experiments.report import mean_and_std, over_seeds, with_interval, write_report
-from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
+from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.run import run_finetuning
+from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.markdown import table
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted, argument_names
+from modeling_sit.runtime.fingerprints import dataset_fingerprint, model_fingerprint
 from modeling_sit.runtime.recipes import read_recipe
 from modeling_sit.visualization.charts import comparison_chart
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from modeling_sit.evaluation.results import read_results
-from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.errors import SiTError
 
 SETTINGS_FILE = "settings.json"
@@ -68,16 +67,3 @@ def results_of(run_dir: Path, names: Collection[str], run: Callable[[list[str]],
         run(missing)
     results = read_results(run_dir)
     return {name: results[name] for name in names}
-
-
-def model_fingerprint(model_name_or_path: str) -> str:
-    """What tells a pretrained model from another: the digest of its weights, or its name where it is no folder."""
-    weights = Path(model_name_or_path) / "model.safetensors"
-    return digest(weights) if weights.is_file() else model_name_or_path
-
-
-def dataset_fingerprint(dataset: Any) -> Any:
-    """What tells a dataset from another, as JSON has it: its name, or the fingerprint of a dataset in memory."""
-    if isinstance(dataset, Mapping):
-        return {name: dataset_fingerprint(split) for name, split in dataset.items()}
-    return getattr(dataset, "_fingerprint", None) or str(dataset)

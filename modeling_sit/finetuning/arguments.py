@@ -1,19 +1,16 @@
-"""Arguments of fine-tuning."""
+"""Arguments of fine-tuning: the dataset, the model, the augmentation and the loss."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import TrainingArguments
-
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.hub.arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
-from modeling_sit.runtime.accelerator import join_cpu_processes
 from modeling_sit.runtime.errors import SiTError
 
 PROBABILITIES = ("horizontal_flip_probability", "random_erasing_probability")
 AT_LEAST_ZERO = ("mixup_alpha", "cutmix_alpha", "color_jitter", "lora_rank", "randaugment_num_ops")
-ABOVE_ZERO = ("image_size", "early_stopping_patience", "lora_alpha")
+ABOVE_ZERO = ("image_size", "early_stopping_patience", "lora_alpha", "max_tuning_steps")
 
 
 @dataclass(kw_only=True)
@@ -47,7 +44,7 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
         metadata={
             "help": "Fraction in (0, 1) of the training images of each class that is held back if there is no "
             'validation split. With `eval_strategy="no"` nothing is chosen, so nothing is held back if there'
-            " is a test split."
+            " is a test split. Nor is it below 5,000 training images, unless `eval_strategy` is given."
         },
     )
     model_name_or_path: str = field(
@@ -101,32 +98,40 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
             "all linear layers of the blocks."
         },
     )
-    layer_decay: float = field(
-        default=1.0,
+    layer_decay: float | None = field(
+        default=None,
         metadata={
             "help": "Learning rate of each block relative to the block above it, in (0, 1]. 1 gives all blocks the "
-            "same rate.",
+            "same rate. Default: by the number of blocks; 1 from scratch.",
         },
     )
-    ema_decay: float = field(
-        default=0.0,
+    ema_decay: float | None = field(
+        default=None,
         metadata={
             "help": "Decay in [0, 1) of an exponential moving average of the weights; 0 for none. The average is "
-            "measured and saved. Early decay is lower: at most (1 + step) / (10 + step)."
+            "measured and saved. Early decay is lower: at most (1 + step) / (10 + step). Default: by the number of "
+            "steps; 0 for short runs."
         },
     )
-    augmentation: Literal["plain", "3-augment", "randaugment"] = field(
-        default="plain",
+    augmentation: Literal["plain", "3-augment", "randaugment"] | None = field(
+        default=None,
         metadata={
             "help": "Augmentation after crop and flip. plain: none. 3-augment (DeiT III): grayscale, solarize or "
-            "blur, then color jitter. randaugment (DeiT)."
+            "blur, then color jitter. randaugment (DeiT). Default: randaugment for long runs on a few thousand "
+            "images or more, else plain.",
         },
     )
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.2, 1.0],
-        metadata={"help": "Range of the area of a crop, as a fraction of the image's area."},
+    crop_scale: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Range of the area of a crop, as a fraction of the image's area. Default: 0.2 to 1; 0.5 to 1 for "
+            "images of 32 pixels or less."
+        },
     )
-    horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    horizontal_flip_probability: float | None = field(
+        default=None,
+        metadata={"help": "Probability of a horizontal flip. Default: 0.5; 0 for gray images of 32 pixels or less."},
+    )
     randaugment_num_ops: int = field(
         default=2, metadata={"help": "Number of operations of RandAugment on each image."}
     )
@@ -138,15 +143,19 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     random_erasing_probability: float = field(
         default=0.0, metadata={"help": "Probability that a rectangle of 2 to 33 %% of the image becomes noise."}
     )
-    mixup_alpha: float = field(
-        default=0.0,
+    mixup_alpha: float | None = field(
+        default=None,
         metadata={
             "help": "Alpha of the Beta distribution of MixUp; 0 for none. With CutMix too, each batch draws one of "
-            "the two.",
+            "the two. Default: 0.8 for long runs on a few thousand images or more, else 0.",
         },
     )
-    cutmix_alpha: float = field(
-        default=0.0, metadata={"help": "Alpha of the Beta distribution of CutMix; 0 for none."}
+    cutmix_alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "Alpha of the Beta distribution of CutMix; 0 for none. Default: 1 for long runs on a few "
+            "thousand images or more, else 0."
+        },
     )
     multi_label_loss: Literal["binary_cross_entropy", "asymmetric"] = field(
         default="binary_cross_entropy",
@@ -176,12 +185,27 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     early_stopping_threshold: float = field(
         default=0.0, metadata={"help": "Smallest improvement that counts as a new best result for early stopping."}
     )
+    tuning_learning_rates: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": 'Learning rates that `learning_rate="auto"` tries first. If the best is the smallest or the '
+            "largest, it tries more beyond it. Default: a third of the usual rate, the usual rate, three times it."
+        },
+    )
+    max_tuning_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": 'Number of steps beyond which `max_steps="auto"` does not go. Default: eight times those it '
+            "begins with."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.label_fraction <= 1:
             raise SiTError(f"must be in (0, 1], got {self.label_fraction}", argument="label_fraction")
-        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+        crop = self.crop_scale
+        if crop is not None and (len(crop) != 2 or not 0 < crop[0] <= crop[1] <= 1):
             raise SiTError(f"must be a range 0 < low <= high <= 1, got {self.crop_scale}", argument="crop_scale")
         for names, is_in_range, range_name in (
             (("validation_fraction",), lambda value: 0 < value < 1, "in (0, 1)"),
@@ -196,6 +220,10 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
                 value = getattr(self, name)
                 if value is not None and not is_in_range(value):
                     raise SiTError(f"must be {range_name}, got {value}", argument=name)
+        if self.tuning_learning_rates is not None:
+            self.tuning_learning_rates = sorted(set(self.tuning_learning_rates))
+            if not self.tuning_learning_rates or self.tuning_learning_rates[0] <= 0:
+                raise SiTError("must be above 0", argument="tuning_learning_rates")
         if self.freeze_backbone and self.from_scratch:
             raise SiTError(
                 "with `from_scratch`, random weights would stay random",
@@ -212,92 +240,3 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
             for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
                 if getattr(self, name):
                     raise SiTError("has no effect without adapters", argument=name, remedy="give `lora_rank` too")
-
-
-@dataclass
-class FinetuningTrainingArguments(TrainingArguments):
-    """
-    transformers' `TrainingArguments`, with defaults that suit a Vision Transformer.
-
-    Raises:
-        [`SiTError`]: If a value is out of range, or two exclude each other.
-    """
-
-    num_train_epochs: float = field(default=100, metadata={"help": "Number of epochs."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step on each device."})
-    per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Images per evaluation batch on each device."}
-    )
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(
-        default=0.05, metadata={"help": "Weight decay. Biases, norms, tokens and positions have none."}
-    )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
-    warmup_steps: float = field(
-        default=0.05, metadata={"help": "Steps of linear warm-up. A value below 1 is a fraction of all steps."}
-    )
-    label_smoothing_factor: float | None = field(
-        default=None, metadata={"help": "Label smoothing in [0, 1). Default: 0.1; 0 with several labels per image."}
-    )
-    logging_strategy: str | None = field(
-        default=None,
-        metadata={
-            "help": "When to log the training loss: no, steps or epoch. Default: every epoch, or every `logging_steps`."
-        },
-    )
-    logging_steps: float | None = field(
-        default=None, metadata={"help": "Steps between logs. A value below 1 is a fraction of all steps."}
-    )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(
-        default="epoch", metadata={"help": "When to write a checkpoint: no, steps, epoch or best."}
-    )
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Number of checkpoints to keep, including the best one."}
-    )
-    load_best_model_at_end: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether the run ends with the best checkpoint instead of the last one. Default: yes, if "
-            "checkpoints are written and evaluated at the same steps."
-        },
-    )
-    metric_for_best_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Metric that chooses the best checkpoint. Default: the first metric of the task, such as "
-            "accuracy; mean_average_precision with several labels per image."
-        },
-    )
-    # No arguments here: `hub.arguments.HubArguments` has those of the Hub. `Trainer` would push before the model's card
-    # is written, and a token that was typed stays in shells' histories.
-    push_to_hub: bool = field(default=False, init=False)
-    hub_token: str | None = field(default=None, init=False)
-    hub_private_repo: bool | None = field(default=None, init=False)
-    hub_model_id: str | None = field(default=None, init=False)
-    hub_strategy: str = field(default="end", init=False)
-    hub_always_push: bool = field(default=False, init=False)
-    hub_revision: str | None = field(default=None, init=False)
-
-    def __post_init__(self):
-        join_cpu_processes()  # before transformers makes its state
-        if self.output_dir is None:
-            raise SiTError("required", argument="output_dir", remedy="name a folder for the model")
-        if self.label_smoothing_factor is not None and not 0 <= self.label_smoothing_factor < 1:
-            raise SiTError(f"must be in [0, 1), got {self.label_smoothing_factor}", argument="label_smoothing_factor")
-        if self.logging_strategy is None:
-            self.logging_strategy = "epoch" if self.logging_steps is None else "steps"
-        if self.logging_steps is None:
-            self.logging_steps = TrainingArguments.logging_steps
-        if self.load_best_model_at_end is None:
-            in_step = self.save_strategy == self.eval_strategy and (
-                self.eval_strategy != "steps" or (self.eval_steps or self.logging_steps) == self.save_steps
-            )
-            self.load_best_model_at_end = self.eval_strategy != "no" and (in_step or self.save_strategy == "best")
-        # transformers would choose by the loss. The task knows its metric only when it has read the dataset.
-        chosen, self.metric_for_best_model = self.metric_for_best_model, self.metric_for_best_model or "accuracy"
-        try:
-            super().__post_init__()
-        except ValueError as problem:
-            raise SiTError(" ".join(str(problem).split())) from problem
-        self.metric_for_best_model = chosen

@@ -108,21 +108,28 @@ class PushCheckpoints(TrainerCallback):
 
 
 class StopAtSignal(TrainerCallback):
-    """Ends training after the step in which a SIGTERM or SIGINT came, with a checkpoint."""
+    """
+    Ends training after the step in which a SIGTERM or SIGINT came.
 
-    def __init__(self, request: StopSignal):
+    Args:
+        request ([`StopSignal`]): Notes the signals.
+        saves (`bool`, *optional*, defaults to `True`): Whether with a checkpoint.
+    """
+
+    def __init__(self, request: StopSignal, saves: bool = True):
         self.request = request
+        self.saves = saves
         self.received: signal.Signals | None = None
 
     def on_step_end(self, args, state, control, **kwargs):
         self.received = self.request.any_rank()
         if self.received is not None:
-            control.should_save = control.should_training_stop = True
+            control.should_save, control.should_training_stop = self.saves, True
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.received is None:
             return
         # `Trainer` takes the last step for the end of an epoch; what it measured there would not be an epoch's result.
         is_whole = float(state.epoch).is_integer()
-        control.should_save = is_whole
+        control.should_save = self.saves and is_whole
         control.should_evaluate = control.should_evaluate and is_whole

@@ -8,7 +8,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from modeling_sit.data.labeled import IGNORED_LABEL, LabeledImageDataset, labels_of
 from modeling_sit.evaluation.metrics import load_metric
-from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
+from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.augmentation import AugmentedImages, Collator, create_augmentation, create_erasing
 from modeling_sit.finetuning.classifier import load_classifier
 from modeling_sit.finetuning.losses import (
@@ -19,8 +19,9 @@ from modeling_sit.finetuning.losses import (
     create_mixing,
     soft_targets,
 )
-from modeling_sit.finetuning.splits import load_splits
+from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.trainer import Task
+from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.interop.resize import image_shape
 from modeling_sit.runtime.errors import SiTError
 
@@ -30,17 +31,19 @@ class Classification(Task):
     Learns the labels of images by cross-entropy, or of several labels an image by a loss of each label.
 
     Args:
-        arguments (`FinetuningArguments`): The dataset, the model, the augmentation and the loss.
-        training_arguments (`FinetuningTrainingArguments`):
-            Label smoothing is taken out of them: `Trainer`'s own knows neither mixed targets nor several labels.
+        arguments (`FinetuningArguments`): The model, the augmentation and the loss.
+        training_arguments (`FinetuningTrainingArguments`): The run's other arguments.
+        splits ([`Splits`]): The images.
 
     Raises:
-        [`SiTError`]: If the dataset cannot be read, lacks labels, or does not suit the arguments.
+        [`SiTError`]: If the dataset does not suit the arguments.
     """
 
-    def __init__(self, arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments):
+    def __init__(
+        self, arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments, splits: Splits
+    ):
         self.arguments = arguments
-        self.splits = load_splits(arguments, training_arguments.seed, training_arguments.eval_strategy != "no")
+        self.splits = splits
         self.multi_label = self.splits.multi_label
         self.metric_names = metric_names(self.multi_label)
         self.measure = create_compute_metrics(self.multi_label)
@@ -52,11 +55,6 @@ class Classification(Task):
             )
         self.num_labels = len(self.splits.label_names)
         self.train_labels = labels_of(self.splits.train)
-        self.smoothing = training_arguments.label_smoothing_factor
-        if self.smoothing is None:
-            self.smoothing = 0.0 if self.multi_label else 0.1
-        training_arguments.label_smoothing_factor = 0.0
-        self.mixing = create_mixing(arguments.mixup_alpha, arguments.cutmix_alpha)
         weights = None
         if arguments.class_weights == "balanced":
             weights = balanced_class_weights(self.train_labels, self.num_labels).to(training_arguments.device)
@@ -68,6 +66,11 @@ class Classification(Task):
 
     def load_model(self) -> None:
         self.processor, self.model = load_classifier(self.arguments, self.splits.label_names, self.multi_label)
+
+    def prepare_training(self, training_arguments: FinetuningTrainingArguments) -> None:
+        # `Trainer`'s own smoothing knows neither mixed targets nor several labels.
+        self.smoothing, training_arguments.label_smoothing_factor = training_arguments.label_smoothing_factor, 0.0
+        self.mixing = create_mixing(self.arguments.mixup_alpha, self.arguments.cutmix_alpha)
 
     def train_dataset(self) -> AugmentedImages:
         fill = [round(255 * mean) for mean in self.processor.image_mean]

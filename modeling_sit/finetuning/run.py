@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
-from transformers.trainer_utils import set_seed
 
 from modeling_sit.evaluation.results import write_results
-from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
+from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import PushCheckpoints, RunHistory, StopAtSignal
 from modeling_sit.finetuning.card import FinetuningFacts, write_finetuning_card
 from modeling_sit.finetuning.checkpoints import find_checkpoint, step_of
-from modeling_sit.finetuning.classification import Classification
-from modeling_sit.finetuning.trainer import ReproducibleTrainer, Task
+from modeling_sit.finetuning.prepare import prepare_trainer
+from modeling_sit.finetuning.splits import load_splits
+from modeling_sit.finetuning.trainer import ReproducibleTrainer
+from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
+from modeling_sit.finetuning.tuning import Tuning, tune
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.provenance import Start, describe_call, describe_start
 from modeling_sit.hub.pushing import HubPusher
@@ -26,8 +27,6 @@ from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 from modeling_sit.runtime.signals import StopSignal
-
-TASKS: dict[str, type[Task]] = {"classification": Classification}
 
 
 @dataclass
@@ -96,17 +95,14 @@ def run_finetuning(
     started = time.time()
     _check_output_dir(training_arguments.output_dir, arguments.model_name_or_path)
     checkpoint = find_checkpoint(training_arguments.output_dir, training_arguments.resume_from_checkpoint)
-    # The collator decodes images from their encoded bytes, in columns that `Trainer` would drop.
-    training_arguments.remove_unused_columns = False
-    training_arguments.dataloader_pin_memory &= torch.cuda.is_available()
-    set_seed(training_arguments.seed)
-
-    task = TASKS[arguments.task](arguments, training_arguments)
-    _settle_choice(task.metric_names, arguments, training_arguments)
-    task.load_model()
-    trainer = ReproducibleTrainer(task, arguments, training_arguments)
+    tuning = _tune(arguments, training_arguments) if training_arguments.is_tuned else None
+    evaluates = training_arguments.evaluates
+    if evaluates is None and arguments.early_stopping_patience is not None:
+        evaluates = True
+    splits = load_splits(arguments, training_arguments.seed, evaluates)
+    trainer, preset = prepare_trainer(arguments, training_arguments, splits)
     if trainer.is_world_process_zero():
-        print(task.splits.summary())
+        print("\n".join([splits.summary(), *preset.lines()]), flush=True)
     history = RunHistory.read(checkpoint, started)
     history.starts.append(
         describe_start(step_of(checkpoint), training_arguments.device, training_arguments.world_size, command)
@@ -115,10 +111,10 @@ def run_finetuning(
     with _pusher(trainer, hub_arguments) as pusher:
         _train(trainer, checkpoint, pusher)
         log = list(trainer.state.log_history)  # before the evaluation of the finished model adds to it
-        report = _measure(trainer, arguments)
+        report = _measure(trainer, arguments, tuning)
         facts = FinetuningFacts(
             report=report,
-            label_names=task.splits.label_names,
+            label_names=splits.label_names,
             log=log,
             starts=[Start(**start) for start in history.starts],
             seconds=history.seconds,
@@ -129,7 +125,7 @@ def run_finetuning(
         if pusher is not None:
             pusher.push_finished()
     model = trainer.finished_model().eval()
-    return FinetuningResult(model, task.processor, report, Path(training_arguments.output_dir))
+    return FinetuningResult(model, trainer.task.processor, report, Path(training_arguments.output_dir))
 
 
 def _check_output_dir(output_dir: str, model_name_or_path: str) -> None:
@@ -150,25 +146,14 @@ def _check_output_dir(output_dir: str, model_name_or_path: str) -> None:
         )
 
 
-def _settle_choice(
-    metric_names: tuple[str, ...], arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments
-) -> None:
-    """Set the metric that chooses the best checkpoint.
-
-    Raises:
-        [`SiTError`]: If the run does not measure it, or evaluates nothing by which it could stop.
-    """
-    names = (*metric_names, "loss")
-    chosen = (training_arguments.metric_for_best_model or names[0]).removeprefix("eval_")
-    if chosen not in names:
-        raise SiTError(f"{chosen} is not measured, only {', '.join(names)}", argument="metric_for_best_model")
-    training_arguments.metric_for_best_model = chosen
-    if arguments.early_stopping_patience is not None and training_arguments.eval_strategy == "no":
-        raise SiTError(
-            "the run evaluates nothing that could stop it",
-            argument="early_stopping_patience",
-            remedy="set `eval_strategy` to epoch or steps",
-        )
+def _tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments) -> Tuning:
+    """Set the learning rate and the number of steps to those that held-out images choose."""
+    tuning = tune(arguments, training_arguments)
+    training_arguments.learning_rate, training_arguments.max_steps = tuning.learning_rate, tuning.max_steps
+    if training_arguments.evaluates is None and arguments.early_stopping_patience is None:
+        # The length is chosen: the run can learn from the held-out images too.
+        training_arguments.evaluates = False
+    return tuning
 
 
 @contextmanager
@@ -218,7 +203,7 @@ def _train(trainer: ReproducibleTrainer, checkpoint: str | None, pusher: HubPush
         )
 
 
-def _measure(trainer: ReproducibleTrainer, arguments: FinetuningArguments) -> dict[str, Any]:
+def _measure(trainer: ReproducibleTrainer, arguments: FinetuningArguments, tuning: Tuning | None) -> dict[str, Any]:
     """The results of the finished model for `eval_results.json`: its metrics on the test images, or without those on the
     validation images, and how it was trained."""
     splits, metric_names = trainer.task.splits, trainer.task.metric_names
@@ -248,6 +233,9 @@ def _measure(trainer: ReproducibleTrainer, arguments: FinetuningArguments) -> di
         "label_fraction": arguments.label_fraction,
         "from_scratch": arguments.from_scratch,
         "epochs": trainer.state.epoch,
+        "steps": trainer.state.global_step,
+        "learning_rate": trainer.args.learning_rate,
+        "tuned_by": None if tuning is None else f"{tuning.metric} on {tuning.chosen_on}",
         "seed": trainer.args.seed,
         "dataset": splits.name,
         "model_name_or_path": arguments.model_name_or_path,

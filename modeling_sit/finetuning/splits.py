@@ -5,13 +5,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import datasets
+import numpy as np
 
 from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets
-from modeling_sit.data.labeled import labeled_splits, labels_of
+from modeling_sit.data.labeled import class_counts, labeled_splits, labels_of
+from modeling_sit.data.sampling import HOLD_OUT, derive_seed
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import select_label_fraction, train_validation_split
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.runtime.errors import SiTError, argument_names
+
+# With fewer images, to learn from all of them is worth more than to choose among the checkpoints of a run.
+HOLD_BACK_FROM = 5_000
+# To choose the settings of a run, a tenth of a few hundred images is too few: a fifth is held out of fewer than this.
+MANY_IMAGES, FRACTION_OF_FEW = 2_000, 0.2
+# Several draws, until so many images are held out in all.
+ENOUGH_HELD_OUT, MAX_DRAWS = 60, 5
 
 
 @dataclass
@@ -26,6 +35,7 @@ class Splits:
         train (`datasets.Dataset`): Training images.
         validation (`datasets.Dataset`, *optional*): Images that choose the best checkpoint. `None` for none.
         validation_name (`str`, *optional*): Their name for the user.
+        is_held_back (`bool`): Whether they are a part of the training split.
         test (`datasets.Dataset`, *optional*): Images to measure once, at the end. `None` for none.
         test_name (`str`, *optional*): Their name for the user.
     """
@@ -36,6 +46,7 @@ class Splits:
     train: datasets.Dataset
     validation: datasets.Dataset | None = None
     validation_name: str | None = None
+    is_held_back: bool = False
     test: datasets.Dataset | None = None
     test_name: str | None = None
 
@@ -49,7 +60,7 @@ class Splits:
         return ", ".join(parts)
 
 
-def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool) -> Splits:
+def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | None) -> Splits:
     """The labeled images to train on, to choose by and to measure.
 
     The test split never chooses anything. Where no other split can choose, a fraction of the training images of each
@@ -58,7 +69,9 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool) -> S
     Args:
         arguments (`FinetuningArguments`): Dataset, names of splits, fractions.
         seed (`int`): Seed of the random draws: which labels are used, and which images are held back.
-        evaluates (`bool`): Whether the run evaluates during training, so that it can choose a checkpoint.
+        evaluates (`bool`, *optional*):
+            Whether the run evaluates during training, so that it can choose a checkpoint. `None` for whether there is a
+            validation split, or at least [`HOLD_BACK_FROM`] training images, so that some can be held back.
 
     Raises:
         [`SiTError`]: If there is no such split, two are the same, or labels are missing.
@@ -95,7 +108,10 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool) -> S
         train, _ = labeled_splits(images, validation="if there")
     train_name = str(train.split)
     train = select_label_fraction(train, arguments.label_fraction, seed) if arguments.label_fraction < 1 else train
-    if validation is None and (evaluates or test is None):
+    if evaluates is None:
+        evaluates = len(train) >= HOLD_BACK_FROM
+    is_held_back = validation is None and (evaluates or test is None)
+    if is_held_back:
         train, validation = train_validation_split(train, arguments.validation_fraction, seed)
         at_least = ", one of each class at least" if arguments.label_fraction < 1 else ""
         validation_name = f"{100 * arguments.validation_fraction:.4g} % of {train_name}{at_least}, held back"
@@ -106,9 +122,67 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool) -> S
         train=train,
         validation=validation,
         validation_name=validation_name,
+        is_held_back=is_held_back,
         test=test,
         test_name=test_name,
     )
+
+
+def held_out_draws(splits: Splits, fraction: float, seed: int) -> tuple[list[Splits], str]:
+    """What trials train on and what they are measured on.
+
+    Args:
+        splits ([`Splits`]): The dataset. A named validation split is what is measured. Images that were held back to
+            measure the finished model are left out, as test images are.
+        fraction (`float`): Fraction of each class to hold out, where there is no validation split; larger for few images.
+        seed (`int`): Seed of the draws.
+
+    Returns:
+        `tuple[list[Splits], str]`: One for each draw, each with `validation` and without `test`; and what was held out,
+        in words.
+
+    Raises:
+        [`SiTError`]: If every class has only one image.
+    """
+    if splits.validation is not None and not splits.is_held_back:
+        name = f"{splits.validation_name}, {len(splits.validation):,} images"
+        return [_with(splits, splits.train, splits.validation)], name
+    if len(splits.train) < MANY_IMAGES:
+        fraction = max(fraction, FRACTION_OF_FEW)
+    draws: list[Splits] = []
+    while not draws or (len(draws) < MAX_DRAWS and len(draws) * len(draws[0].validation) < ENOUGH_HELD_OUT):
+        draws.append(_with(splits, *_hold_out(splits.train, fraction, derive_seed(seed, HOLD_OUT, len(draws)))))
+    number = f"{len(draws[0].validation):,} images"
+    name = f"{100 * fraction:.4g} % of {splits.train.split}, {number}"
+    return draws, name if len(draws) == 1 else f"{name} in each of {len(draws)} draws"
+
+
+def _hold_out(split: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """As [`train_validation_split`], but the only image of a class, and all that is on it, is left to train on."""
+    rows = np.arange(len(split))
+    while len(rows):
+        part = split.select(rows)
+        is_single = class_counts(part) == 1
+        if not is_single.any():
+            break
+        labels = labels_of(part)
+        is_kept = is_single[labels] if labels.ndim == 1 else (labels[:, is_single] > 0).any(dim=1)
+        rows = rows[~is_kept.numpy()]
+    if not len(rows):
+        raise SiTError(
+            f"split {split.split} has only one image of each class, so none can be held out",
+            argument="learning_rate",
+            remedy="give a number and `max_steps` too, a larger `label_fraction`, or a `validation_split`",
+        )
+    numbered = split.select(rows).add_column("row", rows)
+    _, chosen = train_validation_split(numbered, fraction, seed)
+    is_held_out = np.zeros(len(split), dtype=bool)
+    is_held_out[chosen["row"][:]] = True
+    return split.select(np.flatnonzero(~is_held_out)), split.select(np.flatnonzero(is_held_out))
+
+
+def _with(splits: Splits, train: datasets.Dataset, validation: datasets.Dataset) -> Splits:
+    return Splits(splits.name, splits.label_names, splits.multi_label, train, validation, splits.validation_name)
 
 
 def _load(arguments: FinetuningArguments, name: str | None, loaded: ImageDatasets | None = None) -> ImageDatasets:

@@ -2,12 +2,12 @@
 
 [`ReproducibleTrainer`] knows steps, seeds, the order of the images, averages, adapters and checkpoints. All that depends
 on the task is in a [`Task`]: the dataset, the model, batches, the loss and the metrics. A new task is a file beside
-`classification.py` with a subclass of `Task`, an entry in `run.TASKS` and a name in `FinetuningArguments.task`. It
+`classification.py` with a subclass of `Task`, an entry in `prepare.TASKS` and a name in `FinetuningArguments.task`. It
 defines
 
-- `__init__(arguments, training_arguments)`, which reads the dataset into `splits` and checks the arguments,
+- `__init__(arguments, training_arguments, splits)`, which keeps `splits` and checks the arguments,
 - `metric_names`, the first of which chooses the best checkpoint,
-- `load_model`, `train_dataset`, `eval_dataset` and `collator`,
+- `load_model`, `prepare_training`, `train_dataset`, `eval_dataset` and `collator`,
 - `training_loss`, `validation_loss` and `compute_metrics`,
 - `sampling_weights`, where an epoch does not draw each image once.
 """
@@ -24,7 +24,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 from transformers.trainer_utils import EvalPrediction
 
 from modeling_sit.data.sampling import STEP, derive_seed
-from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
+from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import FindBestCheckpoint, FollowEpochs
 from modeling_sit.finetuning.checkpoints import STATE, load_weights, save_weights
 from modeling_sit.finetuning.ema import ModelEma
@@ -32,6 +32,7 @@ from modeling_sit.finetuning.layer_decay import layer_decay_groups
 from modeling_sit.finetuning.lora import Adapters
 from modeling_sit.finetuning.sampling import EpochOrder
 from modeling_sit.finetuning.splits import Splits
+from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.signals import ignore_signals_in_worker
 
@@ -41,7 +42,7 @@ class Task(ABC):
     What a run learns: its dataset, its model, its loss and its metrics. One instance belongs to one run.
 
     Attributes:
-        splits (`Splits`): The dataset. Set by `__init__`.
+        splits (`Splits`): The images. Set by `__init__`.
         metric_names (`tuple[str, ...]`):
             Names of what `compute_metrics` gives, without the loss; the first one compares models.
         model (`PreTrainedModel`), processor: Set by [`load_model`].
@@ -58,6 +59,15 @@ class Task(ABC):
 
         Raises:
             [`SiTError`]: If there is no such model, or it does not suit the arguments.
+        """
+
+    @abstractmethod
+    def prepare_training(self, training_arguments: FinetuningTrainingArguments) -> None:
+        """Called once the arguments have no `None` that stands for a default, before anything below.
+
+        Args:
+            training_arguments (`FinetuningTrainingArguments`):
+                What the task does itself is to be taken out of them, such as label smoothing.
         """
 
     @abstractmethod
@@ -95,6 +105,10 @@ class Task(ABC):
     def sampling_weights(self) -> torch.Tensor | None:
         """How likely an epoch draws each training image, `(num_images,)`; `None` for each of them once."""
         return None
+
+
+class LossNotFinite(SiTError):
+    """The loss of a training step is not finite: mostly, the learning rate is too high."""
 
 
 class ReproducibleTrainer(Trainer):
@@ -188,7 +202,7 @@ class ReproducibleTrainer(Trainer):
         )
         loss = super().training_step(*args, **kwargs)
         if not loss.isfinite():
-            raise SiTError(
+            raise LossNotFinite(
                 f"loss not finite at step {self.state.global_step + 1}",
                 remedy="try a lower `learning_rate` or more `warmup_steps`",
             )

@@ -1,10 +1,9 @@
 """The folder of an experiment: claimed once, and nothing is run twice."""
 
-import datasets
 import pytest
 
 from modeling_sit.evaluation.results import write_results
-from modeling_sit.experiments.grid import claim_folder, dataset_fingerprint, model_fingerprint, results_of
+from modeling_sit.experiments.grid import claim_folder, results_of
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -55,17 +54,3 @@ def test_what_is_there_is_not_run_again(tmp_path):
     assert results_of(tmp_path, ["knn", "linear"], run) == {"knn": {"accuracy": 1}, "linear": {"accuracy": 2}}
     assert results_of(tmp_path, ["linear"], run) == {"linear": {"accuracy": 2}}
     assert asked == [["knn"], ["linear"]]
-
-
-def test_fingerprints(tmp_path):
-    assert model_fingerprint("someone/vit") == "someone/vit"
-    for name in ("a", "b", "c"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(b"other" if name == "c" else b"same")
-    first, same, other = (model_fingerprint(str(tmp_path / name)) for name in "abc")
-    assert first == same != other
-    images = datasets.Dataset.from_dict({"image": [1, 2]})
-    assert dataset_fingerprint("digits") == "digits"
-    assert dataset_fingerprint(images) == dataset_fingerprint(images) != dataset_fingerprint(images.select([0]))
-    both = datasets.DatasetDict(train=images, test=images.select([0]))
-    assert dataset_fingerprint(both) == {name: dataset_fingerprint(split) for name, split in both.items()}

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
+from modeling_sit.finetuning.arguments import FinetuningArguments
+from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 
 RECIPES = Path(__file__).parents[2] / "modeling_sit" / "recipes"
 

@@ -5,7 +5,8 @@ from dataclasses import fields
 import pytest
 
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.finetuning.arguments import FinetuningArguments, FinetuningTrainingArguments
+from modeling_sit.finetuning.arguments import FinetuningArguments
+from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.hub.arguments import CardArguments, HubArguments
 from modeling_sit.runtime.errors import SiTError
 

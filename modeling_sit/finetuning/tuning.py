@@ -1,0 +1,155 @@
+"""The peak learning rate and the number of steps of a run, chosen on images that are held out of training.
+
+[`tune`] trains the run's model on a part of the training images with several rates and lengths, and measures each on the
+rest: on the validation split, if there is one, else on a random part of every class of the training split. Test images
+choose nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from modeling_sit.finetuning.arguments import FinetuningArguments
+from modeling_sit.finetuning.splits import held_out_draws, load_splits
+from modeling_sit.finetuning.training_arguments import AUTO, FinetuningTrainingArguments
+from modeling_sit.finetuning.trials import Trial, Trials
+from modeling_sit.runtime.errors import SiTError
+
+# Between two rates that are tried.
+FACTOR = 3
+# Rates that are tried beyond the first ones.
+MAX_EXTENSIONS = 2
+MAX_DOUBLING = 8
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """
+    What was chosen.
+
+    Args:
+        learning_rate (`float`): Peak learning rate.
+        max_steps (`int`): Number of steps.
+        metric (`str`): Name of the metric that chose them, such as `accuracy`.
+        chosen_on (`str`): What was held out, such as `20 % of train, 144 images`.
+        trials (`list` of [`Trial`]): All of them, in the order in which they ran.
+    """
+
+    learning_rate: float
+    max_steps: int
+    metric: str
+    chosen_on: str
+    trials: list[Trial]
+
+
+def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments) -> Tuning:
+    """Choose the learning rate and the number of steps of a run, each of them where it is `auto`.
+
+    With `learning_rate="auto"` it tries [`FinetuningArguments.tuning_learning_rates`], and more beyond them if the best
+    is at the edge. With `max_steps="auto"` it then doubles the number of steps, with the best rate, until the metric on
+    the held-out images no longer rises, and tries the next smaller rate at that length. A rise has to be larger than what
+    one image is worth, and than half a standard error. Trials are in `tuning.json` in the output folder; those that are
+    there are not run again. All processes of a run call this.
+
+    Args:
+        arguments, training_arguments: The run's arguments. They stay as they are.
+
+    Returns:
+        [`Tuning`]: Its rate and length are for a run on all the training images.
+
+    Raises:
+        [`SiTError`]: If the dataset, the model or an argument is wrong, no image can be held out, or no trial had a
+            finite loss.
+        [`TrainingInterrupted`]: If a signal ended a trial.
+    """
+    splits = load_splits(arguments, training_arguments.seed, evaluates=False)
+    draws, chosen_on = held_out_draws(splits, arguments.validation_fraction, training_arguments.seed)
+    num_held_out = sum(len(draw.validation) for draw in draws)
+    trials = Trials(arguments, training_arguments, draws)
+    usual = trials.usual(len(splits.train))
+    rate, steps = training_arguments.learning_rate, training_arguments.max_steps
+    sweeps, doubles = rate == AUTO, steps == AUTO
+    rates = [usual["learning_rate"] if rate is None else rate]
+    if sweeps:
+        rates = arguments.tuning_learning_rates or [
+            _rounded(usual["learning_rate"] * factor) for factor in (1 / FACTOR, 1, FACTOR)
+        ]
+    first = usual.num_steps
+    limit = arguments.max_tuning_steps or MAX_DOUBLING * first
+    if doubles and limit < first:
+        first = limit
+    if trials.prints:
+        print(f"choosing by {trials.metric_name} on {chosen_on}", flush=True)
+    best = search(rates, first, trials.measure, num_held_out, sweeps=sweeps, limit=limit if doubles else first)
+    if not math.isfinite(best.metric):
+        raise SiTError(
+            "no trial had a finite loss", argument="learning_rate", remedy="give lower `tuning_learning_rates`"
+        )
+    trials.write(best, chosen_on)
+    if trials.prints:
+        print(f"chosen: {best.describe(trials.metric_name)}", flush=True)
+    return Tuning(best.learning_rate, best.max_steps, trials.metric_name, chosen_on, trials.finished)
+
+
+def search(
+    rates: Sequence[float],
+    steps: int,
+    measure: Callable[[float, int], Trial],
+    num_held_out: int,
+    *,
+    sweeps: bool,
+    limit: int,
+) -> Trial:
+    """Find the best rate and length, as [`tune`] does.
+
+    Args:
+        rates (sequence of `float`): Rates to try first, in rising order.
+        steps (`int`): Number of steps to try first.
+        measure (callable): Runs a trial with a rate and a number of steps.
+        num_held_out (`int`): Number of images that each trial is measured on.
+        sweeps (`bool`): Whether other rates than these may be tried.
+        limit (`int`): Largest number of steps.
+
+    Returns:
+        [`Trial`]: The best one.
+    """
+    tried = {rate: measure(rate, steps) for rate in rates}
+    best = max(tried.values(), key=_rank)
+    for _ in range(MAX_EXTENSIONS if sweeps else 0):
+        rate = best.learning_rate
+        if rate == max(tried):
+            beyond = _rounded(rate * FACTOR)
+        elif rate == min(tried):
+            beyond = _rounded(rate / FACTOR)
+        else:
+            break
+        tried[beyond] = measure(beyond, steps)
+        best = max(tried.values(), key=_rank)
+    current = best
+    while math.isfinite(current.metric) and current.max_steps < limit:
+        longer = measure(current.learning_rate, min(limit, 2 * current.max_steps))
+        # Where the metric is the same, the shorter one is as good.
+        best = longer if longer.metric > best.metric else best
+        if longer.metric <= current.metric + worth_noticing(current.metric, num_held_out):
+            break
+        current = longer
+    if sweeps and best.max_steps > steps:
+        lower = measure(_rounded(best.learning_rate / FACTOR), best.max_steps)
+        best = max(best, lower, key=_rank)
+    return best
+
+
+def worth_noticing(metric: float, num_images: int) -> float:
+    """The smallest rise of a metric, a fraction, that is taken for one: of one image in `num_images`, and of half the
+    standard error. Both trials are measured on the same images, so their difference varies less than each of them."""
+    standard_error = math.sqrt(max(0.0, metric * (1 - metric)) / num_images)
+    return max(1 / num_images, standard_error / 2)
+
+
+def _rank(trial: Trial) -> tuple[float, float]:
+    """Of two trials with the same metric, the one with the smaller loss is better."""
+    return trial.metric, -trial.loss
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.1e}")
