@@ -107,6 +107,7 @@ def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results
                 ),
                 ("start", _describe_start(report)),
                 ("epochs, seed", f"{report['epochs']:.4g}, {report['seed']}"),
+                ("learning rate, steps", _describe_length(report)),
                 ("hardware", escaped(describe_hardware_of(facts.starts))),
                 ("time, of all starts together", describe_duration(facts.seconds)),
                 ("versions", escaped(describe_versions())),
@@ -120,6 +121,11 @@ def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results
 def _describe_start(report: dict[str, Any]) -> str:
     name = code(public_name(report["model_name_or_path"]))
     return f"random weights, with the configuration of {name}" if report["from_scratch"] else name
+
+
+def _describe_length(report: dict[str, Any]) -> str:
+    chosen = "" if report["tuned_by"] is None else f"; chosen by {escaped(report['tuned_by'])}"
+    return f"{report['learning_rate']:.3g}, {report['steps']:,}{chosen}"
 
 
 def _read_config(folder: Path) -> tuple[bool, str | None]:

@@ -5,12 +5,15 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback
+from transformers.utils import logging
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import StopAtSignal
@@ -70,6 +73,12 @@ class Trials:
     Args:
         arguments, training_arguments: The run's arguments.
         draws (`list` of [`Splits`]): Of [`~finetuning.splits.held_out_draws`].
+        num_train (`int`): Number of training images of the run.
+
+    Attributes:
+        finished (`list` of [`Trial`]): What was measured, in this order.
+        usual ([`Preset`]): The defaults of the run; those of its arguments that are given are as they are.
+        prints (`bool`): Whether this is the process that prints and writes.
     """
 
     def __init__(
@@ -77,24 +86,24 @@ class Trials:
         arguments: FinetuningArguments,
         training_arguments: FinetuningTrainingArguments,
         draws: list[Splits],
+        num_train: int,
     ):
-        self.arguments, self.training_arguments, self.draws = arguments, training_arguments, draws
+        self.arguments, self.training_arguments = arguments, copy.copy(training_arguments)
+        self.draws = draws
         self.finished: list[Trial] = []
         self.prints = training_arguments.process_index == 0
         task = TASKS[arguments.task](arguments, training_arguments, draws[0])
         self.metric_name = task.metric_names[0]
-        task.load_model()
-        self.config = task.model.config
+        with _quiet():
+            task.load_model()
+        facts = read_facts(num_train, draws[0].multi_label, task.model.config, arguments, training_arguments)
+        given = vars(arguments) | vars(training_arguments)
+        self.usual = Preset(facts, {name: each for name, each in given.items() if each is not None and each != AUTO})
+        # A trial has fewer images than the run, but the same batches.
+        self.training_arguments.per_device_train_batch_size = self.usual["per_device_train_batch_size"]
         self.path = Path(training_arguments.output_dir) / TUNING_FILE
         self.settings = self._settings()
         self.runs = self._read()
-
-    def usual(self, num_train: int) -> Preset:
-        """The defaults of the run, which is to have so many images; those of the arguments that are numbers as they are."""
-        facts = read_facts(num_train, self.draws[0].multi_label, self.config, self.arguments, self.training_arguments)
-        groups = (self.arguments, self.training_arguments)
-        given = {name: value for group in groups for name, value in vars(group).items()}
-        return Preset(facts, {name: value for name, value in given.items() if value is not None and value != AUTO})
 
     def measure(self, learning_rate: float, max_steps: int) -> Trial:
         """The trial with this rate and length: from the file, or run now."""
@@ -162,11 +171,11 @@ class Trials:
         training_arguments.learning_rate, training_arguments.max_steps = learning_rate, max_steps
         training_arguments.metric_for_best_model = None
         training_arguments.save_strategy = training_arguments.logging_strategy = "no"
-        training_arguments.report_to = []
+        training_arguments.report_to, training_arguments.disable_tqdm = [], True
         training_arguments.evaluate_never()
-        trainer, _ = prepare_trainer(arguments, training_arguments, splits)
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
+        with _quiet():
+            trainer, _ = prepare_trainer(arguments, training_arguments, splits)
+        trainer.remove_callback(PrinterCallback)
         with StopSignal(trainer.accelerator) as request:
             stop = StopAtSignal(request, saves=False)
             trainer.add_callback(stop)
@@ -185,3 +194,17 @@ class Trials:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return {"metric": results[f"eval_{self.metric_name}"], "loss": results["eval_loss"]}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """In this block, transformers does not say again for each trial which weights are new."""
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()

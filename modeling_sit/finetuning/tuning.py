@@ -65,8 +65,8 @@ def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingA
     splits = load_splits(arguments, training_arguments.seed, evaluates=False)
     draws, chosen_on = held_out_draws(splits, arguments.validation_fraction, training_arguments.seed)
     num_held_out = sum(len(draw.validation) for draw in draws)
-    trials = Trials(arguments, training_arguments, draws)
-    usual = trials.usual(len(splits.train))
+    trials = Trials(arguments, training_arguments, draws, len(splits.train))
+    usual = trials.usual
     rate, steps = training_arguments.learning_rate, training_arguments.max_steps
     sweeps, doubles = rate == AUTO, steps == AUTO
     rates = [usual["learning_rate"] if rate is None else rate]

@@ -8,6 +8,7 @@ import yaml
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
+from modeling_sit.runtime.errors import SiTError
 
 RECIPES = Path(__file__).parents[2] / "modeling_sit" / "recipes"
 
@@ -39,12 +40,61 @@ def test_deit_recipe(parse):
     assert arguments.drop_path_rate == 0.1 and arguments.ema_decay > 0.99 and arguments.layer_decay < 1
 
 
-def test_every_part_is_off_by_default(parse):
-    arguments, _ = parse()
-    off = {"mixup_alpha", "cutmix_alpha", "random_erasing_probability", "ema_decay", "lora_rank"}
-    assert all(getattr(arguments, name) == 0 for name in off)
-    assert (arguments.augmentation, arguments.layer_decay, arguments.class_weights) == ("plain", 1.0, "none")
+def test_what_depends_on_the_data_is_left_open(parse):
+    arguments, training = parse()
+    opened = ("mixup_alpha", "cutmix_alpha", "ema_decay", "augmentation", "layer_decay", "crop_scale")
+    assert all(getattr(arguments, name) is None for name in opened)
+    opened = ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "warmup_steps")
+    assert all(getattr(training, name) is None for name in opened)
+    assert training.evaluates is None and not training.is_tuned
+    assert (arguments.random_erasing_probability, arguments.lora_rank, arguments.class_weights) == (0, 0, "none")
     assert not arguments.balanced_sampling and not arguments.freeze_backbone
+
+
+@pytest.mark.parametrize(
+    ("flags", "rate", "steps"),
+    [
+        (["--learning_rate", "auto", "--max_steps", "auto"], "auto", "auto"),
+        (["--learning_rate", "5e-4", "--max_train_steps", "200"], 5e-4, 200),
+        (["--learning_rate", "0", "--max_steps", "-1"], 0.0, None),  # transformers' word for no number of steps
+    ],
+)
+def test_a_number_or_auto(parse, flags, rate, steps):
+    training = parse(*flags)[1]
+    assert (training.learning_rate, training.max_steps) == (rate, steps)
+    assert training.is_tuned is (rate == "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", "fast"), ("max_steps", "1.5"), ("max_steps", "0"), ("max_steps", True), ("learning_rate", [1])],
+)
+def test_neither_a_number_nor_auto(tmp_path, name, value):
+    with pytest.raises(SiTError) as error:
+        FinetuningTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
+    assert error.value.argument == name
+
+
+@pytest.mark.parametrize("rates", [[], [0.0, 1.0], [-1.0]])
+def test_rates_that_cannot_be_tried(rates):
+    with pytest.raises(SiTError) as error:
+        FinetuningArguments(dataset="d", model_name_or_path="m", tuning_learning_rates=rates)
+    assert error.value.argument == "tuning_learning_rates"
+
+
+@pytest.mark.parametrize(
+    ("flags", "evaluates"),
+    [
+        (["--eval_strategy", "no"], False),
+        (["--eval_strategy", "epoch"], True),
+        (["--load_best_model_at_end", "True"], True),
+        (["--metric_for_best_model", "loss"], True),
+        (["--save_strategy", "best"], True),
+        (["--save_strategy", "no"], None),
+    ],
+)
+def test_what_needs_an_evaluation(parse, flags, evaluates):
+    assert parse(*flags)[1].evaluates is evaluates
 
 
 @pytest.mark.parametrize(
@@ -53,7 +103,8 @@ def test_every_part_is_off_by_default(parse):
         ([], True),
         (["--eval_strategy", "no"], False),
         (["--save_strategy", "no"], False),
-        (["--eval_strategy", "steps", "--eval_steps", "5"], False),
+        (["--eval_strategy", "steps", "--eval_steps", "5"], True),
+        (["--eval_strategy", "epoch", "--save_strategy", "steps"], False),
         (["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "5", "--save_steps", "5"], True),
         (["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "5", "--save_steps", "7"], False),
         (["--eval_strategy", "steps", "--save_strategy", "best", "--eval_steps", "5"], True),
@@ -73,12 +124,30 @@ def test_higher_is_better_but_for_the_loss(parse):
 @pytest.mark.parametrize(
     ("flags", "strategy", "steps"),
     [
-        ([], "epoch", 500),
+        ([], "steps", 0.05),
+        (["--num_train_epochs", "3"], "epoch", 0.05),
         (["--logging_steps", "10"], "steps", 10),
         (["--logging_strategy", "no", "--logging_steps", "10"], "no", 10),
-        (["--logging_strategy", "steps"], "steps", 500),
+        (["--logging_strategy", "steps"], "steps", 0.05),
     ],
 )
-def test_every_epoch_is_logged_unless_steps_are_asked_for(parse, flags, strategy, steps):
+def test_a_run_of_epochs_logs_each_unless_steps_are_asked_for(parse, flags, strategy, steps):
     _, training = parse(*flags)
     assert (training.logging_strategy.value, training.logging_steps) == (strategy, steps)
+
+
+@pytest.mark.parametrize(
+    ("flags", "strategies", "steps"),
+    [
+        ([], ("steps", "steps"), (0.1, 0.1)),
+        (["--num_train_epochs", "3"], ("epoch", "epoch"), (0.1, 0.1)),
+        (["--num_train_epochs", "3", "--max_steps", "9"], ("steps", "steps"), (0.1, 0.1)),
+        (["--eval_steps", "50"], ("steps", "steps"), (50, 50)),
+        (["--save_steps", "50"], ("steps", "steps"), (50, 50)),
+        (["--eval_strategy", "no", "--num_train_epochs", "3"], ("no", "epoch"), (0.1, 0.1)),
+    ],
+)
+def test_when_it_evaluates_and_saves(parse, flags, strategies, steps):
+    _, training = parse(*flags)
+    assert (training.eval_strategy.value, training.save_strategy.value) == strategies
+    assert (training.eval_steps, training.save_steps) == steps

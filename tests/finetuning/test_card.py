@@ -24,6 +24,9 @@ REPORT = {
     "label_fraction": 0.1,
     "from_scratch": False,
     "epochs": 60.0,
+    "steps": 1080,
+    "learning_rate": 0.0005,
+    "tuned_by": None,
     "seed": 3,
     "dataset": "some/images",
     "split": "test",
@@ -228,3 +231,11 @@ class TestAgain:
         write(accuracy=0.25)
         after = (folder / "README.md").read_text()
         assert "## Limits\n\nMine.  \n" in after and after.endswith("\tmore") and "0.2500" in after
+
+
+def test_says_what_chose_rate_and_length(write, page):
+    words = words_of(page(write()))
+    assert "0.0005, 1,080" in words and "chosen by" not in words
+    assert "0.0005, 1,080; chosen by accuracy on 20 % of train" in words_of(
+        page(write(tuned_by="accuracy on 20 % of train"))
+    )

@@ -178,6 +178,7 @@ class TestResults:
     def test_a_recipe_gives_defaults(self, sit, colors, tmp_path):
         (tmp_path / "recipe.yaml").write_text(
             "max_steps: 9\nlabel_fraction: 0.5\nuse_cpu: true\nseed: 3\neval_strategy: no\n"
+            "per_device_train_batch_size: 32\n"
         )
         recipe = tmp_path / "recipe.yaml"
         results = run.finetune(sit, colors, tmp_path / "out", recipe=recipe, max_train_steps=1, seed=5).metrics
