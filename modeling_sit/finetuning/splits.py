@@ -174,7 +174,7 @@ def _hold_out(split: datasets.Dataset, fraction: float, seed: int) -> tuple[data
             argument="learning_rate",
             remedy="give a number and `max_steps` too, a larger `label_fraction`, or a `validation_split`",
         )
-    numbered = split.select(rows).add_column("row", rows)
+    numbered = split.select(rows).select_columns(["label"]).add_column("row", rows)  # a new column copies the others
     _, chosen = train_validation_split(numbered, fraction, seed)
     is_held_out = np.zeros(len(split), dtype=bool)
     is_held_out[chosen["row"][:]] = True

@@ -33,7 +33,7 @@ SMALL = {
         *(*BATCH, "--max_steps", "2", "--monitors", "none"),
         *("--image_size", "16", "--patch_size", "8", "--config_overrides", MODEL),
     ],
-    "finetune": [*BATCH, "--num_train_epochs", "1"],
+    "finetune": [*BATCH, "--num_train_epochs", "1", "--max_tuning_steps", "2", "--validation_fraction", "0.9"],
     "compare": ["--label_fractions", "1", "--num_train_epochs", "1", "--seeds", "0", "--protocols", "none"],
 }
 # These are no commands of the package. Tests of their own run them.
