@@ -14,6 +14,7 @@ from modeling_sit import SiTConfig, SiTImageProcessor, SiTModel
 from modeling_sit.data.augmentation import ViewAugmentation
 from modeling_sit.data.training_data import CropGroup
 from modeling_sit.data.views import ViewArguments
+from modeling_sit.interop.resize import pair
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.batch_norm import synchronize_batch_norm
 
@@ -161,6 +162,23 @@ class Method(nn.Module):
     def fingerprint(self) -> dict[str, Any]:
         """Settings that the outcome follows from, by name, as JSON knows them. Default: the fields of the configuration."""
         return {name: getattr(self.config, name) for name in SiTConfig.__annotations__}
+
+    @classmethod
+    def encoder_tokens(cls, settings: Mapping[str, Any]) -> int:
+        """Tokens that the encoder reads of an image in a step, [CLS] included, heads and decoder not: the student's three
+        times, for the forward and the backward pass, a teacher's once. Default: two views of the model's size.
+
+        Args:
+            settings (mapping from `str`): [`fingerprint`] and the run's arguments, as `run_state.json` has them.
+        """
+        (height, width), (patch_height, patch_width) = map(pair, (settings["image_size"], settings["patch_size"]))
+        tokens = 1 + (height // patch_height) * (width // patch_width)
+        return 2 * tokens * (3 + cls.settings_have_teacher(settings))
+
+    @classmethod
+    def settings_have_teacher(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether a run of these settings has a teacher. Default: no."""
+        return False
 
     def describe_losses(self) -> str:
         """The losses with their weights, in a few words, for the log and the model card."""

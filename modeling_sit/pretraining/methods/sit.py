@@ -93,6 +93,10 @@ class SiT(Method):
         kinds = [kind for kind in processor.corruption.split("+") if kind != "none"]
         self.corrupts = any(getattr(processor, f"{kind}_ratio")[1] for kind in kinds)
 
+    @classmethod
+    def settings_have_teacher(cls, settings: Mapping[str, Any]) -> bool:
+        return settings["use_teacher"] and settings["contrastive_weight"] > 0
+
     def schedules(self, progress: float) -> dict[str, float]:
         return {"teacher_momentum": cosine(self.momentum, 1.0, progress)}
 

@@ -1,0 +1,64 @@
+"""What a run has cost, from its folder."""
+
+import json
+
+import pytest
+
+from modeling_sit.pretraining.cost import pretraining_cost
+
+SETTINGS = {
+    "method": "sit",
+    "image_size": 224,
+    "patch_size": 16,
+    "use_teacher": True,
+    "contrastive_weight": 1.0,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 2,
+    "num_processes": 4,
+    "num_images": 640,
+}
+
+
+@pytest.fixture
+def write_state(tmp_path):
+    """A folder with the `run_state.json` of a finished run."""
+
+    def write(**settings):
+        starts = [{"step": 0, "command": "c", "hardware": "an abacus"}]
+        state = {
+            "settings": {},
+            "determined_by": {**SETTINGS, **settings},
+            "step": 30,
+            "seconds": 12.5,
+            "starts": starts,
+        }
+        (tmp_path / "run_state.json").write_text(json.dumps(state))
+        return pretraining_cost(tmp_path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens_per_image"),
+    [
+        ({}, 1576),  # two views of 196 patches and [CLS], the student's three times, the teacher's once
+        ({"use_teacher": False}, 1182),
+        ({"contrastive_weight": 0.0}, 1182),
+        ({"image_size": 32, "patch_size": 4}, 520),
+        ({"image_size": [32, 64], "patch_size": [8, 16]}, 2 * 17 * 4),
+    ],
+)
+def test_tokens(write_state, settings, tokens_per_image):
+    cost = write_state(**settings)
+    assert cost.encoder_tokens == 30 * 64 * tokens_per_image
+    assert (cost.steps, cost.epochs, cost.seconds, cost.hardware) == (30, 3.0, 12.5, "an abacus")
+
+
+def test_a_stream_has_no_epochs(write_state):
+    assert write_state(num_images=None).epochs is None
+
+
+def test_no_run(tmp_path):
+    assert pretraining_cost(tmp_path) is None
+    (tmp_path / "run_state.json").write_text('{"settings": {}, "determined_by": {}}')
+    assert pretraining_cost(tmp_path) is None
