@@ -66,21 +66,29 @@ def averaged(points: np.ndarray, max_points: int) -> np.ndarray:
     return np.stack([block.mean(axis=0) for block in np.array_split(points, max_points)])
 
 
-def comparison_chart(values: dict[tuple[float, str], list[float]], x_label: str, metric: str) -> Figure:
-    """Bars of a metric's mean with a dot for each seed.
+def comparison_chart(
+    values: dict[tuple[float, str], list[float]],
+    x_label: str,
+    metric: str,
+    levels: Mapping[tuple[float, str], float] | None = None,
+) -> Figure:
+    """Bars of a metric's mean with a dot for each seed, and lines at the levels of others.
 
     Args:
         values (`dict`): Values in [0, 1], one a seed, by (fraction in (0, 1], what is compared).
         x_label (`str`): What the fractions are fractions of.
         metric (`str`): Name of the metric, such as accuracy.
+        levels (mapping, *optional*): Values in [0, 1] of what the bars should exceed, by (fraction, name).
 
     Returns:
-        `matplotlib.figure.Figure`: One group of bars a fraction, one color for each thing compared.
+        `matplotlib.figure.Figure`: One group of bars a fraction, one color for each thing compared, and across each group a
+        line for each level.
     """
+    levels = levels or {}
     fractions = list(dict.fromkeys(fraction for fraction, _ in values))
     kinds = list(dict.fromkeys(kind for _, kind in values))
     width = 0.8 / len(kinds)
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    figure = Figure(figsize=(5, 3.5 + 0.25 * len({name for _, name in levels})), layout="constrained")
     axes = figure.subplots()
     for number, (kind, color) in enumerate(zip(kinds, itertools.cycle(COLORS), strict=False)):
         for group, fraction in enumerate(fractions):
@@ -89,8 +97,15 @@ def comparison_chart(values: dict[tuple[float, str], list[float]], x_label: str,
             axes.bar(place, mean(percentages), width, color=color, label=kind if group == 0 else None)
             axes.text(place, 2, f"{mean(percentages):.1f}", ha="center", color="white")
             axes.plot([place] * len(percentages), percentages, "o", color="black", markersize=3)
+    styles = dict(zip(dict.fromkeys(name for _, name in levels), itertools.cycle(("-", "--", ":")), strict=False))
+    labeled = set()
+    for (fraction, name), level in levels.items():
+        group = fractions.index(fraction)
+        label = None if name in labeled else name
+        axes.hlines(100 * level, group - 0.45, group + 0.45, "black", styles[name], label=label, linewidth=1.2)
+        labeled.add(name)
     axes.set_xticks(range(len(fractions)), [f"{100 * fraction:g} %" for fraction in fractions])
     axes.set(xlabel=x_label, ylabel=f"{metric} (%), dots: seeds", ylim=(0, 100))
     # Above the panel, where no bar is.
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(kinds), frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=min(2, len(kinds) + len(styles)), frameon=False)
     return figure

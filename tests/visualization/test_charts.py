@@ -92,6 +92,22 @@ def test_words():
     assert {text.get_text() for text in axes.texts} == {"55.0", "85.0", "91.0", "96.0"}
 
 
+def test_levels_are_lines_across_their_group():
+    levels = {(0.1, "kNN"): 0.7, (0.1, "SVM"): 0.75, (1.0, "kNN"): 0.93, (1.0, "SVM"): 0.94}
+    figure = comparison_chart(ACCURACIES, "fraction of the labels", "accuracy", levels)
+    (axes,) = figure.axes
+    lines = {}
+    for collection in axes.collections:
+        ((left, height), (right, _)) = collection.get_segments()[0]
+        lines[round(float(left + right) / 2), round(float(height), 3)] = collection.get_linestyle()
+        assert right - left > 0.8  # over all bars of the group
+    assert set(lines) == {(0, 70.0), (0, 75.0), (1, 93.0), (1, 94.0)}
+    assert lines[0, 70.0] == lines[1, 93.0] != lines[0, 75.0] == lines[1, 94.0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()].count("SVM") == 1
+    figure.draw_without_rendering()
+    assert axes.get_legend().get_window_extent().y0 >= axes.bbox.y1
+
+
 def test_the_legend_hides_no_bar():
     figure = comparison_chart(ACCURACIES, "fraction of the labels", "accuracy")
     figure.draw_without_rendering()
