@@ -6,13 +6,15 @@ from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.experiments.compare import ComparisonArguments, run_comparison
 
-DESCRIPTION = """Measure whether pretraining helps on labeled images: the same fine-tuning from pretrained weights and from scratch.
+DESCRIPTION = """Measure whether pretraining helps on labeled images, against raw pixels, the untrained encoder and training from scratch.
 
-    modeling-sit compare --model_name_or_path M --dataset D --finetuning_recipe digits_finetune --output_dir O
+    modeling-sit compare --model_name_or_path M --dataset D --output_dir O
 
-The command fine-tunes with each fraction of the labels and each seed, from the pretrained weights and from scratch. It also
-measures the frozen features of both. It writes tables (`results.md`), numbers (`results.json`) and a chart (`results.png`). It does
-not repeat the runs that are already in the folder, so the same command continues an interrupted comparison.
+The command fine-tunes with each fraction of the labels and each seed, from the pretrained weights and from scratch, with a learning
+rate and a length that it chooses for both on held-out training images. It classifies the raw pixels with the same labels, and measures
+the frozen features before and after pretraining. It writes tables (`results.md`), numbers (`results.json`) and a chart
+(`results.png`), and says in words whether pretraining helped. It does not repeat what is already in the folder, so the same command
+continues an interrupted comparison.
 """
 
 

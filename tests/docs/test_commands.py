@@ -34,7 +34,10 @@ SMALL = {
         *("--image_size", "16", "--patch_size", "8", "--config_overrides", MODEL),
     ],
     "finetune": [*BATCH, "--num_train_epochs", "1", "--max_tuning_steps", "2", "--validation_fraction", "0.9"],
-    "compare": ["--label_fractions", "1", "--num_train_epochs", "1", "--seeds", "0", "--protocols", "none"],
+    "compare": [
+        *("--label_fractions", "1", "--num_train_epochs", "1", "--seeds", "0", "--protocols", "none"),
+        *("--raw_pixels", "knn", "--tune", "no"),
+    ],
 }
 # These are no commands of the package. Tests of their own run them.
 MAKE = ("make quickstart", "make install && source .venv/bin/activate")

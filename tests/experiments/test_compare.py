@@ -6,8 +6,11 @@ from statistics import mean, stdev
 import pytest
 import yaml
 
-from modeling_sit.experiments import compare as module
+from modeling_sit.data.sources import load_images
+from modeling_sit.data.splits import select_label_fraction
+from modeling_sit.experiments import comparison_runs as module
 from modeling_sit.experiments.compare import ComparisonArguments, ComparisonResult, compare
+from modeling_sit.finetuning import splits, tuning
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 
 RECIPE = {"num_train_epochs": 0.05, "eval_strategy": "no", "save_strategy": "no", "use_cpu": True}
@@ -20,7 +23,14 @@ def run(save_tiny_sit, tmp_path):
     run_recipe = tmp_path / "recipe.yaml"
 
     def run(**arguments) -> ComparisonResult:
-        given = {"finetuning_recipe": run_recipe, "label_fractions": [0.05], "seeds": [0], "protocols": ["none"]}
+        given = {
+            "finetuning_recipe": run_recipe,
+            "label_fractions": [0.05],
+            "seeds": [0],
+            "tune": False,
+            "protocols": ["none"],
+            "raw_pixels": ["none"],
+        }
         return compare(tmp_path / "model", "digits", tmp_path / "out", **{**given, **arguments})
 
     run.output_dir = tmp_path / "out"
@@ -31,6 +41,12 @@ def run(save_tiny_sit, tmp_path):
 
 def rows_of(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+
+
+def main_rows(result: ComparisonResult) -> dict[str, dict[str, str]]:
+    """Cells of the main table, by the names of row and column."""
+    header, _, *rows = rows_of(result.tables[0])
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
 def results_in(folder) -> dict:
@@ -55,9 +71,10 @@ def test_tables_say_what_the_runs_say_and_more_seeds_are_added(run, capsys):
     assert saved["seeds"] == [0, 3] and saved["frozen"] == result.frozen
     assert saved["fine_tuned"] == [vars(cell) for cell in result.fine_tuned]
     text = (run.output_dir / "results.md").read_text()
-    assert text.strip() in out and text == "\n\n".join(result.tables) + "\n"
-    header, _, row = rows_of(result.tables[0])
-    fine_tuned = dict(zip(header, row, strict=True))
+    assert text.strip() in out and text == "\n\n".join([*result.tables, *result.verdict]) + "\n"
+    rows = main_rows(result)
+    assert list(rows) == ["untrained encoder", "from scratch", "pretrained"]
+    assert list(rows["pretrained"]) == ["", "kNN", "5 % of the labels"]  # the model's folder does not say what it cost
     for cell in result.fine_tuned:
         runs = []
         for seed in (0, 3):
@@ -67,15 +84,116 @@ def test_tables_say_what_the_runs_say_and_more_seeds_are_added(run, capsys):
             assert (measured["split"], measured["num_train"]) == ("test", pytest.approx(72, abs=6))
             runs.append(measured["accuracy"])
         assert cell.values == runs and cell.metric == "accuracy"
-        assert fine_tuned[cell.start] == f"{100 * mean(runs):.1f} ± {100 * stdev(runs):.1f} %"
-    rows = rows_of(result.tables[1])
-    accuracy = dict(zip(rows[0], next(row for row in rows if row[:2] == ["knn", "accuracy"]), strict=True))
+        assert cell.num_images == 360
+        name = {"scratch": "from scratch", "pretrained": "pretrained"}[cell.start]
+        assert rows[name]["5 % of the labels"] == f"{100 * mean(runs):.1f} ± {100 * stdev(runs):.1f} %"
+    frozen_rows = rows_of(result.tables[1])
+    accuracy = next(row for row in frozen_rows if row[:2] == ["knn", "accuracy"])
+    accuracy = dict(zip(("", "", "scratch", "pretrained"), accuracy, strict=True))
     for start in ("scratch", "pretrained"):
         measured = results_in(run.output_dir / f"frozen-{start}")["knn"]
         assert measured["from_scratch"] is (start == "scratch")
         assert result.frozen[start] == {"knn": measured}
         assert accuracy[start].startswith(f"{100 * measured['accuracy']:.1f} % (")
+        name = {"scratch": "untrained encoder", "pretrained": "pretrained"}[start]
+        assert rows[name]["kNN"] == f"{100 * measured['accuracy']:.1f} %"
     assert (run.output_dir / "results.png").stat().st_size > 1000
+
+
+def test_raw_pixels_get_the_labels_of_the_fine_tuned_models(run, monkeypatch):
+    seen = []
+    classify = module.classify_pixels
+
+    def watched(classifier, train, test, label_names, seed):
+        seen.append((classifier, seed, train.rows.tolist(), len(test.labels)))
+        return classify(classifier, train, test, label_names, seed)
+
+    monkeypatch.setattr(module, "classify_pixels", watched)
+    given = {"raw_pixels": ["knn,svm"], "label_fractions": [0.05, 1.0], "seeds": [0, 2], "max_steps": [1]}
+    result = run(**given)
+    assert [(classifier, seed) for classifier, seed, *_ in seen] == [
+        *(("knn", 0), ("svm", 0), ("knn", 2), ("svm", 2)),  # with 5 % of the labels
+        *(("knn", 0), ("svm", 0)),  # with all labels no seed draws anything
+    ]
+    train = load_images("digits", labels="required").train
+    numbered = train.add_column("number", list(range(len(train))))
+    for _, seed, rows, num_test in seen[:4]:
+        assert rows == select_label_fraction(numbered, 0.05, seed)["number"][:] and num_test == 360
+    assert seen[4][2] == list(range(1437))
+
+    cells = {(cell.classifier, cell.label_fraction): cell for cell in result.raw_pixels}
+    assert len(cells["knn", 0.05].values) == 2 and len(cells["knn", 1.0].values) == 1
+    for cell in result.fine_tuned:
+        measured = results_in(run.output_dir / f"finetuned-{cell.start}-{100 * cell.label_fraction:g}%-seed2")
+        settings = cells["svm", cell.label_fraction].settings[-1]
+        assert settings["num_labeled"] == settings["num_fitted"] == measured["finetune"]["num_train"]
+    rows = main_rows(result)
+    assert list(rows) == ["raw pixels, kNN", "raw pixels, RBF SVM", "from scratch", "pretrained"]
+    values = cells["svm", 0.05].values
+    assert (
+        rows["raw pixels, RBF SVM"]["5 % of the labels"] == f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f} %"
+    )
+    assert rows["raw pixels, kNN"]["all labels"] == f"{100 * cells['knn', 1.0].values[0]:.1f} %"
+    assert len(result.verdict) == 2 and "loses to the best classifier of raw pixels" in result.verdict[0]
+    saved = json.loads((run.output_dir / "results.json").read_text())
+    assert saved["raw_pixels"] == [vars(cell) for cell in result.raw_pixels] and saved["verdict"] == result.verdict
+
+    # What is there is not measured again.
+    seen.clear()
+    path = run.output_dir / "raw-pixels" / "eval_results.json"
+    kept = json.loads(path.read_text())
+    del kept["svm-5%-seed2"]
+    path.write_text(json.dumps(kept))
+    assert run(**given).raw_pixels == result.raw_pixels
+    assert [(classifier, seed) for classifier, seed, *_ in seen] == [("svm", 2)]
+
+
+def test_rates_and_steps_are_chosen_once_for_all_seeds(run, monkeypatch):
+    monkeypatch.setattr(splits, "MAX_DRAWS", 1)
+    monkeypatch.setattr(tuning, "MAX_EXTENSIONS", 0)
+    run.write_recipe(num_train_epochs=1, tuning_learning_rates=[1e-3, 1e-1], max_tuning_steps=2, save_strategy="no")
+    result = run(tune=True, seeds=[0])
+    assert set(result.choices) == {("scratch", 0.05), ("pretrained", 0.05)}
+    for (start, fraction), choice in result.choices.items():
+        trials = json.loads((run.output_dir / f"tuned-{start}-5%" / "tuning.json").read_text())
+        assert choice.learning_rate == trials["choice"]["learning_rate"]
+        assert choice.value == trials["choice"]["metric"] and fraction == 0.05
+    monkeypatch.setattr(module, "tune", None)  # what is chosen is not chosen again
+    again = run(tune=True, seeds=[0, 1])
+    assert again.choices == result.choices
+    for (start, _), choice in again.choices.items():
+        for seed in (0, 1):
+            measured = results_in(run.output_dir / f"finetuned-{start}-5%-seed{seed}")["finetune"]
+            assert (measured["learning_rate"], measured["steps"]) == (choice.learning_rate, choice.max_steps)
+            # All labels of the fraction are learned.
+            assert measured["num_train"] == pytest.approx(72, abs=6) and measured["chosen_by"] is None
+    header, _, *rows = rows_of(again.tables[-1])
+    for row, choice in zip(rows, again.choices.values(), strict=True):
+        assert dict(zip(header, row, strict=True))["learning rate"] == f"{choice.learning_rate:g}"
+
+
+def test_one_label_of_each_class_leaves_none_to_choose_by(run):
+    assert run(tune=True, label_fractions=[0.001]).choices == {}
+
+
+def test_without_a_test_split_the_same_images_are_held_back_from_all_runs(run, save_tiny_sit, tmp_path):
+    digits = load_images("digits", labels="required").train
+    result = compare(
+        *(tmp_path / "model", digits.select(range(200)), tmp_path / "held back"),
+        finetuning_recipe=tmp_path / "recipe.yaml",
+        tune=False,
+        max_steps=[1],
+        seeds=[0, 1],
+        label_fractions=[1.0],
+        raw_pixels=["knn"],
+        protocols=["knn"],
+    )
+    num_test = result.fine_tuned[0].num_images
+    assert num_test == pytest.approx(40, abs=3) and f"{num_test} images, held back" in result.tables[0]
+    runs = [*(tmp_path / "held back").glob("finetuned-*"), tmp_path / "held back" / "frozen-pretrained"]
+    measured = [next(iter(results_in(folder).values())) for folder in runs]
+    assert {(each["num_train"], each["num_validation"]) for each in measured} == {(200 - num_test, num_test)}
+    assert len(runs) == 5 and result.raw_pixels[0].settings[0]["num_labeled"] == 200 - num_test
 
 
 def test_other_settings_need_another_folder(run):
@@ -135,6 +253,10 @@ def test_mistakes_of_the_runs_name_our_arguments(run, arguments, argument):
         ({"label_fractions": [0.1, 1.5]}, "label_fractions", r"\(0, 1\]"),
         ({"seeds": [1, 1]}, "seeds", "twice"),
         ({"num_train_epochs": [1, 2, 3]}, "num_train_epochs", "`label_fractions`"),
+        ({"max_steps": [1, 2, 3]}, "max_steps", "`label_fractions`"),
+        ({"max_steps": [1], "num_train_epochs": [1]}, "max_steps", "`num_train_epochs`"),
+        ({"raw_pixels": ["forest"]}, "raw_pixels", "forest"),
+        ({"seeds": []}, "seeds", "none"),
     ],
 )
 def test_values_that_cannot_be(arguments, argument, message):
@@ -153,7 +275,7 @@ def test_protocols(protocols, expected):
 
 
 def test_as_a_program(run, run_program, tmp_path):
-    flags = ["--label_fractions", 0.05, "--seeds", 0, "--protocols", "none"]
+    flags = ["--label_fractions", 0.05, "--seeds", 0, "--protocols", "none", "--raw_pixels", "none", "--tune", "no"]
     given = ["--model_name_or_path", tmp_path / "model", "--dataset", "digits", "--output_dir", run.output_dir]
     assert run_program("compare", *given, "--finetuning_recipe", tmp_path / "recipe.yaml", *flags) == 0
     assert (run.output_dir / "results.md").exists()

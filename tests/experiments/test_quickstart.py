@@ -10,13 +10,17 @@ import pytest
 
 import modeling_sit
 from modeling_sit.experiments import quickstart as module
+from modeling_sit.experiments.comparison_runs import Choice
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Runs of a few steps, with two seeds."""
     monkeypatch.setattr(module, "SEEDS", (0, 1))
-    monkeypatch.setattr(module, "LABEL_FRACTIONS", {0.1: 0.4, 1.0: 0.04})
+    choices = {
+        cell: Choice(1e-4 if cell[0] == "scratch" else 1e-3, 2 if cell[1] < 1 else 1) for cell in module.CHOICES
+    }
+    monkeypatch.setattr(module, "CHOICES", choices)
 
 
 def test_everything(tmp_path, monkeypatch, capsys):
@@ -38,15 +42,27 @@ def test_everything(tmp_path, monkeypatch, capsys):
             assert (results["label_fraction"], results["from_scratch"]) == (fraction, start == "scratch")
             assert results["num_train"] == pytest.approx(1437 * fraction, abs=6)
             assert results["num_validation"] == 360
+            choice = module.CHOICES[start, fraction]
+            assert (results["learning_rate"], results["steps"]) == (choice.learning_rate, choice.max_steps)
 
     table = (output_dir / "results.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
-    assert rows[0] == ["labels", "scratch", "pretrained"]
-    assert [row[0] for row in rows[2:]] == ["10 %", "100 %"]
-    for row, fraction in zip(rows[2:], (0.1, 1.0), strict=True):
-        for cell, start in zip(row[1:], ("scratch", "pretrained"), strict=True):
+    main = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:8]}
+    assert list(main) == [
+        "raw pixels, kNN",
+        "raw pixels, logistic regression",
+        "raw pixels, RBF SVM",
+        "untrained encoder",
+        "from scratch",
+        "pretrained",
+    ]
+    for name, start in (("from scratch", "scratch"), ("pretrained", "pretrained")):
+        for column, fraction in (("10 % of the labels", 0.1), ("all labels", 1.0)):
             values = [100 * value for value in accuracies[fraction, start]]
-            assert cell == f"{mean(values):.1f} ± {stdev(values):.1f} %"
+            assert main[name][column] == f"{mean(values):.1f} ± {stdev(values):.1f} %"
+    # What pretraining for a step cannot beat.
+    assert float(main["raw pixels, RBF SVM"]["10 % of the labels"].split()[0]) > 85
+    assert len(figures["verdict"]) == 2 and all(text in out for text in figures["verdict"])
     assert table.strip() in out
 
     previews = sorted((output_dir / "pretrained" / "previews").iterdir())

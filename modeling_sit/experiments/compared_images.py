@@ -1,0 +1,82 @@
+"""The images of a comparison: every run trains on the same ones and is measured on the same ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets
+from modeling_sit.data.labeled import class_counts, labeled_splits, labels_of
+from modeling_sit.data.sources import load_images
+from modeling_sit.data.splits import train_validation_split
+from modeling_sit.runtime.errors import SiTError
+
+# Where there are no images to measure, this fraction of the training images is held back, by this seed.
+TEST_FRACTION, TEST_SEED = 0.2, 0
+
+
+@dataclass(frozen=True)
+class ComparedImages:
+    """
+    Labeled images to train on and to measure.
+
+    Args:
+        train, test (`datasets.Dataset`): Columns `image` and `label`.
+        label_names (`list[str]`): Names of the classes, in the order of their indices.
+        test_name (`str`): What the test images are, for the user.
+        arguments (`dict`): Fields of [`DatasetArguments`] by which a run finds the same images.
+    """
+
+    train: datasets.Dataset
+    test: datasets.Dataset
+    label_names: list[str]
+    test_name: str
+    arguments: Mapping[str, Any]
+
+
+def compared_images(arguments: DatasetArguments) -> ComparedImages:
+    """
+    The images of a comparison. The split to measure is the one that the arguments name; else one that is called like a
+    test split and has labels; else one that is called like a validation split; else a fifth of the training images of each
+    class, which no run trains on.
+
+    Raises:
+        [`SiTError`]: If there is no such dataset or split, labels are missing, or there is one class only.
+    """
+    given = {name: getattr(arguments, name) for name in DatasetArguments.__dataclass_fields__}
+    images = load_images(**given, labels="required")
+    if arguments.validation_split is None:
+        given["validation_split"], images = _measured_split(given, images)
+    train, test = labeled_splits(images, validation="if there")
+    if int((class_counts(train) > 0).sum()) < 2 and labels_of(train).ndim == 1:
+        raise SiTError(f"all images of {train.split} are of one class", argument="label_column")
+    if test is not None:
+        return ComparedImages(train, test, images.label_names, f"{len(test):,} images of {test.split}", given)
+
+    name = f"{100 * TEST_FRACTION:g} % of {train.split}, {{:,}} images, held back"
+    train, test = train_validation_split(train, TEST_FRACTION, TEST_SEED)
+    for split in (train, test):
+        split.info.dataset_name = images.name  # what results and cards call it
+    found = {
+        **dict.fromkeys(given),
+        "dataset": datasets.DatasetDict(train=train, test=test),
+        "validation_split": "test",
+    }
+    return ComparedImages(train, test, images.label_names, name.format(len(test)), found)
+
+
+def _measured_split(given: Mapping[str, Any], images: ImageDatasets) -> tuple[str | None, ImageDatasets]:
+    """The name of the split to measure and the images with it, or `None` if there is none."""
+    train = str(images.train.split) if images.train is not None else None
+    others = {name.lower(): name for name in images.splits if name != train}
+    for usual in (*TEST_SPLITS, *VALIDATION_SPLITS):
+        if usual in others:
+            name = others[usual]
+            found = load_images(**{**given, "validation_split": name}, labels="required")
+            # Test sets on the Hub often come without their labels.
+            if usual not in TEST_SPLITS or not (labels_of(found.validation) < 0).all():
+                return name, found
+    images.validation = None
+    return None, images

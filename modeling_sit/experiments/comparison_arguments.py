@@ -1,0 +1,113 @@
+"""Arguments of a comparison."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
+from modeling_sit.runtime.errors import SiTError
+
+
+@dataclass(kw_only=True)
+class ComparisonArguments(DatasetArguments):
+    """
+    What is compared, and with which seeds.
+
+    Raises:
+        [`SiTError`]: If a value is out of range.
+    """
+
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split to measure. It chooses nothing. Default: `test`, if there is one with labels; else "
+            "`validation`; else a fifth of the training images of each class, the same for all runs."
+        },
+    )
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
+    output_dir: str = field(metadata={"help": "Folder for the runs and the tables. Required."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Whether to delete an earlier comparison in that folder."}
+    )
+    finetuning_recipe: str | None = field(
+        default=None,
+        metadata={"help": "Fine-tuning recipe for all runs: a YAML file, or the name of a recipe of the package."},
+    )
+    label_fractions: list[float] = field(
+        default_factory=lambda: [0.1, 1.0],
+        metadata={"help": "Fractions of the training labels to train with, each in (0, 1]."},
+    )
+    tune: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to choose the learning rate and the number of steps on held-out training images, for "
+            "each fraction, from scratch and from the pretrained weights alike, with the first seed. The runs then use all "
+            "labels of the fraction. With no, they are those of the recipe."
+        },
+    )
+    num_train_epochs: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs of fine-tuning: one number for all fractions, or one number for each. Default: chosen, or "
+            "as in the recipe: see `tune`."
+        },
+    )
+    max_steps: list[int] | None = field(
+        default=None,
+        metadata={"help": "Steps of fine-tuning, in place of epochs: one number, or one for each fraction."},
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2],
+        metadata={
+            "help": "Seeds of fine-tuning. Each seed draws other labels, another order and, from scratch, other "
+            "weights."
+        },
+    )
+    protocols: list[str] = field(
+        default_factory=lambda: ["knn", "linear"],
+        metadata={"help": "Protocols that measure the frozen features, separated by spaces or commas; or `none`."},
+    )
+    raw_pixels: list[str] = field(
+        default_factory=lambda: list(CLASSIFIERS),
+        metadata={
+            "help": "Classifiers of the images' own pixels, separated by spaces or commas: `knn`, `logistic` "
+            "(regression), `svm` (with an RBF kernel); or `none`."
+        },
+    )
+
+    def __post_init__(self):
+        if not all(0 < fraction <= 1 for fraction in self.label_fractions):
+            raise SiTError(f"{self.label_fractions}: each must be in (0, 1]", argument="label_fractions")
+        for name in ("label_fractions", "seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise SiTError(f"{getattr(self, name)} has a value twice", argument=name)
+            if not getattr(self, name):
+                raise SiTError("names none", argument=name)
+        for name in ("num_train_epochs", "max_steps"):
+            lengths = getattr(self, name)
+            if lengths is not None and len(lengths) not in (1, len(self.label_fractions)):
+                raise SiTError(
+                    f"got {len(lengths)} numbers for {len(self.label_fractions)} `label_fractions`",
+                    argument=name,
+                    remedy="give one number, or one for each fraction",
+                )
+        if self.num_train_epochs is not None and self.max_steps is not None:
+            raise SiTError("`num_train_epochs` is given too", argument="max_steps", remedy="leave one of them out")
+        self.protocols, self.raw_pixels = _names(self.protocols), _names(self.raw_pixels)
+        for name in self.raw_pixels:
+            if name not in CLASSIFIERS:
+                raise SiTError(f"no classifier {name!r}, only {', '.join(CLASSIFIERS)}", argument="raw_pixels")
+
+    def length_of(self, fraction: float) -> dict[str, Any]:
+        """The argument of fine-tuning that says how long it takes with this fraction of the labels; empty if none was
+        given."""
+        for name in ("num_train_epochs", "max_steps"):
+            lengths = getattr(self, name)
+            if lengths is not None:
+                return {name: lengths[self.label_fractions.index(fraction) if len(lengths) > 1 else 0]}
+        return {}
+
+
+def _names(given: list[str]) -> list[str]:
+    names = [name.strip() for text in given for name in text.split(",")]
+    return [name for name in names if name and name != "none"]

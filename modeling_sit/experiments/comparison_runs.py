@@ -1,0 +1,294 @@
+"""The runs of a comparison, each in a folder of its own. What is finished there is read, not run again."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.data.labeled import class_counts, labels_of
+from modeling_sit.data.splits import select_label_fraction
+from modeling_sit.evaluation.encoder import load_encoder
+from modeling_sit.evaluation.protocols import ProtocolArguments
+from modeling_sit.evaluation.raw_pixels import (
+    CLASSIFIERS,
+    classify_pixels,
+    largest_number,
+    pixel_sizes,
+    read_pixels,
+)
+from modeling_sit.evaluation.results import write_results
+from modeling_sit.evaluation.run import EvaluationArguments, run_evaluation
+from modeling_sit.evaluation.subsets import draw_fraction
+from modeling_sit.experiments.compared_images import ComparedImages
+from modeling_sit.experiments.comparison_arguments import ComparisonArguments
+from modeling_sit.experiments.grid import results_of
+from modeling_sit.finetuning.arguments import FinetuningArguments
+from modeling_sit.finetuning.run import run_finetuning
+from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
+from modeling_sit.finetuning.tuning import tune
+from modeling_sit.hub.arguments import HubArguments
+from modeling_sit.interop.resize import image_shape
+from modeling_sit.runtime.arguments import build_arguments
+from modeling_sit.runtime.errors import TrainingInterrupted, argument_names
+
+STARTS = ("scratch", "pretrained")
+RUN_FOLDERS = ("finetuned-*", "frozen-*", "tuned-*", "raw-pixels")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """
+    How fine-tuning goes about a fraction of the labels.
+
+    Args:
+        learning_rate (`float`): Peak learning rate.
+        max_steps (`int`): Steps.
+        chosen_on (`str`, *optional*): The images that chose them. `None` if that was before the comparison.
+        metric (`str`, *optional*): Name of what was measured on them.
+        value (`float`, *optional*): Its value, in [0, 1].
+    """
+
+    learning_rate: float
+    max_steps: int
+    chosen_on: str | None = None
+    metric: str | None = None
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """
+    Results of the models that were fine-tuned alike but for the seed.
+
+    Args:
+        label_fraction (`float`): Fraction of the labels, in (0, 1].
+        start (`str`): `"scratch"` or `"pretrained"`.
+        metric (`str`): What was measured.
+        values (`list[float]`): The metric in [0, 1], in the order of the seeds.
+        num_images (`int`): Test images that it was measured on.
+    """
+
+    label_fraction: float
+    start: str
+    metric: str
+    values: list[float]
+    num_images: int
+
+
+@dataclass(frozen=True)
+class OfPixels:
+    """
+    Results of a classifier of raw pixels.
+
+    Args:
+        label_fraction (`float`): Fraction of the labels, in (0, 1].
+        classifier (`str`): Key of [`CLASSIFIERS`].
+        values (`list[float]`): Accuracy or mean average precision in [0, 1], in the order of the seeds. One value with all
+            labels, where a seed draws nothing.
+        settings (`list[dict]`): For each value, what was chosen on how many training images, and how many of them it was
+            fitted to.
+    """
+
+    label_fraction: float
+    classifier: str
+    values: list[float]
+    settings: list[dict[str, Any]]
+
+
+class Runs:
+    """
+    The runs of one comparison.
+
+    Args:
+        arguments ([`ComparisonArguments`]): What is compared.
+        images ([`ComparedImages`]): Their images.
+        chosen (mapping from (start, fraction) to [`Choice`], *optional*): Rates and lengths that are known before.
+            Default: [`Runs.choose`] finds them, if the arguments say so.
+    """
+
+    def __init__(
+        self,
+        arguments: ComparisonArguments,
+        images: ComparedImages,
+        chosen: Mapping[tuple[str, float], Choice] | None = None,
+    ):
+        self.arguments = arguments
+        self.images = images
+        self.chosen = dict(chosen or {})
+        self.output_dir = Path(arguments.output_dir)
+
+    def choose(self, start: str, fraction: float) -> Choice | None:
+        """Learning rate and steps, chosen on held-out training images with the first seed. `None` for those of the recipe: if
+        the arguments say so, or no class has two images, of which one could be held out."""
+        if (start, fraction) in self.chosen:
+            return self.chosen[start, fraction]
+        if not self.arguments.tune:
+            return None
+        run_dir = self.output_dir / f"tuned-{start}-{percent(fraction)}"
+        length = self.arguments.length_of(fraction) or {"max_steps": "auto"}
+        seed = self.arguments.seeds[0]
+        given = self._finetuning(start, fraction, seed, run_dir) | length | {"learning_rate": "auto"}
+        labeled = self.images.train if fraction == 1 else select_label_fraction(self.images.train, fraction, seed)
+        if class_counts(labeled).max() < 2:
+            return None
+
+        def run(missing: list[str]) -> None:
+            print(f"\nChoosing rate and steps with {percent(fraction)} of the labels, {start}", flush=True)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            with self._renamed_errors():
+                *groups, _ = self._build(given)
+                found = tune(*groups)
+            best = (found.learning_rate, found.max_steps)
+            value = next(each.metric for each in found.trials if (each.learning_rate, each.max_steps) == best)
+            write_results(run_dir, {"chosen": asdict(Choice(*best, found.chosen_on, found.metric, value))})
+
+        with _going_on(run_dir):
+            self.chosen[start, fraction] = Choice(**results_of(run_dir, ["chosen"], run)["chosen"])
+        return self.chosen[start, fraction]
+
+    def fine_tune(self, start: str, fraction: float) -> FineTuned:
+        """Fine-tune with each seed."""
+        choice = self.choose(start, fraction)
+        results = [self._fine_tune(start, fraction, seed, choice) for seed in self.arguments.seeds]
+        metric = "accuracy" if "accuracy" in results[0] else "mean_average_precision"
+        values = [result[metric] for result in results]
+        return FineTuned(fraction, start, metric, values, results[0]["num_validation"])
+
+    def _fine_tune(self, start: str, fraction: float, seed: int, choice: Choice | None) -> dict[str, Any]:
+        run_dir = self.output_dir / f"finetuned-{start}-{percent(fraction)}-seed{seed}"
+        given = self._finetuning(start, fraction, seed, run_dir) | self.arguments.length_of(fraction)
+        if choice is not None:
+            # All labels of the fraction are learned: no image is left to choose a checkpoint by.
+            given |= {
+                "learning_rate": choice.learning_rate,
+                "max_steps": choice.max_steps,
+                "eval_strategy": "no",
+                "load_best_model_at_end": False,
+                "early_stopping_patience": None,
+            }
+            given.pop("num_train_epochs", None)
+
+        def run(missing: list[str]) -> None:
+            print(f"\nFine-tuning with {percent(fraction)} of the labels, {start}, seed {seed}", flush=True)
+            with self._renamed_errors():
+                *groups, _ = self._build(given)
+                run_finetuning(*groups, HubArguments())  # none of many runs is the one to share
+
+        with _going_on(run_dir):
+            return results_of(run_dir, ["finetune"], run)["finetune"]
+
+    def _finetuning(self, start: str, fraction: float, seed: int, run_dir: Path) -> dict[str, Any]:
+        return {
+            "model_name_or_path": self.arguments.model_name_or_path,
+            **self.images.arguments,
+            "validation_split": None,
+            "test_split": self.images.arguments["validation_split"],
+            "output_dir": str(run_dir),
+            "from_scratch": start == "scratch",
+            "label_fraction": fraction,
+            "seed": seed,
+            "resume_from_checkpoint": "auto",
+        }
+
+    def _build(self, given: dict[str, Any]) -> tuple[Any, ...]:
+        classes = (FinetuningArguments, FinetuningTrainingArguments, HubArguments)
+        return build_arguments(classes, given, self.arguments.finetuning_recipe, "finetune")
+
+    @contextmanager
+    def _renamed_errors(self) -> Iterator[None]:
+        with argument_names(test_split="validation_split", recipe="finetuning_recipe"):
+            yield
+
+    def frozen(self, start: str) -> dict[str, dict[str, Any]]:
+        """Results of the frozen features, by protocol: of the pretrained encoder, or of the same before any training."""
+        run_dir = self.output_dir / f"frozen-{start}"
+
+        def run(missing: list[str]) -> None:
+            print(f"\nMeasuring frozen features, {start}", flush=True)
+            given = {
+                **self.images.arguments,
+                "model_name_or_path": self.arguments.model_name_or_path,
+                "output_dir": run_dir,
+                "from_scratch": start == "scratch",
+                "protocols": missing,
+            }
+            classes = (EvaluationArguments, DatasetArguments, ProtocolArguments)
+            run_evaluation(*build_arguments(classes, given, function="evaluate"))
+
+        return results_of(run_dir, self.arguments.protocols, run)
+
+    def raw_pixels(self) -> list[OfPixels]:
+        """Results of the classifiers of raw pixels, with the labels that the fine-tuned models of the same fraction and seed
+        get."""
+        run_dir = self.output_dir / "raw-pixels"
+        names = {
+            (classifier, fraction): [_pixel_run(classifier, fraction, seed) for seed in self._drawing_seeds(fraction)]
+            for classifier in self.arguments.raw_pixels
+            for fraction in self.arguments.label_fractions
+        }
+
+        def run(missing: list[str]) -> None:
+            print("\nClassifying raw pixels", flush=True)
+            self._classify_pixels(run_dir, missing)
+
+        results = results_of(run_dir, [name for group in names.values() for name in group], run)
+        found = []
+        for (classifier, fraction), group in names.items():
+            values = [results[name]["value"] for name in group]
+            settings = [{key: value for key, value in results[name].items() if key != "value"} for name in group]
+            found.append(OfPixels(fraction, classifier, values, settings))
+        return found
+
+    def _drawing_seeds(self, fraction: float) -> list[int | None]:
+        return self.arguments.seeds if fraction < 1 else [None]
+
+    def _classify_pixels(self, run_dir: Path, missing: list[str]) -> None:
+        images, labels = self.images, labels_of(self.images.train)
+        encoder, processor = load_encoder(self.arguments.model_name_or_path)
+        num_channels = encoder.config.num_channels
+        sizes = pixel_sizes(images.train, num_channels, min(image_shape(processor)))
+        limit, drawn, num_labeled = largest_number(sizes, num_channels), {}, {}
+        for fraction in self.arguments.label_fractions:
+            for seed in self._drawing_seeds(fraction):
+                rows = torch.arange(len(labels))
+                if fraction < 1:
+                    rows = draw_fraction(labels, images.label_names, fraction, seed)
+                num_labeled[fraction, seed] = len(rows)
+                if len(rows) > limit:
+                    rows = rows[draw_fraction(labels[rows], images.label_names, limit / len(rows), seed or 0)]
+                drawn[fraction, seed] = rows
+        train = read_pixels(images.train, num_channels, sizes, torch.cat(list(drawn.values())))
+        test = read_pixels(images.test, num_channels, sizes)
+        for (fraction, seed), rows in drawn.items():
+            labeled = train.of_rows(rows)
+            for classifier in self.arguments.raw_pixels:
+                name = _pixel_run(classifier, fraction, seed)
+                if name in missing:
+                    found = classify_pixels(classifier, labeled, test, images.label_names, seed or 0)
+                    result = {"value": found.value, **found.settings, "num_labeled": num_labeled[fraction, seed]}
+                    write_results(run_dir, {name: result})
+                    of_seed = f", seed {seed}" if seed is not None else ""
+                    print(f"{CLASSIFIERS[classifier]}, {percent(fraction)} of the labels{of_seed}: {found.value:.4f}")
+
+
+def _pixel_run(classifier: str, fraction: float, seed: int | None) -> str:
+    """Name of a result in the folder of raw pixels; no seed where it draws no labels."""
+    return f"{classifier}-{percent(fraction)}" + (f"-seed{seed}" if seed is not None else "")
+
+
+def percent(fraction: float) -> str:
+    """A fraction in the names of folders and in messages, such as `10%`."""
+    return f"{100 * fraction:g}%"
+
+
+@contextmanager
+def _going_on(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except TrainingInterrupted as interruption:
+        message = f"stopped in {run_dir}; the same comparison goes on there when it starts again"
+        raise TrainingInterrupted(interruption.signal, message) from interruption

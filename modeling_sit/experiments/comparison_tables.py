@@ -1,0 +1,147 @@
+"""The tables of a comparison, as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
+from modeling_sit.experiments.comparison_runs import STARTS, Choice, FineTuned, OfPixels
+from modeling_sit.experiments.report import mean_and_std, over_seeds, with_interval
+from modeling_sit.hub.markdown import table
+from modeling_sit.pretraining.cost import PretrainingCost
+
+Frozen = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+NONE = "–"
+# Protocols with a column of their own, and the classifier of raw pixels that is most like them.
+COLUMNS = {"knn": ("kNN", "knn"), "linear": ("linear", "logistic")}
+ROWS = {"scratch": "from scratch", "pretrained": "pretrained"}
+
+
+def main_table(
+    test_name: str,
+    fine_tuned: Sequence[FineTuned],
+    frozen: Frozen,
+    pixels: Sequence[OfPixels],
+    cost: PretrainingCost | None,
+) -> str:
+    """
+    A row for each rival and the pretrained model, a column for each way to measure.
+
+    Args:
+        test_name (`str`): What was measured.
+        fine_tuned (sequence of [`FineTuned`]): All of them, from scratch and pretrained.
+        frozen (mapping): Results of the frozen features by start and protocol; it may be empty.
+        pixels (sequence of [`OfPixels`]): It may be empty.
+        cost ([`PretrainingCost`], *optional*): Of the pretrained model.
+    """
+    fractions = list(dict.fromkeys(cell.label_fraction for cell in fine_tuned))
+    protocols = [name for name in COLUMNS if name in frozen.get("pretrained", {})]
+    metric = fine_tuned[0].metric
+    rows = [
+        _pixel_row(
+            name, {cell.label_fraction: cell for cell in pixels if cell.classifier == name}, protocols, fractions
+        )
+        for name in CLASSIFIERS
+        if any(cell.classifier == name for cell in pixels)
+    ]
+    if protocols:
+        rows.append(["untrained encoder", *_frozen_cells(frozen["scratch"], protocols, metric)])
+    for start in STARTS:
+        cells = {cell.label_fraction: mean_and_std(cell.values) for cell in fine_tuned if cell.start == start}
+        # From scratch, the frozen features are those of the row above.
+        features = [NONE] * len(protocols)
+        if start == "pretrained" and protocols:
+            features = _frozen_cells(frozen[start], protocols, metric)
+        costs = _cost_cells(cost) if start == "pretrained" else []
+        rows.append([ROWS[start], *features, *(cells[fraction] for fraction in fractions), *costs])
+    header = ["", *(COLUMNS[name][0] for name in protocols), *map(labels, fractions)]
+    header += ["epochs", "encoder tokens", "seconds"] if cost is not None else []
+    rows = [row + [NONE] * (len(header) - len(row)) for row in rows]
+    notes = _notes(pixels, bool(protocols), cost)
+    caption = f"{metric.replace('_', ' ').capitalize()} on {test_name}, {over_seeds(len(fine_tuned[0].values))}:"
+    return "\n\n".join([caption, table(header, rows), " ".join(notes)]).strip()
+
+
+def frozen_table(frozen: Frozen) -> str:
+    """All metrics of the frozen features with their intervals."""
+    rows = []
+    for protocol, result in frozen[STARTS[0]].items():
+        for metric in result["intervals"]:
+            measured = [frozen[start][protocol] for start in STARTS]
+            cells = [with_interval(result[metric], result["intervals"][metric]) for result in measured]
+            rows.append([protocol, metric.replace("_", " "), *cells])
+    header = ["protocol", "metric", "untrained", "pretrained"]
+    return f"Frozen features, with 95 % intervals over the images:\n\n{table(header, rows)}"
+
+
+def choices_table(choices: Mapping[tuple[str, float], Choice]) -> str:
+    """The rates and lengths of fine-tuning."""
+    rows = []
+    for (start, fraction), choice in choices.items():
+        numbers = [f"{choice.learning_rate:g}", f"{choice.max_steps:,}"]
+        value = NONE if choice.value is None else f"{100 * choice.value:.1f} %"
+        rows.append([ROWS[start], labels(fraction), *numbers, value, choice.chosen_on or "before this comparison"])
+    header = ["", "labels", "learning rate", "steps", "held-out value", "chosen on"]
+    return f"Fine-tuning, chosen without test images:\n\n{table(header, rows)}"
+
+
+def labels(fraction: float) -> str:
+    """A fraction of the labels, as a header."""
+    return "all labels" if fraction == 1 else f"{100 * fraction:g} % of the labels"
+
+
+def _pixel_row(
+    classifier: str, cells: Mapping[float, OfPixels], protocols: Sequence[str], fractions: Sequence[float]
+) -> list[str]:
+    """With all labels, a classifier is also in the column of the protocol that it is like."""
+    everything = mean_and_std(cells[1.0].values) if 1.0 in cells else NONE
+    of_protocols = [everything if COLUMNS[name][1] == classifier else NONE for name in protocols]
+    of_fractions = [
+        mean_and_std(cells[fraction].values) + ("\\*" if _is_partial(cells[fraction]) else "")
+        for fraction in fractions
+    ]
+    return [f"raw pixels, {CLASSIFIERS[classifier]}", *of_protocols, *of_fractions]
+
+
+def _is_partial(cell: OfPixels) -> bool:
+    return any(settings["num_fitted"] < settings["num_labeled"] for settings in cell.settings)
+
+
+def _frozen_cells(results: Mapping[str, Mapping[str, Any]], protocols: Sequence[str], metric: str) -> list[str]:
+    return [mean_and_std([results[name][metric]]) for name in protocols]
+
+
+def _cost_cells(cost: PretrainingCost | None) -> list[str]:
+    if cost is None:
+        return []
+    epochs = NONE if cost.epochs is None else f"{cost.epochs:,.{1 if cost.epochs < 10 else 0}f}"
+    return [epochs, _rounded(cost.encoder_tokens), f"{cost.seconds:,.0f}"]
+
+
+def _rounded(number: int) -> str:
+    """Three digits and a unit, such as `12.3 M`."""
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _notes(pixels: Sequence[OfPixels], has_protocols: bool, cost: PretrainingCost | None) -> list[str]:
+    notes = []
+    if has_protocols:
+        notes.append("kNN and linear: frozen features, all labels.")
+    if pixels:
+        notes.append("Raw pixels get the same labels as the networks.")
+    partial = dict.fromkeys(
+        f"\\* {CLASSIFIERS[cell.classifier]} on {settings['num_fitted']:,} of {settings['num_labeled']:,} labels."
+        for cell in pixels
+        for settings in cell.settings
+        if settings["num_fitted"] < settings["num_labeled"]
+    )
+    notes += partial
+    if cost is not None:
+        notes.append(
+            f"Pretraining: {cost.steps:,} steps on {cost.hardware}; tokens count the student's three times (forward and "
+            "backward), the teacher's once."
+        )
+    return notes

@@ -1,0 +1,119 @@
+"""The last lines of a comparison: whether pretraining helped, by how much, and whether that is more than noise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import mean, variance
+
+
+@dataclass(frozen=True)
+class Difference:
+    """
+    The difference of two means over seeds, and its noise.
+
+    The noise is the standard error of the difference: the root of the sum of what the seeds and the test images add.
+
+    - Seeds: the variance over the seeds / their number, of either side. A side with one value, such as a classifier that
+      draws nothing, adds none.
+    - Test images: p (1 - p) / their number, of either side, where p is its mean. This is the variance of an accuracy, and a
+      rough one of a mean average precision. It does not get smaller with more seeds, because all are measured on the
+      same images. For the same reason the two sides err together, and the true noise is smaller than this.
+
+    A difference counts as clear if it is more than twice the noise.
+
+    Args:
+        mean, other_mean (`float`): In [0, 1].
+        noise (`float`): Standard error of `mean - other_mean`.
+    """
+
+    mean: float
+    other_mean: float
+    noise: float
+
+    @property
+    def value(self) -> float:
+        return self.mean - self.other_mean
+
+    @property
+    def is_clear(self) -> bool:
+        return abs(self.value) > 2 * self.noise
+
+    @property
+    def is_noise(self) -> bool:
+        return abs(self.value) <= self.noise
+
+    def in_words(self) -> str:
+        """Such as `+6.9, more than twice the noise of 1.3`."""
+        noise = f"the noise of {100 * self.noise:.1f}"
+        if self.is_noise:
+            size = f"within {noise}"
+        else:
+            size = f"more than twice {noise}" if self.is_clear else f"more than {noise}, but not twice it"
+        return f"{100 * self.value:+.1f}, {size}"
+
+
+def difference(values: Sequence[float], others: Sequence[float], num_images: int) -> Difference:
+    """Compare two sides.
+
+    Args:
+        values, others (sequences of `float`): A metric in [0, 1], one for each seed.
+        num_images (`int`): Test images that it was measured on.
+    """
+    variances = [
+        (variance(side) / len(side) if len(side) > 1 else 0.0) + mean(side) * (1 - mean(side)) / num_images
+        for side in (values, others)
+    ]
+    return Difference(mean(values), mean(others), sqrt(sum(variances)))
+
+
+def verdict(
+    label_fraction: float,
+    pretrained: Sequence[float],
+    scratch: Sequence[float],
+    raw_pixels: Mapping[str, Sequence[float]],
+    num_images: int,
+) -> str:
+    """
+    Whether pretraining helped with a fraction of the labels, in a sentence or two, from the values of each seed.
+
+    Args:
+        label_fraction (`float`): In (0, 1].
+        pretrained, scratch (sequences of `float`): The metric of the fine-tuned models, in [0, 1].
+        raw_pixels (mapping from `str`): The metric of the classifiers of raw pixels by their names; it may be empty. The
+            best of them is compared, as the test images say, which favors it.
+        num_images (`int`): Test images.
+    """
+    labels = "With all labels" if label_fraction == 1 else f"With {100 * label_fraction:g} % of the labels"
+    from_scratch = difference(pretrained, scratch, num_images)
+    text = (
+        f"{labels}, {_effect(from_scratch)}: {_percent(from_scratch.mean)} against {_percent(from_scratch.other_mean)} "
+        f"from scratch ({from_scratch.in_words()})."
+    )
+    if raw_pixels:
+        name, best = max(raw_pixels.items(), key=lambda item: mean(item[1]))
+        from_pixels = difference(pretrained, best, num_images)
+        text += (
+            f" {_place(from_pixels)} the best classifier of raw pixels, {name}: {_percent(from_pixels.other_mean)} "
+            f"({from_pixels.in_words()})."
+        )
+    if len(pretrained) == 1:
+        text += " There is one seed, so the noise is that of the test images alone, and too small."
+    return text
+
+
+def _effect(found: Difference) -> str:
+    if found.is_noise:
+        return "pretraining makes no difference that can be told from noise"
+    effect = "helps" if found.value > 0 else "does harm"
+    return f"pretraining {effect}" if found.is_clear else f"pretraining perhaps {effect}"
+
+
+def _place(found: Difference) -> str:
+    if found.is_noise:
+        return "The pretrained model is about as good as"
+    place = "is better than" if found.value > 0 else "loses to"
+    return f"The pretrained model {place}" if found.is_clear else f"The pretrained model perhaps {place}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

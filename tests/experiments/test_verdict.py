@@ -1,0 +1,68 @@
+"""The closing words, on made-up numbers: pretraining helps, does harm, or makes no difference."""
+
+from math import sqrt
+
+import pytest
+
+from modeling_sit.experiments.verdict import difference, verdict
+
+
+def test_noise_is_the_standard_error_of_the_difference():
+    found = difference([0.9, 0.94], [0.8], 400)
+    # Seeds: a variance of 0.0008, over two seeds. Test images: 0.92 * 0.08 and 0.8 * 0.2, over 400.
+    assert found.noise == pytest.approx(sqrt(0.0008 / 2 + 0.0736 / 400 + 0.16 / 400))
+    assert found.value == pytest.approx(0.12)
+    assert found.is_clear and not found.is_noise
+
+
+def test_noise_by_simulation():
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    num_images, std = 500, 0.02
+
+    def measured(true: float) -> list[float]:
+        """Three seeds, whose models differ; each is right on some of the images, the same ones for all of them."""
+        accuracies = np.clip(true + std * generator.standard_normal(3), 0, 1)
+        difficulty = generator.random(num_images)
+        return [float((difficulty < accuracy).mean()) for accuracy in accuracies]
+
+    differences, noises = [], []
+    for _ in range(2000):
+        found = difference(measured(0.9), measured(0.8), num_images)
+        differences.append(found.value)
+        noises.append(found.noise**2)
+    assert sqrt(np.mean(noises)) == pytest.approx(np.std(differences), rel=0.1)
+
+
+def test_helps():
+    text = verdict(0.1, [0.95, 0.951, 0.952], [0.88, 0.882, 0.884], {"kNN": [0.9], "RBF SVM": [0.926]}, 10_000)
+    assert text.startswith(
+        "With 10 % of the labels, pretraining helps: 95.1 % against 88.2 % from scratch (+6.9, more than twice"
+    )
+    assert "better than the best classifier of raw pixels, RBF SVM: 92.6 % (+2.5, more than twice" in text
+    assert "one seed" not in text
+
+
+def test_loses():
+    text = verdict(1.0, [0.90, 0.91], [0.95, 0.951], {"RBF SVM": [0.99]}, 10_000)
+    assert text.startswith("With all labels, pretraining does harm: 90.5 % against 95.0 %")
+    assert (
+        "(-4.5, more than twice" in text
+        and "loses to the best classifier of raw pixels, RBF SVM: 99.0 % (-8.5" in text
+    )
+
+
+def test_within_the_noise():
+    text = verdict(0.01, [0.80, 0.84], [0.81, 0.82], {"kNN": [0.82]}, 100)
+    assert "With 1 % of the labels, pretraining makes no difference" in text and "+0.5, within the noise of" in text
+    assert "about as good as the best classifier of raw pixels, kNN" in text
+
+
+def test_more_than_the_noise_but_not_twice():
+    text = verdict(0.5, [0.90, 0.90], [0.85, 0.85], {}, 100)
+    assert "pretraining perhaps helps" in text and "but not twice it" in text and "raw pixels" not in text
+
+
+def test_one_seed_says_so():
+    assert "one seed" in verdict(1.0, [0.9], [0.8], {}, 1000)
