@@ -23,6 +23,7 @@ from modeling_sit.runtime.arguments import did_you_mean
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.optimizer import create_optimizer
+from modeling_sit.runtime.products import use_fast_products
 
 NUM_PREVIEW_IMAGES = 8
 
@@ -79,6 +80,7 @@ def prepare(flags: PretrainingFlags, accelerator: Accelerator, started: float | 
             num_workers=num_workers,
         )
     method.synchronize_batch_norm()
+    use_fast_products(method)
     optimizer = create_optimizer(method.student, (flags.run.adam_beta1, flags.run.adam_beta2), accelerator.device)
     wrapped_student, optimizer = prepare_student(accelerator, method.student, optimizer, method.forward_methods)
     if method.teacher is not None:
