@@ -25,6 +25,7 @@ from modeling_sit.modeling_sit import pool
 from modeling_sit.runtime.accelerator import reshard
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.products import fast_products
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +212,7 @@ def extract_features(
     unreadable: list[tuple[int, str]] = []
     with (
         evaluation_mode(encoder),
+        fast_products(encoder),
         torch.no_grad(),
         tqdm(total=len(dataset), desc="features", unit=" images", disable=not (progress and is_main)) as bar,
     ):

@@ -26,6 +26,7 @@ from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
+from modeling_sit.runtime.products import fast_products
 from modeling_sit.runtime.signals import StopSignal
 
 
@@ -108,7 +109,7 @@ def run_finetuning(
         describe_start(step_of(checkpoint), training_arguments.device, training_arguments.world_size, command)
     )
     trainer.add_callback(history)
-    with _pusher(trainer, hub_arguments) as pusher:
+    with fast_products(trainer.model), _pusher(trainer, hub_arguments) as pusher:
         _train(trainer, checkpoint, pusher)
         log = list(trainer.state.log_history)  # before the evaluation of the finished model adds to it
         report = _measure(trainer, arguments, tuning)

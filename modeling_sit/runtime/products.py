@@ -1,7 +1,8 @@
 """Linear layers by oneDNN, on CPUs where the library that PyTorch takes for products of matrices is slow."""
 
 import platform
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,11 +52,30 @@ def use_fast_products(model: nn.Module) -> nn.Module:
     return model
 
 
+@contextmanager
+def fast_products(model: nn.Module) -> Iterator[None]:
+    """As [`use_fast_products`], for a while: afterwards the model is as it was, for whoever gets it."""
+    before = {module for module in model.modules() if type(module) is nn.Linear}
+    use_fast_products(model)
+    try:
+        yield
+    finally:
+        for module in before:
+            restore_linear_layers(module)
+
+
 def replace_linear_layers(model: nn.Module) -> None:
     """Make every `nn.Linear` of the model an [`OneDNNLinear`]; subclasses, such as quantized layers, stay."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = OneDNNLinear
+
+
+def restore_linear_layers(model: nn.Module) -> None:
+    """Take [`replace_linear_layers`] back."""
+    for module in model.modules():
+        if type(module) is OneDNNLinear:
+            module.__class__ = nn.Linear
 
 
 class OneDNNLinear(nn.Linear):

@@ -24,15 +24,13 @@ import numpy as np
 import PIL.Image
 import torch
 from throughput.photographs import photograph
-from torch import nn
 
 from modeling_sit.pretraining.arguments import PretrainingFlags
 from modeling_sit.pretraining.loop import Run, training_step
-from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.prepare import prepare
 from modeling_sit.runtime.accelerator import create_accelerator
 from modeling_sit.runtime.arguments import build_arguments
-from modeling_sit.runtime.products import OneDNNLinear
+from modeling_sit.runtime.products import restore_linear_layers
 
 # Side in pixels and PIL's mode of the images that are made up.
 MADE_UP = {"fashion_mnist": (28, "L"), "flowers": (224, "RGB")}
@@ -60,13 +58,6 @@ def prepare_run(recipe: str, images: str | datasets.Dataset, batch_size: int | N
     return prepare(PretrainingFlags(*groups), create_accelerator(cpu=True))
 
 
-def make_plain(method: Method) -> None:
-    """Take back what makes the step fast on a CPU."""
-    for module in method.modules():
-        if type(module) is OneDNNLinear:
-            module.__class__ = nn.Linear
-
-
 def take_step(run: Run, batches: Iterator[dict[str, Any]], number: int) -> tuple[float, float]:
     """CPU seconds and loss of a step."""
     crops = next(batches)["crops"]
@@ -81,7 +72,7 @@ def measure(recipe: str, batch_size: int | None, steps: int) -> dict[str, Any]:
         size = batch_size or 128
         images = made_up_images(2 * size, *MADE_UP[recipe]) if recipe in MADE_UP else recipe
         runs = {name: prepare_run(recipe, images, batch_size, folder) for name in ("fast", "plain")}
-        make_plain(runs["plain"].method)
+        restore_linear_layers(runs["plain"].method)
         batches = {name: run.data.batches(0, run.num_batches) for name, run in runs.items()}
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
         for number in range(NUM_WARMUP_STEPS + steps):

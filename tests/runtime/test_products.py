@@ -8,7 +8,7 @@ from torch import nn
 
 from modeling_sit import SiTForPreTraining
 from modeling_sit.runtime import products
-from modeling_sit.runtime.products import OneDNNLinear, replace_linear_layers, use_fast_products
+from modeling_sit.runtime.products import OneDNNLinear, fast_products, replace_linear_layers, use_fast_products
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
@@ -92,6 +92,17 @@ def test_a_model_keeps_its_weights_and_what_it_computes(tiny_config, monkeypatch
         each(clean + 1, **inputs).loss.backward()
     for parameter, other in zip(model.parameters(), fast.parameters(), strict=True):
         torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_for_a_while(monkeypatch):
+    monkeypatch.setattr(products, "onednn_pays", lambda: True)
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(KeyError), fast_products(model):
+        with fast_products(model):
+            pass
+        assert type(model[0]) is OneDNNLinear
+        raise KeyError
+    assert type(model[0]) is nn.Linear
 
 
 def test_other_devices_and_processors_keep_their_layers(monkeypatch):
