@@ -25,6 +25,7 @@ from modeling_sit.finetuning.training_arguments import AUTO, FinetuningTrainingA
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.runtime.errors import TrainingInterrupted
 from modeling_sit.runtime.fingerprints import dataset_fingerprint, model_fingerprint
+from modeling_sit.runtime.products import fast_products
 from modeling_sit.runtime.signals import StopSignal
 
 TUNING_FILE = "tuning.json"
@@ -176,7 +177,7 @@ class Trials:
         with _quiet():
             trainer, _ = prepare_trainer(arguments, training_arguments, splits)
         trainer.remove_callback(PrinterCallback)
-        with StopSignal(trainer.accelerator) as request:
+        with fast_products(trainer.model), StopSignal(trainer.accelerator) as request:
             stop = StopAtSignal(request, saves=False)
             trainer.add_callback(stop)
             try:
