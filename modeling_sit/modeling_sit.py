@@ -165,11 +165,12 @@ class SiTSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, output_attentions: bool = False, token_only: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        asking = hidden_states[:, :1] if token_only else hidden_states
         query, key, value = (
-            layer(hidden_states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
+            layer(tokens).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for layer, tokens in ((self.query, asking), (self.key, hidden_states), (self.value, hidden_states))
         )
         # The fused implementations do not give their weights; who asks for them gets the one that does.
         implementation = "eager" if output_attentions else self.config._attn_implementation
@@ -207,9 +208,9 @@ class SiTAttention(nn.Module):
         self.output = SiTSelfOutput(config)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, output_attentions: bool = False, token_only: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        context, weights = self.attention(hidden_states, output_attentions)
+        context, weights = self.attention(hidden_states, output_attentions, token_only)
         return self.output(context), weights
 
 
@@ -268,9 +269,11 @@ class SiTLayer(GradientCheckpointingLayer):
         self.drop_path = SiTDropPath(drop_path_rate)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, output_attentions: bool = False, token_only: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        branch, weights = self.attention(self.layernorm_before(hidden_states), output_attentions)
+        branch, weights = self.attention(self.layernorm_before(hidden_states), output_attentions, token_only)
+        if token_only:
+            hidden_states = hidden_states[:, :1]
         hidden_states = hidden_states + self.drop_path(branch)
         branch = self.output(self.intermediate(self.layernorm_after(hidden_states)))
         return hidden_states + self.drop_path(branch), weights
@@ -287,12 +290,17 @@ class SiTEncoder(nn.Module):
         )
 
     def forward(
-        self, hidden_states: torch.Tensor, output_hidden_states: bool = False, output_attentions: bool = False
+        self,
+        hidden_states: torch.Tensor,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        token_only: bool = False,
     ) -> BaseModelOutput:
         all_hidden_states = [hidden_states]
         all_weights = []
-        for layer in self.layer:
-            hidden_states, weights = layer(hidden_states, output_attentions)
+        last = len(self.layer) - 1
+        for number, layer in enumerate(self.layer):
+            hidden_states, weights = layer(hidden_states, output_attentions, token_only and number == last)
             all_hidden_states.append(hidden_states)
             all_weights.append(weights)
         return BaseModelOutput(
@@ -447,6 +455,7 @@ class SiTModel(SiTPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        token_only: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPooling | tuple:
         r"""
@@ -457,6 +466,10 @@ class SiTModel(SiTPreTrainedModel):
             output_hidden_states (`bool`, *optional*): Whether to return every block's output.
             output_attentions (`bool`, *optional*): Whether to return attention weights (computed eagerly then).
             return_dict (`bool`, *optional*): Whether to return an output object rather than a tuple.
+            token_only (`bool`, *optional*, defaults to `False`):
+                Whether the last block computes the contrastive token only, and `last_hidden_state` has no other; a
+                sixth of that block's arithmetic. It has no effect with another `config.pooling` than `"token"`, and
+                with other attention than `"eager"` and `"sdpa"`.
 
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state` `(batch, 1 + patches, hidden_size)` after the last layer
@@ -474,7 +487,11 @@ class SiTModel(SiTPreTrainedModel):
             return_dict = self.config.return_dict
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         embeddings = self.embeddings(pixel_values, interpolate_pos_encoding)
-        encoded = self.encoder(embeddings, output_hidden_states, output_attentions)
+        # What else computes attention may want as many queries as keys.
+        token_only = (
+            token_only and self.config.pooling == "token" and self.config._attn_implementation in ("eager", "sdpa")
+        )
+        encoded = self.encoder(embeddings, output_hidden_states, output_attentions, token_only)
         last_hidden_state = self.layernorm(encoded.last_hidden_state)
         output = BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state,
@@ -529,7 +546,7 @@ class SiTForPreTraining(SiTPreTrainedModel):
     def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Contrastive tokens `(batch, hidden_size)` of images after the last layer norm, the features that transfer, and
         their projections `(batch, projection_size)`."""
-        token = self.vit(pixel_values).last_hidden_state[:, 0]
+        token = self.vit(pixel_values, token_only=True).last_hidden_state[:, 0]
         return token, self.projection_head(token)
 
     def project(self, pixel_values: torch.Tensor) -> torch.Tensor:

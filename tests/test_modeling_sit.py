@@ -820,15 +820,43 @@ def test_project_gives_the_projection_and_runs_no_decoder():
     x = images(6)
     expected = model(x).projection
     model.decoder.register_forward_hook(lambda *_: pytest.fail("the teacher decoded"))
-    assert_equal(model.project(x), expected)
+    torch.testing.assert_close(model.project(x), expected)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_token_alone_is_the_token_among_all(attention):
+    model = randomize(SiTModel(small_config(attn_implementation=attention))).eval()
+    x = images(6)
+    alone = model(x, token_only=True, output_hidden_states=True, output_attentions=True)
+    among_all = model(x, output_hidden_states=True, output_attentions=True)
+    assert alone.last_hidden_state.shape[1] == 1
+    torch.testing.assert_close(alone.last_hidden_state, among_all.last_hidden_state[:, :1])
+    torch.testing.assert_close(alone.pooler_output, among_all.pooler_output)
+    torch.testing.assert_close(alone.attentions[-1], among_all.attentions[-1][:, :, :1])
+    for first, other in zip(alone.hidden_states[:-1], among_all.hidden_states[:-1], strict=True):
+        assert_equal(first, other)
+    gradients = []
+    for token_only in (True, False):
+        model.zero_grad()
+        model(x, token_only=token_only).last_hidden_state[:, 0].square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for first, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("setting", [{"pooling": "mean"}, {"pooling": "token_mean"}])
+def test_poolings_of_patches_need_all_tokens(setting):
+    model = randomize(SiTModel(small_config(**setting))).eval()
+    x = images(6)
+    assert_equal(model(x, token_only=True).pooler_output, model(x).pooler_output)
 
 
 def test_encode_gives_the_contrastive_token_and_its_projection():
     model = randomize(SiTForPreTraining(small_config())).eval()
     x = images(6)
     token, projection = model.encode(x)
-    assert_equal(token, model.vit(x).last_hidden_state[:, 0])
-    assert_equal(projection, model(x).projection)
+    torch.testing.assert_close(token, model.vit(x).last_hidden_state[:, 0])
+    torch.testing.assert_close(projection, model(x).projection)
 
 
 # Rotation.
