@@ -401,7 +401,8 @@ class SiTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            if self.config.initialization == "normal" or module is getattr(self, "classifier", None):
+            heads_of_classes = (getattr(self, "classifier", None), getattr(self, "rotation_head", None))
+            if self.config.initialization == "normal" or any(module is head for head in heads_of_classes):
                 init.trunc_normal_(module.weight, mean=0.0, std=std)
             else:
                 _xavier_uniform(module)

@@ -966,8 +966,7 @@ def test_a_checkpoint_without_rotation_goes_on_with_it_and_back(tmp_path):
         tmp_path / "plain", rotation_weight=0.5, output_loading_info=True
     )
     assert set(info["missing_keys"]) == {"rotation_head.weight", "rotation_head.bias"}
-    rotation_head = with_rotation.rotation_head
-    assert rotation_head.weight.std().item() == pytest.approx(xavier_std(rotation_head.weight), rel=0.3)
+    assert 0.01 < with_rotation.rotation_head.weight.std().item() < 0.03
     assert not with_rotation.rotation_head.bias.any()
     with_rotation.save_pretrained(tmp_path / "rotation")
     back = load(SiTForPreTraining, tmp_path / "rotation", rotation_weight=0.0)
