@@ -199,15 +199,21 @@ PROGRAMS = [
     *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
     *(
         f"benchmarks/{name}"
-        for name in ("augmentation", "corruption", "evaluation_memory", "pretraining_throughput", "scaling", "witness")
+        for name in (
+            *("augmentation", "corruption", "evaluation_memory", "gpu_session", "initialization"),
+            *("pretraining_throughput", "scaling", "timed_training", "witness"),
+        )
     ),
 ]
-# Flags of accelerate, of the Hub's own command and of SLURM.
+# Flags of accelerate, of the Hub's own command, of pip and of SLURM.
 OTHERS = {
     "--config_file",
     "--num_processes",
     "--quiet",
     "--include",
+    "--no-deps",
+    "--only-binary",
+    "--python-version",
     "--local-dir",
     "--requeue",
     "--signal",
