@@ -15,10 +15,14 @@ from tqdm.auto import tqdm
 from tqdm.notebook import tqdm as tqdm_notebook
 from transformers.utils import ModelOutput
 
+from modeling_sit.hub.provenance import describe_duration
 from modeling_sit.runtime.trackers import MetricsLog, log_image
 
 # The figures first: on a narrow terminal it is the bar that gives way.
 BAR = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}] {bar}"
+# The first steps of a process pay for what later ones find ready. Then so many steps tell the pace, or those until some
+# seconds are over.
+WARMUP_STEPS, PACE_STEPS, PACE_SECONDS = 2, 15, 8.0
 
 
 class NonFiniteLoss(Exception):
@@ -80,6 +84,8 @@ class MetricLogger:
         )
         self._writes_lines = is_main_process and not shows_bar
         self._started = time.perf_counter()
+        self._pace_started: tuple[int, float] | None = None  # step and time from which the pace is measured
+        self._has_told_time = False
         self._start_window()
         if window is not None:
             self._num_images, self._waited = window["num_images"], window["waited"]
@@ -195,7 +201,11 @@ class MetricLogger:
         """Keep the time of the block out of the logged speed."""
         started = time.perf_counter()
         yield
-        self._window_started += time.perf_counter() - started
+        elapsed = time.perf_counter() - started
+        self._window_started += elapsed
+        if self._pace_started is not None:
+            step, pace_started = self._pace_started
+            self._pace_started = (step, pace_started + elapsed)
 
     def sync_logs(self) -> None:
         """Have all that was logged on the disk, before a checkpoint counts on it."""
@@ -207,6 +217,26 @@ class MetricLogger:
         """Count one more step that is done."""
         self.step += 1
         self.bar.update()
+        if not self._has_told_time:
+            self._tell_time()
+
+    def _tell_time(self) -> None:
+        """Say how long the rest of the run takes, as soon as some steps tell."""
+        now, done = time.perf_counter(), self.step - self.first_step
+        if done == WARMUP_STEPS:
+            self._pace_started = (self.step, now)
+        if self._pace_started is None:
+            return
+        step, started = self._pace_started
+        measured = self.step - step
+        if measured >= PACE_STEPS or (measured and now - self._started >= PACE_SECONDS):
+            self._has_told_time = True
+            pace, left = (now - started) / measured, self.num_steps - self.step
+            if left > 0 and self.metrics_log is not None:
+                _write_line(
+                    f"expected: about {describe_duration(pace * left)} for the other {left:,} steps on "
+                    f"{self.accelerator.device.type} ({pace:.2g} s a step), monitors and previews not counted"
+                )
 
     def close(self) -> None:
         self.bar.close()

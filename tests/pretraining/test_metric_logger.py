@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from modeling_sit import SiTForPreTrainingOutput
+from modeling_sit.pretraining import metric_logger
 from modeling_sit.pretraining.metric_logger import MetricLogger, NonFiniteLoss
 from modeling_sit.runtime.errors import SiTError
 
@@ -378,3 +379,33 @@ def test_log_that_cannot_be_written_is_an_error_in_one_line(logger, tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(SiTError, match=r"metrics\.jsonl cannot be written: Is a directory"):
         log(logger)
+
+
+class TestExpectedTime:
+    """Said once, after the first steps, by the pace of those that follow the warm-up."""
+
+    def lines_after(self, tmp_path, monkeypatch, capsys, step_seconds, pauses=0.0, num_steps=100) -> list[str]:
+        now = 100.0
+        monkeypatch.setattr(metric_logger.time, "perf_counter", lambda: now)
+        with create_logger(tmp_path, num_steps=num_steps) as logger:
+            for step in range(min(30, num_steps)):
+                now += 50 if step < metric_logger.WARMUP_STEPS else step_seconds
+                logger.count_step()
+                with logger.paused():
+                    now += pauses
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("expected")]
+
+    def test_of_quick_steps(self, tmp_path, monkeypatch, capsys):
+        (line,) = self.lines_after(tmp_path, monkeypatch, capsys, 0.1, num_steps=1000)
+        assert "0.1 s a step" in line and "998" not in line
+
+    def test_of_slow_steps_after_the_first_that_counts(self, tmp_path, monkeypatch, capsys):
+        (line,) = self.lines_after(tmp_path, monkeypatch, capsys, 60.0)
+        assert "about 97.0 minutes for the other 97 steps" in line
+
+    def test_leaves_out_pauses(self, tmp_path, monkeypatch, capsys):
+        (line,) = self.lines_after(tmp_path, monkeypatch, capsys, 60.0, pauses=500.0)
+        assert "60 s a step" in line
+
+    def test_of_a_run_that_is_over_before(self, tmp_path, monkeypatch, capsys):
+        assert self.lines_after(tmp_path, monkeypatch, capsys, 60.0, num_steps=3) == []
