@@ -145,6 +145,7 @@ class TestViews:
             blur_probability=[0.5, 0.5],
             blur_sigma=[4.0, 20.0],
             solarize_probability=[0.3, 0.3],
+            crop_scale=[0.2, 1.0],
         )
         augment = ViewAugmentation(arguments, (24, 32), [0.5] * channels, [0.25] * channels)
         # Smooth, as photographs are: where two channels are equal, rounding decides on a hue.

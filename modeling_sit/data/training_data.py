@@ -138,7 +138,8 @@ class TrainingData:
         return torch.stack([item["crops"][0][0] for item in items])
 
     def cache(self, accelerator: Accelerator, num_epochs: float, on_device: bool | None = None) -> None:
-        """Decode the images once and keep them, if the user asks for it or it pays. Every process must call this.
+        """Decode the images once and keep them, if the user asks for it or it pays. Every process must call this. What is
+        kept already stays.
 
         Args:
             accelerator (`Accelerator`): The processes, and the device that crops may be cut on.
@@ -149,7 +150,7 @@ class TrainingData:
         Raises:
             [`SiTError`]: If there is no room for the images, or they cannot be written.
         """
-        if self.is_streamed:
+        if self.is_streamed or self._crops is not self._decoding_crops:
             return
         self._crops = cache_images(
             accelerator, self.name, self._decoding_crops, self.cache_arguments, num_epochs, on_device

@@ -7,20 +7,33 @@ import torch
 
 from modeling_sit.runtime.errors import SiTError
 
+# The paper's values of the arguments that a preset chooses (arXiv 2104.03602, section 4).
+PAPER_VIEWS = {
+    "crop_scale": [0.2, 1.0],
+    "color_jitter": [0.4, 0.4, 0.2, 0.1],
+    "grayscale_probability": 0.2,
+    "blur_probability": [1.0, 0.1],
+    "solarize_probability": [0.0, 0.2],
+}
+
 
 @dataclass
 class ViewArguments:
     """How the views are augmented (arXiv 2104.03602, section 4).
 
-    Pairs of probabilities are of view 1 and view 2. Further views, if a method has them, are like view 2.
+    Pairs of probabilities are of view 1 and view 2. Further views, if a method has them, are like view 2. What is `None` is
+    chosen by the run's preset before any view is made.
 
     Raises:
         [`SiTError`]: If a value is out of range.
     """
 
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.2, 1.0],
-        metadata={"help": "Range of the area of a crop, as a fraction of the image's area."},
+    crop_scale: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Range of the area of a crop, as a fraction of the image's area. Default: by `preset`; the paper's is "
+            "0.2 1."
+        },
     )
     crop_ratio: list[float] = field(
         default_factory=lambda: [3 / 4, 4 / 3],
@@ -30,17 +43,22 @@ class ViewArguments:
     vertical_flip_probability: float = field(
         default=0.0, metadata={"help": "Probability of a vertical flip, for images without a top and a bottom."}
     )
-    color_jitter: list[float] = field(
-        default_factory=lambda: [0.4, 0.4, 0.2, 0.1],
+    color_jitter: list[float] | None = field(
+        default=None,
         metadata={
             "help": "Strength of the color jitter: brightness, contrast, saturation (factors 1 - x to 1 + x) and hue"
-            " (turns)."
+            " (turns). Default: by `preset`; the paper's is 0.4 0.4 0.2 0.1."
         },
     )
     color_jitter_probability: float = field(default=0.8, metadata={"help": "Probability of color jitter."})
-    grayscale_probability: float = field(default=0.2, metadata={"help": "Probability of a gray view."})
-    blur_probability: list[float] = field(
-        default_factory=lambda: [1.0, 0.1], metadata={"help": "Probabilities of Gaussian blur in view 1 and view 2."}
+    grayscale_probability: float | None = field(
+        default=None, metadata={"help": "Probability of a gray view. Default: by `preset`; the paper's is 0.2."}
+    )
+    blur_probability: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Probabilities of Gaussian blur in view 1 and view 2. Default: by `preset`; the paper's are 1 0.1."
+        },
     )
     blur_sigma: list[float] = field(
         default_factory=lambda: [0.1, 2.0],
@@ -49,8 +67,11 @@ class ViewArguments:
             "other sizes."
         },
     )
-    solarize_probability: list[float] = field(
-        default_factory=lambda: [0.0, 0.2], metadata={"help": "Probabilities of solarization in view 1 and view 2."}
+    solarize_probability: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Probabilities of solarization in view 1 and view 2. Default: by `preset`; the paper's are 0 0.2."
+        },
     )
     solarize_threshold: float = field(
         default=0.5, metadata={"help": "Solarization inverts pixels of at least this brightness, in [0, 1]."}
@@ -58,18 +79,19 @@ class ViewArguments:
 
     def __post_init__(self):
         pairs = ("crop_scale", "crop_ratio", "blur_probability", "blur_sigma", "solarize_probability")
+        given = {name: value for name, value in vars(self).items() if value is not None}
         for name, length in [*((pair, 2) for pair in pairs), ("color_jitter", 4)]:
-            if len(getattr(self, name)) != length:
-                raise SiTError(f"must be {length} numbers, got {len(getattr(self, name))}", argument=name)
+            if name in given and len(given[name]) != length:
+                raise SiTError(f"must be {length} numbers, got {len(given[name])}", argument=name)
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            low, high = getattr(self, name)
+            low, high = given.get(name, (1, 1))
             if not 0 < low <= high:
                 raise SiTError(f"must be a range 0 < low <= high, got {low} {high}", argument=name)
-        if self.crop_scale[1] > 1:
+        if "crop_scale" in given and self.crop_scale[1] > 1:
             raise SiTError(
                 f"must be a fraction of the image, at most 1, got {self.crop_scale[1]}", argument="crop_scale"
             )
-        if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
+        if "color_jitter" in given and (min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5):
             raise SiTError(
                 f"must be at least 0, and the last number (hue) at most 0.5, got {self.color_jitter}",
                 argument="color_jitter",
@@ -78,11 +100,10 @@ class ViewArguments:
             raise SiTError(
                 f"must be a brightness in [0, 1], got {self.solarize_threshold}", argument="solarize_threshold"
             )
-        for name in vars(self):
-            if name.endswith("_probability"):
-                value = getattr(self, name)
-                if not all(0 <= probability <= 1 for probability in (value if isinstance(value, list) else [value])):
-                    raise SiTError(f"must be in [0, 1], got {value}", argument=name)
+        for name, value in given.items():
+            values = value if isinstance(value, list) else [value]
+            if name.endswith("_probability") and not all(0 <= probability <= 1 for probability in values):
+                raise SiTError(f"must be in [0, 1], got {value}", argument=name)
 
 
 def rotate_views(views: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:

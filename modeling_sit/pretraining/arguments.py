@@ -1,5 +1,6 @@
 """Arguments of pretraining, and the configuration that they describe."""
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
@@ -21,6 +22,7 @@ AT_LEAST_ZERO = (
     "base_learning_rate",
     "min_learning_rate",
     "warmup_epochs",
+    "warmup_steps",
     "weight_decay",
     "weight_decay_end",
     "max_grad_norm",
@@ -29,14 +31,20 @@ AT_LEAST_ZERO = (
     "checkpoints_total_limit",
 )
 
+UNITS = {"h": 3600, "m": 60, "s": 1}
+TIME = re.compile("".join(rf"(?:(?P<{unit}>\d+(?:\.\d+)?)\s*{unit}\s*)?" for unit in UNITS))
+
 
 @dataclass
 class ModelArguments(WeightsFileArguments):
     """What is trained."""
 
-    model_size: Literal["tiny", "small", "base"] | None = field(
+    model_size: Literal["micro", "mini", "tiny", "small", "base"] | None = field(
         default=None,
-        metadata={"help": "Backbone's width/depth/heads: 192/12/3, 384/12/6 or 768/12/12. Default: small."},
+        metadata={
+            "help": "Backbone's width/depth/heads: 96/4/3, 128/6/4, 192/12/3, 384/12/6 or 768/12/12. Default: by "
+            "`preset`; the paper's is small."
+        },
     )
     model_name_or_path: str | None = field(
         default=None,
@@ -49,11 +57,12 @@ class ModelArguments(WeightsFileArguments):
         default=None,
         metadata={
             "help": "Height and width of the views, in pixels. The position embeddings of a checkpoint are "
-            "interpolated. Default: 224, or the checkpoint's."
+            "interpolated. Default: the checkpoint's, else by `preset`; the paper's is 224."
         },
     )
     patch_size: int | None = field(
-        default=None, metadata={"help": "Height and width of the patches, in pixels. Default: 16."}
+        default=None,
+        metadata={"help": "Height and width of the patches, in pixels. Default: by `preset`; the paper's is 16."},
     )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of SiTConfig, such as `hidden_size=64,num_hidden_layers=2`."}
@@ -104,15 +113,24 @@ class CorruptionArguments:
         default="noise+replace",
         metadata={"help": "What fills the corrupted blocks. With a combination, each view draws one kind."},
     )
-    noise_ratio: list[float] = field(
-        default_factory=lambda: [0.5, 0.7], metadata={"help": "Range of the fraction of pixels that noise covers."}
+    noise_ratio: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Range of the fraction of pixels that noise covers. Default: by `preset`; the paper's is 0.5 0.7."
+        },
     )
-    zeros_ratio: list[float] = field(
-        default_factory=lambda: [0.5, 0.7], metadata={"help": "Range of the fraction of pixels that zeros cover."}
+    zeros_ratio: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Range of the fraction of pixels that zeros cover. Default: by `preset`; the paper's is 0.5 0.7."
+        },
     )
-    replace_ratio: list[float] = field(
-        default_factory=lambda: [0.3, 0.3],
-        metadata={"help": "Range of the fraction of pixels that another image covers."},
+    replace_ratio: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Range of the fraction of pixels that another image covers. Default: by `preset`; the paper's is "
+            "0.3 0.3."
+        },
     )
     block_size: list[float] = field(
         default_factory=lambda: [0.05, 0.25],
@@ -133,31 +151,57 @@ class PretrainingArguments(CardArguments, DatasetArguments):
         },
     )
     method: str = field(default="sit", metadata={"help": "Pretraining method. The package has `sit`."})
+    preset: Literal["auto", "paper"] = field(
+        default="auto",
+        metadata={
+            "help": "What neither an argument nor a recipe says. auto: values that fit the number and size of the images,"
+            " the device and the time; each is printed with its reason. paper: the paper's (ViT-S/16, 224 pixels, 800 "
+            "epochs), for large datasets on GPUs."
+        },
+    )
+    time_budget: str | None = field(
+        default=None,
+        metadata={
+            "help": "Time for the run, such as 90s, 30m, 2h or 1h30m. The number of steps is set to fit, by the speed of "
+            "a few steps that are measured first. It overrides the number of epochs."
+        },
+    )
     output_dir: str = field(metadata={"help": "Folder for the model and all other files of the run. Required."})
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Whether to start again in a folder that has a run. The files of that run are deleted."},
     )
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step on each device."})
+    per_device_train_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Images per step on each device. Default: by `preset`; the paper's is 64."},
+    )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Number of batches per optimizer step."})
-    num_train_epochs: float = field(
-        default=800,
-        metadata={"help": "Number of epochs. The paper: 800 on ImageNet-1K, 3000 on small datasets."},
+    num_train_epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": "Number of epochs. The paper: 800 on ImageNet-1K, 3000 on small datasets. Default: by `preset`, "
+            "which gives a number of steps."
+        },
     )
     max_steps: int | None = field(
-        default=None, metadata={"help": "Number of optimizer steps. It overrides the number of epochs."}
+        default=None,
+        metadata={"help": "Number of optimizer steps. It overrides the number of epochs. Default: by `preset`."},
     )
-    base_learning_rate: float = field(
-        default=5e-4,
+    base_learning_rate: float | None = field(
+        default=None,
         metadata={
             "help": "Peak learning rate for a total batch of 256. It is scaled linearly to the total batch of the "
-            "run.",
+            "run. Default: by `preset`; the paper's is 5e-4.",
         },
     )
     min_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate at the end."})
-    warmup_epochs: float = field(
-        default=10,
-        metadata={"help": "Epochs of linear warm-up, at most a tenth of the run."},
+    warmup_epochs: float | None = field(
+        default=None,
+        metadata={"help": "Epochs of linear warm-up, at most a tenth of the run. The paper's are 10."},
+    )
+    warmup_steps: int | None = field(
+        default=None,
+        metadata={"help": "Steps of linear warm-up. They override the epochs of warm-up. Default: by `preset`."},
     )
     weight_decay: float = field(
         default=0.05, metadata={"help": "Weight decay. Biases, norms, tokens and positions have none."}
@@ -174,16 +218,25 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     max_grad_norm: float = field(
         default=3.0, metadata={"help": "Gradients are clipped to this norm; 0 for no clipping."}
     )
-    teacher_momentum: float = field(
-        default=0.996, metadata={"help": "Momentum of the teacher at the start. It rises to 1 on a cosine."}
+    teacher_momentum: float | None = field(
+        default=None,
+        metadata={
+            "help": "Momentum of the teacher at the start. It rises to 1 on a cosine. Default: by `preset`; the paper's is "
+            "0.996."
+        },
     )
-    export: Literal["teacher", "student"] = field(
-        default="teacher",
-        metadata={"help": "The network whose weights go into the output folder. Checkpoints keep both."},
+    export: Literal["teacher", "student"] | None = field(
+        default=None,
+        metadata={
+            "help": "The network whose weights go into the output folder. Checkpoints keep both. Default: by `preset`; "
+            "the paper's is the teacher."
+        },
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = field(
         default=None,
-        metadata={"help": "Precision of the networks. Default: the setting of `accelerate launch`, else `no`."},
+        metadata={
+            "help": "Precision of the networks. Default: the setting of `accelerate launch`, else by `preset`, else `no`."
+        },
     )
     tf32: bool = field(
         default=False,
@@ -212,10 +265,11 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     preview_steps: int | None = field(
         default=None, metadata={"help": "Steps between preview images; 0 for none. Default: ten previews in the run."}
     )
-    checkpointing_steps: str = field(
-        default="500",
+    checkpointing_steps: str | None = field(
+        default=None,
         metadata={
-            "help": "Steps between checkpoints, or `epoch`, or `no`. There is also one at the end, except with `no`."
+            "help": "Steps between checkpoints, or `epoch`, or `no`. There is also one at the end, except with `no`. "
+            "Default: by `preset`; at most ten in the run, or every 500 steps with paper."
         },
     )
     checkpoints_total_limit: int = field(
@@ -260,13 +314,28 @@ class PretrainingArguments(CardArguments, DatasetArguments):
                 value = getattr(self, name)
                 if value is not None and not is_in_range(value):
                     raise SiTError(f"must be {range_name}, got {value}", argument=name)
-        if self.checkpointing_steps not in ("epoch", "no") and not (
+        if self.checkpointing_steps not in (None, "epoch", "no") and not (
             self.checkpointing_steps.isdecimal() and int(self.checkpointing_steps)
         ):
             raise SiTError(
                 f"must be a number from 1 on, epoch or no, got {self.checkpointing_steps!r}",
                 argument="checkpointing_steps",
             )
+        if self.time_budget is not None:
+            parse_time(self.time_budget)
+
+
+def parse_time(text: str) -> float:
+    """Seconds of `90s`, `30m`, `2h` or `1h30m`.
+
+    Raises:
+        [`SiTError`]: If the text is no such time, or none at all.
+    """
+    found = TIME.fullmatch(text.strip().lower())
+    seconds = sum(float(found[unit] or 0) * factor for unit, factor in UNITS.items()) if found else 0
+    if seconds <= 0:
+        raise SiTError(f"must be a time such as 90s, 30m, 2h or 1h30m, got {text!r}", argument="time_budget")
+    return seconds
 
 
 @dataclass

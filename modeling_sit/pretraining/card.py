@@ -25,6 +25,7 @@ from modeling_sit.hub.provenance import (
 )
 from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments, PretrainingArguments
 from modeling_sit.pretraining.method import Method
+from modeling_sit.pretraining.presets import PAPER
 from modeling_sit.pretraining.schedules import Schedules
 from modeling_sit.runtime.trackers import read_metrics
 
@@ -181,6 +182,8 @@ def _changed_settings(settings: dict[str, Any]) -> str:
     for group in (PretrainingArguments, StreamingArguments, ModelArguments, CorruptionArguments, ViewArguments):
         for item in fields(group):
             default = item.default if item.default_factory is MISSING else item.default_factory()
+            if settings["preset"] == "paper":
+                default = PAPER.get(item.name, default)
             if settings[item.name] != default and item.name not in NOT_SETTINGS:
                 value = without_private_paths(without_tokens(str(settings[item.name])))
                 lines.append(f"- {code(item.name)}: {code(value)}")

@@ -55,6 +55,7 @@ class RunState:
         starts (`list` of `dict`, *optional*): Its starts, as `describe_start` gives them, oldest first.
         crops_on_device (`bool`, *optional*): Whether its crops are cut on the device, which rounds otherwise than the host.
             `None` before that is known.
+        chosen (`dict`, *optional*): What the run's preset chose, by name, so that a run that goes on has the same.
         exported (`str`, *optional*): Whose weights the folder of a finished run has, `"teacher"` or `"student"`; `None`
             before it is finished.
     """
@@ -68,6 +69,7 @@ class RunState:
     starts: list[dict[str, Any]] = field(default_factory=list)
     crops_on_device: bool | None = None
     exported: str | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:

@@ -49,13 +49,14 @@ def measure_steps(
     train_on: Callable[[tuple[torch.Tensor, ...], int], object],
     schedules: Schedules,
     accelerator: Accelerator,
+    num_steps: int | None = None,
 ) -> DryRun:
-    """Train on the batches of [`num_dry_run_steps`] and measure. Every process must call this."""
+    """Train on the batches of a few steps, [`num_dry_run_steps`] by default, and measure. Every process must call this."""
     batches = iter(batches)
     times, waits = [], []
     if accelerator.device.type == "cuda":  # an earlier run of this process may have had more
         torch.cuda.reset_peak_memory_stats(accelerator.device)
-    for step in range(num_dry_run_steps(schedules)):
+    for step in range(num_steps or num_dry_run_steps(schedules)):
         started, waited = time.perf_counter(), 0.0
         for number in range(schedules.batches_per_step):
             asked = time.perf_counter()

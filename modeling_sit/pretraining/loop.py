@@ -28,6 +28,7 @@ from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.metric_logger import MetricLogger, NonFiniteLoss
 from modeling_sit.pretraining.monitors import OnlineMonitors
 from modeling_sit.pretraining.outputs import export_model, preview_path, save_preview
+from modeling_sit.pretraining.resolve import Resolved
 from modeling_sit.pretraining.schedules import Schedules, is_due
 from modeling_sit.runtime.accelerator import clip_gradients
 from modeling_sit.runtime.distributed import sync_errors
@@ -52,6 +53,7 @@ class Run:
     monitors: OnlineMonitors
     pusher: HubPusher | None  # in the main process, if the run pushes
     started: float  # when, as `time.time` gives it
+    preset: Resolved  # what was chosen for the user
 
     @property
     def output_dir(self) -> Path:

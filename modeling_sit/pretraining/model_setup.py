@@ -1,6 +1,7 @@
 """The model that the arguments describe: configuration, image processor, and the student with its first weights."""
 
 import contextlib
+import math
 import re
 from dataclasses import asdict, fields
 from typing import Any
@@ -13,17 +14,9 @@ from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
 from modeling_sit.interop.convert_in import find_format, read_normalization
 from modeling_sit.interop.load import check_weights_file_arguments, load_checkpoint, read_config
 from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments
+from modeling_sit.pretraining.presets import MODEL_SIZES, RECONSTRUCTION_WEIGHT, look_up
 from modeling_sit.runtime.arguments import did_you_mean
 from modeling_sit.runtime.errors import SiTError
-
-MODEL_SIZES = {
-    "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
-    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
-    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
-}
-
-# Below this many images a dataset counts as small, and the reconstruction weighs more (arXiv 2104.03602, section 4).
-SMALL_DATASET = 100_000
 
 
 def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfig:
@@ -43,8 +36,8 @@ def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfi
     }
     settings = {name: weight for name, weight in settings.items() if weight is not None}
     settings = {**parse_config_overrides(arguments.config_overrides), **settings}
-    is_small = num_images is not None and num_images < SMALL_DATASET
-    default_weight = {"reconstruction_weight": 5.0 if is_small else 1.0}
+    count = math.inf if num_images is None else num_images
+    default_weight = {"reconstruction_weight": look_up(RECONSTRUCTION_WEIGHT, count)}
     check_weights_file_arguments(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads)
     try:
         if arguments.model_name_or_path is None:
@@ -125,13 +118,15 @@ def create_processor(
     if min(image_std) <= 0:
         raise SiTError(f"must be above 0, got {image_std}", argument="image_std")
     height, width = config.image_shape
+    # A ratio that no kind of corruption needs may have no value: the processor has its own.
+    corruption = {name: value for name, value in asdict(corruption_arguments).items() if value is not None}
     try:
         return SiTImageProcessor(
             size={"height": height, "width": width},
             image_mean=image_mean,
             image_std=image_std,
             patch_size=config.patch_size,
-            **asdict(corruption_arguments),
+            **corruption,
         )
     except ValueError as problem:  # it begins with the name of the setting
         name, _, rest = str(problem).partition(" ")

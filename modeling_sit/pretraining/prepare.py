@@ -1,8 +1,10 @@
 """What a run needs before its first batch: images, networks, schedules, monitors. Nothing is written."""
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -17,6 +19,7 @@ from modeling_sit.pretraining.loop import Run
 from modeling_sit.pretraining.methods import METHODS
 from modeling_sit.pretraining.model_setup import create_config, create_processor
 from modeling_sit.pretraining.monitors import OnlineMonitors
+from modeling_sit.pretraining.resolve import describe_choices, resolve
 from modeling_sit.pretraining.schedules import plan_schedules
 from modeling_sit.runtime.accelerator import prepare_student
 from modeling_sit.runtime.arguments import did_you_mean
@@ -28,13 +31,21 @@ from modeling_sit.runtime.products import use_fast_products
 NUM_PREVIEW_IMAGES = 8
 
 
-def prepare(flags: PretrainingFlags, accelerator: Accelerator, started: float | None = None) -> Run:
-    """Find the images, make the networks, and hand them to Accelerate. Writes nothing.
+def prepare(
+    flags: PretrainingFlags,
+    accelerator: Accelerator,
+    started: float | None = None,
+    chosen: Mapping[str, Any] | None = None,
+    data: TrainingData | None = None,
+) -> Run:
+    """Find the images, settle what the user leaves open, make the networks, and hand them to Accelerate. Writes nothing.
 
     Args:
         flags ([`PretrainingFlags`]): What the user asked for.
         accelerator (`Accelerator`): Made by [`create_accelerator`].
         started (`float`, *optional*): When the run was started, as `time.time` gives it. Default: now.
+        chosen (mapping, *optional*): What is chosen already, by name: by the run that goes on, or by a measurement.
+        data ([`TrainingData`], *optional*): Of the same settings. Default: made anew.
     """
     with sync_errors(accelerator):  # before anything is downloaded
         if flags.run.method not in METHODS:
@@ -43,7 +54,10 @@ def prepare(flags: PretrainingFlags, accelerator: Accelerator, started: float | 
                 argument="method",
             )
     pusher = create_pusher(flags, accelerator)
-    images = main_process_first(accelerator, lambda: load_training_images(flags))
+    images = main_process_first(accelerator, lambda: load_training_images(flags) if data is None else data.images)
+    with sync_errors(accelerator):
+        preset = resolve(flags, images, accelerator, chosen or {})
+        flags = preset.flags
     num_workers = default_num_workers(
         flags.run.dataloader_num_workers, accelerator.device.type, accelerator.num_processes
     )
@@ -52,7 +66,7 @@ def prepare(flags: PretrainingFlags, accelerator: Accelerator, started: float | 
         processor = create_processor(config, flags.model, flags.corruption)
         method = METHODS[flags.run.method](config, processor, flags).to(accelerator.device)
         groups = method.view_groups(flags.views)
-        data = TrainingData(
+        data = data or TrainingData(
             images,
             [group.crops for group in groups],
             LoadingSettings(
@@ -103,6 +117,7 @@ def prepare(flags: PretrainingFlags, accelerator: Accelerator, started: float | 
         monitors=monitors,
         pusher=pusher,
         started=time.time() if started is None else started,
+        preset=preset,
     )
 
 
@@ -155,11 +170,13 @@ def describe_run(run: Run) -> str:
     config, schedules, accelerator = run.method.config, run.schedules, run.accelerator
     height, width = config.image_shape
     backbone = sum(parameter.numel() for parameter in run.method.student.vit.parameters()) / 1e6
+    choices = "".join(f"{line}\n" for line in describe_choices(run.preset.choices).splitlines())
     length = ""
     if schedules.batches_per_epoch is not None:
         length = f" ({schedules.epoch(schedules.num_steps):.4g} epochs of {schedules.batches_per_epoch:,.4g} batches)"
     return (
         f"{run.data.describe()}\n"
+        f"{choices}"
         f"model: {backbone:.2f} M parameters in the backbone, {height} x {width} pixels in patches of "
         f"{config.patch_size}, losses {run.method.describe_losses()}\n"
         f"run: {schedules.num_steps:,} steps{length}, "

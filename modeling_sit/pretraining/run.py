@@ -1,7 +1,7 @@
 """A pretraining run, from arguments to a model repository: prepare, resume, train, write the card."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,9 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, Pre
 
 import modeling_sit
 from modeling_sit.hub.provenance import Start, describe_call, describe_start
-from modeling_sit.pretraining.arguments import (
-    PretrainingFlags,
-)
+from modeling_sit.pretraining.arguments import PretrainingFlags, parse_time
 from modeling_sit.pretraining.card import RunFacts, write_pretraining_card
 from modeling_sit.pretraining.checkpoints import (
     RunState,
@@ -34,7 +32,9 @@ from modeling_sit.pretraining.checkpoints import (
 from modeling_sit.pretraining.dry_run import describe_plan, measure_steps, num_dry_run_steps
 from modeling_sit.pretraining.loop import Run, train, training_step
 from modeling_sit.pretraining.prepare import describe_run, prepare
+from modeling_sit.pretraining.resolve import default_precision, recall_choices
 from modeling_sit.pretraining.resume_check import check_resume_compatible, run_fingerprint
+from modeling_sit.pretraining.time_budget import fit_into_time
 from modeling_sit.runtime.accelerator import create_accelerator, forget_settings
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, sync_errors
@@ -107,8 +107,9 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
         command (`str`, *optional*): What started the run, for the model card. Default: the command line.
     """
     started, output_dir = time.time(), Path(flags.run.output_dir)
+    flags, chosen = recall_choices(flags)
     accelerator = create_accelerator(
-        mixed_precision=flags.run.mixed_precision,
+        mixed_precision=default_precision(flags, chosen),
         gradient_accumulation_steps=flags.run.gradient_accumulation_steps,
         log_with=choose_trackers(flags.run.report_to) or None,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
@@ -117,7 +118,7 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
     try:
         if flags.run.tf32:
             torch.set_float32_matmul_precision("high")
-        result = prepare_and_execute(flags, accelerator, command, started)
+        result = start_run(prepare_in_time(flags, accelerator, started, chosen), command)
     finally:
         torch.set_float32_matmul_precision(precision)
         accelerator.end_training()
@@ -125,19 +126,34 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
     return result
 
 
-def prepare_and_execute(
-    flags: PretrainingFlags, accelerator: Accelerator, command: str | None, started: float
-) -> PretrainingResult:
-    """As [`run_pretraining`], with an accelerator.
+def prepare_in_time(
+    flags: PretrainingFlags, accelerator: Accelerator, started: float, chosen: Mapping[str, Any]
+) -> Run:
+    """As [`prepare`]. Where the user gives a time, some steps are measured first, and their run is thrown away."""
+    run = prepare(flags, accelerator, started, chosen)
+    if flags.run.time_budget is None or "max_steps" in chosen:
+        return run
+    broadcast_from_main(accelerator, lambda: check_output_dir(Path(flags.run.output_dir), flags.run))
+    accelerator.print(f"measuring a few steps of the run, to fit it into {flags.run.time_budget}")
+    fitting = fit_into_time(run, parse_time(flags.run.time_budget), keeps_images=not flags.run.dry_run)
+    data = run.data
+    del run
+    accelerator.free_memory()
+    run = prepare(flags, accelerator, started, {**chosen, "max_steps": fitting.value}, data)
+    return replace(run, preset=replace(run.preset, choices=[fitting, *run.preset.choices]))
+
+
+def start_run(run: Run, command: str | None) -> PretrainingResult:
+    """Start the run, or go on with it, to its end.
 
     Args:
-        started (`float`): When this start of the run began, as `time.time` has it.
+        run ([`Run`]): Ready for its first batch.
+        command (`str`, *optional*): What started it.
     """
-    output_dir = Path(flags.run.output_dir)
-    run = prepare(flags, accelerator, started)
+    flags, accelerator, output_dir = run.flags, run.accelerator, run.output_dir
     accelerator.print(describe_run(run))
     fingerprint = run_fingerprint(flags, run.method, run.schedules, run.data, accelerator)
-    state = RunState(settings=flags.settings(), determined_by=fingerprint)
+    state = RunState(settings=flags.settings(), determined_by=fingerprint, chosen=run.preset.chosen)
     if flags.run.dry_run:
         checkpoint = broadcast_from_main(accelerator, lambda: check_output_dir(output_dir, flags.run))
         if checkpoint is not None:
@@ -202,7 +218,7 @@ def resume(run: Run, checkpoint: Path, state: RunState) -> RunState:
     for change in changes:
         accelerator.print(f"changed since the checkpoint: {change}")
     accelerator.print(f"going on from {checkpoint}")
-    return replace(saved, settings=state.settings, determined_by=state.determined_by)
+    return replace(saved, settings=state.settings, determined_by=state.determined_by, chosen=state.chosen)
 
 
 @contextmanager

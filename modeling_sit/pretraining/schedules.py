@@ -76,7 +76,7 @@ def plan_schedules(
     """The schedules that the arguments describe.
 
     Args:
-        arguments ([`PretrainingArguments`]): What the user asked for.
+        arguments ([`PretrainingArguments`]): What the user asked for, and the preset chose.
         num_images (`int`, *optional*): Images of the dataset; `None` for a stream of unknown length.
         num_processes (`int`): How many processes share them.
         streaming (`bool`, *optional*, defaults to `False`): Whether batches go on from one epoch into the next.
@@ -86,25 +86,20 @@ def plan_schedules(
     """
     batch_size = arguments.per_device_train_batch_size * num_processes
     batches_per_step = arguments.gradient_accumulation_steps
+    require_length(arguments, num_images)
     if num_images is None:
         batches_per_epoch = None
-        for given, remedy in (
-            (arguments.max_steps is not None, "`max_steps`"),
-            (arguments.checkpointing_steps != "epoch", "a number for `checkpointing_steps`"),
-        ):
-            if not given:
-                raise SiTError(
-                    f"{dataset_name(arguments.dataset)} does not say how many images it has, so an epoch has no length",
-                    argument="dataset",
-                    remedy=f"give {remedy}",
-                )
         num_steps = arguments.max_steps
         num_warmup_steps = num_steps // 10
     else:
         batches_per_epoch = _batches_per_epoch(arguments, num_images, num_processes, streaming)
         steps_per_epoch = batches_per_epoch / batches_per_step
         num_steps = arguments.max_steps or math.ceil(arguments.num_train_epochs * steps_per_epoch)
-        num_warmup_steps = min(round(arguments.warmup_epochs * steps_per_epoch), num_steps // 10)
+        num_warmup_steps = num_steps // 10
+        if arguments.warmup_epochs is not None:
+            num_warmup_steps = min(round(arguments.warmup_epochs * steps_per_epoch), num_warmup_steps)
+    if arguments.warmup_steps is not None:
+        num_warmup_steps = min(arguments.warmup_steps, num_steps)
     decay_end = arguments.weight_decay if arguments.weight_decay_end is None else arguments.weight_decay_end
     return Schedules(
         num_steps=num_steps,
@@ -115,6 +110,20 @@ def plan_schedules(
         min_learning_rate=arguments.min_learning_rate,
         weight_decay=(arguments.weight_decay, decay_end),
     )
+
+
+def require_length(arguments: PretrainingArguments, num_images: int | None) -> None:
+    """Raise [`SiTError`] if a stream of unknown length has to have a length for these arguments."""
+    for given, remedy in (
+        (arguments.max_steps is not None, "`max_steps` or `time_budget`"),
+        (arguments.checkpointing_steps != "epoch", "a number for `checkpointing_steps`"),
+    ):
+        if num_images is None and not given:
+            raise SiTError(
+                f"{dataset_name(arguments.dataset)} does not say how many images it has, so an epoch has no length",
+                argument="dataset",
+                remedy=f"give {remedy}",
+            )
 
 
 def _batches_per_epoch(arguments: PretrainingArguments, num_images: int, num_processes: int, streaming: bool) -> float:

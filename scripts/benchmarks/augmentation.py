@@ -24,7 +24,7 @@ from torch import nn
 
 from modeling_sit import SiTImageProcessor
 from modeling_sit.data.augmentation import ViewAugmentation
-from modeling_sit.data.views import ViewArguments
+from modeling_sit.data.views import PAPER_VIEWS, ViewArguments
 
 Augment = Callable[[torch.Tensor], torch.Tensor]
 
@@ -84,7 +84,7 @@ def measure(batch_size: int, image_size: int, runs: int, device: torch.device) -
     """Seconds of every run of every installed contestant, and the ratio of its median to ours."""
     processor = SiTImageProcessor()
     image_shape = (image_size, image_size)
-    settings = (ViewArguments(), image_shape, processor.image_mean, processor.image_std)
+    settings = (ViewArguments(**PAPER_VIEWS), image_shape, processor.image_mean, processor.image_std)
     contestants = {"ours, in batch": ViewAugmentation(*settings).to(device)}
     contestants["torchvision, image by image"] = by_torchvision(*settings)
     if importlib.util.find_spec("kornia"):

@@ -44,6 +44,7 @@ VIEWS = ((16, 16, 4), (48, 32, 4), (float("inf"), 64, 8))
 BLUR_FROM = 64
 # What both initializations share.
 PRETRAINING = {
+    "preset": "paper",  # what these settings do not say, whatever the machine
     "per_device_train_batch_size": 64,
     "teacher_momentum": 0.99,
     "reconstruction_weight": 5,

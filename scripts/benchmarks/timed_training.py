@@ -93,6 +93,7 @@ FIELDS = {
 }
 ON_GPU = {"mixed_precision": "bf16", "image_cache": "device"}
 COMMON = {
+    "preset": "paper",  # what the settings do not say
     "export": "student",  # in a short run the teacher stays behind
     "monitors": ["none"],
     "preview_steps": 0,

@@ -26,7 +26,7 @@ from modeling_sit.data.augmentation import (
     make_gray,
     solarize,
 )
-from modeling_sit.data.views import ViewArguments
+from modeling_sit.data.views import PAPER_VIEWS, ViewArguments
 from modeling_sit.runtime.errors import SiTError
 
 SHAPE = (16, 16)
@@ -49,7 +49,7 @@ def random_crops(batch: int = 3, channels: int = 3, shape=SHAPE, seed: int = 0) 
 
 
 def augmentation(mean=MEAN, std=STD, shape=SHAPE, **settings) -> ViewAugmentation:
-    return ViewAugmentation(ViewArguments(**{**OFF, **settings}), shape, mean, std)
+    return ViewAugmentation(ViewArguments(**{**PAPER_VIEWS, **OFF, **settings}), shape, mean, std)
 
 
 def raw_views(crops: torch.Tensor, seed: int = 0, **settings) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,7 +222,9 @@ class TestViewAugmentation:
     def test_default_view_1_is_blurred_and_not_solarised(self):
         """White stays white in view 1, whatever it meets there; solarization turns it black in some views 2."""
         crops = torch.full((2, 60, 3, *SHAPE), 255, dtype=torch.uint8)
-        augment = ViewAugmentation(ViewArguments(color_jitter=[0.0] * 4), SHAPE, (0.0,) * 3, (1.0,) * 3)
+        augment = ViewAugmentation(
+            ViewArguments(**{**PAPER_VIEWS, "color_jitter": [0.0] * 4}), SHAPE, (0.0,) * 3, (1.0,) * 3
+        )
         torch.manual_seed(0)
         view_1, view_2 = augment(crops).chunk(2)
         assert view_1.min() > 0.99
@@ -230,7 +232,7 @@ class TestViewAugmentation:
 
     def test_is_a_function_of_torch_manual_seed(self):
         crops = random_crops()
-        augment = ViewAugmentation(ViewArguments(), SHAPE, MEAN, STD)
+        augment = ViewAugmentation(ViewArguments(**PAPER_VIEWS), SHAPE, MEAN, STD)
         results = []
         for seed, other_seed in ((0, 0), (0, 1), (1, 0)):
             torch.manual_seed(seed)
@@ -369,7 +371,7 @@ class TestWhole:
             monkeypatch.setattr(augmentations, "NUMBERS_OF_A_LARGE_IMAGE", 0)
         crops = photographs.repeat(8, 1, 1, 1)
         given = crops.clone()
-        augment = ViewAugmentation(ViewArguments(**HALVES), (24, 32), MEAN, STD)
+        augment = ViewAugmentation(ViewArguments(**{**PAPER_VIEWS, **HALVES}), (24, 32), MEAN, STD)
         torch.manual_seed(0)
         params = augment.draw(32, crops.device)
         views = getattr(augment, way)(crops, params)
@@ -386,7 +388,7 @@ class TestWhole:
     @pytest.mark.parametrize("strengths", [[0.4, 0.0, 0.0, 0.0], [0.0, 0.4, 0.6, 0.0], [0.0, 0.0, 0.0, 0.2]])
     def test_both_ways_with_some_jitters_only(self, photographs, strengths):
         settings = {**HALVES, "color_jitter": strengths}
-        augment = ViewAugmentation(ViewArguments(**settings), (24, 32), (0.0,) * 3, (1.0,) * 3)
+        augment = ViewAugmentation(ViewArguments(**{**PAPER_VIEWS, **settings}), (24, 32), (0.0,) * 3, (1.0,) * 3)
         torch.manual_seed(0)
         params = augment.draw(4, torch.device("cpu"))
         one, other = (getattr(augment, way)(photographs, params) for way in WAYS)
@@ -394,7 +396,7 @@ class TestWhole:
 
     def test_both_ways_of_gray_images(self):
         crops = random_crops(8, channels=1).flatten(0, 1)
-        augment = ViewAugmentation(ViewArguments(**HALVES), SHAPE, (0.5,), (0.25,))
+        augment = ViewAugmentation(ViewArguments(**{**PAPER_VIEWS, **HALVES}), SHAPE, (0.5,), (0.25,))
         torch.manual_seed(0)
         params = augment.draw(8, crops.device)
         one, other = (getattr(augment, way)(crops, params) for way in WAYS)
@@ -402,7 +404,7 @@ class TestWhole:
 
     def test_an_accelerator_never_has_the_host_wait(self):
         crops = random_crops(8)
-        augment = ViewAugmentation(ViewArguments(**HALVES), SHAPE, MEAN, STD)
+        augment = ViewAugmentation(ViewArguments(**{**PAPER_VIEWS, **HALVES}), SHAPE, MEAN, STD)
         with NoWaiting() as called:
             augment.augment_at_once(crops.flatten(0, 1), augment.draw(8, crops.device))
         assert "aten.rand.default" in called.names and "aten.convolution.default" in called.names
@@ -415,7 +417,7 @@ COUNT = 3000
 
 @pytest.fixture(scope="module")
 def params() -> ViewParams:
-    augment = ViewAugmentation(ViewArguments(vertical_flip_probability=0.3), (224, 224), MEAN, STD)
+    augment = ViewAugmentation(ViewArguments(**PAPER_VIEWS, vertical_flip_probability=0.3), (224, 224), MEAN, STD)
     torch.manual_seed(0)
     return augment.draw(COUNT, torch.device("cpu"))
 
@@ -471,14 +473,18 @@ class TestDraws:
         assert strong.sum() <= 2 * 4 * 6  # pairs of 3 places, of 2 views, here and at the next image
 
     def test_factors_are_not_below_0(self):
-        augment = ViewAugmentation(ViewArguments(color_jitter=[3.0, 0.0, 0.0, 0.0]), SHAPE, MEAN, STD)
+        augment = ViewAugmentation(
+            ViewArguments(**{**PAPER_VIEWS, "color_jitter": [3.0, 0.0, 0.0, 0.0]}), SHAPE, MEAN, STD
+        )
         factors = augment.draw(200, torch.device("cpu")).value["brightness"]
         assert factors.min() >= 0 and factors.max() > 3.5
 
 
 class TestNumberOfViews:
     def draw(self, num_views: int, num_images: int = 400) -> ViewParams:
-        arguments = ViewArguments(blur_probability=[1.0, 0.0], solarize_probability=[0.0, 1.0])
+        arguments = ViewArguments(
+            **{**PAPER_VIEWS, "blur_probability": [1.0, 0.0], "solarize_probability": [0.0, 1.0]}
+        )
         augment = ViewAugmentation(arguments, SHAPE, MEAN, STD, num_views)
         torch.manual_seed(0)
         return augment.draw(num_images, torch.device("cpu"))
@@ -502,7 +508,9 @@ class TestNumberOfViews:
     @pytest.mark.parametrize("way", WAYS)
     def test_views_are_torchvisions(self, photographs, num_views, way):
         crops = photographs[None].repeat(num_views, 1, 1, 1, 1)
-        augment = ViewAugmentation(ViewArguments(**HALVES), (24, 32), (0.0,) * 3, (1.0,) * 3, num_views)
+        augment = ViewAugmentation(
+            ViewArguments(**{**PAPER_VIEWS, **HALVES}), (24, 32), (0.0,) * 3, (1.0,) * 3, num_views
+        )
         torch.manual_seed(0)
         params = augment.draw(crops.shape[1], crops.device)
         expected = augment_slowly(crops.flatten(0, 1), params, radius=augment.blur_radius, threshold=0.5)

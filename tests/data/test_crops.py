@@ -17,7 +17,7 @@ from modeling_sit.data import crops as crops_module
 from modeling_sit.data.crops import CropGroup, CropsDataset, DecodedImages, RandomCrops, collate_crops
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
-from modeling_sit.data.views import ViewArguments
+from modeling_sit.data.views import PAPER_VIEWS, ViewArguments
 
 SHAPE = (16, 16)
 
@@ -168,7 +168,7 @@ class TestAgainstTorchvision:
     @pytest.mark.parametrize("size", [(40, 30), (300, 20), (20, 300), (1, 1)])
     def test_boxes_are_its_draws(self, size, settings):
         """So their area, ratio and place are distributed as its are; long images get its central crop."""
-        arguments = ViewArguments(**settings)
+        arguments = ViewArguments(**{**PAPER_VIEWS, **settings})
         image = PIL.Image.new("L", size)
         for seed in range(20):
             (boxes,) = cropper(**settings).draw_boxes(size[1], size[0], seed)

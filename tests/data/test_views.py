@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import torch
 
-from modeling_sit.data.views import ViewArguments, rotate_views
+from modeling_sit.data.views import PAPER_VIEWS, ViewArguments, rotate_views
 from modeling_sit.runtime.errors import SiTError
 
 SHAPE = (16, 16)
@@ -99,7 +99,7 @@ def test_arguments_out_of_range(settings):
 
 
 def test_default_arguments_are_the_papers():
-    arguments = vars(ViewArguments())
+    arguments = vars(ViewArguments(**PAPER_VIEWS))
     assert arguments == {
         "crop_scale": [0.2, 1.0],
         "crop_ratio": [3 / 4, 4 / 3],

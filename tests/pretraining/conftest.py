@@ -11,6 +11,8 @@ from modeling_sit import SiTConfig, SiTForPreTraining
 from modeling_sit.pretraining.arguments import PretrainingFlags
 from modeling_sit.pretraining.methods.sit import SiT
 from modeling_sit.pretraining.model_setup import create_processor
+from modeling_sit.pretraining.presets import PAPER
+from modeling_sit.pretraining.resolve import with_values
 from modeling_sit.pretraining.run import pretrain as pretrain_images
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import SiTError
@@ -18,11 +20,12 @@ from modeling_sit.runtime.errors import SiTError
 
 @pytest.fixture
 def flags_of():
-    """All arguments of a run, defaults but for those that are given."""
+    """All arguments of a run, the paper's but for those that are given."""
 
     def flags(**arguments) -> PretrainingFlags:
-        keywords = {"dataset": "digits", "output_dir": "out", **arguments}
-        return PretrainingFlags(*build_arguments(PretrainingFlags.classes(), keywords, function="pretrain"))
+        keywords = {"dataset": "digits", "output_dir": "out", "preset": "paper", **arguments}
+        flags = PretrainingFlags(*build_arguments(PretrainingFlags.classes(), keywords, function="pretrain"))
+        return with_values(flags, PAPER) if flags.run.preset == "paper" else flags
 
     return flags
 

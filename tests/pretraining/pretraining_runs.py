@@ -24,6 +24,7 @@ def arguments_of(output_dir: Path, *, channels: int = 1, overrides: dict | None 
     return {
         "dataset": "digits",
         "output_dir": output_dir,
+        "preset": "paper",
         "image_size": 16,
         "patch_size": 8,
         "config_overrides": ",".join(f"{name}={value}" for name, value in fields.items()),

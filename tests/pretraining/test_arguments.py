@@ -11,8 +11,10 @@ from modeling_sit.pretraining.arguments import (
     ModelArguments,
     PretrainingArguments,
     default_num_workers,
+    parse_time,
 )
-from modeling_sit.pretraining.model_setup import SMALL_DATASET, create_config, create_processor, parse_config_overrides
+from modeling_sit.pretraining.model_setup import create_config, create_processor, parse_config_overrides
+from modeling_sit.pretraining.presets import SMALL_DATASET
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -21,13 +23,11 @@ def config(num_images: int = 5000, **settings) -> SiTConfig:
 
 
 class TestRun:
-    def test_defaults_are_the_papers(self):
+    def test_defaults_that_no_preset_changes_are_the_papers(self):
         arguments = PretrainingArguments(dataset="some", output_dir="out")
-        assert (arguments.num_train_epochs, arguments.per_device_train_batch_size) == (800, 64)
-        assert (arguments.base_learning_rate, arguments.min_learning_rate, arguments.warmup_epochs) == (5e-4, 1e-6, 10)
         assert (arguments.adam_beta1, arguments.adam_beta2, arguments.max_grad_norm) == (0.9, 0.999, 3.0)
-        assert (arguments.weight_decay, arguments.weight_decay_end, arguments.teacher_momentum) == (0.05, None, 0.996)
-        assert arguments.logging_steps == 10
+        assert (arguments.weight_decay, arguments.weight_decay_end) == (0.05, None)
+        assert (arguments.min_learning_rate, arguments.logging_steps) == (1e-6, 10)
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -49,6 +49,12 @@ class TestRun:
             ("base_learning_rate", math.nan),
             ("min_learning_rate", -1.0),
             ("warmup_epochs", -1.0),
+            ("warmup_steps", -1),
+            ("time_budget", "soon"),
+            ("time_budget", "30"),
+            ("time_budget", "0m"),
+            ("time_budget", "-5m"),
+            ("time_budget", "30m2h"),
             ("weight_decay", -0.1),
             ("weight_decay_end", -0.1),
             ("adam_beta1", 1.5),
@@ -68,6 +74,13 @@ class TestRun:
     def test_checkpointing_steps(self, value):
         arguments = PretrainingArguments(dataset="some", output_dir="out", checkpointing_steps=value)
         assert arguments.checkpointing_steps == value
+
+    @pytest.mark.parametrize(
+        ("text", "seconds"),
+        [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1h 30m 5s", 5405), ("1.5H", 5400), ("0h1s", 1)],
+    )
+    def test_time(self, text, seconds):
+        assert parse_time(text) == seconds
 
 
 class TestConfig:

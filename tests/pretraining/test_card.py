@@ -178,10 +178,14 @@ def test_all_starts_are_shown(write, page):
     assert shown.facts["hardware"] == "CPU, then GPU"
 
 
+# What these settings are, but for those that are named.
+PAPER = "- `preset`: `paper`"
+
+
 def test_a_stream_is_named(write, page):
     """Also one whose length nobody knows."""
     folder = write(streaming=True, shuffle_buffer_size=500, num_images=None, streamed=True)
-    assert settings_on(folder) == ["- `streaming`: `True`", "- `shuffle_buffer_size`: `500`"]
+    assert settings_on(folder) == [PAPER, "- `streaming`: `True`", "- `shuffle_buffer_size`: `500`"]
     shown = page(folder)
     assert "an unknown number of images of some/images" in words(shown.text)
     assert "streamed" in shown.facts["data"]
@@ -218,7 +222,7 @@ def test_monitors_last_figures(write, page):
 
 def test_settings_that_differ_from_the_defaults_and_no_others(write, monkeypatch, page):
     folder = write()
-    assert settings_on(folder) == [] and "All other settings are the defaults" in page(folder).text
+    assert settings_on(folder) == [PAPER]
     monkeypatch.setenv("HOME", "/home/somebody")
     folder = write(
         seed=7,
@@ -231,12 +235,22 @@ def test_settings_that_differ_from_the_defaults_and_no_others(write, monkeypatch
         license="mit",
     )
     assert settings_on(folder) == [
+        PAPER,
         "- `seed`: `7`",
         "- `model_size`: `tiny`",
         "- `model_name_or_path`: `~/vit`",
         "- `corruption`: `zeros`",
         "- `blur_probability`: `[0, 0]`",
     ]
+
+
+def test_all_that_a_preset_chose_is_among_the_settings(write):
+    """Another machine may choose otherwise."""
+    listed = settings_on(write(preset="auto", warmup_steps=5))
+    assert {"- `noise_ratio`: `[0.5, 0.7]`", "- `warmup_steps`: `5`", "- `export`: `teacher`"} - set(listed) == {
+        "- `export`: `teacher`"  # it is said elsewhere on the card
+    }
+    assert not any("preset" in line for line in listed)
 
 
 def test_template_syntax_and_markdown_in_what_users_give(write, page):

@@ -6,12 +6,15 @@ import math
 import pytest
 
 from modeling_sit.pretraining.arguments import PretrainingArguments
+from modeling_sit.pretraining.presets import PAPER
 from modeling_sit.pretraining.schedules import Schedules, cosine, is_due, plan_schedules, progress, warmup_cosine
 from modeling_sit.runtime.errors import SiTError
 
 
 def arguments(**settings) -> PretrainingArguments:
-    return PretrainingArguments(dataset="some", output_dir="out", **settings)
+    lengths = {name: PAPER[name] for name in ("num_train_epochs", "warmup_epochs", "base_learning_rate")}
+    defaults = {**lengths, "per_device_train_batch_size": 64}
+    return PretrainingArguments(dataset="some", output_dir="out", **{**defaults, **settings})
 
 
 def test_cosine():

@@ -18,6 +18,7 @@ from throughput.measuring import TOTAL, StageClock, synchronize
 
 # Nothing beside the step, and schedules that do not end while it is measured.
 QUIET_FLAGS = {
+    "preset": "paper",  # the same work, whatever the machine and the images
     "monitors": "none",
     "monitor_steps": 0,
     "preview_steps": 0,

@@ -8,7 +8,7 @@ import torch
 
 from modeling_sit import SiTImageProcessor
 from modeling_sit.data.augmentation import ViewAugmentation
-from modeling_sit.data.views import ViewArguments
+from modeling_sit.data.views import PAPER_VIEWS, ViewArguments
 
 PROGRAM = "benchmarks/augmentation"
 
@@ -53,7 +53,12 @@ def test_all_do_the_same(load_program, done):
         "solarize_probability": [0.0, 0.0],
     }
     processor = SiTImageProcessor()
-    settings = (ViewArguments(**{**nothing, **done}), (32, 32), processor.image_mean, processor.image_std)
+    settings = (
+        ViewArguments(**{**PAPER_VIEWS, **nothing, **done}),
+        (32, 32),
+        processor.image_mean,
+        processor.image_std,
+    )
     crops = torch.randint(256, (2, 3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     ours = ViewAugmentation(*settings)(crops)
     contestants = [program.by_torchvision]

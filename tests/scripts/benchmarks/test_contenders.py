@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTForMaskedImageModeling
 
 from modeling_sit import SiTConfig
 from modeling_sit.data.sources import load_images
-from modeling_sit.data.views import ViewArguments
+from modeling_sit.data.views import PAPER_VIEWS, ViewArguments
 from modeling_sit.pretraining.loop import training_step
 from modeling_sit.runtime.accelerator import create_accelerator
 
@@ -98,7 +98,7 @@ def test_the_plain_step_is_ours(pretraining, monkeypatch, attention):
 def test_the_plain_views_are_those_of_the_method(pretraining):
     """Same mean and spread as the batched ones', from the same images, and corrupted as the processor does."""
     processor, images = pretraining.method.processor, pretraining.data.images.train
-    settings = (ViewArguments(), (16, 16), processor.image_mean, processor.image_std)
+    settings = (ViewArguments(**PAPER_VIEWS), (16, 16), processor.image_mean, processor.image_std)
     transforms = [plain_view(settings[0], view, *settings[1:]) for view in range(2)]
     torch.manual_seed(0)
     dataset = TransformedImages(images, *transforms)
@@ -120,6 +120,7 @@ def test_the_plain_views_have_settings_of_their_own():
     """View 1 is blurred, view 2 solarized, as the arguments say."""
     image = PIL.Image.fromarray(photograph(np.random.default_rng(0)))
     chances = {"color_jitter_probability": 0.0, "grayscale_probability": 0.0, "crop_scale": [1.0, 1.0]}
+    chances["color_jitter"] = [0.0] * 4
     arguments = ViewArguments(
         **chances, blur_probability=[1.0, 0.0], blur_sigma=[2.0, 2.0], solarize_probability=[0.0, 1.0]
     )

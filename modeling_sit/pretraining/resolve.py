@@ -1,0 +1,201 @@
+"""From what the user asks for to all settings of a run: what a preset chooses, and what a run that goes on has already."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+
+from modeling_sit import SiTConfig
+from modeling_sit.data.image_datasets import ImageDatasets
+from modeling_sit.data.image_facts import ImageFacts, read_image_facts
+from modeling_sit.interop.convert_in import find_format
+from modeling_sit.interop.load import read_config
+from modeling_sit.pretraining.arguments import ModelArguments, PretrainingFlags, parse_time
+from modeling_sit.pretraining.checkpoints import STATE_FILE, list_checkpoints
+from modeling_sit.pretraining.model_setup import parse_config_overrides
+from modeling_sit.pretraining.presets import PAPER, Choice, Facts, choose
+from modeling_sit.pretraining.schedules import require_length
+from modeling_sit.runtime.accelerator import is_on
+from modeling_sit.runtime.errors import SiTError
+
+PRECISION_OF_THE_LAUNCH = "ACCELERATE_MIXED_PRECISION"
+# What a checkpoint's weights are made for: of a plain ViT, and of a SiT with its heads.
+BACKBONE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "num_channels")
+HEADS = ("decoder_hidden_size", "projection_hidden_size", "projection_size", "reconstruction_weight")
+# Images of which none can be read: the run will say so.
+UNKNOWN_SIZE = 224
+
+
+@dataclass
+class Resolved:
+    """
+    Arguments without open ends.
+
+    Args:
+        flags ([`PretrainingFlags`]): What the user asked for; the rest by preset.
+        chosen (`dict`): What the preset chose, by name: arguments, and fields of the configuration.
+        choices (sequence of [`Choice`]): Of these the new ones, with their reasons. Those of a checkpoint are not new.
+    """
+
+    flags: PretrainingFlags
+    chosen: dict[str, Any]
+    choices: Sequence[Choice]
+
+
+def recall_choices(flags: PretrainingFlags) -> tuple[PretrainingFlags, dict[str, Any]]:
+    """What the preset chose when the run that goes on was begun.
+
+    Returns:
+        `tuple`: The arguments, with the preset of the run, and its choices by name; none for a run from the start.
+
+    Raises:
+        [`SiTError`]: If the run was begun with another preset or time budget.
+    """
+    asked = flags.run.resume_from_checkpoint
+    if asked is None:
+        return flags, {}
+    paths = reversed(list_checkpoints(Path(flags.run.output_dir))) if asked == "auto" else [Path(asked)]
+    for path in paths:
+        try:
+            state = json.loads((path / STATE_FILE).read_text())
+            preset = state["settings"].get("preset")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # another one may be whole; whether any is, is checked later
+        if preset is None:  # of before there were presets
+            return replace(flags, run=replace(flags.run, preset="paper")), {}
+        if not flags.run.allow_changed_settings:
+            _check_same(flags, path, state["settings"])
+        return flags, state.get("chosen", {}) if preset == flags.run.preset else {}
+    return flags, {}
+
+
+def _check_same(flags: PretrainingFlags, path: Path, settings: Mapping[str, Any]) -> None:
+    if flags.run.preset != settings["preset"]:
+        raise SiTError(
+            f"{flags.run.preset}, but {path} is of a run with {settings['preset']}",
+            argument="preset",
+            remedy=f"set it to {settings['preset']}",
+        )
+    if flags.run.time_budget not in (None, settings.get("time_budget")):
+        raise SiTError(
+            f"the length of a run is settled at its start, and that of {path} was begun with "
+            f"{settings.get('time_budget') or 'a number of steps'}",
+            argument="time_budget",
+            remedy="leave it out; `max_steps` with `allow_changed_settings` gives the run another length",
+        )
+
+
+def default_precision(flags: PretrainingFlags, chosen: Mapping[str, Any]) -> str | None:
+    """The precision to make the accelerator with: the user's, the checkpoint's, or with the preset `auto` bfloat16 on GPUs
+    that have it. `None` leaves it to the launch."""
+    asked = flags.run.mixed_precision or chosen.get("mixed_precision")
+    is_open = asked is None and flags.run.preset == "auto" and PRECISION_OF_THE_LAUNCH not in os.environ
+    if is_open and torch.cuda.is_available() and not is_on(os.environ, "ACCELERATE_USE_CPU"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    return asked
+
+
+def resolve(
+    flags: PretrainingFlags, images: ImageDatasets, accelerator: Accelerator, chosen: Mapping[str, Any]
+) -> Resolved:
+    """Settle what the user leaves open.
+
+    Args:
+        flags ([`PretrainingFlags`]): What the user asked for.
+        images ([`ImageDatasets`]): To train on.
+        accelerator (`Accelerator`): Knows device and processes.
+        chosen (mapping): What is chosen already, of [`recall_choices`] or by a measurement.
+
+    Raises:
+        [`SiTError`]: If a length is missing that cannot be chosen, or there are two.
+    """
+    time_budget = flags.run.time_budget
+    if time_budget is not None and flags.run.max_steps is not None:
+        raise SiTError(
+            f"the number of steps is given, {flags.run.max_steps:,}, so time has nothing to decide",
+            argument="time_budget",
+            remedy="leave it or `max_steps` out",
+        )
+    flags = with_values(flags, chosen)
+    if time_budget is None:
+        require_length(flags.run, images.num_train)
+    if flags.run.preset == "paper":
+        return Resolved(with_values(flags, _open_values(PAPER, flags)), dict(chosen), [])
+    facts = Facts(
+        images=read_image_facts(images) or ImageFacts(images.num_train, UNKNOWN_SIZE, UNKNOWN_SIZE, False),
+        device_type=accelerator.device.type,
+        num_processes=accelerator.num_processes,
+        has_bf16=accelerator.mixed_precision == "bf16" and PRECISION_OF_THE_LAUNCH not in os.environ,
+        time_budget=None if time_budget is None else parse_time(time_budget),
+        is_streamed=isinstance(images.train, datasets.IterableDataset),
+    )
+    choices = choose(facts, settled(flags))
+    values = {choice.name: choice.value for choice in choices}
+    return Resolved(with_values(flags, values), {**chosen, **values}, choices)
+
+
+def _open_values(values: Mapping[str, Any], flags: PretrainingFlags) -> dict[str, Any]:
+    """The paper's values that do not answer what the user has answered otherwise."""
+    answered = {"warmup_epochs"} if flags.run.warmup_steps is not None else set()
+    return {name: value for name, value in values.items() if name not in answered}
+
+
+def settled(flags: PretrainingFlags) -> dict[str, Any]:
+    """Arguments and fields of the configuration that have a value, by name: the user's, and those of the checkpoint that
+    the run starts from."""
+    values = {**_of_the_checkpoint(flags.model)}
+    groups = (getattr(flags, group.name) for group in fields(flags))
+    given = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
+    values |= {name: value for name, value in given.items() if value is not None}
+    return {**values, **parse_config_overrides(flags.model.config_overrides)}
+
+
+def _of_the_checkpoint(arguments: ModelArguments) -> dict[str, Any]:
+    name = arguments.model_name_or_path
+    if name is None:
+        return {}
+    saved = read_config(name, network=arguments.network, num_attention_heads=arguments.num_attention_heads)
+    try:
+        config = SiTConfig.from_dict(saved)
+    except (ValueError, TypeError) as problem:
+        raise SiTError(f"the model's configuration: {problem}") from problem
+    names = BACKBONE + (HEADS if find_format(name) == SiTConfig.model_type else ())
+    return {field: getattr(config, field) for field in names}
+
+
+def with_values(flags: PretrainingFlags, values: Mapping[str, Any]) -> PretrainingFlags:
+    """The arguments with these values where they have none, and with fields of the configuration before the user's own
+    `config_overrides`."""
+    groups, arguments = {}, set()
+    for item in fields(flags):
+        group = getattr(flags, item.name)
+        own = {field.name for field in fields(group)}
+        arguments |= own
+        groups[item.name] = replace(
+            group, **{name: values[name] for name in own & values.keys() if getattr(group, name) is None}
+        )
+    overrides = flags.model.config_overrides
+    given = parse_config_overrides(overrides)
+    chosen = [f"{name}={value}" for name, value in values.items() if name not in arguments and name not in given]
+    if chosen:
+        text = ",".join([*chosen, *([overrides] if overrides else [])])
+        groups["model"] = replace(groups["model"], config_overrides=text)
+    return PretrainingFlags(**groups)
+
+
+def describe_choices(choices: Sequence[Choice]) -> str:
+    """A line for each choice with its reason, to print."""
+    if not choices:
+        return ""
+    lines = [f"  {choice.name} {_text(choice.value)}: {choice.reason}" for choice in choices]
+    return "\n".join(["preset auto, for what you left open:", *lines])
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
