@@ -45,15 +45,15 @@ SHORT_TIME, SHORT_TIME_MODEL = 600, "micro"
 
 # By the number of images: 20 to 40 minutes on two cores; minutes to hours on a GPU.
 STEPS = {
-    "cpu": ((499, 2_000), (5_000, 3_000), (EVERYTHING, 4_000)),
+    "cpu": ((499, 1_000), (5_000, 1_500), (EVERYTHING, 3_000)),
     "gpu": ((499, 4_000), (5_000, 10_000), (20_000, 20_000), (100_000, 40_000), (EVERYTHING, 100_000)),
 }
 # By the number of images on a CPU; by the side of the views on each GPU.
-CPU_BATCH = ((499, 32), (EVERYTHING, 64))
+CPU_BATCH = ((199, 32), (499, 64), (EVERYTHING, 128))
 GPU_BATCH = ((64, 256), (128, 128), (EVERYTHING, 64))
 
 # Peak learning rate by the width; of total batches above 256, times the square root of batch / 256.
-PEAK_LEARNING_RATE = ((192, 1e-3), (EVERYTHING, 5e-4))
+PEAK_LEARNING_RATE = ((128, 3e-3), (192, 1e-3), (EVERYTHING, 5e-4))
 RATED_BATCH = 256
 WARMUP = 0.1  # of the steps
 

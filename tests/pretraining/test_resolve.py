@@ -250,11 +250,11 @@ def test_a_run_by_default_learns_and_tells_its_choices(pretrain, capsys):
         overrides={"drop_path_rate": 0},
     )
     told = capsys.readouterr().out
-    assert "patch_size 4: 16 tokens for views of 16 pixels" in told and "per_device_train_batch_size 64" in told
+    assert "patch_size 4: 16 tokens for views of 16 pixels" in told and "per_device_train_batch_size 128" in told
     config = SiTForPreTraining.from_pretrained(folder).config
     assert (config.image_size, config.patch_size) == (16, 4)
     settings = json.loads((folder / "run_state.json").read_text())["settings"]
-    assert settings["per_device_train_batch_size"] == 64 and settings["export"] == "student"
+    assert settings["per_device_train_batch_size"] == 128 and settings["export"] == "student"
     assert "- `noise_ratio`: `[0.2, 0.4]`" in (folder / "README.md").read_text()
 
 

@@ -196,18 +196,22 @@ def test_transformers_models_train(create, pretraining):
     assert contender.flops_per_image > 0 and contender.num_views == 1
 
 
-def closed_form(config: SiTConfig) -> tuple[float, float, float, float]:
-    """FLOPs of patch embedding, blocks, projection head and decoder for one view, forward: a multiplication and an addition
-    are two."""
+def closed_form(config: SiTConfig) -> tuple[float, float, float, float, float]:
+    """FLOPs of patch embedding, blocks, projection head and decoder for one view, forward, and of the blocks for the contrastive
+    token alone: a multiplication and an addition are two."""
     tokens = 1 + (config.image_size // config.patch_size) ** 2
     width, patches, pixels = config.hidden_size, tokens - 1, config.patch_size**2 * config.num_channels
     linear = 4 * width**2 + 2 * width * config.intermediate_size
     layer = 2 * tokens * linear + 4 * tokens**2 * width
+    # All tokens have keys and values; the rest is for one.
+    last_layer = 4 * tokens * width**2 + 2 * (linear - 2 * width**2) + 4 * tokens * width
     hidden = config.projection_hidden_size
     projection = 2 * (width * hidden + hidden**2 + hidden * config.projection_size)
     decoder_width = config.decoder_hidden_size
     decoder = 2 * patches * (width * decoder_width + decoder_width**2 + decoder_width * pixels)
-    return 2 * patches * pixels * width, config.num_hidden_layers * layer, projection, decoder
+    num_layers = config.num_hidden_layers
+    blocks, token_blocks = num_layers * layer, (num_layers - 1) * layer + last_layer
+    return 2 * patches * pixels * width, blocks, projection, decoder, token_blocks
 
 
 @pytest.mark.parametrize(
@@ -215,13 +219,13 @@ def closed_form(config: SiTConfig) -> tuple[float, float, float, float]:
     [{}, {"hidden_size": 192, "num_attention_heads": 3, "image_size": 96}, {"contrastive_weight": 0.0}],
 )
 def test_counted_flops_are_the_closed_form(fields):
-    """Student forward, and twice that backward; teacher forward without decoder; two views."""
+    """Student forward, and twice that backward; teacher forward without decoder, for the contrastive token; two views."""
     config = SiTConfig(**fields)
-    embedding, blocks, projection, decoder = closed_form(config)
+    embedding, blocks, projection, decoder, token_blocks = closed_form(config)
     has_contrast = config.contrastive_weight > 0
     # The images need no gradient.
     student = 2 * embedding + 3 * (blocks + decoder + (projection if has_contrast else 0))
-    teacher = embedding + blocks + projection if has_contrast else 0
+    teacher = embedding + token_blocks + projection if has_contrast else 0
     assert count_pretraining_flops(config) == pytest.approx(2 * (student + teacher), rel=0.001)
 
 
