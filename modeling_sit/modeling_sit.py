@@ -374,10 +374,8 @@ def _xavier_uniform(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
     """Fill the weight by its layer's width. A convolution whose patches do not overlap is a linear layer from or to the pixels
     of a patch, and gets the range of that layer."""
     weight = module.weight
-    fan_out, fan_in = (
-        weight.shape[0],
-        weight[0].numel(),
-    )  # of a transposed convolution the other way round: the same sum
+    # Of a transposed convolution these are the other way round: the sum is the same.
+    fan_out, fan_in = weight.shape[0], weight[0].numel()
     bound = math.sqrt(6 / (fan_in + fan_out))
     init.uniform_(weight, -bound, bound)
 
@@ -468,8 +466,8 @@ class SiTModel(SiTPreTrainedModel):
             output_attentions (`bool`, *optional*): Whether to return attention weights (computed eagerly then).
             return_dict (`bool`, *optional*): Whether to return an output object rather than a tuple.
             token_only (`bool`, *optional*, defaults to `False`):
-                Whether the last block computes the contrastive token only, and `last_hidden_state` has no other; a
-                sixth of that block's arithmetic. It has no effect with another `config.pooling` than `"token"`, and
+                Whether the last block computes the contrastive token only, and `last_hidden_state` has no other. The
+                block then costs about a sixth. It has no effect with another `config.pooling` than `"token"`, and
                 with other attention than `"eager"` and `"sdpa"`.
 
         Returns:

@@ -27,14 +27,19 @@ from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import read_recipe
 
 RECIPE = "digits"
+BASE = read_recipe(RECIPE)
+STEPS, BATCH, RATE = (BASE[name] for name in ("max_steps", "per_device_train_batch_size", "base_learning_rate"))
 # What is changed, and how; `config_overrides` are added to the recipe's. The recipe itself comes first.
 CHANGES: dict[str, dict[str, Any]] = {
     "the recipe": {},
     "initialization: a normal of 0.02 in every layer": {"config_overrides": "initialization=normal"},
     "positions: fixed, sine and cosine": {"config_overrides": "position_embedding_type=sincos"},
-    "a third of the steps": {"max_steps": 400},
-    "batches of 32, as many steps and the same rate": {"per_device_train_batch_size": 32, "base_learning_rate": 0.024},
-    "a quarter of the learning rate": {"base_learning_rate": 1.5e-3},
+    "a third of the steps": {"max_steps": STEPS // 3},
+    "a quarter of the batch, as many steps and the same peak rate": {
+        "per_device_train_batch_size": BATCH // 4,
+        "base_learning_rate": 4 * RATE,
+    },
+    "a quarter of the learning rate": {"base_learning_rate": RATE / 4},
     "the paper's corruption: noise 0.5 to 0.7, replace 0.3": {"noise_ratio": [0.5, 0.7], "replace_ratio": [0.3, 0.3]},
     "the paper's crops: from 0.2 of the image": {"crop_scale": [0.2, 1.0]},
     "the paper's teacher momentum: 0.996": {"teacher_momentum": 0.996},
@@ -78,8 +83,7 @@ def measure_changes(arguments: WhatMattersArguments) -> list[dict[str, Any]]:
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     output_dir = Path(arguments.output_dir)
-    recipe = read_recipe(RECIPE)
-    settings = {"seed": arguments.seed, "max_steps": arguments.max_steps, "recipe": recipe}
+    settings = {"seed": arguments.seed, "max_steps": arguments.max_steps, "recipe": BASE}
     claim_folder(output_dir, settings, ("run-*",), arguments.overwrite_output_dir)
     images = hold_out(RECIPE)
     results = []
@@ -99,7 +103,7 @@ def with_change(name: str) -> dict[str, Any]:
     """Arguments of pretraining that the recipe does not give, for a change."""
     change = dict(CHANGES[name])
     if "config_overrides" in change:
-        change["config_overrides"] = f"{read_recipe(RECIPE)['config_overrides']},{change['config_overrides']}"
+        change["config_overrides"] = f"{BASE['config_overrides']},{change['config_overrides']}"
     return change
 
 
