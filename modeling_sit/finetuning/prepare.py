@@ -21,7 +21,7 @@ def prepare_trainer(
 
     Args:
         arguments, training_arguments: The run's arguments, without `auto`.
-        splits ([`Splits`]): The images. Without validation images the run does not evaluate while it trains.
+        splits ([`Splits`]): The images. Without validation images that may choose, the run does not evaluate while it trains.
 
     Returns:
         `tuple[ReproducibleTrainer, Preset]`: The trainer, and the defaults that were chosen.
@@ -34,7 +34,7 @@ def prepare_trainer(
     training_arguments.dataloader_pin_memory &= torch.cuda.is_available()
     set_seed(training_arguments.seed)
     task = TASKS[arguments.task](arguments, training_arguments, splits)
-    if splits.validation is None:
+    if splits.validation is None or not splits.may_choose:
         training_arguments.evaluate_never()
     _settle_choice(task.metric_names, arguments, training_arguments)
     task.load_model()

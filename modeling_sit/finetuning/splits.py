@@ -36,6 +36,8 @@ class Splits:
         validation (`datasets.Dataset`, *optional*): Images that choose the best checkpoint. `None` for none.
         validation_name (`str`, *optional*): Their name for the user.
         is_held_back (`bool`): Whether they are a part of the training split.
+        may_choose (`bool`): Whether they may choose the best checkpoint. Not so where they were held back only to measure
+            the finished model, because there is no test split: the result would be too good.
         test (`datasets.Dataset`, *optional*): Images to measure once, at the end. `None` for none.
         test_name (`str`, *optional*): Their name for the user.
     """
@@ -47,6 +49,7 @@ class Splits:
     validation: datasets.Dataset | None = None
     validation_name: str | None = None
     is_held_back: bool = False
+    may_choose: bool = True
     test: datasets.Dataset | None = None
     test_name: str | None = None
 
@@ -64,7 +67,8 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | Non
     """The labeled images to train on, to choose by and to measure.
 
     The test split never chooses anything. Where no other split can choose, a fraction of the training images of each
-    class is held back. The same holds where there is no test split, so that the run can measure something.
+    class is held back. The same holds where there is no test split, so that the run can measure something; these images
+    choose a checkpoint only if the run has to evaluate.
 
     Args:
         arguments (`FinetuningArguments`): Dataset, names of splits, fractions.
@@ -108,6 +112,7 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | Non
         train, _ = labeled_splits(images, validation="if there")
     train_name = str(train.split)
     train = select_label_fraction(train, arguments.label_fraction, seed) if arguments.label_fraction < 1 else train
+    may_choose = validation is not None or test is not None or evaluates is True
     if evaluates is None:
         evaluates = len(train) >= HOLD_BACK_FROM
     is_held_back = validation is None and (evaluates or test is None)
@@ -123,6 +128,7 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | Non
         validation=validation,
         validation_name=validation_name,
         is_held_back=is_held_back,
+        may_choose=may_choose,
         test=test,
         test_name=test_name,
     )

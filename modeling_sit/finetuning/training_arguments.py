@@ -77,7 +77,8 @@ class FinetuningTrainingArguments(TrainingArguments):
         metadata={
             "help": "When to evaluate: no, steps or epoch. Default: every epoch, if the run counts epochs, else "
             "every `eval_steps`; never, if there is no validation split and holding images back costs too much (see "
-            "`validation_fraction`)."
+            "`validation_fraction`), or if there is no test split either: held-back images then measure the finished "
+            "model and choose nothing."
         },
     )
     eval_steps: float | None = field(

@@ -457,6 +457,24 @@ class TestChoosing:
         assert_equal(weights_in(folder), weights_in(folder / "checkpoint-6"))
         assert "last step" in (folder / "README.md").read_text()
 
+    @pytest.mark.parametrize("asked", [{}, {"eval_strategy": "steps"}])
+    def test_without_a_test_split_nothing_chooses_unasked(self, sit, colors, tmp_path, monkeypatch, asked):
+        evaluate, measured = ReproducibleTrainer.evaluate, []
+
+        def spy(self, *args, **kwargs):
+            measured.append(self.state.global_step)
+            return evaluate(self, *args, **kwargs)
+
+        monkeypatch.setattr(ReproducibleTrainer, "evaluate", spy)
+        given = {"max_steps": 4, "save_steps": 2, "use_cpu": True, "report_to": "none", **asked}
+        results = run.finetune(sit, colors / "train", tmp_path / "out", **given).metrics
+        assert (results["split"], results["num_train"]) == ("10 % of train, held back", 36)
+        if asked:
+            assert results["chosen_by"] == "accuracy on 10 % of train, held back" and measured == [2, 4, 4]
+        else:
+            assert results["chosen_by"] is None and measured == [4]
+            assert_equal(weights_in(tmp_path / "out"), weights_in(tmp_path / "out" / "checkpoint-4"))
+
     def test_mistakes(self, refused, sit, colors):
         assert refused(sit, colors, early_stopping_patience=2).argument == "early_stopping_patience"
         arguments = {**ON_THE_WAY, "metric_for_best_model": "mean_average_precision"}

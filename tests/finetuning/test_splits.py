@@ -80,6 +80,14 @@ def test_something_is_measured_though_there_is_train_only(write):
     assert sizes(splits(write(train=10), evaluates=False)) == (18, 2, None)
 
 
+@pytest.mark.parametrize("hold_back_from", [0, 100])
+def test_images_that_are_reported_choose_only_on_request(write, monkeypatch, hold_back_from):
+    monkeypatch.setattr("modeling_sit.finetuning.splits.HOLD_BACK_FROM", hold_back_from)
+    train_only = write(train=10)
+    assert [splits(train_only, evaluates).may_choose for evaluates in (None, False, True)] == [False, False, True]
+    assert splits(write(test=4), None).may_choose
+
+
 def test_held_back_images_are_of_the_labels_that_are_used(write):
     found = splits(write(train=20, test=4), label_fraction=0.5, validation_fraction=0.2)
     assert sizes(found) == (16, 4, 8)
