@@ -4,6 +4,7 @@ import torch
 from transformers import AutoModel, BaseImageProcessor, PreTrainedModel
 
 from modeling_sit.interop.load import load_checkpoint
+from modeling_sit.interop.untrained import untrained_config
 
 
 def load_encoder(
@@ -28,8 +29,10 @@ def load_encoder(
     return loaded.model, loaded.require_processor()
 
 
-def random_encoder(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """An encoder like `model` with the weights that training starts from. The same seed gives the same weights."""
+def random_encoder(model: PreTrainedModel, model_name_or_path: str, seed: int) -> PreTrainedModel:
+    """An encoder like `model`, the one of a checkpoint, with the weights that training starts from. The same seed gives
+    the same weights."""
+    config = untrained_config(model.config, model_name_or_path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModel.from_config(model.config, dtype=torch.float32).eval()
+        return AutoModel.from_config(config, dtype=torch.float32).eval()

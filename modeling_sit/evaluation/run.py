@@ -142,7 +142,7 @@ def run_evaluation(
         lambda: load_encoder(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads),
     )
     if arguments.from_scratch:
-        model = random_encoder(model, protocol_arguments.seed)
+        model = random_encoder(model, arguments.model_name_or_path, protocol_arguments.seed)
     images = main_process_first(accelerator, lambda: load_images(**vars(dataset_arguments), labels="required"))
     with sync_errors(accelerator):
         check_features_asked_for(model.config, arguments.pooling, arguments.layer)

@@ -26,6 +26,7 @@ from modeling_sit.interop.convert_in import (
 from modeling_sit.interop.encoders import name_weights
 from modeling_sit.interop.resize import check_image_size, pair, resize_model, resize_processor
 from modeling_sit.interop.safetensors import MODEL_CLASSES, check_describes_itself, is_sit_file, read_sit_file
+from modeling_sit.interop.untrained import untrained_config
 from modeling_sit.runtime.errors import SiTError
 
 # SiT's class for a class of transformers' ViT whose weights have SiT's names in files.
@@ -132,7 +133,7 @@ def load_checkpoint(
             check_image_size(config, image_size)
             config = _with_image_size(config, image_size)
         if from_scratch:
-            model, report = create_model(model_class, config), _Report()
+            model, report = create_model(model_class, untrained_config(config, name)), _Report()
         else:
             model, report = _load_weights(source, model_class, config, is_resized=image_size is not None)
             report.check(name, model, is_whole, can_differ=settings is not None)

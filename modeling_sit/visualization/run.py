@@ -141,7 +141,7 @@ def run_embeddings(
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     check_features_asked_for(model.config, feature_arguments.pooling, feature_arguments.layer)
-    compared = load_compared(arguments.compare_with, model, processor, figure.seed)
+    compared = load_compared(arguments.compare_with, model, processor, figure)
     images = load_images(**vars(dataset_arguments))
     split = choose_split(images, dataset_arguments.train_split, dataset_arguments.validation_split)
     color_by, notes = choose_colors(arguments, images)
@@ -300,13 +300,14 @@ def page_of(
 
 
 def load_compared(
-    compare_with: str | None, model: PreTrainedModel, processor: BaseImageProcessor, seed: int
+    compare_with: str | None, model: PreTrainedModel, processor: BaseImageProcessor, figure: FigureArguments
 ) -> tuple[PreTrainedModel, BaseImageProcessor, str] | None:
     """The encoder to compare with, its image processor and its title; `None` if there is none."""
     if compare_with is None:
         return None
     if compare_with == RANDOM:
-        return random_encoder(model, seed), processor, "before training (random weights)"
+        encoder = random_encoder(model, figure.model_name_or_path, figure.seed)
+        return encoder, processor, "before training (random weights)"
     with argument_names(model_name_or_path="compare_with"):
         return *load_encoder(compare_with), title_of(compare_with)
 
