@@ -10,7 +10,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from modeling_sit.cli.errors import as_flags, is_reporting_rank, with_flags
-from modeling_sit.runtime.arguments import ALIASES, did_you_mean
+from modeling_sit.runtime.arguments import ALIASES, REPLACED_IN_RECIPES, did_you_mean
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import read_recipe
 
@@ -83,7 +83,7 @@ class RecipeArgumentParser(HfArgumentParser):
         """
         argv = sys.argv[1:] if argv is None else list(argv)
         if argv and not argv[0].startswith("-") and not self._positional_fields:
-            argv = self._recipe_as_flags(argv[0]) + argv[1:]
+            argv = self._recipe_as_flags(argv[0], argv[1:]) + argv[1:]
         try:
             parsed = self.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
         except SiTError as problem:
@@ -114,11 +114,13 @@ class RecipeArgumentParser(HfArgumentParser):
                 self._option_string_actions[f"--{alias}"] = actions[0]
                 self._option_string_actions[f"--{alias.replace('_', '-')}"] = actions[0]
 
-    def _recipe_as_flags(self, name: str) -> list[str]:
+    def _recipe_as_flags(self, name: str, typed: Sequence[str]) -> list[str]:
         try:
             recipe = read_recipe(name)
         except SiTError as problem:
             self.error(" ".join(with_flags(problem, self.flags).split()))
+        actions = [self._option_string_actions.get(word.partition("=")[0]) for word in typed]
+        replaced = {REPLACED_IN_RECIPES.get(action.dest) for action in actions if action is not None}
         flags: list[str] = []
         keys: dict[str, str] = {}
         for key, value in recipe.items():
@@ -132,6 +134,8 @@ class RecipeArgumentParser(HfArgumentParser):
             if value is None:
                 if action.default is not None:
                     self.error(f"recipe {name}: {key} has no value; leave it out for its default, {action.default}")
+            elif action.dest in replaced:
+                continue
             elif isinstance(value, list):
                 flags += [f"--{key}", *(_as_text(item, action) for item in value)]
             else:

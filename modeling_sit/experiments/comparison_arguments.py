@@ -99,12 +99,12 @@ class ComparisonArguments(DatasetArguments):
                 raise SiTError(f"no classifier {name!r}, only {', '.join(CLASSIFIERS)}", argument="raw_pixels")
 
     def length_of(self, fraction: float) -> dict[str, Any]:
-        """The argument of fine-tuning that says how long it takes with this fraction of the labels; empty if none was
-        given."""
-        for name in ("num_train_epochs", "max_steps"):
+        """The arguments of fine-tuning that say how long it takes with this fraction of the labels, one of them `None`, so
+        that a recipe's does not count; empty if none was given."""
+        for name, other in (("num_train_epochs", "max_steps"), ("max_steps", "num_train_epochs")):
             lengths = getattr(self, name)
             if lengths is not None:
-                return {name: lengths[self.label_fractions.index(fraction) if len(lengths) > 1 else 0]}
+                return {name: lengths[self.label_fractions.index(fraction) if len(lengths) > 1 else 0], other: None}
         return {}
 
 

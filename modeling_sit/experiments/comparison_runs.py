@@ -166,11 +166,11 @@ class Runs:
             given |= {
                 "learning_rate": choice.learning_rate,
                 "max_steps": choice.max_steps,
+                "num_train_epochs": None,
                 "eval_strategy": "no",
                 "load_best_model_at_end": False,
                 "early_stopping_patience": None,
             }
-            given.pop("num_train_epochs", None)
 
         def run(missing: list[str]) -> None:
             print(f"\nFine-tuning with {percent(fraction)} of the labels, {start}, seed {seed}", flush=True)

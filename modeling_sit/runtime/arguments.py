@@ -18,6 +18,10 @@ from modeling_sit.runtime.recipes import read_recipe
 # the function has.
 ALIASES = {"max_train_steps": ("max_steps",)}
 
+# Of two arguments that say the same, the second would win over the first. Where the first is given on top of a recipe, the
+# recipe's second one does not count.
+REPLACED_IN_RECIPES = {"num_train_epochs": "max_steps"}
+
 
 def build_arguments(
     classes: Sequence[type], keywords: Mapping[str, Any], recipe: str | Path | None = None, function: str = ""
@@ -56,6 +60,9 @@ def build_arguments(
         if name in given:
             raise TypeError(f"{function}() got multiple values for argument {name!r}, as {keyword!r} too")
         given[name] = value
+    for name, other in REPLACED_IN_RECIPES.items():
+        if given.get(name) is not None:
+            values.pop(other, None)
     values |= given
     missing = [repr(name) for name, item in known.items() if name not in values and _is_required(item)]
     if missing:

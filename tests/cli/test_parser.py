@@ -261,6 +261,23 @@ def test_an_alias_stands_for_its_flag(argv):
     assert values.max_steps == 7
 
 
+@pytest.mark.parametrize("typed", [["--num_train_epochs", "7"], ["--num_train_epochs=7"], ["--num-train-epochs=7"]])
+def test_typed_epochs_replace_the_steps_of_a_recipe(recipe, typed):
+    @dataclass
+    class Length:
+        num_train_epochs: int | None = field(default=None, metadata={"help": "Epochs."})
+        max_steps: int | None = field(default=None, metadata={"help": "Steps."})
+
+    def length(*flags):
+        (values,) = RecipeArgumentParser([Length], prog="finetune.py").parse([str(path), *flags])
+        return values.num_train_epochs, values.max_steps
+
+    path = recipe("max_train_steps: 5\nnum_train_epochs: 2\n")
+    assert length() == (2, 5)
+    assert length(*typed) == (7, None)
+    assert length(*typed, "--max_steps", "9") == (7, 9)
+
+
 def test_an_alias_stands_for_its_key(recipe):
     path = recipe("max_train_steps: 7\n")
     assert RecipeArgumentParser([TransformersLike]).parse([str(path)])[0].max_steps == 7

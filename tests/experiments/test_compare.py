@@ -1,6 +1,7 @@
 """Comparing: every run is what it is called, tables say what the runs say, and a second call goes on."""
 
 import json
+from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
@@ -170,6 +171,41 @@ def test_rates_and_steps_are_chosen_once_for_all_seeds(run, monkeypatch):
     header, _, *rows = rows_of(again.tables[-1])
     for row, choice in zip(rows, again.choices.values(), strict=True):
         assert dict(zip(header, row, strict=True))["learning rate"] == f"{choice.learning_rate:g}"
+
+
+@pytest.mark.parametrize("tune", [False, True])
+@pytest.mark.parametrize(
+    ("given", "recipe", "length"),
+    [
+        ({"num_train_epochs": [3]}, {"max_steps": 9}, (3, None)),
+        ({"max_steps": [5]}, {"num_train_epochs": 9}, (None, 5)),
+        ({}, {"num_train_epochs": 9}, (9, None)),
+    ],
+)
+def test_a_length_that_is_given_replaces_that_of_the_recipe(run, monkeypatch, tune, given, recipe, length):
+    """In the search of the rate, and in the runs; after the search these have its steps alone."""
+    seen = []
+
+    def built(self, given):
+        groups = build(self, given)
+        seen.append((groups[1].num_train_epochs, groups[1].max_steps))
+        return groups
+
+    def chosen(*groups):
+        return tuning.Tuning(0.01, 1, "accuracy", "some", [tuning.Trial(0.01, 1, 0.5, 0.5, 0)])
+
+    build = module.Runs._build
+    monkeypatch.setattr(module.Runs, "_build", built)
+    monkeypatch.setattr(module, "tune", chosen)
+    monkeypatch.setattr(module, "run_finetuning", lambda groups, training, hub: write(training.output_dir))
+
+    def write(folder):
+        module.write_results(Path(folder), {"finetune": {"accuracy": 0.5, "num_validation": 360}})
+
+    run.write_recipe(**{"num_train_epochs": None, **recipe})
+    run(tune=tune, **given)
+    searched = length if given else (9, "auto")
+    assert seen == [searched, (None, 1)] * 2 if tune else seen == [length] * 2
 
 
 def test_one_label_of_each_class_leaves_none_to_choose_by(run):

@@ -34,6 +34,12 @@ class Training:
             raise SiTError(f"must be above 0, got {self.learning_rate}", argument="learning_rate")
 
 
+@dataclass
+class Length:
+    num_train_epochs: float | None = None
+    max_steps: int | None = None
+
+
 REQUIRED = {"dataset": "cells", "output_dir": "out"}
 
 
@@ -67,6 +73,12 @@ class TestBuild:
         path = recipe("learning_rate: 1e-4\nmax_steps: 10\nprecision: no\nflip: off\n")
         training = build(path, max_steps=20)[1]
         assert training == Training(output_dir="out", learning_rate=1e-4, max_steps=20, precision="no", flip=False)
+
+    def test_given_epochs_replace_the_steps_of_the_recipe(self, recipe):
+        path = recipe("max_train_steps: 10\nnum_train_epochs: 3\n")
+        lengths = ({}, {"num_train_epochs": 7}, {"num_train_epochs": 7, "max_steps": 9}, {"num_train_epochs": None})
+        built = [build_arguments((Length,), given, path)[0] for given in lengths]
+        assert built == [Length(3, 10), Length(7, None), Length(7, 9), Length(None, 10)]
 
     def test_recipe_gives_what_is_required(self, recipe):
         path = recipe("dataset: cells\noutput_dir: out\n")
