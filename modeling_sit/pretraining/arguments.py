@@ -163,7 +163,7 @@ class PretrainingArguments(CardArguments, DatasetArguments):
         default=None,
         metadata={
             "help": "Time for the run, such as 90s, 30m, 2h or 1h30m. The number of steps is set to fit, by the speed of "
-            "a few steps that are measured first. It overrides the number of epochs."
+            "a few steps that are measured first. It overrides the number of epochs and of steps, a recipe's too."
         },
     )
     output_dir: str = field(metadata={"help": "Folder for the model and all other files of the run. Required."})
@@ -185,7 +185,10 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     )
     max_steps: int | None = field(
         default=None,
-        metadata={"help": "Number of optimizer steps. It overrides the number of epochs. Default: by `preset`."},
+        metadata={
+            "help": "Number of optimizer steps. It overrides the number of epochs; `time_budget` overrides both. Default: by "
+            "`preset`."
+        },
     )
     base_learning_rate: float | None = field(
         default=None,

@@ -113,15 +113,11 @@ def resolve(
         chosen (mapping): What is chosen already, of [`recall_choices`] or by a measurement.
 
     Raises:
-        [`SiTError`]: If a length is missing that cannot be chosen, or there are two.
+        [`SiTError`]: If a length is missing that cannot be chosen.
     """
     time_budget = flags.run.time_budget
-    if time_budget is not None and flags.run.max_steps is not None:
-        raise SiTError(
-            f"the number of steps is given, {flags.run.max_steps:,}, so time has nothing to decide",
-            argument="time_budget",
-            remedy="leave it or `max_steps` out",
-        )
+    if time_budget is not None:  # it decides the length, whatever a recipe says
+        flags = replace(flags, run=replace(flags.run, max_steps=None))
     flags = with_values(flags, chosen)
     if time_budget is None:
         require_length(flags.run, images.num_train)

@@ -153,10 +153,17 @@ class TestStreams:
         assert resolve(flags_by(time_budget="1h"), self.images, CPU, {}).chosen["max_steps"] > 0
 
 
-def test_a_time_beside_a_number_of_steps(digits):
-    with pytest.raises(SiTError) as error:
-        resolve(flags_by(time_budget="1h", max_steps=5), digits, CPU, {})
-    assert error.value.argument == "time_budget"
+@pytest.mark.parametrize("recipe", ["digits", "fashion_mnist", "flowers"])
+def test_a_time_overrides_the_steps_of_a_recipe(recipe, digits):
+    flags = flags_by(recipe, time_budget="1h")
+    assert flags.run.max_steps > 1
+    assert resolve(flags, digits, CPU, {}).flags.run.max_steps is None  # of the epochs, until steps are measured
+    assert resolve(flags, digits, CPU, {"max_steps": 7}).flags.run.max_steps == 7
+
+
+def test_a_time_overrides_the_steps_of_the_user(digits):
+    resolved = resolve(flags_by(time_budget="1h", max_steps=5), digits, CPU, {})
+    assert resolved.flags.run.max_steps == resolved.chosen["max_steps"] > 5
 
 
 def test_every_choice_is_told_in_a_line(digits):

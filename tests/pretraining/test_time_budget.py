@@ -86,7 +86,8 @@ def test_a_run_that_goes_on_has_the_same_length_and_measures_nothing(pretrain, p
     assert_equal(weights_in(again), weights_in(whole))
 
 
-def test_a_time_overrides_the_epochs_of_a_recipe(pretrain, pace):
+@pytest.mark.parametrize("length", [{"num_train_epochs": 1000}, {"max_steps": 1000}])
+def test_a_time_overrides_the_length_of_a_recipe(pretrain, pace, length):
     pace(5.0)
-    folder = pretrain("timed", **{**QUICK, "preset": "paper"}, num_train_epochs=1000, time_budget="50s")
+    folder = pretrain("timed", **{**QUICK, "preset": "paper", **length}, time_budget="50s")
     assert json.loads((folder / "run_state.json").read_text())["step"] == 9
