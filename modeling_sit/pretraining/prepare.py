@@ -170,7 +170,7 @@ def describe_run(run: Run) -> str:
     config, schedules, accelerator = run.method.config, run.schedules, run.accelerator
     height, width = config.image_shape
     backbone = sum(parameter.numel() for parameter in run.method.student.vit.parameters()) / 1e6
-    choices = "".join(f"{line}\n" for line in describe_choices(run.preset.choices).splitlines())
+    choices = "".join(f"{line}\n" for line in describe_choices(run.preset.choices, run.flags.run.preset).splitlines())
     length = ""
     if schedules.batches_per_epoch is not None:
         length = f" ({schedules.epoch(schedules.num_steps):.4g} epochs of {schedules.batches_per_epoch:,.4g} batches)"

@@ -24,6 +24,8 @@ MODEL_SIZES = {
     "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
 }
+# Of an attention head, about, by a width that the user gives alone.
+HEAD_WIDTH = ((191, 32), (EVERYTHING, 64))
 
 # By the shorter side of the images in pixels: the patches, and the largest views. Views are as large as the images up to
 # that, in whole patches, and have at least MIN_TOKENS.
@@ -207,13 +209,21 @@ def _choose_model(choosing: _Choosing, facts: Facts) -> None:
             model = LARGER_IMAGES_MODEL
         if facts.kind == "cpu" and facts.time_budget is not None and facts.time_budget < SHORT_TIME:
             model, reason = SHORT_TIME_MODEL, f"less than {SHORT_TIME // 60} minutes{on}"
-        sizes = MODEL_SIZES[choosing.given.get("model_size", model)]
-        shape = "width {hidden_size}, {num_hidden_layers} layers, {num_attention_heads} heads".format(**sizes)
-        choosing.choose("model_size", model, f"{shape}, for {reason}")
-        choosing.values = {**sizes, **choosing.values}
+        choosing.values = {**MODEL_SIZES[choosing.given.get("model_size", model)], **choosing.values}
+        if "hidden_size" in choosing.given:
+            heads = _heads_of(choosing["hidden_size"])
+            choosing.choose("num_attention_heads", heads, f"for a width of {choosing['hidden_size']}")
+        shape = "width {hidden_size}, {num_hidden_layers} layers, {num_attention_heads} heads"
+        choosing.choose("model_size", model, f"{shape.format(**choosing.values)}, for {reason}")
     choosing.choose(
         "reconstruction_weight", look_up(RECONSTRUCTION_WEIGHT, facts.count), f"the paper's for {_count(facts)}"
     )
+
+
+def _heads_of(width: int) -> int:
+    """A number of heads that divides the width, the nearest to the one that gives heads the usual width."""
+    usual = max(1, width // look_up(HEAD_WIDTH, width))
+    return min((heads for heads in range(1, 2 * usual) if width % heads == 0), key=lambda heads: abs(heads - usual))
 
 
 def _choose_sizes(facts: Facts, image_size: Any, patch_size: Any) -> tuple[Any, int]:
@@ -247,7 +257,8 @@ def _choose_batch_and_length(choosing: _Choosing, facts: Facts) -> None:
     if batch > most:
         batch, reason = 2 ** int(math.log2(max(most, 1))), _count(facts)
     choosing.choose("per_device_train_batch_size", batch, reason)
-    if choosing.given.get("num_train_epochs") is None or "max_steps" in choosing.given:
+    is_open = choosing.given.get("num_train_epochs") is None or facts.count == EVERYTHING
+    if is_open or "max_steps" in choosing.given:
         epochs = ""
         steps = look_up(STEPS[facts.kind], facts.count)
         if facts.images.num_images is not None:
@@ -256,7 +267,8 @@ def _choose_batch_and_length(choosing: _Choosing, facts: Facts) -> None:
     else:
         per_epoch = facts.count / (choosing["per_device_train_batch_size"] * facts.num_processes)
         per_epoch = (per_epoch if facts.is_streamed else int(per_epoch)) / choosing["gradient_accumulation_steps"]
-        choosing.values["max_steps"] = math.ceil(choosing["num_train_epochs"] * per_epoch)
+        # Not even one batch: the choices need a number, and the run says what is wrong.
+        choosing.values["max_steps"] = max(1, math.ceil(choosing["num_train_epochs"] * per_epoch))
 
 
 def _choose_rates(choosing: _Choosing, facts: Facts) -> None:

@@ -19,7 +19,7 @@ from modeling_sit.interop.load import read_config
 from modeling_sit.pretraining.arguments import ModelArguments, PretrainingFlags, parse_time
 from modeling_sit.pretraining.checkpoints import STATE_FILE, list_checkpoints
 from modeling_sit.pretraining.model_setup import parse_config_overrides
-from modeling_sit.pretraining.presets import PAPER, Choice, Facts, choose
+from modeling_sit.pretraining.presets import EVERYTHING, PAPER, STEPS, Choice, Facts, choose, look_up
 from modeling_sit.pretraining.schedules import require_length
 from modeling_sit.runtime.accelerator import is_on
 from modeling_sit.runtime.errors import SiTError
@@ -27,6 +27,7 @@ from modeling_sit.runtime.errors import SiTError
 PRECISION_OF_THE_LAUNCH = "ACCELERATE_MIXED_PRECISION"
 # What a checkpoint's weights are made for: of a plain ViT, and of a SiT with its heads.
 BACKBONE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "num_channels")
+PAIRS = ("image_size", "patch_size")  # of height and width, where these differ
 HEADS = ("decoder_hidden_size", "projection_hidden_size", "projection_size", "reconstruction_weight")
 # Images of which none can be read: the run will say so.
 UNKNOWN_SIZE = 224
@@ -92,8 +93,8 @@ def _check_same(flags: PretrainingFlags, path: Path, settings: Mapping[str, Any]
 
 
 def default_precision(flags: PretrainingFlags, chosen: Mapping[str, Any]) -> str | None:
-    """The precision to make the accelerator with: the user's, the checkpoint's, or with the preset `auto` bfloat16 on GPUs
-    that have it. `None` leaves it to the launch."""
+    """The precision to make the accelerator with: the user's, that of the run that goes on, or of a new run with the preset
+    `auto` bfloat16 on GPUs that have it. `None` leaves it to the launch."""
     asked = flags.run.mixed_precision or chosen.get("mixed_precision")
     is_open = asked is None and flags.run.preset == "auto" and PRECISION_OF_THE_LAUNCH not in os.environ
     if is_open and torch.cuda.is_available() and not is_on(os.environ, "ACCELERATE_USE_CPU"):
@@ -113,8 +114,9 @@ def resolve(
         chosen (mapping): What is chosen already, of [`recall_choices`] or by a measurement.
 
     Raises:
-        [`SiTError`]: If a length is missing that cannot be chosen.
+        [`SiTError`]: If a length is missing that cannot be chosen, or a size of the model is none.
     """
+    _check_sizes(flags.model)
     time_budget = flags.run.time_budget
     if time_budget is not None:  # it decides the length, whatever a recipe says
         flags = replace(flags, run=replace(flags.run, max_steps=None))
@@ -122,7 +124,11 @@ def resolve(
     if time_budget is None:
         require_length(flags.run, images.num_train)
     if flags.run.preset == "paper":
-        return Resolved(with_values(flags, _open_values(PAPER, flags)), dict(chosen), [])
+        values = _open_values(PAPER, flags)
+        if time_budget is not None and images.num_train is None:  # its epochs are no length until steps are measured
+            kind = "cpu" if accelerator.device.type == "cpu" else "gpu"
+            values["max_steps"] = look_up(STEPS[kind], EVERYTHING)
+        return Resolved(with_values(flags, values), dict(chosen), [])
     facts = Facts(
         images=read_image_facts(images) or ImageFacts(images.num_train, UNKNOWN_SIZE, UNKNOWN_SIZE, False),
         device_type=accelerator.device.type,
@@ -134,6 +140,23 @@ def resolve(
     choices = choose(facts, settled(flags))
     values = {choice.name: choice.value for choice in choices}
     return Resolved(with_values(flags, values), {**chosen, **values}, choices)
+
+
+def _check_sizes(arguments: ModelArguments) -> None:
+    """Raise [`SiTError`] if the choices would have to fit a size that is no size."""
+    for name, value in parse_config_overrides(arguments.config_overrides).items():
+        if name in BACKBONE and not _is_size(value, can_be_pair=name in PAIRS):
+            raise SiTError(f"{name} must be a whole number from 1 on, got {value!r}", argument="config_overrides")
+    for name in PAIRS:
+        value = getattr(arguments, name)
+        if value is not None and not _is_size(value, can_be_pair=False):
+            raise SiTError(f"must be a whole number from 1 on, got {value!r}", argument=name)
+
+
+def _is_size(value: Any, can_be_pair: bool) -> bool:
+    if can_be_pair and isinstance(value, list | tuple):
+        return len(value) == 2 and all(_is_size(side, can_be_pair=False) for side in value)
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _open_values(values: Mapping[str, Any], flags: PretrainingFlags) -> dict[str, Any]:
@@ -171,7 +194,7 @@ def with_values(flags: PretrainingFlags, values: Mapping[str, Any]) -> Pretraini
     groups, arguments = {}, set()
     for item in fields(flags):
         group = getattr(flags, item.name)
-        own = {field.name for field in fields(group)}
+        own = {field.name for field in fields(group)} - {"num_attention_heads"}  # that one is of a file of weights
         arguments |= own
         groups[item.name] = replace(
             group, **{name: values[name] for name in own & values.keys() if getattr(group, name) is None}
@@ -185,12 +208,12 @@ def with_values(flags: PretrainingFlags, values: Mapping[str, Any]) -> Pretraini
     return PretrainingFlags(**groups)
 
 
-def describe_choices(choices: Sequence[Choice]) -> str:
-    """A line for each choice with its reason, to print."""
+def describe_choices(choices: Sequence[Choice], preset: str) -> str:
+    """A line for each choice of a preset with its reason, to print."""
     if not choices:
         return ""
     lines = [f"  {choice.name} {_text(choice.value)}: {choice.reason}" for choice in choices]
-    return "\n".join(["preset auto, for what you left open:", *lines])
+    return "\n".join([f"preset {preset}, for what you left open:", *lines])
 
 
 def _text(value: Any) -> str:

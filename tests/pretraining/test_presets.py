@@ -133,6 +133,21 @@ class TestFollowsWhatIsGiven:
         assert chosen(facts_of(), model_size="small")["decoder_hidden_size"] == 768
 
     @pytest.mark.parametrize(
+        ("width", "heads"), [(16, 1), (64, 2), (96, 3), (100, 2), (128, 4), (192, 3), (384, 6), (768, 12), (7, 1)]
+    )
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_heads_of_a_width(self, device, width, heads):
+        assert chosen(facts_of(side=32, device=device), hidden_size=width)["num_attention_heads"] == heads
+        given = chosen(facts_of(side=32, device=device), hidden_size=width, num_attention_heads=1)
+        assert "num_attention_heads" not in given
+
+    def test_epochs_of_less_than_a_batch(self):
+        assert chosen(facts_of(1437), num_train_epochs=3, per_device_train_batch_size=2048)["warmup_steps"] == 0
+
+    def test_epochs_of_an_endless_stream(self):
+        assert chosen(facts_of(None, is_streamed=True), num_train_epochs=3)["max_steps"] == 3_000
+
+    @pytest.mark.parametrize(
         ("image_size", "patch_size"), [(28, 4), (32, 4), (48, 8), (96, 8), (224, 16), (128, 8), (98, 7), ([32, 64], 4)]
     )
     def test_views(self, image_size, patch_size):

@@ -149,14 +149,53 @@ class TestStreams:
         values = resolve(flags_by(max_steps=500), self.images, CPU, {}).chosen
         assert (values["reconstruction_weight"], values["teacher_momentum"]) == (1, pytest.approx(1 - 1 / 12.5))
 
-    def test_time_is_a_length(self):
-        assert resolve(flags_by(time_budget="1h"), self.images, CPU, {}).chosen["max_steps"] > 0
+    @pytest.mark.parametrize("preset", ["auto", "paper"])
+    @pytest.mark.parametrize("epochs", [None, 3])
+    def test_time_is_a_length(self, preset, epochs):
+        """Steps are measured with a run of some length, and then have a number."""
+        flags = flags_by(preset=preset, time_budget="1h", num_train_epochs=epochs, per_device_train_batch_size=8)
+        measured = resolve(flags, self.images, CPU, {})
+        assert plan_schedules(measured.flags.run, None, 1, streaming=True).num_steps > 0
+        assert resolve(flags, self.images, CPU, {"max_steps": 7}).flags.run.max_steps == 7
+
+
+class TestSizesThatAreNone:
+    @pytest.mark.parametrize("preset", ["auto", "paper"])
+    @pytest.mark.parametrize("name", ["image_size", "patch_size"])
+    def test_of_arguments(self, digits, preset, name):
+        for size in (0, -4):
+            with pytest.raises(SiTError) as error:
+                resolve(flags_by(preset=preset, **{name: size}), digits, CPU, {})
+            assert error.value.argument == name
+
+    @pytest.mark.parametrize("text", ["hidden_size=abc", "image_size=abc", "image_size=[16,0]", "patch_size=0"])
+    def test_of_fields(self, digits, text):
+        with pytest.raises(SiTError) as error:
+            resolve(flags_by(config_overrides=text), digits, CPU, {})
+        assert error.value.argument == "config_overrides" and text.partition("=")[0] in error.value.problem
+
+    def test_pairs_are_sizes(self, digits):
+        flags = resolve(flags_by(config_overrides="image_size=[16,32]"), digits, CPU, {}).flags
+        assert create_config(flags.model, 100).image_shape == (16, 32)
+
+
+def test_epochs_of_less_than_a_batch_are_the_runs_error(digits):
+    flags = resolve(flags_by(num_train_epochs=3, per_device_train_batch_size=2048), digits, CPU, {}).flags
+    with pytest.raises(SiTError) as error:
+        plan_schedules(flags.run, digits.num_train, 1)
+    assert error.value.argument == "dataset"
+
+
+def test_a_width_alone_gets_heads_that_divide_it(digits):
+    resolved = resolve(flags_by(config_overrides="hidden_size=64"), digits, CPU, {})
+    config = create_config(resolved.flags.model, 100)
+    assert (config.hidden_size, config.num_attention_heads, resolved.flags.model.num_attention_heads) == (64, 2, None)
+    assert "  model_size micro: width 64, 4 layers, 2 heads" in describe_choices(resolved.choices, "auto")
 
 
 @pytest.mark.parametrize("recipe", ["digits", "fashion_mnist", "flowers"])
 def test_a_time_overrides_the_steps_of_a_recipe(recipe, digits):
     flags = flags_by(recipe, time_budget="1h")
-    assert flags.run.max_steps > 1
     assert resolve(flags, digits, CPU, {}).flags.run.max_steps is None  # of the epochs, until steps are measured
     assert resolve(flags, digits, CPU, {"max_steps": 7}).flags.run.max_steps == 7
 
@@ -168,10 +207,11 @@ def test_a_time_overrides_the_steps_of_the_user(digits):
 
 def test_every_choice_is_told_in_a_line(digits):
     resolved = resolve(flags_by(), digits, CPU, {})
-    lines = describe_choices(resolved.choices).splitlines()
+    lines = describe_choices(resolved.choices, "auto").splitlines()
     assert len(lines) == 1 + len(resolved.choices)
     assert "  patch_size 4: 16 tokens for views of 16 pixels" in lines
-    assert describe_choices([]) == ""
+    assert describe_choices([], "auto") == ""
+    assert "paper" in describe_choices(resolved.choices, "paper").splitlines()[0]
 
 
 class TestPrecision:
@@ -191,7 +231,7 @@ class TestPrecision:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
         assert default_precision(flags_by(), {}) is None
 
-    def test_of_a_run_that_goes_on(self):
+    def test_of_a_run_that_goes_on(self, gpu):
         assert default_precision(flags_by(), {"mixed_precision": "bf16"}) == "bf16"
 
     def test_of_a_cpu(self, monkeypatch):
