@@ -20,6 +20,7 @@ from modeling_sit.pretraining.arguments import ModelArguments, PretrainingFlags,
 from modeling_sit.pretraining.checkpoints import STATE_FILE, list_checkpoints
 from modeling_sit.pretraining.model_setup import parse_config_overrides
 from modeling_sit.pretraining.presets import EVERYTHING, PAPER, STEPS, Choice, Facts, choose, look_up
+from modeling_sit.pretraining.resume_check import FIRST_INITIALIZATION
 from modeling_sit.pretraining.schedules import require_length
 from modeling_sit.runtime.accelerator import is_on
 from modeling_sit.runtime.errors import SiTError
@@ -53,7 +54,8 @@ def recall_choices(flags: PretrainingFlags) -> tuple[PretrainingFlags, dict[str,
     """What the preset chose when the run that goes on was begun.
 
     Returns:
-        `tuple`: The arguments, with the preset of the run, and its choices by name; none for a run from the start.
+        `tuple`: The arguments, with preset and time budget of the run, and its choices by name, but for the length and the
+        warm-up that are given anew; none for a run from the start.
 
     Raises:
         [`SiTError`]: If the run was begun with another preset or time budget.
@@ -65,15 +67,41 @@ def recall_choices(flags: PretrainingFlags) -> tuple[PretrainingFlags, dict[str,
     for path in paths:
         try:
             state = json.loads((path / STATE_FILE).read_text())
-            preset = state["settings"].get("preset")
+            settings, determined_by = state["settings"], state["determined_by"]
+            preset = settings.get("preset")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # another one may be whole; whether any is, is checked later
-        if preset is None:  # of before there were presets
-            return replace(flags, run=replace(flags.run, preset="paper")), {}
+        if preset is None:  # of before there were presets, and perhaps of before there was a choice of first weights
+            chosen = {} if "initialization" in determined_by else {"initialization": FIRST_INITIALIZATION}
+            return replace(flags, run=replace(flags.run, preset="paper")), chosen
         if not flags.run.allow_changed_settings:
-            _check_same(flags, path, state["settings"])
-        return flags, state.get("chosen", {}) if preset == flags.run.preset else {}
+            _check_same(flags, path, settings)
+        return _still_chosen(flags, settings, state.get("chosen", {})) if preset == flags.run.preset else (flags, {})
     return flags, {}
+
+
+def _still_chosen(
+    flags: PretrainingFlags, settings: Mapping[str, Any], chosen: Mapping[str, Any]
+) -> tuple[PretrainingFlags, dict[str, Any]]:
+    """The arguments with the time budget of the run that goes on, and what the user does not give anew of its choices."""
+    run = flags.run
+    new = {
+        name for name in ("num_train_epochs", "warmup_epochs") if getattr(run, name) not in (None, settings.get(name))
+    }
+    if not _is_same_time(run.time_budget, settings):
+        new.add("time_budget")
+    answered = {"warmup_steps"} if "warmup_epochs" in new else set()
+    if "time_budget" in new or (run.time_budget is None and "num_train_epochs" in new):
+        answered.add("max_steps")
+    chosen = {name: value for name, value in chosen.items() if name not in answered}
+    if run.time_budget is None and run.max_steps is None and "max_steps" in chosen:
+        flags = replace(flags, run=replace(run, time_budget=settings.get("time_budget")))
+    return flags, chosen
+
+
+def _is_same_time(time_budget: str | None, settings: Mapping[str, Any]) -> bool:
+    saved = settings.get("time_budget")
+    return time_budget is None or (saved is not None and parse_time(saved) == parse_time(time_budget))
 
 
 def _check_same(flags: PretrainingFlags, path: Path, settings: Mapping[str, Any]) -> None:
@@ -83,12 +111,12 @@ def _check_same(flags: PretrainingFlags, path: Path, settings: Mapping[str, Any]
             argument="preset",
             remedy=f"set it to {settings['preset']}",
         )
-    if flags.run.time_budget not in (None, settings.get("time_budget")):
+    if not _is_same_time(flags.run.time_budget, settings):
         raise SiTError(
             f"the length of a run is settled at its start, and that of {path} was begun with "
             f"{settings.get('time_budget') or 'a number of steps'}",
             argument="time_budget",
-            remedy="leave it out; `max_steps` with `allow_changed_settings` gives the run another length",
+            remedy="leave it out, or give the run another length by `allow_changed_settings`",
         )
 
 
@@ -96,7 +124,8 @@ def default_precision(flags: PretrainingFlags, chosen: Mapping[str, Any]) -> str
     """The precision to make the accelerator with: the user's, that of the run that goes on, or of a new run with the preset
     `auto` bfloat16 on GPUs that have it. `None` leaves it to the launch."""
     asked = flags.run.mixed_precision or chosen.get("mixed_precision")
-    is_open = asked is None and flags.run.preset == "auto" and PRECISION_OF_THE_LAUNCH not in os.environ
+    is_new = asked is None and not chosen  # a run that was begun on a CPU has no choice of a precision
+    is_open = is_new and flags.run.preset == "auto" and PRECISION_OF_THE_LAUNCH not in os.environ
     if is_open and torch.cuda.is_available() and not is_on(os.environ, "ACCELERATE_USE_CPU"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     return asked

@@ -14,6 +14,8 @@ from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.schedules import Schedules
 from modeling_sit.runtime.errors import SiTError
 
+# How weights began before there was a choice.
+FIRST_INITIALIZATION = "normal"
 # What checkpoints of before there were such fields do not say.
 SETTINGS_BEFORE_THEIR_FIELDS = {
     "decoder_num_hidden_layers": 2,
@@ -21,6 +23,7 @@ SETTINGS_BEFORE_THEIR_FIELDS = {
     "tf32": False,
     "torch_compile": False,
     "method": "sit",
+    "initialization": FIRST_INITIALIZATION,
 }
 # Names that settings had in earlier checkpoints.
 EARLIER_NAMES = {"max_train_steps": "max_steps", "num_pictures": "num_images", "pictures": "images"}

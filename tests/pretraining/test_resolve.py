@@ -12,6 +12,7 @@ from pretraining_runs import TINY, assert_equal, checkpoint, lines_of, weights_i
 from modeling_sit import SiTConfig, SiTForPreTraining
 from modeling_sit.data.image_facts import ImageFacts
 from modeling_sit.data.sources import load_images
+from modeling_sit.pretraining import checkpoints
 from modeling_sit.pretraining import resolve as resolving
 from modeling_sit.pretraining.arguments import PretrainingFlags
 from modeling_sit.pretraining.model_setup import create_config, parse_config_overrides
@@ -233,6 +234,7 @@ class TestPrecision:
 
     def test_of_a_run_that_goes_on(self, gpu):
         assert default_precision(flags_by(), {"mixed_precision": "bf16"}) == "bf16"
+        assert default_precision(flags_by(), {"max_steps": 7}) is None  # it was begun on a CPU
 
     def test_of_a_cpu(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -283,9 +285,68 @@ class TestGoingOn:
         flags, chosen = recall_choices(flags_by(resume_from_checkpoint=str(path.parent)))
         assert (flags.run.preset, chosen) == ("paper", {})
 
+    def test_a_checkpoint_of_before_there_was_a_choice_of_first_weights(self, pretrain, refused):
+        arguments = {"checkpointing_steps": 2, "max_steps": 4, "checkpoints_total_limit": 0}
+        normal = {"overrides": {"initialization": "normal"}}
+        begun = pretrain("begun", **arguments, **normal)
+        path = checkpoint(begun, 2) / "run_state.json"
+        state = json.loads(path.read_text())
+        del state["settings"]["preset"], state["chosen"], state["determined_by"]["initialization"], state["digest"]
+        path.write_text(json.dumps({**state, "digest": checkpoints._state_digest(state)}))
+        other = pretrain("other", **arguments, resume_from_checkpoint=path.parent)
+        assert_equal(weights_in(other), weights_in(begun))
+        assert SiTForPreTraining.from_pretrained(other).config.initialization == "normal"
+        assert self.state(other, 4)["chosen"] == {"initialization": "normal"}
+        xavier = {"overrides": {"initialization": "xavier"}}
+        error = refused("third", **arguments, **xavier, resume_from_checkpoint=path.parent)
+        assert error.argument == "resume_from_checkpoint" and "initialization" in error.problem
+
     def test_a_run_from_the_start_recalls_nothing(self, tmp_path):
         flags = flags_by(resume_from_checkpoint="auto", output_dir=str(tmp_path))
         assert recall_choices(flags) == (flags, {})
+
+
+class TestGivenAnew:
+    """What a run that goes on has of its start, and what it has of the arguments."""
+
+    chosen: ClassVar = {"max_steps": 90, "warmup_steps": 9, "teacher_momentum": 0.9}
+
+    @pytest.fixture
+    def recall(self, tmp_path):
+        def recall(saved: dict, **arguments) -> tuple:
+            begun = flags_by(**saved).settings()
+            state = {"settings": begun, "determined_by": {}, "chosen": self.chosen}
+            (tmp_path / "run_state.json").write_text(json.dumps(state))
+            flags, chosen = recall_choices(flags_by(**arguments, resume_from_checkpoint=str(tmp_path)))
+            assert chosen.items() <= self.chosen.items()
+            return flags.run.time_budget, self.chosen.keys() - chosen.keys()
+
+        return recall
+
+    @pytest.mark.parametrize(
+        ("saved", "given", "expected"),
+        [
+            # what was given at the start, and is given now -> the time budget, and what is no longer chosen
+            ({}, {}, (None, set())),
+            ({}, {"num_train_epochs": 3}, (None, {"max_steps"})),
+            ({}, {"warmup_epochs": 3}, (None, {"warmup_steps"})),
+            ({"warmup_epochs": 3}, {"warmup_epochs": 3}, (None, set())),
+            ({"time_budget": "30m"}, {}, ("30m", set())),
+            ({"time_budget": "30m"}, {"time_budget": "1800s"}, ("1800s", set())),
+            ({"time_budget": "30m"}, {"max_steps": 5}, (None, set())),
+            ({"time_budget": "30m"}, {"num_train_epochs": 3}, (None, {"max_steps"})),
+            ({"time_budget": "30m", "num_train_epochs": 3}, {"num_train_epochs": 3}, ("30m", set())),
+        ],
+    )
+    def test_counts(self, recall, saved, given, expected):
+        assert recall(saved, **given) == recall(saved, **given, allow_changed_settings=True) == expected
+
+    @pytest.mark.parametrize("saved", [{}, {"time_budget": "30m"}])
+    def test_another_time_must_be_allowed(self, recall, saved):
+        with pytest.raises(SiTError) as error:
+            recall(saved, time_budget="1h")
+        assert error.value.argument == "time_budget"
+        assert recall(saved, time_budget="1h", allow_changed_settings=True) == ("1h", {"max_steps"})
 
 
 def test_a_run_by_default_learns_and_tells_its_choices(pretrain, capsys):

@@ -237,6 +237,11 @@ class TestCheckSettings:
                 compare({**PLAIN, name: 0}, {**PLAIN, name: 1}, tmp_path, True, method)
         assert len(compare({**PLAIN, "hidden_size": 1}, {**PLAIN, "hidden_size": 2}, tmp_path, True, method)) == 1
 
+    def test_a_checkpoint_of_before_there_was_a_choice_of_first_weights(self, tmp_path):
+        assert compare(PLAIN, {**PLAIN, "initialization": "normal"}, tmp_path, False) == []
+        with pytest.raises(SiTError, match=r"initialization: xavier \(the checkpoint: normal\)"):
+            compare(PLAIN, {**PLAIN, "initialization": "xavier"}, tmp_path, False)
+
     def test_5_is_5(self, tmp_path):
         assert compare({"weight": 5, **PLAIN}, {"weight": 5.0, **PLAIN}, tmp_path, False) == []
 
