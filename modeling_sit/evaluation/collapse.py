@@ -56,5 +56,5 @@ def collapse_warning(values: dict[str, float]) -> str | None:
         return None
     return (
         f"the embeddings have collapsed, nearly all images have the same one: {' and '.join(signs)}. If this stays, try a "
-        "lower `base_learning_rate`, longer `warmup_epochs` or a larger `per_device_train_batch_size`"
+        "lower `base_learning_rate`, more `warmup_steps` or a larger `per_device_train_batch_size`"
     )

@@ -184,7 +184,7 @@ def _changed_settings(settings: dict[str, Any]) -> str:
             default = item.default if item.default_factory is MISSING else item.default_factory()
             if settings["preset"] == "paper":
                 default = PAPER.get(item.name, default)
-            if settings[item.name] != default and item.name not in NOT_SETTINGS:
+            if settings[item.name] not in (None, default) and item.name not in NOT_SETTINGS:
                 value = without_private_paths(without_tokens(str(settings[item.name])))
                 lines.append(f"- {code(item.name)}: {code(value)}")
     return "\n".join(lines)

@@ -187,7 +187,7 @@ def check_losses(run: Run, logger: MetricLogger) -> None:
         newest = f"the newest checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
         raise SiTError(
             f"{problem} at step {logger.step - problem.batches_ago // run.schedules.batches_per_step}, {newest}",
-            remedy="try a lower `base_learning_rate`, longer `warmup_epochs`, or `mixed_precision=no`",
+            remedy="try a lower `base_learning_rate`, more `warmup_steps`, or `mixed_precision=no`",
         ) from problem
 
 

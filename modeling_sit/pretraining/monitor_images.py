@@ -135,7 +135,7 @@ class MonitoredMethod:
         if not all(columns[name][readable].isfinite().all() for name in columns):
             raise SiTError(
                 "the network's embeddings are not finite, so its training has diverged",
-                remedy="try a lower `base_learning_rate`, longer `warmup_epochs`, or `mixed_precision=no`",
+                remedy="try a lower `base_learning_rate`, more `warmup_steps`, or `mixed_precision=no`",
             )
         return embeddings
 

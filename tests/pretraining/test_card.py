@@ -253,6 +253,10 @@ def test_all_that_a_preset_chose_is_among_the_settings(write):
     assert not any("preset" in line for line in listed)
 
 
+def test_an_argument_without_a_value_is_no_setting(write):
+    assert settings_on(write(warmup_epochs=None, warmup_steps=5)) == [PAPER, "- `warmup_steps`: `5`"]
+
+
 def test_template_syntax_and_markdown_in_what_users_give(write, page):
     dataset = "/data/100%/{{ 7 * 7 }}{% raw %}|`*{x}"
     starts = [Start(0, f"run --dataset '{dataset}'", "CPU")]

@@ -214,6 +214,7 @@ class TestDivergence:
         step = int(re.search(r"at step (\d+)", error)[1])
         assert step == 4  # the update after step 3 is the first to be too big
         assert "not finite" in error and "`base_learning_rate`" in error and str(folder) in error
+        assert "`warmup_steps`" in error  # they count, whatever the preset chose; epochs of warm-up do not
         assert checkpoints_of(folder) == [2]
         assert (folder / "model.safetensors").read_bytes() == before
         assert [line["step"] for line in lines_of(folder)] == [1, 2, 3]
