@@ -2,7 +2,7 @@
 """How good do features get in a given time? Pretraining and measuring, all within so many seconds.
 
     python scripts/benchmarks/timed_training.py --dataset FLOWERS --seconds 120 --output flowers.json
-    python scripts/benchmarks/timed_training.py --dataset CIFAR10 --seconds 300 --recipe mine.yaml --output cifar10.json
+    python scripts/benchmarks/timed_training.py --dataset CIFAR10 --seconds 300 --pretraining_recipe mine.yaml --output cifar10.json
 
 A short run first shows how long a step takes, and how long features take. The number of steps is what fits in the seconds that are
 left. It measures kNN and linear classification by the frozen features, and kNN of the images' own pixels, on a part of the training
@@ -99,6 +99,8 @@ COMMON = {
     "preview_steps": 0,
     "checkpointing_steps": "no",
 }
+# The images and folders are given, and the time says the length.
+NOT_OF_A_RECIPE = {"dataset", "output_dir", "overwrite_output_dir", "max_steps", "num_train_epochs", "time_budget"}
 # Steps of the short run; its first two thirds are not counted. And of the long one at most, for a look at whether all works.
 PILOT_STEPS = {"gpu": 60, "smoke": 6}
 MAX_STEPS = {"gpu": float("inf"), "smoke": 100}
@@ -252,8 +254,7 @@ def settings_of(arguments: TimedArguments, side: int, channels: int) -> dict[str
         "seed": arguments.seed,
         **recipe,
     }
-    # The images are given, and the time says the length.
-    return {name: value for name, value in given.items() if name not in ("dataset", "max_steps", "num_train_epochs")}
+    return {name: value for name, value in given.items() if name not in NOT_OF_A_RECIPE}
 
 
 @dataclass(frozen=True)

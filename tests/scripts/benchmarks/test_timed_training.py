@@ -96,6 +96,15 @@ def test_a_recipe_replaces_settings(run_program, fixed_speed, tmp_path):
     assert training["settings"]["teacher_momentum"] == 0.5
 
 
+def test_a_recipe_says_neither_length_nor_folders(program, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    lines = ["dataset: elsewhere", "output_dir: there", "overwrite_output_dir: true", "time_budget: 30m"]
+    recipe.write_text("\n".join([*lines, "max_steps: 5", "num_train_epochs: 5", "seed: 7"]))
+    arguments = program.TimedArguments(dataset="digits", profile="smoke", pretraining_recipe=str(recipe))
+    plain = program.settings_of(program.TimedArguments(dataset="digits", profile="smoke"), 8, 1)
+    assert program.settings_of(arguments, 8, 1) == {**plain, "seed": 7}
+
+
 def test_a_run_that_is_slower_than_expected_is_cut_off_and_measured(
     run_program, program, fixed_speed, tmp_path, monkeypatch
 ):
