@@ -147,6 +147,8 @@ class FinetuningTrainingArguments(TrainingArguments):
         if self.evaluates is None and chooses:
             self.evaluates = True
         self._settle_strategies()
+        if self.dataloader_num_workers == 0:  # PyTorch refuses to keep workers alive that there are not
+            self.dataloader_persistent_workers = False
         if self.load_best_model_at_end is None:
             in_step = self.save_strategy == self.eval_strategy and (
                 self.eval_strategy != "steps" or self.eval_steps == self.save_steps

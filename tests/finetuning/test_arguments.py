@@ -116,6 +116,12 @@ def test_the_best_is_chosen_where_there_is_a_choice(parse, flags, chooses):
     assert training.load_best_model_at_end is chooses
 
 
+@pytest.mark.parametrize(("workers", "persistent"), [("0", False), ("2", True)])
+def test_no_workers_are_kept_alive_where_there_are_none(parse, workers, persistent):
+    flags = ["--dataloader_persistent_workers", "yes", "--dataloader_num_workers", workers]
+    assert parse(*flags)[1].dataloader_persistent_workers is persistent
+
+
 def test_higher_is_better_but_for_the_loss(parse):
     assert parse()[1].greater_is_better is True
     assert parse("--metric_for_best_model", "loss")[1].greater_is_better is False
