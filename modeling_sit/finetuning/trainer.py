@@ -33,6 +33,7 @@ from modeling_sit.finetuning.lora import Adapters
 from modeling_sit.finetuning.sampling import EpochOrder
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
+from modeling_sit.runtime.distributed import any_process
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.signals import ignore_signals_in_worker
 
@@ -201,11 +202,14 @@ class ReproducibleTrainer(Trainer):
             derive_seed(self.args.seed, STEP, self.state.global_step, batch, self.accelerator.process_index)
         )
         loss = super().training_step(*args, **kwargs)
-        if not loss.isfinite():
-            raise LossNotFinite(
+        # In all processes or in none: one that leaves alone would have the others wait for it.
+        if any_process(self.accelerator, ~loss.isfinite()):
+            error = LossNotFinite(
                 f"loss not finite at step {self.state.global_step + 1}",
                 remedy="try a lower `learning_rate` or more `warmup_steps`",
             )
+            error.is_shared = self.accelerator.num_processes > 1
+            raise error
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):

@@ -177,23 +177,25 @@ class Trials:
         with _quiet():
             trainer, _ = prepare_trainer(arguments, training_arguments, splits)
         trainer.remove_callback(PrinterCallback)
-        with fast_products(trainer.model), StopSignal(trainer.accelerator) as request:
-            stop = StopAtSignal(request, saves=False)
-            trainer.add_callback(stop)
-            try:
+        try:
+            with fast_products(trainer.model), StopSignal(trainer.accelerator) as request:
+                stop = StopAtSignal(request, saves=False)
+                trainer.add_callback(stop)
                 trainer.train()
-            except LossNotFinite:
-                return {"metric": None, "loss": None}
-        if stop.received is not None:
-            trainer.accelerator.end_training()
-            message = (
-                f"stopped by {stop.received.name} in a trial; the same command goes on with the trials in {self.path}"
-            )
-            raise TrainingInterrupted(stop.received, message)
-        results = trainer.evaluate()
-        trainer.accelerator.free_memory()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            if stop.received is not None:
+                trainer.accelerator.end_training()
+                message = (
+                    f"stopped by {stop.received.name} in a trial; the same command goes on with the trials in "
+                    f"{self.path}"
+                )
+                raise TrainingInterrupted(stop.received, message)
+            results = trainer.evaluate()
+        except LossNotFinite:
+            return {"metric": None, "loss": None}
+        finally:
+            trainer.accelerator.free_memory()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         return {"metric": results[f"eval_{self.metric_name}"], "loss": results["eval_loss"]}
 
 

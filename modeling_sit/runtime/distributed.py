@@ -64,6 +64,18 @@ def broadcast_from_main(accelerator: Accelerator, function: Callable[[], Result]
     return broadcast_object_list([result])[0]
 
 
+def any_process(accelerator: Accelerator, flag: torch.Tensor) -> bool:
+    """Whether a flag is set in any process, the same in all. With several processes, every one must call this.
+
+    Args:
+        accelerator (`Accelerator`): Knows the processes.
+        flag (`torch.Tensor`): Bool, a scalar, this process's.
+    """
+    if accelerator.num_processes > 1:
+        flag = accelerator.reduce(flag.int(), reduction="sum")
+    return bool(flag)
+
+
 def gather_projections(accelerator: Accelerator, projections: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The projections of all processes, and the index of this process's first image among them.
 

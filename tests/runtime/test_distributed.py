@@ -13,6 +13,7 @@ from two_processes import BATCH_SIZE, loss_weights_of, projections_of, random_ba
 from modeling_sit.losses import contrastive_loss
 from modeling_sit.runtime import distributed
 from modeling_sit.runtime.distributed import (
+    any_process,
     broadcast_from_main,
     gather_projections,
     main_process_first,
@@ -52,6 +53,7 @@ def in_processes(monkeypatch):
             accelerator = SimpleNamespace(
                 num_processes=count,
                 process_index=index,
+                reduce=lambda value, reduction: {"sum": sum}[reduction](exchange(value)),
                 is_main_process=index == 0,
                 is_local_main_process=index % (processes_per_machine or count) == 0,
             )
@@ -115,6 +117,17 @@ class TestSyncErrors:
         accelerator = SimpleNamespace(num_processes=2, is_main_process=True)
         with pytest.raises(ZeroDivisionError), sync_errors(accelerator):
             1 / 0  # noqa: B018
+
+
+class TestAnyProcess:
+    @pytest.mark.parametrize("flags", [[False, False, False], [False, True, False], [True, True, True]])
+    def test_is_the_same_in_all(self, in_processes, flags):
+        found = in_processes(lambda each: any_process(each, torch.tensor(flags[each.process_index])), len(flags))
+        assert found == [any(flags)] * len(flags)
+
+    @pytest.mark.parametrize("flag", [False, True])
+    def test_alone_nothing_is_exchanged(self, flag):
+        assert any_process(SimpleNamespace(num_processes=1), torch.tensor(flag)) is flag
 
 
 class TestMainProcessFirst:

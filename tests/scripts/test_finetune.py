@@ -102,9 +102,29 @@ def test_sigterm_to_the_workers_too(sit, tmp_path):
     assert (checkpoint / "trainer_state.json").exists()
 
 
+ONE_IS_NOT_FINITE = """
+import os, sys
+
+from modeling_sit.cli.main import main
+from modeling_sit.finetuning.trainer import ReproducibleTrainer
+
+compute_loss = ReproducibleTrainer.compute_loss
+
+
+def spoiled(self, model, *args, **kwargs):
+    loss = compute_loss(self, model, *args, **kwargs)
+    is_spoiled = os.environ["RANK"] == "1" and self.args.learning_rate == 0.001 and model.training
+    return loss * float("nan") if is_spoiled else loss
+
+
+ReproducibleTrainer.compute_loss = spoiled
+sys.exit(main(["finetune", *sys.argv[1:]]))
+"""
+
+
 @pytest.mark.slow
 class TestTwoProcesses:
-    def launch(self, *flags, processes: int = 2) -> subprocess.CompletedProcess:
+    def launch(self, *flags, processes: int = 2, script: Path = SCRIPT) -> subprocess.CompletedProcess:
         command = [
             sys.executable,
             "-m",
@@ -112,10 +132,11 @@ class TestTwoProcesses:
             "--standalone",
             "--nproc_per_node",
             processes,
-            SCRIPT,
+            script,
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(list(map(str, [*command, *flags])), env=environment, capture_output=True, text=True)
+        command = list(map(str, [*command, *flags]))
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
     def test_equal_to_one(self, run_program, sit, colors, tmp_path):
         """Half the batch each, and nothing random within a step: the same images, the same weights up to rounding."""
@@ -141,6 +162,16 @@ class TestTwoProcesses:
         whole, stopped = weights_in(tmp_path / "whole"), weights_in(tmp_path / "stopped")
         assert whole.keys() == stopped.keys()
         assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
+
+    def test_a_loss_of_one_process_ends_the_trial_of_both(self, sit, colors, tmp_path):
+        script = tmp_path / "one_is_not_finite.py"
+        script.write_text(ONE_IS_NOT_FINITE)
+        flags = ["--learning_rate", "auto", "--tuning_learning_rates", 0.001, 0.01, "--validation_fraction", 0.3]
+        finished = self.launch(*flags_for(sit, colors, tmp_path / "out", *flags, steps=3), script=script)
+        assert finished.returncode == 0, finished.stderr
+        trials = json.loads((tmp_path / "out" / "tuning.json").read_text())["trials"]
+        metrics = {(each["learning_rate"], each["draw"]): each["metric"] for each in trials}
+        assert metrics[0.001, 0] is None and metrics[0.01, 0] is not None
 
     def test_mistakes_are_told_once(self, sit, tmp_path):
         finished = self.launch(*flags_for(sit, tmp_path / "nowhere", tmp_path / "out"))
