@@ -144,8 +144,13 @@ class Trials:
         arguments["dataset"] = dataset_fingerprint(self.arguments.dataset)
         arguments["model_name_or_path"] = model_fingerprint(self.arguments.model_name_or_path)
         training = {name: getattr(self.training_arguments, name) for name in TRAINING_SETTINGS}
+        # A folder is known by its name, and images may have come into it.
+        images = {
+            "num_train": [len(draw.train) for draw in self.draws],
+            "num_held_out": [len(draw.validation) for draw in self.draws],
+        }
         # As JSON has it, with text for everything that it does not know.
-        return json.loads(json.dumps({**arguments, **training}, default=str))
+        return json.loads(json.dumps({**arguments, **training, **images}, default=str))
 
     def _run_once(self, learning_rate: float, max_steps: int, draw: int) -> dict[str, Any]:
         key = {"learning_rate": learning_rate, "max_steps": max_steps, "draw": draw}

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import datasets
@@ -271,6 +272,21 @@ class TestRuns:
         assert self.tuned(given) == first and len(trained) == 1
         self.tuned(given, layer_decay=0.5)
         assert len(trained) == 2
+
+    @pytest.mark.parametrize("added_to", ["train", "validation"])
+    def test_trials_of_other_images_are_of_no_use(self, given, trained, shades, tmp_path, added_to):
+        folder = tmp_path / "growing"
+        shutil.copytree(shades, folder)
+        shutil.copytree(shades / "test", folder / "validation")
+        given |= {"dataset": folder, "max_steps": 2, "tuning_learning_rates": [0.01]}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("modeling_sit.finetuning.tuning.MAX_EXTENSIONS", 0)
+            self.tuned(given)
+            self.tuned(given)
+            assert len(trained) == 1
+            shutil.copy(shades / "test" / "dark" / "00.png", folder / added_to / "dark" / "more.png")
+            self.tuned(given)
+        assert len(trained) == 2 and len(file_in(tmp_path / "out")["trials"]) == 1
 
     def test_only_what_is_auto(self, given, trained):
         chosen = self.tuned(given, learning_rate=0.005)
