@@ -368,11 +368,14 @@ def alarm(deadline: float) -> Iterator[threading.Event]:
 
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), ring)
     timer.daemon = True
+    # A process that a shell puts in the background ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     try:
         yield rang
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 def read_features(folder: Path, images: dict[str, datasets.Dataset], device: torch.device) -> dict[str, Features]:

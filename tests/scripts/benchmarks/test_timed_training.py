@@ -147,13 +147,15 @@ def test_ctrl_c_is_no_end_of_the_time(run_program, program, fixed_speed, tmp_pat
     assert report["raw_knn"]["accuracy"] > 0.9 and "knn" not in report and "finished" not in report
 
 
-def test_the_alarm_is_off_after_the_block(program):
+def test_the_alarm_rings_where_ctrl_c_is_ignored_and_is_off_after_the_block(program):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with program.alarm(time.monotonic() + 0.05) as rang:
         pass
     time.sleep(0.1)
     assert not rang.is_set()
     with pytest.raises(KeyboardInterrupt), program.alarm(time.monotonic() + 0.05):
-        signal.pause()
+        time.sleep(10)
+    assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN
 
 
 @pytest.mark.parametrize(("seconds", "num_steps"), [(110.0, 950), (10.2, 1), (200.0, 1000)])
