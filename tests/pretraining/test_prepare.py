@@ -157,7 +157,7 @@ class TestSettings:
         ("arguments", "argument", "facts"),
         [
             ({"image_size": 20}, "image_size", ["20", "`patch_size`"]),
-            ({"patch_size": 0}, None, ["patch_size"]),
+            ({"patch_size": 0}, "patch_size", []),
             ({"reconstruction_weight": 0, "contrastive_weight": 0}, "reconstruction_weight", []),
             ({"overrides": {"hiden_size": 32}}, "config_overrides", ["hiden_size", "hidden_size"]),
             ({"overrides": {"num_attention_heads": 3}}, None, ["num_attention_heads"]),
