@@ -42,7 +42,9 @@ class ComparisonArguments(DatasetArguments):
         metadata={
             "help": "Whether to choose the learning rate and the number of steps on held-out training images, for "
             "each fraction, from scratch and from the pretrained weights alike, with the first seed. The runs then use all "
-            "labels of the fraction. With no, they are those of the recipe."
+            "labels of the fraction. A search trains up to about 27 times as long as a usual run. With no, rate and steps are "
+            "those of the recipe, and the comparison is much shorter; a small `max_tuning_steps` in `finetuning_recipe` makes "
+            "each search shorter."
         },
     )
     num_train_epochs: list[float] | None = field(

@@ -13,6 +13,7 @@ from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.splits import held_out_draws, load_splits
 from modeling_sit.finetuning.training_arguments import AUTO, FinetuningTrainingArguments
 from modeling_sit.finetuning.trials import Trial, Trials
+from modeling_sit.hub.provenance import describe_duration
 from modeling_sit.runtime.errors import SiTError
 
 # Between two rates that are tried.
@@ -78,9 +79,21 @@ def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingA
     limit = arguments.max_tuning_steps or MAX_DOUBLING * first
     if doubles and limit < first:
         first = limit
+    limit = limit if doubles else first
     if trials.prints:
         print(f"choosing by {trials.metric_name} on {chosen_on}", flush=True)
-    best = search(rates, first, trials.measure, num_held_out, sweeps=sweeps, limit=limit if doubles else first)
+    goes_on = bool(trials.runs)
+
+    def measure(rate: float, steps: int) -> Trial:
+        trial = trials.measure(rate, steps)
+        if trials.prints and not goes_on and len(trials.finished) == 1 and math.isfinite(trial.metric):
+            least, most = remaining_steps(len(rates), first, sweeps=sweeps, limit=limit)
+            if most:
+                remedy = "; a smaller max_tuning_steps makes it shorter" if limit > first else ""
+                print(_estimate(trial, least, most) + remedy, flush=True)
+        return trial
+
+    best = search(rates, first, measure, num_held_out, sweeps=sweeps, limit=limit)
     if not math.isfinite(best.metric):
         raise SiTError(
             "no trial had a finite loss", argument="learning_rate", remedy="give lower `tuning_learning_rates`"
@@ -137,6 +150,33 @@ def search(
         lower = measure(_rounded(best.learning_rate / FACTOR), best.max_steps)
         best = max(best, lower, key=_rank)
     return best
+
+
+def remaining_steps(num_rates: int, steps: int, *, sweeps: bool, limit: int) -> tuple[int, int]:
+    """How many steps [`search`] trains after its first trial, at least and at most, if every loss is finite.
+
+    Args:
+        num_rates (`int`): Number of rates to try first.
+        steps, sweeps, limit: As of [`search`].
+    """
+    least, most = (num_rates - 1) * steps, (num_rates - 1 + (MAX_EXTENSIONS if sweeps else 0)) * steps
+    longer = steps
+    while longer < limit:
+        is_first = longer == steps
+        longer = min(limit, 2 * longer)
+        least, most = least + longer * is_first, most + longer
+    return least, most + (limit if sweeps and limit > steps else 0)
+
+
+def _estimate(trial: Trial, least: int, most: int) -> str:
+    """How long the rest of a search takes after its first trial, in words."""
+    shortest, longest = (describe_duration(trial.seconds * steps / trial.max_steps) for steps in (least, most))
+    if shortest == longest:
+        return f"the rest of the search takes about {shortest}"
+    return (
+        f"the rest of the search takes about {shortest} at least, and up to {longest} if other rates or longer runs turn "
+        "out better"
+    )
 
 
 def worth_noticing(metric: float, num_images: int) -> float:

@@ -19,7 +19,7 @@ from modeling_sit.finetuning.splits import MAX_DRAWS, Splits, held_out_draws
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.finetuning.trials import Trial
-from modeling_sit.finetuning.tuning import search, tune, worth_noticing
+from modeling_sit.finetuning.tuning import remaining_steps, search, tune, worth_noticing
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 
 RATES = (0.0003, 0.001, 0.003)
@@ -91,6 +91,16 @@ class TestSearch:
 
         found, tried = searched(score, limit=200)
         assert tried[-2:] == [(0.001, 200), (0.00033, 200)] and found == (0.00033, 200)
+
+    @pytest.mark.parametrize("sweeps", [False, True])
+    @pytest.mark.parametrize("limit", [100, 150, 400, 800])
+    def test_what_remains_after_the_first_trial(self, sweeps, limit):
+        """Of a search that finds nothing beyond its first trials, and of one that always goes on."""
+        rates = RATES if sweeps else [0.001]
+        _, shortest = searched(lambda rate, steps: 0.9 - abs(rate - 0.001), rates, sweeps=sweeps, limit=limit)
+        _, longest = searched(lambda rate, steps: min(0.9, rate + steps / 1000), rates, sweeps=sweeps, limit=limit)
+        trained = tuple(sum(steps for _, steps in tried[1:]) for tried in (shortest, longest))
+        assert remaining_steps(len(rates), 100, sweeps=sweeps, limit=limit) == trained
 
     def test_what_is_worth_noticing(self):
         assert worth_noticing(1.0, 20) == pytest.approx(0.05)  # one image
@@ -226,9 +236,9 @@ class TestRuns:
         assert result.metrics["learning_rate"] == choice["learning_rate"] and result.metrics["steps"] == 3
         assert result.metrics["tuned_by"] == "accuracy on 85 % of train, 60 images"
         assert (result.metrics["split"], result.metrics["num_train"]) == ("test", 72)
-        lines = [
-            line for line in capsys.readouterr().out.splitlines() if line.startswith(("learning rate", "chosen:"))
-        ]
+        out = capsys.readouterr().out.splitlines()
+        assert sum(line.startswith("the rest of the search takes about") for line in out) == 1
+        lines = [line for line in out if line.startswith(("learning rate", "chosen:"))]
         assert len(lines) == len(written["trials"]) + 1
         assert "LOAD REPORT" not in "".join(lines)
 
