@@ -213,7 +213,9 @@ def _of_the_checkpoint(arguments: ModelArguments) -> dict[str, Any]:
         config = SiTConfig.from_dict(saved)
     except (ValueError, TypeError) as problem:
         raise SiTError(f"the model's configuration: {problem}") from problem
-    names = BACKBONE + (HEADS if find_format(name) == SiTConfig.model_type else ())
+    # Weights of the authors' code have heads, and those of other networks have none.
+    is_sit = find_format(name) == SiTConfig.model_type
+    names = BACKBONE + tuple(head for head in HEADS if is_sit or head in saved)
     return {field: getattr(config, field) for field in names}
 
 

@@ -96,7 +96,7 @@ class TestCollapse:
         student.train()
         return {"rankme": effective_rank(token), "embedding_std": embedding_std(token)}
 
-    def train(self, student, pixel_values, loss_of, num_steps=40) -> dict[str, float]:
+    def train(self, student, pixel_values, loss_of, num_steps=200) -> dict[str, float]:
         optimizer = torch.optim.AdamW(student.parameters(), lr=2e-3)
         generator = torch.Generator().manual_seed(0)
         for _ in range(num_steps):

@@ -27,7 +27,9 @@ IMAGE = PIL.Image.fromarray(PIXELS)
 
 
 def arguments(**settings) -> FinetuningArguments:
-    return FinetuningArguments(dataset="some", model_name_or_path="some", **settings)
+    """With values for what the presets would choose by the images."""
+    chosen = {"augmentation": "plain", "crop_scale": [0.2, 1.0], "horizontal_flip_probability": 0.5}
+    return FinetuningArguments(dataset="some", model_name_or_path="some", **{**chosen, **settings})
 
 
 def augmented(seed: int, image=IMAGE, shape=(8, 16), **settings) -> np.ndarray:
