@@ -15,8 +15,8 @@ SEEDS = (0, 1, 2)
 CHOICES = {
     ("scratch", 0.1): Choice(learning_rate=1e-3, max_steps=300),
     ("pretrained", 0.1): Choice(learning_rate=1e-3, max_steps=300),
-    ("scratch", 1.0): Choice(learning_rate=1e-3, max_steps=540),
-    ("pretrained", 1.0): Choice(learning_rate=1e-3, max_steps=540),
+    ("scratch", 1.0): Choice(learning_rate=1e-3, max_steps=1000),
+    ("pretrained", 1.0): Choice(learning_rate=1e-3, max_steps=1000),
 }
 
 
