@@ -13,8 +13,9 @@ class Difference:
 
     The noise is the standard error of the difference: the root of the sum of what the seeds and the test images add.
 
-    - Seeds: the variance over the seeds / their number, of either side. A side with one value, such as a classifier that
-      draws nothing, adds none.
+    - Seeds: each seed draws the same labels for both sides, so the difference is taken for each seed: its variance over the
+      seeds / their number. If one side has a single value, such as a classifier that draws nothing, it is the same for
+      all seeds.
     - Test images: p (1 - p) / their number, of either side, where p is its mean. This is the variance of an accuracy, and a
       rough one of a mean average precision. It does not get smaller with more seeds, because all are measured on the
       same images. For the same reason the two sides err together, and the true noise is smaller than this.
@@ -56,14 +57,15 @@ def difference(values: Sequence[float], others: Sequence[float], num_images: int
     """Compare two sides.
 
     Args:
-        values, others (sequences of `float`): A metric in [0, 1], one for each seed.
+        values, others (sequences of `float`): A metric in [0, 1], one for each seed in the same order, or one in all.
         num_images (`int`): Test images that it was measured on.
     """
-    variances = [
-        (variance(side) / len(side) if len(side) > 1 else 0.0) + mean(side) * (1 - mean(side)) / num_images
-        for side in (values, others)
-    ]
-    return Difference(mean(values), mean(others), sqrt(sum(variances)))
+    num_seeds = max(len(values), len(others))
+    pairs = zip(*(side if len(side) == num_seeds else [*side] * num_seeds for side in (values, others)), strict=True)
+    differences = [value - other for value, other in pairs]
+    of_seeds = variance(differences) / num_seeds if num_seeds > 1 else 0.0
+    of_images = sum(mean(side) * (1 - mean(side)) for side in (values, others)) / num_images
+    return Difference(mean(values), mean(others), sqrt(of_seeds + of_images))
 
 
 def verdict(

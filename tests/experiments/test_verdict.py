@@ -15,21 +15,31 @@ def test_noise_is_the_standard_error_of_the_difference():
     assert found.is_clear and not found.is_noise
 
 
+def test_seeds_are_paired():
+    """Of two seeds, one drew labels that are worth 10 points less to both sides."""
+    found = difference([0.8, 0.92], [0.76, 0.86], 400)
+    images = (0.86 * 0.14 + 0.81 * 0.19) / 400
+    assert found.value == pytest.approx(0.05)
+    assert found.noise == pytest.approx(sqrt(0.02**2 / 2 / 2 + images))  # gains of 0.04 and 0.06
+
+
 def test_noise_by_simulation():
     import numpy as np
 
     generator = np.random.default_rng(0)
     num_images, std = 500, 0.02
 
-    def measured(true: float) -> list[float]:
-        """Three seeds, whose models differ; each is right on some of the images, the same ones for all of them."""
-        accuracies = np.clip(true + std * generator.standard_normal(3), 0, 1)
+    def measured(true: float, labels: np.ndarray) -> list[float]:
+        """Three seeds, whose labels and models differ; each is right on some of the images, the same ones for all of
+        them."""
+        accuracies = np.clip(true + labels + std * generator.standard_normal(3), 0, 1)
         difficulty = generator.random(num_images)
         return [float((difficulty < accuracy).mean()) for accuracy in accuracies]
 
     differences, noises = [], []
     for _ in range(2000):
-        found = difference(measured(0.9), measured(0.8), num_images)
+        labels = 0.03 * generator.standard_normal(3)
+        found = difference(measured(0.9, labels), measured(0.8, labels), num_images)
         differences.append(found.value)
         noises.append(found.noise**2)
     assert sqrt(np.mean(noises)) == pytest.approx(np.std(differences), rel=0.1)
