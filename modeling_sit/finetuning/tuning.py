@@ -6,7 +6,7 @@ choose nothing.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
@@ -49,7 +49,8 @@ def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingA
     With `learning_rate="auto"` it tries [`FinetuningArguments.tuning_learning_rates`], and more beyond them if the best
     is at the edge. With `max_steps="auto"` it then doubles the number of steps, with the best rate, until the metric on
     the held-out images no longer rises, and tries the next smaller rate at that length. A rise has to be larger than what
-    one image is worth, and than half a standard error. Trials are in `tuning.json` in the output folder; those that are
+    one image is worth, and than half a standard error. Of rates that differ by less, the one with the smallest held-out loss
+    is taken. Trials are in `tuning.json` in the output folder; those that are
     there are not run again. All processes of a run call this.
 
     Args:
@@ -127,7 +128,7 @@ def search(
         [`Trial`]: The best one.
     """
     tried = {rate: measure(rate, steps) for rate in rates}
-    best = max(tried.values(), key=_rank)
+    best = _best(tried.values(), num_held_out)
     for _ in range(MAX_EXTENSIONS if sweeps else 0):
         rate = best.learning_rate
         if rate == max(tried):
@@ -137,7 +138,7 @@ def search(
         else:
             break
         tried[beyond] = measure(beyond, steps)
-        best = max(tried.values(), key=_rank)
+        best = _best(tried.values(), num_held_out)
     current = best
     while math.isfinite(current.metric) and current.max_steps < limit:
         longer = measure(current.learning_rate, min(limit, 2 * current.max_steps))
@@ -148,7 +149,7 @@ def search(
         current = longer
     if sweeps and best.max_steps > steps:
         lower = measure(_rounded(best.learning_rate / FACTOR), best.max_steps)
-        best = max(best, lower, key=_rank)
+        best = _best((best, lower), num_held_out)
     return best
 
 
@@ -186,9 +187,15 @@ def worth_noticing(metric: float, num_images: int) -> float:
     return max(1 / num_images, standard_error / 2)
 
 
-def _rank(trial: Trial) -> tuple[float, float]:
-    """Of two trials with the same metric, the one with the smaller loss is better."""
-    return trial.metric, -trial.loss
+def _best(trials: Iterable[Trial], num_held_out: int) -> Trial:
+    """Of trials of one length. Among those whose metric is hardly less than the best one, the smallest loss decides: it says
+    more than the few images on which they differ."""
+    trials = list(trials)
+    top = max(trial.metric for trial in trials)
+    if not math.isfinite(top):
+        return trials[0]
+    least = top - worth_noticing(top, num_held_out)
+    return min((trial for trial in trials if trial.metric >= least), key=lambda trial: (trial.loss, -trial.metric))
 
 
 def _rounded(rate: float) -> float:

@@ -63,6 +63,16 @@ class TestSearch:
         best = search(RATES, 9, lambda rate, steps: Trial(rate, steps, 0.9, losses[rate], 0), 50, sweeps=True, limit=9)
         assert best.learning_rate == 0.001
 
+    @pytest.mark.parametrize(("lead", "best"), [(0.01, 0.0003), (0.03, 0.001)])
+    def test_loss_decides_among_rates_that_differ_by_less_than_noise(self, lead, best):
+        """Half a standard error of 0.8 on 120 images is 0.018."""
+        metrics, losses = {0.0003: 0.8, 0.001: 0.8 + lead, 0.003: 0.7}, {0.0003: 0.5, 0.001: 0.6, 0.003: 0.1}
+        found = search(
+            RATES, 9, lambda rate, steps: Trial(rate, steps, metrics.get(rate, 0.1), losses.get(rate, 1.0), 0), 120,
+            sweeps=True, limit=9,
+        )  # fmt: skip
+        assert found.learning_rate == best
+
     def test_rates_whose_loss_is_not_finite(self):
         found, _ = searched(lambda rate, steps: 0.5 if rate < 0.0005 else -math.inf)
         assert found[0] < 0.0005
