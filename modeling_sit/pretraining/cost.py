@@ -14,7 +14,8 @@ class PretrainingCost:
 
     Args:
         steps (`int`): Optimizer steps.
-        epochs (`float`, *optional*): How often it has seen each image. `None` for a stream of unknown length.
+        epochs (`float`, *optional*): As the card counts them: passes over the images, each without those that fill no
+            batch. `None` for a stream of unknown length.
         encoder_tokens (`int`): Tokens that the encoder has read, as [`Method.encoder_tokens`] counts them.
         seconds (`float`): How long it has taken, previews and monitors included.
         hardware (`str`): Of its last start.
@@ -34,14 +35,14 @@ def pretraining_cost(output_dir: Path) -> PretrainingCost | None:
         return None
     settings = state.determined_by
     try:
-        images = state.step * (
-            settings["per_device_train_batch_size"]
-            * settings["gradient_accumulation_steps"]
-            * settings["num_processes"]
-        )
+        batch_size = settings["per_device_train_batch_size"] * settings["num_processes"]
+        batches = state.step * settings["gradient_accumulation_steps"]
+        images, num_images = batches * batch_size, settings["num_images"]
+        if num_images and not settings.get("streaming"):
+            num_images -= num_images % batch_size
         return PretrainingCost(
             steps=state.step,
-            epochs=images / settings["num_images"] if settings["num_images"] else None,
+            epochs=images / num_images if num_images else None,
             encoder_tokens=images * METHODS[settings.get("method", "sit")].encoder_tokens(settings),
             seconds=state.seconds,
             hardware=state.starts[-1]["hardware"] if state.starts else "unknown hardware",

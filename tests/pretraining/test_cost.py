@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
 from modeling_sit.pretraining.cost import pretraining_cost
 
 SETTINGS = {
@@ -52,6 +53,15 @@ def test_tokens(write_state, settings, tokens_per_image):
     cost = write_state(**settings)
     assert cost.encoder_tokens == 30 * 64 * tokens_per_image
     assert (cost.steps, cost.epochs, cost.seconds, cost.hardware) == (30, 3.0, 12.5, "an abacus")
+
+
+def test_images_that_fill_no_batch_do_not_count(write_state):
+    """As in the order of the images: an epoch is 20 batches of 8 images in each of 4 processes."""
+    loading = LoadingSettings(batch_size=8, seed=0, num_processes=4)
+    for num_images in (640, 659, 671):
+        batches_per_epoch = ResumableBatchSampler(num_images, loading, 0, 1).batches_per_epoch
+        assert write_state(num_images=num_images).epochs == 30 * 2 / batches_per_epoch == 3
+    assert write_state(num_images=656, streaming=True).epochs == 30 * 64 / 656
 
 
 def test_a_stream_has_no_epochs(write_state):
