@@ -2,8 +2,11 @@
 
 import argparse
 import dataclasses
+import platform
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,17 @@ class RecipeArgumentParser(HfArgumentParser):
                 help="Defaults for the flags: a YAML file (RECIPE.yaml), or the name of a recipe of the package. "
                 "Flags override them.",
             )
+        self.usage = self._usage()
+
+    def _usage(self) -> str:
+        """The arguments that must be there. argparse would name all the others too, which the list below does."""
+        needed = ["[RECIPE]"] if not self._positional_fields else list(self._positional_fields.values())
+        needed += [
+            f"{each.option_strings[0]} {each.dest.upper()}"
+            for each in self._actions
+            if each.required and each.option_strings
+        ]
+        return " ".join(["%(prog)s", *needed, "[--FLAG VALUE ...]"])
 
     @property
     def flags(self) -> set[str]:
@@ -152,6 +166,15 @@ def _as_text(value: Any, action: argparse.Action) -> str:
     return "no" if value is False and takes_text else str(value)
 
 
+def versions() -> list[str]:
+    """This package, what it stands on, and Python, with their versions, a line each."""
+    packages = ("modeling-sit", "torch", "transformers", "accelerate", "datasets", "huggingface_hub")
+    lines = [
+        f"{name} {version(name) if find_spec(name.replace('-', '_')) else 'is not installed'}" for name in packages
+    ]
+    return [*lines, f"python {platform.python_version()}"]
+
+
 def program_name(command: str | None = None) -> str:
     """What a user types to run a command: as this program was started.
 
@@ -180,7 +203,8 @@ def choose_command(
         prog (`str`, *optional*): What a user types in front of the command. Default: as [`program_name`] has it.
 
     Raises:
-        `SystemExit`: With code 0 after `--help`, and with code 2 and one line on stderr for no or an unknown command.
+        `SystemExit`: With code 0 after `--help` and `--version`, and with code 2 and one line on stderr for no or an unknown
+            command.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in commands:
@@ -196,6 +220,9 @@ def choose_command(
     )
     if argv and argv[0] in ("-h", "--help"):
         parser.print_help()
+        parser.exit()
+    if argv and argv[0] == "--version":
+        print("\n".join(versions()))
         parser.exit()
     found = f"unknown command {argv[0]!r}" if argv and not argv[0].startswith("-") else "no command"
     close = did_you_mean(argv[0], commands) if argv else ""

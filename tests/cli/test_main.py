@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 from modeling_sit.cli.main import COMMANDS, main
 
@@ -22,6 +24,22 @@ def test_help_lists_the_commands(capsys):
     assert ended("--help") == 0
     text = capsys.readouterr().out
     assert all(name in text and purpose in text for name, purpose in COMMANDS.items())
+
+
+def test_version_names_what_a_bug_report_needs(capsys):
+    assert ended("--version") == 0
+    lines = dict(line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["torch"] == torch.__version__.split("+")[0] and lines["transformers"] == transformers.__version__
+    assert {"modeling-sit", "accelerate", "datasets", "huggingface_hub", "python"} < set(lines)
+
+
+def test_the_usage_line_names_what_must_be_there(capsys):
+    for argv, usage in (
+        (["pretrain"], "[RECIPE] --dataset DATASET --output_dir OUTPUT_DIR [--FLAG VALUE ...]"),
+        (["convert"], "FROM TO --format FORMAT [--FLAG VALUE ...]"),
+    ):
+        assert ended(*argv, "--help") == 0
+        assert capsys.readouterr().out.splitlines()[0].endswith(f" {argv[0]} {usage}")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
