@@ -3,19 +3,30 @@
 import io
 import math
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
 from PIL import ExifTags, ImageOps
 
+from modeling_sit.data.opening import PIXEL_LIMIT, UnreadableImage, max_image_pixels, read_image
 from modeling_sit.image_modes import check_num_channels, convert_image
 
-
-class UnreadableImage(Exception):
-    """An image that cannot be decoded. The message names the image and the reason, in one line."""
-
-
+# Reasons begin with one of these where something can be done about it: `remedy` knows what.
+DAMAGED, TOO_LARGE, NOT_SUPPORTED = "it is damaged", "it is too large", "it is not supported"
+REMEDIES = {
+    DAMAGED: "repair or remove the damaged files",
+    TOO_LARGE: f"cut such images into smaller ones, or raise the limit with the environment variable {PIXEL_LIMIT}",
+    NOT_SUPPORTED: "convert such files, for example to PNG with 8 bits, or remove them",
+}
+# What Pillow's plugins say of sound files that they cannot decode.
+NOT_SUPPORTED_BY_PILLOW = re.compile(
+    r"unknown (pixel mode|data organi[sz]ation|compression|image mode|color|colour|raw mode)|unsupported|not supported|"
+    r"cannot handle|unimplemented|not (installed|available|implemented|identified by this driver)|samples per pixel",
+    re.IGNORECASE,
+)
+DRAFTED_FORMATS = ("JPEG", "MPO")
 # Factors by which libjpeg can shrink an image while it decodes.
 DRAFT_FACTORS = (8, 4, 2)
 # A reduced image has at least this many pixels of the smallest crop for each pixel of the view, in each direction. With
@@ -58,11 +69,17 @@ class DraftScale:
 
 
 def decode_image(
-    image: Any, num_channels: int = 3, name: str | None = None, draft_scale: DraftScale | None = None
+    image: Any,
+    num_channels: int = 3,
+    name: str | None = None,
+    draft_scale: DraftScale | None = None,
+    max_pixels: int | None = None,
 ) -> PIL.Image.Image:
     """Decode an image fully, rotate it according to its EXIF, and convert it to the mode of `num_channels`.
 
-    The first frame or page of a file is read.
+    The first frame or page of a file is read. A JPEG of more than `max_pixels` is decoded at a half, a quarter or an
+    eighth of its size, the largest of these that the limit allows. Texts, color profiles and the like in a file may be of
+    any size.
 
     Args:
         image (`str`, `os.PathLike`, `bytes`, `dict` or `PIL.Image.Image`):
@@ -71,13 +88,13 @@ def decode_image(
         num_channels (`int`, *optional*, defaults to 3): 1 for gray, 3 for RGB, 4 for RGBA.
         name (`str`, *optional*): What to call the image in an error. Default: its path, if it has one.
         draft_scale ([`DraftScale`], *optional*): By how much to shrink it. Default: not at all.
+        max_pixels (`int`, *optional*): How many pixels may be decoded. Default: [`max_image_pixels`].
 
     Returns:
         `PIL.Image.Image`: The image, in memory, in mode "L", "RGB" or "RGBA".
 
     Raises:
-        [`UnreadableImage`]: If there is no image, or it is damaged, cut short, of an unknown format, or of more than
-            `PIL.Image.MAX_IMAGE_PIXELS` pixels.
+        [`UnreadableImage`]: If there is no image, or it is damaged, cut short, of an unknown format, or too large.
         `ValueError`: If `num_channels` is not 1, 3 or 4.
         `TypeError`: If `image` is none of the above.
     """
@@ -95,7 +112,7 @@ def decode_image(
     name = name or os.fspath(path or "image in memory")
 
     try:
-        decoded, factor = _decode(image, draft_scale)
+        decoded, factor = _decode(image, draft_scale, max_pixels or max_image_pixels())
         decoded = convert_image(_upright(decoded), num_channels)
         return decoded if factor == 1 else decoded.reduce(factor)
     except UnreadableImage as error:
@@ -115,14 +132,18 @@ def decoded_size(image: dict | None, draft_scale: DraftScale) -> tuple[int, int]
     """
     if image is None:
         raise UnreadableImage("there is no image")
-    encoded = image["bytes"]
-    with PIL.Image.open(image["path"] if encoded is None else io.BytesIO(encoded)) as opened:
-        factor = draft_scale.factor(*opened.size)
+
+    def size(opened: PIL.Image.Image) -> tuple[int, int]:
+        factor = _draft(opened, draft_scale, max_image_pixels())
         return -(-opened.width // factor), -(-opened.height // factor)
+
+    encoded = image["bytes"]
+    with open(image["path"], "rb") if encoded is None else io.BytesIO(encoded) as file:
+        return read_image(file, size)
 
 
 def _decode(
-    image: str | os.PathLike | bytes | PIL.Image.Image | None, draft_scale: DraftScale | None
+    image: str | os.PathLike | bytes | PIL.Image.Image | None, draft_scale: DraftScale | None, max_pixels: int | None
 ) -> tuple[PIL.Image.Image, int]:
     """The image, and the factor by which it must still be reduced."""
     if isinstance(image, PIL.Image.Image):
@@ -133,20 +154,35 @@ def _decode(
     in_memory = not isinstance(image, (str, os.PathLike))
     if (len(image) if in_memory else os.stat(image).st_size) == 0:
         raise UnreadableImage("it is empty (0 bytes)")
-    # An open file, not a path: Pillow may map a file that it opens itself into memory, and keep it open with the image.
-    with io.BytesIO(image) if in_memory else open(image, "rb") as file, PIL.Image.open(file) as opened:
-        limit = PIL.Image.MAX_IMAGE_PIXELS
-        # Pillow itself stops only at twice the limit. Below that it warns, and takes the memory.
-        if limit is not None and opened.width * opened.height > limit:
-            raise UnreadableImage(f"{opened.width} x {opened.height} pixels are too many (the limit is {limit})")
-        factor, full_size = 1 if draft_scale is None else draft_scale.factor(*opened.size), opened.size
-        if factor > 1:
-            # The decoder of JPEGs shrinks them. Images of other formats keep their size, and are reduced later.
-            opened.draft(None, (opened.width // factor, opened.height // factor))
-        if opened.size != full_size:
-            factor = 1
+
+    def load(opened: PIL.Image.Image) -> tuple[PIL.Image.Image, int]:
+        factor = _draft(opened, draft_scale, max_pixels)
         opened.load()
-    return opened, factor
+        return opened, factor
+
+    # An open file, not a path: Pillow may map a file that it opens itself into memory, and keep it open with the image.
+    with io.BytesIO(image) if in_memory else open(image, "rb") as file:
+        return read_image(file, load)
+
+
+def _draft(opened: PIL.Image.Image, draft_scale: DraftScale | None, max_pixels: int | None) -> int:
+    """Ask the decoder to shrink the image, and give the factor by which it must be reduced after that.
+
+    The decoder of JPEGs does as it is asked. Images of other formats keep their size.
+    """
+    full_size = width, height = opened.size
+    factor = asked = 1 if draft_scale is None else draft_scale.factor(width, height)
+    if opened.format in DRAFTED_FORMATS and max_pixels is not None:
+        while asked < max(DRAFT_FACTORS) and -(-width // asked) * -(-height // asked) > max_pixels:
+            asked *= 2
+    if asked > 1:
+        opened.draft(None, (max(1, width // asked), max(1, height // asked)))
+    # Pillow itself stops only at twice the limit. Below that it warns, and takes the memory.
+    if max_pixels is not None and opened.width * opened.height > max_pixels:
+        raise UnreadableImage(
+            f"{TOO_LARGE}: {width} x {height} pixels, and the limit is {max_pixels:,} ({PIXEL_LIMIT} raises it)"
+        )
+    return factor if opened.size == full_size else 1
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -158,7 +194,18 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return "it is damaged, not an image, or of a format that Pillow does not read"
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, PIL.UnidentifiedImageError) and not str(error):
+        return "it is no image, damaged from its first byte on, or of a format that Pillow does not read"
+    if isinstance(error, (PIL.Image.DecompressionBombError, MemoryError)):
+        return f"{TOO_LARGE}: {reason}"
+    # Pillow looks unknown numbers of a compression up in a dictionary.
+    is_sound = isinstance(error, (KeyError, NotImplementedError)) or NOT_SUPPORTED_BY_PILLOW.search(reason)
+    return f"{NOT_SUPPORTED if is_sound else DAMAGED}: {reason}"
+
+
+def remedy(problem: str) -> str | None:
+    """What to do about images that cannot be read, from the messages of [`UnreadableImage`]; `None` if that is clear."""
+    return "; ".join(remedy for reason, remedy in REMEDIES.items() if f": {reason}" in problem) or None

@@ -111,7 +111,11 @@ def image_name(dataset: datasets.Dataset, index: int) -> str:
 
 
 def read_row(
-    dataset: datasets.Dataset, index: int, num_channels: int = 3, draft_scale: DraftScale | None = None
+    dataset: datasets.Dataset,
+    index: int,
+    num_channels: int = 3,
+    draft_scale: DraftScale | None = None,
+    max_pixels: int | None = None,
 ) -> tuple[PIL.Image.Image, dict[str, Any]]:
     """Decode an image of a dataset.
 
@@ -120,6 +124,8 @@ def read_row(
         index (`int`): Row of the image, from 0.
         num_channels (`int`, *optional*, defaults to 3): 1 (gray), 3 (RGB) or 4 (RGBA).
         draft_scale ([`DraftScale`], *optional*): By how much to shrink it. Default: not at all.
+        max_pixels (`int`, *optional*): How many pixels may be decoded. Default: `PIL.Image.MAX_IMAGE_PIXELS`, or the
+            environment variable `SIT_MAX_IMAGE_PIXELS`.
 
     Returns:
         `tuple[PIL.Image.Image, dict]`: The image and its row.
@@ -129,7 +135,7 @@ def read_row(
     """
     row, name = dataset[index], str(index)
     try:
-        return decode_image(row["image"], num_channels, name=name, draft_scale=draft_scale), row
+        return decode_image(row["image"], num_channels, name, draft_scale, max_pixels), row
     except UnreadableImage as problem:
         # The full name reads the row once more, so it is made for unreadable images only.
         reason = str(problem).removeprefix(f"{name}: ")

@@ -21,6 +21,7 @@ from modeling_sit.data.label_encoding import (
     join,
     type_name,
 )
+from modeling_sit.data.opening import max_image_pixels
 from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def load_images(
                 argument="dataset",
                 remedy="give a path, the id of a dataset on the Hub, or a `datasets.Dataset`",
             )
+    max_image_pixels()  # a wrong value is an error here, and not in a worker
     name = dataset_name(dataset)
     try:
         splits = load_splits(dataset, dataset_config_name, streaming)

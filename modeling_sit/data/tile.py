@@ -33,6 +33,7 @@ from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, read_row
 from modeling_sit.data.labeled import labeled_splits, labels_of
+from modeling_sit.data.opening import max_image_pixels
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import train_validation_split
 from modeling_sit.runtime.arguments import build_arguments
@@ -43,6 +44,8 @@ IMAGES_IN_A_FILE = 10_000
 IMAGES_IN_A_ROW_GROUP = 100
 JPEG_QUALITY = 95
 SET_ASIDE = "validation"
+# Images are decoded one at a time and leave small, so they may be larger than where many are in memory at once.
+MAX_PIXELS = 10**9
 
 
 @dataclass(kw_only=True)
@@ -266,11 +269,12 @@ def tiled_rows(split: datasets.Dataset, tilings: np.ndarray, arguments: TilingAr
     labels = labels_of(split)
     has_class = labels > 0 if labels.ndim == 2 else None
     unreadable = set()
+    max_pixels = max(MAX_PIXELS, max_image_pixels() or MAX_PIXELS)
     for tiling in tilings.tolist():
         places, classes = [], set()
         for row in tiling:
             try:
-                places.append(read_row(split, row)[0])
+                places.append(read_row(split, row, max_pixels=max_pixels)[0])
             except UnreadableImage as problem:
                 places.append(None)
                 if row not in unreadable:

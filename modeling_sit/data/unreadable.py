@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from modeling_sit.data.decoding import UnreadableImage
+from modeling_sit.data.decoding import UnreadableImage, remedy
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -57,6 +57,4 @@ def as_error(dataset: str, problem: UnreadableImage) -> SiTError:
     """The [`SiTError`] for a dataset with too many unreadable images in a row."""
     # The message of a worker's exception begins with its traceback.
     reason = str(problem).strip().splitlines()[-1].rpartition("UnreadableImage: ")[2]
-    return SiTError(
-        f"{dataset} cannot be read: {reason}", argument="dataset", remedy="repair or remove the damaged files"
-    )
+    return SiTError(f"{dataset} cannot be read: {reason}", argument="dataset", remedy=remedy(reason))

@@ -2,20 +2,25 @@ import io
 import os
 import pickle
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import PIL.JpegImagePlugin
 import pyarrow.parquet
 import pytest
 import torch
+from PIL import PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms import RandomResizedCrop
 
-from modeling_sit.data.decoding import DraftScale, UnreadableImage, decode_image, decoded_size
+from modeling_sit.data.decoding import DraftScale, UnreadableImage, decode_image, decoded_size, remedy
+from modeling_sit.data.opening import max_image_pixels
 from modeling_sit.image_modes import convert_image
+from modeling_sit.runtime.errors import SiTError
 
 HEIGHT, WIDTH = 5, 7
 
@@ -437,14 +442,47 @@ def test_a_cut_image_opened_lazily(tmp_path):
 
 
 @pytest.mark.parametrize("side", [11, 15])  # Pillow only warns of 121 pixels (the limit is 100), and stops at 225
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_decompression_bombs(monkeypatch, side):
+def test_decompression_bombs(monkeypatch, recwarn, side):
     encoded = encode(PIL.Image.new("L", (side, side)))
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UnreadableImage, match="pixels"):
+    with pytest.raises(UnreadableImage, match=f"{side} x {side} pixels") as caught:
         decode_image(encoded)
+    assert "SIT_MAX_IMAGE_PIXELS" in remedy(str(caught.value)) and "damaged" not in remedy(str(caught.value))
+    assert not recwarn
+    assert decode_image(encoded, max_pixels=side * side).size == (side, side)
+    monkeypatch.setenv("SIT_MAX_IMAGE_PIXELS", "1_000")
+    assert decode_image(encoded).size == (side, side)
+    monkeypatch.delenv("SIT_MAX_IMAGE_PIXELS")
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
     assert decode_image(encoded).size == (side, side)
+
+
+@pytest.mark.parametrize("limit", ["many", "-1", "0", "1e9"])
+def test_a_wrong_limit_of_pixels(monkeypatch, limit):
+    monkeypatch.setenv("SIT_MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(SiTError, match="SIT_MAX_IMAGE_PIXELS"):
+        max_image_pixels()
+
+
+@pytest.mark.parametrize("draft_scale", [None, DraftScale(((8, 0.2),), (3 / 4, 4 / 3))])
+@pytest.mark.parametrize(
+    "limit, factor", [(180 * 202, 1), (180 * 202 - 1, 2), (45 * 51, 4), (23 * 26, 8), (597, None)]
+)
+def test_jpegs_beyond_the_limit_are_decoded_at_a_fraction_of_their_size(
+    monkeypatch, recwarn, draft_scale, limit, factor
+):
+    """Twice the limit, where Pillow stops, is no hindrance. With a draft scale it may shrink further."""
+    encoded = encode(smooth_image(180, 202), "JPEG", exif=exif_with_orientation(6))
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
+    if factor is None:
+        with pytest.raises(UnreadableImage, match="202 x 180 pixels"):
+            decode_image(encoded, draft_scale=draft_scale)
+        return
+    image = decode_image(encoded, draft_scale=draft_scale)
+    factor = max(factor, 4 if draft_scale is not None else 1)
+    assert image.size == (-(-180 // factor), -(-202 // factor)) and not recwarn
+    size = decoded_size({"bytes": encoded, "path": None}, draft_scale or DraftScale(((10**6, 1.0),), (1, 1)))
+    assert size == image.size[::-1]
 
 
 def test_a_real_decompression_bomb_costs_no_memory():
@@ -458,8 +496,151 @@ def test_a_real_decompression_bomb_costs_no_memory():
         + chunk(b"IDAT", zlib.compress(bytes(1000)))
         + chunk(b"IEND", b"")
     )
-    with pytest.raises(UnreadableImage, match="bomb"):
+    with pytest.raises(UnreadableImage, match="100000 x 100000 pixels"):
         decode_image(bomb)
+
+
+# What lies beside the pixels.
+
+
+def big_text(kind, size):
+    info = PngInfo()
+    if kind == "iTXt":
+        info.add_itxt("workflow", "x" * size, zip=True)
+    else:
+        info.add_text("workflow", "x" * size, zip=kind == "zTXt")
+    return {"pnginfo": info}
+
+
+def many_texts(number):
+    info = PngInfo()
+    for place in range(number):
+        info.add_text(f"text {place}", "x" * 2**20, zip=True)
+    return {"pnginfo": info}
+
+
+def private_chunk(kind, content):
+    info = PngInfo()
+    info.add(kind, content)
+    return {"pnginfo": info}
+
+
+BESIDE = {
+    "zTXt": ("PNG", lambda: big_text("zTXt", 2_000_000)),
+    "iTXt": ("PNG", lambda: big_text("iTXt", 2_000_000)),
+    "tEXt": ("PNG", lambda: big_text("tEXt", 5_000_000)),
+    "many texts": ("PNG", lambda: many_texts(6)),
+    "a color profile": ("PNG", lambda: {"icc_profile": bytes(3_000_000)}),
+    "text of an unknown compression": ("PNG", lambda: private_chunk(b"zTXt", b"key\0\7text")),
+    "a color profile of an unknown compression": ("PNG", lambda: private_chunk(b"iCCP", b"key\0\7profile")),
+    "a gamma that is cut short": ("PNG", lambda: private_chunk(b"gAMA", b"\0")),
+    "large EXIF": ("PNG", lambda: {"exif": b"Exif\0\0" + bytes(3_000_000)}),
+    "a large comment of a JPEG": ("JPEG", lambda: {"comment": bytes(65_000), "quality": 100}),
+    "a large color profile of a JPEG": ("JPEG", lambda: {"icc_profile": bytes(5_000_000), "quality": 100}),
+    "EXIF of a JPEG": ("JPEG", lambda: {"exif": b"Exif\0\0" + bytes(65_000), "quality": 100}),
+    "EXIF of a WebP": ("WEBP", lambda: {"exif": b"Exif\0\0" + bytes(3_000_000), "lossless": True}),
+    "a description of a TIFF": ("TIFF", lambda: {"description": "x" * 3_000_000}),
+    "a comment of a GIF": ("GIF", lambda: {"comment": b"x" * 3_000_000}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of damaged EXIF
+@pytest.mark.parametrize("format, settings", BESIDE.values(), ids=BESIDE)
+@pytest.mark.parametrize("in_memory", [False, True], ids=["file", "bytes"])
+def test_what_lies_beside_the_pixels_may_be_large_or_damaged(tmp_path, monkeypatch, format, settings, in_memory):
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", 2**22)  # it is 64 MB, which take seconds
+    values = np.full((HEIGHT, WIDTH), 77, np.uint8)
+    encoded = encode(PIL.Image.fromarray(values), format, **settings())
+    (tmp_path / "image").write_bytes(encoded)
+    image = {"bytes": encoded if in_memory else None, "path": str(tmp_path / "image")}
+    assert_close(decode_image(image, 1), values.astype(float))
+    assert decoded_size(image, DraftScale(((10**6, 1.0),), (1, 1))) == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("where", ["exif", "text", "xmp"])
+def test_an_image_with_a_large_text_is_upright(where):
+    values = random_values(3)
+    settings = big_text("zTXt", 2_000_000)
+    if where == "exif":
+        settings["exif"] = exif_with_orientation(6)
+    elif where == "text":
+        exif = exif_with_orientation(6).tobytes()
+        settings["pnginfo"].add_text("Raw profile type exif", f"\nexif\n  {len(exif)}\n{exif.hex()}")
+    else:
+        settings["pnginfo"].add_itxt("XML:com.adobe.xmp", '<rdf tiff:Orientation="6"/>')
+    encoded = encode(PIL.Image.fromarray(values), **settings)
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded)), UPRIGHT[6](values))
+
+
+def test_a_bomb_of_text_costs_no_memory():
+    """Hundreds of megabytes, as a compressed text with the key that may tell the orientation: it is never decompressed whole."""
+    compress = zlib.compressobj(9)
+    bomb = b"".join([*(compress.compress(bytes(2**24)) for _ in range(8)), compress.flush()])
+    settings = private_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + bomb)
+    encoded = encode(PIL.Image.fromarray(random_values()), **settings)
+    assert len(encoded) < 2**20
+    tracemalloc.start()
+    decode_image(encoded)
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+
+
+def test_nothing_is_skipped_where_pixels_are_damaged():
+    """A cut image with a large text is as damaged as without it, and Pillow's settings stay as they are."""
+    values = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    encoded = encode(PIL.Image.fromarray(values), **big_text("zTXt", 2_000_000))
+    before = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, PIL.ImageFile.LOAD_TRUNCATED_IMAGES
+    with pytest.raises(UnreadableImage) as caught:
+        decode_image(encoded[: len(encoded) // 2])
+    assert "damaged" in remedy(str(caught.value))
+    after = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, PIL.ImageFile.LOAD_TRUNCATED_IMAGES
+    assert before == after
+
+
+def tiff_of_bands(number, dtype=np.uint8):
+    """Bands of a TIFF as TIFF 6.0 has them, one strip, interleaved."""
+    pixels = np.zeros((2, 2, number), dtype).tobytes()
+    bits = 8 * np.dtype(dtype).itemsize
+    entries = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, number, None), (259, 3, 1, 1), (262, 3, 1, 1)]
+    entries += [(273, 4, 1, 8), (277, 3, 1, number), (278, 3, 1, 2), (279, 4, 1, len(pixels))]
+    depths = 8 + len(pixels)
+    directory = depths + 2 * number
+    encoded = struct.pack("<2sHI", b"II", 42, directory) + pixels + struct.pack(f"<{number}H", *[bits] * number)
+    encoded += struct.pack("<H", len(entries))
+    for tag, kind, count, value in entries:
+        encoded += struct.pack("<HHII", tag, kind, count, depths if value is None else value)
+    return encoded + bytes(4)
+
+
+PNG_OF_AN_UNKNOWN_DEPTH = bytearray(encode(PIL.Image.new("L", (1, 1))))
+PNG_OF_AN_UNKNOWN_DEPTH[24] = 7
+PNG_OF_AN_UNKNOWN_DEPTH[29:33] = struct.pack(">I", zlib.crc32(PNG_OF_AN_UNKNOWN_DEPTH[12:29]))
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (cut("PNG"), "damaged"),
+        (cut("JPEG"), "damaged"),
+        (cut("TIFF", compression="tiff_lzw"), "damaged"),
+        (tiff_of_bands(12, np.uint16), "convert"),
+        (tiff_of_bands(5), "convert"),
+        (bytes(PNG_OF_AN_UNKNOWN_DEPTH), "convert"),
+        (encode(PIL.Image.new("L", (1, 1)), "BMP").replace(b"\x01\x00\x08\x00", b"\x01\x00\x07\x00"), "convert"),
+    ],
+)
+def test_remedies_tell_damage_from_what_pillow_does_not_support(content, expected):
+    with pytest.raises(UnreadableImage) as caught:
+        decode_image(content)
+    assert expected in remedy(str(caught.value))
+    assert ("damaged" in remedy(str(caught.value))) == (expected == "damaged")
+
+
+@pytest.mark.parametrize("image", [None, "/nowhere/at/all.png", b"", bytes(100)])
+def test_no_remedy_is_made_up(image):
+    with pytest.raises(UnreadableImage) as caught:
+        decode_image(image)
+    assert remedy(str(caught.value)) is None
 
 
 def test_the_error_travels_between_processes():

@@ -204,6 +204,14 @@ def test_unreadable_images_and_those_without_a_label(tiled, tmp_path, colors, ca
     assert "1 of 5 images have no label" in caplog.text
 
 
+def test_very_large_images_are_tiled(tiled, colors, capsys, monkeypatch):
+    """Beyond the limit for images that are trained on: here they are decoded one at a time, and leave small."""
+    expected = list(tiled(colors, "usual", image_size=32).train)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10)
+    assert list(tiled(colors, "large", image_size=32).train) == expected
+    assert "unreadable" not in capsys.readouterr().err
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("name", "value"),

@@ -1,0 +1,135 @@
+"""Open encoded images with Pillow, without its limits on what lies beside the pixels, and with a limit of pixels that is
+checked after a JPEG has been asked to shrink."""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, TypeVar
+
+import PIL.Image
+from PIL import PngImagePlugin
+
+from modeling_sit.runtime.errors import SiTError
+
+PIXEL_LIMIT = "SIT_MAX_IMAGE_PIXELS"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# The chunks of a PNG on which its pixels depend, those of animations and the orientation among them.
+PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"eXIf"}
+# Texts in which some programs keep the orientation.
+ORIENTATION_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+
+Result = TypeVar("Result")
+
+
+class UnreadableImage(Exception):
+    """An image that cannot be decoded. The message names the image and the reason, in one line."""
+
+
+def max_image_pixels() -> int | None:
+    """How many pixels an image may have: of the environment variable `SIT_MAX_IMAGE_PIXELS`, or else Pillow's limit
+    `PIL.Image.MAX_IMAGE_PIXELS`. `None` for any number.
+
+    Raises:
+        [`SiTError`]: If the environment variable is not a number.
+    """
+    asked = os.environ.get(PIXEL_LIMIT)
+    if not asked:
+        return PIL.Image.MAX_IMAGE_PIXELS
+    if not asked.replace("_", "").isdecimal() or int(asked) < 1:
+        raise SiTError(
+            f"the environment variable {PIXEL_LIMIT} is {asked!r}", remedy="set it to a number of pixels, or unset it"
+        )
+    return int(asked)
+
+
+def read_image(file: BinaryIO, read: Callable[[PIL.Image.Image], Result]) -> Result:
+    """What `read` makes of the opened image.
+
+    If it fails on a PNG, it is called again with the chunks that the pixels need, and no others. So neither large texts
+    and color profiles nor damaged ones cost an image, and texts that would fill the memory are never decompressed.
+
+    Args:
+        file (binary file): An encoded image. It stays open.
+        read (callable): From the opened image, whose pixels are not loaded, to the result.
+
+    Raises:
+        `Exception`: Of any kind, as Pillow or `read` raises it, if there is no readable image.
+    """
+    try:
+        with open_image(file) as opened:
+            return read(opened)
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        bare = _only_pixels(file)
+        if bare is None:
+            raise
+        try:
+            with open_image(io.BytesIO(bare)) as opened:
+                return read(opened)
+        except UnreadableImage:
+            raise
+        except Exception:
+            raise error from None
+
+
+def open_image(file: BinaryIO) -> PIL.Image.Image:
+    """As `PIL.Image.open`, which warns of large images, or refuses them, before a JPEG can be asked to shrink.
+
+    Raises:
+        `PIL.UnidentifiedImageError`: If no format of Pillow fits. The message has the reasons of those that recognize the
+            file, and is empty if there is none.
+    """
+    file.seek(0)
+    beginning = file.read(16)
+    reasons, tried = [], set()
+    for load_formats in (PIL.Image.preinit, PIL.Image.init):  # the usual ones, and all
+        load_formats()
+        for format in [name for name in PIL.Image.ID if name not in tried]:
+            tried.add(format)
+            factory, accept = PIL.Image.OPEN[format]
+            accepted = accept is None or accept(beginning)
+            if isinstance(accepted, str):  # the format is known, and its library is not installed
+                reasons.append(accepted)
+            elif accepted:
+                file.seek(0)
+                try:
+                    return factory(file, "")
+                except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as Pillow does
+                    if accept is not None:
+                        reasons.append(f"{format}: {error}")
+    raise PIL.UnidentifiedImageError("; ".join(reasons))
+
+
+def _only_pixels(file: BinaryIO) -> bytes | None:
+    """A PNG without the chunks that its pixels do not need. `None` for other files, and if there are none of these."""
+    file.seek(0)
+    if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+        return None
+    encoded = file.read()
+    kept = [chunk for kind, chunk in _chunks(encoded) if kind in PIXEL_CHUNKS or _may_tell_orientation(kind, chunk)]
+    bare = b"".join([PNG_SIGNATURE, *kept])
+    return bare if len(bare) < len(PNG_SIGNATURE) + len(encoded) else None
+
+
+def _chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kinds and bytes of a PNG's chunks, of which the last may be cut short."""
+    start = 0
+    while start + 8 <= len(encoded):
+        size = 12 + int.from_bytes(
+            encoded[start : start + 4], "big"
+        )  # length and kind before it, and a checksum behind
+        yield encoded[start + 4 : start + 8], encoded[start : start + size]
+        start += size
+
+
+def _may_tell_orientation(kind: bytes, chunk: bytes) -> bool:
+    content, checksum = chunk[8:-4], chunk[-4:]
+    if kind not in (b"tEXt", b"zTXt", b"iTXt") or not content.startswith(ORIENTATION_TEXTS):
+        return False
+    if len(content) > PngImagePlugin.MAX_TEXT_CHUNK or zlib.crc32(kind + content) != int.from_bytes(checksum, "big"):
+        return False
+    # Compressed ones are rare, and may be as large as they like.
+    return kind == b"tEXt" or (kind == b"iTXt" and content.partition(b"\0")[2][:1] == b"\0")
