@@ -27,7 +27,7 @@ LARGE = {"modeling_sit.py"}
 METHODS = ("sit", "simclr", "moco_v3", "moco", "dino", "ibot", "mae", "simmim", "lejepa")
 FLAG = re.compile(r"(?<![\w-])--[a-z]\w*")
 # Of accelerate's command line, which a card's command is read from.
-OTHERS_FLAGS = {"--module"}
+OTHERS_FLAGS = {"--module", "--sort"}
 
 
 def check_architecture(package: Path) -> list[str]:

@@ -1,8 +1,6 @@
 """Forms of datasets: image folders, parquet and webdataset files, saved datasets, the Hub, the built-in digits, and
 objects of the `datasets` library. Each form gives its splits as they are, with all their columns."""
 
-import functools
-import glob
 import importlib.util
 import io
 import itertools
@@ -12,59 +10,52 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
-import pyarrow.dataset
-import pyarrow.parquet as pq
 
 from modeling_sit.data.image_datasets import TRAIN_SPLITS, VALIDATION_SPLITS, Shard
+from modeling_sit.data.opening import image_extensions
+from modeling_sit.data.parquet_files import describe_parquet_paths
+from modeling_sit.data.tar_files import describe_tars
+from modeling_sit.data.unread_splits import (
+    SplitStream,
+    UnreadSplit,
+    describe_hub_files,
+    name_image_columns,
+    reads_files,
+)
 from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
 
-# Pillow knows these formats and cannot decode them: videos and arrays that lie beside the images.
-UNDECODABLE_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 
 
-@dataclass
-class SplitStream:
-    """A split that is streamed, with all its columns.
-
-    Args:
-        rows (`datasets.IterableDataset`): The rows.
-        shards (`list[Shard]`): Names of the stream's shards.
-        num_rows (`int`, *optional*): Number of rows; `None` if only reading the whole stream would give it.
-    """
-
-    rows: datasets.IterableDataset
-    shards: list[Shard]
-    num_rows: int | None
-
-    @property
-    def features(self) -> datasets.Features:
-        return self.rows.features
+Splits = dict[str, datasets.Dataset | SplitStream | UnreadSplit]
 
 
-Splits = dict[str, datasets.Dataset] | dict[str, SplitStream]
-
-
-def load_splits(dataset: Any, config_name: str | None, streaming: bool) -> Splits:
-    """All splits of a dataset.
+def load_splits(dataset: Any, config_name: str | None, streaming: bool, image_column: str | None = None) -> Splits:
+    """All splits of a dataset. Of parquet and tar files no rows are read.
 
     Args:
         dataset: As for [`~modeling_sit.data.sources.load_images`].
         config_name (`str`, *optional*): Configuration of a Hub dataset.
         streaming (`bool`): Whether to stream the forms that can be: parquet and tar files and the Hub.
+        image_column (`str`, *optional*): The column that the user has named.
 
     Raises:
         [`SiTError`]: If there is no such dataset, or it cannot be read.
     """
+    splits = _load_form(dataset, config_name, streaming)
+    name_image_columns(splits, image_column)
+    return splits
+
+
+def _load_form(dataset: Any, config_name: str | None, streaming: bool) -> Splits:
     in_memory = not isinstance(dataset, (str, os.PathLike))
     path = "" if in_memory else os.path.abspath(os.path.expanduser(dataset))
     local = in_memory or dataset == "digits" or (dataset and os.path.lexists(path))
@@ -118,12 +109,12 @@ def _load_digits() -> dict[str, datasets.Dataset]:
 
 def _load_file(path: str, streaming: bool) -> Splits:
     if path.lower().endswith(".parquet"):
-        return {"train": _load_parquet([path], "train", streaming)}
+        return {"train": UnreadSplit(describe_parquet_paths([path]), "train", streaming)}
     if path.lower().endswith(TAR_EXTENSIONS):
-        return {"train": _load_tars([path], "train", streaming)}
+        return {"train": UnreadSplit(describe_tars([path]), "train", streaming)}
     if not os.path.exists(path):
         raise SiTError(f"a link to {os.path.realpath(path)}, which does not exist")
-    if path.lower().endswith(_image_extensions()):
+    if path.lower().endswith(image_extensions()):
         raise SiTError("one image is no dataset", remedy="give the folder that it lies in")
     raise SiTError("a file of an unknown kind", remedy="give a folder of images, or .parquet or .tar files")
 
@@ -143,10 +134,16 @@ def _load_from_hub(dataset: str, config_name: str | None, streaming: bool) -> Sp
         "no such file or folder, and the Hub does not give such a dataset",
         "check the spelling, the network and `dataset_config_name`",
     ):
+        builder = datasets.load_dataset_builder(dataset, name=config_name)
+        if reads_files(builder):
+            return {
+                str(split): UnreadSplit(describe_hub_files(builder, split), str(split), streaming)
+                for split in builder.config.data_files
+            }
         if not streaming:
             return dict(datasets.load_dataset(dataset, config_name))
         splits = {}
-        for split, rows in _open_stream(dataset, name=config_name).items():
+        for split, rows in builder.as_streaming_dataset(split=None).items():
             known = rows.info.splits.get(split) if rows.info.splits else None
             splits[split] = _name_shards(split, rows, known.num_examples if known is not None else None)
         return splits
@@ -154,7 +151,7 @@ def _load_from_hub(dataset: str, config_name: str | None, streaming: bool) -> Sp
 
 def _load_folder(folder: str, streaming: bool) -> Splits:
     images, parquet, tars, others = [], [], [], []
-    extensions = _image_extensions()
+    extensions = image_extensions()
     try:
         for path in _walk(folder):
             name = path.lower()
@@ -183,8 +180,11 @@ def _load_folder(folder: str, streaming: bool) -> Splits:
         if others:
             logger.warning("%s: %d files are not images and left out, such as %s", folder, len(others), others[0])
         return _split_folders(folder, images)
-    load = _load_parquet if parquet else _load_tars
-    return {split: load(shards, split, streaming) for split, shards in _split_shards(folder, parquet or tars).items()}
+    describe = describe_parquet_paths if parquet else describe_tars
+    return {
+        split: UnreadSplit(describe(shards), split, streaming)
+        for split, shards in _split_shards(folder, parquet or tars).items()
+    }
 
 
 def _walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
@@ -200,13 +200,6 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]
             yield from _walk(entry.path, (*above, identity))
         else:
             yield entry.path
-
-
-@functools.cache
-def _image_extensions() -> tuple[str, ...]:
-    formats = PIL.Image.registered_extensions()  # fills `OPEN`, too
-    readable = set(PIL.Image.OPEN) - UNDECODABLE_FORMATS
-    return tuple(extension for extension, format in formats.items() if format in readable)
 
 
 def _split_folders(folder: str, paths: list[str]) -> dict[str, datasets.Dataset]:
@@ -263,49 +256,6 @@ def _split_of_shard(path: str) -> str | None:
     return None
 
 
-def _load_parquet(paths: list[str], split: str, streaming: bool) -> datasets.Dataset | SplitStream:
-    footers = {}
-    for path in paths:
-        with reader_errors(f"{path} is not a readable parquet file"):
-            footers[path] = pq.read_metadata(path)
-    filled = [path for path in paths if footers[path].num_rows > 0]  # `datasets` fails on a shard without rows
-    if not filled and not streaming:
-        features = datasets.Features.from_arrow_schema(footers[paths[0]].schema.to_arrow_schema())
-        return datasets.Dataset.from_dict({column: [] for column in features}, features=features)
-    rows = _load_shards("parquet", filled or paths[:1], split, streaming)
-    if not streaming:
-        return rows
-    return SplitStream(rows, [Shard(path) for path in filled], sum(footers[path].num_rows for path in filled))
-
-
-def _load_tars(paths: list[str], split: str, streaming: bool) -> datasets.Dataset | SplitStream:
-    rows = _load_shards("webdataset", paths, split, streaming)
-    return SplitStream(_with_features(rows), [Shard(path) for path in paths], None) if streaming else rows
-
-
-def _load_shards(
-    form: str, paths: list[str], split: str, streaming: bool
-) -> datasets.Dataset | datasets.IterableDataset:
-    # One split at a time: a test split may lack the column of the labels.
-    data_files = {split: [glob.escape(path) for path in paths]}
-    which = paths[0] if len(paths) == 1 else f"{paths[0]} or one of {len(paths) - 1} more"
-    with reader_errors(f"{which} cannot be read as {form}"):
-        if streaming:
-            return _open_stream(form, data_files=data_files, split=split)
-        return datasets.load_dataset(form, data_files=data_files, split=split)
-
-
-def _open_stream(
-    path: str, split: str | None = None, **settings
-) -> datasets.IterableDatasetDict | datasets.IterableDataset:
-    """`load_dataset(path, streaming=True)` that keeps little of a parquet file in memory while reading it."""
-    builder = datasets.load_dataset_builder(path, **settings)
-    if hasattr(builder.config, "fragment_scan_options"):  # of parquet, from datasets 4.2 on
-        # By default PyArrow keeps all that it has read of a file until the file's end: hundreds of megabytes each.
-        builder.config.fragment_scan_options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
-    return builder.as_streaming_dataset(split=split)
-
-
 def _with_features(rows: datasets.IterableDataset) -> datasets.IterableDataset:
     """The same rows with features. If the reader does not know them, they are inferred from the first row."""
     if rows.features is not None:
@@ -326,6 +276,8 @@ def reader_errors(problem: str, remedy: str | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        if isinstance(cause, SiTError):  # it names the file
+            raise cause from error
         reason = textwrap.shorten(str(cause or error) or type(error).__name__, 300, placeholder=" ...")
         raise SiTError(f"{problem}: {reason}", remedy=remedy) from error
 

@@ -34,7 +34,7 @@ def find_image_column(features: dict[str, Any], asked: str | None) -> str:
                 f"column {asked} does not hold images, but {type_name(features[asked])}", argument="image_column"
             )
         return asked
-    columns = _image_columns(features)
+    columns = image_columns(features)
     if not columns:
         raise SiTError(f"no column of images among {join(features)}", argument="image_column", remedy="name it")
     if len(columns) > 1:
@@ -42,7 +42,8 @@ def find_image_column(features: dict[str, Any], asked: str | None) -> str:
     return columns[0]
 
 
-def _image_columns(features: dict[str, Any]) -> list[str]:
+def image_columns(features: dict[str, Any]) -> list[str]:
+    """The columns that hold images: those of type `Image`, or else those of encoded images."""
     typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     return typed or [column for column, feature in features.items() if _holds_encoded_images(feature)]
 
@@ -50,7 +51,7 @@ def _image_columns(features: dict[str, Any]) -> list[str]:
 def _holds_encoded_images(feature: Any) -> bool:
     if isinstance(feature, dict):  # a struct, as pandas writes `Image` columns
         return "bytes" in feature and set(feature) <= {"bytes", "path"} and _holds_encoded_images(feature["bytes"])
-    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary", "binary_view")
 
 
 def find_label_column(features: dict[str, Any], asked: str | None) -> str | None:
@@ -77,6 +78,15 @@ def find_label_column(features: dict[str, Any], asked: str | None) -> str | None
     if others and not columns:
         raise _no_labels(others[0], fields[others[0]], remedy="name another")
     return columns[0] if columns else None
+
+
+def label_columns(features: dict[str, Any], asked: str | None) -> list[str]:
+    """The columns, and the fields of structs, that [`find_label_column`] may choose."""
+    fields = _with_struct_fields(features)
+    if asked is not None:
+        return [asked] if asked in fields else []
+    typed = [column for column in features if isinstance(_of_one_class(features[column]), datasets.ClassLabel)]
+    return typed or [column for column in fields if _has_usual_name(column, features)]
 
 
 def _has_usual_name(column: str, features: dict[str, Any]) -> bool:
@@ -121,7 +131,7 @@ def _holds_labels(feature: Any) -> bool:
     if isinstance(one_class, datasets.ClassLabel):
         return True
     # A list that is empty in every row has elements of no type.
-    pattern = r"u?int\d+|bool|(large_)?string" + ("|null" if _is_list(feature) else "")
+    pattern = r"u?int\d+|bool|(large_)?string(_view)?" + ("|null" if _is_list(feature) else "")
     return isinstance(one_class, datasets.Value) and re.fullmatch(pattern, one_class.dtype) is not None
 
 

@@ -1,6 +1,7 @@
 """Open encoded images with Pillow, without its limits on what lies beside the pixels, and with a limit of pixels that is
 checked after a JPEG has been asked to shrink."""
 
+import functools
 import io
 import os
 import struct
@@ -20,11 +21,22 @@ PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b
 # Texts in which some programs keep the orientation.
 ORIENTATION_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 
+# Pillow knows these formats and cannot decode them: videos and arrays that lie beside the images.
+UNDECODABLE_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+
 Result = TypeVar("Result")
 
 
 class UnreadableImage(Exception):
     """An image that cannot be decoded. The message names the image and the reason, in one line."""
+
+
+@functools.cache
+def image_extensions() -> tuple[str, ...]:
+    """The endings of files that Pillow reads, such as `.png`, in lower case."""
+    formats = PIL.Image.registered_extensions()  # fills `OPEN`, too
+    readable = set(PIL.Image.OPEN) - UNDECODABLE_FORMATS
+    return tuple(extension for extension, format in formats.items() if format in readable)
 
 
 def max_image_pixels() -> int | None:

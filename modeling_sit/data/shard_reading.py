@@ -58,7 +58,8 @@ class _OpenShard:
         try:
             row = next(self._iterator, None)
         except Exception as error:  # readers raise nearly everything on a damaged file
-            reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+            reason = str(error).removeprefix(f"{self.shard.name}: ") or type(error).__name__
+            reason = textwrap.shorten(reason, 300, placeholder=" ...")
             raise SiTError(
                 f"{self.shard.name} cannot be read beyond row {self._row()}: {reason}", argument="dataset"
             ) from error

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from modeling_sit.data.dataset_forms import Splits, SplitStream, load_splits
+from modeling_sit.data.dataset_forms import Splits, load_splits, reader_errors
 from modeling_sit.data.image_datasets import TRAIN_SPLITS, VALIDATION_SPLITS, ImageDatasets, Shard, dataset_name
 from modeling_sit.data.label_encoding import (
     EncodedLabels,
@@ -19,9 +19,11 @@ from modeling_sit.data.label_encoding import (
     find_image_column,
     find_label_column,
     join,
+    label_columns,
     type_name,
 )
 from modeling_sit.data.opening import max_image_pixels
+from modeling_sit.data.unread_splits import SplitStream, UnreadSplit
 from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
@@ -98,7 +100,7 @@ def load_images(
     max_image_pixels()  # a wrong value is an error here, and not in a worker
     name = dataset_name(dataset)
     try:
-        splits = load_splits(dataset, dataset_config_name, streaming)
+        splits = load_splits(dataset, dataset_config_name, streaming, image_column)
         train_split, validation_split = _choose_splits(splits, train_split, validation_split)
         arguments = {train_split: "train_split"} if train_split is not None else {}
         if validation_split is not None:
@@ -107,8 +109,17 @@ def load_images(
         for split in reversed(arguments):  # where columns of one name differ, the training split's counts
             features |= splits[split].features
         image_column = find_image_column(features, image_column)
+        names = list(splits)
+        wanted = label_columns(features, label_column)
+        incomplete = _incomplete_columns(splits, wanted)
+        if incomplete and label_column is None and labels != "required":
+            logger.warning("%s: labels are not read: %s (see `label_column`)", name, "; ".join(incomplete.values()))
+            features = {column: feature for column, feature in features.items() if column not in incomplete}
+            wanted = label_columns(features, None)
+        splits = _read_columns(splits, list(arguments), image_column, wanted)
         for split, argument in arguments.items():
-            _check_split(splits[split], split, argument, image_column)
+            if splits[split].num_rows == 0:
+                raise SiTError(f"split {split} is empty", argument=argument, remedy="choose another")
         used = {split: splits[split] for split in arguments}
         found = _find_labels(name, splits, used, features, label_column, labels == "required")
         images = {split: _only_image_and_label(rows, split, image_column, found) for split, rows in used.items()}
@@ -117,9 +128,9 @@ def load_images(
                 split: part if isinstance(part, SplitStream) else _stream_table(part) for split, part in images.items()
             }
     except SiTError as error:
-        raise SiTError(
-            f"{name}: {error.problem}", argument=error.argument or "dataset", remedy=error.remedy
-        ) from error
+        # A problem of a file begins with it, and the file may be all of the dataset.
+        problem = error.problem if error.problem.startswith(f"{name}: ") else f"{name}: {error.problem}"
+        raise SiTError(problem, argument=error.argument or "dataset", remedy=error.remedy) from error
     rows = {split: part.rows if isinstance(part, SplitStream) else part for split, part in images.items()}
     train = images.get(train_split)
     return ImageDatasets(
@@ -127,7 +138,7 @@ def load_images(
         train=rows.get(train_split),
         validation=rows.get(validation_split),
         label_names=found.label_names if found is not None else None,
-        splits=list(splits),
+        splits=names,
         num_train=train.num_rows if train is not None else None,
         train_shards=train.shards if isinstance(train, SplitStream) else None,
         multi_label=found is not None and found.multi_label,
@@ -164,13 +175,34 @@ def _choose_split(splits: Iterable[str], asked: str | None, argument: str, usual
     return next((by_name[name] for name in usual if name in by_name), None)
 
 
-def _check_split(rows: datasets.Dataset | SplitStream, split: str, argument: str, image_column: str) -> None:
-    if image_column not in rows.features:
-        raise SiTError(
-            f"split {split} has no column {image_column}, only {join(rows.features)}", argument="image_column"
-        )
-    if rows.num_rows == 0:
-        raise SiTError(f"split {split} is empty", argument=argument, remedy="choose another")
+def _incomplete_columns(splits: Splits, columns: list[str]) -> dict[str, str]:
+    """For each column, or struct, that not all files of a split have, a line that names a file without it."""
+    lines = {}
+    for split, rows in splits.items():
+        for column in columns:
+            for name in (column, column.partition(".")[0]):
+                if isinstance(rows, UnreadSplit) and name in rows.lacking:
+                    lines[name] = f"{rows.lacking[name]} has no column {name}, but other files of split {split} have"
+    return lines
+
+
+def _read_columns(splits: Splits, used: list[str], image: str, labels: list[str]) -> Splits:
+    """The splits with the columns that are wanted, of those that are not used only labels. A split that is not used and
+    has no labels, or is streamed, may be left out."""
+    read: Splits = {}
+    for split, rows in splits.items():
+        if split in used and image not in rows.features:
+            raise SiTError(f"split {split} has no column {image}, only {join(rows.features)}", argument="image_column")
+        if not isinstance(rows, UnreadSplit):
+            read[split] = rows
+            continue
+        known = [label for label in labels if label in label_columns(rows.features, label)]
+        with reader_errors(f"split {split} cannot be read"):
+            if split in used:
+                read[split] = rows.read(image, known)
+            elif known and not rows.streaming:
+                read[split] = rows.read(None, known)
+    return read
 
 
 @dataclass
@@ -228,6 +260,8 @@ def _only_image_and_label(
 ) -> datasets.Dataset | SplitStream:
     if isinstance(rows, SplitStream):
         return _only_streamed_image_and_label(rows, image_column, labels)
+    if rows.features[image_column] == datasets.Value("binary_view"):  # `datasets` does not make images of it
+        rows = rows.cast_column(image_column, datasets.Value("large_binary"))
     table = rows.select_columns([image_column])
     if image_column != "image":
         table = table.rename_column(image_column, "image")

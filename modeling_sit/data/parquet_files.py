@@ -1,0 +1,181 @@
+"""Parquet files of one split: which columns they have, and those of them that are wanted."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from datasets.builder import Key
+from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.table import table_cast
+
+from modeling_sit.data.label_encoding import image_columns, label_columns
+from modeling_sit.data.shard_files import data_files_of, shard_errors
+from modeling_sit.runtime.errors import SiTError
+
+IMAGE = datasets.Image(decode=False)
+LARGE_BATCH_SIZE = 100
+
+
+class WantedColumns(Parquet):
+    """`datasets`' reader of parquet files, for columns of any type of Arrow. What it raises names the file."""
+
+    def _generate_tables(self, files: list[str], row_groups_list: list) -> Iterator[tuple[Key, pa.Table]]:
+        for number, (file, row_groups) in enumerate(zip(files, row_groups_list, strict=True)):
+            with shard_errors(file, "parquet"):
+                for key, table in super()._generate_tables([file], [row_groups]):
+                    yield Key(number, key.item_or_batch_id), table
+
+    def _cast_table(self, pa_table: pa.Table) -> pa.Table:
+        # Column by column, for only those that must be cast are checked: a label beyond its names is found later.
+        table = pa_table.cast(plain_schema(pa_table.schema))
+        columns = {
+            name: table_cast(table.select([name]), datasets.Features({name: feature}).arrow_schema).column(0)
+            for name, feature in self.info.features.items()
+        }
+        return pa.table(columns).replace_schema_metadata(self.info.features.arrow_schema.metadata)
+
+
+@dataclass
+class ParquetFiles:
+    """
+    The parquet files of a split.
+
+    Args:
+        files (`list[str]` or `datasets.data_files.DataFilesList`): Their paths or addresses.
+        features (`datasets.Features`): Of all columns of all files, those of the first that has the column.
+        lacking (`dict` of `str` to `str`): For each column that not all files have, a file that lacks it.
+        num_rows (`int`, *optional*): Number of rows, if it is known.
+    """
+
+    files: list[str]
+    features: datasets.Features
+    lacking: dict[str, str]
+    num_rows: int | None
+
+    def builder(self, split: str, image: str | None, labels: Iterable[str]) -> Parquet:
+        """What reads the column of the images and those of labels, of fields of structs the structs.
+
+        Raises:
+            [`SiTError`]: If a file lacks one of these columns.
+        """
+        wanted = {image, *labels, *(label.partition(".")[0] for label in labels)}
+        features = datasets.Features({name: self.features[name] for name in self.features if name in wanted})
+        for name in features:
+            if name in self.lacking:
+                raise SiTError(
+                    f"{self.lacking[name]} has no column {name}, but other files of split {split} have",
+                    argument="image_column" if name == image else "label_column",
+                )
+        batch_size = None
+        if image is not None:
+            # The images of a row group may be more than an Arrow array of type `binary` holds, which is 2 GB.
+            is_large = "large_binary" in str(features[image])
+            batch_size = LARGE_BATCH_SIZE if is_large else None
+            features[image] = IMAGE
+        # By default PyArrow keeps all that it has read of a file until the file's end: hundreds of megabytes each.
+        options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+        return WantedColumns(
+            data_files=data_files_of(split, self.files),
+            columns=list(features),
+            features=features,
+            batch_size=batch_size,
+            fragment_scan_options=options,
+            hash="1",
+        )
+
+
+def describe_parquet(
+    files: list[str], schemas: Mapping[str, pa.Schema], num_rows: int | None, known: datasets.Features | None = None
+) -> ParquetFiles:
+    """
+    Find the columns of parquet files.
+
+    Args:
+        files (`list[str]` or `datasets.data_files.DataFilesList`): Those that have rows.
+        schemas (`dict` of `str` to `pa.Schema`): Of the files that were looked into.
+        num_rows (`int`, *optional*): Number of rows of all files.
+        known (`datasets.Features`, *optional*): What a dataset's card says of its columns. It goes before the files.
+    """
+    distinct: dict[pa.Schema, str] = {}
+    for file, schema in schemas.items():
+        distinct.setdefault(plain_schema(schema), file)
+    features, types = datasets.Features(), {}
+    for schema in distinct:
+        for field in schema:
+            types.setdefault(field.name, []).append(field.type)
+            if field.name not in features and (feature := _feature(field, schema.metadata)) is not None:
+                features[field.name] = feature
+    for name in features:
+        if len(set(types[name])) > 1:
+            features[name] = _common_feature(features[name], types[name])
+    features |= {name: feature for name, feature in (known or {}).items() if name in features}
+    lacking = {name: file for name in features for schema, file in distinct.items() if name not in schema.names}
+    for usable in (image_columns(features), label_columns(features, None)):
+        structs = {name.partition(".")[0] if name not in features else name for name in usable}
+        if not structs <= lacking.keys():  # there is one that all files have
+            features = datasets.Features(
+                {name: features[name] for name in features if name not in structs & lacking.keys()}
+            )
+    return ParquetFiles(files, features, lacking, num_rows)
+
+
+def _feature(field: pa.Field, metadata: dict | None) -> Any:
+    """The feature of a column; `None` if the `datasets` library has none for its type."""
+    try:
+        return datasets.Features.from_arrow_schema(pa.schema([field], metadata=metadata))[field.name]
+    except (ValueError, NotImplementedError):
+        return None
+
+
+def _common_feature(first: Any, types: list[pa.DataType]) -> Any:
+    """One feature for a column of several types: the first, if there is none that holds all their values."""
+    if isinstance(first, (datasets.Image, datasets.ClassLabel)):
+        return first
+    try:
+        unified = pa.unify_schemas([pa.schema([("", type)]) for type in types], promote_options="permissive")
+        return datasets.Features.from_arrow_schema(unified)[""]
+    except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, NotImplementedError):
+        columns = {str(number): _feature(pa.field("", type), None) for number, type in enumerate(types)}
+        return IMAGE if len(image_columns(columns)) == len(types) else first
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """The same columns without views and dictionaries, which the `datasets` library does not cast."""
+    return pa.schema([field.with_type(_plain_type(field.type)) for field in schema], metadata=schema.metadata)
+
+
+def _plain_type(type: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(type):
+        return _plain_type(type.value_type)
+    if pa.types.is_binary_view(type):
+        return pa.large_binary()
+    if pa.types.is_string_view(type):
+        return pa.large_string()
+    if pa.types.is_struct(type):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in type])
+    if pa.types.is_fixed_size_list(type):
+        return pa.list_(_plain_type(type.value_type), type.list_size)
+    if pa.types.is_large_list(type) or pa.types.is_large_list_view(type):
+        return pa.large_list(_plain_type(type.value_type))
+    if pa.types.is_list(type) or pa.types.is_list_view(type):
+        return pa.list_(_plain_type(type.value_type))
+    return type
+
+
+def describe_parquet_paths(paths: list[str]) -> ParquetFiles:
+    """Those of these local files that have rows, or the first if none has.
+
+    Raises:
+        [`SiTError`]: Naming a file that cannot be read.
+    """
+    footers = {}
+    for path in paths:
+        with shard_errors(path, "parquet"):
+            footers[path] = pq.read_metadata(path)
+    filled = [path for path in paths if footers[path].num_rows > 0] or paths[:1]
+    schemas = {path: footers[path].schema.to_arrow_schema() for path in filled}
+    return describe_parquet(filled, schemas, sum(footers[path].num_rows for path in filled))
