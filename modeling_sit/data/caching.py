@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import platform
 import re
 import shutil
 import sys
@@ -29,6 +30,7 @@ from modeling_sit.data.free_memory import free_memory
 from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, replace_file
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.locks import LockHeld, take_lock
 
 Result = TypeVar("Result")
 
@@ -38,6 +40,9 @@ MIN_EPOCHS = 3
 # its memory, so that the same run chooses the same place again. Then the fraction in the place that the user asks for.
 AUTO_FRACTION = {"device": 0.25, "memory": 0.5, "disk": 0.25}
 MAX_FRACTION = 0.9
+# A cache on disk is called by its [`cache_key`]; what has another name is a user's.
+CACHE_FILE = f"{'[0-9a-f]' * 32}.arrow"
+CONSEQUENCE = "image caches are not shared while they are made, and old ones stay"
 # Caches on disk of one dataset, for different settings.
 CACHES_KEPT = 2
 # While one process decodes, the others ask for news this often, in seconds. Without that their connections time out.
@@ -205,21 +210,24 @@ class CacheBuilder:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "a") as lock:  # a process that is killed lets go of it
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                is_locked = take_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, CONSEQUENCE)
+            except LockHeld:
                 _log(f"image cache: waiting for another process that makes one in {self.folder}")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                is_locked = take_lock(lock, fcntl.LOCK_EX, CONSEQUENCE)
             if self._is_usable():
                 with suppress(PermissionError):  # of another user
                     os.utime(self.path)
                 _log(f"image cache: {self.path}, made before")
                 return self.path
-            for leftover in self.folder.glob(f"{TEMPORARY_PREFIX}*"):  # of a process that was killed
-                leftover.unlink()
-            _delete_oldest([path for path in self.folder.glob("*.arrow") if path != self.path])
+            # Without locks, others may be writing, and caches in use cannot be told.
+            if is_locked:
+                for leftover in self.folder.glob(f"{TEMPORARY_PREFIX}{CACHE_FILE}"):  # of a process that was killed
+                    leftover.unlink()
+                _delete_oldest([path for path in self.folder.glob(CACHE_FILE) if path != self.path])
             room = int(fraction * shutil.disk_usage(self.folder).free)
             self._check_room("disk", room)
-            with replace_file(self.path) as unfinished, open(unfinished, "w+b") as file:
+            process = "" if is_locked else f"{platform.node()}-{os.getpid()}-"
+            with replace_file(self.path, process) as unfinished, open(unfinished, "w+b") as file:
                 self._write(file, "disk", room)
         return self.path
 
@@ -281,9 +289,9 @@ def _delete_oldest(paths: list[Path]) -> None:
     """Make place for one more cache. Caches in use stay, and those of other users."""
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)[CACHES_KEPT - 1 :]:
         # Shared disks lock for writing only what is open for it.
-        with suppress(BlockingIOError, PermissionError), open(path, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+        with suppress(LockHeld, PermissionError), open(path, "r+b") as file:
+            if take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, CONSEQUENCE):
+                path.unlink()
 
 
 def _error(kind: str, problem: str) -> SiTError:

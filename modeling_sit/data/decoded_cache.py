@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from modeling_sit.data.crops import DecodedImages
 from modeling_sit.data.decoding import UnreadableImage, decoded_size
+from modeling_sit.runtime.locks import take_lock
 
 COLUMNS = pa.schema({"pixels": pa.large_binary(), "height": pa.int64(), "width": pa.int64(), "problem": pa.string()})
 # A record batch of the file ends at either; it is in memory while it is written.
@@ -90,7 +91,7 @@ class DecodedImageCache:
         self.path, self.key = path, key
         self.memory_file: BinaryIO | None = None  # what keeps a file without a name
         with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
+            take_lock(file, fcntl.LOCK_SH, "image caches in use may be deleted by other runs")
             # It holds a duplicate of `file`, and so the lock.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         table = pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()

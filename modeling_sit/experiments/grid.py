@@ -4,15 +4,30 @@ Each run has a folder below the experiment's, with its results in `eval_results.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from modeling_sit.evaluation.results import read_results
+from modeling_sit.evaluation.results import RESULTS_FILE, read_results
+from modeling_sit.finetuning.checkpoints import delete_finetuning
+from modeling_sit.hub.card_file import CARD_FILE
+from modeling_sit.hub.card_writing import LOSS_CURVE
+from modeling_sit.pretraining.output_folder import delete_pretraining
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.run_folders import (
+    MARK,
+    MODEL_FILES,
+    check_foreign,
+    delete_files,
+    find_files,
+    is_marked,
+    keep_foreign,
+    mark_run,
+)
 
 SETTINGS_FILE = "settings.json"
+# What an experiment leaves beside its runs.
+REPORT_FILES = (SETTINGS_FILE, "results.md", "results.json", "results.png")
 
 
 def claim_folder(
@@ -25,17 +40,23 @@ def claim_folder(
         settings (mapping from `str`): All that the results depend on, as JSON has it. More seeds only add runs, so seeds
             are not among them.
         run_folders (collection of `str`): Patterns of the names of the runs' folders, such as `finetuned-*`.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to delete the runs that are there.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to delete what the runs that are there have written.
 
     Raises:
-        [`SiTError`]: If the folder holds runs with other settings, or cannot be written.
+        [`SiTError`]: If the folder holds runs with other settings, or files that the experiment would replace, or cannot be
+            written.
     """
     path = output_dir / SETTINGS_FILE
     try:
-        runs = [run for pattern in run_folders for run in output_dir.glob(pattern)]
+        runs = [run for pattern in run_folders for run in output_dir.glob(pattern) if _is_run(run)]
+        if not runs and not is_marked(output_dir, "experiment"):
+            if overwrite:
+                keep_foreign(output_dir, REPORT_FILES)
+            else:
+                check_foreign(output_dir, REPORT_FILES)
         if runs and overwrite:
             for run in runs:
-                shutil.rmtree(run)
+                delete_run(run)
         elif runs:
             earlier = json.loads(path.read_text()) if path.is_file() else {}
             differing = [name for name in settings if earlier.get(name) != settings[name]]
@@ -45,10 +66,26 @@ def claim_folder(
                     argument="output_dir",
                     remedy="name another folder, or delete those runs with `overwrite_output_dir=True`",
                 )
-        output_dir.mkdir(parents=True, exist_ok=True)
+        mark_run(output_dir, "experiment")
         path.write_text(json.dumps(settings, indent=2) + "\n")
     except (OSError, ValueError) as problem:
         raise SiTError(f"{output_dir} cannot be used: {problem}", argument="output_dir") from problem
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is one of a run, finished or just begun, and not a user's of such a name."""
+    if not folder.is_dir():
+        return False
+    return is_marked(folder, "experiment") or (folder / RESULTS_FILE).is_file() or next(folder.iterdir(), None) is None
+
+
+def delete_run(run_dir: Path) -> None:
+    """Delete what a run of pretraining, fine-tuning or evaluation has written, and its folder, if nothing else is in it."""
+    delete_pretraining(run_dir)
+    delete_finetuning(run_dir)
+    delete_files(run_dir, find_files(run_dir, (*MODEL_FILES, LOSS_CURVE, CARD_FILE, RESULTS_FILE)))
+    # Last: as long as there is something of the run, it is one.
+    delete_files(run_dir, [run_dir / MARK])
 
 
 def results_of(run_dir: Path, names: Collection[str], run: Callable[[list[str]], Any]) -> dict[str, dict[str, Any]]:
@@ -64,6 +101,7 @@ def results_of(run_dir: Path, names: Collection[str], run: Callable[[list[str]],
     """
     missing = [name for name in names if name not in read_results(run_dir)]
     if missing:
+        mark_run(run_dir, "experiment")
         run(missing)
     results = read_results(run_dir)
     return {name: results[name] for name in names}

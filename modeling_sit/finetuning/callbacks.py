@@ -9,14 +9,12 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from modeling_sit.finetuning.checkpoints import STATE, WEIGHTS
+from modeling_sit.finetuning.checkpoints import HISTORY, STATE, WEIGHTS
 from modeling_sit.finetuning.sampling import EpochOrder
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.hub.repository_files import BEST_CHECKPOINT
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.signals import StopSignal
-
-HISTORY = "run_history.json"
 
 
 @dataclass
@@ -109,7 +107,7 @@ class PushCheckpoints(TrainerCallback):
 
 class StopAtSignal(TrainerCallback):
     """
-    Ends training after the step in which a SIGTERM or SIGINT came.
+    Ends training after the step in which a SIGTERM, SIGINT or SIGHUP came.
 
     Args:
         request ([`StopSignal`]): Notes the signals.

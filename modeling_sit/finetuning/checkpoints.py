@@ -13,10 +13,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.run_folders import MODEL_FILES, delete_files, find_files
 
 WEIGHTS = "training_weights.safetensors"
 # The last file that `Trainer` writes: where it is whole, so is the checkpoint.
 STATE = "trainer_state.json"
+HISTORY = "run_history.json"
+# What there is in a checkpoint; anything else is a user's.
+CHECKPOINT_FILES = (
+    *(*MODEL_FILES, WEIGHTS, STATE, HISTORY, "training_args.bin"),
+    *("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth"),
+)
+# What a run leaves beside its model, its card, its results and its checkpoints.
+RUN_FILES = ("training_args.bin", "tuning.json", "runs/*/events.out.tfevents.*")
 
 
 def save_weights(folder: str | Path, model: nn.Module, average: dict[str, torch.Tensor] | None) -> None:
@@ -33,7 +42,9 @@ def load_weights(folder: str | Path, model: nn.Module, average: dict[str, torch.
         [`SiTError`]: If the file is missing or damaged, or its weights are not those of this model and this average.
     """
     try:
-        saved = load_file(Path(folder) / WEIGHTS)
+        # safetensors says of a file that may not be read that there is none.
+        with (Path(folder) / WEIGHTS).open("rb"):
+            saved = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as problem:
         raise SiTError(
             f"{Path(folder) / WEIGHTS} cannot be read: {problem}", argument="resume_from_checkpoint"
@@ -85,14 +96,45 @@ def step_of(checkpoint: str | None) -> int:
 
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoints of a run that are whole, oldest first."""
-    written = sorted(Path(output_dir).glob("checkpoint-*"), key=_number)
-    return [path for path in written if _is_complete(path)]
+    """The checkpoints of a run that are whole, oldest first; not what a user calls `checkpoint-500-good`."""
+    written = [path for path in Path(output_dir).glob("checkpoint-*") if _step(path).isdecimal()]
+    return [path for path in sorted(written, key=lambda path: int(_step(path))) if _is_complete(path)]
 
 
-def _number(checkpoint: Path) -> int:
-    step = checkpoint.name.partition("-")[2]
-    return int(step) if step.isdecimal() else -1
+def delete_old_checkpoints(output_dir: str | Path, limit: int, best: str | None, keeps_newest: bool = True) -> None:
+    """Keep so many checkpoints, the newest, and the best one in any case. Files that no run has written stay.
+
+    Args:
+        output_dir (`str` or `Path`): The run's folder.
+        limit (`int`): How many to keep.
+        best (`str`, *optional*): The best checkpoint.
+        keeps_newest (`bool`, *optional*, defaults to `True`): Whether the newest one stays beyond the limit too.
+    """
+    checkpoints = complete_checkpoints(output_dir)
+    kept = [path for path in checkpoints if best is not None and path.resolve() == Path(best).resolve()]
+    if keeps_newest:
+        kept += [path for path in checkpoints[-1:] if path not in kept]
+    others = [path for path in checkpoints if path not in kept]
+    for path in others[: max(0, len(checkpoints) - max(limit, len(kept)))]:
+        delete_checkpoint(path)
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Delete what a run has written in a checkpoint, and the folder, if nothing else is in it."""
+    # First what says that it is whole.
+    delete_files(path, sorted(find_files(path, CHECKPOINT_FILES), key=lambda file: file.name != STATE))
+
+
+def delete_finetuning(output_dir: Path) -> None:
+    """Delete what a run of fine-tuning has written beside its model, its card and its results."""
+    for path in output_dir.glob("checkpoint-*"):
+        if _step(path).isdecimal():
+            delete_checkpoint(path)
+    delete_files(output_dir, find_files(output_dir, RUN_FILES))
+
+
+def _step(checkpoint: Path) -> str:
+    return checkpoint.name.partition("-")[2]
 
 
 def _is_complete(checkpoint: Path) -> bool:

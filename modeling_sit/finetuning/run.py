@@ -27,6 +27,7 @@ from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 from modeling_sit.runtime.products import fast_products
+from modeling_sit.runtime.run_folders import MODEL_FILES, check_foreign, is_marked, mark_run
 from modeling_sit.runtime.signals import StopSignal
 
 
@@ -96,6 +97,7 @@ def run_finetuning(
     started = time.time()
     _check_output_dir(training_arguments.output_dir, arguments.model_name_or_path)
     checkpoint = find_checkpoint(training_arguments.output_dir, training_arguments.resume_from_checkpoint)
+    mark_run(Path(training_arguments.output_dir), "finetune")
     tuning = _tune(arguments, training_arguments) if training_arguments.is_tuned else None
     evaluates = training_arguments.evaluates
     if evaluates is None and arguments.early_stopping_patience is not None:
@@ -145,6 +147,9 @@ def _check_output_dir(output_dir: str, model_name_or_path: str) -> None:
             argument="output_dir",
             remedy="name another folder",
         )
+    # `Trainer` has always left its arguments beside a model.
+    if not is_marked(Path(output_dir), "finetune") and not (Path(output_dir) / "training_args.bin").exists():
+        check_foreign(Path(output_dir), MODEL_FILES)
 
 
 def _tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments) -> Tuning:

@@ -14,7 +14,8 @@ defines
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ from transformers.trainer_utils import EvalPrediction
 from modeling_sit.data.sampling import STEP, derive_seed
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import FindBestCheckpoint, FollowEpochs
-from modeling_sit.finetuning.checkpoints import STATE, load_weights, save_weights
+from modeling_sit.finetuning.checkpoints import STATE, delete_old_checkpoints, load_weights, save_weights
 from modeling_sit.finetuning.ema import ModelEma
 from modeling_sit.finetuning.layer_decay import layer_decay_groups
 from modeling_sit.finetuning.lora import Adapters
 from modeling_sit.finetuning.sampling import EpochOrder
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
+from modeling_sit.runtime.atomic_files import replace_files
 from modeling_sit.runtime.distributed import any_process
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.signals import ignore_signals_in_worker
@@ -228,13 +230,40 @@ class ReproducibleTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the finished model, and in a checkpoint also the weights that training resumes from."""
-        live, self.model = self.model, self.finished_model()
+        folder = Path(output_dir or self.args.output_dir)
+        # In a folder of their own first: in one that holds something, transformers deletes what looks like its weights.
+        with replace_files(folder) if self.args.should_save else nullcontext(folder) as unfinished:
+            live, self.model = self.model, self.finished_model()
+            try:
+                super().save_model(str(unfinished), _internal_call)
+            finally:
+                self.model = live
+            if _internal_call and self.args.should_save:
+                save_weights(unfinished, self.model, self._averaged())
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        with self._keeping_all_checkpoints() as limit:
+            super()._save_checkpoint(*args, **kwargs)
+        if limit and self.args.should_save:
+            delete_old_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint)
+
+    def _finalize_training(self, *args, **kwargs):
+        with self._keeping_all_checkpoints() as limit:
+            outcome = super()._finalize_training(*args, **kwargs)
+        best = self.state.best_model_checkpoint
+        if limit == 1 and best is not None and self.args.should_save:
+            delete_old_checkpoints(self.args.output_dir, limit, best, keeps_newest=False)
+        return outcome
+
+    @contextmanager
+    def _keeping_all_checkpoints(self) -> Iterator[int | None]:
+        """In this block `Trainer`, which would delete whole folders with all that a user has in them, deletes none. Gives
+        the number of checkpoints to keep."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super().save_model(output_dir, _internal_call)
+            yield limit
         finally:
-            self.model = live
-        if _internal_call and self.args.should_save:
-            save_weights(output_dir, self.model, self._averaged())
+            self.args.save_total_limit = limit
 
     def finished_model(self) -> PreTrainedModel:
         """The model for use: with averaged weights and merged adapters. A copy where there are any."""

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.run_folders import set_aside
 
 CARD_FILE = "README.md"
 # As the Hub reads it.
@@ -197,12 +198,9 @@ def read_written_card(folder: Path) -> Card | None:
         return None
     except DamagedCard as problem:
         reason = str(problem)
-    path, kept, number = folder / CARD_FILE, folder / "README.old.md", 1
-    while kept.exists():
-        number += 1
-        kept = folder / f"README.old-{number}.md"
-    with write_errors(kept, "check who may write there"):
-        path.rename(kept)
+    path = folder / CARD_FILE
+    with write_errors(path, "check who may write there"):
+        kept = set_aside(path)
     tqdm.write(f"{path} is written anew, because {reason}; the earlier card is {kept}", file=sys.stderr)
     return None
 

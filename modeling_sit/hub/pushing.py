@@ -23,8 +23,9 @@ from modeling_sit.hub.repository_files import (
     find_model_files,
     stage_files,
 )
-from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX
+from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, delete_temporary
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.run_folders import mark_run
 
 STAGED = f"{TEMPORARY_PREFIX}push-"
 # Who sends SIGTERM sends SIGKILL soon after: schedulers in 30 seconds, containers in 10.
@@ -140,6 +141,7 @@ class HubPusher:
             if self.arguments.hub_strategy == "checkpoint":
                 files |= find_checkpoint_files(self.folder)
             staged = Path(tempfile.mkdtemp(prefix=STAGED, dir=self.folder))
+            mark_run(staged, "unfinished")
             push = Push(what, staged, stage_files(files, staged))
         except (OSError, SiTError) as problem:
             if staged is not None:
@@ -201,7 +203,7 @@ def push_command(folder: Path, arguments: HubArguments, name: str | None = None)
 
 def _delete_staged(folder: Path) -> None:
     for path in folder.glob(f"{STAGED}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        delete_temporary(path)
 
 
 def _say(line: str) -> None:

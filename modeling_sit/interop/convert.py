@@ -1,6 +1,5 @@
 """Write a checkpoint in another format, and check that it gives the same outputs there."""
 
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from modeling_sit.interop.graphs import OPSET
 from modeling_sit.interop.load import LoadedCheckpoint, load_checkpoint
 from modeling_sit.interop.verification import largest_differences, one_and_the_rest, random_images
 from modeling_sit.runtime.arguments import build_arguments
-from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, fsync, fsync_files, write_errors
+from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, finish_files, fsync, temporary_folder, write_errors
 from modeling_sit.runtime.errors import SiTError, argument_names
 
 
@@ -283,6 +282,8 @@ def check_destination(source: str, destination: Path, suffix: str | None, overwr
         refuse("this is the source, whose heads could be lost", "give another place")
     # A folder that holds nothing may be filled.
     is_there = any(destination.iterdir()) if destination.is_dir() else destination.exists()
+    # ONNX puts the weights of large models beside the graph.
+    is_there = is_there or (suffix == ".onnx" and destination.with_name(f"{destination.name}.data").exists())
     if suffix is not None and destination.is_dir():
         refuse("this is a folder, but the format is a file", "name a file in it")
     if suffix is None and destination.exists() and not destination.is_dir():
@@ -298,13 +299,10 @@ def staged(destination: Path) -> Iterator[Path]:
     When the block ends without an error, what was written takes the place of `destination`: a file together with those
     beside it, a folder as a whole, or file by file if there is a folder already. After an error nothing of it is left.
     """
-    staging = destination.with_name(TEMPORARY_PREFIX + destination.name)
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    written = staging / destination.name
-    try:
+    with temporary_folder(destination.with_name(TEMPORARY_PREFIX + destination.name)) as staging:
+        written = staging / destination.name
         yield written
-        fsync_files(staging)
+        finish_files(staging)
         if written.is_dir() and destination.is_dir():
             for path in sorted(written.iterdir()):
                 path.replace(destination / path.name)
@@ -313,5 +311,3 @@ def staged(destination: Path) -> Iterator[Path]:
             for path in sorted(staging.iterdir()):
                 path.replace(destination.with_name(path.name))
         fsync(destination.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -169,7 +169,9 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     output_dir: str = field(metadata={"help": "Folder for the model and all other files of the run. Required."})
     overwrite_output_dir: bool = field(
         default=False,
-        metadata={"help": "Whether to start again in a folder that has a run. The files of that run are deleted."},
+        metadata={
+            "help": "Whether to start again in a folder that has a run. Files that the run wrote are deleted; others stay."
+        },
     )
     per_device_train_batch_size: int | None = field(
         default=None,

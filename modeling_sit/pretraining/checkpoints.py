@@ -1,43 +1,45 @@
 """Checkpoints of a run: complete or not there, and known to be undamaged before anything is read from them."""
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-import sys
-import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 
-from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.method import Method
 from modeling_sit.runtime.accelerator import full_state_dict, load_full_state_dict
 from modeling_sit.runtime.atomic_files import (
+    PROBE,
     TEMPORARY_PREFIX,
     digest,
+    finish_files,
     fsync,
-    fsync_files,
     replace_file,
     write_errors,
 )
-from modeling_sit.runtime.distributed import sync_errors
+from modeling_sit.runtime.distributed import broadcast_from_main, sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.run_folders import delete_files, find_files
 
 STATE_FILE = "run_state.json"
 TEACHER_FILE = "teacher.safetensors"
 # The method's own state, such as a center.
 METHOD_FILE = "method.safetensors"
-DELETED = ".deleted-"
+# Its name while the checkpoint is deleted: what is left of that is known for one, and is taken for no checkpoint.
+DELETED = f".deleted-{STATE_FILE}"
 # How to go on, as messages say it.
 RESUME = '`resume_from_checkpoint="auto"`'
-RUN_FILES = ("metrics.jsonl", "monitors.jsonl", "checkpoints", "previews", "logs", "model.safetensors", STATE_FILE)
+# What there is in a checkpoint whose list of files is not there or cannot be read. The rest is a user's.
+CHECKPOINT_FILES = (
+    *("model*.safetensors", "optimizer*.bin", "scheduler*.bin", "sampler*.bin", "dl_state_dict*.bin", "scaler.pt"),
+    *("random_states_*.pkl", "custom_checkpoint_*.pkl", "pytorch_model*", "pytorch_model_fsdp_*/*", "optimizer_*/*"),
+    *(TEACHER_FILE, METHOD_FILE, "stream-*.json"),
+)
 
 
 @dataclass
@@ -100,12 +102,9 @@ def save_checkpoint(
         [`SiTError`]: If it cannot be written, because the disk is full for instance. Earlier ones are as they were.
     """
     path = checkpoint_path(output_dir, state.step)
-    unfinished = path.with_name(TEMPORARY_PREFIX + path.name)
     remedy = f"earlier checkpoints are as they were: make room, and go on with {RESUME}"
-    with sync_errors(accelerator), write_errors(path, remedy):
-        if accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
+    with write_errors(path, remedy):
+        unfinished = broadcast_from_main(accelerator, lambda: _make_unfinished(path))
     try:
         with sync_errors(accelerator), write_errors(path, remedy):
             accelerator.save_state(str(unfinished))
@@ -118,34 +117,71 @@ def save_checkpoint(
                     save_file(teacher_state, unfinished / TEACHER_FILE)
                 if method.own_state_dict():
                     save_file(method.own_state_dict(), unfinished / METHOD_FILE)
-                fsync_files(unfinished)
+                finish_files(unfinished)
                 digests = {str(file.relative_to(unfinished)): digest(file) for file in _files_in(unfinished)}
                 written = {**asdict(state), "files": digests}
                 (unfinished / STATE_FILE).write_text(
                     json.dumps({**written, "digest": _state_digest(written)}, indent=2)
                 )
-                fsync_files(unfinished)
-                delete_checkpoint(path)
-                unfinished.rename(path)
-                fsync(path.parent)
+                finish_files(unfinished)
+                _put_in_place(unfinished, path)
     finally:
         if accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
     return path
 
 
-def delete_checkpoint(path: Path) -> None:
-    """Delete a checkpoint, if it is there, so that what a crash leaves of it is not taken for one."""
+def _make_unfinished(path: Path) -> Path:
+    """Make the folder in which a checkpoint is written, empty, beside its place."""
+    number, unfinished = 1, path.with_name(TEMPORARY_PREFIX + path.name)
+    delete_checkpoint(unfinished)
+    while unfinished.exists():  # with a user's files
+        number += 1
+        unfinished = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{number}")
+    unfinished.mkdir(parents=True)
+    return unfinished
+
+
+def _put_in_place(unfinished: Path, path: Path) -> None:
+    """Rename a finished checkpoint; where a user's files are in a folder of its name, put it beside them."""
+    delete_checkpoint(path)
     if path.exists():
-        deleted = path.with_name(DELETED + path.name)
-        shutil.rmtree(deleted, ignore_errors=True)
-        path.rename(deleted)
-        shutil.rmtree(deleted)
+        # Last the file that makes a checkpoint of it.
+        for file in sorted(_files_in(unfinished), key=lambda file: file.name == STATE_FILE):
+            place = path / file.relative_to(unfinished)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
+        fsync(path)
+    else:
+        unfinished.rename(path)
+    fsync(path.parent)
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Delete what a run has written in a checkpoint, and the folder, if nothing else is in it.
+
+    A crash leaves no checkpoint, and what it leaves is deleted by [`clear_leftovers`].
+    """
+    state, renamed = path / STATE_FILE, path / DELETED
+    if state.exists():
+        state.replace(renamed)
+    delete_files(path, _written_files(path, renamed))
+    delete_files(path, [renamed])
+
+
+def _written_files(path: Path, state: Path) -> list[Path]:
+    """The files of a checkpoint by the list in its state, or by the names that they have in any."""
+    try:
+        names = [Path(name) for name in json.loads(state.read_text())["files"]]
+        listed = [path / name for name in names if not name.is_absolute() and ".." not in name.parts]
+    except (OSError, ValueError, KeyError, TypeError):
+        listed = find_files(path, CHECKPOINT_FILES)
+    return [*listed, *find_files(path, [PROBE])]
 
 
 def delete_old_checkpoints(accelerator: Accelerator, output_dir: Path, limit: int) -> None:
     """Keep the newest `limit` checkpoints (all where it is 0)."""
-    with sync_errors(accelerator), _naming_what_cannot_be_deleted(output_dir):
+    with sync_errors(accelerator), naming_what_cannot_be_deleted(output_dir):
         if accelerator.is_main_process and limit > 0:
             for path in list_checkpoints(output_dir)[:-limit]:
                 delete_checkpoint(path)
@@ -153,7 +189,7 @@ def delete_old_checkpoints(accelerator: Accelerator, output_dir: Path, limit: in
 
 def delete_checkpoints_after(accelerator: Accelerator, output_dir: Path, step: int) -> None:
     """Delete what a run that goes on from `step` is about to write anew; else the old ones would count as newer."""
-    with sync_errors(accelerator), _naming_what_cannot_be_deleted(output_dir):
+    with sync_errors(accelerator), naming_what_cannot_be_deleted(output_dir):
         if accelerator.is_main_process:
             for path in list_checkpoints(output_dir):
                 if path.name > checkpoint_path(output_dir, step).name:
@@ -161,14 +197,34 @@ def delete_checkpoints_after(accelerator: Accelerator, output_dir: Path, step: i
     accelerator.wait_for_everyone()
 
 
-def _naming_what_cannot_be_deleted(output_dir: Path) -> AbstractContextManager[None]:
+def naming_what_cannot_be_deleted(output_dir: Path) -> AbstractContextManager[None]:
     return write_errors(output_dir, "see to its permissions, or choose another `output_dir`")
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; not what a user calls `step-00000500-good`, which is the user's."""
-    paths = (output_dir / "checkpoints").glob("step-*")
-    return sorted(path for path in paths if path.name.removeprefix("step-").isdecimal())
+    """The checkpoints of a run, oldest first; damaged ones too, but no folder without a state."""
+    return [path for path in checkpoint_folders(output_dir) if (path / STATE_FILE).is_file()]
+
+
+def checkpoint_folders(output_dir: Path, prefix: str = "") -> list[Path]:
+    """All that has the name of a checkpoint, oldest first; not what a user calls `step-00000500-good`.
+
+    Args:
+        output_dir (`Path`): The run's folder.
+        prefix (`str`, *optional*, defaults to `""`): What is before the names.
+    """
+    paths = (output_dir / "checkpoints").glob(f"{prefix}step-*")
+    return sorted(path for path in paths if path.is_dir() and path.name.removeprefix(f"{prefix}step-").isdecimal())
+
+
+def clear_leftovers(output_dir: Path) -> None:
+    """Delete what a killed process left of checkpoints that it was about to finish or to delete."""
+    for prefix in (TEMPORARY_PREFIX, ".deleted-"):  # the second is of earlier versions
+        for path in checkpoint_folders(output_dir, prefix):
+            delete_checkpoint(path)
+    for path in checkpoint_folders(output_dir):
+        if (path / DELETED).exists():
+            delete_checkpoint(path)
 
 
 def find_damage(path: Path) -> str | None:
@@ -196,121 +252,6 @@ def find_damage(path: Path) -> str | None:
 def _state_digest(state: dict[str, Any]) -> str:
     """Checksum of what is in the file that holds the checksums of the others."""
     return hashlib.blake2b(json.dumps(state).encode(), digest_size=16).hexdigest()
-
-
-def prepare_output_dir(output_dir: Path, arguments: PretrainingArguments, checkpoint: Path | None) -> None:
-    """Make the output folder ready for a run that goes on from what [`check_output_dir`] gave; for the main process.
-
-    What is there of another run is deleted.
-    """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if not _goes_on(output_dir, arguments, checkpoint):
-        _delete(output_dir, _old_run(output_dir))
-    _clear_leftovers(output_dir)
-
-
-def check_output_dir(output_dir: Path, arguments: PretrainingArguments) -> Path | None:
-    """Which checkpoint a run in the output folder goes on from; changes nothing. For the main process.
-
-    With `resume_from_checkpoint="auto"` damaged and half-written checkpoints are passed over, with a line that says so.
-
-    Returns:
-        `Path`, *optional*: The checkpoint to go on from; `None` for a run from the start.
-
-    Raises:
-        [`SiTError`]: If the folder cannot be written, or holds a run and nothing was said about it, or there is no
-            undamaged checkpoint where one was asked for.
-    """
-    existing = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as problem:
-        raise SiTError(f"{output_dir} cannot be written: {problem.strerror}", argument="output_dir") from problem
-    asked, checkpoint = arguments.resume_from_checkpoint, None
-    if asked == "auto":
-        checkpoint = _newest_undamaged(output_dir)
-    elif asked is not None:
-        checkpoint = Path(asked)
-        damage = find_damage(checkpoint)
-        if damage is not None:
-            raise SiTError(f"{asked} is no checkpoint, or a damaged one: {damage}", argument="resume_from_checkpoint")
-    if _goes_on(output_dir, arguments, checkpoint) or arguments.overwrite_output_dir or not _old_run(output_dir):
-        return checkpoint
-    if asked == "auto":
-        raise SiTError(
-            f"{output_dir} holds a run without an undamaged checkpoint to go on from",
-            argument="output_dir",
-            remedy="`overwrite_output_dir` starts again",
-        )
-    which = "" if asked is None else f", and the checkpoint {asked} is not of this run"
-    raise SiTError(
-        f"{output_dir} holds a run already{which}",
-        argument="output_dir",
-        remedy=f"{RESUME} goes on with it, `overwrite_output_dir` starts again",
-    )
-
-
-def _goes_on(output_dir: Path, arguments: PretrainingArguments, checkpoint: Path | None) -> bool:
-    """Whether the folder may be used as it is: it holds the run that goes on, or nothing that would be lost."""
-    has_model = (output_dir / "model.safetensors").exists()
-    if arguments.resume_from_checkpoint is None:
-        return False
-    if arguments.resume_from_checkpoint == "auto":
-        # Without a model a run has not come to its first checkpoint, and can start again.
-        return checkpoint is not None or not has_model
-    is_its_own = checkpoint.resolve().is_relative_to((output_dir / "checkpoints").resolve())
-    # Of another run there is nothing to lose before its first checkpoint.
-    return is_its_own or not (list_checkpoints(output_dir) or has_model)
-
-
-def _old_run(output_dir: Path) -> list[Path]:
-    return [output_dir / name for name in RUN_FILES if (output_dir / name).exists()]
-
-
-def lock_output_dir(output_dir: Path) -> TextIO:
-    """Keep other processes of this machine from running in the same folder, as long as the file that this gives is open.
-
-    Raises:
-        [`SiTError`]: If one does already.
-    """
-    name = hashlib.blake2b(str(output_dir.resolve()).encode(), digest_size=8).hexdigest()
-    # Not in the folder, which is a model repository; and by a lock that forked dataloader workers do not inherit.
-    file = open(Path(tempfile.gettempdir()) / f"modeling-sit-{os.getuid()}-{name}.lock", "w")  # noqa: SIM115
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as problem:
-        file.close()
-        raise SiTError(
-            f"another process is running in {output_dir}", argument="output_dir", remedy="wait for it, or end it"
-        ) from problem
-    return file
-
-
-def _newest_undamaged(output_dir: Path) -> Path | None:
-    for path in sorted((output_dir / "checkpoints").glob(f"{TEMPORARY_PREFIX}step-*")):
-        tqdm.write(f"passed over {path}: it was not finished", file=sys.stderr)
-    for path in reversed(list_checkpoints(output_dir)):
-        damage = find_damage(path)
-        if damage is None:
-            return path
-        tqdm.write(f"passed over {path}: {damage}", file=sys.stderr)
-    return None
-
-
-def _clear_leftovers(output_dir: Path) -> None:
-    """Delete what a killed process left behind of files that it was about to finish or to delete."""
-    folders = (output_dir, output_dir / "checkpoints", output_dir / "previews")
-    _delete(
-        output_dir,
-        [path for folder in folders for prefix in (TEMPORARY_PREFIX, DELETED) for path in folder.glob(f"{prefix}*")],
-    )
-
-
-def _delete(output_dir: Path, paths: list[Path]) -> None:
-    with _naming_what_cannot_be_deleted(output_dir):
-        for path in paths:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from modeling_sit.hub.provenance import describe_duration
 from modeling_sit.pretraining.arguments import PretrainingArguments
-from modeling_sit.pretraining.checkpoints import RUN_FILES
 from modeling_sit.pretraining.loop import Run
+from modeling_sit.pretraining.output_folder import holds_results
 from modeling_sit.pretraining.schedules import Schedules
 
 # The first steps pay for what later ones find ready: memory, kernels, workers.
@@ -158,7 +158,7 @@ def _count_rounds(every: int | None, schedules: Schedules) -> int:
 
 
 def _what_is_there(output_dir: Path) -> str:
-    return " (which holds a run already)" if any((output_dir / name).exists() for name in RUN_FILES) else ""
+    return " (which holds a run already)" if holds_results(output_dir) else ""
 
 
 def _size(num_bytes: float) -> str:

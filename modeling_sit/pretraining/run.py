@@ -20,17 +20,15 @@ from modeling_sit.pretraining.arguments import PretrainingFlags, parse_time
 from modeling_sit.pretraining.card import RunFacts, write_pretraining_card
 from modeling_sit.pretraining.checkpoints import (
     RunState,
-    check_output_dir,
     delete_checkpoints_after,
     load_checkpoint,
-    lock_output_dir,
-    prepare_output_dir,
     read_output_state,
     read_run_state,
     write_run_state,
 )
 from modeling_sit.pretraining.dry_run import describe_plan, measure_steps, num_dry_run_steps
 from modeling_sit.pretraining.loop import Run, train, training_step
+from modeling_sit.pretraining.output_folder import PROGRAM, check_output_dir, lock_output_dir, prepare_output_dir
 from modeling_sit.pretraining.prepare import describe_run, prepare
 from modeling_sit.pretraining.resolve import default_precision, recall_choices
 from modeling_sit.pretraining.resume_check import check_resume_compatible, run_fingerprint
@@ -39,6 +37,7 @@ from modeling_sit.runtime.accelerator import create_accelerator, forget_settings
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.run_folders import mark_run
 from modeling_sit.runtime.trackers import choose_trackers, read_metrics, start_trackers
 
 
@@ -181,6 +180,7 @@ def execute(run: Run, state: RunState, command: str | None = None) -> None:
     cache_images(run, state)
     # Nothing of an earlier run is replaced before all that this one needs is known to be right.
     broadcast_from_main(accelerator, lambda: prepare_output_dir(output_dir, flags.run, checkpoint))
+    broadcast_from_main(accelerator, lambda: mark_run(output_dir, PROGRAM))
     delete_checkpoints_after(accelerator, output_dir, state.step)
     start_trackers(accelerator, output_dir, state.settings, state.step)
 

@@ -1,25 +1,39 @@
-"""Files that are complete or not there: written beside their place, synced to the disk, then renamed into it."""
+"""Files that are complete or not there: written beside their place, synced to the disk, then renamed into it.
+
+They get the mode that the umask gives to new files, whoever wrote them: safetensors writes files that only their owner can
+read, and copies have the mode of what they are copies of.
+"""
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.run_folders import delete_if_empty, is_marked, mark_run
 
 TEMPORARY_PREFIX = ".unfinished-"
+PROBE = f"{TEMPORARY_PREFIX}mode-*"
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Give a path to write a file to. After the block, the file replaces `path`, unless there was an error."""
-    unfinished = path.with_name(TEMPORARY_PREFIX + path.name)
+def replace_file(path: Path, process: str = "") -> Iterator[Path]:
+    """Give a path to write a file to. After the block, the file replaces `path`, unless there was an error.
+
+    Args:
+        path (`Path`): The file.
+        process (`str`, *optional*, defaults to `""`): A part of the other path, where several processes may write at once.
+    """
+    unfinished = path.with_name(TEMPORARY_PREFIX + process + path.name)
     try:
         yield unfinished
+        set_usual_modes([unfinished])
         fsync(unfinished)
         unfinished.replace(path)
         fsync(path.parent)
@@ -32,17 +46,73 @@ def replace_file(path: Path) -> Iterator[Path]:
 def replace_files(folder: Path) -> Iterator[Path]:
     """Give a new folder to write files to. After the block, each file replaces the one of its name in `folder`, unless
     there was an error."""
-    unfinished = folder / f"{TEMPORARY_PREFIX}files"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with temporary_folder(folder / f"{TEMPORARY_PREFIX}files") as unfinished:
         yield unfinished
-        fsync_files(unfinished)
+        finish_files(unfinished)
         for path in sorted(unfinished.iterdir()):
             path.replace(folder / path.name)
         fsync(folder)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder somewhere in `path`, which is deleted after the block with all that is in it.
+
+    What a killed process left in `path` is deleted first. A mark tells it; a folder without one is a user's, and another
+    name is taken.
+    """
+    number, outer = 1, path
+    while not delete_temporary(outer):
+        number += 1
+        outer = path.with_name(f"{path.name}-{number}")
+    folder = outer / "files"
+    mark_run(outer, "unfinished")
+    try:
+        folder.mkdir()
+        yield folder
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def delete_temporary(path: Path) -> bool:
+    """Delete what is left of a [`temporary_folder`], and say whether nothing is there now."""
+    if is_marked(path):
+        shutil.rmtree(path, ignore_errors=True)
+    delete_if_empty(path)
+    return not os.path.lexists(path)
+
+
+def finish_files(folder: Path) -> None:
+    """Give everything in a folder the usual modes, and make sure that it and the folder are on the disk."""
+    set_usual_modes(folder.rglob("*"))
+    for path in (*folder.rglob("*"), folder):
+        fsync(path)
+
+
+def set_usual_modes(paths: Iterable[Path]) -> None:
+    """Give files and folders the modes that new ones get here: by the umask, or by what the file system has in its place."""
+    usual: dict[tuple[Path, bool], int] = {}
+    for path in paths:
+        place = path.parent, path.is_dir()
+        # Not all file systems have modes, and what is of another user stays as it is.
+        with suppress(OSError):
+            if place not in usual:
+                usual[place] = _mode_of_a_new_one(*place)
+            if stat.S_IMODE(path.stat().st_mode) != usual[place]:
+                path.chmod(usual[place])
+
+
+def _mode_of_a_new_one(folder: Path, is_folder: bool) -> int:
+    # To ask for the umask is to change it, for the other threads too. And a folder may have other rules.
+    new = folder / PROBE.replace("*", uuid.uuid4().hex)
+    if is_folder:
+        new.mkdir()
+    else:
+        new.touch()
+    try:
+        return stat.S_IMODE(new.stat().st_mode)
+    finally:
+        new.rmdir() if is_folder else new.unlink()
 
 
 def fsync(path: Path) -> None:
@@ -52,12 +122,6 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def fsync_files(folder: Path) -> None:
-    """Make sure that a folder and everything in it is on the disk."""
-    for path in (*folder.rglob("*"), folder):
-        fsync(path)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from modeling_sit.experiments.grid import claim_folder, results_of
 from modeling_sit.experiments.report import mean_and_std, over_seeds
 from modeling_sit.hub.markdown import escaped, table
 from modeling_sit.hub.provenance import typed_command
+from modeling_sit.pretraining.checkpoints import delete_checkpoint, list_checkpoints
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.trackers import read_metrics
 
@@ -190,7 +191,8 @@ def run_cell(cell: Cell, images: datasets.DatasetDict, arguments: Initialization
         if cell.start == "sit":
             pretrain(cell, images, run_dir, arguments)
             modeling_sit.evaluate(str(run_dir), images, protocols=["knn"])
-            shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+            for path in list_checkpoints(run_dir):
+                delete_checkpoint(path)
         else:
             train_from_scratch(cell, images, run_dir, arguments)
 

@@ -1,6 +1,8 @@
 """Images that are decoded once are the same as images decoded each time, and only whole caches are used."""
 
 import contextlib
+import errno
+import fcntl
 import gc
 import io
 import multiprocessing
@@ -33,6 +35,7 @@ from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
 from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
 from modeling_sit.data.sources import load_images
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.locks import warn_without_lock
 
 forking = multiprocessing.get_context("fork")
 UNREADABLE = [1, 7]
@@ -337,6 +340,47 @@ class TestOnDisk:
         assert len(leftovers) == 1
         assert len(cached(folder, "disk", tmp_path / "cache")) == 8
         assert not leftovers[0].exists()
+
+    def test_what_a_user_has_in_the_folder_stays(self, folder, tmp_path):
+        cached(folder, "disk", tmp_path / "cache")
+        (path,) = files_of(tmp_path / "cache")
+        mine = [path.with_name(name) for name in ("a.arrow", "b.arrow", "c.arrow", ".unfinished-a.arrow", "notes.txt")]
+        for each in mine:
+            each.write_text("mine")
+            os.utime(each, (0, 0))
+        old = [path.with_name(f"{digit * 32}.arrow") for digit in "abc"]
+        for each in old:
+            each.write_text("a cache of other settings")
+            os.utime(each, (0, 0))
+        path.unlink()
+        cached(folder, "disk", tmp_path / "cache")
+        assert path.exists() and sum(each.exists() for each in old) == 1
+        assert all(each.read_text() == "mine" for each in mine)
+
+    @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+    def test_without_locks(self, folder, tmp_path, monkeypatch, capsys, number):
+        """What others may be writing or reading is left alone."""
+
+        def refuse(*arguments):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        warn_without_lock.cache_clear()
+        kept = cached(folder, "disk", tmp_path / "cache")
+        (path,) = files_of(tmp_path / "cache")
+        others = [
+            path.with_name(name)
+            for name in (f".unfinished-{'a' * 32}.arrow", f"{'b' * 32}.arrow", f"{'c' * 32}.arrow")
+        ]
+        for each in others:
+            each.write_text("of another run")
+            os.utime(each, (0, 0))
+        path.unlink()
+        kept = cached(folder, "disk", tmp_path / "cache")
+        assert torch.equal(kept[6, 0]["crops"][0], crops_of(folder)[6, 0]["crops"][0])
+        assert all(each.read_text() == "of another run" for each in others)
+        said = capsys.readouterr().err
+        assert "waiting for another" not in said and said.count("warning: files cannot be locked here") == 2
 
     def test_two_runs_at_once_decode_once(self, folder, tmp_path):
         log = tmp_path / "log"

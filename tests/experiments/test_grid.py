@@ -7,6 +7,24 @@ from modeling_sit.experiments.grid import claim_folder, results_of
 from modeling_sit.runtime.errors import SiTError
 
 
+def put(folder, names) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"mine: {name}")
+
+
+def write_run(folder) -> None:
+    """What runs of pretraining, fine-tuning and evaluation leave."""
+    put(folder, ("model.safetensors", "config.json", "modeling_sit.py", "README.md", "loss_curve.png", "tuning.json"))
+    put(folder, ("metrics.jsonl", "previews/step-00000001.png", "logs/sit/events.out.tfevents.1", "training_args.bin"))
+    put(folder, ("checkpoint-3/model.safetensors", "checkpoint-3/optimizer.pt", "runs/a/events.out.tfevents.1"))
+    for name in ("checkpoint-3/trainer_state.json", "checkpoints/step-00000001/run_state.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    put(folder, ("checkpoints/step-00000001/teacher.safetensors",))
+    write_results(folder, {"knn": {"accuracy": 1}})
+
+
 class TestClaimFolder:
     def test_other_settings(self, tmp_path):
         claim_folder(tmp_path, {"recipe": {"a": 1}, "dataset": "d"}, ["run-*"])
@@ -23,6 +41,41 @@ class TestClaimFolder:
             (tmp_path / name).mkdir()
         claim_folder(tmp_path, {"a": 2}, ["run-*"], overwrite=True)
         assert not (tmp_path / "run-0").exists() and (tmp_path / "pretrained").exists()
+
+    def test_overwriting_deletes_what_runs_wrote_and_nothing_else(self, tmp_path):
+        claim_folder(tmp_path, {"a": 1}, ["run-*", "raw"])
+        results_of(tmp_path / "run-0", ["knn"], lambda missing: write_run(tmp_path / "run-0"))
+        results_of(tmp_path / "raw", ["knn"], lambda missing: write_run(tmp_path / "raw"))
+        mine = (
+            "run-mine/model.safetensors",
+            "run-0/notes.txt",
+            "run-0/checkpoint-3/notes.txt",
+            "run-0/runs/notes.txt",
+        )
+        mine += ("run-0/checkpoint-best/model.safetensors", "run-0/logs/a.out", "run-0/previews/mine.png", "raw.txt")
+        put(tmp_path, mine)
+        claim_folder(tmp_path, {"a": 2}, ["run-*", "raw"], overwrite=True)
+        left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+        assert left == {*mine, "settings.json", ".modeling_sit_run"}
+        assert all((tmp_path / name).read_text() == f"mine: {name}" for name in mine)
+        results_of(tmp_path / "run-0", ["knn"], lambda missing: write_run(tmp_path / "run-0"))
+        assert (tmp_path / "run-0" / "notes.txt").exists()
+
+    def test_a_users_folder_of_such_a_name_is_no_run(self, tmp_path):
+        put(tmp_path, ["run-mine/notes.txt", "run-file"])
+        claim_folder(tmp_path, {"a": 1}, ["run-*"])
+        claim_folder(tmp_path, {"a": 2}, ["run-*"])
+        assert (tmp_path / "run-mine" / "notes.txt").exists() and (tmp_path / "run-file").exists()
+
+    @pytest.mark.parametrize("name", ["settings.json", "results.json", "results.md", "results.png"])
+    def test_a_users_files_in_its_place(self, tmp_path, name):
+        put(tmp_path, [name])
+        with pytest.raises(SiTError, match=name) as error:
+            claim_folder(tmp_path, {"a": 1}, ["run-*"])
+        assert error.value.argument == "output_dir"
+        claim_folder(tmp_path, {"a": 1}, ["run-*"], overwrite=True)
+        stem, ending = name.split(".")
+        assert (tmp_path / f"{stem}.old.{ending}").read_text() == f"mine: {name}"
 
     def test_runs_without_settings_belong_to_another(self, tmp_path):
         (tmp_path / "run-0").mkdir()

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_sit.finetuning.checkpoints import WEIGHTS, find_checkpoint, load_weights, save_weights
+from modeling_sit.finetuning.checkpoints import (
+    WEIGHTS,
+    complete_checkpoints,
+    delete_old_checkpoints,
+    find_checkpoint,
+    load_weights,
+    save_weights,
+)
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -75,3 +82,52 @@ class TestFindCheckpoint:
         with pytest.raises(SiTError, match=str(tmp_path)) as error:
             find_checkpoint(tmp_path, str(tmp_path))
         assert error.value.argument == "resume_from_checkpoint"
+
+
+class TestDeleting:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        """Four checkpoints, with a user's files in and beside them."""
+        for step in (9, 10, 11, 100):
+            path = tmp_path / f"checkpoint-{step}"
+            path.mkdir()
+            for name in ("model.safetensors", WEIGHTS, "optimizer.pt", "rng_state_0.pth", "config.json", "losses.py"):
+                (path / name).write_text("")
+            (path / "trainer_state.json").write_text("{}")
+        for name in self.MINE:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("{}")
+        return tmp_path
+
+    MINE = (
+        *("checkpoint-9/notes.txt", "checkpoint-10/figures/a.png", "checkpoint-9-good/trainer_state.json"),
+        *("checkpoint-best/trainer_state.json", "checkpoint-7/notes.txt", "checkpoint-8.tar"),
+    )
+
+    @pytest.mark.parametrize(
+        ("limit", "best", "keeps_newest", "kept"),
+        [
+            (2, None, True, [11, 100]),
+            (1, None, True, [100]),
+            (1, 10, True, [10, 100]),
+            (3, 9, True, [9, 11, 100]),
+            (1, 10, False, [10]),
+            (9, 10, True, [9, 10, 11, 100]),
+        ],
+    )
+    def test_the_newest_the_best_and_all_that_is_a_users_stay(self, folder, limit, best, keeps_newest, kept):
+        """As `Trainer` counts them."""
+        delete_old_checkpoints(folder, limit, best and str(folder / f"checkpoint-{best}"), keeps_newest)
+        assert complete_checkpoints(folder) == [folder / f"checkpoint-{step}" for step in kept]
+        assert all((folder / name).read_text() == "{}" for name in self.MINE)
+        emptied = {f"checkpoint-{step}" for step in (9, 10, 11, 100) if step not in kept}
+        left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert {name for name in left if name.split("/")[0] in emptied} == {
+            name for name in self.MINE if name.split("/")[0] in emptied
+        }
+
+    def test_what_a_user_set_aside_is_no_checkpoint(self, tmp_path):
+        (tmp_path / "checkpoint-9-good").mkdir()
+        (tmp_path / "checkpoint-9-good" / "trainer_state.json").write_text("{}")
+        assert complete_checkpoints(tmp_path) == []
+        assert find_checkpoint(tmp_path, None) is None

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import stat
 from pathlib import Path
 
 import datasets
@@ -120,6 +121,36 @@ def accuracy_by_hand(folder: Path, dataset) -> float:
     with torch.no_grad():
         predicted = model(**processor(read, return_tensors="pt")).logits.argmax(-1)
     return accuracy_score(images.validation["label"][:], predicted)
+
+
+class TestOutputFolder:
+    MINE = ("notes.txt", "checkpoint-1/notes.txt", "checkpoint-best/a.txt", "runs/a.txt", "logs/a.out")
+
+    def test_what_a_user_has_in_it_stays_and_the_umask_holds(self, finetune, sit, colors, tmp_path):
+        """Old checkpoints are deleted, by the limit and at the end for the best one."""
+        before = os.umask(0o027)
+        try:
+            for name in self.MINE:
+                (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "out" / name).write_text("mine")
+            arguments = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "report_to": "tensorboard"}
+            arguments |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "ema_decay": 0.9}
+            folder = finetune(sit, colors, **arguments, steps=4)
+        finally:
+            os.umask(before)
+        assert all((folder / name).read_text() == "mine" for name in self.MINE)
+        checkpoints = [path for path in folder.glob("checkpoint-*") if (path / "model.safetensors").exists()]
+        assert len(checkpoints) == 1
+        modes = {path: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*")}
+        assert not {path: f"{mode:o}" for path, mode in modes.items() if mode != (0o750 if path.is_dir() else 0o640)}
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+    def test_a_model_of_something_else_is_not_replaced(self, finetune, refused, sit, colors, tmp_path, name):
+        (tmp_path / "refused").mkdir()
+        (tmp_path / "refused" / name).write_text("pretrained for days")
+        error = refused(sit, colors)
+        assert error.argument == "output_dir" and name in error.problem
+        assert (tmp_path / "refused" / name).read_text() == "pretrained for days"
 
 
 class TestResults:

@@ -11,6 +11,7 @@ from modeling_sit.hub import repository
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.pushing import HubPusher, push_command
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.run_folders import mark_run
 
 SECONDS = 20  # more than anything here takes
 
@@ -148,8 +149,21 @@ class TestHubThatIsDown:
 
     def test_what_a_killed_run_left_is_cleared(self, logged_in, folder):
         (folder / ".unfinished-push-x").mkdir()
+        mark_run(folder / ".unfinished-push-y", "unfinished")
+        (folder / ".unfinished-push-y" / "model.safetensors").write_text("")
         create_pusher(folder)
         assert not list(folder.glob(".unfinished-*"))
+
+    def test_what_a_user_has_there_stays(self, logged_in, folder):
+        names = (".unfinished-push-old/notes.txt", ".unfinished-push-later.txt", "notes.txt")
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("mine")
+        pusher = create_pusher(folder)
+        pusher.push_checkpoint(2, with_model=True)
+        pusher.close(SECONDS)
+        assert all((folder / name).read_text() == "mine" for name in names)
+        assert len(list(folder.glob(".unfinished-*"))) == 2
 
 
 @pytest.mark.parametrize(

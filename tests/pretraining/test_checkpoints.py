@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,22 +17,22 @@ from modeling_sit.pretraining import checkpoints
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.checkpoints import (
     RunState,
-    check_output_dir,
     checkpoint_path,
     delete_checkpoints_after,
     delete_old_checkpoints,
     find_damage,
     list_checkpoints,
     load_checkpoint,
-    prepare_output_dir,
     read_output_state,
     read_run_state,
     read_stream_state,
     save_checkpoint,
     write_run_state,
 )
+from modeling_sit.pretraining.output_folder import check_output_dir, prepare_output_dir
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.optimizer import create_optimizer, set_hyperparameters
+from modeling_sit.runtime.run_folders import mark_run
 
 
 def state_at(step: int, **fields) -> RunState:
@@ -139,10 +140,14 @@ class TestOutputFolder:
         assert (tmp_path / "notes.txt").read_text() == "mine"
 
     @pytest.mark.parametrize(
-        "name", ["metrics.jsonl", "monitors.jsonl", "checkpoints", "previews", "logs", "run_state.json"]
+        "name", ["metrics.jsonl", "monitors.jsonl", "previews/step-00000001.png", "logs/sit/events.out.tfevents.1"]
     )
-    def test_one_that_holds_a_run_is_refused(self, tmp_path, name):
-        (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("{}\n")
+    @pytest.mark.parametrize("is_marked", [True, False])
+    def test_one_that_holds_a_run_is_refused(self, tmp_path, name, is_marked):
+        """Runs of before there were marks are known by their logs and states."""
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"step": 1}\n')
+        mark_run(tmp_path, "pretrain") if is_marked else write_run_state(tmp_path, state_at(1))
         with pytest.raises(SiTError, match=r'`resume_from_checkpoint="auto"`.*`overwrite_output_dir`') as error:
             prepare(tmp_path)
         assert error.value.argument == "output_dir"
@@ -172,14 +177,14 @@ class TestOutputFolder:
         assert (tmp_path / "file").read_text() == "in the way"
 
     def test_without_permission(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(checkpoints.tempfile, "TemporaryFile", refuse)
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
         with pytest.raises(SiTError, match=f"{tmp_path} cannot be written: Permission denied"):
             prepare(tmp_path)
 
     def test_with_something_in_it_that_cannot_be_deleted(self, output_dir, make_checkpoint, monkeypatch):
         make_checkpoint(output_dir, 5)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints.shutil, "rmtree", refuse)
+            patch.setattr(os, "replace", refuse)
             with pytest.raises(SiTError, match=f"{output_dir} cannot be written: Permission denied"):
                 prepare(output_dir, overwrite_output_dir=True)
         assert find_damage(checkpoint_path(output_dir, 5)) is None
@@ -221,7 +226,7 @@ class TestResuming:
         (output_dir / "previews").mkdir()
         for path in (".unfinished-metrics.jsonl", "previews/.unfinished-step-00000010.png"):
             (output_dir / path).write_text("cut sho")
-        (output_dir / ".unfinished-files").mkdir()
+        mark_run(output_dir / ".unfinished-files", "unfinished")
         (output_dir / ".unfinished-files" / "model.safetensors").write_text("cut sho")
         assert prepare(output_dir, resume_from_checkpoint="auto") == checkpoint_path(output_dir, 10)
         assert f"passed over {unfinished}: it was not finished" in capsys.readouterr().err
@@ -321,7 +326,7 @@ class TestDeleting:
     def test_that_fails_is_an_error_in_one_line(self, run, output_dir, make_checkpoint, monkeypatch, delete):
         for step in (1, 2, 3):
             make_checkpoint(output_dir, step)
-        monkeypatch.setattr(checkpoints.shutil, "rmtree", refuse)
+        monkeypatch.setattr(os, "replace", refuse)
         with pytest.raises(SiTError, match=f"{output_dir} cannot be written: Permission denied"):
             delete(run.accelerator, output_dir, 1)
 
@@ -400,10 +405,11 @@ class TestSavingAndLoading:
 
     def test_of_the_same_step_is_replaced(self, run, output_dir):
         path = run.save(output_dir, 1, settings={"number": 1})
-        (path / "left over").write_text("")
+        (path / "notes.txt").write_text("mine")
         run.save(output_dir, 1, settings={"number": 2})
         assert read_run_state(path).settings == {"number": 2}
-        assert not (path / "left over").exists()
+        assert find_damage(path) is None
+        assert (path / "notes.txt").read_text() == "mine"
         assert [path.name for path in (output_dir / "checkpoints").iterdir()] == ["step-00000001"]
 
     def test_of_another_model_is_an_error_in_one_line(self, run, create_run, output_dir):
@@ -486,7 +492,7 @@ def fail_at(patch, number: int, error: BaseException, stays: bool) -> list:
         return call
 
     for module, names in (
-        (os, ("rename", "replace", "fsync", "mkdir")),
+        (os, ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir")),
         (shutil, ("rmtree",)),
         (torch, ("save",)),
         (checkpoints, ("save_file",)),

@@ -162,7 +162,7 @@ class TestPlan:
             return line.removeprefix(f"would write to {folder}").removesuffix(":")
 
         assert where(tmp_path / "a" / "b") == "" == where(tmp_path)
-        (tmp_path / "metrics.jsonl").write_text("")
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
         assert where(tmp_path) == " (which holds a run already)"
 
     @pytest.mark.parametrize(

@@ -1,20 +1,23 @@
 """Files are whole or not there, whatever fails on the way."""
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from modeling_sit.runtime.atomic_files import (
+    finish_files,
     fsync,
-    fsync_files,
     replace_file,
     replace_files,
     write_errors,
 )
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.run_folders import mark_run
 
 
 @pytest.fixture
@@ -98,7 +101,7 @@ class TestReplaceFiles:
             for name in ("a", "b"):
                 (unfinished / name).write_text("new")
         synced = operations[:3]
-        assert set(synced) == {("fsync", "a"), ("fsync", "b"), ("fsync", ".unfinished-files")}
+        assert set(synced) == {("fsync", "a"), ("fsync", "b"), ("fsync", "files")}
         assert operations[3:] == [("rename", "a", "a"), ("rename", "b", "b"), ("fsync", tmp_path.name)]
 
     @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -110,11 +113,21 @@ class TestReplaceFiles:
         assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
 
     def test_what_a_killed_process_left_does_not_come_along(self, tmp_path):
-        (tmp_path / ".unfinished-files").mkdir()
-        (tmp_path / ".unfinished-files" / "half").write_text("cut sho")
+        mark_run(tmp_path / ".unfinished-files", "unfinished")
+        (tmp_path / ".unfinished-files" / "files").mkdir()
+        (tmp_path / ".unfinished-files" / "files" / "half").write_text("cut sho")
         with replace_files(tmp_path) as unfinished:
             (unfinished / "a").write_text("new")
         assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+    @pytest.mark.parametrize("name", [".unfinished-files/notes.txt", ".unfinished-files/files/model.safetensors"])
+    def test_a_folder_of_a_users_with_such_a_name_stays(self, tmp_path, name):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("mine")
+        with replace_files(tmp_path) as unfinished:
+            (unfinished / "a").write_text("new")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished-files", "a"]
+        assert (tmp_path / name).read_text() == "mine"
 
     def test_makes_the_folder(self, tmp_path):
         with replace_files(tmp_path / "x" / "y") as unfinished:
@@ -122,11 +135,57 @@ class TestReplaceFiles:
         assert (tmp_path / "x" / "y" / "a").read_text() == "new"
 
 
-def test_fsync_files_reaches_every_file_and_folder(tmp_path, operations):
+@pytest.fixture(params=[0o022, 0o027, 0o002, 0o077])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+class TestModes:
+    """Those of new files, by the umask; safetensors 0.8 makes files that only their owner may read."""
+
+    def test_of_one_file(self, tmp_path, umask):
+        with replace_file(tmp_path / "a.safetensors") as unfinished:
+            save_file({"a": torch.zeros(1)}, unfinished)
+        assert mode(tmp_path / "a.safetensors") == 0o666 & ~umask
+
+    def test_of_all_in_a_folder(self, tmp_path, umask):
+        with replace_files(tmp_path) as unfinished:
+            (unfinished / "sub").mkdir(mode=0o700)
+            for name in ("a", "sub/b"):
+                save_file({"a": torch.zeros(1)}, unfinished / name)
+                (unfinished / f"{name}.json").write_text("")
+            (unfinished / "program.py").touch(mode=0o755)
+        assert {mode(path) for path in tmp_path.rglob("*") if path.is_file()} == {0o666 & ~umask}
+        assert mode(tmp_path / "sub") == 0o777 & ~umask
+        assert not list(tmp_path.rglob(".unfinished-*"))
+
+    def test_of_other_files_stay(self, tmp_path):
+        (tmp_path / "secret").touch(mode=0o600)
+        with replace_files(tmp_path) as unfinished:
+            (unfinished / "a").write_text("new")
+        assert mode(tmp_path / "secret") == 0o600
+
+    def test_where_there_are_none(self, tmp_path, monkeypatch):
+        def refuse(*arguments, **settings):
+            raise OSError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "chmod", refuse)
+        with replace_file(tmp_path / "a") as unfinished:
+            unfinished.touch(mode=0o600)
+        assert (tmp_path / "a").exists()
+
+
+def mode(path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_finishing_reaches_every_file_and_folder(tmp_path, operations):
     (tmp_path / "b" / "c").mkdir(parents=True)
     for name in ("a", "b/d", "b/c/e"):
         (tmp_path / name).write_text("")
-    fsync_files(tmp_path)
+    finish_files(tmp_path)
     assert sorted(operations) == sorted(("fsync", name) for name in ("a", "b", "c", "d", "e", tmp_path.name))
 
 
