@@ -24,6 +24,7 @@ from modeling_sit.interop.convert_in import (
     read_checkpoint,
 )
 from modeling_sit.interop.encoders import name_weights
+from modeling_sit.interop.paths import ARGUMENT, check_exists
 from modeling_sit.interop.resize import check_image_size, pair, resize_model, resize_processor
 from modeling_sit.interop.safetensors import MODEL_CLASSES, check_describes_itself, is_sit_file, read_sit_file
 from modeling_sit.interop.untrained import untrained_config
@@ -31,7 +32,6 @@ from modeling_sit.runtime.errors import SiTError
 
 # SiT's class for a class of transformers' ViT whose weights have SiT's names in files.
 CLASSIFIERS = {"ViTForImageClassification": SiTForImageClassification}
-ARGUMENT = "model_name_or_path"
 
 
 @dataclass(frozen=True)
@@ -167,17 +167,6 @@ def read_config(
         if not saved:
             raise OSError("no config.json")
         return saved
-
-
-def check_exists(name: str) -> None:
-    """Raise [`SiTError`] for a folder that holds no model, and for a path where nothing is. A name that cannot be an
-    id on the Hub is a path."""
-    path = Path(name)
-    is_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if is_path and not path.exists():
-        raise SiTError(f"{name}: no such folder", argument=ARGUMENT)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise SiTError(f"{name}: no config.json in this folder, so it holds no model", argument=ARGUMENT)
 
 
 def check_weights_file_arguments(name: str | None, network: str | None, num_attention_heads: int | None) -> None:

@@ -51,7 +51,9 @@ def load_weights_file(path: Path) -> Any:
     """
     if path.suffix == ".safetensors":
         try:
-            return safetensors.torch.load_file(path)
+            # safetensors says of a file that may not be read that there is none.
+            with path.open("rb"):
+                return safetensors.torch.load_file(path)
         except (OSError, SafetensorError) as problem:
             raise ValueError(f"this safetensors file cannot be read: {problem}") from problem
     stand_ins = [(Discarded, name) for name in DISCARDED_NAMES]
