@@ -115,7 +115,7 @@ def train(run: Run, state: RunState, checkpoint: Path | None) -> None:
 
     Raises:
         [`SiTError`]: If a loss is not finite, too many images cannot be read, or something cannot be written.
-        [`TrainingInterrupted`]: If SIGTERM or SIGINT asked to stop. The checkpoint of the step is written.
+        [`TrainingInterrupted`]: If SIGTERM, SIGINT or SIGHUP asked to stop. The checkpoint of the step is written.
     """
     accelerator, flags, schedules = run.accelerator, run.flags.run, run.schedules
     started = run.started - state.seconds  # as if the run had never been interrupted

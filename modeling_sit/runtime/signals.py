@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: leave at the end of a step, with a checkpoint, instead of at once."""
+"""SIGTERM, SIGINT and SIGHUP: leave at the end of a step, with a checkpoint, instead of at once."""
 
 import contextlib
 import ctypes
@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A terminal that is closed sends SIGHUP.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # From Linux's <linux/prctl.h>.
 PR_SET_PDEATHSIG = 1
 # A launcher passes on to its processes what a terminal or a scheduler has already sent to all of them.
@@ -22,9 +23,9 @@ SECONDS_OF_A_WORKER_WITHOUT_ITS_LOOP = 60
 
 class StopSignal:
     """
-    Notes a SIGTERM or SIGINT while its block runs, so that the loop can leave when a step is done. A second SIGINT,
+    Notes a SIGTERM, SIGINT or SIGHUP while its block runs, so that the loop can leave when a step is done. A second SIGINT,
     after two seconds or more, raises `KeyboardInterrupt` at once. A second SIGTERM changes nothing: who sends it sends
-    SIGKILL later.
+    SIGKILL later. A SIGHUP that is ignored already stays ignored: that is what `nohup` is for.
 
     Python handles signals in the main thread only. Entered in another thread, it notes none.
 
@@ -44,7 +45,8 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+            noted = [number for number in SIGNALS if not _is_ignored_hangup(number)]
+            self._handlers = {number: signal.signal(number, self._note) for number in noted}
         return self
 
     def __exit__(self, *exception) -> None:
@@ -78,6 +80,10 @@ class StopSignal:
         return signal.Signals(number) if number else None
 
 
+def _is_ignored_hangup(number: int) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
 def die_with_parent(environment: Mapping[str, str]) -> None:
     """Have the system send SIGTERM to this process when the launcher that started it is gone (Linux only).
 
@@ -93,12 +99,13 @@ def die_with_parent(environment: Mapping[str, str]) -> None:
 
 
 def ignore_signals_in_worker(worker: int) -> None:
-    """Make a dataloader worker go on at SIGTERM and SIGINT, which a terminal or a scheduler sends to all processes of
-    a run: the loop still needs the worker's batches to end the step, and then ends the worker.
+    """Make a dataloader worker go on at SIGTERM, SIGINT and SIGHUP, which a terminal or a scheduler sends to all processes
+    of a run: the loop still needs the worker's batches to end the step, and then ends the worker.
 
     After SIGTERM the worker goes on for a minute at most, because an interpreter that exits sends it too.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # With code 0: for a worker that a signal ends, PyTorch raises an error in the loop, even during a checkpoint.
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(

@@ -17,11 +17,15 @@ from modeling_sit.runtime.signals import StopSignal, ignore_signals_in_worker
 @pytest.fixture(autouse=True)
 def handlers():
     """What a test installs does not outlive it; and SIGTERM to the tests' process does not end it."""
-    saved = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under `nohup`
+    saved = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
+    }
     yield saved
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in saved.items():
         signal.signal(number, handler)
+    signal.signal(signal.SIGHUP, hangup)
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 class TestSignal:
     def test_is_noted_and_the_step_goes_on(self, number, said):
         with StopSignal(Accelerator(cpu=True)) as request:
@@ -87,6 +91,27 @@ class TestSignal:
         assert said() == ""
 
 
+class TestHangup:
+    """A terminal that is closed sends it; `nohup` has it ignored."""
+
+    def test_ignored_before_stays_ignored(self, said):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopSignal(Accelerator(cpu=True)) as request:
+            send(signal.SIGHUP)
+            assert request.any_rank() is None
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert said() == ""
+
+    def test_a_second_one_changes_nothing(self, said, clock):
+        with StopSignal(Accelerator(cpu=True)) as request:
+            for _ in range(3):
+                send(signal.SIGHUP)
+                clock[0] += 10
+            assert request.any_rank() is signal.SIGHUP
+        assert said().count("stopping") == 1
+
+
 class TestNotebook:
     """A cell may run in a thread, where Python lets nobody install handlers."""
 
@@ -106,7 +131,7 @@ class TestNotebook:
         monkeypatch.setattr(signal, "signal", lambda number, handler: installed.append(handler))
         with StopSignal(Accelerator(cpu=True)):
             pass
-        assert installed[2:] == [signal.SIG_DFL, signal.SIG_DFL]
+        assert installed[3:] == [signal.SIG_DFL] * 3
         monkeypatch.undo()
 
 
@@ -157,15 +182,15 @@ def test_processes_agree_on_the_highest(monkeypatch, said, own, other):
 
 
 class TestWorkers:
-    def test_go_on_at_both_signals(self):
-        """A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes of a run."""
+    def test_go_on_at_these_signals(self):
+        """A terminal sends Ctrl-C, or SIGHUP when it is closed, and a scheduler SIGTERM, to all processes of a run."""
         loader = DataLoader(
             torch.arange(12), batch_size=2, num_workers=1, worker_init_fn=ignore_signals_in_worker, prefetch_factor=1
         )
         batches = iter(loader)
         received = [next(batches)]
         (worker,) = batches._workers
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(worker.pid, number)
             received.append(next(batches))
         received += list(batches)

@@ -153,8 +153,13 @@ class TestKilled:
 
 
 class TestStopped:
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize(
+        ("number", "code", "workers"),
+        [
+            *((signal.SIGTERM, 143, 0), (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 0), (signal.SIGINT, 130, 2)),
+            (signal.SIGHUP, 129, 2),
+        ],
+    )
     def test_leaves_with_a_checkpoint_and_goes_on(self, start, whole, tmp_path, number, code, workers):
         folder = tmp_path / "out"
         flags = ["--checkpointing_steps", 1000, "--dataloader_num_workers", workers]
