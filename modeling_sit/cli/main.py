@@ -9,6 +9,7 @@ import transformers
 
 from modeling_sit.cli.errors import is_reporting_rank
 from modeling_sit.cli.parser import choose_command
+from modeling_sit.cli.streams import survive_closed_output
 
 # Each is a file of this folder, with underscores for dashes, and a function `main(argv)`.
 COMMANDS = {
@@ -56,6 +57,7 @@ def prepare_process() -> None:
     from modeling_sit.runtime.signals import die_with_parent
 
     die_with_parent(os.environ)
+    survive_closed_output()
     # This package logs the important messages of loading a model itself.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
