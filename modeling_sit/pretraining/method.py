@@ -97,6 +97,11 @@ class Method(nn.Module):
         """
         return {}
 
+    @property
+    def contrasts(self) -> bool:
+        """Whether a loss tells an image from the others of its batch, so that a batch of one teaches it nothing."""
+        return False
+
     @torch.no_grad()
     def inputs(
         self, views: Sequence[torch.Tensor], accelerator: Accelerator, schedule: Mapping[str, float]

@@ -1,5 +1,6 @@
 """A pretraining run, from arguments to a model repository: prepare, resume, train, write the card."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -151,6 +152,7 @@ def start_run(run: Run, command: str | None) -> PretrainingResult:
     """
     flags, accelerator, output_dir = run.flags, run.accelerator, run.output_dir
     accelerator.print(describe_run(run))
+    warn_of_batches_of_one(run)
     fingerprint = run_fingerprint(flags, run.method, run.schedules, run.data, accelerator)
     state = RunState(settings=flags.settings(), determined_by=fingerprint, chosen=run.preset.chosen)
     if flags.run.dry_run:
@@ -164,6 +166,16 @@ def start_run(run: Run, command: str | None) -> PretrainingResult:
     log = output_dir / "metrics.jsonl"
     lines = read_metrics(log) if log.exists() else []  # none where a finished run has written its model anew
     return PretrainingResult(output_dir, lines[-1] if lines else {})
+
+
+def warn_of_batches_of_one(run: Run) -> None:
+    """Say it once, if the loss compares the images of a batch and each batch has only one. Accumulated batches are apart."""
+    if run.method.contrasts and run.flags.run.per_device_train_batch_size * run.accelerator.num_processes == 1:
+        run.accelerator.print(
+            "warning: a batch of one image has no other to tell it from, so the contrastive loss is 0 and teaches nothing: "
+            "raise per_device_train_batch_size",
+            file=sys.stderr,
+        )
 
 
 def execute(run: Run, state: RunState, command: str | None = None) -> None:

@@ -167,3 +167,18 @@ class TestLock:
         monkeypatch.setattr(output_folder.tempfile, "gettempdir", lambda: str(tmp_path / "nowhere"))
         lock_output_dir(tmp_path).close()
         assert "would not be noticed" in capsys.readouterr().err
+
+
+def test_a_batch_of_one_has_no_contrast_and_a_warning_says_so(pretrain, capsys):
+    settings = {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 1,
+        "corruption": "noise",
+    }
+    pretrain("one", **settings)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "contrastive loss" in line]
+    assert "per_device_train_batch_size" in line
+    pretrain("without", **settings, contrastive_weight=0)
+    pretrain("two", **{**settings, "per_device_train_batch_size": 2})
+    assert "contrastive loss" not in capsys.readouterr().err

@@ -97,6 +97,10 @@ class SiT(Method):
     def settings_have_teacher(cls, settings: Mapping[str, Any]) -> bool:
         return settings["use_teacher"] and settings["contrastive_weight"] > 0
 
+    @property
+    def contrasts(self) -> bool:
+        return self.config.contrastive_weight > 0
+
     def schedules(self, progress: float) -> dict[str, float]:
         return {"teacher_momentum": cosine(self.momentum, 1.0, progress)}
 
