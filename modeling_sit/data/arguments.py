@@ -14,7 +14,10 @@ class DatasetArguments:
         }
     )
     dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of a Hub dataset that has several configurations."}
+        default=None,
+        metadata={
+            "help": "Configuration of a Hub dataset that has several configurations. Of a folder, the sub-folder to read."
+        },
     )
     image_column: str | None = field(
         default=None, metadata={"help": "Column of the images. Default: the one column of type Image."}
@@ -27,7 +30,8 @@ class DatasetArguments:
         },
     )
     train_split: str | None = field(
-        default=None, metadata={"help": "Training split. Default: `train`, or the only split."}
+        default=None,
+        metadata={"help": "Training split, or the sub-folder that is one. Default: `train`, or the only split."},
     )
     validation_split: str | None = field(
         default=None,

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,11 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 
-from modeling_sit.data.image_datasets import TRAIN_SPLITS, VALIDATION_SPLITS, Shard
+from modeling_sit.data.folder_splits import group_by_sub_folder, split_folders
+from modeling_sit.data.image_datasets import Shard
 from modeling_sit.data.opening import image_extensions
 from modeling_sit.data.parquet_files import describe_parquet_paths
+from modeling_sit.data.shard_splits import split_shards
 from modeling_sit.data.tar_files import describe_tars
 from modeling_sit.data.unread_splits import (
     SplitStream,
@@ -38,30 +40,42 @@ TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 Splits = dict[str, datasets.Dataset | SplitStream | UnreadSplit]
 
 
-def load_splits(dataset: Any, config_name: str | None, streaming: bool, image_column: str | None = None) -> Splits:
+def load_splits(
+    dataset: Any,
+    config_name: str | None,
+    streaming: bool,
+    image_column: str | None = None,
+    asked: Iterable[str] = (),
+) -> Splits:
     """All splits of a dataset. Of parquet and tar files no rows are read.
 
     Args:
         dataset: As for [`~modeling_sit.data.sources.load_images`].
-        config_name (`str`, *optional*): Configuration of a Hub dataset.
+        config_name (`str`, *optional*): Configuration of a Hub dataset, or of a folder.
         streaming (`bool`): Whether to stream the forms that can be: parquet and tar files and the Hub.
         image_column (`str`, *optional*): The column that the user has named.
+        asked (iterable of `str`, *optional*):
+            Names of splits that the user gives: in a folder, sub-folders and files of these names are splits.
 
     Raises:
         [`SiTError`]: If there is no such dataset, or it cannot be read.
     """
-    splits = _load_form(dataset, config_name, streaming)
+    splits = _load_form(dataset, config_name, streaming, frozenset(asked))
     name_image_columns(splits, image_column)
     return splits
 
 
-def _load_form(dataset: Any, config_name: str | None, streaming: bool) -> Splits:
+def _load_form(dataset: Any, config_name: str | None, streaming: bool, asked: frozenset[str]) -> Splits:
     in_memory = not isinstance(dataset, (str, os.PathLike))
     path = "" if in_memory else os.path.abspath(os.path.expanduser(dataset))
     local = in_memory or dataset == "digits" or (dataset and os.path.lexists(path))
-    if local and config_name is not None:
+    is_saved = any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
+    is_folder = local and not in_memory and dataset != "digits" and os.path.isdir(path) and not is_saved
+    if local and not is_folder and config_name is not None:
         raise SiTError(
-            "only datasets on the Hub have configurations", argument="dataset_config_name", remedy="leave it out"
+            "only folders and datasets on the Hub have configurations",
+            argument="dataset_config_name",
+            remedy="leave it out",
         )
     if in_memory:
         return _splits_in_memory(dataset)
@@ -71,9 +85,9 @@ def _load_form(dataset: Any, config_name: str | None, streaming: bool) -> Splits
         return _load_from_hub(os.fspath(dataset), config_name, streaming)
     if not os.path.isdir(path):
         return _load_file(path, streaming)
-    if any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json")):
+    if is_saved:
         return _load_saved(path)
-    return _load_folder(path, streaming)
+    return _load_folder(path, config_name, streaming, asked)
 
 
 def _splits_in_memory(dataset: Any) -> Splits:
@@ -149,7 +163,10 @@ def _load_from_hub(dataset: str, config_name: str | None, streaming: bool) -> Sp
         return splits
 
 
-def _load_folder(folder: str, streaming: bool) -> Splits:
+def _load_folder(folder: str, config_name: str | None, streaming: bool, asked: frozenset[str]) -> Splits:
+    sub_folder = _sub_folder(folder, config_name) if config_name is not None else None
+    if sub_folder is not None:
+        return _load_folder(sub_folder, None, streaming, asked)
     images, parquet, tars, others = [], [], [], []
     extensions = image_extensions()
     try:
@@ -176,15 +193,25 @@ def _load_folder(folder: str, streaming: bool) -> Splits:
         raise SiTError("the folder is empty")
     if not found:
         raise SiTError("no image (.jpg, .png, .tif, ...), .parquet or .tar file in the folder or its sub-folders")
+    if images and config_name is not None:
+        raise SiTError(f"no sub-folder {config_name}", argument="dataset_config_name")
     if images:
         if others:
             logger.warning("%s: %d files are not images and left out, such as %s", folder, len(others), others[0])
-        return _split_folders(folder, images)
+        return {split: _folder_dataset(parts) for split, parts in split_folders(folder, images, asked).items()}
     describe = describe_parquet_paths if parquet else describe_tars
-    return {
-        split: UnreadSplit(describe(shards), split, streaming)
-        for split, shards in _split_shards(folder, parquet or tars).items()
-    }
+    splits = split_shards(folder, parquet or tars, asked, config_name)
+    return {split: UnreadSplit(describe(shards), split, streaming) for split, shards in splits.items()}
+
+
+def _sub_folder(folder: str, name: str) -> str | None:
+    """The sub-folder of this name, or of the only folder in the folder; `None` if there is none."""
+    path = os.path.join(folder, name)
+    if os.path.isdir(path) and os.path.relpath(path, folder).split(os.sep)[0] not in (os.curdir, os.pardir):
+        return path
+    with reader_errors(f"{folder} cannot be read"), os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return _sub_folder(visible[0].path, name) if len(visible) == 1 and visible[0].is_dir() else None
 
 
 def _walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
@@ -202,58 +229,24 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]
             yield entry.path
 
 
-def _split_folders(folder: str, paths: list[str]) -> dict[str, datasets.Dataset]:
-    by_sub_folder = _group_by_sub_folder(folder, paths)
-    if all(name.lower() in TRAIN_SPLITS + VALIDATION_SPLITS for name in by_sub_folder):
-        return {name: _folder_dataset(os.path.join(folder, name), inside) for name, inside in by_sub_folder.items()}
-    return {"train": _folder_dataset(folder, paths)}
-
-
-def _folder_dataset(folder: str, paths: list[str]) -> datasets.Dataset:
-    by_class = _group_by_sub_folder(folder, paths)
+def _folder_dataset(parts: list[tuple[str, list[str]]]) -> datasets.Dataset:
+    """The images of folders, whose sub-folders are classes."""
+    by_class: dict[str, list[str]] = {}
+    for folder, paths in parts:
+        for name, inside in group_by_sub_folder(folder, paths).items():
+            by_class.setdefault(name, []).extend(inside)
     try:
         if "" not in by_class:
-            images = _images(paths=list(itertools.chain.from_iterable(by_class.values())))
-            counts = [len(inside) for inside in by_class.values()]
-            return _dataset(
-                images, np.repeat(np.arange(len(counts)), counts), datasets.ClassLabel(names=list(by_class))
-            )
+            names = sorted(by_class)
+            images = _images(paths=list(itertools.chain.from_iterable(by_class[name] for name in names)))
+            counts = [len(by_class[name]) for name in names]
+            return _dataset(images, np.repeat(np.arange(len(counts)), counts), datasets.ClassLabel(names=names))
         if len(by_class) > 1:
+            folder = ", ".join(folder for folder, _ in parts)
             logger.warning("%s: some images lie in the folder itself, so its sub-folders are not classes", folder)
-        return _dataset(_images(paths=paths))
+        return _dataset(_images(paths=[path for _, paths in parts for path in paths]))
     except UnicodeEncodeError as error:
         raise SiTError(f"a file or folder name is not valid UTF-8: {error.object!r}", remedy="rename it") from error
-
-
-def _group_by_sub_folder(folder: str, paths: list[str]) -> dict[str, list[str]]:
-    """Group paths by the first-level sub-folder that they lie in. "" stands for the folder itself."""
-    groups: dict[str, list[str]] = {}
-    start = len(os.path.join(folder, ""))
-    for path in paths:
-        sub_folder, separator, _ = path[start:].partition(os.sep)
-        groups.setdefault(sub_folder if separator else "", []).append(path)
-    return groups
-
-
-def _split_shards(folder: str, paths: list[str]) -> dict[str, list[str]]:
-    by_split: dict[str | None, list[str]] = {}
-    for path in paths:
-        by_split.setdefault(_split_of_shard(os.path.relpath(path, folder)), []).append(path)
-    if None in by_split and len(by_split) > 1:
-        raise SiTError(
-            f"{by_split[None][0]}: the file name contains no split, but those of other files do",
-            remedy="name it like train-0000, or move it",
-        )
-    return {split or "train": shards for split, shards in by_split.items()}
-
-
-def _split_of_shard(path: str) -> str | None:
-    """The split in a path such as `data/train-00000-of-00002.parquet` or `val/0.tar`. The file name goes first."""
-    names = "|".join(TRAIN_SPLITS + VALIDATION_SPLITS)
-    for part in reversed(path.lower().split(os.sep)):
-        if match := re.match(rf"({names})(?![a-z])", part):
-            return match[1]
-    return None
 
 
 def _with_features(rows: datasets.IterableDataset) -> datasets.IterableDataset:

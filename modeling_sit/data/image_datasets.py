@@ -11,8 +11,8 @@ import PIL.Image
 from modeling_sit.data.decoding import DraftScale, UnreadableImage, decode_image
 
 TRAIN_SPLITS = ("train", "training")
-VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test", "testing")
-TEST_SPLITS = ("test", "testing")
+TEST_SPLITS = ("test", "testing", "eval", "evaluation")
+VALIDATION_SPLITS = ("validation", "valid", "val", "dev", *TEST_SPLITS)
 
 
 @dataclass

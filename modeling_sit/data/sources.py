@@ -54,14 +54,17 @@ def load_images(
 
             - `digits`: scikit-learn's 1,797 gray 8 x 8 images, 1,437 to train and 360 to test, always the same;
             - a folder of images: class sub-folders, or a pile without labels if images lie in the folder itself.
-              If the sub-folders with images are all called like splits (`train`, `val`, `test`, ...), they are splits;
-            - a parquet or webdataset tar file, which is the `train` split, or a folder of them, whose names
-              (`train-00000-of-00002.parquet`) or sub-folders name the split;
+              Sub-folders that are called like splits (`train`, `seg_test`, `images/val`, ...) are splits by the rule of
+              [`~modeling_sit.data.folder_splits`];
+            - a parquet or webdataset tar file, which is the `train` split, or a folder of them, in whose names
+              (`train-00000-of-00002.parquet`, `NAME-val-0.tar`) or sub-folders a word tells the split;
             - a folder written by `save_to_disk`;
             - the id of a dataset on the Hub;
             - a `datasets.Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`. The last two are
               streamed, whatever `streaming` is.
-        dataset_config_name (`str`, *optional*): Configuration of a Hub dataset.
+        dataset_config_name (`str`, *optional*):
+            Configuration of a Hub dataset. Of a folder the sub-folder to read, or what stands before the split in the
+            files' names.
         image_column (`str`, *optional*):
             Column of the images. Default: the one of type `Image`, or else the one of encoded images (binary, or a
             struct of `bytes` and `path`).
@@ -70,7 +73,8 @@ def load_images(
             integers or strings, or in a multi-label dataset lists of them or multi-hot vectors of booleans or of 0
             and 1. Default: the one column of `ClassLabel`s, or else the one with a usual name (`label`, `cls`, ...).
             Classes without names are sorted and named after their values. -1 and null mean no label.
-        train_split (`str`, *optional*): Default: `train`, or the only split.
+        train_split (`str`, *optional*):
+            Default: `train`, or the only split. It may name a sub-folder or files that are not called like a split.
         validation_split (`str`, *optional*): Default: `validation`, or else `test`, if there is one.
         streaming (`bool`, *optional*, defaults to `False`):
             Give `datasets.IterableDataset`s, which read images when they are needed. Parquet and tar files and
@@ -100,7 +104,8 @@ def load_images(
     max_image_pixels()  # a wrong value is an error here, and not in a worker
     name = dataset_name(dataset)
     try:
-        splits = load_splits(dataset, dataset_config_name, streaming, image_column)
+        asked = [split for split in (train_split, validation_split) if split is not None]
+        splits = load_splits(dataset, dataset_config_name, streaming, image_column, asked)
         train_split, validation_split = _choose_splits(splits, train_split, validation_split)
         arguments = {train_split: "train_split"} if train_split is not None else {}
         if validation_split is not None:

@@ -209,6 +209,31 @@ def test_a_test_folder_without_classes(tmp_path):
     assert images.train["label"][:] == [0, 1] and images.validation["label"][:] == [-1]
 
 
+def test_what_lies_beside_splits_is_left_out_and_told(tmp_path, caplog):
+    files = {f"{split}/{name}/{n}.png": n for split in ("train", "val", "test") for name in "ab" for n in (1, 2)}
+    folder = write_images(tmp_path, {**files, "unlabelled/7.png": 7, "unlabelled/8.png": 8, "chart.png": 9})
+    for images in (load(folder), load(folder)):  # it is told once
+        assert values_of(images.train) == [1, 2, 1, 2] and images.label_names == ["a", "b"]
+        assert images.splits == ["test", "train", "val"] and str(images.validation.split) == "val"
+    (told,) = caplog.messages
+    assert "the folder itself (1 image), unlabelled (2 images)" in told and "test, train, val" in told
+    images = load(folder, train_split="unlabelled")
+    assert values_of(images.train) == [7, 8] and images.train["label"][:] == [-1, -1]
+
+
+def test_the_words_of_the_hub_name_splits(tmp_path):
+    images = load(write_images(tmp_path, {"seg_training/a/1.png": 1, "seg_eval/a/2.png": 2}))
+    assert (str(images.train.split), str(images.validation.split)) == ("training", "eval")
+    assert values_of(images.train) == [1] and values_of(images.validation) == [2] and images.label_names == ["a"]
+
+
+def test_numbered_parts_of_a_split(tmp_path):
+    files = {"train_0/b/1.png": 1, "train_1/a/2.png": 2, "train_1/b/3.png": 3, "val/a/4.png": 4}
+    images = load(write_images(tmp_path, files))
+    assert images.splits == ["train", "val"] and images.label_names == ["a", "b"]
+    assert values_of(images.train) == [2, 1, 3] and labels_of(images, images.train) == ["a", "b", "b"]
+
+
 def test_a_class_may_be_called_like_a_split(tmp_path):
     images = load(write_images(tmp_path, {"train/1.png": 1, "car/2.png": 2}))
     assert images.label_names == ["car", "train"] and images.splits == ["train"] and len(images.train) == 2
@@ -333,11 +358,14 @@ def test_shards_without_split_names_are_all_train(tmp_path):
     assert values_of(images.train) == [0, 1, 3, 2] and images.splits == ["train"]
 
 
-def test_a_shard_without_split_name_among_others_is_an_error(tmp_path):
+@pytest.mark.parametrize("extra", ["extra.parquet", "extra-00000-of-00001.parquet", "extra/0.parquet"])
+def test_a_shard_without_split_name_among_others_is_left_out(tmp_path, caplog, extra):
     write_parquet(tmp_path / "train.parquet", [1])
-    write_parquet(tmp_path / "extra.parquet", [2])
-    message = load_error(tmp_path)
-    assert "extra.parquet" in message and "rename" not in message.split(":")[0]
+    write_parquet(tmp_path / extra, [2])
+    assert values_of(load(tmp_path).train) == [1]
+    (told,) = caplog.messages
+    assert "extra (1 file)" in told and "`train_split`" in told
+    assert values_of(load(tmp_path, train_split="extra").train) == [2]
 
 
 @pytest.mark.parametrize("kind", ["struct", "binary", "large_binary", "large_struct"])
@@ -517,6 +545,36 @@ def test_what_cannot_be_on_the_hub_is_not_asked_for(dataset, monkeypatch):
 def test_a_configuration_is_the_hubs(tmp_path, form):
     dataset = "digits" if form == "digits" else write_images(tmp_path, {"1.png": 1})
     load_error(dataset, "dataset_config_name", dataset_config_name="small")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["fine/train-0.parquet", "coarse/train-0.parquet", "fine/test-0.parquet"],
+        ["fine-train.parquet", "coarse-train.parquet", "fine-test.parquet"],
+        ["data/fine/train/0.parquet", "data/coarse/train/0.parquet", "data/fine/test/0.parquet"],
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_configurations_in_a_folder(tmp_path, names, streaming):
+    """Often the same images with other labels: together, each would be there twice."""
+    for value, name in enumerate(names):
+        write_parquet(tmp_path / name, [value])
+    message = load_error(tmp_path, "dataset_config_name", streaming=streaming)
+    assert "coarse" in message and "fine" in message
+    images = load_images(str(tmp_path), dataset_config_name="fine", streaming=streaming)
+    assert values_of(images.train) == [0] and values_of(images.validation) == [2]
+    load_error(tmp_path, "dataset_config_name", dataset_config_name="none", streaming=streaming)
+
+
+def test_two_folders_of_splits(tmp_path):
+    values = {"fine/train/a/1.png": 1, "fine/test/a/2.png": 2, "coarse/train/a/1.png": 3, "coarse/test/a/2.png": 4}
+    write_images(tmp_path, values)
+    message = load_error(tmp_path, "dataset_config_name")
+    assert "coarse (test, train), fine (test, train)" in message
+    images = load(tmp_path, dataset_config_name="fine")
+    assert values_of(images.train) == [1] and values_of(images.validation) == [2]
+    load_error(tmp_path, "dataset_config_name", dataset_config_name="..")
 
 
 # Objects of the `datasets` library.
@@ -1284,7 +1342,9 @@ def test_damage_in_the_middle_of_a_parquet_file(tmp_path):
     content[8:2000] = bytes(1992)
     path.write_bytes(content)
     message = load_error(path)
-    assert "cannot be read as parquet" in message and "An error occurred" not in message  # which is all that `datasets` says
+    assert (
+        "cannot be read as parquet" in message and "An error occurred" not in message
+    )  # which is all that `datasets` says
 
 
 def test_damaged_saved_folder(tmp_path):

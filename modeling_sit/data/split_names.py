@@ -1,0 +1,130 @@
+"""Which split the name of a file or a folder tells: the Hub's rule
+(https://huggingface.co/docs/hub/datasets-file-names-and-splits)."""
+
+import functools
+import itertools
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from modeling_sit.data.image_datasets import TEST_SPLITS, TRAIN_SPLITS, VALIDATION_SPLITS
+from modeling_sit.runtime.errors import SiTError
+
+logger = logging.getLogger(__name__)
+
+KINDS = {
+    **dict.fromkeys(VALIDATION_SPLITS, "validation"),
+    **dict.fromkeys(TEST_SPLITS, "test"),
+    **dict.fromkeys(TRAIN_SPLITS, "train"),
+}
+# What lies beside images and is neither a split to train on nor a class.
+BESIDE_IMAGES = {
+    *("annotation", "annotations", "groundtruth", "gt", "label", "labels", "mask", "masks", "pred"),
+    *("segmentation", "segmentations", "unlabeled", "unlabelled", "unsupervised"),
+}
+# Words end at all that is not a letter, and where a capital letter begins one: `trainA`, `TrainingSet`.
+CAPITAL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+@dataclass(frozen=True)
+class SplitName:
+    """
+    A name that tells a split.
+
+    Args:
+        word (`str`): The word that tells it, as it is written, such as `Val`.
+        kind (`str`): `"train"`, `"validation"` or `"test"`.
+        scheme (`tuple[str, ...]`): The words of the name in lower case, with `*` in the place of that word. `train_0` and
+            `val` are of one scheme, `seg_train` and `train_masks` of two others.
+    """
+
+    word: str
+    kind: str
+    scheme: tuple[str, ...]
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the name has no other word."""
+        return self.scheme == ("*",)
+
+
+def split_of_name(name: str) -> SplitName | None:
+    """The split that a name tells: one of the Hub's words anywhere in it, not as a part of another word.
+
+    The words are `train`, `training`; `validation`, `valid`, `val`, `dev`; `test`, `testing`, `eval`, `evaluation`. Upper
+    and lower case are alike. The last word counts: `test_tubes-train-0000` is of the training split. Two words of
+    different splits side by side, such as `train_val`, tell none.
+
+    Args:
+        name (`str`): Name of a folder, or of a file without its ending.
+    """
+    words = words_of(name)
+    places = [place for place, word in enumerate(words) if word.lower() in KINDS]
+    if not places:
+        return None
+    place = places[-1]
+    kind = KINDS[words[place].lower()]
+    if len(places) > 1 and places[-2] == place - 1 and KINDS[words[place - 1].lower()] != kind:
+        return None
+    scheme = (*words[:place], "*", *words[place + 1 :])
+    return SplitName(words[place], kind, tuple(word.lower() for word in scheme))
+
+
+def words_of(name: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", CAPITAL.sub(" ", name))
+
+
+def lies_beside_images(name: str) -> bool:
+    """Whether a name tells what images come with, such as masks, or images that are set apart, such as `unlabelled`."""
+    words = [word.lower() for word in words_of(name)]
+    return not BESIDE_IMAGES.isdisjoint([*words, *map("".join, itertools.pairwise(words))])
+
+
+def known_splits(names: Iterable[str]) -> dict[str, SplitName]:
+    """The names that tell a split. `train_masks` does not where others do, such as `train` or `train_images`."""
+    known = {name: split for name in names if (split := split_of_name(name)) is not None}
+    plain = {name: split for name, split in known.items() if not lies_beside_images(name)}
+    return plain or known
+
+
+def tell_left_out(dataset: str, splits: Iterable[str], left_out: Mapping[str, int], unit: str) -> None:
+    """Say in one line, once, what is beside the splits and therefore not read.
+
+    Args:
+        dataset (`str`): The dataset's folder.
+        splits (iterable of `str`): Names of the splits.
+        left_out (mapping from `str` to `int`): How many of a unit each part has. "" stands for the folder itself.
+        unit (`str`): Such as `"image"`.
+    """
+    parts = [
+        f"{name or 'the folder itself'} ({count:,} {unit}{'s' if count != 1 else ''})"
+        for name, count in left_out.items()
+    ]
+    if parts:
+        shown = ", ".join(parts[:10]) + (f" and {len(parts) - 10} more" if len(parts) > 10 else "")
+        can_name = any(name and os.sep not in name for name in left_out)
+        remedy = "; `train_split` or `validation_split` can name one that is meant" if can_name else ""
+        tell_once(f"{dataset}: not read, because it lies beside the splits ({', '.join(splits)}): {shown}{remedy}")
+
+
+@functools.cache  # programs that read a dataset several times say it once
+def tell_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+def check_training_split(splits: Iterable[str], left_out: Iterable[str]) -> None:
+    """Raise a [`SiTError`] if no split is to train on, and what is beside the splits may be."""
+    known = [split_of_name(name) for name in splits]
+    is_clear = any(split is None or split.kind == "train" for split in known)
+    others = [name for name in left_out if name]
+    if not is_clear and (others or "" in left_out):
+        raise SiTError(
+            f"no name tells what to train on: there is {', '.join(splits)}, and beside it "
+            f"{', '.join(others[:5]) or 'the rest of the folder'}",
+            argument="train_split",
+            remedy=f"name it, such as {others[0]}; or rename what is a class"
+            if others
+            else "move it into a sub-folder train",
+        )

@@ -1,0 +1,189 @@
+"""Which sub-folders are splits: layouts that people have, and layouts that look like them."""
+
+import os
+
+import pytest
+
+from modeling_sit.data.folder_splits import split_folders
+from modeling_sit.data.split_names import tell_once
+from modeling_sit.runtime.errors import SiTError
+
+
+@pytest.fixture(autouse=True)
+def nothing_told_yet():
+    tell_once.cache_clear()
+
+
+def images_in(folder, layout):
+    """Three images in each folder of a layout; `{train,val}/{a,b}` stands for four folders. "." is the folder itself."""
+    folders = [name for part in layout.split(" ") for name in expand(part)]
+    return sorted(os.path.normpath(f"{folder}/{name}/{number}.png") for name in folders for number in range(3))
+
+
+def expand(text):
+    before, brace, rest = text.partition("{")
+    if not brace:
+        return [text]
+    inside, _, after = rest.partition("}")
+    return [before + choice + end for choice in inside.split(",") for end in expand(after)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return str(tmp_path)
+
+
+@pytest.fixture
+def split(folder):
+    """The folders of each split of a layout, by the split's name."""
+
+    def find(layout, *asked):
+        found = split_folders(folder, images_in(folder, layout), asked)
+        return {
+            name: " ".join(os.path.relpath(path, folder) for path, _ in parts) for name, parts in sorted(found.items())
+        }
+
+    return find
+
+
+SPLITS = {
+    "{train,val,test}/{a,b} unlabelled": ("test train val", "unlabelled (3 images)"),
+    "{train,val,test}/{a,b} masks": ("test train val", "masks (3 images)"),
+    "{train,val,test}/{a,b} .": ("test train val", "the folder itself (3 images)"),
+    "{train,val,test}/{a,b} chest_xray/{train,val,test}/{a,b}": ("test train val", "chest_xray (18 images)"),
+    "chest_xray/{train,val,test}/{a,b} chest_xray/chest_xray/{train,val,test}/{a,b}": (
+        "chest_xray/test chest_xray/train chest_xray/val",
+        "chest_xray/chest_xray (18 images)",
+    ),
+    "seg_{train,test}/{a,b} seg_pred": ("seg_test seg_train", "seg_pred (3 images)"),
+    "seg_train/seg_train/{a,b} seg_test/seg_test/{a,b} seg_pred/seg_pred": (
+        "seg_test/seg_test seg_train/seg_train",
+        "seg_pred (3 images)",
+    ),
+    "{training,test}_set/{a,b}": ("test_set training_set", None),
+    "{Training,Test}Set/{a,b}": ("TestSet TrainingSet", None),
+    "{train,val,test,unlabeled}2017": ("test2017 train2017 val2017", "unlabeled2017 (3 images)"),
+    "images/{train,val}": ("images/train images/val", None),
+    "{images,masks}/{train,val}": ("images/train images/val", "masks (6 images)"),
+    "{images,annotations}/{training,validation}": ("images/training images/validation", "annotations (6 images)"),
+    "{train,test}_images train_masks": ("test_images train_images", "train_masks (3 images)"),
+    "{train,test} train_hq train_masks": ("test train", "train_hq (3 images), train_masks (3 images)"),
+    "train/{a,b} unlabelled": ("train", "unlabelled (3 images)"),
+    "train masks": ("train", "masks (3 images)"),
+    "train .": ("train", "the folder itself (3 images)"),
+    "{train,more}/{a,b}": ("train", "more (6 images)"),
+    "Data/CLS-LOC/train/{n1,n2} Data/CLS-LOC/{val,test}": (
+        "Data/CLS-LOC/test Data/CLS-LOC/train Data/CLS-LOC/val",
+        None,
+    ),
+    "bottle/{train,test}/{a,b} bottle/ground_truth/b": ("bottle/test bottle/train", "bottle/ground_truth (3 images)"),
+    "train val_images": ("train val_images", None),
+    "{train_0,train_1,val}": ("train_0 train_1 val", None),
+    "train/{train,val}/{a,b}": ("train/train train/val", None),
+    "{train,dev,eval}/{a,b}": ("dev eval train", None),
+    "{val,test}/{a,b}": ("test val", None),
+    "test/{a,b}": ("test", None),
+    "PetImages/{train,test}/{cat,dog}": ("PetImages/test PetImages/train", None),
+}
+
+
+@pytest.mark.parametrize("layout", SPLITS)
+def test_splits_and_what_is_left_out(split, caplog, layout):
+    folders, left_out = SPLITS[layout]
+    found = split(layout)
+    assert sorted(" ".join(found.values()).split()) == folders.split()
+    if left_out is None:
+        assert not caplog.messages
+    else:
+        (told,) = caplog.messages
+        assert f": {left_out}" in told and "\n" not in told
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "{cat,dog}",
+        "{train,car}",
+        "{training,car,bus}",
+        "{test_tube,flask}",
+        "{test_tube,flask,train}",
+        "{test_tube,training,flask}",
+        "{valid,invalid}",
+        "{crash_test,assembly_line}",
+        "{bullet_train,steam_train,tram}",
+        "train/{steam,diesel} car/{suv,sedan}",
+        "PetImages/{cat,dog}",
+        "seg_train/{a,b}",
+        ". a b",
+    ],
+)
+def test_classes(split, layout):
+    assert split(layout) == {"train": "."}
+
+
+def test_a_class_that_is_called_like_a_split_is_told(split, caplog):
+    split("{training,car,test_tube}")
+    (told,) = caplog.messages
+    assert "training: read as a class" in told and "`train_split`" in told
+
+
+@pytest.mark.parametrize(
+    ("layout", "argument"),
+    [
+        ("{fine,coarse}/{train,test}/{a,b}", "dataset_config_name"),
+        ("{cat,dog}/{train,test}", "dataset_config_name"),
+        ("{left,right}/{train,val}/{x,y}", "dataset_config_name"),
+        ("{test,trainval}/{a,b}", "train_split"),
+        ("{test,train_val}/{a,b}", "train_split"),
+        ("{val,test,images}", "train_split"),
+        (". test", "train_split"),
+        ("train/{a,b} pool", "train_split"),
+        ("{train,test}{A,B}", "train_split"),
+        ("{train,val}{2014,2017}", "train_split"),
+        ("{train,test}_fold{1,2}", "train_split"),
+        ("train/{train,val}/{a,b} test/{a,b}", "dataset"),
+    ],
+)
+def test_what_is_not_clear_is_refused(split, layout, argument):
+    with pytest.raises(SiTError) as error:
+        split(layout)
+    assert error.value.argument == argument and error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("layout", "asked", "expected"),
+    [
+        ("{test,trainval}/{a,b}", "trainval", {"test": "test", "trainval": "trainval"}),
+        ("{train,car,bus}", "train", {"train": "train"}),
+        ("{train,test}{A,B}", "trainA", {"test": "testA", "trainA": "trainA"}),
+        ("{train,val}{2014,2017}", "train2017", {"train2017": "train2017", "val": "val2017"}),
+        (
+            "{train,test}/{a,b} unlabelled",
+            "unlabelled",
+            {"test": "test", "train": "train", "unlabelled": "unlabelled"},
+        ),
+        ("train/{a,b} pool", "train", {"train": "train"}),
+        ("train/{a,b} pool", "pool", {"pool": "pool"}),
+        ("{north,south}", "north", {"north": "north"}),
+        ("{train,val,test_images}", "val", {"test": "test_images", "train": "train", "val": "val"}),
+        ("seg_{train,test}", "seg_train", {"seg_train": "seg_train", "test": "seg_test"}),
+    ],
+)
+def test_the_user_may_name_a_sub_folder(split, layout, asked, expected):
+    assert split(layout, asked) == expected
+
+
+def test_a_split_that_is_named_changes_nothing(folder, caplog):
+    images = images_in(folder, "{train,val,test}/{a,b} unlabelled")
+    found = [split_folders(folder, images, asked) for asked in ((), ("val",), ("train", "test"), ("nonsense",))]
+    assert all(list(other.items()) == list(found[0].items()) for other in found[1:])
+    assert len(caplog.messages) == 1
+
+
+def test_file_names_of_splits_are_told(folder, caplog):
+    paths = [f"{folder}/{name}.png" for name in ("test_1", "train_1", "train_2")]
+    assert split_folders(folder, paths) == {"train": [(folder, paths)]}
+    assert "file names tell splits" in caplog.text
+    caplog.clear()
+    split_folders(folder, [*paths, f"{folder}/x.png"])
+    assert not caplog.messages
