@@ -20,8 +20,10 @@ import pyarrow as pa
 from modeling_sit.data.folder_splits import group_by_sub_folder, split_folders
 from modeling_sit.data.image_datasets import Shard
 from modeling_sit.data.opening import image_extensions
+from modeling_sit.data.own_files import walk
 from modeling_sit.data.parquet_files import describe_parquet_paths
 from modeling_sit.data.shard_splits import split_shards
+from modeling_sit.data.split_names import tell_once
 from modeling_sit.data.tar_files import describe_tars
 from modeling_sit.data.unread_splits import (
     SplitStream,
@@ -168,9 +170,10 @@ def _load_folder(folder: str, config_name: str | None, streaming: bool, asked: f
     if sub_folder is not None:
         return _load_folder(sub_folder, None, streaming, asked)
     images, parquet, tars, others = [], [], [], []
+    own: list[str] = []
     extensions = image_extensions()
     try:
-        for path in _walk(folder):
+        for path in walk(folder, own):
             name = path.lower()
             if name.endswith(extensions):
                 images.append(path)
@@ -183,6 +186,9 @@ def _load_folder(folder: str, config_name: str | None, streaming: bool, asked: f
     except OSError as error:
         raise SiTError(f"{error.filename}: {error.strerror}", remedy="the folder must be readable") from error
 
+    if own:
+        names = ", ".join(os.path.relpath(path, folder) for path in own[:10]) + (" and more" if len(own) > 10 else "")
+        tell_once(f"{folder}: not read, because programs of this package wrote it: {names}")
     kinds = {"images": images, "parquet files": parquet, "tar files": tars}
     found = [f"{kind} ({len(paths)})" for kind, paths in kinds.items() if paths]
     if len(found) > 1:
@@ -212,21 +218,6 @@ def _sub_folder(folder: str, name: str) -> str | None:
     with reader_errors(f"{folder} cannot be read"), os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     return _sub_folder(visible[0].path, name) if len(visible) == 1 and visible[0].is_dir() else None
-
-
-def _walk(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """The files in a folder and its sub-folders that are not hidden, in sorted order. Links are followed."""
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:  # a link back to a folder that we are in
-        return
-    with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in visible:
-        if entry.is_dir():
-            yield from _walk(entry.path, (*above, identity))
-        else:
-            yield entry.path
 
 
 def _folder_dataset(parts: list[tuple[str, list[str]]]) -> datasets.Dataset:

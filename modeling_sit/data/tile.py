@@ -34,6 +34,7 @@ from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, read_row
 from modeling_sit.data.labeled import labeled_splits, labels_of
 from modeling_sit.data.opening import max_image_pixels
+from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import train_validation_split
 from modeling_sit.runtime.arguments import build_arguments
@@ -135,6 +136,7 @@ def run_tiling(arguments: TilingArguments, command: str | None = None) -> Path:
         command (`str`, *optional*): What was typed, for the dataset's README.
     """
     output_dir = Path(arguments.output_dir)
+    check_outside_dataset(output_dir, arguments.dataset)
     check_output_dir(output_dir)
     images = load_images(
         arguments.dataset,

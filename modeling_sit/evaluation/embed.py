@@ -15,6 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.feature_files import cut_into_shards, feature_table, missing_shards, write_shard
@@ -164,6 +165,7 @@ def run_embedding(
     """
     if arguments.output_dir is None:
         raise SiTError("missing", argument="output_dir", remedy="give a folder for the parquet files")
+    check_outside_dataset(arguments.output_dir, dataset_arguments.dataset)
     embedder = _Embedder(arguments, feature_arguments, dataset_arguments)
     accelerator = embedder.accelerator
     settings = embedder.fingerprint()

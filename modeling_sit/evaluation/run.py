@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.labeled import labeled_splits
+from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.features import FeatureArguments, check_features_asked_for, frozen_features
@@ -134,6 +135,7 @@ def run_evaluation(
     accelerator = Accelerator(cpu=device.type == "cpu")
     device = device if accelerator.num_processes == 1 else accelerator.device
     with sync_errors(accelerator):
+        check_outside_dataset(arguments.output_dir, dataset_arguments.dataset)
         output_dir = results_folder(arguments)
         if output_dir is not None:
             read_results(output_dir)  # before anything is computed

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
 from modeling_sit.experiments.compared_images import compared_images
 from modeling_sit.experiments.comparison_arguments import ComparisonArguments
@@ -92,6 +93,7 @@ def run_comparison(
             they are known before.
     """
     output_dir = Path(arguments.output_dir)
+    check_outside_dataset(output_dir, arguments.dataset)
     claim_folder(output_dir, _settings(arguments, choices), RUN_FOLDERS, arguments.overwrite_output_dir)
     images = compared_images(arguments)
     runs = Runs(arguments, images, choices)

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.evaluation.results import write_results
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import PushCheckpoints, RunHistory, StopAtSignal
@@ -95,6 +96,7 @@ def run_finetuning(
         [`TrainingInterrupted`]: If a signal ended the run.
     """
     started = time.time()
+    check_outside_dataset(training_arguments.output_dir, arguments.dataset)
     _check_output_dir(training_arguments.output_dir, arguments.model_name_or_path)
     checkpoint = find_checkpoint(training_arguments.output_dir, training_arguments.resume_from_checkpoint)
     mark_run(Path(training_arguments.output_dir), "finetune")

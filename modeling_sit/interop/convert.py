@@ -18,6 +18,7 @@ from modeling_sit import SiTForImageClassification
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.image_datasets import read_row
+from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.interop.formats import FORMATS, Format
@@ -127,6 +128,7 @@ def run_conversion(arguments: ConversionArguments) -> ConversionResult:
     """[`convert`] for arguments that are checked already."""
     output_format, destination = FORMATS[arguments.format], Path(arguments.destination)
     output_format.check_installed(arguments.format)
+    check_outside_dataset(destination, arguments.dataset, "destination")
     check_destination(arguments.source, destination, output_format.suffix, arguments.overwrite_output_dir)
     with argument_names(model_name_or_path="source"):
         source = load_checkpoint(

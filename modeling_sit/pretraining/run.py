@@ -16,6 +16,7 @@ from accelerate.utils import ProjectConfiguration
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
 import modeling_sit
+from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.hub.provenance import Start, describe_call, describe_start
 from modeling_sit.pretraining.arguments import PretrainingFlags, parse_time
 from modeling_sit.pretraining.card import RunFacts, write_pretraining_card
@@ -107,6 +108,7 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
         command (`str`, *optional*): What started the run, for the model card. Default: the command line.
     """
     started, output_dir = time.time(), Path(flags.run.output_dir)
+    check_outside_dataset(output_dir, flags.run.dataset)
     flags, chosen = recall_choices(flags)
     accelerator = create_accelerator(
         mixed_precision=default_precision(flags, chosen),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import PIL.Image
@@ -16,6 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.label_encoding import join
+from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.features import (
@@ -89,7 +90,7 @@ def run_reconstructions(
     Raises:
         [`SiTError`]: If an argument is wrong, the model or the images cannot be used, or the file cannot be written.
     """
-    check_writable(figure.output)
+    check_writable(figure.output, chosen.dataset)
     device = choose_device(figure.device)
     model, processor = load_reconstructing_model(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     images, captions = read_chosen(chosen, figure.seed, model.config.num_channels)
@@ -116,7 +117,7 @@ def run_attention(
     Raises:
         [`SiTError`]: As [`run_reconstructions`].
     """
-    check_writable(figure.output)
+    check_writable(figure.output, chosen.dataset)
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     images, captions = read_chosen(chosen, figure.seed, model.config.num_channels)
@@ -136,8 +137,9 @@ def run_embeddings(
     Raises:
         [`SiTError`]: As [`run_reconstructions`].
     """
-    for path in filter(None, (figure.output, arguments.html)):
-        check_writable(path)
+    for argument, path in (("output", figure.output), ("html", arguments.html)):
+        if path is not None:
+            check_writable(path, dataset_arguments.dataset, argument)
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     check_features_asked_for(model.config, feature_arguments.pooling, feature_arguments.layer)
@@ -194,7 +196,7 @@ def run_neighbours(
     Raises:
         [`SiTError`]: As [`run_reconstructions`].
     """
-    check_writable(figure.output)
+    check_writable(figure.output, dataset_arguments.dataset)
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     check_features_asked_for(model.config, feature_arguments.pooling, feature_arguments.layer)
@@ -335,12 +337,14 @@ def read_chosen(
     return shown, [label_text(labels[row]) or "" for row in rows]
 
 
-def check_writable(output: str) -> None:
-    """Check that a file can be written, before anything is computed for it. Leaves nothing behind.
+def check_writable(output: str, dataset: Any, argument: str = "output") -> None:
+    """Check that a file can be written and will not lie in the dataset, before anything is computed for it. Leaves nothing
+    behind.
 
     Raises:
-        [`SiTError`]: If it cannot.
+        [`SiTError`]: If it cannot, or will.
     """
+    check_outside_dataset(output, dataset, argument)
     path = Path(output)
     if path.is_dir():
         raise SiTError(f"{path} cannot be written: it is a folder", remedy=REMEDY)
