@@ -4,6 +4,7 @@ import io
 import math
 import os
 import re
+import stat
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,8 +139,18 @@ def decoded_size(image: dict | None, draft_scale: DraftScale) -> tuple[int, int]
         return -(-opened.width // factor), -(-opened.height // factor)
 
     encoded = image["bytes"]
+    if encoded is None:
+        _file_size(image["path"])
     with open(image["path"], "rb") if encoded is None else io.BytesIO(encoded) as file:
         return read_image(file, size)
+
+
+def _file_size(path: str | os.PathLike) -> int:
+    """Bytes of a file. Raises `UnreadableImage` for a pipe or a device, which may never give any."""
+    status = os.stat(path)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # open() refuses a folder
+        raise UnreadableImage("it is a pipe or a device, not a file")
+    return status.st_size
 
 
 def _decode(
@@ -152,7 +163,7 @@ def _decode(
     if image is None:
         raise UnreadableImage("there is no image, neither bytes nor a path")
     in_memory = not isinstance(image, (str, os.PathLike))
-    if (len(image) if in_memory else os.stat(image).st_size) == 0:
+    if (len(image) if in_memory else _file_size(image)) == 0:
         raise UnreadableImage("it is empty (0 bytes)")
 
     def load(opened: PIL.Image.Image) -> tuple[PIL.Image.Image, int]:

@@ -755,3 +755,13 @@ class TestReducedImages:
             ]
             differences.append(np.abs(views[0] - views[1]).mean())
         assert max(differences) < 1.5 and np.mean(differences) < 1
+
+
+def test_a_pipe_or_a_device_is_no_image(tmp_path):
+    """To open a pipe is to wait for its writer."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (str(tmp_path / "pipe.png"), os.devnull):
+        with pytest.raises(UnreadableImage, match="pipe or a device"):
+            decode_image(path)
+        with pytest.raises(UnreadableImage):
+            decoded_size({"bytes": None, "path": path}, DraftScale(((1, 1.0),), (1.0, 1.0)))
