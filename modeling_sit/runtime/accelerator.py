@@ -4,12 +4,13 @@ beside Accelerate."""
 import os
 import warnings
 from collections.abc import Mapping
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, DynamoBackend
+from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import (
@@ -26,6 +27,10 @@ from modeling_sit.runtime.errors import SiTError
 USE_INSTEAD = (
     "use scripts/accelerate_configs/fsdp2.yaml for a model that does not fit one device, multi_gpu.yaml for others"
 )
+
+# Seconds that processes wait for one another at least, and beyond what one of them waits for its images.
+LEAST_GROUP_TIMEOUT = 1800
+GROUP_MARGIN = 300
 
 # What `accelerate launch` sets for engines that do not work.
 REFUSED_LAUNCHES = {
@@ -68,6 +73,12 @@ def create_accelerator(**settings) -> Accelerator:
     accelerator = Accelerator(**settings)
     check_supported(accelerator, os.environ)
     return accelerator
+
+
+def patient_processes(seconds: float) -> InitProcessGroupKwargs:
+    """How long processes wait for one of them that waits for so many seconds at most: longer, so that its error is the one
+    that is told; and half an hour at least, for what one process does alone."""
+    return InitProcessGroupKwargs(timeout=timedelta(seconds=max(LEAST_GROUP_TIMEOUT, seconds + GROUP_MARGIN)))
 
 
 def forget_settings() -> None:

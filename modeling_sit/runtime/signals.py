@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator
 
+from modeling_sit.runtime.waiting import stop_waiting, wait_again
+
 # A terminal that is closed sends SIGHUP.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # From Linux's <linux/prctl.h>.
@@ -40,7 +42,9 @@ class StopSignal:
         self._group = None
         if accelerator.num_processes > 1:
             # A group of its own, on the host: asking must not wait for the work of the accelerators.
-            self._group = torch.distributed.new_group(backend="gloo")
+            handler = getattr(accelerator, "init_handler", None)
+            timeout = None if handler is None else handler.timeout
+            self._group = torch.distributed.new_group(backend="gloo", timeout=timeout)
 
     def __enter__(self) -> "StopSignal":
         self._handlers = {}
@@ -53,6 +57,7 @@ class StopSignal:
         for number, handler in self._handlers.items():
             # `None` is a handler that was not installed from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        wait_again()
 
     def _note(self, number: int, frame) -> None:
         if os.getpid() != self._process:  # a dataloader worker that was just forked goes on
@@ -60,6 +65,7 @@ class StopSignal:
         now = time.monotonic()
         if not self._received:
             self._received, self._received_at = number, now
+            stop_waiting(number)
             if self._is_main_process:
                 # Not by print, which the signal may have interrupted. Ctrl-C also ends a `tee` behind the run.
                 with contextlib.suppress(OSError, AttributeError, ValueError):
@@ -96,6 +102,13 @@ def die_with_parent(environment: Mapping[str, str]) -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in environment or "TORCHELASTIC_RUN_ID" in environment
     if launched and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_with_loop() -> None:
+    """Have the system kill this dataloader worker when the process that started it is gone (Linux only): one that hangs
+    would stay for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def ignore_signals_in_worker(worker: int) -> None:

@@ -23,6 +23,7 @@ from modeling_sit.runtime.accelerator import (
     full_state_dict,
     join_cpu_processes,
     load_full_state_dict,
+    patient_processes,
     prepare_student,
     shard_like,
 )
@@ -272,3 +273,9 @@ def test_nothing_is_sharded_like_a_plain_model(tiny_config):
     parameters = list(model.parameters())
     assert shard_like(model, SiTForPreTraining(tiny_config())) is model
     assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(600, 1800), (7200, 7500)])
+def test_processes_wait_longer_than_one_of_them_for_its_images(seconds, expected):
+    """Or the others would give up first, with an error that says nothing of images."""
+    assert patient_processes(seconds).timeout.total_seconds() == expected

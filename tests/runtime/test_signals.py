@@ -165,7 +165,7 @@ def test_processes_agree_on_the_highest(monkeypatch, said, own, other):
     """Two processes, the other one faked: neither may go on to a step that the other leaves before."""
     accelerator, groups, asked = Accelerator(cpu=True), [], []
     monkeypatch.setattr(type(accelerator), "num_processes", property(lambda self: 2))
-    monkeypatch.setattr(torch.distributed, "new_group", lambda backend: groups.append(backend) or "group")
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: groups.append(backend) or "group")
 
     def all_reduce(tensor, operation, group):
         assert (operation, group) == (torch.distributed.ReduceOp.MAX, "group")
