@@ -1,9 +1,14 @@
 """What the tests of the programs share: how to run one in this process, tiny models, and images."""
 
 import importlib.util
+import multiprocessing
 import os
+import signal
 import sys
+import tempfile
+import time
 from functools import partial
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 # Before anything imports the Hub's client: no test needs the network, and none should wait for it.
@@ -156,3 +161,33 @@ def one_line_error(run_program, capsys):
         return errors[0].removeprefix("error: ")
 
     return run
+
+
+@pytest.fixture
+def long_temporary_folder(tmp_path, monkeypatch) -> Path:
+    """Temporary files go into a folder whose path is too long for a socket."""
+    folder = tmp_path / ("scratch_job_" * 10)
+    folder.mkdir()
+    resource_sharer.stop(1)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)
+    yield folder
+    multiprocessing.current_process()._config.pop("tempdir", None)
+
+
+@pytest.fixture
+def hanging_workers(monkeypatch) -> list:
+    """In dataloader workers, an image is never decoded: the read does not return, whatever signal comes. What is put into
+    the list is called before."""
+    decode, acts = PIL.Image.open, []
+
+    def open_in_worker(*args, **kwargs):
+        if torch.utils.data.get_worker_info() is not None:
+            for act in acts:
+                act()
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            time.sleep(1000)
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(PIL.Image, "open", open_in_worker)
+    return acts

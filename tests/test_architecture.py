@@ -26,8 +26,8 @@ MAX_LINES, MAX_PARAMETERS, MAX_LINES_OF_THE_LOOP = 400, 8, 250
 LARGE = {"modeling_sit.py"}
 METHODS = ("sit", "simclr", "moco_v3", "moco", "dino", "ibot", "mae", "simmim", "lejepa")
 FLAG = re.compile(r"(?<![\w-])--[a-z]\w*")
-# Of accelerate's command line, which a card's command is read from.
-OTHERS_FLAGS = {"--module", "--sort"}
+# Of the command lines of accelerate, which a card's command is read from, of Docker, and of tar.
+OTHERS_FLAGS = {"--module", "--shm", "--sort"}
 
 
 def check_architecture(package: Path) -> list[str]:

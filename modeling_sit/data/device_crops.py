@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import DataLoader
 
 from modeling_sit.data.crops import CropsDataset, RandomCrops, all_unreadable
 from modeling_sit.data.decoded_cache import DecodedImageCache, ImageIndex
+from modeling_sit.data.loaders import BatchLoader
 
 # Crops that are resampled at once: enough to fill a GPU. Fewer if they are large, because they lie in one float32 tensor.
 CROPS_AT_A_TIME = 64
@@ -152,13 +152,13 @@ class CropLoader:
 
     Args:
         crops (`CropsOnDevice`): The images.
-        loader_settings: Arguments of `torch.utils.data.DataLoader`.
+        loader_settings: Arguments of [`~modeling_sit.data.loaders.BatchLoader`].
     """
 
     def __init__(self, crops: CropsOnDevice, **loader_settings):
         self.images = crops.device_images
         self.image_shapes = [group.image_shape for group in crops.random_crops.groups]
-        self.loader = DataLoader(crops, collate_fn=collate_boxes, **loader_settings)
+        self.loader = BatchLoader(crops, collate_fn=collate_boxes, **loader_settings)
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from modeling_sit.runtime.signals import ignore_signals_in_worker
+from modeling_sit.data.loaders import DEFAULT_TIMEOUT
 
 # Purposes of a seed. The same numbers give unrelated seeds for different purposes.
 ORDER, CROPS, STEP, PREVIEW, MONITOR, HOLD_OUT = range(6)
@@ -37,6 +37,7 @@ class LoadingSettings:
         process_index (`int`, *optional*, defaults to 0): Which process this is.
         num_processes (`int`, *optional*, defaults to 1): How many processes there are.
         device (`torch.device`, *optional*): Where the batches go.
+        timeout (`float`, *optional*, defaults to 600): Seconds to wait for a batch at most.
     """
 
     batch_size: int
@@ -47,14 +48,15 @@ class LoadingSettings:
     process_index: int = 0
     num_processes: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    timeout: float = DEFAULT_TIMEOUT
 
     @property
     def for_loader(self) -> dict[str, Any]:
-        """Arguments of `torch.utils.data.DataLoader`."""
+        """Arguments of [`~modeling_sit.data.loaders.BatchLoader`]."""
         return {
             "num_workers": self.num_workers,
             "pin_memory": self.device.type == "cuda",
-            "worker_init_fn": ignore_signals_in_worker,
+            "limit": self.timeout,
         }
 
 

@@ -8,23 +8,25 @@ process knows its place in the stream.
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import fsspec
 import torch
-from torch.utils.data import DataLoader
 
 from modeling_sit.data.crops import RandomCrops, as_pixels, collate_crops
 from modeling_sit.data.decoding import UnreadableImage, decode_image
 from modeling_sit.data.image_datasets import ImageDatasets
+from modeling_sit.data.loaders import BatchLoader
 from modeling_sit.data.sampling import CROPS, ORDER, LoadingSettings, derive_seed
 from modeling_sit.data.shard_reading import EncodedImage, ProcessStream
 from modeling_sit.runtime.errors import SiTError
 
 DEFAULT_BUFFER_SIZE = 1000
 READER_THREAD = "image-stream"
+# How long a stream that is closed waits for the read that goes on.
+CLOSING_SECONDS = 10
 
 
 @dataclass
@@ -193,7 +195,7 @@ class StreamingLoader:
 
     def __iter__(self) -> Iterator[dict]:
         states: deque[dict] = deque()  # of the batches that the workers have not returned yet
-        loader = DataLoader(
+        loader = BatchLoader(
             self.crops,
             batch_sampler=self._batches(states),
             collate_fn=collate_crops,
@@ -272,13 +274,27 @@ class StreamingLoader:
 def _read_ahead(blocks: Iterable[Any]) -> Iterator[Any]:
     """The same blocks. Each is read in a thread while the one before it is in use."""
     blocks = iter(blocks)
-    reader = ThreadPoolExecutor(1, thread_name_prefix=READER_THREAD)
+    coming = _read_in_background(blocks)
     try:
-        coming = reader.submit(next, blocks)
         while True:
             block = coming.result()
-            coming = reader.submit(next, blocks)
+            coming = _read_in_background(blocks)
             yield block
     finally:
         # The garbage collector may close this in the reader's own thread, which cannot wait for itself.
-        reader.shutdown(wait=not threading.current_thread().name.startswith(READER_THREAD))
+        if not threading.current_thread().name.startswith(READER_THREAD):
+            wait([coming], timeout=CLOSING_SECONDS)
+
+
+def _read_in_background(blocks: Iterator[Any]) -> Future:
+    """The next block, which a thread reads. A program that ends does not wait for a read that hangs."""
+    block: Future = Future()
+
+    def read() -> None:
+        try:
+            block.set_result(next(blocks))
+        except BaseException as problem:  # whoever asks for the block gets it
+            block.set_exception(problem)
+
+    threading.Thread(target=read, name=READER_THREAD, daemon=True).start()
+    return block

@@ -8,13 +8,13 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from modeling_sit.data.caching import ImageCacheArguments, cache_images
 from modeling_sit.data.crops import CropGroup, CropsDataset, DecodedImages, RandomCrops, collate_crops
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
 from modeling_sit.data.image_datasets import ImageDatasets
+from modeling_sit.data.loaders import BatchLoader
 from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
 from modeling_sit.data.shard_reading import first_images
 from modeling_sit.data.streaming import DEFAULT_BUFFER_SIZE, StreamedCrops, StreamingArguments, StreamingLoader
@@ -182,7 +182,7 @@ class TrainingData:
             if isinstance(self._crops, CropsOnDevice):
                 loader = CropLoader(self._crops, batch_sampler=sampler, **self.loading.for_loader)
             else:
-                loader = DataLoader(
+                loader = BatchLoader(
                     self._crops, batch_sampler=sampler, collate_fn=collate_crops, **self.loading.for_loader
                 )
         return _read(loader, self.name)
@@ -211,7 +211,7 @@ class TrainingData:
         return None if self._stream is None else self._stream.state_dict()
 
 
-def _read(loader: DataLoader | StreamingLoader | CropLoader, dataset: str) -> Iterator[dict[str, Any]]:
+def _read(loader: BatchLoader | StreamingLoader | CropLoader, dataset: str) -> Iterator[dict[str, Any]]:
     try:
         yield from loader
         return

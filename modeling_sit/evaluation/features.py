@@ -13,13 +13,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from modeling_sit.data.decoding import UnreadableImage, decode_image
 from modeling_sit.data.image_datasets import image_name
 from modeling_sit.data.labeled import labels_of
+from modeling_sit.data.loaders import DEFAULT_TIMEOUT, TIMEOUT_HELP, BatchLoader, worker_deaths
 from modeling_sit.image_modes import MODES
 from modeling_sit.modeling_sit import pool
 from modeling_sit.runtime.accelerator import reshard
@@ -60,9 +60,14 @@ class FeatureArguments:
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that read images. With 0, the main process reads them."}
     )
+    dataloader_timeout: int = field(default=DEFAULT_TIMEOUT, metadata={"help": TIMEOUT_HELP})
 
     def __post_init__(self):
-        for name, least in (("per_device_eval_batch_size", 1), ("dataloader_num_workers", 0)):
+        for name, least in (
+            ("per_device_eval_batch_size", 1),
+            ("dataloader_num_workers", 0),
+            ("dataloader_timeout", 1),
+        ):
             if getattr(self, name) < least:
                 raise SiTError(f"must be at least {least}, got {getattr(self, name)}", argument=name)
 
@@ -196,9 +201,10 @@ def extract_features(
     if device is not None or accelerator is not None:
         model.to(device or accelerator.device)
     batch_size = arguments.per_device_eval_batch_size
-    loader = DataLoader(
+    loader = BatchLoader(
         range(len(dataset)),
         batch_sampler=distributed_batches(len(dataset), batch_size, num_processes, process_index),
+        limit=arguments.dataloader_timeout,
         num_workers=arguments.dataloader_num_workers,
         # The workers read: the collate function is the one function of a loader that sees a batch as a whole.
         collate_fn=partial(read_batch, dataset=dataset, processor=processor, num_channels=encoder.config.num_channels),
@@ -211,6 +217,7 @@ def extract_features(
     readable = torch.zeros(len(dataset), dtype=torch.bool)
     unreadable: list[tuple[int, str]] = []
     with (
+        worker_deaths(),
         evaluation_mode(encoder),
         fast_products(encoder),
         torch.no_grad(),

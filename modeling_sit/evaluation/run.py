@@ -17,7 +17,7 @@ from modeling_sit.evaluation.metric_results import ProtocolResult
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 from modeling_sit.evaluation.results import as_result, read_results, write_results
 from modeling_sit.interop.arguments import WeightsFileArguments
-from modeling_sit.runtime.accelerator import choose_device, forget_settings
+from modeling_sit.runtime.accelerator import choose_device, forget_settings, patient_processes
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
@@ -132,7 +132,8 @@ def run_evaluation(
     """
     device = choose_device(arguments.device)
     forget_settings()  # of an earlier run of this process
-    accelerator = Accelerator(cpu=device.type == "cpu")
+    patience = patient_processes(arguments.dataloader_timeout)
+    accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
     device = device if accelerator.num_processes == 1 else accelerator.device
     with sync_errors(accelerator):
         check_outside_dataset(arguments.output_dir, dataset_arguments.dataset)

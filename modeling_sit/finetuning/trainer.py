@@ -13,6 +13,7 @@ defines
 """
 
 import copy
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,6 +25,8 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalPrediction
 
+from modeling_sit.data.hand_over import kill_workers
+from modeling_sit.data.loaders import BatchLoader, timely_batches, worker_deaths
 from modeling_sit.data.sampling import STEP, derive_seed
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import FindBestCheckpoint, FollowEpochs
@@ -36,8 +39,8 @@ from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.runtime.atomic_files import replace_files
 from modeling_sit.runtime.distributed import any_process
-from modeling_sit.runtime.errors import SiTError
-from modeling_sit.runtime.signals import ignore_signals_in_worker
+from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
+from modeling_sit.runtime.waiting import WaitStopped
 
 
 class Task(ABC):
@@ -168,7 +171,16 @@ class ReproducibleTrainer(Trainer):
             return
         if resume_from_checkpoint is not None:
             self.add_callback(FindBestCheckpoint(Path(resume_from_checkpoint)))
-        super().train(resume_from_checkpoint=resume_from_checkpoint)
+        try:
+            with worker_deaths():
+                super().train(resume_from_checkpoint=resume_from_checkpoint)
+        except WaitStopped as stopped:
+            name = signal.Signals(stopped.signal).name
+            raise TrainingInterrupted(
+                stopped.signal,
+                f"stopped by {name} after step {self.state.global_step}, as no batch came: an earlier checkpoint may be "
+                'there, and `resume_from_checkpoint="auto"` goes on from it',
+            ) from stopped
 
     def _stopped_early(self, checkpoint: str) -> bool:
         state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
@@ -188,10 +200,24 @@ class ReproducibleTrainer(Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        return _with_steady_workers(super().get_train_dataloader())
+        return self._guarded(super().get_train_dataloader())
 
     def get_eval_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
-        return _with_steady_workers(super().get_eval_dataloader(*args, **kwargs))
+        return self._guarded(super().get_eval_dataloader(*args, **kwargs))
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        # Where a run goes on amid an epoch, Accelerate makes another loader, which has no limit.
+        try:
+            with timely_batches(self.args.dataloader_timeout * num_batches, self.args.dataloader_num_workers):
+                return super().get_batch_samples(epoch_iterator, num_batches, device)
+        except (SiTError, WaitStopped):
+            kill_workers()
+            raise
+
+    def _guarded(self, loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
+        # Accelerate's loader holds the one that starts the workers.
+        BatchLoader.guard(getattr(loader, "base_dataloader", loader), self.args.dataloader_timeout)
+        return loader
 
     def _get_train_sampler(self, train_dataset=None) -> EpochOrder:
         return self.order
@@ -223,9 +249,7 @@ class ReproducibleTrainer(Trainer):
         return (loss, {"loss": loss, **predictions}) if return_outputs else loss
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        if self.average is None:
-            return super().evaluate(*args, **kwargs)
-        with self.average.applied(self.model):
+        with worker_deaths(), nullcontext() if self.average is None else self.average.applied(self.model):
             return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -282,10 +306,3 @@ class ReproducibleTrainer(Trainer):
 
     def _averaged(self) -> dict[str, torch.Tensor] | None:
         return None if self.average is None else self.average.weights
-
-
-def _with_steady_workers(loader: torch.utils.data.DataLoader) -> torch.utils.data.DataLoader:
-    """The same loader. A signal to all processes of a run does not end its workers, whose batches the step still needs."""
-    # Accelerate's loader holds the one that starts the workers.
-    getattr(loader, "base_dataloader", loader).worker_init_fn = ignore_signals_in_worker
-    return loader

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from modeling_sit.runtime.accelerator import join_cpu_processes
+from modeling_sit.data.loaders import DEFAULT_TIMEOUT, TIMEOUT_HELP
+from modeling_sit.runtime.accelerator import GROUP_MARGIN, join_cpu_processes
 from modeling_sit.runtime.errors import SiTError
 
 AUTO = "auto"
@@ -47,6 +48,7 @@ class FinetuningTrainingArguments(TrainingArguments):
             "the start and the width of the model."
         },
     )
+    dataloader_timeout: int = field(default=DEFAULT_TIMEOUT, metadata={"help": TIMEOUT_HELP})
     weight_decay: float = field(
         default=0.05, metadata={"help": "Weight decay. Biases, norms, tokens and positions have none."}
     )
@@ -141,6 +143,9 @@ class FinetuningTrainingArguments(TrainingArguments):
             raise SiTError(f"must be at least 1, got {self.max_steps}", argument="max_steps")
         if self.label_smoothing_factor is not None and not 0 <= self.label_smoothing_factor < 1:
             raise SiTError(f"must be in [0, 1), got {self.label_smoothing_factor}", argument="label_smoothing_factor")
+        if self.dataloader_timeout < 1:
+            raise SiTError(f"must be at least 1, got {self.dataloader_timeout}", argument="dataloader_timeout")
+        self.ddp_timeout = max(self.ddp_timeout, self.dataloader_timeout + GROUP_MARGIN)
         # Whether the run has to evaluate while it trains; `None` for as its images are.
         self.evaluates = None if self.eval_strategy is None else self.eval_strategy != "no"
         chooses = self.load_best_model_at_end or self.save_strategy == "best" or self.metric_for_best_model is not None

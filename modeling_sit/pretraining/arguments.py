@@ -9,6 +9,7 @@ import joblib
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.caching import ImageCacheArguments
 from modeling_sit.data.image_datasets import dataset_name
+from modeling_sit.data.loaders import DEFAULT_TIMEOUT, TIMEOUT_HELP
 from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.gmml import CORRUPTIONS
@@ -17,7 +18,13 @@ from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.pretraining.monitors import MonitorArguments
 from modeling_sit.runtime.errors import SiTError
 
-AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "max_steps")
+AT_LEAST_ONE = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "logging_steps",
+    "max_steps",
+    "dataloader_timeout",
+)
 AT_LEAST_ZERO = (
     "base_learning_rate",
     "min_learning_rate",
@@ -261,6 +268,7 @@ class PretrainingArguments(CardArguments, DatasetArguments):
         default=None,
         metadata={"help": "Processes that decode and crop, for each device. Default: 0 on a CPU, else up to 8."},
     )
+    dataloader_timeout: int = field(default=DEFAULT_TIMEOUT, metadata={"help": TIMEOUT_HELP})
     on_bad_image: Literal["skip", "error"] = field(
         default="skip",
         metadata={"help": "What to do with an image that cannot be read: skip it and name it, or end the run."},

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers.utils import ModelOutput
 
+from modeling_sit.data.loaders import worker_deaths
 from modeling_sit.data.sampling import PREVIEW, STEP, derive_seed
 from modeling_sit.data.training_data import TrainingData
 from modeling_sit.data.unreadable import UnreadableImages
@@ -30,9 +31,10 @@ from modeling_sit.pretraining.monitors import OnlineMonitors
 from modeling_sit.pretraining.outputs import export_model, preview_path, save_preview
 from modeling_sit.pretraining.resolve import Resolved
 from modeling_sit.pretraining.schedules import Schedules, is_due
+from modeling_sit.pretraining.stopping import interruption, stopped_waits
 from modeling_sit.runtime.accelerator import clip_gradients
 from modeling_sit.runtime.distributed import sync_errors
-from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.optimizer import set_hyperparameters
 from modeling_sit.runtime.signals import StopSignal
 
@@ -126,7 +128,24 @@ def train(run: Run, state: RunState, checkpoint: Path | None) -> None:
             stream_state = read_stream_state(checkpoint, accelerator.process_index)
         batches = run.data.batches(first_batch, run.num_batches, stream_state)
     unreadable = UnreadableImages(flags.on_bad_image, state.unreadable)
-    with closing(batches), StopSignal(accelerator) as stop_signal, create_logger(run, state) as logger:
+
+    def save_step(step: int) -> None:
+        state.step, state.seconds = step, time.time() - started
+        state.window, state.unreadable = logger.state_dict(), unreadable.named_by_all()
+        save(run, state, logger)
+
+    def save_alone() -> None:
+        check_losses(run, logger)
+        save_step(logger.step)
+
+    may_save_alone = accelerator.num_processes == schedules.batches_per_step == 1
+    with (
+        worker_deaths(),
+        closing(batches),
+        StopSignal(accelerator) as stop_signal,
+        create_logger(run, state) as logger,
+        stopped_waits(flags, state, logger, save_alone if may_save_alone else None),
+    ):
         for number, batch in enumerate(logger.timed(batches), start=first_batch):
             unreadable.add(batch["unreadable"])
             if accelerator.num_processes == 1:
@@ -156,11 +175,9 @@ def train(run: Run, state: RunState, checkpoint: Path | None) -> None:
                     values = run.monitors.run(run.method)
                     logger.log_monitors(epoch, values, collapse_warning(values))
                 if saves:
-                    state.step, state.seconds = step, time.time() - started
-                    state.window, state.unreadable = logger.state_dict(), unreadable.named_by_all()
-                    save(run, state, logger)
+                    save_step(step)
             if stopped_by and not is_last:
-                raise interruption(run, stopped_by, step)
+                raise interruption(flags, stopped_by, step, state.step)
     if first_batch == run.num_batches:  # a finished run, resumed to export other weights
         export(run, state)
 
@@ -216,13 +233,3 @@ def export(run: Run, state: RunState) -> None:
     with sync_errors(run.accelerator):
         if run.accelerator.is_main_process:
             write_run_state(run.output_dir, state)
-
-
-def interruption(run: Run, stopped_by: int, step: int) -> TrainingInterrupted:
-    """The error that ends a run before its last step."""
-    how = (
-        'its checkpoint is written, and `resume_from_checkpoint="auto"` goes on'
-        if run.flags.run.checkpointing_steps != "no"
-        else "no checkpoint was written, because `checkpointing_steps` is no"
-    )
-    return TrainingInterrupted(stopped_by, f"stopped by {stopped_by.name} after step {step}: {how}")

@@ -7,13 +7,12 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from modeling_sit.data.image_datasets import ImageDatasets, first_rows
+from modeling_sit.data.loaders import DEFAULT_TIMEOUT, BatchLoader
 from modeling_sit.evaluation.features import distributed_batches, evaluation_mode, read_batch
 from modeling_sit.pretraining.method import Method
 from modeling_sit.runtime.errors import SiTError
-from modeling_sit.runtime.signals import ignore_signals_in_worker
 
 # Without validation images, one in so many of the labeled ones is used to measure on, and the others to learn from.
 VALIDATION_STEP = 3
@@ -95,13 +94,22 @@ class MonitoredMethod:
         accelerator (`Accelerator`): Knows the processes, which share the images, the device and the precision.
         batch_size (`int`, *optional*, defaults to 64): Images of each process at a time.
         num_workers (`int`, *optional*, defaults to 0): Processes that read images; 0 reads in this one.
+        timeout (`float`, *optional*, defaults to 600): Seconds to wait for a batch at most.
     """
 
-    def __init__(self, method: Method, accelerator: Accelerator, batch_size: int = 64, num_workers: int = 0):
+    def __init__(
+        self,
+        method: Method,
+        accelerator: Accelerator,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        timeout: float = DEFAULT_TIMEOUT,
+    ):
         self.method = method
         self.accelerator = accelerator
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.timeout = timeout
         self.embedded: dict[int, tuple[datasets.Dataset, Embeddings]] = {}
 
     def embed(self, images: datasets.Dataset) -> Embeddings:
@@ -149,8 +157,8 @@ class MonitoredMethod:
             columns |= self.method.embed(pixel_values)
         return {name: made.float().cpu() for name, made in self.accelerator.gather(columns).items()}
 
-    def _own_batches(self, images: datasets.Dataset) -> DataLoader:
-        return DataLoader(
+    def _own_batches(self, images: datasets.Dataset) -> BatchLoader:
+        return BatchLoader(
             range(len(images)),
             batch_sampler=distributed_batches(
                 len(images), self.batch_size, self.accelerator.num_processes, self.accelerator.process_index
@@ -163,7 +171,7 @@ class MonitoredMethod:
                 num_channels=self.method.config.num_channels,
                 do_corrupt=False,
             ),
-            worker_init_fn=ignore_signals_in_worker,
+            limit=self.timeout,
             num_workers=self.num_workers,
             # A loader draws a seed for its workers, by default from the global generator.
             generator=torch.Generator(),

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from modeling_sit.data.image_datasets import ImageDatasets
+from modeling_sit.data.loaders import DEFAULT_TIMEOUT
 from modeling_sit.evaluation.collapse import effective_rank, embedding_std
 from modeling_sit.evaluation.knn import knn_predict
 from modeling_sit.evaluation.linear import linear_predict
@@ -135,6 +136,8 @@ class OnlineMonitors:
         [`SiTError`]: If a monitor is asked for that lacks labels or a teacher.
     """
 
+    timeout: float = DEFAULT_TIMEOUT  # seconds to wait for a batch at most
+
     def __init__(
         self,
         arguments: MonitorArguments,
@@ -169,7 +172,7 @@ class OnlineMonitors:
         """
         if not self.chosen:
             return {}
-        monitored = MonitoredMethod(method, self.accelerator, self.batch_size, self.num_workers)
+        monitored = MonitoredMethod(method, self.accelerator, self.batch_size, self.num_workers, self.timeout)
         values = {}
         if len(monitored.embed(self.images.train).features) > 0:
             for name in self.chosen:

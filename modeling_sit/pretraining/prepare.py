@@ -1,13 +1,16 @@
 """What a run needs before its first batch: images, networks, schedules, monitors. Nothing is written."""
 
+import math
 import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 
+from modeling_sit.data.crops import CropGroup
+from modeling_sit.data.hand_over import fitting_workers, free_shared_memory, needed_shared_memory, usable_workers
 from modeling_sit.data.image_datasets import TEST_SPLITS, ImageDatasets
 from modeling_sit.data.sampling import MONITOR, PREVIEW, derive_seed
 from modeling_sit.data.sources import load_images
@@ -58,14 +61,12 @@ def prepare(
     with sync_errors(accelerator):
         preset = resolve(flags, images, accelerator, chosen or {})
         flags = preset.flags
-    num_workers = default_num_workers(
-        flags.run.dataloader_num_workers, accelerator.device.type, accelerator.num_processes
-    )
     with sync_errors(accelerator):
         config = create_config(flags.model, images.num_train)
         processor = create_processor(config, flags.model, flags.corruption)
         method = METHODS[flags.run.method](config, processor, flags).to(accelerator.device)
         groups = method.view_groups(flags.views)
+        workers = choose_workers(flags, accelerator, [group.crops for group in groups], config.num_channels)
         data = data or TrainingData(
             images,
             [group.crops for group in groups],
@@ -74,10 +75,11 @@ def prepare(
                 seed=flags.run.seed,
                 num_channels=config.num_channels,
                 crop_ratio=tuple(flags.views.crop_ratio),
-                num_workers=num_workers,
+                num_workers=workers.training,
                 process_index=accelerator.process_index,
                 num_processes=accelerator.num_processes,
                 device=accelerator.device,
+                timeout=flags.run.dataloader_timeout,
             ),
             flags.streaming,
             flags.cache,
@@ -91,8 +93,9 @@ def prepare(
             accelerator,
             seed=derive_seed(flags.run.seed, MONITOR),
             batch_size=flags.run.per_device_train_batch_size,
-            num_workers=num_workers,
+            num_workers=workers.monitors,
         )
+        monitors.timeout = flags.run.dataloader_timeout
     method.synchronize_batch_norm()
     use_fast_products(method)
     optimizer = create_optimizer(method.student, (flags.run.adam_beta1, flags.run.adam_beta2), accelerator.device)
@@ -119,6 +122,40 @@ def prepare(
         started=time.time() if started is None else started,
         preset=preset,
     )
+
+
+class Workers(NamedTuple):
+    """Dataloader workers of one process, which have room for their batches."""
+
+    training: int
+    monitors: int
+
+
+def choose_workers(
+    flags: PretrainingFlags, accelerator: Accelerator, groups: list[CropGroup], num_channels: int
+) -> Workers:
+    """How many workers read images for training, and for the monitors meanwhile.
+
+    Raises:
+        [`SiTError`]: If a worker cannot hand a batch over, or there is no room for the batches of as many workers as the user
+            asks for.
+    """
+    asked, device_type = flags.run.dataloader_num_workers, accelerator.device.type
+    num_workers = default_num_workers(asked, device_type, accelerator.num_processes)
+    if num_workers == 0:
+        return Workers(0, 0)
+    batch_size, pinned = flags.run.per_device_train_batch_size, device_type == "cuda"
+    num_pixels = sum(group.number * math.prod(group.image_shape) for group in groups)
+    batch_bytes = batch_size * num_channels * num_pixels  # uint8
+    places = ("device", "auto") if pinned else ("device",)
+    if asked is not None and flags.cache.image_cache in places:
+        batch_bytes = 1  # crops that are cut on the device are boxes until then
+    num_workers = usable_workers(num_workers, asked, batch_bytes, accelerator.num_processes, pinned)
+    free = free_shared_memory()
+    if free is not None:
+        free = free // accelerator.num_processes - needed_shared_memory(batch_bytes, num_workers, pinned=pinned)
+    of_monitors = 4 * batch_size * num_channels * math.prod(groups[0].image_shape)  # float32
+    return Workers(num_workers, fitting_workers(of_monitors, num_workers, free))
 
 
 def load_training_images(flags: PretrainingFlags) -> ImageDatasets:

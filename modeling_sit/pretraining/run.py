@@ -35,7 +35,7 @@ from modeling_sit.pretraining.prepare import describe_run, prepare
 from modeling_sit.pretraining.resolve import default_precision, recall_choices
 from modeling_sit.pretraining.resume_check import check_resume_compatible, run_fingerprint
 from modeling_sit.pretraining.time_budget import fit_into_time
-from modeling_sit.runtime.accelerator import create_accelerator, forget_settings
+from modeling_sit.runtime.accelerator import create_accelerator, forget_settings, patient_processes
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, sync_errors
 from modeling_sit.runtime.errors import SiTError
@@ -114,6 +114,7 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
         mixed_precision=default_precision(flags, chosen),
         gradient_accumulation_steps=flags.run.gradient_accumulation_steps,
         log_with=choose_trackers(flags.run.report_to) or None,
+        kwargs_handlers=[patient_processes(flags.run.dataloader_timeout)],
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / "logs"),
     )
     precision = torch.get_float32_matmul_precision()

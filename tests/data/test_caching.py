@@ -24,7 +24,6 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from modeling_sit.data import caching, decoded_cache
 from modeling_sit.data.caching import CacheBuilder, ImageCacheArguments, cache_images
@@ -32,6 +31,7 @@ from modeling_sit.data.crops import CropGroup, CropsDataset, DecodedImages, Rand
 from modeling_sit.data.decoded_cache import DecodedImageCache, cache_key, estimate_bytes, write_images
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
+from modeling_sit.data.loaders import BatchLoader
 from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
 from modeling_sit.data.sources import load_images
 from modeling_sit.runtime.errors import SiTError
@@ -126,7 +126,7 @@ def batches_of(crops, **settings):
     sampler = ResumableBatchSampler(len(crops), loading, 0, 4)
     if isinstance(crops, CropsOnDevice):
         return CropLoader(crops, batch_sampler=sampler, **loading.for_loader)
-    return DataLoader(crops, batch_sampler=sampler, collate_fn=collate_crops, **loading.for_loader)
+    return BatchLoader(crops, batch_sampler=sampler, collate_fn=collate_crops, **loading.for_loader)
 
 
 class TestFile:

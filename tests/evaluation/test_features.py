@@ -330,7 +330,10 @@ def test_nothing_is_drawn_from_the_global_generator(vit, images, processor):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("argument", "value"), [("per_device_eval_batch_size", 0), ("dataloader_num_workers", -1)])
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("per_device_eval_batch_size", 0), ("dataloader_num_workers", -1), ("dataloader_timeout", 0)],
+)
 def test_arguments_out_of_range(argument, value):
     with pytest.raises(SiTError) as error:
         FeatureArguments(**{argument: value})

@@ -72,3 +72,17 @@ def test_every_result_can_be_written_as_json(model, flowers, tmp_path):
     results = evaluate(model, flowers, protocols=["knn", "linear", "fewshot", "retrieval"], **arguments)
     assert json.loads(json.dumps(results)) == results
     assert load_images(str(flowers)).name == results["knn"]["dataset"]
+
+
+class TestWorkers:
+    def error(self, model, images, **arguments) -> SiTError:
+        with pytest.raises(SiTError) as error:
+            evaluate(str(model), str(images), knn_k=3, device="cpu", dataloader_num_workers=2, **arguments)
+        return error.value
+
+    def test_that_cannot_hand_over_a_batch(self, model, flowers, long_temporary_folder):
+        error = self.error(model, flowers)
+        assert error.argument == "dataloader_num_workers" and "TMPDIR" in error.remedy
+
+    def test_that_hang(self, model, flowers, hanging_workers):
+        assert self.error(model, flowers, dataloader_timeout=1).argument == "dataloader_timeout"

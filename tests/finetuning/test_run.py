@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import stat
@@ -32,6 +33,7 @@ from modeling_sit.data.labeled import LabeledImageDataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.finetuning import classification, run
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
+from modeling_sit.runtime import waiting
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 
 COLORS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 30)}
@@ -426,6 +428,17 @@ class TestGoingOn:
         assert_equal(weights_in(whole), weights_in(stopped))
         assert results_of(whole) == results_of(stopped)
 
+    @pytest.mark.parametrize("arguments", [{}, {"resume_from_checkpoint": "auto"}])
+    def test_sigterm_while_no_batch_comes(self, finetune, sit, colors, monkeypatch, hanging_workers, arguments):
+        """Nor does it where the run goes on amid an epoch, for which Accelerate makes a loader of its own."""
+        if arguments:
+            finetune(sit, colors, **CHECKPOINTS, steps=2, batch_size=10)
+        monkeypatch.setattr(waiting, "SECONDS_AFTER_A_SIGNAL", 0.5)
+        hanging_workers.append(lambda: os.kill(os.getppid(), signal.SIGTERM))
+        with pytest.raises(TrainingInterrupted) as stop:
+            finetune(sit, colors, **CHECKPOINTS, **arguments, dataloader_num_workers=1, steps=3, batch_size=10)
+        assert stop.value.signal == signal.SIGTERM
+
     def test_auto_in_a_new_folder_starts(self, finetune, sit, colors):
         begun = finetune(sit, colors, resume_from_checkpoint="auto", name="auto")
         assert_same(weights_in(begun), weights_in(finetune(sit, colors, name="plain")))
@@ -749,3 +762,31 @@ class TestMistakes:
         error = refused(sit, colors, learning_rate=1e30, warmup_steps=0, steps=20)
         assert "not finite at step" in error.problem and "`learning_rate`" in error.remedy
         assert not (tmp_path / "refused" / "eval_results.json").exists()
+
+
+class TestWorkers:
+    def test_that_cannot_hand_over_a_batch(self, refused, sit, colors, long_temporary_folder):
+        error = refused(sit, colors, dataloader_num_workers=2)
+        assert error.argument == "dataloader_num_workers" and "TMPDIR" in error.remedy
+
+    @pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 2}, {"learning_rate": "auto"}])
+    def test_that_hang(self, refused, sit, colors, hanging_workers, arguments):
+        error = refused(sit, colors, **arguments, dataloader_num_workers=2, dataloader_timeout=1)
+        assert error.argument == "dataloader_timeout"
+
+    def test_that_hang_where_a_run_goes_on(self, finetune, refused, sit, colors, hanging_workers):
+        """Amid an epoch Accelerate makes a loader of its own."""
+        finetune(sit, colors, **CHECKPOINTS, steps=2, batch_size=10)
+        arguments = {"resume_from_checkpoint": "auto", "dataloader_num_workers": 2, "dataloader_timeout": 1}
+        error = refused(sit, colors, **CHECKPOINTS, **arguments, name="out", steps=3, batch_size=10)
+        assert error.argument == "dataloader_timeout"
+        for worker in multiprocessing.active_children():
+            worker.join(10)
+            assert not worker.is_alive()
+
+    def test_that_hang_at_an_evaluation(self, refused, sit, colors, hanging_workers, monkeypatch):
+        monkeypatch.setattr(ReproducibleTrainer, "train", lambda *_: None)
+        assert refused(sit, colors, dataloader_num_workers=2, dataloader_timeout=1).argument == "dataloader_timeout"
+
+    def test_with_too_little_time(self, refused, sit, colors):
+        assert refused(sit, colors, dataloader_timeout=0).argument == "dataloader_timeout"

@@ -61,6 +61,7 @@ class TestRun:
             ("adam_beta2", 1.0),
             ("max_grad_norm", -1.0),
             ("dataloader_num_workers", -1),
+            ("dataloader_timeout", 0),
             ("preview_steps", -1),
             ("checkpoints_total_limit", -1),
         ],

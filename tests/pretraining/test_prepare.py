@@ -1,7 +1,9 @@
 """What a run is prepared from: images, models to go on from, and settings, each refused by name where it does not fit."""
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import PIL.Image
@@ -22,8 +24,11 @@ from transformers import (
 )
 
 from modeling_sit import SiTImageProcessor
+from modeling_sit.data import hand_over
+from modeling_sit.data.crops import CropGroup
 from modeling_sit.data.sources import load_images
-from modeling_sit.pretraining.prepare import load_training_images
+from modeling_sit.pretraining import prepare
+from modeling_sit.pretraining.prepare import choose_workers, load_training_images
 from modeling_sit.pretraining.run import pretrain as pretrain_images
 from modeling_sit.runtime.errors import SiTError
 
@@ -211,3 +216,60 @@ def test_without_a_compiler(refused, monkeypatch):
     error = refused(torch_compile=True)
     assert error.argument == "torch_compile" and "No working C++ compiler found" in str(error)
     assert "leave the argument out" in str(error) and "more" not in str(error)
+
+
+class TestWorkers:
+    @pytest.mark.parametrize("arguments", [{}, {"dry_run": True}, {"streaming": True}, {"image_cache": "memory"}])
+    def test_that_cannot_hand_over_a_batch(self, refused, long_temporary_folder, arguments):
+        error = refused(**arguments, dataloader_num_workers=2)
+        assert error.argument == "dataloader_num_workers"
+        assert str(long_temporary_folder) in error.problem and "TMPDIR" in error.remedy
+
+    def test_are_told_before_anything_is_written(self, refused, long_temporary_folder, tmp_path):
+        refused(dataloader_num_workers=2)
+        assert not (tmp_path / "refused").exists()
+
+    def test_in_a_small_shared_memory(self, refused, monkeypatch):
+        batch = 8 * 2 * 16 * 16  # digits have one channel
+        monkeypatch.setattr(hand_over, "free_shared_memory", lambda: 5 * batch)
+        error = refused(dataloader_num_workers=4)
+        assert error.argument == "dataloader_num_workers"
+        assert "--shm-size" in error.remedy and "`dataloader_num_workers=2`" in error.remedy
+        monkeypatch.setattr(hand_over, "free_shared_memory", lambda: batch)
+        assert "`dataloader_num_workers=0`" in refused(dataloader_num_workers=4).remedy
+
+    def test_that_nobody_asked_for_are_as_many_as_fit(self, flags_of, monkeypatch, capsys):
+        groups, batch = [CropGroup(2, (16, 16), (0.2, 1))], 8 * 2 * 16 * 16 * 3
+        accelerator = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
+        flags = flags_of(per_device_train_batch_size=8, image_cache="none")
+        monkeypatch.setattr("joblib.cpu_count", lambda: 64)
+        for room, workers in ((1000 * batch, (8, 8)), (13 * batch, (8, 0)), (4 * batch, (3, 0))):
+            monkeypatch.setattr(hand_over, "free_shared_memory", lambda room=room: room)
+            monkeypatch.setattr(prepare, "free_shared_memory", lambda room=room: room)
+            assert choose_workers(flags, accelerator, groups, num_channels=3) == workers
+            assert ("3 dataloader workers, not 8" in capsys.readouterr().err) == (workers[0] == 3)
+        monkeypatch.setattr(hand_over, "free_shared_memory", lambda: batch)
+        with pytest.raises(SiTError) as error:
+            choose_workers(flags, accelerator, groups, num_channels=3)
+        assert error.value.argument == "dataloader_num_workers"
+
+    @pytest.mark.parametrize("arguments", [{}, {"streaming": True}])
+    def test_that_hang(self, refused, save_images, tmp_path, hanging_workers, arguments):
+        images = save_images(tmp_path / "images", 10)
+        arguments |= {"dataset": images, "channels": 3, "dataloader_num_workers": 2}
+        assert refused(**arguments, dataloader_timeout=1).argument == "dataloader_timeout"
+
+    def test_that_hang_at_a_monitor(self, refused, save_images, tmp_path, hanging_workers):
+        """Training takes its images from a cache."""
+        arguments = {"dataset": save_images(tmp_path / "images", 10), "channels": 3, "image_cache": "memory"}
+        arguments |= {"monitor_steps": 1, "dataloader_num_workers": 1, "dataloader_timeout": 1}
+        assert refused(**arguments).argument == "dataloader_timeout"
+
+
+def test_a_pipe_among_the_images_is_no_image(pretrain, save_images, tmp_path, capsys):
+    """To open one is to wait for its writer."""
+    images = save_images(tmp_path / "images", 10)
+    os.mkfifo(images / "pipe.png")
+    for number, arguments in enumerate(({}, {"dataloader_num_workers": 1}, {"image_cache": "memory"})):
+        pretrain(f"out{number}", dataset=images, channels=3, per_device_train_batch_size=11, **arguments)
+        assert f"skipped an unreadable image: {images / 'pipe.png'}" in capsys.readouterr().err

@@ -24,6 +24,7 @@ TINY = "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,decoder_hidden_
 HARMLESS = {
     *("dataset", "dataset_config_name", "image_column", "label_column", "validation_split"),  # seen by the fingerprint
     *("output_dir", "overwrite_output_dir", "export", "dataloader_num_workers", "on_bad_image", "logging_steps"),
+    "dataloader_timeout",
     *("preview_steps", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "report_to"),
     *("allow_changed_settings", "dry_run", "model_name_or_path", "attn_implementation", "gradient_checkpointing"),
     *("preset", "time_budget"),  # in the values that they give
