@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, Literal, TextIO, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -23,7 +23,14 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from modeling_sit.data.crops import CropsDataset, DecodedImages
-from modeling_sit.data.decoded_cache import CacheTooLarge, DecodedImageCache, cache_key, estimate_bytes, write_images
+from modeling_sit.data.decoded_cache import (
+    SECONDS_FOR_AN_IMAGE,
+    CacheTooLarge,
+    DecodedImageCache,
+    cache_key,
+    estimate_bytes,
+    write_images,
+)
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.device_crops import CropsOnDevice, DeviceImages
 from modeling_sit.data.free_memory import free_memory
@@ -47,6 +54,8 @@ CONSEQUENCE = "image caches are not shared while they are made, and old ones sta
 CACHES_KEPT = 2
 # While one process decodes, the others ask for news this often, in seconds. Without that their connections time out.
 PATIENCE = 20
+# Seconds between two looks at a lock that another process holds.
+LOCK_INTERVAL = 0.5
 # What a file raises that is missing, cut short or foreign.
 UNUSABLE = (OSError, ValueError, pa.ArrowException)
 
@@ -169,6 +178,8 @@ class CacheBuilder:
             try:
                 return kind, self._build(kind, fraction), self.key
             except SiTError as error:
+                if error.argument == "dataset":  # no other place would help
+                    raise
                 reason = error.problem
         _log(f"no image cache, every epoch decodes the images again: {reason}")
         return "none", None, self.key
@@ -213,7 +224,7 @@ class CacheBuilder:
                 is_locked = take_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, CONSEQUENCE)
             except LockHeld:
                 _log(f"image cache: waiting for another process that makes one in {self.folder}")
-                is_locked = take_lock(lock, fcntl.LOCK_EX, CONSEQUENCE)
+                is_locked = self._wait_for_other(lock)
             if self._is_usable():
                 with suppress(PermissionError):  # of another user
                     os.utime(self.path)
@@ -230,6 +241,22 @@ class CacheBuilder:
             with replace_file(self.path, process) as unfinished, open(unfinished, "w+b") as file:
                 self._write(file, "disk", room)
         return self.path
+
+    def _wait_for_other(self, lock: TextIO) -> bool:
+        """Wait for the lock of a process that makes a cache, as long as its file grows. Whether there is a lock."""
+        seen, seen_at = None, time.monotonic()
+        while True:
+            with suppress(LockHeld):
+                return take_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, CONSEQUENCE)
+            written = [(path, path.stat().st_size) for path in self.folder.glob(f"{TEMPORARY_PREFIX}*")]
+            if written != seen:
+                seen, seen_at = written, time.monotonic()
+            elif time.monotonic() - seen_at > SECONDS_FOR_AN_IMAGE:
+                raise _error(
+                    "disk",
+                    f"another process holds {self.folder}, and has written nothing for {SECONDS_FOR_AN_IMAGE} s",
+                )
+            time.sleep(LOCK_INTERVAL)
 
     def _is_usable(self) -> bool:
         """Whether the cache is on disk, and its unreadable images still cannot be read."""

@@ -11,12 +11,15 @@ import hashlib
 import mmap
 import os
 import sys
+import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,6 +29,7 @@ from tqdm import tqdm
 
 from modeling_sit.data.crops import DecodedImages
 from modeling_sit.data.decoding import UnreadableImage, decoded_size
+from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.locks import take_lock
 
 COLUMNS = pa.schema({"pixels": pa.large_binary(), "height": pa.int64(), "width": pa.int64(), "problem": pa.string()})
@@ -34,6 +38,8 @@ BATCH_BYTES = 16 * 2**20
 BATCH_ROWS = 1000
 KEY_BATCH_SIZE = 10_000
 NUM_SAMPLED_SIZES = 256
+# Then it is not the image that is slow, but its disk that does not answer.
+SECONDS_FOR_AN_IMAGE = 600
 
 
 class CacheTooLarge(Exception):
@@ -188,12 +194,43 @@ def write_images(file: BinaryIO, images: DecodedImages, key: str, max_bytes: int
 def _decode_all(images: DecodedImages) -> Iterator[dict[str, Any]]:
     """The rows of the file. Threads decode a few images ahead, for Pillow lets others run meanwhile."""
     num_threads, coming = _num_cores(), deque()
-    with ThreadPoolExecutor(num_threads) as pool:
+    tasks: SimpleQueue[tuple[int, Future] | None] = SimpleQueue()
+    # No ThreadPoolExecutor: a program that ends would wait for a thread of it that hangs in a read.
+    for _ in range(num_threads):
+        threading.Thread(target=_decode_tasks, args=(images, tasks), daemon=True).start()
+    try:
         for index in range(len(images)):
-            coming.append(pool.submit(_decode, images, index))
+            coming.append(Future())
+            tasks.put((index, coming[-1]))
             if len(coming) > 4 * num_threads:
-                yield coming.popleft().result()
-        yield from (row.result() for row in coming)
+                yield _wait_for(coming.popleft())
+        while coming:
+            yield _wait_for(coming.popleft())
+    finally:
+        for row in coming:
+            row.cancel()
+        for _ in range(num_threads):
+            tasks.put(None)
+
+
+def _decode_tasks(images: DecodedImages, tasks: SimpleQueue) -> None:
+    for index, row in iter(tasks.get, None):
+        if row.set_running_or_notify_cancel():
+            try:
+                row.set_result(_decode(images, index))
+            except BaseException as problem:  # whoever asks for the row gets it
+                row.set_exception(problem)
+
+
+def _wait_for(row: Future) -> dict[str, Any]:
+    try:
+        return row.result(SECONDS_FOR_AN_IMAGE)
+    except FutureTimeout:
+        raise SiTError(
+            f"an image is not decoded within {SECONDS_FOR_AN_IMAGE} s",
+            argument="dataset",
+            remedy="see whether the disk or the network of the images still answers",
+        ) from None
 
 
 def _decode(images: DecodedImages, index: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,7 @@ from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
 from modeling_sit.data.loaders import BatchLoader
 from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
 from modeling_sit.data.sources import load_images
+from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.locks import warn_without_lock
 
@@ -633,3 +635,48 @@ class TestProgram:
     def test_a_folder_of_no_account_is_an_error(self, one_line_error, folder, tmp_path):
         flags = self.flags(folder, tmp_path / "out", "--image_cache", "memory", "--image_cache_dir", "cache")
         assert "--image_cache_dir" in one_line_error("pretrain", *flags, code=2)
+
+
+class TestHanging:
+    """A read that hangs ends in an error, and another process that hangs too."""
+
+    @pytest.fixture(autouse=True)
+    def little_time(self, monkeypatch):
+        monkeypatch.setattr(caching, "SECONDS_FOR_AN_IMAGE", 0.5)
+        monkeypatch.setattr(decoded_cache, "SECONDS_FOR_AN_IMAGE", 0.5)
+        monkeypatch.setattr(caching, "LOCK_INTERVAL", 0.05)
+
+    @pytest.mark.parametrize("kind", ["memory", "disk", "auto"])
+    def test_in_a_read(self, folder, tmp_path, monkeypatch, kind):
+        go_on = threading.Event()
+        monkeypatch.setattr(decoded_cache, "_decode", lambda images, index: go_on.wait(60))
+        started = time.monotonic()
+        with pytest.raises(SiTError) as error:
+            cached(folder, kind, tmp_path / "cache" if kind == "disk" else None)
+        assert time.monotonic() - started < 20
+        assert error.value.argument == "dataset"
+        go_on.set()
+
+    def test_in_another_process_that_holds_the_folder(self, folder, tmp_path):
+        path = cached(folder, "disk", tmp_path / "cache").images.path
+        with open(path.parent / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(SiTError) as error:
+                cached(folder, "disk", tmp_path / "cache")
+        assert error.value.argument == "image_cache" and str(path.parent) in error.value.problem
+
+    def test_in_no_process_whose_file_grows(self, folder, tmp_path):
+        path = cached(folder, "disk", tmp_path / "cache").images.path
+
+        def write(lock):
+            for number in range(12):
+                (path.parent / f"{TEMPORARY_PREFIX}other").write_bytes(bytes(number))
+                time.sleep(0.1)
+            lock.close()
+
+        lock = (path.parent / "lock").open("a")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        writer = threading.Thread(target=write, args=(lock,))
+        writer.start()
+        assert len(cached(folder, "disk", tmp_path / "cache")) == 8
+        writer.join()
