@@ -54,6 +54,20 @@ def test_loads_by_the_path_of_its_file(name, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_needs_no_cache(name, monkeypatch, tmp_path):
+    """A cache of Hugging Face that cannot be written, as in a container of another user, is none of its business."""
+    (tmp_path / "file").touch()
+    for cache in ("HF_METRICS_CACHE", "HF_MODULES_CACHE", "HF_EVALUATE_CACHE", "HF_CACHE_HOME"):
+        monkeypatch.setattr(f"evaluate.config.{cache}", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    is_ranked = name in ("top_k_accuracy", "mean_average_precision")
+    predictions = [[0.9, 0.1], [0.2, 0.8]] if is_ranked else [0, 1]
+    references = [[1, 0], [0, 1]] if name == "mean_average_precision" else [0, 1]
+    (value,) = load_metric(name).compute(predictions=predictions, references=references).values()
+    assert value == 1.0 and not list(tmp_path.rglob("cache"))
+
+
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_top_k_equals_scikit_learn(k):
     scores, _ = scores_with_ties(k)

@@ -1,7 +1,9 @@
 """The metrics of the protocols, shipped as `evaluate` modules so that no evaluation needs the network."""
 
+import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +16,10 @@ METRICS = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
 def load_metric(name: str, config_name: str | None = None) -> "evaluate.EvaluationModule":
     """
-    Load one of this package's metrics with `evaluate`, from the file that came with the package.
+    Load one of this package's metrics, as `evaluate.load` does from its file.
 
-    The metric keeps its predictions in memory and not in a cache file, so any number of processes can each have one
+    `evaluate.load` copies the file into the cache of Hugging Face, and makes a folder there for predictions. This metric is
+    imported, and keeps its predictions in memory: it needs no cache, and any number of processes can each have one
     without locks. It knows only its own process: gather predictions before adding them.
 
     Args:
@@ -31,12 +34,18 @@ def load_metric(name: str, config_name: str | None = None) -> "evaluate.Evaluati
     """
     if name not in METRICS:
         raise ValueError(f"there is no metric {name!r} here, only {', '.join(METRICS)}")
-    path = str(Path(__file__).with_name(f"{name}.py"))
-    return _evaluate_library().load(path, config_name, keep_in_memory=True)
+    _import_evaluate()
+    module = importlib.import_module(f"{__name__}.{name}")
+    (metric,) = (
+        each for each in vars(module).values() if isinstance(each, type) and issubclass(each, module.evaluate.Metric)
+    )
+    # Even a metric that keeps all in memory makes its folder, unless it is told another place.
+    in_memory = type(metric.__name__, (metric,), {"_build_data_dir": lambda self: os.devnull})
+    return in_memory(config_name=config_name, keep_in_memory=True)
 
 
-def _evaluate_library():
-    """The installed library `evaluate`, found by its distribution. A program called `evaluate.py` hides it from `import`."""
+def _import_evaluate() -> None:
+    """Import the library `evaluate`, found by its distribution. A program called `evaluate.py` hides it from `import`."""
     if "evaluate" not in sys.modules:
         package = Path(importlib.metadata.distribution("evaluate").locate_file("evaluate"))
         spec = importlib.util.spec_from_file_location(
@@ -45,4 +54,3 @@ def _evaluate_library():
         # Under its name, for the library and the metrics import it by that.
         sys.modules["evaluate"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["evaluate"])
-    return sys.modules["evaluate"]
