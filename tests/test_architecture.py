@@ -47,6 +47,7 @@ def check_architecture(package: Path) -> list[str]:
             check_parameters(tree),
             check_names(tree),
             check_path(tree),
+            check_home(tree),
             check_flags(tree) if room_of(name) != "cli" else (),
             check_methods(tree) if name == "pretraining/loop.py" else (),
         )
@@ -147,6 +148,15 @@ def check_path(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr == "path" and getattr(node.value, "id", None) == "sys":
             yield node.lineno, "sys.path"
+
+
+def check_home(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """What raises where there is no home folder or no name of the user. `os.path.expanduser` does not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            is_of_os = isinstance(node.value, ast.Attribute) and node.value.attr == "path"
+            if node.attr in ("home", "getuser") or (node.attr == "expanduser" and not is_of_os):
+                yield node.lineno, f"{node.attr} raises where there is none"
 
 
 def check_flags(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -285,6 +295,12 @@ def test_a_flag_in_a_string(problems, text):
 
 def test_the_path(problems):
     assert "sys.path" in problems(data__sources="import sys\nsys.path.insert(0, 'x')")[0]
+
+
+@pytest.mark.parametrize("text", ["Path.home()", "Path(x).expanduser()", "getpass.getuser()"])
+def test_the_home_folder(problems, text):
+    assert "raises where there is none" in problems(data__sources=text)[0]
+    assert not problems(data__sources="os.path.expanduser(x)")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The images of a run as batches of crops: one interface to folders, decoded caches, images on the device and streams."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ class TrainingData:
         whole keeps its fingerprint. Of a dataset in memory, the encoded images themselves count: of the same thousand,
         or the first few of a stream.
         """
-        folder = Path(self.name).expanduser().absolute()
+        folder = Path(os.path.expanduser(self.name)).absolute()
         checksum = hashlib.blake2b(str(self.num_images).encode(), digest_size=8)
         if self.is_streamed:
             for shard in self.images.train_shards or ():

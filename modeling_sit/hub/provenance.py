@@ -136,9 +136,17 @@ def _quoted(word: str) -> str:
     return shlex.quote(word)
 
 
+def stored_token() -> str | None:
+    """The user's access token of the Hub; `None` if there is none, or its file is not for this user to read."""
+    try:
+        return get_token()
+    except OSError:
+        return None
+
+
 def without_tokens(text: str) -> str:
     """Text without access tokens of the Hub and logins of URLs."""
-    token = get_token()
+    token = stored_token()
     if token:
         text = text.replace(token, "***")
     return URL_LOGIN.sub(r"\1", ACCESS_TOKEN.sub("***", text))
@@ -146,7 +154,10 @@ def without_tokens(text: str) -> str:
 
 def without_private_paths(text: str) -> str:
     """Text with `~` for the home folder, which has the user's name."""
-    for home in {str(Path.home()), str(Path.home().resolve())} - {"/"}:
+    found = os.path.expanduser("~")
+    if found == "~":  # no home folder
+        return text
+    for home in {found, os.path.realpath(found)} - {"/"}:
         text = re.sub(rf"(?<![\w.~/-]){re.escape(home)}(?![\w.-])", "~", text)
     return text
 
@@ -164,7 +175,11 @@ def describe_hardware(device: torch.device, num_processes: int) -> str:
 
 def _cpu_name() -> str:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^model name\s*:\s*(.+)$",
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"),
+            re.MULTILINE,
+        )
     except OSError:  # only Linux has it
         found = None
     machine = platform.machine()
@@ -198,13 +213,13 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def public_name(path_or_id: str) -> str:
     """The public name of a dataset or a model: its id on the Hub, or the last part of a path on this machine."""
-    path = Path(path_or_id).expanduser()
+    path = Path(os.path.expanduser(path_or_id))
     return path.resolve().name if path.exists() else without_tokens(path_or_id)
 
 
 def hub_id(path_or_id: str) -> str | None:
     """The id on the Hub of a dataset or a model; `None` if it is on this machine, or built in."""
-    if path_or_id == "digits" or Path(path_or_id).expanduser().exists():
+    if path_or_id == "digits" or os.path.exists(os.path.expanduser(path_or_id)):
         return None
     try:
         validate_repo_id(path_or_id)

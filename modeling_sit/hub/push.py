@@ -1,5 +1,6 @@
 """Push the folder of a finished run to the Hugging Face Hub."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ def run_push(arguments: PushArguments) -> PushResult:
     Raises:
         [`SiTError`]: As [`push`].
     """
-    folder = Path(arguments.folder).expanduser()
+    folder = Path(os.path.expanduser(arguments.folder))
     with_checkpoint = arguments.hub_strategy == "checkpoint"
     if not folder.is_dir():
         raise SiTError(f"{folder}: no such folder", argument="folder", remedy="give the output folder of a run")

@@ -10,7 +10,6 @@ from huggingface_hub import (
     HfApi,
     constants,
     get_session,
-    get_token,
 )
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -21,6 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from modeling_sit.hub.provenance import stored_token
 from modeling_sit.runtime.errors import SiTError
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -71,7 +71,7 @@ class HubRepository:
             [`SiTError`]: If there is no token, or it does not allow to write.
             [`HubUnreachable`]: If the Hub does not answer.
         """
-        if get_token() is None:
+        if stored_token() is None:
             raise SiTError("you are not logged in to the Hub", remedy=LOG_IN)
         with self._one_line_errors(SECONDS_TO_ANSWER):
             user = HfApi(token=True).whoami()
@@ -142,7 +142,7 @@ class HubRepository:
 
 def check_for_token(files: Mapping[str, Path]) -> None:
     """Raise [`SiTError`] if one of the texts that would be published holds the user's token."""
-    token = get_token()
+    token = stored_token()
     for file in files.values():
         if token and file.suffix in TEXT_ENDINGS and token in file.read_text(encoding="utf-8", errors="replace"):
             raise SiTError(
@@ -196,5 +196,5 @@ def _causes(problem: BaseException) -> Iterator[BaseException]:
 
 
 def _without_token(text: str) -> str:
-    token = get_token()
+    token = stored_token()
     return text.replace(token, "***") if token else text

@@ -1,5 +1,6 @@
 """Recipes: YAML files of values for arguments, shipped with the package or a user's own."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     Raises:
         [`SiTError`]: If there is no such file or name, or it does not hold `key: value` lines.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not path.is_file() and str(name) in shipped_recipes():
         path = FOLDER / f"{name}.yaml"
     try:

@@ -78,7 +78,7 @@ def short_name(split: datasets.Dataset, row: int, folder: str | Path) -> str:
     name = f"row {row} of {split.split or 'the dataset'}"
     if not image["path"]:
         return name
-    path, folder = Path(os.path.abspath(image["path"])), Path(os.path.abspath(Path(folder).expanduser()))
+    path, folder = Path(os.path.abspath(image["path"])), Path(os.path.abspath(os.path.expanduser(folder)))
     if image["bytes"] is not None:
         return f"{name} ({path.name})"
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name

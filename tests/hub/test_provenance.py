@@ -90,6 +90,45 @@ def test_tokens_anywhere(command, monkeypatch):
     assert without_tokens("hf://datasets/a/b@main/c user@host") == "hf://datasets/a/b@main/c user@host"
 
 
+@pytest.mark.parametrize(
+    "problem", [PermissionError(13, "Permission denied"), NotADirectoryError(20, "Not a directory")]
+)
+def test_a_stored_token_that_cannot_be_read(command, monkeypatch, problem):
+    """HF_HOME is another user's, or a file."""
+
+    def fail():
+        raise problem
+
+    monkeypatch.setattr(provenance, "get_token", fail)
+    assert command("--x", TOKEN, "--y", "z") == "python scripts/pretrain.py --x '***' --y z"
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    """As in a container that is run with a bare number for its user."""
+
+    def fail(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", fail)
+    monkeypatch.delenv("HOME", raising=False)
+    with pytest.raises(RuntimeError):
+        Path.home()
+
+
+def test_no_home(no_home, monkeypatch, tmp_path):
+    assert without_private_paths("/home/al/x ~/x") == "/home/al/x ~/x"
+    monkeypatch.setattr(sys, "argv", ["scripts/pretrain.py", "--dataset", str(tmp_path), "--output_dir", "~/x"])
+    start = describe_start(0, torch.device("cpu"), 1, None)
+    assert str(tmp_path) in start["command"] and "~/x" in start["command"]
+    assert public_name("~/x") == "~/x" and hub_id("user/x") == "user/x" and hub_id("~/x") is None
+
+
+def test_a_home_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("HOME", "/nonexistent")
+    assert without_private_paths("/nonexistent/x /x") == "~/x /x"
+
+
 def test_home_is_a_folder_and_no_prefix(monkeypatch):
     monkeypatch.setenv("HOME", "/home/al")
     assert (
