@@ -5,7 +5,20 @@ a checkpoint that is saved. The functions that train and measure are found when 
 they need.
 """
 
+import os
+import warnings
 from importlib import import_module
+
+# To import torchvision makes the folder of PyTorch's compiler, whether anything is compiled or not.
+if _folder := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+    try:
+        os.makedirs(_folder, exist_ok=True)
+    except OSError as _problem:
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        warnings.warn(
+            f"TORCHINDUCTOR_CACHE_DIR: {_folder} cannot be made: {_problem.strerror}; the temporary folder takes its place",
+            stacklevel=2,
+        )
 
 from transformers import (
     AutoConfig,

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, TypeVar
 
-import datasets
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
@@ -37,6 +36,7 @@ from modeling_sit.data.free_memory import free_memory
 from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX, replace_file
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.hugging_face_cache import check_place, datasets_cache
 from modeling_sit.runtime.locks import LockHeld, take_lock
 
 Result = TypeVar("Result")
@@ -190,7 +190,7 @@ class CacheBuilder:
                 return self._build_on_disk(fraction)
             except OSError as problem:
                 reason = f"{self.folder} cannot be written: {problem.strerror or problem}"
-                remedy = 'choose another folder, or `image_cache="none"`'
+                remedy = 'choose another folder (by default it is in HF_HOME), or `image_cache="none"`'
                 raise SiTError(reason, argument="image_cache_dir", remedy=remedy) from problem
         if kind == "device" and self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
@@ -218,6 +218,7 @@ class CacheBuilder:
         return Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
 
     def _build_on_disk(self, fraction: float) -> Path:
+        check_place(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "a") as lock:  # a process that is killed lets go of it
             try:
@@ -306,8 +307,9 @@ def _call_on_each_machine(accelerator: Accelerator, function: Callable[[], Resul
 
 def _folder(name: str, cache_dir: str | None) -> Path:
     """The folder of a dataset's caches on disk."""
-    root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE / "sit_images").expanduser()
-    identity = str(Path(name).expanduser().absolute()) if os.path.exists(os.path.expanduser(name)) else name
+    root = Path(os.path.expanduser(cache_dir)) if cache_dir else datasets_cache() / "sit_images"
+    path = os.path.expanduser(name)
+    identity = str(Path(path).absolute()) if os.path.exists(path) else name
     readable = re.sub(r"\W+", "-", Path(name).name)[:40].strip("-") or "images"
     return root / f"{readable}-{hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()}"
 

@@ -33,6 +33,7 @@ from modeling_sit.data.unread_splits import (
     reads_files,
 )
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.hugging_face_cache import cache_error, check_datasets_cache
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ def _load_from_hub(dataset: str, config_name: str | None, streaming: bool) -> Sp
     is_reader = dataset.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{dataset}")
     if is_reader or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", dataset):
         raise SiTError("no such file or folder, and no id of a dataset on the Hub either")
+    check_datasets_cache()
     with reader_errors(
         "no such file or folder, and the Hub does not give such a dataset",
         "check the spelling, the network and `dataset_config_name`",
@@ -259,6 +261,8 @@ def reader_errors(problem: str, remedy: str | None = None) -> Iterator[None]:
     except SiTError:
         raise
     except Exception as error:
+        if (of_the_cache := cache_error(error)) is not None:
+            raise of_the_cache from error
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
         if isinstance(cause, SiTError):  # it names the file
             raise cause from error

@@ -56,7 +56,7 @@ class ParquetFiles:
     lacking: dict[str, str]
     num_rows: int | None
 
-    def builder(self, split: str, image: str | None, labels: Iterable[str]) -> Parquet:
+    def builder(self, split: str, image: str | None, labels: Iterable[str], cache_dir: str | None = None) -> Parquet:
         """What reads the column of the images and those of labels, of fields of structs the structs.
 
         Raises:
@@ -79,6 +79,7 @@ class ParquetFiles:
         # By default PyArrow keeps all that it has read of a file until the file's end: hundreds of megabytes each.
         options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
         return WantedColumns(
+            cache_dir=cache_dir,
             data_files=data_files_of(split, self.files),
             columns=list(features),
             features=features,

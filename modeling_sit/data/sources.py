@@ -25,6 +25,7 @@ from modeling_sit.data.label_encoding import (
 from modeling_sit.data.opening import max_image_pixels
 from modeling_sit.data.unread_splits import SplitStream, UnreadSplit
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.hugging_face_cache import CacheError
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ def load_images(
     Raises:
         [`SiTError`]: If there is no such dataset, file, column or split, it holds nothing to train on, or labels are
             required and there are none, or it is not clear which they are.
+        [`CacheError`]: If the dataset goes through the cache of Hugging Face, and that cannot be written.
     """
     in_memory = not isinstance(dataset, (str, os.PathLike))
     if in_memory:
@@ -132,6 +134,8 @@ def load_images(
             images = {
                 split: part if isinstance(part, SplitStream) else _stream_table(part) for split, part in images.items()
             }
+    except CacheError:
+        raise
     except SiTError as error:
         # A problem of a file begins with it, and the file may be all of the dataset.
         problem = error.problem if error.problem.startswith(f"{name}: ") else f"{name}: {error.problem}"

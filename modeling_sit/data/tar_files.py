@@ -67,7 +67,7 @@ class TarFiles:
                 features[column] = datasets.Image()
         return datasets.Features({**features, **self.others})
 
-    def builder(self, split: str, image: str | None, labels: Iterable[str]) -> TarReader:
+    def builder(self, split: str, image: str | None, labels: Iterable[str], cache_dir: str | None = None) -> TarReader:
         """What reads the column of the images and those of labels, which may be fields of structs."""
         columns: dict[str, Any] = {} if image is None else {image: datasets.Image()}
         for label in labels:
@@ -78,6 +78,7 @@ class TarFiles:
                 columns.setdefault(struct, {})[inner] = self.features[struct][inner]
         prefix = None if image is None else image_prefix(image)
         return TarReader(
+            cache_dir=cache_dir,
             data_files=data_files_of(split, self.files),
             features=datasets.Features(columns),
             has_dots=self.has_dots,

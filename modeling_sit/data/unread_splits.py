@@ -1,5 +1,6 @@
 """Splits in parquet or tar files: their columns are known before a row is read, and only those that are wanted are read."""
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from modeling_sit.data.image_datasets import Shard
 from modeling_sit.data.parquet_files import ParquetFiles, describe_parquet
 from modeling_sit.data.tar_files import TarFiles, describe_tars, name_alike
+from modeling_sit.runtime.hugging_face_cache import check_datasets_cache
 
 
 @dataclass
@@ -66,14 +68,18 @@ class UnreadSplit:
             labels (`list[str]`): The columns that may hold labels, or `COLUMN.FIELD` of structs.
 
         Raises:
-            [`SiTError`]: If a file lacks one of the columns.
+            [`SiTError`]: If a file lacks one of the columns, or the cache of the `datasets` library cannot be written.
             `Exception`: Of any kind, from the `datasets` library. What is wrong with a file is a [`SiTError`] that names
                 it, which may be the cause of a `DatasetGenerationError`.
         """
-        builder = self.files.builder(self.split, image, labels)
         if self.streaming:
             shards = [Shard(file) for file in self.files.files]
-            return SplitStream(builder.as_streaming_dataset(self.split), shards, self.files.num_rows)
+            # The library makes the folder of its cache, and a lock there, even where it keeps nothing.
+            with tempfile.TemporaryDirectory() as unused:
+                builder = self.files.builder(self.split, image, labels, unused)
+                return SplitStream(builder.as_streaming_dataset(self.split), shards, self.files.num_rows)
+        check_datasets_cache()
+        builder = self.files.builder(self.split, image, labels)
         if self.files.num_rows == 0:  # `datasets` fails on files without rows
             features = builder.info.features
             return datasets.Dataset.from_dict({column: [] for column in features}, features=features)

@@ -30,6 +30,7 @@ from modeling_sit.runtime.accelerator import choose_device, forget_settings
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.hugging_face_cache import check_datasets_cache
 
 # Fields of a model's config that do not change its features.
 IRRELEVANT_CONFIG = {
@@ -138,6 +139,7 @@ def embed(
             return None
         rows = {name: datasets.Dataset(datasets.table.InMemoryTable(table)) for name, table in tables.items()}
     else:
+        check_datasets_cache()  # through which the files are read at the end
         splits = run_embedding(embedding, features, images)
         if splits is None:
             return None

@@ -9,6 +9,7 @@ from modeling_sit.finetuning.presets import Preset, read_facts, settle_defaults
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.trainer import ReproducibleTrainer, Task
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
+from modeling_sit.runtime.compiler import check_compiler
 from modeling_sit.runtime.errors import SiTError
 
 TASKS: dict[str, type[Task]] = {"classification": Classification}
@@ -32,6 +33,8 @@ def prepare_trainer(
     # The collator decodes images from their encoded bytes, in columns that `Trainer` would drop.
     training_arguments.remove_unused_columns = False
     training_arguments.dataloader_pin_memory &= torch.cuda.is_available()
+    if training_arguments.torch_compile:
+        check_compiler(training_arguments.device)
     set_seed(training_arguments.seed)
     task = TASKS[arguments.task](arguments, training_arguments, splits)
     if splits.validation is None or not splits.may_choose:

@@ -29,6 +29,7 @@ from modeling_sit.interop.resize import check_image_size, pair, resize_model, re
 from modeling_sit.interop.safetensors import MODEL_CLASSES, check_describes_itself, is_sit_file, read_sit_file
 from modeling_sit.interop.untrained import untrained_config
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.hugging_face_cache import cache_error
 
 # SiT's class for a class of transformers' ViT whose weights have SiT's names in files.
 CLASSIFIERS = {"ViTForImageClassification": SiTForImageClassification}
@@ -184,9 +185,10 @@ def _loading_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
-        where = (
-            "this model cannot be loaded" if Path(name).exists() else "no such folder, and the Hub gives no such model"
-        )
+        is_here, of_the_cache = Path(name).exists(), cache_error(problem)
+        if of_the_cache is not None and not is_here:
+            raise of_the_cache from problem
+        where = "this model cannot be loaded" if is_here else "no such folder, and the Hub gives no such model"
         raise SiTError(f"{name}: {where}: {' '.join(str(problem).split())}", argument=ARGUMENT) from problem
 
 

@@ -7,28 +7,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from modeling_sit.pretraining.method import Method
+from modeling_sit.runtime.compiler import OPTIONS, check_compiler
 from modeling_sit.runtime.errors import SiTError
-
-# Random numbers as without the compiler: a compiled run follows the other to rounding, and resumes bit for bit as that.
-OPTIONS = {"fallback_random": True}
-
-
-def check_compiler(device: torch.device) -> None:
-    """Compile a small function.
-
-    Raises:
-        [`SiTError`]: If PyTorch cannot compile for the device.
-    """
-    try:
-        torch.compile(lambda numbers: numbers.sin() + 1, options=OPTIONS)(torch.zeros(2, device=device))
-    except RuntimeError as problem:  # of dynamo, inductor, Triton
-        lines = str(problem).splitlines() or [type(problem).__name__]
-        tool = "a C++ compiler such as g++" if device.type == "cpu" else "Triton and a C compiler"
-        raise SiTError(
-            f"PyTorch cannot compile for {device.type} here ({lines[0].strip()})",
-            argument="torch_compile",
-            remedy=f"install {tool}, or leave the argument out",
-        ) from problem
 
 
 def compile_training(method: Method, augment: Sequence[nn.Module], device: torch.device) -> None:

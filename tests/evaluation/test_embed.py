@@ -50,6 +50,15 @@ def test_in_memory_as_in_files(model, flowers, tmp_path, monkeypatch, arguments)
     assert vectors.shape == (19, 32 if arguments else 16)
 
 
+def test_a_cache_that_cannot_be_written_is_told_before_any_work(model, flowers, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(SiTError, match="HF_HOME"):
+        embed(model, flowers, output_dir=tmp_path / "features", device="cpu")
+    assert not (tmp_path / "features").exists()
+    assert len(embed(model, flowers, device="cpu")) == 19
+
+
 def test_mistakes(model, flowers, save_images, tmp_path):
     with pytest.raises(TypeError, match="did you mean normalize"):
         embed(model, flowers, normalise=True)
