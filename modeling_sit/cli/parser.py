@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from modeling_sit.cli.errors import as_flags, is_reporting_rank, with_flags
 from modeling_sit.runtime.arguments import ALIASES, REPLACED_IN_RECIPES, did_you_mean
 from modeling_sit.runtime.errors import SiTError
-from modeling_sit.runtime.recipes import read_recipe
+from modeling_sit.runtime.recipes import YesOrNo, read_recipe
 
 
 class ExampleHelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -161,7 +162,9 @@ class RecipeArgumentParser(HfArgumentParser):
 
 
 def _as_text(value: Any, action: argparse.Action) -> str:
-    """A value of a recipe as the command line has it. YAML reads a bare `no` or `off` as false: text, where the flag is."""
+    """A value of a recipe as the command line has it."""
+    if isinstance(value, YesOrNo):
+        return str(value.boolean) if action.type is string_to_bool else value.word(action.choices or ())
     takes_text = action.type is str or (action.choices is not None and all(isinstance(x, str) for x in action.choices))
     return "no" if value is False and takes_text else str(value)
 

@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling_sit.data.loaders import DEFAULT_TIMEOUT, TIMEOUT_HELP
 from modeling_sit.runtime.accelerator import GROUP_MARGIN, join_cpu_processes
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.recipes import plain_no
+from modeling_sit.runtime.trackers import NONE
 
 AUTO = "auto"
 # Of all steps, between two evaluations, two checkpoints and two logs, where the run does not count epochs.
@@ -135,6 +138,8 @@ class FinetuningTrainingArguments(TrainingArguments):
         join_cpu_processes()  # before transformers makes its state
         if self.output_dir is None:
             raise SiTError("required", argument="output_dir", remedy="name a folder for the model")
+        for name in ("logging_strategy", "eval_strategy", "save_strategy"):
+            setattr(self, name, plain_no(getattr(self, name)))
         self.learning_rate = _number("learning_rate", self.learning_rate, float)
         self.max_steps = _number("max_steps", self.max_steps, int)
         if self.max_steps == -1:  # transformers' word for none
@@ -162,10 +167,17 @@ class FinetuningTrainingArguments(TrainingArguments):
         # transformers would choose by the loss. The task knows its metric only when it has read the dataset.
         chosen, self.metric_for_best_model = self.metric_for_best_model, self.metric_for_best_model or "accuracy"
         warmup_steps, self.warmup_steps = self.warmup_steps, self.warmup_steps or 0
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        if any(plain_no(name) in NONE for name in names):
+            self.report_to = "none"
         try:
             super().__post_init__()
         except ValueError as problem:
             raise SiTError(" ".join(str(problem).split())) from problem
+        try:
+            get_reporting_integration_callbacks(self.report_to)
+        except ValueError as problem:
+            raise SiTError(" ".join(str(problem).split()), argument="report_to") from problem
         self.metric_for_best_model, self.warmup_steps = chosen, warmup_steps
 
     @property

@@ -17,6 +17,7 @@ from modeling_sit.hub.arguments import CardArguments, HubArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.pretraining.monitors import MonitorArguments
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.recipes import plain_no
 
 AT_LEAST_ONE = (
     "per_device_train_batch_size",
@@ -315,6 +316,7 @@ class PretrainingArguments(CardArguments, DatasetArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.checkpointing_steps = plain_no(self.checkpointing_steps)
         for names, is_in_range, range_name in (
             (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
             (AT_LEAST_ZERO, lambda value: value >= 0, "at least 0"),

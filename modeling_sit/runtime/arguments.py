@@ -6,13 +6,14 @@ import datetime
 import difflib
 import types
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers.hf_argparser import string_to_bool
 
 from modeling_sit.runtime.errors import SiTError
-from modeling_sit.runtime.recipes import read_recipe
+from modeling_sit.runtime.recipes import YesOrNo, read_recipe
 
 # Other names of arguments, in Python, in recipes and on the command line. They stand for the first of these names that
 # the function has.
@@ -106,8 +107,11 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     if value is None and type(None) in options:
         return None
     options = [option for option in options if option is not type(None)]
+    if isinstance(value, YesOrNo):
+        choices = [choice for option in options for choice in _choices(option)]
+        value = value.boolean if bool in options else value if _is_list(options) else value.word(choices)
     if value is False and bool not in options and any(_takes_no(option) for option in options):
-        value = "no"  # YAML reads a bare `no` as false
+        value = "no"
     if len(options) > 1:
         return value
     (kind,) = options
@@ -133,8 +137,19 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         pass
     is_simple = value is None or type(value) in (bool, list, tuple, dict)  # a `datasets.DatasetDict` is a dict, too
     if kind in (bool, int, float) or (kind is str and is_simple):
-        raise SiTError(f"{value!r} is not of type {kind.__name__}", argument=name)
+        remedy = f"for a word, write '{str(value).lower()}' in quotes" if kind is str and value is True else None
+        raise SiTError(f"{value!r} is not of type {kind.__name__}", argument=name, remedy=remedy)
     return value
+
+
+def _choices(option: Any) -> list[Any]:
+    if isinstance(option, type) and issubclass(option, Enum):
+        return [each.value for each in option]
+    return list(get_args(option)) if get_origin(option) is Literal else []
+
+
+def _is_list(options: Sequence[Any]) -> bool:
+    return any(get_origin(option) is list for option in options)
 
 
 def _takes_no(option: Any) -> bool:

@@ -12,18 +12,23 @@ from accelerate.tracking import get_available_trackers
 
 from modeling_sit.runtime.atomic_files import fsync, replace_file, write_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.recipes import plain_no
 
 PROJECT = "sit"
+# Words for no tracker.
+NONE = ("none", "no")
 
 
 def choose_trackers(names: list[str]) -> list[str]:
-    """Accelerate's trackers of these names (of `tensorboard,wandb` too), known to be installed; `none` is no tracker.
+    """Accelerate's trackers of these names (of `tensorboard,wandb` too), known to be installed; `none` and `no` are no tracker.
 
     Raises:
         [`SiTError`]: If there is no such tracker, or it is not installed.
     """
     available = [str(tracker.value) for tracker in get_available_trackers()]
-    chosen = [name for names_together in names for name in names_together.split(",") if name not in ("", "none")]
+    chosen = [
+        name for names_together in names for name in names_together.split(",") if plain_no(name) not in ("", *NONE)
+    ]
     for name in chosen:
         if name not in (*available, "all"):
             raise SiTError(

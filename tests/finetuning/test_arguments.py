@@ -8,6 +8,7 @@ import yaml
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
+from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import SiTError
 
 RECIPES = Path(__file__).parents[2] / "modeling_sit" / "recipes"
@@ -49,6 +50,28 @@ def test_what_depends_on_the_data_is_left_open(parse):
     assert training.evaluates is None and not training.is_tuned
     assert (arguments.random_erasing_probability, arguments.lora_rank, arguments.class_weights) == (0, 0, "none")
     assert not arguments.balanced_sampling and not arguments.freeze_backbone
+
+
+@pytest.mark.parametrize("word", ["no", "off", "No"])
+@pytest.mark.parametrize("in_python", [False, True])
+def test_a_bare_no_of_a_recipe(tmp_path, word, in_python):
+    names = ("logging_strategy", "eval_strategy", "save_strategy")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("".join(f"{name}: {word}\n" for name in (*names, "report_to", "bf16", "dataset")))
+    given = {"model_name_or_path": "m", "output_dir": str(tmp_path / "out"), "use_cpu": True}
+    classes = (FinetuningArguments, FinetuningTrainingArguments)
+    if in_python:
+        arguments, training = build_arguments(classes, given, recipe, "finetune")
+    else:
+        flags = [f"--{name}={value}" for name, value in given.items()]
+        arguments, training = RecipeArgumentParser(classes).parse([str(recipe), *flags])
+    assert [getattr(training, name) for name in names] == ["no"] * 3
+    assert training.report_to == [] and training.bf16 is False and arguments.dataset == word
+
+
+def test_an_unknown_tracker(parse):
+    with pytest.raises(SystemExit):
+        parse("--report_to", "nobody")
 
 
 @pytest.mark.parametrize(

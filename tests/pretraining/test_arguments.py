@@ -6,6 +6,7 @@ import pytest
 from transformers import ViTConfig
 
 from modeling_sit import SiTConfig
+from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.pretraining.arguments import (
     CorruptionArguments,
     ModelArguments,
@@ -15,7 +16,9 @@ from modeling_sit.pretraining.arguments import (
 )
 from modeling_sit.pretraining.model_setup import create_config, create_processor, parse_config_overrides
 from modeling_sit.pretraining.presets import SMALL_DATASET
+from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.trackers import choose_trackers
 
 
 def config(num_images: int = 5000, **settings) -> SiTConfig:
@@ -28,6 +31,21 @@ class TestRun:
         assert (arguments.adam_beta1, arguments.adam_beta2, arguments.max_grad_norm) == (0.9, 0.999, 3.0)
         assert (arguments.weight_decay, arguments.weight_decay_end) == (0.05, None)
         assert (arguments.min_learning_rate, arguments.logging_steps) == (1e-6, 10)
+
+    @pytest.mark.parametrize("word", ["no", "off", "No"])
+    @pytest.mark.parametrize("in_python", [False, True])
+    def test_a_bare_no_of_a_recipe(self, tmp_path, word, in_python):
+        recipe = tmp_path / "mine.yaml"
+        names = ("mixed_precision", "checkpointing_steps", "tf32", "image_column", "report_to")
+        recipe.write_text("".join(f"{name}: {word}\n" for name in names))
+        given = {"dataset": "d", "output_dir": "out"}
+        if in_python:
+            (arguments,) = build_arguments((PretrainingArguments,), given, recipe, "pretrain")
+        else:
+            flags = [f"--{name}={value}" for name, value in given.items()]
+            (arguments,) = RecipeArgumentParser((PretrainingArguments,)).parse([str(recipe), *flags])
+        assert (arguments.mixed_precision, arguments.checkpointing_steps, arguments.tf32) == ("no", "no", False)
+        assert arguments.image_column == word and choose_trackers(arguments.report_to) == []
 
     @pytest.mark.parametrize(
         ("name", "value"),

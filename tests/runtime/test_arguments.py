@@ -8,9 +8,11 @@ from typing import Literal, Optional, Union
 import numpy as np
 import pytest
 import transformers
+from transformers.trainer_utils import IntervalStrategy
 
 from modeling_sit.runtime.arguments import argument_name, build_arguments, coerce, did_you_mean
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.recipes import YesOrNo
 
 
 @dataclass
@@ -90,6 +92,30 @@ class TestBuild:
         keywords = {"max_train_steps": 9} if "keyword" in given else {}
         assert build(path, **keywords)[1].max_steps == (9 if keywords else 5)
 
+    @pytest.mark.parametrize(
+        ("text", "precision"), [("no", "no"), ("off", "no"), ("No", "no"), ("false", "no"), ("'no'", "no")]
+    )
+    def test_a_bare_no_of_a_recipe_is_a_word_among_words(self, recipe, text, precision):
+        assert build(recipe(f"precision: {text}\n"))[1].precision == precision
+
+    @pytest.mark.parametrize("text", ["no", "off", "on", "yes", "No"])
+    def test_a_bare_word_of_a_recipe_is_what_was_written(self, recipe, text):
+        images, training = build(recipe(f"image_column: {text}\nflip: {text}\n"))
+        assert images.image_column == text and type(images.image_column) is str
+        assert training.flip is (text in ("on", "yes"))
+
+    @pytest.mark.parametrize("line", ["precision: yes", "precision: on", "max_steps: no", "learning_rate: on"])
+    def test_a_bare_word_in_a_wrong_place(self, recipe, line):
+        name, _, text = line.partition(": ")
+        with pytest.raises(SiTError) as error:
+            build(recipe(line))
+        assert error.value.argument == name and repr(text) in error.value.problem
+
+    def test_true_is_no_word(self, recipe):
+        with pytest.raises(SiTError) as error:
+            build(recipe("image_column: true"))
+        assert error.value.argument == "image_column" and "'true' in quotes" in error.value.remedy
+
     def test_errors_of_a_dataclass_pass(self):
         with pytest.raises(SiTError) as error:
             build(learning_rate=0)
@@ -146,6 +172,17 @@ class TestMistakes:
 
 
 GOOD = [
+    (YesOrNo("off"), bool, False),
+    (YesOrNo("on"), bool | None, True),
+    (YesOrNo("no"), bool | str, False),
+    (YesOrNo("no"), str | dict | None, "no"),
+    (YesOrNo("no"), int | str | None, "no"),
+    (YesOrNo("no"), list[str], ["no"]),
+    ([YesOrNo("no"), "on"], list[str] | None, ["no", "on"]),
+    ([YesOrNo("on"), YesOrNo("off")], list[bool], [True, False]),
+    (YesOrNo("Off"), Literal["no", "bf16"] | None, "no"),
+    (YesOrNo("on"), Literal["on", "off"], "on"),
+    (YesOrNo("Off"), IntervalStrategy | str, "no"),
     ("1e-4", float, 1e-4),
     (1, float, 1.0),
     ("inf", float, float("inf")),

@@ -41,6 +41,8 @@ class TestChoosing:
             (["tensorboard", "wandb"], ["tensorboard", "wandb"]),
             (["tensorboard,wandb"], ["tensorboard", "wandb"]),
             (["tensorboard,", "none"], ["tensorboard"]),
+            (["no"], []),
+            (["Off"], []),
             (["all"], ["all"]),
         ],
     )

@@ -399,7 +399,7 @@ class TestSeveralProcesses:
         assert [line["step"] for line in lines_of(tmp_path / "one")] == [15, 16]
 
     @pytest.mark.parametrize(
-        "flags", [["--train_split", "nowhere"], ["--image_mean", 0.5, 0.5], ["--report_to", "no"]]
+        "flags", [["--train_split", "nowhere"], ["--image_mean", 0.5, 0.5], ["--report_to", "nobody"]]
     )
     def test_mistake_ends_both_and_is_told_once(self, start_two, tmp_path, flags):
         processes = start_two(tmp_path / "out", *flags)
