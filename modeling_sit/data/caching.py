@@ -220,7 +220,7 @@ class CacheBuilder:
     def _build_on_disk(self, fraction: float) -> Path:
         check_place(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "a") as lock:  # a process that is killed lets go of it
+        with open(self.folder / "lock", "a", encoding="utf-8") as lock:  # a process that is killed lets go of it
             try:
                 is_locked = take_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, CONSEQUENCE)
             except LockHeld:

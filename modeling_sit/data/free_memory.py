@@ -18,9 +18,11 @@ def free_memory() -> int:
     free = psutil.virtual_memory().available
     for folder, limit, used, files in _memory_groups():
         try:
-            limited_to = int((folder / limit).read_text())
-            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            held = int((folder / used).read_text()) - int(statistics[files])
+            limited_to = int((folder / limit).read_text(encoding="utf-8"))
+            statistics = dict(
+                line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+            )
+            held = int((folder / used).read_text(encoding="utf-8")) - int(statistics[files])
         except (OSError, ValueError, KeyError):  # not visible from here, or without a limit
             continue
         free = min(free, limited_to - held)
@@ -31,7 +33,7 @@ def _memory_groups() -> Iterator[tuple[Path, str, str, str]]:
     """The folders of the process's control groups and of their parents. With each come the names of its files with the
     limit and the use, and of the line with the part of files. Both versions of control groups are known."""
     try:
-        lines = MEMBERSHIP.read_text().splitlines()
+        lines = MEMBERSHIP.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return
     for line in lines:

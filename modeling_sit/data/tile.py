@@ -190,7 +190,7 @@ def write_tilings(images: ImageDatasets, output_dir: Path, arguments: TilingArgu
                 f"{name}: {len(labels):,} images of {len(split):,}, each with "
                 f"{np.mean([len(classes) for classes in labels]):.2f} of {len(images.label_names)} labels on average"
             )
-        (folder / "README.md").write_text(describe(images, splits, arguments, command))
+        (folder / "README.md").write_text(describe(images, splits, arguments, command), encoding="utf-8")
     print(f"written to {output_dir}")
 
 

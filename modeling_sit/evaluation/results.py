@@ -50,7 +50,7 @@ def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(output_dir) / RESULTS_FILE
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as problem:
@@ -78,7 +78,7 @@ def write_results(output_dir: str | os.PathLike, results: dict[str, dict[str, An
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        unfinished.write_text(json.dumps(merged, indent=2) + "\n")
+        unfinished.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(path)
     except OSError as problem:
         raise SiTError(

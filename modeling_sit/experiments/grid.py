@@ -58,7 +58,7 @@ def claim_folder(
             for run in runs:
                 delete_run(run)
         elif runs:
-            earlier = json.loads(path.read_text()) if path.is_file() else {}
+            earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             differing = [name for name in settings if earlier.get(name) != settings[name]]
             if differing:
                 raise SiTError(
@@ -67,7 +67,7 @@ def claim_folder(
                     remedy="name another folder, or delete those runs with `overwrite_output_dir=True`",
                 )
         mark_run(output_dir, "experiment")
-        path.write_text(json.dumps(settings, indent=2) + "\n")
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     except (OSError, ValueError) as problem:
         raise SiTError(f"{output_dir} cannot be used: {problem}", argument="output_dir") from problem
 

@@ -42,8 +42,8 @@ def write_report(output_dir: Path, tables: Sequence[str], results: Mapping[str, 
     """
     print("\n" + "\n\n".join(tables))
     try:
-        (output_dir / "results.md").write_text("\n\n".join(tables) + "\n")
-        (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        (output_dir / "results.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+        (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         chart.savefig(output_dir / "results.png", dpi=120)
     except OSError as problem:
         reason = problem.strerror or problem

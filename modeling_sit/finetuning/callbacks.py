@@ -38,7 +38,7 @@ class RunHistory(TrainerCallback):
         if checkpoint is None:
             return cls(started)
         try:
-            saved = json.loads((Path(checkpoint) / HISTORY).read_text())
+            saved = json.loads((Path(checkpoint) / HISTORY).read_text(encoding="utf-8"))
             return cls(started, saved["starts"], saved["seconds"])
         except (OSError, ValueError, KeyError, TypeError):  # only the card needs it: no reason not to resume
             return cls(started)
@@ -51,7 +51,7 @@ class RunHistory(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             written = json.dumps({"starts": self.starts, "seconds": self.seconds})
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / HISTORY).write_text(written)
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / HISTORY).write_text(written, encoding="utf-8")
 
 
 class FollowEpochs(TrainerCallback):

@@ -130,5 +130,5 @@ def _describe_length(report: dict[str, Any]) -> str:
 
 def _read_config(folder: Path) -> tuple[bool, str | None]:
     """Whether a model is a SiT, and its pooling."""
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config["model_type"] == "sit_gmml", config.get("pooling")

@@ -92,7 +92,11 @@ def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
 
 def step_of(checkpoint: str | None) -> int:
     """Steps done at a complete checkpoint; 0 without one."""
-    return json.loads((Path(checkpoint) / STATE).read_text())["global_step"] if checkpoint is not None else 0
+    return (
+        json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["global_step"]
+        if checkpoint is not None
+        else 0
+    )
 
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -139,6 +143,6 @@ def _step(checkpoint: Path) -> str:
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
-        return isinstance(json.loads((checkpoint / STATE).read_text()), dict)
+        return isinstance(json.loads((checkpoint / STATE).read_text(encoding="utf-8")), dict)
     except (OSError, ValueError):
         return False

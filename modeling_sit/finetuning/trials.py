@@ -127,12 +127,12 @@ class Trials:
             written["choice"] = {**asdict(best), "chosen_on": chosen_on}
         remedy = "make room, then start again: finished trials are not run again"
         with write_errors(self.path, remedy), replace_file(self.path) as unfinished:
-            unfinished.write_text(json.dumps(written, indent=2) + "\n")
+            unfinished.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
     def _read(self) -> list[dict[str, Any]]:
         """Trials of an earlier start with the same settings. Others are of no use, and are replaced."""
         try:
-            read = json.loads(self.path.read_text())
+            read = json.loads(self.path.read_text(encoding="utf-8"))
             if read["settings"] == self.settings:
                 return read["trials"]
         except (OSError, ValueError, KeyError, TypeError):

@@ -72,7 +72,7 @@ def find_checkpoint_files(folder: Path) -> dict[str, Path]:
         return _below(checkpoints[-1])
     for newest in reversed(_numbered(folder, FINETUNING_CHECKPOINT)):
         try:
-            best = json.loads((newest / TRAINER_STATE).read_text()).get("best_model_checkpoint")
+            best = json.loads((newest / TRAINER_STATE).read_text(encoding="utf-8")).get("best_model_checkpoint")
         except (OSError, ValueError, AttributeError):  # not complete
             continue
         files = _below(newest)
@@ -130,7 +130,7 @@ def _code(folder: Path) -> list[Path]:
     modules: set[Path] = set()
     for settings in _matching(folder, (CONFIG, PROCESSOR)):
         try:
-            auto_map = json.loads(settings.read_text()).get("auto_map", {})
+            auto_map = json.loads(settings.read_text(encoding="utf-8")).get("auto_map", {})
         except (ValueError, AttributeError) as problem:
             raise SiTError(f"{settings} cannot be read: {problem}") from problem
         for names in auto_map.values():

@@ -159,7 +159,7 @@ def write_timm_folder(model: PreTrainedModel, processor: BaseImageProcessor | No
         )
     folder.mkdir()
     described = timm_config(config, has_classifier, processor)
-    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     save_file(timm_state_dict(model), folder / "model.safetensors", metadata={"format": "pt"})
 
     notes = [f'load it with timm: timm.create_model("local-dir:{folder}", pretrained=True)']

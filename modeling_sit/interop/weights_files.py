@@ -84,7 +84,7 @@ def load_folder_weights(model_name_or_path: str) -> dict[str, torch.Tensor]:
             return load_weights_file(found)
         index = _find_file(model_name_or_path, f"{name}.index.json")
         if index is not None:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             parts = [load_weights_file(Path(cached_file(model_name_or_path, shard))) for shard in shards]
             return {key: tensor for part in parts for key, tensor in part.items()}
     raise ValueError(f"it has neither {' nor '.join(WEIGHTS_NAMES)}")

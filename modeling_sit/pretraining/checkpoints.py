@@ -110,7 +110,9 @@ def save_checkpoint(
             accelerator.save_state(str(unfinished))
             teacher_state = full_state_dict(method.teacher.model) if method.teacher is not None else None
             if stream_state is not None:
-                (unfinished / stream_file(accelerator.process_index)).write_text(json.dumps(stream_state))
+                (unfinished / stream_file(accelerator.process_index)).write_text(
+                    json.dumps(stream_state), encoding="utf-8"
+                )
         with sync_errors(accelerator), write_errors(path, remedy):
             if accelerator.is_main_process:
                 if teacher_state is not None:
@@ -121,7 +123,7 @@ def save_checkpoint(
                 digests = {str(file.relative_to(unfinished)): digest(file) for file in _files_in(unfinished)}
                 written = {**asdict(state), "files": digests}
                 (unfinished / STATE_FILE).write_text(
-                    json.dumps({**written, "digest": _state_digest(written)}, indent=2)
+                    json.dumps({**written, "digest": _state_digest(written)}, indent=2), encoding="utf-8"
                 )
                 finish_files(unfinished)
                 _put_in_place(unfinished, path)
@@ -230,7 +232,7 @@ def clear_leftovers(output_dir: Path) -> None:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, in a few words; `None` where each is what was written."""
     try:
-        state = json.loads((path / STATE_FILE).read_text())
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
         is_as_written = state.pop("digest") == _state_digest(state)
         files = state["files"]
     except FileNotFoundError:
@@ -260,7 +262,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 def read_run_state(path: Path) -> RunState:
     """All of an undamaged checkpoint but the networks and the optimizer."""
-    state = json.loads((path / STATE_FILE).read_text())
+    state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     del state["files"], state["digest"]
     window = state["window"] or {}
     if "num_pictures" in window:  # its name in earlier checkpoints
@@ -271,7 +273,7 @@ def read_run_state(path: Path) -> RunState:
 def read_stream_state(path: Path, process_index: int) -> dict | None:
     """Where this process's stream of images stood; `None` where the images are not streamed."""
     file = path / stream_file(process_index)
-    return json.loads(file.read_text()) if file.exists() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def load_checkpoint(accelerator: Accelerator, method: Method, path: Path) -> None:
@@ -306,12 +308,12 @@ def write_run_state(output_dir: Path, state: RunState) -> None:
     """
     path = output_dir / STATE_FILE
     with write_errors(path, f"make room, and go on with {RESUME}"), replace_file(path) as unfinished:
-        unfinished.write_text(json.dumps(asdict(state), indent=2) + "\n")
+        unfinished.write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
 
 
 def read_output_state(output_dir: Path) -> RunState | None:
     """What [`write_run_state`] wrote; `None` where there is none, or it is damaged."""
     try:
-        return RunState(**json.loads((output_dir / STATE_FILE).read_text()))
+        return RunState(**json.loads((output_dir / STATE_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

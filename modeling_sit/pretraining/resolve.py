@@ -66,7 +66,7 @@ def recall_choices(flags: PretrainingFlags) -> tuple[PretrainingFlags, dict[str,
     paths = reversed(list_checkpoints(Path(flags.run.output_dir))) if asked == "auto" else [Path(asked)]
     for path in paths:
         try:
-            state = json.loads((path / STATE_FILE).read_text())
+            state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
             settings, determined_by = state["settings"], state["determined_by"]
             preset = settings.get("preset")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

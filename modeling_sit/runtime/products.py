@@ -30,7 +30,7 @@ def onednn_pays() -> bool:
 
 def _processor_vendor() -> str:
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("vendor_id"):
                 return line
     return platform.processor()

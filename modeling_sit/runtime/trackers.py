@@ -87,7 +87,7 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if path.exists() else []
         with self._write_errors(), replace_file(path) as unfinished:
-            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, metrics: dict) -> None:
         with self._write_errors(), self.path.open("a") as file:
@@ -108,7 +108,7 @@ def read_metrics(path: Path) -> list[dict]:
     """The lines of a log; a last one that a crash cut short is left out."""
     lines = []
     # What a loss of power leaves at the end need not be text.
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(errors="replace", encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

@@ -177,7 +177,9 @@ def create_parts(arguments: argparse.Namespace, folder: Path) -> list[Part]:
 
 def tests_command(output: Path, seconds: float) -> list[str]:
     # Of the whole suite the other files need packages of their own only to be looked through.
-    tests = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+    tests = [
+        path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")
+    ]
     one_process = ["-n", "0"] if importlib.util.find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "-m", "gpu", *one_process, "-q", "--tb=short", "-p", "no:cacheprovider"]
     return [*command, f"--junitxml={output}", *(str(path.relative_to(ROOT)) for path in tests)]
@@ -219,7 +221,7 @@ def read_tests(path: Path, profile: str) -> tuple[dict[str, Any], str | None]:
 
 
 def read_throughput(path: Path) -> tuple[dict[str, Any], str | None]:
-    report = json.loads(path.read_text())
+    report = json.loads(path.read_text(encoding="utf-8"))
     scenarios = {scenario["name"]: scenario["contenders"] for scenario in report["scenarios"]}
     measured = [contender for contenders in scenarios.values() for contender in contenders if contender.get("runs")]
     end_to_end = [contender for contender in measured if contender["kind"] == "files"]
@@ -246,7 +248,7 @@ def read_throughput(path: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def read_training(path: Path) -> tuple[dict[str, Any], str | None]:
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text(encoding="utf-8"))
     return results, None if results.get("finished") else "not all was measured"
 
 
@@ -340,8 +342,8 @@ def write_report(report: dict[str, Any], results: list[PartResult], output_dir: 
     report["parts"] = [asdict(result) for result in results]
     report["seconds"] = round(time.monotonic() - started, 1)
     text = describe_session(report)
-    (output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-    (output_dir / "results.md").write_text(text)
+    (output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (output_dir / "results.md").write_text(text, encoding="utf-8")
     return text
 
 

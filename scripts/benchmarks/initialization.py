@@ -279,8 +279,8 @@ def write_report(
     text = describe(results, images, arguments)
     report = {"command": typed_command(), "arguments": asdict(arguments), "results": results}
     try:
-        (Path(arguments.output_dir) / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-        (Path(arguments.output_dir) / "results.md").write_text(text + "\n")
+        (Path(arguments.output_dir) / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (Path(arguments.output_dir) / "results.md").write_text(text + "\n", encoding="utf-8")
     except OSError as problem:
         reason = problem.strerror or problem
         raise SiTError(f"{arguments.output_dir} cannot be written: {reason}", argument="output_dir") from problem

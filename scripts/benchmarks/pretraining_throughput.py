@@ -406,7 +406,10 @@ def tell(report: dict[str, Any], arguments: ThroughputArguments, figure: Path | 
     """Print the tables; write the figures, and the curves."""
     print("\n" + describe_report(report))
     if arguments.output is not None:
-        write(Path(arguments.output), lambda path: path.write_text(json.dumps(report, indent=2, default=str) + "\n"))
+        write(
+            Path(arguments.output),
+            lambda path: path.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8"),
+        )
     drawn = [sweep for sweep in report["sweeps"] if sweep["points"]]
     if figure is not None and drawn:
         machine = report["machine"]

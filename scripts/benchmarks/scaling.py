@@ -76,7 +76,7 @@ def peak_bytes() -> int:
     """This process's peak of resident memory."""
     status = Path("/proc/self/status")
     if status.exists():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        peak = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(peak.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -159,7 +159,7 @@ def main() -> None:
         if arguments.output is not None:
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             report = {"command": sys.argv, "num_cpus": os.cpu_count(), "measured": measured}
-            arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+            arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         return
 
     rates = ASSUMED_RATES

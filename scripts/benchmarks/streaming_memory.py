@@ -63,7 +63,7 @@ def peak_megabytes() -> float:
     """This process's peak of resident memory."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux; `getrusage` there begins with the peak of the process that started this one
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        peak = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(peak.split()[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024**2 if sys.platform == "darwin" else 1024)
@@ -142,7 +142,9 @@ def main() -> None:
     if arguments.output is not None:
         flags = {name: str(value) for name, value in vars(arguments).items() if value is not None}
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps({"flags": flags, "results": results, "ratio": ratio}, indent=2) + "\n")
+        arguments.output.write_text(
+            json.dumps({"flags": flags, "results": results, "ratio": ratio}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ class Report:
             return
         try:
             self.output.parent.mkdir(parents=True, exist_ok=True)
-            self.output.write_text(json.dumps(self.values, indent=2) + "\n")
+            self.output.write_text(json.dumps(self.values, indent=2) + "\n", encoding="utf-8")
         except OSError as problem:
             reason = problem.strerror or problem
             raise SiTError(f"{self.output} cannot be written: {reason}", argument="output") from problem

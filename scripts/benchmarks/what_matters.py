@@ -93,8 +93,8 @@ def measure_changes(arguments: WhatMattersArguments) -> list[dict[str, Any]]:
         results.append({"change": name, **measured})
         text = describe(results, images)
         report = {"command": typed_command(), "settings": settings, "results": results}
-        (output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n")
-        (output_dir / "results.md").write_text(text + "\n")
+        (output_dir / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (output_dir / "results.md").write_text(text + "\n", encoding="utf-8")
     print("\n" + text)
     return results
 

@@ -107,12 +107,12 @@ def main() -> int:
     names = arguments.only.split(",") if arguments.only else list(CONFIGURATIONS)
     if unknown := [name for name in names if name not in CONFIGURATIONS]:
         parser.error(f"--only {unknown[0]}: no such configuration, only {', '.join(CONFIGURATIONS)}")
-    earlier = json.loads(arguments.compare.read_text()) if arguments.compare else None
+    earlier = json.loads(arguments.compare.read_text(encoding="utf-8")) if arguments.compare else None
 
     with tempfile.TemporaryDirectory(prefix="witness-") as folder:
         results = run_all(names, Path(folder), arguments.data.resolve(), arguments.jobs)
     if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     failures = [f"{name}: FAILED" for name, result in results.items() if "failed" in result]
     if earlier is not None:
         asked_for = results if arguments.only else {**earlier, **results}
@@ -196,7 +196,7 @@ def digests(output: Path, program: str) -> dict[str, str]:
     metrics, monitors, figures = (output / name for name in ("metrics.jsonl", "monitors.jsonl", "eval_results.json"))
     losses = digest_of_lines(metrics, lambda key: key == "step" or key.endswith("loss"))
     if losses == ABSENT and figures.exists():
-        losses = digest(repr(number) for number in numbers_in(json.loads(figures.read_text())))
+        losses = digest(repr(number) for number in numbers_in(json.loads(figures.read_text(encoding="utf-8"))))
     found = (digest(tensors_in(weights)), losses, digest_of_lines(monitors, lambda key: not is_time(key)))
     if losses == ABSENT or (found[0] == ABSENT and program != "evaluate"):
         raise ValueError(f"    it left no weights or no losses, only {', '.join(os.listdir(output))}")
@@ -212,7 +212,7 @@ def tensors_in(paths: Iterable[Path]) -> Iterable[str]:
 
 
 def digest_of_lines(path: Path, is_chosen: Callable[[str], bool]) -> str:
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     return digest(repr([value for key, value in sorted(line.items()) if is_chosen(key)]) for line in lines)
 
 

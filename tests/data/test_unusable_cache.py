@@ -71,7 +71,7 @@ def test_a_cache_that_fills_up(tmp_path, monkeypatch, code):
     def fill_up(*arguments, **options):
         raise datasets.exceptions.DatasetGenerationError("An error occurred") from OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(datasets, "load_dataset", fill_up)
+    monkeypatch.setattr(datasets.DatasetBuilder, "download_and_prepare", fill_up)
     with pytest.raises(CacheError) as error:
         load_images(str(make("parquet", tmp_path / "data")))
     assert str(tmp_path / "cache") in error.value.problem and os.strerror(code) in error.value.problem

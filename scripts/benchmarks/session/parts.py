@@ -135,6 +135,6 @@ def run_within(
 def tail_of(log: Path) -> list[str]:
     """The last lines of a log. Of a line that a progress bar wrote over and over, the last state."""
     with suppress(OSError):
-        lines = log.read_text(errors="replace").splitlines()
+        lines = log.read_text(errors="replace", encoding="utf-8").splitlines()
         return [line.rsplit("\r", 1)[-1][:300] for line in lines if line.strip()][-TAIL_LINES:]
     return []

@@ -263,14 +263,14 @@ def _give_free_memory_back() -> None:
 def _reset_peak_resident() -> bool:
     """Have the kernel reset the peak (Linux, proc(5)). Returns whether it did."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return False
     return True
 
 
 def _peak_resident() -> int:
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
@@ -297,7 +297,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 def _processor_name() -> str:
     information = Path("/proc/cpuinfo")
     if information.exists():
-        for line in information.read_text().splitlines():
+        for line in information.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
