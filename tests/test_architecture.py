@@ -39,7 +39,7 @@ def check_architecture(package: Path) -> list[str]:
     found, arrows = [], {}
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package).as_posix()
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)
         checks = (
             check_imports(tree, package, name, arrows),
@@ -48,6 +48,7 @@ def check_architecture(package: Path) -> list[str]:
             check_names(tree),
             check_path(tree),
             check_home(tree),
+            check_encoding(tree),
             check_flags(tree) if room_of(name) != "cli" else (),
             check_methods(tree) if name == "pretraining/loop.py" else (),
         )
@@ -159,6 +160,33 @@ def check_home(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{node.attr} raises where there is none"
 
 
+def check_encoding(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Text that is read or written in the encoding of the terminal."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        if isinstance(node.func, ast.Name):
+            is_text = node.func.id == "open" and _is_mode_of_text(node.args[1:2], node.keywords)
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text"):
+            is_text = True
+        else:
+            # `path.open("a")`, and not `os.open(path, flags)` or `PIL.Image.open(path)`.
+            is_text = (
+                isinstance(node.func, ast.Attribute)
+                and node.func.attr == "open"
+                and bool(
+                    node.args and isinstance(node.args[0], ast.Constant) and set(node.args[0].value) <= set("rwxat+")
+                )
+            )
+        if is_text:
+            yield node.lineno, "text without an encoding"
+
+
+def _is_mode_of_text(positional: list[ast.expr], keywords: list[ast.keyword]) -> bool:
+    modes = [*positional, *(keyword.value for keyword in keywords if keyword.arg == "mode")]
+    return not any(isinstance(mode, ast.Constant) and "b" in mode.value for mode in modes)
+
+
 def check_flags(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Flags in strings: only the command line knows of them."""
     for node in ast.walk(tree):
@@ -188,6 +216,11 @@ def test_the_package():
     assert check_architecture(ROOT / "modeling_sit") == []
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").rglob("*.py")), ids=lambda path: path.name)
+def test_the_scripts_name_their_encodings(path):
+    assert not list(check_encoding(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 # That each check can fail.
 
 
@@ -200,7 +233,7 @@ def problems(tmp_path):
         for room in ("runtime", "data", "interop", "pretraining", "finetuning", "cli"):
             (package / room).mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (package / f"{name.replace('__', '/')}.py").write_text(text)
+            (package / f"{name.replace('__', '/')}.py").write_text(text, encoding="utf-8")
         return check_architecture(package)
 
     return check
@@ -295,6 +328,27 @@ def test_a_flag_in_a_string(problems, text):
 
 def test_the_path(problems):
     assert "sys.path" in problems(data__sources="import sys\nsys.path.insert(0, 'x')")[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path.read_text()",
+        "path.write_text(x)",
+        "open(path)",
+        "open(path, 'w')",
+        "open(path, mode='a')",
+        "path.open('a')",
+    ],
+)
+def test_text_without_an_encoding(problems, text):
+    assert "text without an encoding" in problems(data__sources=text)[0]
+    assert not problems(data__sources=text.replace(")", ", encoding='utf-8')").replace("(, ", "("))
+
+
+@pytest.mark.parametrize("text", ["open(path, 'rb')", "path.open('wb')", "Image.open(path)", "os.open(path, flags)"])
+def test_what_is_no_text(problems, text):
+    assert not problems(data__sources=text)
 
 
 @pytest.mark.parametrize("text", ["Path.home()", "Path(x).expanduser()", "getpass.getuser()"])

@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluation = run_evaluation(*groups)
         if evaluation is None:  # in another process than the main one
             return
-        print(as_table(evaluation.protocols))
-        print(f"written to {evaluation.path}")
+        written = [evaluation.path]
         if card.update_model_card:
-            print(f"written to {update_card(model_dir, **evaluation.for_card)}")
+            written.append(update_card(model_dir, **evaluation.for_card))
+        print(as_table(evaluation.protocols))
+        for path in written:
+            print(f"written to {path}")

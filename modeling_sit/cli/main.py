@@ -10,6 +10,7 @@ import transformers
 from modeling_sit.cli.errors import is_reporting_rank
 from modeling_sit.cli.parser import choose_command
 from modeling_sit.cli.streams import survive_closed_output
+from modeling_sit.cli.terminal import print_any_character
 
 # Each is a file of this folder, with underscores for dashes, and a function `main(argv)`.
 COMMANDS = {
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         `SystemExit`: With a code other than 0 and one line on stderr, for a user's mistake.
     """
+    print_any_character()
     name, rest = choose_command(COMMANDS, DESCRIPTION, argv)
     try:
         command = importlib.import_module(f"modeling_sit.cli.{name.replace('-', '_')}")

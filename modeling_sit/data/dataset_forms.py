@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -239,7 +240,9 @@ def _folder_dataset(parts: list[tuple[str, list[str]]]) -> datasets.Dataset:
             logger.warning("%s: some images lie in the folder itself, so its sub-folders are not classes", folder)
         return _dataset(_images(paths=[path for _, paths in parts for path in paths]))
     except UnicodeEncodeError as error:
-        raise SiTError(f"a file or folder name is not valid UTF-8: {error.object!r}", remedy="rename it") from error
+        encoding = sys.getfilesystemencoding()
+        remedy = "rename it" if encoding == "utf-8" else f"names are read as {encoding} here: set PYTHONUTF8=1"
+        raise SiTError(f"a file or folder name is not valid UTF-8: {error.object!r}", remedy=remedy) from error
 
 
 def _with_features(rows: datasets.IterableDataset) -> datasets.IterableDataset:

@@ -29,7 +29,7 @@ def over_seeds(num_seeds: int) -> str:
 
 
 def write_report(output_dir: Path, tables: Sequence[str], results: Mapping[str, Any], chart: Figure) -> None:
-    """Print the tables, and write them, the results and the chart.
+    """Write the tables, the results and the chart, and print the tables.
 
     Args:
         output_dir (`Path`): The folder of the experiment.
@@ -40,7 +40,6 @@ def write_report(output_dir: Path, tables: Sequence[str], results: Mapping[str, 
     Raises:
         [`SiTError`]: If a file cannot be written.
     """
-    print("\n" + "\n\n".join(tables))
     try:
         (output_dir / "results.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
         (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -48,4 +47,6 @@ def write_report(output_dir: Path, tables: Sequence[str], results: Mapping[str, 
     except OSError as problem:
         reason = problem.strerror or problem
         raise SiTError(f"{output_dir} cannot be written: {reason}", argument="output_dir") from problem
+    finally:
+        print("\n" + "\n\n".join(tables))
     print(f"\nwritten to {output_dir}/results.md, results.json and results.png")

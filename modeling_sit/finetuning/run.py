@@ -266,6 +266,7 @@ def _write(trainer: ReproducibleTrainer, facts: FinetuningFacts) -> None:
         # Other results that were measured with the same weights are still true.
         keep_results = weights.exists() and digest(weights) == earlier_weights
         write_finetuning_card(output_dir, facts, keep_results)
+        written = write_results(output_dir, {"finetune": report})
         metric = trainer.task.metric_names[0]
         print(f"{metric} {report[metric]:.4f} on {report['num_validation']} images of {report['split']}")
-        print(f"written to {write_results(output_dir, {'finetune': report})}")
+        print(f"written to {written}")

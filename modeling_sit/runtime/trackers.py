@@ -90,7 +90,7 @@ class MetricsLog:
             unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, metrics: dict) -> None:
-        with self._write_errors(), self.path.open("a") as file:
+        with self._write_errors(), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
     def sync(self) -> None:
