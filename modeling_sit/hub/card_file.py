@@ -163,7 +163,9 @@ class Card:
         path = folder / CARD_FILE
         remedy = "free some space there, or check who may write to it"
         with write_errors(path, remedy), replace_file(path) as unfinished:
-            unfinished.write_bytes(str(self).encode())
+            # A name of a file that Python could not decode keeps its bytes, if they are UTF-8.
+            text = str(self).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            unfinished.write_bytes(text.encode())
         return path
 
 

@@ -27,6 +27,14 @@ def card(metadata: str = METADATA, body: str = BODY) -> str:
     return f"---\n{metadata}---\n{body}"
 
 
+@pytest.mark.parametrize(("name", "written"), [("données", "données"), ("données".encode("latin-1"), "donn\ufffdes")])
+def test_names_that_python_could_not_decode(tmp_path, name, written):
+    """As on a terminal of ASCII, or of a file that has no name in UTF-8."""
+    undecoded = (name if isinstance(name, bytes) else name.encode()).decode("ascii", "surrogateescape")
+    Card.parse(f"{card()}\n--output_dir {undecoded}\n").save(tmp_path)
+    assert str(read_card(tmp_path)) == f"{card()}\n--output_dir {written}\n"
+
+
 @pytest.mark.parametrize("text", [card(), card().replace("\n", "\r\n"), "\ufeff" + card(), BODY, "", "\n" + card()])
 def test_what_is_not_changed_stays(text):
     assert str(Card.parse(text)) == text
