@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -57,6 +57,8 @@ class ImageDatasets:
         multi_label (`bool`, *optional*, defaults to `False`): Whether an image may have several classes.
         in_memory (`bool`, *optional*, defaults to `False`):
             Whether the user gave an object of the `datasets` library, whose name does not identify its images.
+        notes (`list[str]`, *optional*):
+            What its reader understood or left out that the user may not expect, a line each.
     """
 
     name: str
@@ -68,6 +70,7 @@ class ImageDatasets:
     train_shards: list[Shard] | None = None
     multi_label: bool = False
     in_memory: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def dataset_name(dataset: Any) -> str:

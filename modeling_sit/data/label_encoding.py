@@ -3,7 +3,7 @@
 import re
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import datasets
@@ -18,6 +18,10 @@ NO_TYPE = datasets.Value("null")
 LABEL_COLUMNS = {
     *("label", "labels", "class", "classes", "cls", "target", "targets", "category", "categories", "fine_label")
 }
+# Of the integers that stand for classes, the one that stands for none.
+NO_LABEL = -1
+# From here on, float64 does not tell neighboring integers apart.
+LARGEST_WHOLE_FLOAT = 2.0**53
 
 
 def find_image_column(features: dict[str, Any], asked: str | None) -> str:
@@ -73,6 +77,8 @@ def find_label_column(features: dict[str, Any], asked: str | None) -> str | None
     columns = [column for column in features if isinstance(_of_one_class(features[column]), datasets.ClassLabel)]
     others = [column for column in fields if _has_usual_name(column, features) and fields[column] != NO_TYPE]
     columns = columns or [column for column in others if _holds_labels(fields[column])]
+    # A column of floats may hold what is measured, and is taken for labels only if no other column is.
+    columns = [column for column in columns if not _holds_floats(fields[column])] or columns
     if len(columns) > 1:
         raise SiTError(f"several columns of labels: {join(columns)}", argument="label_column", remedy="choose one")
     if others and not columns:
@@ -100,7 +106,7 @@ def _has_usual_name(column: str, features: dict[str, Any]) -> bool:
 
 def _no_labels(column: str, feature: Any, remedy: str | None = None) -> SiTError:
     return SiTError(
-        f"column {column} holds not one class for each image (integer or string) or a list of them, but "
+        f"column {column} holds not one class for each image (whole number or string) or a list of them, but "
         f"{type_name(feature)}",
         argument="label_column",
         remedy=remedy,
@@ -130,9 +136,13 @@ def _holds_labels(feature: Any) -> bool:
     one_class = _of_one_class(feature)
     if isinstance(one_class, datasets.ClassLabel):
         return True
-    # A list that is empty in every row has elements of no type.
-    pattern = r"u?int\d+|bool|(large_)?string(_view)?" + ("|null" if _is_list(feature) else "")
+    # A list that is empty in every row has elements of no type. Whether floats are whole numbers, only their values say.
+    pattern = r"u?int\d+|bool|float\d+|(large_)?string(_view)?" + ("|null" if _is_list(feature) else "")
     return isinstance(one_class, datasets.Value) and re.fullmatch(pattern, one_class.dtype) is not None
+
+
+def _holds_floats(feature: Any) -> bool:
+    return str(getattr(_of_one_class(feature), "dtype", "")).startswith("float")
 
 
 @dataclass
@@ -145,11 +155,13 @@ class EncodedLabels:
             int64, ascending: null for no label known, empty for none of the classes.
         label_names (`list[str]`): The classes, in the order of their indices.
         multi_label (`bool`): Whether an image may have several classes.
+        notes (`list[str]`, *optional*): What was understood that a user may not expect, a line each.
     """
 
     columns: dict[str, pa.Array]
     label_names: list[str]
     multi_label: bool
+    notes: list[str] = field(default_factory=list)
 
     @property
     def feature(self) -> datasets.ClassLabel | datasets.List:
@@ -173,6 +185,10 @@ def encode_labels(splits: dict[str, datasets.Dataset], column: str) -> EncodedLa
     nothing but 0 and 1, are multi-hot: an entry for each class says whether the image has it. Null and -1 in other lists
     are padding.
 
+    Floats are taken for integers if all of them are whole numbers, and then NaN is no label: so pandas stores integers
+    with gaps. Of integers without names, -1 is no label too, unless there is only one other value: then the two are the
+    classes.
+
     Args:
         splits (`dict[str, datasets.Dataset]`): The splits; some may lack the column.
         column (`str`): Name of the column of the labels, or `COLUMN.FIELD` of a struct.
@@ -181,7 +197,8 @@ def encode_labels(splits: dict[str, datasets.Dataset], column: str) -> EncodedLa
         [`EncodedLabels`], or `None` if no image has a label.
 
     Raises:
-        [`SiTError`]: If a split's column holds no labels, one of a class without a name, or lists only in some splits.
+        [`SiTError`]: If a split's column holds no labels, one of a class without a name, numbers that are not whole, or
+            lists only in some splits.
     """
     features = {split: _with_struct_fields(dataset.features).get(column) for split, dataset in splits.items()}
     features = {split: feature for split, feature in features.items() if feature not in (None, NO_TYPE)}
@@ -198,10 +215,10 @@ def encode_labels(splits: dict[str, datasets.Dataset], column: str) -> EncodedLa
                 argument="label_column",
             )
 
-    found = {split: _values_of(splits[split], column, feature) for split, feature in features.items()}
+    found = {split: _values_of(splits[split], split, column, feature) for split, feature in features.items()}
     if multi_label:
         found = _from_multi_hot(found, column)
-    indices, names = _encode_values(found, column)
+    indices, names, notes = _encode_values(found, column)
     if not names:
         return None
     columns = {}
@@ -212,19 +229,41 @@ def encode_labels(splits: dict[str, datasets.Dataset], column: str) -> EncodedLa
             columns[split] = _list_array(indices[split], found[split].lengths, len(names))
         else:
             columns[split] = pa.nulls(len(dataset), pa.list_(pa.int64()))
-    return EncodedLabels(columns, names, multi_label)
+    return EncodedLabels(columns, names, multi_label, notes)
 
 
-def _values_of(dataset: datasets.Dataset, column: str, feature: Any) -> _Values:
+def _values_of(dataset: datasets.Dataset, split: str, column: str, feature: Any) -> _Values:
     if column in dataset.features:
         values = dataset.select_columns([column]).with_format("arrow")[:].column(column)
     else:
         struct, _, name = column.partition(".")
         values = pc.struct_field(dataset.select_columns([struct]).with_format("arrow")[:].column(struct), name)
-    if not _is_list(feature):
-        return _Values(values, feature, None)
-    lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy().astype(np.int64)
-    return _Values(pc.list_flatten(values), feature.feature, lengths)
+    lengths = None
+    if _is_list(feature):
+        lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy().astype(np.int64)
+        values, feature = pc.list_flatten(values), feature.feature
+    if pa.types.is_floating(values.type):
+        values, feature = _whole_numbers(values, f"{column} of split {split}"), datasets.Value("int64")
+    return _Values(values, feature, lengths)
+
+
+def _whole_numbers(values: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
+    """Floats that are whole numbers as integers, NaN as null.
+
+    Raises:
+        [`SiTError`]: If one is not whole.
+    """
+    values = values.cast(pa.float64())
+    values = pc.if_else(pc.is_nan(values), None, values)
+    is_whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), LARGEST_WHOLE_FLOAT))
+    others = values.filter(pc.invert(is_whole))
+    if len(others):
+        raise SiTError(
+            f"column {column} holds numbers that are not whole, such as {others[0].as_py():g}, and so no classes",
+            argument="label_column",
+            remedy="sort the numbers into classes, in a column of whole numbers or text, and name that one",
+        )
+    return values.cast(pa.int64())
 
 
 def _from_multi_hot(found: dict[str, _Values], column: str) -> dict[str, _Values]:
@@ -258,8 +297,9 @@ def _from_multi_hot(found: dict[str, _Values], column: str) -> dict[str, _Values
     return lists
 
 
-def _encode_values(found: dict[str, _Values], column: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Class indices of each split's values, -1 for none, and the classes' names, of which there may be none."""
+def _encode_values(found: dict[str, _Values], column: str) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """Class indices of each split's values, -1 for none; the classes' names, of which there may be none; and notes."""
+    notes = []
     values = {split: part.values for split, part in found.items()}
     # Lists that are all empty have elements of no type, and no names.
     features = [part.feature for part in found.values() if part.feature != NO_TYPE]
@@ -277,11 +317,27 @@ def _encode_values(found: dict[str, _Values], column: str) -> tuple[dict[str, np
         values = {split: _named(array, found[split].feature) for split, array in values.items()}
         if any(pa.types.is_large_string(array.type) for array in values.values()):
             values = {split: array.cast(pa.large_string()) for split, array in values.items()}
-        classes = sorted(set().union(*(array.unique().to_pylist() for array in values.values())) - {None, -1})
+        classes, notes = _classes_in(values, found)
         names = [str(value) for value in classes]
         values = {split: pc.index_in(array, pa.array(classes, array.type)) for split, array in values.items()}
     indices = {split: array.cast(pa.int64()).fill_null(-1).to_numpy() for split, array in values.items()}
-    return {split: np.maximum(array, -1) for split, array in indices.items()}, names
+    return {split: np.maximum(array, -1) for split, array in indices.items()}, names, notes
+
+
+def _classes_in(values: dict[str, pa.ChunkedArray], found: dict[str, _Values]) -> tuple[list[int | str], list[str]]:
+    """The classes in these values, sorted, and a note where -1 is none of them."""
+    distinct = set().union(*(array.unique().to_pylist() for array in values.values())) - {None}
+    classes = sorted(distinct - {NO_LABEL})
+    if NO_LABEL not in distinct or any(part.lengths is not None for part in found.values()):
+        return classes, []
+    # The labels of many two-class methods; without -1 there would be nothing to tell apart.
+    if len(classes) == 1 and not any(isinstance(part.feature, datasets.ClassLabel) for part in found.values()):
+        return [NO_LABEL, *classes], []
+    number = sum(pc.sum(pc.equal(array, NO_LABEL)).as_py() or 0 for array in values.values())
+    return classes, [
+        f"{number:,} of {sum(map(len, values.values())):,} labels are {NO_LABEL}, which means no label here; if it is a "
+        "class, write the labels as text"
+    ]
 
 
 def _named(values: pa.ChunkedArray, feature: Any) -> pa.ChunkedArray:

@@ -2,6 +2,9 @@
 
 import logging
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import datasets
@@ -20,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # The label that cross-entropy leaves out, given to an image that cannot be read.
 IGNORED_LABEL = -100
+# So many images say which folders a class lies in.
+NUM_LOCATED_IMAGES = 1000
 
 
 def labeled_splits(
@@ -34,7 +39,8 @@ def labeled_splits(
 
     Raises:
         [`SiTError`]: If there is no such split, it is streamed, the two are one and the same, there are no labels in
-            one of them, or the validation split has classes of which there is no training image.
+            one of them, all training images have the same, or the validation split has classes of which there is no
+            training image.
     """
     splits = {"train_split": images.train, "validation_split": images.validation}
     if images.validation is None and validation == "if there":
@@ -61,6 +67,7 @@ def labeled_splits(
     labeled = {argument: _with_labels(split, argument) for argument, split in splits.items()}
     if "validation_split" in labeled:
         _check_known(*labeled.values())
+    _check_several_classes(images, labeled["train_split"])
     return labeled["train_split"], labeled.get("validation_split")
 
 
@@ -92,6 +99,81 @@ def _check_known(train: datasets.Dataset, validation: datasets.Dataset) -> None:
             argument="validation_split",
             remedy=f"take them out, or add such images to {train.split}",
         )
+
+
+def _check_several_classes(images: ImageDatasets, train: datasets.Dataset) -> None:
+    """Raise [`SiTError`] if there is nothing to tell apart: any classifier would be right on every image."""
+    only = only_classes(train)
+    if only is None:
+        return
+    names = join(only)
+    unlabeled = len(images.train) - len(train)
+    problem = f"all {len(train):,} labeled images of {train.split} are of one class, {names}"
+    if images.multi_label:
+        problem = f"all {len(train):,} labeled images of {train.split} have the same labels: {names}"
+    problem += f", and the other {unlabeled:,} have no label" if unlabeled else ""
+    folders = class_folders(train, only[0]) if len(only) == 1 else None
+    raise SiTError(
+        f"{images.name}: {problem}, so there is nothing to tell apart",
+        argument="label_column" if folders is None else "dataset",
+        remedy="name a column of several classes" if folders is None else folders.remedy(len(images.splits) > 1),
+    )
+
+
+def only_classes(split: datasets.Dataset) -> list[str] | None:
+    """The names of the classes that every labeled image of a split has, if no two of them differ; else `None`."""
+    labels = labels_of(split)
+    labels = labels[is_labeled(labels)]
+    if not len(labels) or (labels != labels[0]).any():
+        return None
+    names = _class_label(split).names
+    return [names[labels[0]]] if labels.ndim == 1 else [names[index] for index in labels[0].nonzero()[:, 0].tolist()]
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """
+    The folder of a class, and what lies in it.
+
+    Args:
+        folder (`str`): The innermost folder that holds all of the class's images.
+        sub_folders (`list[str]`): Names of those in it that hold images.
+        above (`str`): The folder that the class's folder lies in.
+    """
+
+    folder: str
+    sub_folders: list[str]
+    above: str
+
+    def remedy(self, has_splits: bool) -> str:
+        """What to do if the class is none."""
+        if len(self.sub_folders) < 2:
+            return (
+                "put the images of each class into a folder of its own; labels in other files, such as YOLO's, are not "
+                "read"
+            )
+        which = f"its sub-folders ({shorten(self.sub_folders, 3)}) are the classes"
+        if has_splits:
+            return f"if {which}, move them from {self.folder} to {self.above}"
+        return f"if {which}, give {self.folder}"
+
+
+def class_folders(split: datasets.Dataset, name: str) -> ClassFolders | None:
+    """Where the images of a split lie, all of the class `name`; `None` if that is no folder's name.
+
+    At most `NUM_LOCATED_IMAGES` are looked at.
+    """
+    rows = range(0, len(split), -(-len(split) // NUM_LOCATED_IMAGES))
+    images = [image or {} for image in split.select(rows)["image"]]
+    if any(image.get("bytes") is not None or not image.get("path") for image in images):
+        return None
+    parents = {Path(image["path"]).parent for image in images}
+    folder = Path(os.path.commonpath(parents))
+    if name not in folder.parts:
+        return None
+    sub_folders = sorted({parent.relative_to(folder).parts[0] for parent in parents if parent != folder})
+    place = len(folder.parts) - folder.parts[::-1].index(name) - 1
+    return ClassFolders(str(folder), sub_folders, str(Path(*folder.parts[:place])))
 
 
 def num_labels_of(split: datasets.Dataset) -> int:
@@ -140,8 +222,12 @@ def class_counts(split: datasets.Dataset) -> torch.Tensor:
 
 def join_classes(split: datasets.Dataset, which: torch.Tensor, limit: int = 5) -> str:
     """Names of the classes that `which`, bool `(num_labels,)`, marks, at most `limit` of them, for a message."""
-    names = [_class_label(split).names[number] for number in which.nonzero()[:, 0].tolist()]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return shorten([_class_label(split).names[number] for number in which.nonzero()[:, 0].tolist()], limit)
+
+
+def shorten(names: Sequence[str], limit: int) -> str:
+    """At most `limit` names in a list, for a message, and how many more there are."""
+    return join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
 class LabeledImageDataset(torch.utils.data.Dataset):

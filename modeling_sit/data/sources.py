@@ -72,8 +72,9 @@ def load_images(
         label_column (`str`, *optional*):
             Column of the labels, or `COLUMN.FIELD` of a struct (such as `json.labels` of a webdataset): `ClassLabel`s,
             integers or strings, or in a multi-label dataset lists of them or multi-hot vectors of booleans or of 0
-            and 1. Default: the one column of `ClassLabel`s, or else the one with a usual name (`label`, `cls`, ...).
-            Classes without names are sorted and named after their values. -1 and null mean no label.
+            and 1. Floats that are whole numbers count as integers. Default: the one column of `ClassLabel`s, or else
+            the one with a usual name (`label`, `cls`, ...). Classes without names are sorted and named after their
+            values. Null, NaN and -1 mean no label; -1 beside one other value alone is a class.
         train_split (`str`, *optional*):
             Default: `train`, or the only split. It may name a sub-folder or files that are not called like a split.
         validation_split (`str`, *optional*): Default: `validation`, or else `test`, if there is one.
@@ -152,6 +153,7 @@ def load_images(
         train_shards=train.shards if isinstance(train, SplitStream) else None,
         multi_label=found is not None and found.multi_label,
         in_memory=in_memory,
+        notes=found.notes if isinstance(found, EncodedLabels) else [],
     )
 
 

@@ -8,10 +8,9 @@ import datasets
 
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets
-from modeling_sit.data.labeled import class_counts, labeled_splits, labels_of
+from modeling_sit.data.labeled import labeled_splits, labels_of
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import train_validation_split
-from modeling_sit.runtime.errors import SiTError
 
 # Where there are no images to measure, this fraction of the training images is held back, by this seed.
 TEST_FRACTION, TEST_SEED = 0.2, 0
@@ -50,8 +49,6 @@ def compared_images(arguments: DatasetArguments) -> ComparedImages:
     if arguments.validation_split is None:
         given["validation_split"], images = _measured_split(given, images)
     train, test = labeled_splits(images, validation="if there")
-    if int((class_counts(train) > 0).sum()) < 2 and labels_of(train).ndim == 1:
-        raise SiTError(f"all images of {train.split} are of one class", argument="label_column")
     if test is not None:
         return ComparedImages(train, test, images.label_names, f"{len(test):,} images of {test.split}", given)
 

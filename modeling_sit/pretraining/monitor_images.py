@@ -52,11 +52,12 @@ class MonitorImages:
 
     @property
     def has_labels(self) -> bool:
-        """Whether there are labeled images both to learn from and to measure on."""
+        """Whether there are labeled images both to learn from and to measure on, of several classes."""
         if not self.num_labels:
             return False
-        num_labeled = int((labels_of(self.train) >= 0).sum())
-        return num_labeled >= (1 if self.validation else VALIDATION_STEP)
+        labels = labels_of(self.train)
+        labels = labels[labels >= 0]
+        return len(labels) >= (1 if self.validation else VALIDATION_STEP) and len(labels.unique()) > 1
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ def choose_monitors(asked: list[str] | None, has_labels: bool, has_teacher: bool
 
     Args:
         asked (`list[str]`, *optional*): What the user asked for.
-        has_labels (`bool`): Whether there are labeled images to learn from and to measure on.
+        has_labels (`bool`): Whether there are labeled images of several classes to learn from and to measure on.
         has_teacher (`bool`): Whether the run has a teacher.
 
     Raises:
@@ -207,8 +207,8 @@ def choose_monitors(asked: list[str] | None, has_labels: bool, has_teacher: bool
     if not has_labels:
         lacks |= dict.fromkeys(
             LABEL_MONITORS,
-            "needs one label for each image, and none or too few of the sampled images have one: name their column with "
-            "`label_column`",
+            "needs one label for each image, and the sampled images have none, too few, or all the same: name a column of "
+            "several classes with `label_column`",
         )
     if not has_teacher:
         lacks |= dict.fromkeys(

@@ -1,5 +1,6 @@
 """Labeled images: splits, labels as tensors, and images that cannot be read."""
 
+import datasets
 import pytest
 import torch
 from labeled_rows import encoded, labeled, multi_labeled, rows_of
@@ -98,6 +99,66 @@ class TestLabeledSplits:
         assert caught.value.problem == "3 images of test are of classes that no image of train has: b, c"
         # A class without images in the validation split is no mistake.
         labeled_splits(as_images(validation, train.select([0, 2])))
+
+    @pytest.mark.parametrize(
+        ("paths", "given", "name", "remedy"),
+        [
+            # Cats and dogs as they are downloaded: one level too deep.
+            ([f"PetImages/{name}/{n}.png" for name in ("Cat", "Dog") for n in (0, 1)], "", "PetImages", "PetImages"),
+            # Two levels, and files of one class deeper than those of the other.
+            (["a/b/Cat/0.png", "a/b/Cat/1.png", "a/b/Dog/x/0.png"], "", "a", "a/b"),
+            # Within splits.
+            (
+                [f"{split}/all/{name}/0.png" for split in ("train", "test") for name in ("Cat", "Dog")],
+                "",
+                "all",
+                "train/all",
+            ),
+            # YOLO's folders, with labels that are no folders.
+            ([f"{split}/images/{n}.jpg" for split in ("train", "valid") for n in (0, 1)], "", "images", None),
+            # The folder above the only class that is there.
+            ([f"cells/{n}.png" for n in range(3)], "", "cells", None),
+        ],
+    )
+    def test_folders_of_one_class(self, tmp_path, paths, given, name, remedy):
+        for path in paths:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_bytes(encoded(0))
+        with pytest.raises(SiTError) as error:
+            labeled_splits(load_images(str(tmp_path / given)), validation="if there")
+        assert error.value.argument == "dataset"
+        assert f"of one class, {name}," in error.value.problem
+        if remedy is None:
+            assert "folder of its own" in error.value.remedy
+        else:
+            assert "(Cat, Dog)" in error.value.remedy and str(tmp_path / remedy) in error.value.remedy
+
+    def test_the_remedy_of_one_folder_is_right(self, tmp_path):
+        for path in ("PetImages/Cat/0.png", "PetImages/Dog/0.png"):
+            (tmp_path / path).parent.mkdir(parents=True)
+            (tmp_path / path).write_bytes(encoded(0))
+        train, _ = labeled_splits(load_images(str(tmp_path / "PetImages")), validation="if there")
+        assert class_counts(train).tolist() == [1, 1]
+
+    @pytest.mark.parametrize(
+        ("split", "problem"),
+        [
+            (labeled([1, 1, 1]), "all 3 labeled images of train are of one class, b,"),
+            (labeled([1, -1, 1, -1]), "of one class, b, and the other 2 have no label"),  # -1 is 'no label' there
+            (multi_labeled([[0, 2], [0, 2], None]), "the same labels: a, c, and the other 1"),
+            (multi_labeled([[0]], names="a"), "the same labels: a,"),
+        ],
+    )
+    def test_columns_of_one_class(self, split, problem):
+        images = as_images(split, None)
+        images.multi_label = isinstance(split.features["label"], datasets.List)
+        with pytest.raises(SiTError) as error:
+            labeled_splits(images, validation="if there")
+        assert error.value.argument == "label_column" and problem in error.value.problem
+
+    def test_one_class_that_images_have_or_not(self):
+        train, _ = labeled_splits(as_images(multi_labeled([[0], [], [0]], names="a"), None, "a"), "if there")
+        assert class_counts(train).tolist() == [2]
 
     def test_a_validation_split_that_need_not_be_there(self):
         train, validation = labeled_splits(as_images(labeled([0, -1, 1]), None), validation="if there")
