@@ -59,6 +59,8 @@ class ImageDatasets:
             Whether the user gave an object of the `datasets` library, whose name does not identify its images.
         notes (`list[str]`, *optional*):
             What its reader understood or left out that the user may not expect, a line each.
+        first_of_stream (`list`, *optional*):
+            First images of a stream, encoded, once [`~modeling_sit.data.image_sample.first_encoded`] has read them.
     """
 
     name: str
@@ -71,6 +73,7 @@ class ImageDatasets:
     multi_label: bool = False
     in_memory: bool = False
     notes: list[str] = field(default_factory=list)
+    first_of_stream: list[dict | None] | None = field(default=None, repr=False, compare=False)
 
 
 def dataset_name(dataset: Any) -> str:

@@ -3,14 +3,12 @@
 import statistics
 from dataclasses import dataclass
 
-import datasets
 import numpy as np
 
 from modeling_sit.data.decoding import DraftScale, UnreadableImage, decode_image, decoded_size
 from modeling_sit.data.image_datasets import ImageDatasets
-from modeling_sit.data.shard_reading import first_images
+from modeling_sit.data.image_sample import first_encoded
 
-NUM_READ_IMAGES = 16
 FULL_SIZE = DraftScale(views=((10**9, 1.0),), crop_ratio=(1.0, 1.0))
 # Enough pixels to tell gray from color. JPEGs decode several times as fast at a fraction of their size.
 REDUCED = DraftScale(views=((32, 1.0),), crop_ratio=(1.0, 1.0))
@@ -33,20 +31,14 @@ class ImageFacts:
     is_gray: bool
 
 
-def read_image_facts(images: ImageDatasets, num_read: int = NUM_READ_IMAGES) -> ImageFacts | None:
+def read_image_facts(images: ImageDatasets) -> ImageFacts | None:
     """Read some evenly spaced training images, of a stream the first ones.
 
     Returns:
         [`ImageFacts`], *optional*: `None` if none of them can be read.
     """
-    if isinstance(images.train, datasets.IterableDataset):
-        encoded = [image for image, _ in first_images(images.train, num_read, images.train_shards)]
-    else:
-        number = len(images.train)
-        rows = sorted({place * number // num_read for place in range(num_read)}) if number else []
-        encoded = images.train.select(rows)["image"]
     sizes, grays = [], []
-    for image in encoded:
+    for image in first_encoded(images):
         try:
             reduced = decode_image(image, 3, draft_scale=REDUCED)
             stored = decoded_size(image, FULL_SIZE)

@@ -43,6 +43,8 @@ def labeled_splits(
             training image.
     """
     splits = {"train_split": images.train, "validation_split": images.validation}
+    if images.validation is None:  # classes one level too deep hide the splits, too
+        _check_several_classes(images)
     if images.validation is None and validation == "if there":
         del splits["validation_split"]
     for argument, split in splits.items():
@@ -67,7 +69,7 @@ def labeled_splits(
     labeled = {argument: _with_labels(split, argument) for argument, split in splits.items()}
     if "validation_split" in labeled:
         _check_known(*labeled.values())
-    _check_several_classes(images, labeled["train_split"])
+    _check_several_classes(images)
     return labeled["train_split"], labeled.get("validation_split")
 
 
@@ -101,16 +103,20 @@ def _check_known(train: datasets.Dataset, validation: datasets.Dataset) -> None:
         )
 
 
-def _check_several_classes(images: ImageDatasets, train: datasets.Dataset) -> None:
-    """Raise [`SiTError`] if there is nothing to tell apart: any classifier would be right on every image."""
+def _check_several_classes(images: ImageDatasets) -> None:
+    """Raise [`SiTError`] if there is nothing to tell apart: any classifier would be right on every training image."""
+    train = images.train
+    if not isinstance(train, datasets.Dataset) or images.label_names is None:
+        return
     only = only_classes(train)
-    if only is None:
+    if not only:
         return
     names = join(only)
-    unlabeled = len(images.train) - len(train)
-    problem = f"all {len(train):,} labeled images of {train.split} are of one class, {names}"
+    unlabeled = int((~is_labeled(labels_of(train))).sum())
+    number = len(train) - unlabeled
+    problem = f"all {number:,} labeled images of {train.split} are of one class, {names}"
     if images.multi_label:
-        problem = f"all {len(train):,} labeled images of {train.split} have the same labels: {names}"
+        problem = f"all {number:,} labeled images of {train.split} have the same labels: {names}"
     problem += f", and the other {unlabeled:,} have no label" if unlabeled else ""
     folders = class_folders(train, only[0]) if len(only) == 1 else None
     raise SiTError(
@@ -168,6 +174,8 @@ def class_folders(split: datasets.Dataset, name: str) -> ClassFolders | None:
     if any(image.get("bytes") is not None or not image.get("path") for image in images):
         return None
     parents = {Path(image["path"]).parent for image in images}
+    if len({parent.anchor for parent in parents}) > 1:
+        return None
     folder = Path(os.path.commonpath(parents))
     if name not in folder.parts:
         return None

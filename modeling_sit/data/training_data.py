@@ -82,11 +82,6 @@ class TrainingData:
         """Number of images. `None` for a stream of unknown length."""
         return self.images.num_train
 
-    def describe(self) -> str:
-        """Name and number of images, in a line."""
-        number = "an unknown number of" if self.num_images is None else f"{self.num_images:,}"
-        return f"{self.name}: {number} images{', streamed' if self.is_streamed else ''}"
-
     def fingerprint(self) -> str:
         """A short checksum that, nearly always, differs between datasets of other images or another order.
 

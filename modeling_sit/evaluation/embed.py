@@ -15,6 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.data.description import tell, told
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder
@@ -132,7 +133,8 @@ def embed(
     classes = (EmbeddingArguments, FeatureArguments, DatasetArguments)
     embedding, features, images = build_arguments(classes, keywords, recipe, "embed")
     if embedding.output_dir is None:
-        embedder = _Embedder(embedding, features, images)
+        with told():  # printing is the command's part
+            embedder = _Embedder(embedding, features, images)
         tables = {name: embedder.embed_split(split) for name, split in embedder.splits.items()}
         embedder.accelerator.end_training()
         if not embedder.accelerator.is_main_process:
@@ -140,7 +142,8 @@ def embed(
         rows = {name: datasets.Dataset(datasets.table.InMemoryTable(table)) for name, table in tables.items()}
     else:
         check_datasets_cache()  # through which the files are read at the end
-        splits = run_embedding(embedding, features, images)
+        with told():
+            splits = run_embedding(embedding, features, images)
         if splits is None:
             return None
         rows = {
@@ -227,6 +230,8 @@ class _Embedder:
         with sync_errors(self.accelerator):
             check_features_asked_for(self.model.config, feature_arguments.pooling, feature_arguments.layer)
         images = main_process_first(self.accelerator, lambda: load_images(**vars(dataset_arguments)))
+        with sync_errors(self.accelerator):
+            tell(images)
         self.splits = {str(split.split): split for split in (images.train, images.validation) if split is not None}
 
     def fingerprint(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import datasets
 from accelerate import Accelerator
 
 from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.data.description import tell, told
 from modeling_sit.data.labeled import labeled_splits
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
@@ -113,7 +114,8 @@ def evaluate(
     """
     keywords = {"model_name_or_path": model_name_or_path, "dataset": dataset, **arguments}
     classes = (EvaluationArguments, DatasetArguments, ProtocolArguments)
-    evaluation = run_evaluation(*build_arguments(classes, keywords, recipe, "evaluate"))
+    with told():  # printing is the command's part
+        evaluation = run_evaluation(*build_arguments(classes, keywords, recipe, "evaluate"))
     return None if evaluation is None else evaluation.results
 
 
@@ -148,6 +150,7 @@ def run_evaluation(
         model = random_encoder(model, arguments.model_name_or_path, protocol_arguments.seed)
     images = main_process_first(accelerator, lambda: load_images(**vars(dataset_arguments), labels="required"))
     with sync_errors(accelerator):
+        tell(images)
         check_features_asked_for(model.config, arguments.pooling, arguments.layer)
         splits = labeled_splits(images)
     train, validation = (

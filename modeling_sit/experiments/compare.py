@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from modeling_sit.data.description import told
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
 from modeling_sit.experiments.compared_images import compared_images
@@ -97,10 +98,11 @@ def run_comparison(
     claim_folder(output_dir, _settings(arguments, choices), RUN_FOLDERS, arguments.overwrite_output_dir)
     images = compared_images(arguments)
     runs = Runs(arguments, images, choices)
-    pixels = runs.raw_pixels() if arguments.raw_pixels else []
-    frozen = {start: runs.frozen(start) for start in STARTS} if arguments.protocols else {}
     cells = [(start, fraction) for fraction in arguments.label_fractions for start in STARTS]
-    fine_tuned = [runs.fine_tune(*cell) for cell in cells]
+    with told():
+        pixels = runs.raw_pixels() if arguments.raw_pixels else []
+        frozen = {start: runs.frozen(start) for start in STARTS} if arguments.protocols else {}
+        fine_tuned = [runs.fine_tune(*cell) for cell in cells]
     chosen = {cell: choice for cell in cells if (choice := runs.choose(*cell)) is not None}
     cost = pretraining_cost(Path(arguments.model_name_or_path))
 

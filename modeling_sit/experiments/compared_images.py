@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 
 from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.data.description import tell
 from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets
 from modeling_sit.data.labeled import labeled_splits, labels_of
 from modeling_sit.data.sources import load_images
@@ -48,6 +49,7 @@ def compared_images(arguments: DatasetArguments) -> ComparedImages:
     images = load_images(**given, labels="required")
     if arguments.validation_split is None:
         given["validation_split"], images = _measured_split(given, images)
+    tell(images)
     train, test = labeled_splits(images, validation="if there")
     if test is not None:
         return ComparedImages(train, test, images.label_names, f"{len(test):,} images of {test.split}", given)

@@ -105,6 +105,8 @@ def run_finetuning(
     if evaluates is None and arguments.early_stopping_patience is not None:
         evaluates = True
     splits = load_splits(arguments, training_arguments.seed, evaluates)
+    if tuning is None:
+        splits.tell()
     trainer, preset = prepare_trainer(arguments, training_arguments, splits)
     if trainer.is_world_process_zero():
         print("\n".join([splits.summary(), *preset.lines()]), flush=True)

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
 
+from modeling_sit.data.description import tell
 from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets
 from modeling_sit.data.labeled import class_counts, labeled_splits, labels_of
 from modeling_sit.data.sampling import HOLD_OUT, derive_seed
@@ -40,6 +41,8 @@ class Splits:
             the finished model, because there is no test split: the result would be too good.
         test (`datasets.Dataset`, *optional*): Images to measure once, at the end. `None` for none.
         test_name (`str`, *optional*): Their name for the user.
+        images ([`ImageDatasets`], *optional*): The dataset, with its training split only.
+        measured (`list[datasets.Dataset]`): Its other splits that are used.
     """
 
     name: str
@@ -52,10 +55,16 @@ class Splits:
     may_choose: bool = True
     test: datasets.Dataset | None = None
     test_name: str | None = None
+    images: ImageDatasets | None = None
+    measured: list[datasets.Dataset] = field(default_factory=list)
+
+    def tell(self) -> None:
+        """Print what is known of the dataset, whatever part of it the run uses."""
+        tell(self.images, *self.measured)
 
     def summary(self) -> str:
-        """The numbers of images, in one line."""
-        parts = [f"{self.name}: {len(self.train):,} training images of {len(self.label_names)} classes"]
+        """What the images are used for, in one line."""
+        parts = [f"{len(self.train):,} images to learn from"]
         if self.validation is not None:
             parts.append(f"{len(self.validation):,} for validation ({self.validation_name})")
         if self.test is not None:
@@ -97,8 +106,11 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | Non
         validation_name = None
 
     train, validation, test = None, None, None
+    measured = []
     if validation_name is not None:
-        train, validation = labeled_splits(_load(arguments, validation_name, images))
+        images = _load(arguments, validation_name, images)
+        train, validation = labeled_splits(images)
+        measured.append(images.validation)
     if test_name is not None:
         with argument_names(validation_split="test_split"):
             images = _load(arguments, test_name, images)
@@ -107,6 +119,7 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | Non
                 test_name = None
             else:
                 train, test = labeled_splits(images)
+                measured.append(images.validation)
     if train is None:
         images.validation = None
         train, _ = labeled_splits(images, validation="if there")
@@ -131,6 +144,8 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | Non
         may_choose=may_choose,
         test=test,
         test_name=test_name,
+        images=replace(images, validation=None),
+        measured=measured,
     )
 
 

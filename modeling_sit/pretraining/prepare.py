@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 
 from modeling_sit.data.crops import CropGroup
+from modeling_sit.data.description import tell
 from modeling_sit.data.hand_over import fitting_workers, free_shared_memory, needed_shared_memory, usable_workers
 from modeling_sit.data.image_datasets import TEST_SPLITS, ImageDatasets
 from modeling_sit.data.sampling import MONITOR, PREVIEW, derive_seed
@@ -59,6 +60,8 @@ def prepare(
     pusher = create_pusher(flags, accelerator)
     images = main_process_first(accelerator, lambda: load_training_images(flags) if data is None else data.images)
     with sync_errors(accelerator):
+        if data is None:
+            tell(images)
         preset = resolve(flags, images, accelerator, chosen or {})
         flags = preset.flags
     with sync_errors(accelerator):
@@ -212,7 +215,6 @@ def describe_run(run: Run) -> str:
     if schedules.batches_per_epoch is not None:
         length = f" ({schedules.epoch(schedules.num_steps):.4g} epochs of {schedules.batches_per_epoch:,.4g} batches)"
     return (
-        f"{run.data.describe()}\n"
         f"{choices}"
         f"model: {backbone:.2f} M parameters in the backbone, {height} x {width} pixels in patches of "
         f"{config.patch_size}, losses {run.method.describe_losses()}\n"

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.data.description import tell
 from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.label_encoding import join
 from modeling_sit.data.own_files import check_outside_dataset
@@ -145,6 +146,7 @@ def run_embeddings(
     check_features_asked_for(model.config, feature_arguments.pooling, feature_arguments.layer)
     compared = load_compared(arguments.compare_with, model, processor, figure)
     images = load_images(**vars(dataset_arguments))
+    tell(images)
     split = choose_split(images, dataset_arguments.train_split, dataset_arguments.validation_split)
     color_by, notes = choose_colors(arguments, images)
     warn_shortage("max_images", arguments.max_images, MAX_IMAGES_OF_A_MAP, len(split))
@@ -202,6 +204,7 @@ def run_neighbours(
     check_features_asked_for(model.config, feature_arguments.pooling, feature_arguments.layer)
     num_channels = model.config.num_channels
     images = load_images(**vars(dataset_arguments))
+    tell(images)
     gallery = images.train if images.train is not None else images.validation
     of_gallery = arguments.images is None and (images.validation is None or images.validation.split == gallery.split)
     warn_shortage("max_images", arguments.max_images, MAX_IMAGES_OF_A_GALLERY, len(gallery))
@@ -328,6 +331,7 @@ def read_chosen(
         return read_given_files(split, num_channels), [Path(path).stem for path in arguments.images]
     source = {name: value for name, value in vars(arguments).items() if name not in ("images", "num_images")}
     images = load_images(**source)
+    tell(images)
     split = choose_split(images, arguments.train_split, arguments.validation_split)
     labels = label_sets(split, images.label_names)
     rows, shown = read_first(split, order_of_choice(labels, seed), arguments.num_images, num_channels)

@@ -44,7 +44,7 @@ class TestLabeledSplits:
         ("train", "validation", "label_names", "argument", "fact"),
         [
             (None, labeled([0], "test"), ("a",), "train_split", "train, test"),
-            (labeled([0]), None, ("a",), "validation_split", "train, test"),
+            (labeled([0, 1]), None, ("a", "b"), "validation_split", "train, test"),
             (labeled([0]), labeled([0], "test"), None, "label_column", "no labels"),
             (labeled([0]), labeled([0]), ("a",), "validation_split", "train"),
             (labeled([-1, -1]), labeled([0], "test"), ("a",), "train_split", "train"),
@@ -101,31 +101,30 @@ class TestLabeledSplits:
         labeled_splits(as_images(validation, train.select([0, 2])))
 
     @pytest.mark.parametrize(
-        ("paths", "given", "name", "remedy"),
+        ("paths", "name", "remedy"),
         [
             # Cats and dogs as they are downloaded: one level too deep.
-            ([f"PetImages/{name}/{n}.png" for name in ("Cat", "Dog") for n in (0, 1)], "", "PetImages", "PetImages"),
+            ([f"PetImages/{name}/{n}.png" for name in ("Cat", "Dog") for n in (0, 1)], "PetImages", "PetImages"),
             # Two levels, and files of one class deeper than those of the other.
-            (["a/b/Cat/0.png", "a/b/Cat/1.png", "a/b/Dog/x/0.png"], "", "a", "a/b"),
+            (["a/b/Cat/0.png", "a/b/Cat/1.png", "a/b/Dog/x/0.png"], "a", "a/b"),
             # Within splits.
             (
                 [f"{split}/all/{name}/0.png" for split in ("train", "test") for name in ("Cat", "Dog")],
-                "",
                 "all",
                 "train/all",
             ),
             # YOLO's folders, with labels that are no folders.
-            ([f"{split}/images/{n}.jpg" for split in ("train", "valid") for n in (0, 1)], "", "images", None),
+            ([f"{split}/images/{n}.jpg" for split in ("train", "valid") for n in (0, 1)], "images", None),
             # The folder above the only class that is there.
-            ([f"cells/{n}.png" for n in range(3)], "", "cells", None),
+            ([f"cells/{n}.png" for n in range(3)], "cells", None),
         ],
     )
-    def test_folders_of_one_class(self, tmp_path, paths, given, name, remedy):
+    def test_folders_of_one_class(self, tmp_path, paths, name, remedy):
         for path in paths:
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_bytes(encoded(0))
         with pytest.raises(SiTError) as error:
-            labeled_splits(load_images(str(tmp_path / given)), validation="if there")
+            labeled_splits(load_images(str(tmp_path)))
         assert error.value.argument == "dataset"
         assert f"of one class, {name}," in error.value.problem
         if remedy is None:

@@ -1,0 +1,162 @@
+"""Some of a dataset's images, and what their files hold: sizes, modes, bit depths, ranges of values."""
+
+import io
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import PIL.Image
+from PIL import ExifTags
+
+from modeling_sit.data.decoding import DraftScale, UnreadableImage, decode_image
+from modeling_sit.data.image_datasets import ImageDatasets
+from modeling_sit.data.shard_reading import first_images
+
+# So many images are decoded, and of a stream no others are read.
+NUM_READ_IMAGES = 16
+# Of so many in all only the header is read, as long as it takes no more than these seconds.
+NUM_SAMPLED_IMAGES = 6 * NUM_READ_IMAGES
+MAX_SECONDS = 1.0
+# Enough pixels to tell gray from color. JPEGs decode several times as fast at a fraction of their size.
+REDUCED = DraftScale(views=((32, 1.0),), crop_ratio=(1.0, 1.0))
+TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # values of the EXIF tag
+
+
+@dataclass(frozen=True)
+class SampledImage:
+    """
+    An image of a sample.
+
+    Args:
+        height, width (`int`): In pixels, of the upright image.
+        mode (`str`): Pillow's mode of the file, such as `"RGB"` or `"I;16"`.
+        bits (`int`): Of each channel in the file: 1, 8, 12, 16 or 32.
+        has_more (`bool`): Whether the file has more frames or pages than the first, which is read.
+        smallest, largest (`float`, *optional*):
+            Its values as they are stored; of a 16-bit image in color, of which Pillow reads 8 bits, to 1/256. `None` for
+            an image that was not decoded.
+    """
+
+    height: int
+    width: int
+    mode: str
+    bits: int
+    has_more: bool = False
+    smallest: float | None = None
+    largest: float | None = None
+
+
+@dataclass(frozen=True)
+class ImageSample:
+    """
+    Some evenly spaced training images of a dataset, of a stream the first ones.
+
+    Args:
+        images (`list[SampledImage]`): Those that can be read.
+        problems (`list[str]`): Why others cannot be read.
+    """
+
+    images: list[SampledImage]
+    problems: list[str]
+
+
+def first_encoded(images: ImageDatasets) -> list[dict | None]:
+    """`NUM_READ_IMAGES` evenly spaced training images, encoded, of a stream the first ones, which are read once. Validation
+    images, if there are no others."""
+    split = images.train if images.train is not None else images.validation
+    if not isinstance(split, datasets.IterableDataset):
+        return split.select(_rows(len(split), NUM_READ_IMAGES))["image"][:]
+    if images.first_of_stream is None:
+        shards = images.train_shards if split is images.train else None
+        images.first_of_stream = [image for image, _ in first_images(split, NUM_READ_IMAGES, shards)]
+    return images.first_of_stream
+
+
+def read_sample(images: ImageDatasets) -> ImageSample:
+    """Read [`first_encoded`], and of a dataset that is no stream the headers of more images between them.
+
+    The first ones are decoded, and as many of more than 8 bits as the time allows.
+    """
+    found, problems = [], []
+    end = time.monotonic() + MAX_SECONDS
+    for number, image in enumerate(_encoded(images)):
+        is_late = time.monotonic() > end
+        if number >= NUM_READ_IMAGES and is_late:
+            break
+        try:
+            found.append(_read(image, is_decoded=number < NUM_READ_IMAGES, reads_values=not is_late))
+        except UnreadableImage as problem:
+            problems.append(str(problem))
+    return ImageSample(found, problems)
+
+
+def _encoded(images: ImageDatasets) -> Iterator[dict | None]:
+    yield from first_encoded(images)
+    split = images.train if images.train is not None else images.validation
+    if isinstance(split, datasets.Dataset):
+        read = set(_rows(len(split), NUM_READ_IMAGES))
+        for row in _rows(len(split), NUM_SAMPLED_IMAGES):
+            if row not in read:
+                yield split[row]["image"]  # not all at once, which would read all encoded images of a table
+
+
+def _rows(number: int, count: int) -> list[int]:
+    """Evenly spaced rows."""
+    return sorted({place * number // count for place in range(count)}) if number else []
+
+
+def _read(image: dict | None, is_decoded: bool, reads_values: bool) -> SampledImage:
+    """The facts of an image.
+
+    Raises:
+        [`UnreadableImage`]: If it cannot be read.
+    """
+    smallest, largest = None, None
+    if is_decoded:
+        pixels = np.asarray(decode_image(image, 3, draft_scale=REDUCED))
+        smallest, largest = float(pixels.min()), float(pixels.max())
+    encoded = (image or {}).get("bytes")
+    path = (image or {}).get("path")
+    try:
+        with PIL.Image.open(path if encoded is None else io.BytesIO(encoded)) as opened:
+            width, height = opened.size
+            if _is_turned(opened):
+                width, height = height, width
+            mode, bits = opened.mode, _bits_of(opened)
+            has_more = getattr(opened, "is_animated", False)
+            if bits > 8 and reads_values:
+                smallest, largest = _range_of(opened, bits)
+    except Exception as error:  # Pillow and its plugins raise nearly everything
+        decode_image(image, 3)  # says better what is wrong
+        raise UnreadableImage(f"{path or 'image in memory'}: {error}") from error
+    if bits > 8 and not reads_values:
+        smallest = largest = None  # not those of the 8 bits that it was converted to
+    return SampledImage(height, width, mode, bits, has_more, smallest, largest)
+
+
+def _range_of(opened: PIL.Image.Image, bits: int) -> tuple[float, float] | tuple[None, None]:
+    """Smallest and largest finite value of an image of more than 8 bits."""
+    values = np.asarray(opened)
+    # Of 16 bits in color Pillow keeps the upper 8.
+    scale = 2.0 ** (bits - 8) if values.dtype == np.uint8 else 1.0
+    values = values[np.isfinite(values)]
+    return (float(values.min()) * scale, float(values.max()) * scale) if values.size else (None, None)
+
+
+def _is_turned(opened: PIL.Image.Image) -> bool:
+    try:
+        # Not the method of its class: of a PNG it would read the whole file, for EXIF may stand at the end.
+        return PIL.Image.Image.getexif(opened).get(ExifTags.Base.Orientation) in TURNED_BY_A_QUARTER
+    except Exception:  # damaged EXIF does not mean that the pixels are damaged
+        return False
+
+
+def _bits_of(opened: PIL.Image.Image) -> int:
+    """Bits of each channel in a file. A mode such as `RGB` hides that the file has 16, its raw mode does not."""
+    raw = [str(part) for tile in getattr(opened, "tile", ()) for part in np.atleast_1d(np.asarray(tile[3], object))]
+    if found := re.search(r";(12|16)", " ".join([opened.mode, *raw])):
+        return int(found[1])
+    return {"1": 1, "I": 32, "F": 32}.get(opened.mode, 8)
