@@ -285,13 +285,13 @@ def _warnings_of_ranges(images: Sequence[SampledImage]) -> Iterator[str]:
     if wide and 0 < (largest := max(wide)) <= MAX_16_BIT and int(largest).bit_length() <= FEW_OF_16_BITS:
         levels = round(largest * MAX_8_BIT / MAX_16_BIT) + 1
         yield (
-            f"warning: the largest value of {len(wide)} 16-bit images is {largest:,.0f} of {MAX_16_BIT:,}, "
-            f"{int(largest).bit_length()} bits in 16: {levels} of 256 gray levels are left"
+            f"warning: the largest value in {len(wide)} images of 16 bits is {largest:,.0f} of {MAX_16_BIT:,} "
+            f"({int(largest).bit_length()} bits in 16): {levels} of 256 gray levels are left"
         )
     narrow = [image.largest for image in seen if image.bits == 8]
     if narrow and int(largest := max(narrow)).bit_length() <= FEW_OF_8_BITS:
         yield (
-            f"warning: the largest value of {len(narrow)} images is {largest:g} of {MAX_8_BIT}: they look black; are they "
+            f"warning: the largest value in {len(narrow)} images is {largest:g} of {MAX_8_BIT}: they look black; are they "
             "masks, or scaled to 1?"
         )
     floats = [image for image in seen if image.mode == "F"]
