@@ -25,6 +25,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
 from modeling_sit.cli.main import COMMANDS, main
+from modeling_sit.data import opening
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # Files of that folder that are called otherwise than their commands.
@@ -179,7 +180,7 @@ def long_temporary_folder(tmp_path, monkeypatch) -> Path:
 def hanging_workers(monkeypatch) -> list:
     """In dataloader workers, an image is never decoded: the read does not return, whatever signal comes. What is put into
     the list is called before."""
-    decode, acts = PIL.Image.open, []
+    decode, acts = opening.open_image, []
 
     def open_in_worker(*args, **kwargs):
         if torch.utils.data.get_worker_info() is not None:
@@ -189,5 +190,5 @@ def hanging_workers(monkeypatch) -> list:
             time.sleep(1000)
         return decode(*args, **kwargs)
 
-    monkeypatch.setattr(PIL.Image, "open", open_in_worker)
+    monkeypatch.setattr(opening, "open_image", open_in_worker)
     return acts

@@ -29,7 +29,7 @@ def survive_closed_output() -> None:
 
 def _surviving(stream: io.TextIOWrapper | None) -> io.TextIOWrapper:
     if stream is None:  # closed before the process began
-        return open(os.devnull, "w")
+        return open(os.devnull, "w", encoding="utf-8")
     with contextlib.suppress(OSError):
         stream.flush()
     file = SurvivingFile(stream.fileno(), "w", closefd=False)

@@ -78,7 +78,7 @@ def check_outside_dataset(output: str | os.PathLike | None, dataset: Any, argume
     """
     if output is None or not isinstance(dataset, (str, os.PathLike)) or not dataset or dataset == "digits":
         return
-    folder, place = Path(dataset).expanduser().resolve(), Path(output).expanduser().resolve()
+    folder, place = (Path(os.path.expanduser(path)).resolve() for path in (dataset, output))
     if not folder.is_dir() or not place.is_relative_to(folder):
         return
     way = [path for path in (place, *place.parents) if path != folder and path.is_relative_to(folder)]

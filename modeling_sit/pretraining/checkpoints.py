@@ -174,7 +174,7 @@ def delete_checkpoint(path: Path) -> None:
 def _written_files(path: Path, state: Path) -> list[Path]:
     """The files of a checkpoint by the list in its state, or by the names that they have in any."""
     try:
-        names = [Path(name) for name in json.loads(state.read_text())["files"]]
+        names = [Path(name) for name in json.loads(state.read_text(encoding="utf-8"))["files"]]
         listed = [path / name for name in names if not name.is_absolute() and ".." not in name.parts]
     except (OSError, ValueError, KeyError, TypeError):
         listed = find_files(path, CHECKPOINT_FILES)

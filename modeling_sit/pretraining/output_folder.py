@@ -174,7 +174,7 @@ def lock_output_dir(output_dir: Path) -> TextIO:
     # Not in the folder, which is a model repository; and by a lock that forked dataloader workers do not inherit.
     path = Path(tempfile.gettempdir()) / f"modeling-sit-{os.getuid()}-{name}.lock"
     try:
-        file = path.open("a")
+        file = path.open("a", encoding="utf-8")
     except OSError as problem:
         warn_without_lock(CONSEQUENCE, f"{path}: {problem.strerror}")
         return io.StringIO()

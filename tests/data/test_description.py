@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 from labeled_rows import encoded
 
-from modeling_sit.data import image_sample
+from modeling_sit.data import image_sample, opening
 from modeling_sit.data.description import describe, tell, told
 from modeling_sit.data.image_facts import read_image_facts
 from modeling_sit.data.sources import load_images
@@ -219,8 +219,12 @@ class TestSample:
         rows = {"image": [{"bytes": buffer.getvalue(), "path": None}] * 10_000}
         images = load_images(datasets.Dataset.from_dict(rows, features=features))
         opened = []
-        real = PIL.Image.open
-        monkeypatch.setattr(PIL.Image, "open", lambda *given, **named: opened.append(1) or real(*given, **named))
+
+        def counted(real):
+            return lambda *given: opened.append(1) or real(*given)
+
+        monkeypatch.setattr(PIL.Image, "open", counted(PIL.Image.open))
+        monkeypatch.setattr(opening, "open_image", counted(opening.open_image))
         line = line_with("a sample", [line.strip() for line in describe(images).lines()])
         assert line.startswith("a sample of 96:")
         assert len(opened) == 96 + 16

@@ -238,8 +238,7 @@ def test_splits_that_are_not_used_are_not_copied(tmp_path):
     """Their labels count for the classes' indices, and no image of theirs is read."""
     for split, label in {"train": "b", "validation": "c", "test": "a"}.items():
         write_parquet(tmp_path / "set" / f"{split}.parquet", {"image": [encoded(1)], "label": [label], "note": ["x"]})
-    (tmp_path / "set" / "extra").mkdir()
-    write_parquet(tmp_path / "set" / "extra" / "test.parquet", {"image": [b"no image"], "label": ["d"]})
+    write_parquet(tmp_path / "set" / "test-1.parquet", {"image": [b"no image"], "label": ["d"]})
     images = load_images(str(tmp_path / "set"))
     assert images.label_names == ["a", "b", "c", "d"] and images.splits and labels_of(images) == ["b"]
 

@@ -217,6 +217,8 @@ OTHERS = {
     "--local-dir",
     "--requeue",
     "--signal",
+    "--shm-size",
+    "--sort",
 }
 
 

@@ -15,6 +15,7 @@ from modeling_sit.pretraining.dry_run import DryRun, describe_plan, measure_step
 from modeling_sit.pretraining.run import pretrain as pretrain_images
 from modeling_sit.pretraining.schedules import Schedules
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.run_folders import MARK
 
 
 def schedules_of(num_steps: int, batches_per_step: int = 1) -> Schedules:
@@ -288,7 +289,7 @@ class TestWholeRun:
         assert f"previews/: {len(list((folder / 'previews').iterdir()))} images" in plan
         assert f"monitors.jsonl: {len(lines_of(folder, 'monitors.jsonl'))} lines" in plan
         named = plan.partition("would write to")[2]
-        assert all(path.name in named or path.suffix == ".py" for path in folder.iterdir())
+        assert all(path.name in named or path.suffix == ".py" or path.name == MARK for path in folder.iterdir())
 
     def test_without_a_teacher(self, run_dry):
         plan = run_dry(contrastive_weight=0)

@@ -129,7 +129,7 @@ def test_unreadable_images_leave_no_row(run_program, flags, flowers, output_dir,
     assert found["row"][:] == [1, 2, 3, 4, 5, 6, 7] and found["label"][:] == [0, 0, 0, 0, 1, 1, 1]
     captured = capsys.readouterr()
     for path in broken:
-        assert sum(message.startswith(f"skipped {path}: it is damaged") for message in caplog.messages) == 1
+        assert sum(message.startswith(f"skipped {path}: it is no image") for message in caplog.messages) == 1
     assert "train: 7 vectors of 16 numbers in 3 files, 3 images skipped" in captured.out
     last = pq.read_table(output_dir / "data" / "train-00002-of-00003.parquet")
     assert last.num_rows == 0 and last.schema.field("vector").type.list_size == 16

@@ -262,7 +262,7 @@ def test_unreadable_images_are_counted_and_named(run, model_folder, tmp_path, co
     assert (results["num_train"], results["num_validation"], results["skipped"]) == (24, 9, 2)
     lines = [line for line in caplog.messages if line.startswith("skipped ")]
     assert [line.split(": ")[0] for line in lines] == [f"skipped {path}" for path in broken]
-    assert all("not an image" in line for line in lines)
+    assert all("it is no image" in line for line in lines)
 
 
 def test_images_without_a_label_are_left_out(run, model_folder, tmp_path, colors):
