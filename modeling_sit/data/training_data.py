@@ -110,11 +110,11 @@ class TrainingData:
         return checksum.hexdigest()
 
     def preview_crops(self, count: int, seeds: Callable[[int], int]) -> torch.Tensor:
-        """One crop each of the first images.
+        """One crop each of images from all over the dataset, which may be sorted by classes; of a stream's first images.
 
         Args:
             count (`int`): How many images; fewer if the dataset has fewer.
-            seeds (callable): From an image's number to the seed of its crop.
+            seeds (callable): From the number of a crop, from 0, to its seed.
 
         Returns:
             `torch.Tensor`: uint8 `(images, channels, height, width)`, of the size of the first group.
@@ -130,7 +130,8 @@ class TrainingData:
                 )
             else:
                 crops = self._decoding_crops
-                items = [crops[number, seeds(number)] for number in range(min(count, len(crops)))]
+                count = min(count, len(crops))
+                items = [crops[number * len(crops) // count, seeds(number)] for number in range(count)]
         return torch.stack([item["crops"][0][0] for item in items])
 
     def cache(self, accelerator: Accelerator, num_epochs: float, on_device: bool | None = None) -> None:

@@ -156,13 +156,13 @@ class TestBothForms:
 
         return make
 
-    def test_crops_of_the_first_images(self, make):
+    def test_crops_for_a_preview(self, make):
         """The first of each image's crops, the same for the same seeds, whatever was drawn before."""
         data = make()
         crops = data.preview_crops(4, lambda number: number)
         assert (crops.shape, crops.dtype) == ((4, 3, 16, 12), torch.uint8)
         state = torch.get_rng_state()
-        assert torch.equal(data.preview_crops(2, lambda number: number), crops[:2])
+        assert torch.equal(data.preview_crops(4, lambda number: number), crops)
         assert torch.equal(torch.get_rng_state(), state)
         others = data.preview_crops(4, lambda number: number + 1)
         assert not any(torch.equal(crop, other) for crop, other in zip(crops, others, strict=True))
@@ -258,7 +258,15 @@ class TestInMemory:
         data = self.make(self.images(10, 20, 30, 40), form, num_workers)
         seen = [int(value) for batch in data.batches(0, 2) for value in batch["crops"][0][0, :, 0].amax(dim=(1, 2))]
         assert sorted(seen) == [10, 20, 30, 40]
-        assert len(data.preview_crops(3, lambda number: number)) == 3
+
+    @pytest.mark.parametrize(
+        ("form", "values"), [("table", [10, 30, 50]), ("table streamed", [10, 20, 30]), ("stream", [10, 20, 30])]
+    )
+    def test_a_preview_shows_images_from_all_over(self, form, values):
+        """Sorted by classes, the first ones would be of one class."""
+        data = self.make(self.images(10, 20, 30, 40, 50, 60), form)
+        crops = data.preview_crops(3, lambda number: number)
+        assert crops[:, 0].amax(dim=(1, 2)).tolist() == values
 
 
 def load_rows(images) -> list[dict]:

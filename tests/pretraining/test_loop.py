@@ -121,7 +121,7 @@ class TestBadImages:
         assert str(tmp_path / "pile") in str(error) and "UnreadableImage" not in str(error)
 
     def test_many_in_a_row_on_the_way(self, refused, tmp_path, save_images, monkeypatch):
-        """The first images are read for the preview; here it is the loader that meets the bad ones."""
+        """By the preview or by the loader, whichever meets them first."""
         monkeypatch.setattr("modeling_sit.data.crops.MAX_UNREADABLE_IN_A_ROW", 5)
         pile = save_images(tmp_path / "pile", 10)
         for number in range(10):

@@ -163,8 +163,8 @@ def test_two_processes(tmp_path, save_images, run_program, capsys):
     loading = LoadingSettings(batch_size=4, seed=42, process_index=1, num_processes=2)
     batches = ResumableBatchSampler(16, loading, start=0, stop=2)
     of_second_process = [index for batch in batches for index, _ in batch]
-    # One that is not in the preview, which the first process reads.
-    bad = next(index for index in of_second_process if index >= 8)
+    # One that is not in the preview, which the first process reads: every second of the 16 images is.
+    bad = next(index for index in of_second_process if index % 2 == 1)
     pile = save_images(tmp_path / "pile", 16)
     (pile / f"{bad:02}.png").write_bytes(b"")
     off = ["--horizontal_flip_probability", 0, "--color_jitter_probability", 0, "--grayscale_probability", 0]
