@@ -1,33 +1,127 @@
-"""Convert images of any mode to 8 bits and the mode that the model takes."""
+"""What becomes of the values of an image of any mode: 8 bits, and the channels that the model takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MAX_CHANNELS = 16
+OTHER_CHANNELS = "it has other channels"
+WHITE_IS_ZERO = 0  # TIFF's photometric interpretation
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # numbers of TIFF's tags
 
 
-def convert_image(image: PIL.Image.Image, num_channels: int = 3) -> PIL.Image.Image:
-    """Convert an image to 8 bits and the mode of `num_channels`.
+class WrongChannels(ValueError):
+    """An image with other channels than the model takes."""
+
+    def __init__(self, found: int, wanted: int):
+        channels = f"{found} channel{'s' if found > 1 else ''}"
+        super().__init__(f"{OTHER_CHANNELS}: {channels} (`num_channels` {found}), and not {wanted}")
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """
+    What images are decoded to: 8 bits, and so many channels.
+
+    Args:
+        num_channels (`int`, *optional*, defaults to 3):
+            1 for gray, 3 for RGB, 4 for RGBA or four channels that are no colors, 2 and 5 to 16 for channels that are no
+            colors.
+        intensity_range (sequence of `float`, *optional*):
+            The stored values that become 0 and 255, of images of more than 8 bits: a pair, or a pair for each channel,
+            one after the other. Values beyond them are clipped. Images of 8 bits stay as they are. Default: the range of
+            the type, see [`to_8_bits`].
+
+    Raises:
+        `ValueError`: If there is no such number of channels, or the range is none.
+    """
+
+    num_channels: int = 3
+    intensity_range: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.num_channels, int) or not 1 <= self.num_channels <= MAX_CHANNELS:
+            raise ValueError(
+                f"num_channels must be from 1 to {MAX_CHANNELS} (1 gray, 3 RGB, 4 RGBA), not {self.num_channels}"
+            )
+        if self.intensity_range is not None:
+            check_intensity_range(self.intensity_range, self.num_channels)
+            # Settings come from JSON as lists, and a format is a key of caches.
+            object.__setattr__(self, "intensity_range", tuple(map(float, self.intensity_range)))
+
+    @classmethod
+    def of(cls, format_or_channels: "PixelFormat | int") -> "PixelFormat":
+        """The format itself, or that of a number of channels, without a range."""
+        return format_or_channels if isinstance(format_or_channels, cls) else cls(format_or_channels)
+
+    @classmethod
+    def of_model(cls, config, processor) -> "PixelFormat":
+        """What a model reads, by its configuration and its image processor. Those of other models have no range."""
+        return cls(getattr(config, "num_channels", 3), getattr(processor, "intensity_range", None))
+
+    @property
+    def has_mode(self) -> bool:
+        """Whether Pillow has a mode of so many channels."""
+        return self.num_channels in MODES
+
+    def blank(self, size: tuple[int, int] = (32, 32)) -> "PIL.Image.Image | np.ndarray":
+        """A gray image of a width and a height, in place of one that cannot be read."""
+        if self.has_mode:
+            return PIL.Image.new(MODES[self.num_channels], size, "gray")
+        return np.full((size[1], size[0], self.num_channels), 128, np.uint8)
+
+
+def check_intensity_range(values: Sequence[float], num_channels: int | None = None) -> None:
+    """Raise `ValueError` if the values are neither a range nor one for each channel.
+
+    Args:
+        values (sequence of `float`): Pairs, one after the other.
+        num_channels (`int`, *optional*): Number of channels. Default: not known yet.
+    """
+    pairs = np.asarray(values, dtype=np.float64)
+    if pairs.ndim != 1 or len(pairs) < 2 or len(pairs) % 2:
+        raise ValueError(f"intensity_range must be pairs of a low and a high value, got {values}")
+    if not np.isfinite(pairs).all() or not (pairs[::2] < pairs[1::2]).all():
+        raise ValueError(f"intensity_range must have low values below the high ones, got {values}")
+    if num_channels is not None and len(pairs) not in (2, 2 * num_channels):
+        raise ValueError(
+            f"intensity_range must be one pair, or one for each of {num_channels} channels, got {len(pairs) // 2} pairs"
+        )
+
+
+def convert_image(
+    image: PIL.Image.Image, pixel_format: PixelFormat | int = 3, depth: tuple[int, bool] | None = None
+) -> PIL.Image.Image | np.ndarray:
+    """Convert an image to 8 bits and the mode of a number of channels.
 
     Transparent pixels become white if the result has no alpha channel, as in transformers' image processors.
-    More than 8 bits are scaled down, never clipped: integers from [0, 65535]; floats from [0, 1], [0, 255] or
-    [0, 65535], the first of these ranges that contains all of the image's values. An image with values outside these
-    ranges is stretched from its smallest value to its largest. Values that are not finite count as 0.
+    More than 8 bits are scaled down as [`to_8_bits`] says.
 
     Args:
         image (`PIL.Image.Image`): An image of any mode. It is not changed.
-        num_channels (`int`, *optional*, defaults to 3): 1 for gray, 3 for RGB, 4 for RGBA.
+        pixel_format ([`PixelFormat`] or `int`, *optional*, defaults to 3): Channels, and the range of deep values.
+        depth (`tuple[int, bool]`, *optional*): As of [`tiff_depth`], which is the default.
 
     Returns:
         `PIL.Image.Image`: In mode "L", "RGB" or "RGBA". It is `image` itself, not a copy, if nothing must be changed.
+        `np.ndarray`: uint8 `(height, width, 2)` of gray with alpha, if two channels are wanted.
 
     Raises:
-        `ValueError`: If `num_channels` is not 1, 3 or 4.
+        `ValueError`: If the image has too few channels ([`WrongChannels`]), or there is no such number.
     """
-    check_num_channels(num_channels)
-    mode = MODES[num_channels]
+    pixel_format = PixelFormat.of(pixel_format)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image = _scale_to_8_bits(image)
+        bit_depth, white_is_zero = depth or tiff_depth(image)
+        values = to_8_bits(np.asarray(image)[..., None], pixel_format.intensity_range, bit_depth)
+        image = as_image(255 - values if white_is_zero else values)
+    if pixel_format.num_channels == 2 and image.mode == "LA":
+        return np.asarray(image)
+    if not pixel_format.has_mode:
+        raise WrongChannels(len(image.getbands()), pixel_format.num_channels)
+    mode = MODES[pixel_format.num_channels]
     if image.has_transparency_data:
         # Pillow converts premultiplied gray ("La") to nothing but "LA".
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
@@ -39,19 +133,86 @@ def convert_image(image: PIL.Image.Image, num_channels: int = 3) -> PIL.Image.Im
     return image if image.mode == mode else image.convert(mode)
 
 
-def check_num_channels(num_channels: int) -> None:
-    """Raise `ValueError` for a number of channels that no mode has."""
-    if num_channels not in MODES:
-        raise ValueError(f"num_channels must be 1 (gray), 3 (RGB) or 4 (RGBA), not {num_channels}")
+def tiff_depth(image: PIL.Image.Image) -> tuple[int, bool]:
+    """Bits of a value, and whether 0 is white, of a gray TIFF as Pillow opened it; 16 bits, and black, of other images.
+
+    Pillow inverts images of 8 bits whose 0 is white, but not deeper ones.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    return (bits if 8 < bits < 16 else 16), tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
 
 
-def _scale_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    values = np.asarray(image).astype(np.float32)
+def to_8_bits(
+    values: np.ndarray, intensity_range: Sequence[float] | None = None, bit_depth: int | None = None
+) -> np.ndarray:
+    """Scale values of any type to 8 bits.
+
+    With a range, its low values become 0 and its high ones 255; what is beyond is clipped, and what is not a number
+    counts as low. Without one, nothing is clipped: integers are scaled from [0, 65535]; floats from [0, 1], [0, 255] or
+    [0, 65535], the first of these ranges that contains all of the values. Values outside these ranges are stretched from
+    the smallest to the largest. Values that are not finite count as 0. Of more than 256 levels in the range, 256 are left.
+
+    Args:
+        values (`np.ndarray` of shape `(height, width, channels)`): Booleans, integers or floats.
+        intensity_range (sequence of `float`, *optional*): As of [`PixelFormat`]. Values of 8 bits do not follow it.
+        bit_depth (`int`, *optional*): Bits of an integer. Default: 16.
+
+    Returns:
+        `np.ndarray`: uint8, of the same shape; of gray values with several ranges, a channel for each.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values.astype(np.uint8) * np.uint8(255)
+    if intensity_range is not None:
+        low, high = np.asarray(intensity_range, dtype=np.float64).reshape(-1, 2).T
+        scaled = (np.nan_to_num(values.astype(np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf) - low) / (
+            high - low
+        )
+        return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+    is_float = values.dtype.kind == "f"
+    values = values.astype(np.float32)
     values[~np.isfinite(values)] = 0
     low, high = float(values.min()), float(values.max())
-    for full_scale in (1, 255, 65535) if image.mode == "F" else (65535,):
+    for full_scale in (1, 255, 65535) if is_float else (2 ** (bit_depth or 16) - 1,):
         if low >= 0 and high <= full_scale:
             break
     else:
         values, full_scale = values.astype(np.float64) - low, (high - low) or 1
-    return PIL.Image.fromarray(np.rint(values * (255 / full_scale)).astype(np.uint8))
+    return np.rint(values * (255 / full_scale)).astype(np.uint8)
+
+
+def as_image(pixels: np.ndarray) -> PIL.Image.Image:
+    """An image of uint8 `(height, width, channels)` of 1, 3 or 4 channels."""
+    return PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def map_channels(
+    pixels: np.ndarray, function: Callable[[PIL.Image.Image], PIL.Image.Image], axis: int = -1
+) -> np.ndarray:
+    """Do to each channel what Pillow does to a gray image: it knows no image of many channels.
+
+    Args:
+        pixels (`np.ndarray`): uint8, or float32, of three dimensions.
+        function (callable): From image to image.
+        axis (`int`, *optional*, defaults to -1): The dimension of the channels.
+    """
+    channels = np.moveaxis(pixels, axis, 0)
+    mapped = [np.asarray(function(PIL.Image.fromarray(np.ascontiguousarray(channel)))) for channel in channels]
+    return np.stack(mapped, axis=axis)
+
+
+def shown_channels(num_channels: int) -> list[int]:
+    """The channels that a figure shows as red, green and blue, from 0: the first three, of two both."""
+    return [0] if num_channels == 1 else list(range(min(3, num_channels)))
+
+
+def as_shown(image: PIL.Image.Image | np.ndarray) -> PIL.Image.Image:
+    """An image in RGB, to look at. Of many channels the first three are red, green and blue, of two red and green."""
+    if isinstance(image, PIL.Image.Image):
+        return image.convert("RGB")
+    pixels = image[..., shown_channels(image.shape[-1])]
+    if pixels.shape[-1] == 2:
+        pixels = np.concatenate([pixels, np.zeros_like(pixels[..., :1])], axis=-1)
+    return as_image(pixels).convert("RGB")

@@ -1,19 +1,32 @@
 """Image processor for SiT on Pillow and NumPy, and what both image processors share: corruption settings and modes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    infer_channel_dimension_format,
+)
 from transformers.processing_utils import ImagesKwargs
 
 from .gmml import CorruptionSettings, corrupt
-from .image_modes import convert_image
+from .image_modes import MODES, PixelFormat, check_intensity_range, convert_image, to_8_bits
 
 
 class SiTImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
+    intensity_range (list of `float`, *optional*):
+        The stored values that become black and white, of images of more than 8 bits: a low and a high one, such as
+        `[0, 4095]` of 12-bit data, or one such pair after the other for each channel. Values beyond them are clipped.
+        Arrays and tensors of another type than uint8 follow it too, if `do_rescale`. Images of 8 bits stay as they are.
+        Default: the range of the type. The number of channels is that of `image_mean`, from 1 to 16.
     do_corrupt (`bool`, *optional*, defaults to `False`):
         Whether to corrupt the images for pretraining: `pixel_values` are the corrupted images then, with
         `target_pixel_values` (clean) and `corruption_mask` `(batch, 1, height, width)` beside them.
@@ -35,6 +48,7 @@ class SiTImageProcessorKwargs(ImagesKwargs, total=False):
         Height and width of a patch in pixels, for `align_to_patches`.
     """
 
+    intensity_range: tuple[float | int, ...] | list[float | int] | None
     do_corrupt: bool | None
     generator: torch.Generator | None
     corruption: str | None
@@ -69,6 +83,7 @@ class SiTCorruptionMixin:
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    intensity_range = None
     do_corrupt = False
     generator = None
     corruption = "noise+replace"
@@ -87,6 +102,13 @@ class SiTCorruptionMixin:
             **{name: list(value) if isinstance(value, tuple) else value for name, value in kwargs.items()}
         )
         CorruptionSettings(**{name: getattr(self, name) for name in CORRUPTION_SETTINGS})
+        if self.intensity_range is not None:
+            check_intensity_range(self.intensity_range, self.num_channels)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images: those of `image_mean`."""
+        return _number(self.image_mean)
 
     def corrupt(
         self, pixel_values: torch.Tensor, generator: torch.Generator | None = None, num_views: int = 1
@@ -106,14 +128,22 @@ class SiTCorruptionMixin:
         settings = {name: getattr(self, name) for name in CORRUPTION_SETTINGS}
         return corrupt(pixel_values, generator=generator, num_views=num_views, **settings)
 
-    def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs):
+    def process_image(self, image, do_convert_rgb: bool | None = None, input_data_format=None, **kwargs):
         # The releases of transformers differ in what becomes of transparency and deep gray; here it is one way.
-        channels = len(self.image_mean) if isinstance(self.image_mean, (list, tuple)) else 3
+        channels, intensity_range = self.num_channels, kwargs.get("intensity_range")
         if do_convert_rgb and isinstance(image, Image.Image):
-            image, do_convert_rgb = convert_image(image, channels), False
-        elif channels == 1:
+            image, do_convert_rgb = convert_image(image, PixelFormat(channels, intensity_range)), False
+        elif channels != 3:
             do_convert_rgb = False
-        image = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+        if not isinstance(image, Image.Image):
+            if input_data_format is None and image.ndim == 3 and channels not in (1, 3):
+                is_first = image.shape[0] == channels and image.shape[-1] != channels
+                input_data_format = ChannelDimension.FIRST if is_first else ChannelDimension.LAST
+            if intensity_range is not None and kwargs.get("do_rescale"):
+                image = _scaled(image, intensity_range, input_data_format)
+        image = super().process_image(
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+        )
         if do_convert_rgb and channels == 3 and image.shape[0] == 1:  # a gray array, which not every release converts
             return image.expand(3, -1, -1) if isinstance(image, torch.Tensor) else image.repeat(3, axis=0)
         return image
@@ -121,6 +151,8 @@ class SiTCorruptionMixin:
     def _validate_preprocess_kwargs(self, **kwargs):
         super()._validate_preprocess_kwargs(**kwargs)
         CorruptionSettings(**{name: kwargs[name] for name in CORRUPTION_SETTINGS})
+        if kwargs.get("intensity_range") is not None:
+            check_intensity_range(kwargs["intensity_range"], _number(kwargs["image_mean"]))
 
     def _preprocess(self, images, do_corrupt=False, generator=None, return_tensors=None, **kwargs) -> BatchFeature:
         settings = {name: kwargs.pop(name) for name in CORRUPTION_SETTINGS}
@@ -146,6 +178,48 @@ class SiTImageProcessorPil(SiTCorruptionMixin, PilBackend):
     """
     Image processor for SiT where torchvision is missing. As [`SiTImageProcessor`], one image at a time.
     """
+
+    def process_image(self, image, *args, **kwargs):
+        is_array = not isinstance(image, Image.Image)
+        processed = super().process_image(image, *args, **kwargs)
+        return (
+            processed.view(_Channels)
+            if len(processed) not in MODES or (is_array and len(processed) == 4)
+            else processed
+        )
+
+    def resize(self, image: np.ndarray, size, resample=None, **kwargs) -> np.ndarray:
+        if not isinstance(image, _Channels):
+            return super().resize(image, size, resample, **kwargs)
+        # Pillow knows no such images, and takes the fourth channel of four for transparency.
+        resized = [
+            super(SiTImageProcessorPil, self).resize(channel[None], size, resample, **kwargs)
+            for channel in np.asarray(image)
+        ]
+        return np.concatenate(resized)
+
+
+class _Channels(np.ndarray):
+    """An image `(channels, height, width)` whose channels are no colors."""
+
+
+def _number(image_mean: float | Sequence[float] | None) -> int:
+    """The number of channels that a mean is of; one number stands for three."""
+    return len(image_mean) if isinstance(image_mean, (list, tuple)) else 3
+
+
+def _scaled(image: np.ndarray | torch.Tensor, intensity_range: Sequence[float], data_format: str | None):
+    """An array or a tensor of deep values, scaled to 8 bits by a range; one of 8 bits as it is."""
+    values = image.cpu().numpy() if isinstance(image, torch.Tensor) else image
+    if values.dtype == np.uint8:
+        return image
+    if values.ndim == 2:
+        scaled = to_8_bits(values[..., None], intensity_range)[..., 0]
+    elif (data_format or infer_channel_dimension_format(values, num_channels=(1, 3, 4))) == ChannelDimension.FIRST:
+        scaled = np.moveaxis(to_8_bits(np.moveaxis(values, 0, -1), intensity_range), -1, 0)
+    else:
+        scaled = to_8_bits(values, intensity_range)
+    return torch.from_numpy(scaled).to(image.device) if isinstance(image, torch.Tensor) else scaled
 
 
 __all__ = ["SiTImageProcessorKwargs", "SiTImageProcessorPil"]

@@ -472,3 +472,91 @@ def test_bad_settings_of_a_call_are_refused(backend, settings):
 def test_patches_that_do_not_fit_are_refused(backend):
     with pytest.raises(ValueError, match="align_to_patches"):
         backend(size=SIZE, align_to_patches=True, patch_size=7)(images(), do_corrupt=True, return_tensors="pt")
+
+
+class TestChannelsAndRange:
+    """Channels that are no colors, and values of more than 8 bits."""
+
+    @staticmethod
+    def deep(channels: int, shape=(50, 40)) -> np.ndarray:
+        return np.random.default_rng(channels).integers(0, 4096, (*shape, channels), dtype=np.uint16)
+
+    @staticmethod
+    def processor(backend, channels: int, **settings):
+        statistics = {"image_mean": [0.1 * (1 + c % 5) for c in range(channels)], "image_std": [0.5] * channels}
+        return backend(size=SIZE, **{**statistics, **settings})
+
+    @pytest.mark.parametrize("channels", [2, 4, 5, 12, 16])
+    def test_each_channel_is_resized_and_normalized_by_itself(self, backend, channels):
+        processor = self.processor(backend, channels, intensity_range=[0, 4095])
+        values = self.deep(channels)
+        small = np.rint(values * (255 / 4095)).astype(np.uint8)
+        found = processor([values], return_tensors="pt")["pixel_values"]
+        for channel in range(channels):
+            gray = backend(size=SIZE, image_mean=[processor.image_mean[channel]], image_std=[0.5])
+            alone = gray([PIL.Image.fromarray(small[..., channel])], return_tensors="pt")["pixel_values"]
+            torch.testing.assert_close(found[:, channel : channel + 1], alone, atol=EXACT, rtol=0)
+
+    @pytest.mark.parametrize("channels", [1, 2, 3, 4, 12])
+    def test_the_forms_of_an_image(self, backend, channels):
+        processor = self.processor(backend, channels, intensity_range=[0, 4095])
+        values = self.deep(channels)
+        expected = processor([values], return_tensors="pt")["pixel_values"]
+        forms = [
+            np.moveaxis(values, -1, 0),
+            torch.from_numpy(values.astype(np.int32)),
+            torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1),
+            np.rint(values * (255 / 4095)).astype(np.uint8),  # of 8 bits, and so not scaled once more
+        ]
+        for form in forms:
+            torch.testing.assert_close(processor([form], return_tensors="pt")["pixel_values"], expected)
+
+    def test_deep_images_of_pillow(self, backend):
+        processor = self.processor(backend, 1, intensity_range=[0, 4095], do_resize=False)
+        values = self.deep(1)[..., 0]
+        found = processor([PIL.Image.fromarray(values)], return_tensors="pt")["pixel_values"]
+        expected = (np.rint(values * (255 / 4095)) / 255 - 0.1) / 0.5
+        torch.testing.assert_close(found[0, 0], torch.from_numpy(expected).float(), atol=EXACT, rtol=0)
+
+    def test_a_range_for_each_channel(self, backend):
+        processor = self.processor(backend, 2, intensity_range=[0, 4095, 1000, 2000], do_resize=False)
+        values = self.deep(2)
+        small = [
+            ((values[..., c].astype(float) - low) / (high - low)).clip(0, 1)
+            for c, low, high in [(0, 0, 4095), (1, 1000, 2000)]
+        ]
+        found = processor([values], return_tensors="pt")["pixel_values"][0].numpy() * 0.5
+        for channel in range(2):
+            wanted = np.rint(small[channel] * 255) / 255 - processor.image_mean[channel]
+            np.testing.assert_allclose(found[channel], wanted, atol=EXACT)
+
+    def test_values_that_are_not_to_be_rescaled_stay(self, backend):
+        processor = self.processor(backend, 3, intensity_range=[0, 4095], do_resize=False, do_normalize=False)
+        values = np.random.default_rng(0).random((3, 50, 40)).astype(np.float32)
+        found = processor([values], do_rescale=False, return_tensors="pt")["pixel_values"]
+        np.testing.assert_array_equal(found[0], values)
+
+    def test_saved_and_loaded(self, backend, tmp_path):
+        processor = self.processor(backend, 12, intensity_range=(0, 4095))
+        processor.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "preprocessor_config.json").read_text())["intensity_range"] == [0, 4095]
+        loaded = backend.from_pretrained(tmp_path)
+        assert loaded.to_dict() == processor.to_dict() and loaded.num_channels == 12
+
+    def test_without_a_range_nothing_is_saved(self, backend, tmp_path):
+        backend().save_pretrained(tmp_path)
+        assert "intensity_range" not in json.loads((tmp_path / "preprocessor_config.json").read_text())
+
+    @pytest.mark.parametrize("values", [[1], [5, 5], [0, 1, 0, 1]])
+    def test_ranges_that_are_none(self, backend, values):
+        with pytest.raises(ValueError, match="intensity_range"):
+            self.processor(backend, 3, intensity_range=values)
+        with pytest.raises(ValueError, match="intensity_range"):
+            backend()(images(1), intensity_range=values)
+
+    def test_corruption(self, backend):
+        processor = self.processor(backend, 12, intensity_range=[0, 4095])
+        made = processor([self.deep(12)] * 2, do_corrupt=True, generator=seeded(), return_tensors="pt")
+        assert made["pixel_values"].shape == (2, 12, 32, 48)
+        same = (made["pixel_values"] == made["target_pixel_values"]).all(dim=1, keepdim=True)
+        assert same[~made["corruption_mask"].bool()].all()

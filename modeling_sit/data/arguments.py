@@ -1,6 +1,10 @@
 """Arguments that say where the images come from."""
 
 from dataclasses import dataclass, field
+from typing import Any
+
+from modeling_sit.image_modes import check_intensity_range
+from modeling_sit.runtime.errors import SiTError
 
 
 @dataclass
@@ -37,3 +41,40 @@ class DatasetArguments:
         default=None,
         metadata={"help": "Split to measure on. Default: `validation` if there is one, else `test`."},
     )
+    intensity_range: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Stored values that become black and white, of images of more than 8 bits: 0 4095 for 12 bits in "
+            "files of 16; or a pair for each channel, one after the other. What is beyond is clipped. Default: that of "
+            "the model; in a new one the range of the type."
+        },
+    )
+
+    @property
+    def for_loading(self) -> dict[str, Any]:
+        """The arguments of [`~modeling_sit.data.sources.load_images`]."""
+        return {
+            name: getattr(self, name) for name in DatasetArguments.__dataclass_fields__ if name != "intensity_range"
+        }
+
+    def check_intensity_range(self, num_channels: int) -> None:
+        """Raise a [`SiTError`] if the range is none for images of so many channels."""
+        if self.intensity_range is not None:
+            try:
+                check_intensity_range(self.intensity_range, num_channels)
+            except ValueError as problem:
+                raise SiTError(str(problem).partition(" ")[2], argument="intensity_range") from problem
+
+    def set_intensity_range(self, processor: Any, config: Any) -> None:
+        """Give a model's image processor the range that the user asks for, by which images are decoded, if any.
+
+        Args:
+            processor (`BaseImageProcessor`): The image processor; changed in place.
+            config (`PreTrainedConfig`): The model's.
+
+        Raises:
+            [`SiTError`]: If the range does not fit the model's channels.
+        """
+        if self.intensity_range is not None:
+            self.check_intensity_range(getattr(config, "num_channels", 3))
+            processor.intensity_range = list(self.intensity_range)

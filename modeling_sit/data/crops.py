@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 
 from modeling_sit.data.decoding import DraftScale, UnreadableImage
 from modeling_sit.data.image_datasets import read_row
+from modeling_sit.image_modes import PixelFormat
 
 # This many unreadable images in a row mean that more is wrong than a few damaged files.
 MAX_UNREADABLE_IN_A_ROW = 100
@@ -101,25 +102,25 @@ class DecodedImages:
 
     Args:
         dataset (`datasets.Dataset`): Column `image` of encoded images.
-        num_channels (`int`): 1 (gray), 3 (RGB) or 4 (RGBA).
+        pixel_format ([`PixelFormat`] or `int`): What images are decoded to; a number is one of channels.
         draft_scale ([`DraftScale`]): By how much large ones shrink.
     """
 
-    def __init__(self, dataset: datasets.Dataset, num_channels: int, draft_scale: DraftScale):
+    def __init__(self, dataset: datasets.Dataset, pixel_format: PixelFormat | int, draft_scale: DraftScale):
         self.dataset = dataset
-        self.num_channels = num_channels
+        self.pixel_format = PixelFormat.of(pixel_format)
         self.draft_scale = draft_scale
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        image, _ = read_row(self.dataset, index, self.num_channels, self.draft_scale)
+        image, _ = read_row(self.dataset, index, self.pixel_format, self.draft_scale)
         return as_pixels(image)
 
 
 def as_pixels(image) -> np.ndarray:
-    """The pixels of a PIL image, uint8 `(height, width, channels)`."""
+    """The pixels of a decoded image, uint8 `(height, width, channels)`."""
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -152,10 +153,11 @@ class CropsDataset(torch.utils.data.Dataset):
                 item = self.crop(index, seed)
             except UnreadableImage as problem:
                 unreadable.append(str(problem))
+                kind = type(problem)
                 index = (index + 1) % len(self)
             else:
                 return {**item, "unreadable": unreadable}
-        raise UnreadableImage(f"{len(unreadable)} images in a row, the last of them {unreadable[-1]}")
+        raise kind(f"{len(unreadable)} images in a row, the last of them {unreadable[-1]}")
 
     def crop(self, index: int, seed: int) -> dict:
         """The item of one image, without `unreadable`. Raises `UnreadableImage`."""

@@ -38,6 +38,7 @@ from modeling_sit.runtime.hugging_face_cache import cache_error, check_datasets_
 
 logger = logging.getLogger(__name__)
 
+ARRAY_EXTENSION = ".npy"
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 
 
@@ -132,7 +133,7 @@ def _load_file(path: str, streaming: bool) -> Splits:
         return {"train": UnreadSplit(describe_tars([path]), "train", streaming)}
     if not os.path.exists(path):
         raise SiTError(f"a link to {os.path.realpath(path)}, which does not exist")
-    if path.lower().endswith(image_extensions()):
+    if path.lower().endswith((*image_extensions(), ARRAY_EXTENSION)):
         raise SiTError("one image is no dataset", remedy="give the folder that it lies in")
     raise SiTError("a file of an unknown kind", remedy="give a folder of images, or .parquet or .tar files")
 
@@ -198,10 +199,16 @@ def _load_folder(folder: str, config_name: str | None, streaming: bool, asked: f
         raise SiTError(
             f"it holds {' and '.join(found)}", remedy="keep one kind in the folder, or give the sub-folder of one"
         )
+    if not found:  # beside images, arrays are mostly masks or features of them
+        arrays = [path for path in others if path.lower().endswith(ARRAY_EXTENSION)]
+        images, others = arrays, [path for path in others if not path.lower().endswith(ARRAY_EXTENSION)]
+        found = ["arrays"] if arrays else []
     if not found and not others:
         raise SiTError("the folder is empty")
     if not found:
-        raise SiTError("no image (.jpg, .png, .tif, ...), .parquet or .tar file in the folder or its sub-folders")
+        raise SiTError(
+            "no image (.jpg, .png, .tif, .npy, ...), .parquet or .tar file in the folder or its sub-folders"
+        )
     if images and config_name is not None:
         raise SiTError(f"no sub-folder {config_name}", argument="dataset_config_name")
     if images:

@@ -135,7 +135,7 @@ class DecodedImageCache:
 def cache_key(images: DecodedImages) -> str:
     """A checksum that changes if the pixels may: with the dataset, its files' sizes and times, and the settings."""
     dataset = images.dataset
-    settings = [images.num_channels, images.draft_scale, PIL.__version__, dataset._fingerprint, len(dataset)]
+    settings = [images.pixel_format, images.draft_scale, PIL.__version__, dataset._fingerprint, len(dataset)]
     checksum = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for batch in dataset.select_columns("image").with_format("arrow").iter(KEY_BATCH_SIZE):
         column = batch["image"].combine_chunks()
@@ -162,7 +162,7 @@ def estimate_bytes(images: DecodedImages) -> int:
             areas.append(width * height)
         except Exception:  # it takes no room, and is named when it is decoded
             areas.append(0)
-    return int(np.mean(areas) * len(images)) * images.num_channels
+    return int(np.mean(areas) * len(images)) * images.pixel_format.num_channels
 
 
 def write_images(file: BinaryIO, images: DecodedImages, key: str, max_bytes: int) -> None:
@@ -174,7 +174,7 @@ def write_images(file: BinaryIO, images: DecodedImages, key: str, max_bytes: int
         key (`str`): Their [`cache_key`].
         max_bytes (`int`): If the pixels take more, [`CacheTooLarge`] is raised.
     """
-    metadata = {"key": key, "num_images": str(len(images)), "num_channels": str(images.num_channels)}
+    metadata = {"key": key, "num_images": str(len(images)), "num_channels": str(images.pixel_format.num_channels)}
     progress = tqdm(
         _decode_all(images), "decoding images", len(images), unit="image", leave=False, delay=2, file=sys.stderr
     )

@@ -1,30 +1,51 @@
-"""Decode a file or its bytes to an upright 8-bit image of the mode that the model takes."""
+"""Decode a file or its bytes to an upright 8-bit image with the channels that the model takes."""
 
-import io
 import math
 import os
 import re
-import stat
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import PIL.Image
 from PIL import ExifTags, ImageOps
 
-from modeling_sit.data.opening import PIXEL_LIMIT, UnreadableImage, max_image_pixels, read_image
-from modeling_sit.image_modes import check_num_channels, convert_image
+from modeling_sit.data.array_files import MissingReader, UnfitArray, needs_array, read_array, read_header
+from modeling_sit.data.opening import (
+    PIXEL_LIMIT,
+    TOO_LARGE,
+    UnfitImage,
+    UnreadableImage,
+    max_image_pixels,
+    opened,
+    read_image,
+    too_large,
+)
+from modeling_sit.image_modes import (
+    OTHER_CHANNELS,
+    PixelFormat,
+    WrongChannels,
+    convert_image,
+    map_channels,
+    tiff_depth,
+)
+
+Image = PIL.Image.Image | np.ndarray
+"""An 8-bit image: of Pillow, or of channels that are no colors uint8 `(height, width, channels)`."""
 
 # Reasons begin with one of these where something can be done about it: `remedy` knows what.
-DAMAGED, TOO_LARGE, NOT_SUPPORTED = "it is damaged", "it is too large", "it is not supported"
+DAMAGED, NOT_SUPPORTED = "it is damaged", "it is not supported"
 REMEDIES = {
     DAMAGED: "repair or remove the damaged files",
     TOO_LARGE: f"cut such images into smaller ones, or raise the limit with the environment variable {PIXEL_LIMIT}",
     NOT_SUPPORTED: "convert such files, for example to PNG with 8 bits, or remove them",
+    OTHER_CHANNELS: "the files are sound: choose the channels with `config_overrides`, such as num_channels=12",
 }
-# What Pillow's plugins say of sound files that they cannot decode.
-NOT_SUPPORTED_BY_PILLOW = re.compile(
+# What Pillow's plugins and tifffile say of sound files that they cannot decode.
+NOT_SUPPORTED_BY_READERS = re.compile(
     r"unknown (pixel mode|data organi[sz]ation|compression|image mode|color|colour|raw mode)|unsupported|not supported|"
-    r"cannot handle|unimplemented|not (installed|available|implemented|identified by this driver)|samples per pixel",
+    r"cannot handle|unimplemented|not (installed|available|implemented|identified by this driver)|samples per pixel|"
+    r"requires the '\w+' package",
     re.IGNORECASE,
 )
 DRAFTED_FORMATS = ("JPEG", "MPO")
@@ -71,35 +92,39 @@ class DraftScale:
 
 def decode_image(
     image: Any,
-    num_channels: int = 3,
+    pixel_format: PixelFormat | int = 3,
     name: str | None = None,
     draft_scale: DraftScale | None = None,
     max_pixels: int | None = None,
-) -> PIL.Image.Image:
-    """Decode an image fully, rotate it according to its EXIF, and convert it to the mode of `num_channels`.
+) -> Image:
+    """Decode an image fully, rotate it according to its EXIF, and convert it to 8 bits and the channels of a format.
 
-    The first frame or page of a file is read. A JPEG of more than `max_pixels` is decoded at a half, a quarter or an
-    eighth of its size, the largest of these that the limit allows. Texts, color profiles and the like in a file may be of
-    any size.
+    The first frame or page of a file is read; all pages, where a microscope's description of a TIFF says that they are the
+    channels. A JPEG of more than `max_pixels` is decoded at a half, a quarter or an eighth of its size, the largest of
+    these that the limit allows. Texts, color profiles and the like in a file may be of any size.
 
     Args:
         image (`str`, `os.PathLike`, `bytes`, `dict` or `PIL.Image.Image`):
             A path, an encoded image, the `{"bytes": ..., "path": ...}` of `datasets.Image(decode=False)`, or a PIL
-            image, which is not changed.
-        num_channels (`int`, *optional*, defaults to 3): 1 for gray, 3 for RGB, 4 for RGBA.
+            image, which is not changed. Encoded in a format that Pillow reads, as TIFF, or as `.npy`.
+        pixel_format ([`PixelFormat`] or `int`, *optional*, defaults to 3):
+            The channels, and the range of values of more than 8 bits. A number is one of channels.
         name (`str`, *optional*): What to call the image in an error. Default: its path, if it has one.
         draft_scale ([`DraftScale`], *optional*): By how much to shrink it. Default: not at all.
         max_pixels (`int`, *optional*): How many pixels may be decoded. Default: [`max_image_pixels`].
 
     Returns:
         `PIL.Image.Image`: The image, in memory, in mode "L", "RGB" or "RGBA".
+        `np.ndarray`: uint8 `(height, width, channels)`, of channels that are no colors: 2, or 5 to 16, or 4 of a file
+            without color.
 
     Raises:
+        [`UnfitImage`]: If it has other channels, or the package that reads them is not installed.
         [`UnreadableImage`]: If there is no image, or it is damaged, cut short, of an unknown format, or too large.
-        `ValueError`: If `num_channels` is not 1, 3 or 4.
+        `ValueError`: If there is no such number of channels.
         `TypeError`: If `image` is none of the above.
     """
-    check_num_channels(num_channels)
+    pixel_format = PixelFormat.of(pixel_format)
     path = None
     if isinstance(image, dict):
         path, image = image.get("path"), image.get("bytes")
@@ -113,9 +138,10 @@ def decode_image(
     name = name or os.fspath(path or "image in memory")
 
     try:
-        decoded, factor = _decode(image, draft_scale, max_pixels or max_image_pixels())
-        decoded = convert_image(_upright(decoded), num_channels)
-        return decoded if factor == 1 else decoded.reduce(factor)
+        decoded, factor = _decode(image, draft_scale, pixel_format, max_pixels or max_image_pixels())
+        return decoded if factor == 1 else _reduced(decoded, factor)
+    except (WrongChannels, MissingReader) as error:
+        raise UnfitImage(f"{name}: {error}") from error
     except UnreadableImage as error:
         raise UnreadableImage(f"{name}: {error}") from None
     # On a damaged file Pillow's plugins raise nearly everything: OSError, SyntaxError, ValueError, struct.error, ...
@@ -134,46 +160,61 @@ def decoded_size(image: dict | None, draft_scale: DraftScale) -> tuple[int, int]
     if image is None:
         raise UnreadableImage("there is no image")
 
-    def size(opened: PIL.Image.Image) -> tuple[int, int]:
-        factor = _draft(opened, draft_scale, max_image_pixels())
-        return -(-opened.width // factor), -(-opened.height // factor)
+    def size(image: PIL.Image.Image) -> tuple[int, int]:
+        factor = _draft(image, draft_scale, max_image_pixels())
+        return -(-image.width // factor), -(-image.height // factor)
 
-    encoded = image["bytes"]
-    if encoded is None:
-        _file_size(image["path"])
-    with open(image["path"], "rb") if encoded is None else io.BytesIO(encoded) as file:
-        return read_image(file, size)
-
-
-def _file_size(path: str | os.PathLike) -> int:
-    """Bytes of a file. Raises `UnreadableImage` for a pipe or a device, which may never give any."""
-    status = os.stat(path)
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # open() refuses a folder
-        raise UnreadableImage("it is a pipe or a device, not a file")
-    return status.st_size
+    with opened(image["path"] if image["bytes"] is None else image["bytes"]) as file:
+        header = read_header(file)
+        if header is None:
+            return read_image(file, size)
+    max_pixels = max_image_pixels()
+    if max_pixels is not None and header.width * header.height > max_pixels:
+        raise too_large(header.width, header.height, max_pixels)
+    factor = draft_scale.factor(header.width, header.height)
+    return -(-header.width // factor), -(-header.height // factor)
 
 
 def _decode(
-    image: str | os.PathLike | bytes | PIL.Image.Image | None, draft_scale: DraftScale | None, max_pixels: int | None
-) -> tuple[PIL.Image.Image, int]:
+    image: str | os.PathLike | bytes | PIL.Image.Image | None,
+    draft_scale: DraftScale | None,
+    pixel_format: PixelFormat,
+    max_pixels: int | None,
+) -> tuple[Image, int]:
     """The image, and the factor by which it must still be reduced."""
     if isinstance(image, PIL.Image.Image):
         image.load()
-        return image, 1 if draft_scale is None else draft_scale.factor(*image.size)
+        factor = 1 if draft_scale is None else draft_scale.factor(*image.size)
+        return convert_image(_upright(image), pixel_format, tiff_depth(image)), factor
     if image is None:
         raise UnreadableImage("there is no image, neither bytes nor a path")
-    in_memory = not isinstance(image, (str, os.PathLike))
-    if (len(image) if in_memory else _file_size(image)) == 0:
-        raise UnreadableImage("it is empty (0 bytes)")
-
-    def load(opened: PIL.Image.Image) -> tuple[PIL.Image.Image, int]:
-        factor = _draft(opened, draft_scale, max_pixels)
-        opened.load()
-        return opened, factor
-
     # An open file, not a path: Pillow may map a file that it opens itself into memory, and keep it open with the image.
-    with io.BytesIO(image) if in_memory else open(image, "rb") as file:
-        return read_image(file, load)
+    with opened(image) as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            raise UnreadableImage("it is empty (0 bytes)")
+        header = needs_array(file, pixel_format)
+        if header is None:
+            try:
+                return _decode_by_pillow(file, draft_scale, pixel_format, max_pixels)
+            except PIL.UnidentifiedImageError:
+                header = read_header(file)
+                if header is None or not header.is_understood:
+                    raise
+        decoded = read_array(file, header, pixel_format, max_pixels)
+        height, width = np.asarray(decoded).shape[:2]
+        return decoded, 1 if draft_scale is None else draft_scale.factor(width, height)
+
+
+def _decode_by_pillow(
+    file: BinaryIO, draft_scale: DraftScale | None, pixel_format: PixelFormat, max_pixels: int | None
+) -> tuple[Image, int]:
+    def load(image: PIL.Image.Image) -> tuple[PIL.Image.Image, int, tuple[int, bool]]:
+        factor, depth = _draft(image, draft_scale, max_pixels), tiff_depth(image)
+        image.load()
+        return image, factor, depth
+
+    image, factor, depth = read_image(file, load)
+    return convert_image(_upright(image), pixel_format, depth), factor
 
 
 def _draft(opened: PIL.Image.Image, draft_scale: DraftScale | None, max_pixels: int | None) -> int:
@@ -190,10 +231,14 @@ def _draft(opened: PIL.Image.Image, draft_scale: DraftScale | None, max_pixels: 
         opened.draft(None, (max(1, width // asked), max(1, height // asked)))
     # Pillow itself stops only at twice the limit. Below that it warns, and takes the memory.
     if max_pixels is not None and opened.width * opened.height > max_pixels:
-        raise UnreadableImage(
-            f"{TOO_LARGE}: {width} x {height} pixels, and the limit is {max_pixels:,} ({PIXEL_LIMIT} raises it)"
-        )
+        raise too_large(width, height, max_pixels)
     return factor if opened.size == full_size else 1
+
+
+def _reduced(image: Image, factor: int) -> Image:
+    if isinstance(image, PIL.Image.Image):
+        return image.reduce(factor)
+    return map_channels(image, lambda channel: channel.reduce(factor))
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -209,11 +254,13 @@ def _reason(error: Exception) -> str:
         return error.strerror
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, PIL.UnidentifiedImageError) and not str(error):
-        return "it is no image, damaged from its first byte on, or of a format that Pillow does not read"
+        return "it is no image, damaged from its first byte on, or of a format that is not read"
     if isinstance(error, (PIL.Image.DecompressionBombError, MemoryError)):
         return f"{TOO_LARGE}: {reason}"
     # Pillow looks unknown numbers of a compression up in a dictionary.
-    is_sound = isinstance(error, (KeyError, NotImplementedError)) or NOT_SUPPORTED_BY_PILLOW.search(reason)
+    is_sound = isinstance(error, (KeyError, NotImplementedError, UnfitArray)) or NOT_SUPPORTED_BY_READERS.search(
+        reason
+    )
     return f"{NOT_SUPPORTED if is_sound else DAMAGED}: {reason}"
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
-import PIL.Image
 
-from modeling_sit.data.decoding import DraftScale, UnreadableImage, decode_image
+from modeling_sit.data.decoding import DraftScale, Image, UnreadableImage, decode_image
+from modeling_sit.image_modes import PixelFormat
 
 TRAIN_SPLITS = ("train", "training")
 TEST_SPLITS = ("test", "testing", "eval", "evaluation")
@@ -119,33 +119,33 @@ def image_name(dataset: datasets.Dataset, index: int) -> str:
 def read_row(
     dataset: datasets.Dataset,
     index: int,
-    num_channels: int = 3,
+    pixel_format: PixelFormat | int = 3,
     draft_scale: DraftScale | None = None,
     max_pixels: int | None = None,
-) -> tuple[PIL.Image.Image, dict[str, Any]]:
+) -> tuple[Image, dict[str, Any]]:
     """Decode an image of a dataset.
 
     Args:
         dataset (`datasets.Dataset`): A split of [`ImageDatasets`].
         index (`int`): Row of the image, from 0.
-        num_channels (`int`, *optional*, defaults to 3): 1 (gray), 3 (RGB) or 4 (RGBA).
+        pixel_format ([`PixelFormat`] or `int`, *optional*, defaults to 3): What to decode it to.
         draft_scale ([`DraftScale`], *optional*): By how much to shrink it. Default: not at all.
         max_pixels (`int`, *optional*): How many pixels may be decoded. Default: `PIL.Image.MAX_IMAGE_PIXELS`, or the
             environment variable `SIT_MAX_IMAGE_PIXELS`.
 
     Returns:
-        `tuple[PIL.Image.Image, dict]`: The image and its row.
+        `tuple[Image, dict]`: The image, as of [`decode_image`], and its row.
 
     Raises:
         [`UnreadableImage`]: If the image cannot be decoded. The message names it as [`image_name`] does.
     """
     row, name = dataset[index], str(index)
     try:
-        return decode_image(row["image"], num_channels, name, draft_scale, max_pixels), row
+        return decode_image(row["image"], pixel_format, name, draft_scale, max_pixels), row
     except UnreadableImage as problem:
         # The full name reads the row once more, so it is made for unreadable images only.
         reason = str(problem).removeprefix(f"{name}: ")
-        raise UnreadableImage(f"{image_name(dataset, index)}: {reason}") from None
+        raise type(problem)(f"{image_name(dataset, index)}: {reason}") from None
 
 
 def first_rows(split: datasets.Dataset | datasets.IterableDataset, num_rows: int) -> datasets.Dataset:

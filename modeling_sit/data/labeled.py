@@ -11,12 +11,11 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from PIL import Image
 
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.image_datasets import ImageDatasets, read_row
 from modeling_sit.data.label_encoding import join
-from modeling_sit.image_modes import MODES
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
@@ -244,18 +243,18 @@ class LabeledImageDataset(torch.utils.data.Dataset):
 
     Args:
         split (`datasets.Dataset`): Columns `image` (encoded) and `label`.
-        num_channels (`int`): 1 (gray), 3 (RGB) or 4 (RGBA).
+        pixel_format ([`PixelFormat`] or `int`): What images are decoded to; a number is one of channels.
         transform (callable, *optional*): From image to image; random in training.
 
-    An item is a dict of `image` (`PIL.Image.Image`), `label` and `unreadable` (`str` or `None`). The label is an `int`,
+    An item is a dict of `image` (as of [`decode_image`]), `label` and `unreadable` (`str` or `None`). The label is an `int`,
     or of a multi-label dataset a float32 `torch.Tensor` of shape `(num_labels,)`, 1 for each class that the image has
     and 0 for the others. An image that cannot be read is gray. Its label, `IGNORED_LABEL` (in a multi-label dataset in
     every place), is one that losses and metrics leave out.
     """
 
-    def __init__(self, split: datasets.Dataset, num_channels: int, transform=None):
+    def __init__(self, split: datasets.Dataset, pixel_format: PixelFormat | int, transform=None):
         self.split = split
-        self.num_channels = num_channels
+        self.pixel_format = PixelFormat.of(pixel_format)
         self.transform = transform
         self.num_labels = num_labels_of(split) if isinstance(split.features["label"], datasets.List) else None
 
@@ -264,10 +263,10 @@ class LabeledImageDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         try:
-            image, row = read_row(self.split, index, self.num_channels)
+            image, row = read_row(self.split, index, self.pixel_format)
             label, unreadable = self._label(row["label"]), None
         except UnreadableImage as problem:
-            image = Image.new(MODES[self.num_channels], (32, 32), "gray")
+            image = self.pixel_format.blank()
             label, unreadable = self._label(None), str(problem)
         if self.transform is not None:
             image = self.transform(image)

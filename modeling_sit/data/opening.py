@@ -4,9 +4,11 @@ checked after a JPEG has been asked to shrink."""
 import functools
 import io
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, TypeVar
 
 import PIL.Image
@@ -15,6 +17,7 @@ from PIL import PngImagePlugin
 from modeling_sit.runtime.errors import SiTError
 
 PIXEL_LIMIT = "SIT_MAX_IMAGE_PIXELS"
+TOO_LARGE = "it is too large"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The chunks of a PNG on which its pixels depend, those of animations and the orientation among them.
 PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"eXIf"}
@@ -29,6 +32,10 @@ Result = TypeVar("Result")
 
 class UnreadableImage(Exception):
     """An image that cannot be decoded. The message names the image and the reason, in one line."""
+
+
+class UnfitImage(UnreadableImage):
+    """An image that is sound, but has other channels than the model takes, or needs a reader that is not installed."""
 
 
 @functools.cache
@@ -56,6 +63,31 @@ def max_image_pixels() -> int | None:
     return int(asked)
 
 
+def too_large(width: int, height: int, max_pixels: int) -> UnreadableImage:
+    """The error about an image of more pixels than the limit."""
+    return UnreadableImage(
+        f"{TOO_LARGE}: {width} x {height} pixels, and the limit is {max_pixels:,} ({PIXEL_LIMIT} raises it)"
+    )
+
+
+@contextmanager
+def opened(image: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
+    """A path or an encoded image as a binary file.
+
+    Raises:
+        [`UnreadableImage`]: If the path is that of a pipe or a device, which may never give anything.
+        `OSError`: If there is no such file, or it may not be read.
+    """
+    if not isinstance(image, (str, os.PathLike)):
+        yield io.BytesIO(image)
+        return
+    mode = os.stat(image).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() refuses a folder
+        raise UnreadableImage("it is a pipe or a device, not a file")
+    with open(image, "rb") as file:
+        yield file
+
+
 def read_image(file: BinaryIO, read: Callable[[PIL.Image.Image], Result]) -> Result:
     """What `read` makes of the opened image.
 
@@ -75,7 +107,7 @@ def read_image(file: BinaryIO, read: Callable[[PIL.Image.Image], Result]) -> Res
     except UnreadableImage:
         raise
     except Exception as error:
-        bare = _only_pixels(file)
+        bare = only_pixels(file)
         if bare is None:
             raise
         try:
@@ -115,7 +147,16 @@ def open_image(file: BinaryIO) -> PIL.Image.Image:
     raise PIL.UnidentifiedImageError("; ".join(reasons))
 
 
-def _only_pixels(file: BinaryIO) -> bytes | None:
+def pillow_reads(file: BinaryIO) -> bool:
+    """Whether Pillow knows the format and the mode of a file."""
+    try:
+        with open_image(file):
+            return True
+    except PIL.UnidentifiedImageError:
+        return False
+
+
+def only_pixels(file: BinaryIO) -> bytes | None:
     """A PNG without the chunks that its pixels do not need. `None` for other files, and if there are none of these."""
     file.seek(0)
     if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:

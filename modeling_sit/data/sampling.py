@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Sampler
 
 from modeling_sit.data.loaders import DEFAULT_TIMEOUT
+from modeling_sit.image_modes import PixelFormat
 
 # Purposes of a seed. The same numbers give unrelated seeds for different purposes.
 ORDER, CROPS, STEP, PREVIEW, MONITOR, HOLD_OUT = range(6)
@@ -31,7 +32,7 @@ class LoadingSettings:
     Args:
         batch_size (`int`): Images in a batch of one process.
         seed (`int`): Seed of the order and of the crops.
-        num_channels (`int`, *optional*, defaults to 3): 1 (gray) or 3 (RGB).
+        pixel_format ([`PixelFormat`], *optional*): What images are decoded to. Default: RGB.
         crop_ratio (pair of `float`, *optional*): Range of a crop's width divided by its height.
         num_workers (`int`, *optional*, defaults to 0): Processes that decode and crop. The batches do not depend on it.
         process_index (`int`, *optional*, defaults to 0): Which process this is.
@@ -42,7 +43,7 @@ class LoadingSettings:
 
     batch_size: int
     seed: int
-    num_channels: int = 3
+    pixel_format: PixelFormat = field(default_factory=PixelFormat)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     num_workers: int = 0
     process_index: int = 0

@@ -21,6 +21,7 @@ from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.loaders import BatchLoader
 from modeling_sit.data.sampling import CROPS, ORDER, LoadingSettings, derive_seed
 from modeling_sit.data.shard_reading import EncodedImage, ProcessStream
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.runtime.errors import SiTError
 
 DEFAULT_BUFFER_SIZE = 1000
@@ -67,16 +68,16 @@ class StreamedCrops(torch.utils.data.Dataset):
 
     Args:
         random_crops ([`RandomCrops`]): Cuts the crops.
-        num_channels (`int`): 1 (gray), 3 (RGB) or 4 (RGBA).
+        pixel_format ([`PixelFormat`] or `int`): What images are decoded to; a number is one of channels.
 
     The key of a batch is a list of ([`EncodedImage`], seed). The batch is a list of items like those of
     [`~modeling_sit.data.crops.CropsDataset`]. The next readable image of the batch replaces an unreadable one, with other
     crops.
     """
 
-    def __init__(self, random_crops: RandomCrops, num_channels: int):
+    def __init__(self, random_crops: RandomCrops, pixel_format: PixelFormat | int):
         self.random_crops = random_crops
-        self.num_channels = num_channels
+        self.pixel_format = PixelFormat.of(pixel_format)
 
     def __getitems__(self, batch: list[tuple[EncodedImage, int]]) -> list[dict]:
         items: list[dict] = []
@@ -85,10 +86,11 @@ class StreamedCrops(torch.utils.data.Dataset):
                 items.append({"crops": self._crop(image, seed), "unreadable": []})
             except UnreadableImage as problem:
                 items.append({"crops": None, "unreadable": [str(problem)]})
+                kind = type(problem)
         readable = [place for place, item in enumerate(items) if item["crops"] is not None]
         if not readable:
             problems = "; ".join(problem for item in items for problem in item["unreadable"])
-            raise UnreadableImage(f"none of the {len(batch)} images of a batch: {problems}")
+            raise kind(f"none of the {len(batch)} images of a batch: {problems}")
         for place, item in enumerate(items):
             if item["crops"] is None:
                 stand_in = next((other for other in readable if other > place), readable[0])
@@ -100,7 +102,7 @@ class StreamedCrops(torch.utils.data.Dataset):
         encoded = image.image
         if encoded is not None and encoded["bytes"] is None and "://" in (encoded["path"] or ""):
             encoded = _fetch(encoded["path"], image.name)
-        decoded = decode_image(encoded, self.num_channels, name=image.name, draft_scale=self.random_crops.draft_scale)
+        decoded = decode_image(encoded, self.pixel_format, name=image.name, draft_scale=self.random_crops.draft_scale)
         return self.random_crops(as_pixels(decoded), seed)
 
 

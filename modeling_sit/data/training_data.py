@@ -66,9 +66,9 @@ class TrainingData:
         random_crops = RandomCrops(groups, loading.crop_ratio)
         self._crops: CropsDataset | StreamedCrops
         if self.is_streamed:
-            self._crops = StreamedCrops(random_crops, loading.num_channels)
+            self._crops = StreamedCrops(random_crops, loading.pixel_format)
         else:
-            decoded = DecodedImages(images.train, loading.num_channels, random_crops.draft_scale)
+            decoded = DecodedImages(images.train, loading.pixel_format, random_crops.draft_scale)
             self._crops = CropsDataset(decoded, random_crops)
         self._decoding_crops = self._crops
 

@@ -56,5 +56,5 @@ def unreadable_errors(dataset: str) -> Iterator[None]:
 def as_error(dataset: str, problem: UnreadableImage) -> SiTError:
     """The [`SiTError`] for a dataset with too many unreadable images in a row."""
     # The message of a worker's exception begins with its traceback.
-    reason = str(problem).strip().splitlines()[-1].rpartition("UnreadableImage: ")[2]
+    reason = str(problem).strip().splitlines()[-1].rpartition(f"{type(problem).__name__}: ")[2]
     return SiTError(f"{dataset} cannot be read: {reason}", argument="dataset", remedy=remedy(reason))

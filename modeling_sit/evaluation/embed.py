@@ -229,7 +229,8 @@ class _Embedder:
         )
         with sync_errors(self.accelerator):
             check_features_asked_for(self.model.config, feature_arguments.pooling, feature_arguments.layer)
-        images = main_process_first(self.accelerator, lambda: load_images(**vars(dataset_arguments)))
+            dataset_arguments.set_intensity_range(self.processor, self.model.config)
+        images = main_process_first(self.accelerator, lambda: load_images(**dataset_arguments.for_loading))
         with sync_errors(self.accelerator):
             tell(images)
         self.splits = {str(split.split): split for split in (images.train, images.validation) if split is not None}

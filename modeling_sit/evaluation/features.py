@@ -12,7 +12,6 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from PIL import Image
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
@@ -20,7 +19,7 @@ from modeling_sit.data.decoding import UnreadableImage, decode_image
 from modeling_sit.data.image_datasets import image_name
 from modeling_sit.data.labeled import labels_of
 from modeling_sit.data.loaders import DEFAULT_TIMEOUT, TIMEOUT_HELP, BatchLoader, worker_deaths
-from modeling_sit.image_modes import MODES
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.modeling_sit import pool
 from modeling_sit.runtime.accelerator import reshard
 from modeling_sit.runtime.distributed import sync_errors
@@ -207,7 +206,12 @@ def extract_features(
         limit=arguments.dataloader_timeout,
         num_workers=arguments.dataloader_num_workers,
         # The workers read: the collate function is the one function of a loader that sees a batch as a whole.
-        collate_fn=partial(read_batch, dataset=dataset, processor=processor, num_channels=encoder.config.num_channels),
+        collate_fn=partial(
+            read_batch,
+            dataset=dataset,
+            processor=processor,
+            pixel_format=PixelFormat.of_model(encoder.config, processor),
+        ),
         pin_memory=encoder.device.type == "cuda",
         # A loader draws a seed for its workers, by default from the global generator.
         generator=torch.Generator(),
@@ -342,7 +346,11 @@ def _moved_together(features: torch.Tensor, readable: torch.Tensor, chunk_size: 
 
 
 def read_batch(
-    indices: list[int], dataset: datasets.Dataset, processor: BaseImageProcessor, num_channels: int, **settings
+    indices: list[int],
+    dataset: datasets.Dataset,
+    processor: BaseImageProcessor,
+    pixel_format: PixelFormat | int,
+    **settings,
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, str]]]:
     """
     Read and process some images. A gray image takes the place of one that cannot be read, because every process must
@@ -352,21 +360,22 @@ def read_batch(
         indices (`list[int]`): Rows of the dataset.
         dataset (`datasets.Dataset`): Images in the column `image`, `datasets.Image(decode=False)`.
         processor (`BaseImageProcessor`): Makes `pixel_values` of them.
-        num_channels (`int`): Channels of the images: 1, 3 or 4.
+        pixel_format ([`PixelFormat`] or `int`): What the images are decoded to.
         settings: More arguments of the processor, such as `do_corrupt=False`.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor, list[tuple[int, str]]]`: `pixel_values`; `(num_images,)`, uint8, 1 for each
         image that can be read; index and reason of each that cannot.
     """
+    pixel_format = PixelFormat.of(pixel_format)
     images, readable, unreadable = [], [], []
     for index in indices:
         name = str(index)
         try:
-            images.append(decode_image(dataset[index]["image"], num_channels=num_channels, name=name))
+            images.append(decode_image(dataset[index]["image"], pixel_format, name=name))
             readable.append(1)
         except UnreadableImage as problem:
-            images.append(Image.new(MODES[num_channels], (32, 32), "grey"))
+            images.append(pixel_format.blank())
             readable.append(0)
             unreadable.append((index, str(problem).removeprefix(f"{name}: ")))
     pixel_values = processor(images=images, return_tensors="pt", **settings)["pixel_values"]

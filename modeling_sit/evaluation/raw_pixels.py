@@ -20,11 +20,12 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.svm import SVC
 
-from modeling_sit.data.decoding import DraftScale, UnreadableImage
+from modeling_sit.data.decoding import DraftScale, Image, UnreadableImage
 from modeling_sit.data.image_datasets import read_row
 from modeling_sit.data.labeled import labels_of
 from modeling_sit.evaluation.metrics.mean_average_precision import average_precision
 from modeling_sit.evaluation.subsets import draw_fraction
+from modeling_sit.image_modes import PixelFormat, map_channels
 from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class PixelResult:
     settings: dict[str, Any]
 
 
-def pixel_sizes(split: datasets.Dataset, num_channels: int, model_size: int) -> tuple[int, ...]:
+def pixel_sizes(split: datasets.Dataset, pixel_format: PixelFormat | int, model_size: int) -> tuple[int, ...]:
     """
     Heights and widths to read images at: their own (the median of the shorter sides of the first hundred), if that is
     32 at most; else 16 and 32. Never more than the model's.
@@ -98,10 +99,10 @@ def pixel_sizes(split: datasets.Dataset, num_channels: int, model_size: int) -> 
     sides = []
     for row in range(min(100, len(split))):
         try:
-            image, _ = read_row(split, row, num_channels)
+            image, _ = read_row(split, row, pixel_format)
         except UnreadableImage:
             continue
-        sides.append(min(image.size))
+        sides.append(min(np.asarray(image).shape[:2]))
     if not sides:
         raise SiTError(f"split {split.split}: none of the first images can be read", argument="dataset")
     own = int(median(sides))
@@ -110,34 +111,41 @@ def pixel_sizes(split: datasets.Dataset, num_channels: int, model_size: int) -> 
 
 
 def read_pixels(
-    split: datasets.Dataset, num_channels: int, sizes: Sequence[int], rows: torch.Tensor | None = None
+    split: datasets.Dataset, pixel_format: PixelFormat | int, sizes: Sequence[int], rows: torch.Tensor | None = None
 ) -> RawPixels:
     """
     Read images and shrink each to the means of the areas of its new pixels (a box filter).
 
     Args:
         split (`datasets.Dataset`): Columns `image` and `label`.
-        num_channels (`int`): 1 (gray), 3 (RGB) or 4 (RGBA).
+        pixel_format ([`PixelFormat`] or `int`): What to decode images to; a number is one of channels.
         sizes (sequence of `int`): Heights and widths.
         rows (`torch.Tensor`, *optional*): Rows to read, int64. Default: all.
     """
     wanted = torch.arange(len(split)) if rows is None else rows.unique()
+    num_channels = PixelFormat.of(pixel_format).num_channels
     pixels = {size: np.empty((len(wanted), size * size * num_channels), dtype=np.uint8) for size in sizes}
     draft = DraftScale(((max(sizes), 1.0),), (1.0, 1.0))
     is_readable = torch.ones(len(wanted), dtype=torch.bool)
     for place, row in enumerate(wanted.tolist()):
         try:
-            image, _ = read_row(split, row, num_channels, draft)
+            image, _ = read_row(split, row, pixel_format, draft)
         except UnreadableImage as problem:
             logger.warning("skipped %s", problem)
             is_readable[place] = False
             continue
         for size in sizes:
-            pixels[size][place] = np.asarray(image.resize((size, size), PIL.Image.Resampling.BOX)).ravel()
+            pixels[size][place] = _shrunk(image, size).ravel()
     if not is_readable.all():
         pixels = {size: values[is_readable.numpy()] for size, values in pixels.items()}
         wanted = wanted[is_readable]
     return RawPixels(pixels, labels_of(split)[wanted], wanted)
+
+
+def _shrunk(image: Image, size: int) -> np.ndarray:
+    if isinstance(image, PIL.Image.Image):
+        return np.asarray(image.resize((size, size), PIL.Image.Resampling.BOX))
+    return map_channels(image, lambda channel: channel.resize((size, size), PIL.Image.Resampling.BOX))
 
 
 def largest_number(sizes: Sequence[int], num_channels: int) -> int:

@@ -148,10 +148,11 @@ def run_evaluation(
     )
     if arguments.from_scratch:
         model = random_encoder(model, arguments.model_name_or_path, protocol_arguments.seed)
-    images = main_process_first(accelerator, lambda: load_images(**vars(dataset_arguments), labels="required"))
+    images = main_process_first(accelerator, lambda: load_images(**dataset_arguments.for_loading, labels="required"))
     with sync_errors(accelerator):
         tell(images)
         check_features_asked_for(model.config, arguments.pooling, arguments.layer)
+        dataset_arguments.set_intensity_range(processor, model.config)
         splits = labeled_splits(images)
     train, validation = (
         frozen_features(model, split, processor, arguments, device=device, accelerator=accelerator) for split in splits

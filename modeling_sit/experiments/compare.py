@@ -140,6 +140,8 @@ def _settings(arguments: ComparisonArguments, choices: Mapping[tuple[str, float]
     """
     left_out = ("output_dir", "overwrite_output_dir", "seeds", "protocols", "raw_pixels")
     settings = {name: value for name, value in vars(arguments).items() if name not in left_out}
+    if settings["intensity_range"] is None:  # as in comparisons of before there was a range
+        del settings["intensity_range"]
     settings["dataset"] = dataset_fingerprint(arguments.dataset)
     settings["model_name_or_path"] = model_fingerprint(arguments.model_name_or_path)
     settings["choices"] = [[*cell, asdict(choice)] for cell, choice in (choices or {}).items()]

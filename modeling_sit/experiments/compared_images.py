@@ -45,14 +45,17 @@ def compared_images(arguments: DatasetArguments) -> ComparedImages:
     Raises:
         [`SiTError`]: If there is no such dataset or split, labels are missing, or there is one class only.
     """
-    given = {name: getattr(arguments, name) for name in DatasetArguments.__dataclass_fields__}
+    given = arguments.for_loading
     images = load_images(**given, labels="required")
     if arguments.validation_split is None:
         given["validation_split"], images = _measured_split(given, images)
     tell(images)
     train, test = labeled_splits(images, validation="if there")
+    intensities = {"intensity_range": arguments.intensity_range}
     if test is not None:
-        return ComparedImages(train, test, images.label_names, f"{len(test):,} images of {test.split}", given)
+        return ComparedImages(
+            train, test, images.label_names, f"{len(test):,} images of {test.split}", given | intensities
+        )
 
     name = f"{100 * TEST_FRACTION:g} % of {train.split}, {{:,}} images, held back"
     train, test = train_validation_split(train, TEST_FRACTION, TEST_SEED)
@@ -62,6 +65,7 @@ def compared_images(arguments: DatasetArguments) -> ComparedImages:
         **dict.fromkeys(given),
         "dataset": datasets.DatasetDict(train=train, test=test),
         "validation_split": "test",
+        **intensities,
     }
     return ComparedImages(train, test, images.label_names, name.format(len(test)), found)
 

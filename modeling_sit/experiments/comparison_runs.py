@@ -31,6 +31,7 @@ from modeling_sit.finetuning.run import run_finetuning
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.finetuning.tuning import tune
 from modeling_sit.hub.arguments import HubArguments
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.interop.resize import image_shape
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import TrainingInterrupted, argument_names
@@ -249,9 +250,10 @@ class Runs:
     def _classify_pixels(self, run_dir: Path, missing: list[str]) -> None:
         images, labels = self.images, labels_of(self.images.train)
         encoder, processor = load_encoder(self.arguments.model_name_or_path)
-        num_channels = encoder.config.num_channels
-        sizes = pixel_sizes(images.train, num_channels, min(image_shape(processor)))
-        limit, drawn, num_labeled = largest_number(sizes, num_channels), {}, {}
+        self.arguments.set_intensity_range(processor, encoder.config)
+        pixel_format = PixelFormat.of_model(encoder.config, processor)
+        sizes = pixel_sizes(images.train, pixel_format, min(image_shape(processor)))
+        limit, drawn, num_labeled = largest_number(sizes, pixel_format.num_channels), {}, {}
         for fraction in self.arguments.label_fractions:
             for seed in self._drawing_seeds(fraction):
                 rows = torch.arange(len(labels))
@@ -261,8 +263,8 @@ class Runs:
                 if len(rows) > limit:
                     rows = rows[draw_fraction(labels[rows], images.label_names, limit / len(rows), seed or 0)]
                 drawn[fraction, seed] = rows
-        train = read_pixels(images.train, num_channels, sizes, torch.cat(list(drawn.values())))
-        test = read_pixels(images.test, num_channels, sizes)
+        train = read_pixels(images.train, pixel_format, sizes, torch.cat(list(drawn.values())))
+        test = read_pixels(images.test, pixel_format, sizes)
         for (fraction, seed), rows in drawn.items():
             labeled = train.of_rows(rows)
             for classifier in self.arguments.raw_pixels:

@@ -35,4 +35,6 @@ def load_classifier(
     loaded.log_notes()
     if arguments.freeze_backbone:
         loaded.model.base_model.requires_grad_(False)
-    return loaded.require_processor(), loaded.model
+    processor = loaded.require_processor()
+    arguments.set_intensity_range(processor, loaded.model.config)
+    return processor, loaded.model

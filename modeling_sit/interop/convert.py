@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import PIL.Image
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from modeling_sit import SiTForImageClassification
 from modeling_sit.data.arguments import DatasetArguments
-from modeling_sit.data.decoding import UnreadableImage
+from modeling_sit.data.decoding import Image, UnreadableImage
 from modeling_sit.data.image_datasets import read_row
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.interop.formats import FORMATS, Format
 from modeling_sit.interop.graphs import OPSET
@@ -219,19 +219,20 @@ def images_to_compare(source: LoadedCheckpoint, arguments: ConversionArguments) 
     if split is None:
         splits = ", ".join(found.splits)
         raise SiTError(f"{found.name} has the splits {splits}", argument="validation_split", remedy="name one of them")
-    images = first_images(split, arguments.num_images, config.num_channels)
+    arguments.set_intensity_range(source.processor, config)
+    images = first_images(split, arguments.num_images, PixelFormat.of_model(config, source.processor))
     if not images:
         raise SiTError(f"{found.name}: no image of it can be read", argument="dataset")
     pixel_values = source.processor(images, return_tensors="pt")["pixel_values"]
     return pixel_values, f"{len(images)} images of {found.name}"
 
 
-def first_images(split: datasets.Dataset, count: int, num_channels: int) -> list[PIL.Image.Image]:
+def first_images(split: datasets.Dataset, count: int, pixel_format: PixelFormat) -> list[Image]:
     """The first images of a split that can be read. Those that cannot are named on stderr."""
     images = []
     for row in range(len(split)):
         try:
-            images.append(read_row(split, row, num_channels)[0])
+            images.append(read_row(split, row, pixel_format)[0])
         except UnreadableImage as problem:
             print(f"skipped {problem}", file=sys.stderr)
         if len(images) == count:

@@ -116,8 +116,8 @@ class ConvertedCheckpoint:
         ImageNet's images."""
         height, width = self.config.image_shape
         usual = {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)}
-        if self.config.num_channels == 1:
-            usual = {"image_mean": [0.5], "image_std": [0.5]}
+        if self.config.num_channels != 3:
+            usual = {name: [0.5] * self.config.num_channels for name in usual}
         return SiTImageProcessor(
             size={"height": height, "width": width},
             patch_size=self.config.patch_size,
@@ -271,7 +271,7 @@ def _read_transformers_folder(model_name_or_path: str, model_type: str | None) -
 
 
 def read_normalization(model_name_or_path: str) -> dict[str, list[float]]:
-    """`image_mean` and `image_std` of a checkpoint, if it gives them."""
+    """`image_mean`, `image_std` and `intensity_range` of a checkpoint, if it gives them."""
     found = find_format(model_name_or_path)
     try:
         if found == WEIGHTS_FILE:
@@ -284,7 +284,9 @@ def read_normalization(model_name_or_path: str) -> dict[str, list[float]]:
             settings, _ = SiTImageProcessor.get_image_processor_dict(model_name_or_path)
     except (OSError, ValueError):
         return {}
-    return {name: list(settings[name]) for name in ("image_mean", "image_std") if settings.get(name)}
+    return {
+        name: list(settings[name]) for name in ("image_mean", "image_std", "intensity_range") if settings.get(name)
+    }
 
 
 def _as_checkpoint(encoder: EncoderWeights, normalization: dict[str, list[float]]) -> ConvertedCheckpoint:

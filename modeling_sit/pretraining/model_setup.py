@@ -11,6 +11,8 @@ import yaml
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
+from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.image_modes import MAX_CHANNELS
 from modeling_sit.interop.convert_in import find_format, read_normalization
 from modeling_sit.interop.load import check_weights_file_arguments, load_checkpoint, read_config
 from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments
@@ -94,22 +96,26 @@ def _with_asked_sizes(saved: dict[str, Any], arguments: ModelArguments) -> dict[
 
 
 def create_processor(
-    config: SiTConfig, arguments: ModelArguments, corruption_arguments: CorruptionArguments
+    config: SiTConfig,
+    arguments: ModelArguments,
+    corruption_arguments: CorruptionArguments,
+    dataset_arguments: DatasetArguments | None = None,
 ) -> SiTImageProcessor:
-    """The image processor that goes with the configuration, with the corruption and normalization of the arguments.
+    """The image processor that goes with the configuration, with the corruption, the normalization and the range of the
+    arguments, or those of the checkpoint that the run starts from.
 
     Raises:
         [`SiTError`]: If a setting is out of range, or images cannot be read with the configuration's channels.
     """
-    if config.num_channels not in (1, 3):
+    if config.num_channels > MAX_CHANNELS:
         raise SiTError(
-            f"num_channels={config.num_channels}: images are read with 1 (gray) or 3 (RGB) channels",
+            f"num_channels={config.num_channels}: images are read with 1 (gray), 3 (RGB) or up to {MAX_CHANNELS} channels",
             argument="config_overrides",
         )
-    gray = config.num_channels == 1
+    no_color = None if config.num_channels == 3 else [0.5] * config.num_channels
     saved = _read_saved_processor(arguments.model_name_or_path)
-    image_mean = arguments.image_mean or saved.get("image_mean") or ([0.5] if gray else list(IMAGENET_DEFAULT_MEAN))
-    image_std = arguments.image_std or saved.get("image_std") or ([0.5] if gray else list(IMAGENET_DEFAULT_STD))
+    image_mean = arguments.image_mean or saved.get("image_mean") or no_color or list(IMAGENET_DEFAULT_MEAN)
+    image_std = arguments.image_std or saved.get("image_std") or no_color or list(IMAGENET_DEFAULT_STD)
     for name, values in (("image_mean", image_mean), ("image_std", image_std)):
         if len(values) != config.num_channels:
             raise SiTError(
@@ -117,6 +123,10 @@ def create_processor(
             )
     if min(image_std) <= 0:
         raise SiTError(f"must be above 0, got {image_std}", argument="image_std")
+    intensity_range = saved.get("intensity_range")
+    if dataset_arguments is not None and dataset_arguments.intensity_range is not None:
+        dataset_arguments.check_intensity_range(config.num_channels)
+        intensity_range = list(dataset_arguments.intensity_range)
     height, width = config.image_shape
     # A ratio that no kind of corruption needs may have no value: the processor has its own.
     corruption = {name: value for name, value in asdict(corruption_arguments).items() if value is not None}
@@ -126,6 +136,7 @@ def create_processor(
             image_mean=image_mean,
             image_std=image_std,
             patch_size=config.patch_size,
+            intensity_range=intensity_range,
             **corruption,
         )
     except ValueError as problem:  # it begins with the name of the setting
@@ -134,7 +145,7 @@ def create_processor(
 
 
 def _read_saved_processor(model_name_or_path: str | None) -> dict[str, Any]:
-    """`image_mean` and `image_std` of the checkpoint's image processor, if it has one."""
+    """`image_mean`, `image_std` and `intensity_range` of the checkpoint's image processor, if it has one."""
     return {} if model_name_or_path is None else read_normalization(model_name_or_path)
 
 

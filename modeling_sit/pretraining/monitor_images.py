@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from modeling_sit.data.image_datasets import ImageDatasets, first_rows
 from modeling_sit.data.loaders import DEFAULT_TIMEOUT, BatchLoader
 from modeling_sit.evaluation.features import distributed_batches, evaluation_mode, read_batch
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.pretraining.method import Method
 from modeling_sit.runtime.errors import SiTError
 
@@ -169,7 +170,7 @@ class MonitoredMethod:
                 read_batch,
                 dataset=images,
                 processor=self.method.processor,
-                num_channels=self.method.config.num_channels,
+                pixel_format=PixelFormat.of_model(self.method.config, self.method.processor),
                 do_corrupt=False,
             ),
             limit=self.timeout,

@@ -17,6 +17,7 @@ from modeling_sit.data.sampling import MONITOR, PREVIEW, derive_seed
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.training_data import LoadingSettings, TrainingData
 from modeling_sit.hub.pushing import HubPusher
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.pretraining.arguments import PretrainingFlags, default_num_workers
 from modeling_sit.pretraining.compilation import compile_training
 from modeling_sit.pretraining.loop import Run
@@ -66,7 +67,7 @@ def prepare(
         flags = preset.flags
     with sync_errors(accelerator):
         config = create_config(flags.model, images.num_train)
-        processor = create_processor(config, flags.model, flags.corruption)
+        processor = create_processor(config, flags.model, flags.corruption, flags.run)
         method = METHODS[flags.run.method](config, processor, flags).to(accelerator.device)
         groups = method.view_groups(flags.views)
         workers = choose_workers(flags, accelerator, [group.crops for group in groups], config.num_channels)
@@ -76,7 +77,7 @@ def prepare(
             LoadingSettings(
                 batch_size=flags.run.per_device_train_batch_size,
                 seed=flags.run.seed,
-                num_channels=config.num_channels,
+                pixel_format=PixelFormat.of_model(config, processor),
                 crop_ratio=tuple(flags.views.crop_ratio),
                 num_workers=workers.training,
                 process_index=accelerator.process_index,

@@ -46,6 +46,7 @@ ARGUMENTS = (
     "teacher_momentum",
     "seed",
     "train_split",
+    "intensity_range",
     "tf32",
     "torch_compile",
 )

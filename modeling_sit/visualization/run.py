@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-import PIL.Image
 import torch
 from matplotlib.figure import Figure
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.data.decoding import Image
 from modeling_sit.data.description import tell
 from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.label_encoding import join
@@ -26,6 +26,7 @@ from modeling_sit.evaluation.features import (
     check_features_asked_for,
     frozen_features,
 )
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.runtime.errors import SiTError, argument_names
@@ -94,7 +95,8 @@ def run_reconstructions(
     check_writable(figure.output, chosen.dataset)
     device = choose_device(figure.device)
     model, processor = load_reconstructing_model(figure.model_name_or_path, figure.network, figure.num_attention_heads)
-    images, captions = read_chosen(chosen, figure.seed, model.config.num_channels)
+    chosen.set_intensity_range(processor, model.config)
+    images, captions = read_chosen(chosen, figure.seed, PixelFormat.of_model(model.config, processor))
     sheet = draw_reconstructions(
         model.to(device),
         processor,
@@ -121,7 +123,8 @@ def run_attention(
     check_writable(figure.output, chosen.dataset)
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
-    images, captions = read_chosen(chosen, figure.seed, model.config.num_channels)
+    chosen.set_intensity_range(processor, model.config)
+    images, captions = read_chosen(chosen, figure.seed, PixelFormat.of_model(model.config, processor))
     drawn = draw_attention(model.to(device), processor, images, captions, arguments.layer)
     return SavedFigure([save_figure(figure.output, resolution, drawn)])
 
@@ -144,8 +147,9 @@ def run_embeddings(
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     check_features_asked_for(model.config, feature_arguments.pooling, feature_arguments.layer)
+    dataset_arguments.set_intensity_range(processor, model.config)
     compared = load_compared(arguments.compare_with, model, processor, figure)
-    images = load_images(**vars(dataset_arguments))
+    images = load_images(**dataset_arguments.for_loading)
     tell(images)
     split = choose_split(images, dataset_arguments.train_split, dataset_arguments.validation_split)
     color_by, notes = choose_colors(arguments, images)
@@ -180,7 +184,12 @@ def run_embeddings(
     paths = [save_figure(figure.output, resolution, embedded.figure())]
     if arguments.html is not None:
         page = page_of(
-            embedded, shown, labels, images.name, title_of(figure.model_name_or_path), model.config.num_channels
+            embedded,
+            shown,
+            labels,
+            images.name,
+            title_of(figure.model_name_or_path),
+            PixelFormat.of_model(model.config, processor),
         )
         paths.append(save(arguments.html, lambda path: path.write_text(page, encoding="utf-8")))
     return SavedFigure(paths, notes)
@@ -202,8 +211,9 @@ def run_neighbours(
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     check_features_asked_for(model.config, feature_arguments.pooling, feature_arguments.layer)
-    num_channels = model.config.num_channels
-    images = load_images(**vars(dataset_arguments))
+    dataset_arguments.set_intensity_range(processor, model.config)
+    pixel_format = PixelFormat.of_model(model.config, processor)
+    images = load_images(**dataset_arguments.for_loading)
     tell(images)
     gallery = images.train if images.train is not None else images.validation
     of_gallery = arguments.images is None and (images.validation is None or images.validation.split == gallery.split)
@@ -212,18 +222,18 @@ def run_neighbours(
 
     if arguments.images is not None:
         queries = image_files(arguments.images)
-        read_given_files(queries, num_channels)
+        read_given_files(queries, pixel_format)
         chosen = list(range(len(queries)))
     else:
         queries = gallery if of_gallery else images.validation
         order = order_of_choice(label_sets(queries, images.label_names), figure.seed)
-        chosen, _ = read_first(queries, order, arguments.num_queries, num_channels)
+        chosen, _ = read_first(queries, order, arguments.num_queries, pixel_format)
         warn_shortage("num_queries", arguments.num_queries, NUM_QUERIES, len(chosen))
 
     def embedded(split: datasets.Dataset) -> tuple[EmbeddedImages, list[int]]:
         found = features_of(model, split, processor, feature_arguments, device)
         readable = split.select(found.rows.tolist())
-        image = partial(thumbnail, readable, size=THUMBNAIL_SIZE * 2, num_channels=num_channels)
+        image = partial(thumbnail, readable, size=THUMBNAIL_SIZE * 2, pixel_format=pixel_format)
         return EmbeddedImages(found.features, label_sets(readable, images.label_names), image), found.rows.tolist()
 
     embedded_queries, _ = embedded(queries.select(chosen))
@@ -284,7 +294,7 @@ def page_of(
     labels: list[tuple[str, ...] | None],
     dataset: str,
     model: str,
-    num_channels: int,
+    pixel_format: PixelFormat,
 ) -> str:
     """The [`hover_page`] of some maps of the images `shown`, with their thumbnails."""
 
@@ -298,7 +308,7 @@ def page_of(
         embedded.groups,
         embedded.legend_title,
         names=[caption(row) for row in range(len(shown))],
-        images=[data_uri(thumbnail(shown, row, THUMBNAIL_SIZE, num_channels)) for row in range(len(shown))],
+        images=[data_uri(thumbnail(shown, row, THUMBNAIL_SIZE, pixel_format)) for row in range(len(shown))],
         title=f"{len(shown):,} images of {Path(dataset).name or dataset}",
         subtitle=f"Split {shown.split}, features of {model}.",
     )
@@ -323,18 +333,17 @@ def title_of(model_name_or_path: str, compared_with: str | None = None) -> str:
 
 
 def read_chosen(
-    arguments: ChosenImagesArguments, seed: int, num_channels: int
-) -> tuple[list[PIL.Image.Image], list[str]]:
+    arguments: ChosenImagesArguments, seed: int, pixel_format: PixelFormat
+) -> tuple[list[Image], list[str]]:
     """The images to show, and a caption of each: the class, or the name of the file."""
     if arguments.images:
         split = image_files(arguments.images)
-        return read_given_files(split, num_channels), [Path(path).stem for path in arguments.images]
-    source = {name: value for name, value in vars(arguments).items() if name not in ("images", "num_images")}
-    images = load_images(**source)
+        return read_given_files(split, pixel_format), [Path(path).stem for path in arguments.images]
+    images = load_images(**arguments.for_loading)
     tell(images)
     split = choose_split(images, arguments.train_split, arguments.validation_split)
     labels = label_sets(split, images.label_names)
-    rows, shown = read_first(split, order_of_choice(labels, seed), arguments.num_images, num_channels)
+    rows, shown = read_first(split, order_of_choice(labels, seed), arguments.num_images, pixel_format)
     warn_shortage("num_images", arguments.num_images, NUM_IMAGES, len(rows))
     if images.label_names is None:
         return shown, [file_name(split, row) for row in rows]

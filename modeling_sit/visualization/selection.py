@@ -12,8 +12,9 @@ import datasets
 import numpy as np
 import PIL.Image
 
-from modeling_sit.data.decoding import UnreadableImage, decode_image
+from modeling_sit.data.decoding import Image, UnreadableImage, decode_image
 from modeling_sit.data.image_datasets import ImageDatasets, image_name, read_row
+from modeling_sit.image_modes import PixelFormat, as_shown
 from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
@@ -120,8 +121,8 @@ def choose_rows(num_rows: int, count: int, seed: int) -> list[int]:
 
 
 def read_first(
-    split: datasets.Dataset, rows: Iterable[int], count: int, num_channels: int
-) -> tuple[list[int], list[PIL.Image.Image]]:
+    split: datasets.Dataset, rows: Iterable[int], count: int, pixel_format: PixelFormat | int
+) -> tuple[list[int], list[Image]]:
     """The first `count` of these rows whose images can be read, and the images. The others get a warning.
 
     Raises:
@@ -130,7 +131,7 @@ def read_first(
     kept, images = [], []
     for row in rows:
         try:
-            images.append(read_row(split, row, num_channels)[0])
+            images.append(read_row(split, row, pixel_format)[0])
             kept.append(row)
         except UnreadableImage as problem:
             logger.warning("skipped %s", problem)
@@ -141,21 +142,21 @@ def read_first(
     return kept, images
 
 
-def read_given_files(split: datasets.Dataset, num_channels: int) -> list[PIL.Image.Image]:
+def read_given_files(split: datasets.Dataset, pixel_format: PixelFormat | int) -> list[Image]:
     """All images of [`image_files`].
 
     Raises:
         [`SiTError`]: Naming the file, if one cannot be read.
     """
     try:
-        return [read_row(split, row, num_channels)[0] for row in range(len(split))]
+        return [read_row(split, row, pixel_format)[0] for row in range(len(split))]
     except UnreadableImage as problem:
         raise SiTError(str(problem), argument="images") from problem
 
 
-def thumbnail(split: datasets.Dataset, row: int, size: int, num_channels: int = 3) -> PIL.Image.Image:
-    """An image of at most `size` pixels a side, in RGB."""
-    image = decode_image(split[row]["image"], num_channels).convert("RGB")
+def thumbnail(split: datasets.Dataset, row: int, size: int, pixel_format: PixelFormat | int = 3) -> PIL.Image.Image:
+    """An image of at most `size` pixels a side, in RGB; as of [`as_shown`]."""
+    image = as_shown(decode_image(split[row]["image"], pixel_format))
     image.thumbnail((size, size), PIL.Image.Resampling.LANCZOS)
     return image
 

@@ -94,6 +94,7 @@ def test_defaults(parse):
         "label_column": None,
         "train_split": None,
         "validation_split": None,
+        "intensity_range": None,
         "output_dir": "out",
         "learning_rate": 1e-3,
         "num_train_epochs": 800,

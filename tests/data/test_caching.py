@@ -35,6 +35,7 @@ from modeling_sit.data.device_crops import CropLoader, CropsOnDevice
 from modeling_sit.data.loaders import BatchLoader
 from modeling_sit.data.sampling import LoadingSettings, ResumableBatchSampler
 from modeling_sit.data.sources import load_images
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.runtime.atomic_files import TEMPORARY_PREFIX
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.locks import warn_without_lock
@@ -680,3 +681,19 @@ class TestHanging:
         writer.start()
         assert len(cached(folder, "disk", tmp_path / "cache")) == 8
         writer.join()
+
+
+def test_channels_without_color(tmp_path):
+    (tmp_path / "bands").mkdir()
+    values = np.random.default_rng(0).integers(0, 4096, (3, 9, 8, 5), dtype=np.uint16)
+    for number, each in enumerate(values):
+        np.save(tmp_path / "bands" / f"{number}.npy", each)
+    images = crops_of(tmp_path / "bands", num_channels=PixelFormat(5, (0, 4095))).images
+    key = cache_key(images)
+    assert key != cache_key(crops_of(tmp_path / "bands", num_channels=PixelFormat(5, (0, 2000))).images)
+    assert estimate_bytes(images) == 3 * 9 * 8 * 5
+    with open(tmp_path / "cache", "wb") as file:
+        write_images(file, images, key, 10**6)
+    kept = DecodedImageCache(tmp_path / "cache", key)
+    for number, each in enumerate(values):
+        assert (kept[number] == np.rint(each * (255 / 4095))).all()

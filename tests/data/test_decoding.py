@@ -113,7 +113,7 @@ def test_files_are_closed(tmp_path, format):
     assert len(images) == 5
 
 
-@pytest.mark.parametrize("num_channels", [0, 2, 5, "RGB"])
+@pytest.mark.parametrize("num_channels", [0, 17, "RGB"])
 def test_wrong_number_of_channels(num_channels):
     with pytest.raises(ValueError, match="num_channels"):
         decode_image(PIL.Image.new("L", (1, 1)), num_channels)
@@ -623,8 +623,8 @@ PNG_OF_AN_UNKNOWN_DEPTH[29:33] = struct.pack(">I", zlib.crc32(PNG_OF_AN_UNKNOWN_
         (cut("PNG"), "damaged"),
         (cut("JPEG"), "damaged"),
         (cut("TIFF", compression="tiff_lzw"), "damaged"),
-        (tiff_of_bands(12, np.uint16), "convert"),
-        (tiff_of_bands(5), "convert"),
+        (tiff_of_bands(12, np.uint16), "choose the channels"),
+        (tiff_of_bands(5), "choose the channels"),
         (bytes(PNG_OF_AN_UNKNOWN_DEPTH), "convert"),
         (encode(PIL.Image.new("L", (1, 1)), "BMP").replace(b"\x01\x00\x08\x00", b"\x01\x00\x07\x00"), "convert"),
     ],

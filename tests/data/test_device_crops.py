@@ -144,3 +144,16 @@ class TestCropLoader:
         good = random_images((20, 30))[0]
         batches = self.batches([good, "1.png: empty", good])
         assert all(batch["unreadable"] == ["1.png: empty"] and batch["crops"][0].shape[1] == 3 for batch in batches)
+
+
+@pytest.mark.parametrize("channels", [2, 12])
+def test_channels_are_cut_as_gray_images_are(channels):
+    images = random_images((30, 40), (25, 33), channels=channels)
+    boxes = torch.tensor([[[2, 3, 20, 25]], [[0, 0, 25, 33]]])
+    device = torch.device("cpu")
+    found = DeviceImages(Kept(images), device).crop([0, 1], boxes, (8, 12))
+    for channel in range(channels):
+        gray = [np.ascontiguousarray(image[..., channel : channel + 1]) for image in images]
+        assert (
+            found[:, :, channel : channel + 1] == DeviceImages(Kept(gray), device).crop([0, 1], boxes, (8, 12))
+        ).all()

@@ -54,6 +54,6 @@ def test_rows_are_decoded_or_named():
     image, row = read_row(dataset, 0)
     assert isinstance(image, PIL.Image.Image) and np.asarray(image)[0, 0].tolist() == [7, 0, 248]
     assert row == dataset[0]
-    assert read_row(dataset, 0, num_channels=1)[0].mode == "L"
+    assert read_row(dataset, 0, 1)[0].mode == "L"
     with pytest.raises(UnreadableImage, match=r"^row 1 of train \(b\.png\): it is no image"):
         read_row(dataset, 1)

@@ -1408,3 +1408,29 @@ def test_hub_streams_out_of_reach(dataset):
 def test_compressed_tars_are_streamed(tmp_path):
     write_tar(tmp_path / "train.tar.gz", {"0.png": png(5), "1.png": png(6)}, mode="w:gz")
     assert values_of(stream(tmp_path).train) == [5, 6]
+
+
+class TestArrays:
+    """`.npy` files are images where there are no others; beside images they are mostly masks of them."""
+
+    @staticmethod
+    def save(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.zeros((4, 5, 7), np.uint16))
+
+    def test_a_folder_of_classes(self, tmp_path):
+        for split, classes in (("train", "ab"), ("test", "ab")):
+            for name in classes:
+                self.save(tmp_path / split / name / "0.npy")
+        images = load_images(str(tmp_path))
+        assert len(images.train) == 2 and len(images.validation) == 2 and images.label_names == ["a", "b"]
+
+    def test_beside_images_they_are_left_out(self, tmp_path, caplog):
+        write_images(tmp_path, {"a.png": 1, "b.png": 2})
+        self.save(tmp_path / "0.npy")
+        assert len(load_images(str(tmp_path)).train) == 2
+        assert "0.npy" in caplog.text
+
+    def test_one_is_no_dataset(self, tmp_path):
+        self.save(tmp_path / "0.npy")
+        assert "one image" in load_error(tmp_path / "0.npy")

@@ -88,7 +88,7 @@ def test_a_damaged_file_is_still_told_as_one(tmp_path, monkeypatch):
 
 
 def cache_builder(kind: str, tmp_path) -> CacheBuilder:
-    images = DecodedImages(load_images(str(make("images", tmp_path / "data"))).train, num_channels=3, draft_scale=1.0)
+    images = DecodedImages(load_images(str(make("images", tmp_path / "data"))).train, pixel_format=3, draft_scale=1.0)
     return CacheBuilder(kind, _folder("data", None), images, torch.device("cpu"), None)
 
 

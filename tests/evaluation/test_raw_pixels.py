@@ -24,6 +24,7 @@ from modeling_sit.evaluation.raw_pixels import (
     read_pixels,
 )
 from modeling_sit.evaluation.subsets import draw_fraction
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.runtime.errors import SiTError
 
 NAMES = [str(digit) for digit in range(10)]
@@ -179,3 +180,16 @@ def test_no_image_can_be_read(tmp_path):
     with pytest.raises(SiTError) as error:
         pixel_sizes(load_images(tmp_path).train, 3, 16)
     assert error.value.argument == "dataset"
+
+
+def test_channels_without_color(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (2, 24, 16, 5), dtype=np.uint16)
+    for number, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "0.npy", values[number])
+    split = load_images(str(tmp_path)).train
+    pixel_format = PixelFormat(5, (0, 4095))
+    assert pixel_sizes(split, pixel_format, 8) == (8,)
+    found = read_pixels(split, pixel_format, (8,)).pixels[8].reshape(2, 8, 8, 5)
+    means = np.rint(values * (255 / 4095)).reshape(2, 8, 3, 8, 2, 5).mean((2, 4))
+    assert np.abs(found - means).max() < 1  # rounded across, then down

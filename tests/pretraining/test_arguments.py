@@ -294,8 +294,8 @@ class TestProcessor:
         assert error.value.argument == name
 
     def test_channels_that_images_do_not_have(self, tiny_config):
-        with pytest.raises(SiTError, match="num_channels=2"):
-            create_processor(tiny_config(num_channels=2), ModelArguments(), CorruptionArguments())
+        with pytest.raises(SiTError, match="num_channels=17"):
+            create_processor(tiny_config(num_channels=17), ModelArguments(), CorruptionArguments())
 
 
 def test_workers(monkeypatch):

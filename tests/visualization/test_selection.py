@@ -93,11 +93,11 @@ def test_rows_of_a_sample_are_in_order():
 
 
 def test_unreadable_images_make_room_for_others(pile, caplog):
-    rows, images = read_first(pile, [2, 5, 0, 1], 2, num_channels=1)
+    rows, images = read_first(pile, [2, 5, 0, 1], 2, 1)
     assert rows == [5, 0] and [image.mode for image in images] == ["L", "L"]
     assert "02.png" in caplog.text
     with pytest.raises(SiTError, match=r"none of the images can be read"):
-        read_first(pile, [2], 1, num_channels=3)
+        read_first(pile, [2], 1, 3)
 
 
 def test_given_files(pile, tmp_path):
@@ -123,7 +123,7 @@ def test_small_images_are_kept_exactly(size, kind):
 
 def test_thumbnails_keep_their_shape(pile):
     assert thumbnail(pile, 0, 12).size == (12, 10)
-    assert thumbnail(pile, 0, 100, num_channels=1).mode == "RGB"
+    assert thumbnail(pile, 0, 100, 1).mode == "RGB"
 
 
 def test_names_on_a_page_say_nothing_of_where_the_set_lies(save_images, tmp_path):

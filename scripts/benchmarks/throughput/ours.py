@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data.training_data import LoadingSettings, TrainingData
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.pretraining.arguments import PretrainingFlags, default_num_workers
 from modeling_sit.pretraining.loop import Run, training_step
 from modeling_sit.pretraining.prepare import prepare as prepare_run
@@ -61,7 +62,7 @@ def read_here(run: Run) -> TrainingData:
     loading = LoadingSettings(
         batch_size=flags.run.per_device_train_batch_size,
         seed=flags.run.seed,
-        num_channels=run.method.config.num_channels,
+        pixel_format=PixelFormat(run.method.config.num_channels),
         crop_ratio=tuple(flags.views.crop_ratio),
         num_workers=0,
         process_index=accelerator.process_index,
