@@ -52,7 +52,9 @@ class ViewAugmentation(nn.Module):
     Args:
         arguments (`ViewArguments`): Probabilities and ranges.
         image_shape (pair of `int`): Height and width of the crops in pixels.
-        image_mean, image_std (sequences of `float`): One for each channel (1 or 3), of values in [0, 1].
+        image_mean, image_std (sequences of `float`): One for each channel of values in [0, 1]. Of other
+            channels than 1 or 3 there are no colors: no saturation, hue, grayscale or solarization, and contrast is that of
+            each channel.
         num_views (`int`, *optional*, defaults to 2): Views of each image. Views after the second one have its
             probabilities.
 
@@ -78,7 +80,7 @@ class ViewAugmentation(nn.Module):
                 remedy="lower it, or set `blur_probability` to 0 0",
             )
         brightness, contrast, saturation, hue = arguments.color_jitter
-        if len(image_mean) == 1:  # gray has no colors
+        if len(image_mean) != 3:  # no colors
             saturation, hue = 0.0, 0.0
         factors = [(max(0.0, 1 - strength), 1 + strength) for strength in (brightness, contrast, saturation)]
         self.ranges = dict(zip(RANGES, [*factors, (-hue, hue), tuple(sigma)], strict=True))
@@ -87,9 +89,9 @@ class ViewAugmentation(nn.Module):
             "horizontal_flip": [arguments.horizontal_flip_probability],
             "vertical_flip": [arguments.vertical_flip_probability],
             "color_jitter": [arguments.color_jitter_probability if any(self.jitters) else 0.0],
-            "grayscale": [arguments.grayscale_probability if len(image_mean) > 1 else 0.0],
+            "grayscale": [arguments.grayscale_probability if len(image_mean) == 3 else 0.0],
             "blur": arguments.blur_probability,
-            "solarize": arguments.solarize_probability,
+            "solarize": arguments.solarize_probability if len(image_mean) in (1, 3) else [0.0],
         }
         # The last probability holds for all further views.
         chances = {name: [*chance, *chance[-1:] * num_views][:num_views] for name, chance in chances.items()}
@@ -211,9 +213,9 @@ class ViewAugmentation(nn.Module):
         """Do one of `JITTERS` to each view: the one of index `jitter`, unless it is the hue's, where `requested`."""
         factor = factors.gather(1, jitter.unsqueeze(1)).squeeze(1)
         factor = torch.where(requested & (jitter != HUE), factor, 1).view(-1, 1, 1, 1)
-        gray = to_gray(views)
+        gray = to_gray(views) if views.shape[1] == 3 else views
         jitter = jitter.view(-1, 1, 1, 1)
-        other = torch.where(jitter == SATURATION, gray, _mean(gray)) * (jitter != BRIGHTNESS)
+        other = torch.where(jitter == SATURATION, gray, mean_brightness(views)) * (jitter != BRIGHTNESS)
         return blend(views, other, factor)
 
     def _blur(self, views: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -289,8 +291,8 @@ def adjust_brightness(views: torch.Tensor, factor: torch.Tensor) -> torch.Tensor
 
 
 def adjust_contrast(views: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Views `(views, channels, height, width)` in [0, 1], each blended with its mean brightness; as torchvision's."""
-    return blend(views, _mean(to_gray(views)), factor)
+    """Views `(views, channels, height, width)` in [0, 1], each blended with its [`mean_brightness`]; as torchvision's."""
+    return blend(views, mean_brightness(views), factor)
 
 
 def adjust_saturation(views: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -378,8 +380,11 @@ def blur_by_convolution(views: torch.Tensor, kernels: torch.Tensor) -> torch.Ten
     return blurred.view(count, channels, height, width)
 
 
-def _mean(gray: torch.Tensor) -> torch.Tensor:
-    return gray.mean(dim=(-3, -2, -1), keepdim=True)
+def mean_brightness(views: torch.Tensor) -> torch.Tensor:
+    """Mean brightness `(views, 1, 1, 1)` of gray or color views; of others `(views, channels, 1, 1)`, of each channel."""
+    if views.shape[1] not in (1, 3):
+        return views.mean(dim=(-2, -1), keepdim=True)
+    return to_gray(views).mean(dim=(-3, -2, -1), keepdim=True)
 
 
 ADJUSTMENTS = {

@@ -4,21 +4,31 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from modeling_sit.data.decoding import Image
 from modeling_sit.data.labeled import LabeledImageDataset
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.sampling import seeded
+from modeling_sit.runtime.errors import SiTError
 
 # As in DeiT III's code: a blur of random strength, and solarization of what is brighter than the middle.
 BLUR_SIGMA = (0.1, 2.0)
 BLUR_KERNEL_SIZE = 9
 SOLARIZE_THRESHOLD = 128
+# Numbers of channels that transforms of colors know: gray and RGB.
+WITH_COLOR = (1, 3)
 
 
 def create_augmentation(
-    image_shape: tuple[int, int], arguments: FinetuningArguments, fill: Sequence[int] | int = 0
+    image_shape: tuple[int, int],
+    arguments: FinetuningArguments,
+    fill: Sequence[int] | int = 0,
+    num_channels: int = 3,
 ) -> v2.Compose:
     """A transform from image to image, random by PyTorch's global generator: see [`seeded`].
 
@@ -27,14 +37,25 @@ def create_augmentation(
         arguments (`FinetuningArguments`): Kind and strength of the augmentation.
         fill (`int` or sequence of `int`, *optional*, defaults to 0):
             Value from 0 to 255 of each channel in the corners that a rotation or shear of RandAugment leaves empty.
+        num_channels (`int`, *optional*, defaults to 3): Channels of the images. What is of colors is left out of channels
+            that are none.
+
+    Raises:
+        [`SiTError`]: If RandAugment is asked for, and the channels are no colors.
     """
     steps = [
         v2.RandomResizedCrop(image_shape, scale=tuple(arguments.crop_scale), interpolation=InterpolationMode.BICUBIC),
         v2.RandomHorizontalFlip(arguments.horizontal_flip_probability),
     ]
     if arguments.augmentation == "3-augment":
-        steps += three_augment(arguments.color_jitter)
+        steps += three_augment(arguments.color_jitter, num_channels)
     elif arguments.augmentation == "randaugment":
+        if num_channels not in WITH_COLOR:
+            raise SiTError(
+                f"it changes colors, and {num_channels} channels have none",
+                argument="augmentation",
+                remedy="choose 3-augment or plain",
+            )
         steps.append(
             v2.RandAugment(
                 arguments.randaugment_num_ops,
@@ -46,21 +67,53 @@ def create_augmentation(
     return v2.Compose(steps)
 
 
-def three_augment(color_jitter: float) -> list[v2.Transform]:
+def three_augment(color_jitter: float, num_channels: int = 3) -> list[v2.Transform]:
     """DeiT III's 3-Augment (Touvron et al. 2022, section 3): one of grayscale, solarization and blur with equal
-    probabilities, then color jitter.
+    probabilities, then color jitter. Of channels that are no colors: blur with the same probability, then brightness and
+    contrast.
 
     Args:
         color_jitter (`float`): Change of brightness, contrast and saturation by up to this fraction; 0 for none.
+        num_channels (`int`, *optional*, defaults to 3): Channels of the images.
     """
+    blur = v2.GaussianBlur(BLUR_KERNEL_SIZE, BLUR_SIGMA)
+    if num_channels not in WITH_COLOR:
+        return [v2.RandomApply([blur], p=1 / 3), ChannelJitter(color_jitter)]
     one_of_three = v2.RandomChoice(
         [
             v2.RandomGrayscale(1.0),
             v2.RandomSolarize(SOLARIZE_THRESHOLD, p=1.0),
-            v2.GaussianBlur(BLUR_KERNEL_SIZE, BLUR_SIGMA),
+            blur,
         ]
     )
     return [one_of_three, v2.ColorJitter(color_jitter, color_jitter, color_jitter)]
+
+
+class ChannelJitter(v2.Transform):
+    """
+    Random brightness and contrast of images of any number of channels, one factor each for all channels of an image.
+
+    Args:
+        strength (`float`): Factors are drawn from 1 - `strength` to 1 + `strength`. Contrast is to the mean of the channel.
+    """
+
+    def __init__(self, strength: float):
+        super().__init__()
+        self.strength = strength
+
+    def make_params(self, flat_inputs: list) -> dict[str, float]:
+        brightness, contrast = (1 + self.strength * (2 * torch.rand(2) - 1)).clamp(min=0).tolist()
+        return {"brightness": brightness, "contrast": contrast}
+
+    def transform(
+        self, inpt: torch.Tensor | PIL.Image.Image, params: dict[str, float]
+    ) -> torch.Tensor | PIL.Image.Image:
+        if isinstance(inpt, PIL.Image.Image):  # with transparency
+            return v2.functional.to_pil_image(self.transform(v2.functional.pil_to_tensor(inpt), params), inpt.mode)
+        values = inpt.float().mul_(params["brightness"]).clamp_(0, 255)
+        means = values.mean(dim=(-2, -1), keepdim=True)
+        jittered = torch.lerp(means, values, params["contrast"]).clamp_(0, 255).round_().to(torch.uint8)
+        return tv_tensors.wrap(jittered, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else jittered
 
 
 def create_erasing(probability: float) -> v2.RandomErasing | None:
@@ -90,8 +143,15 @@ class AugmentedImages(torch.utils.data.Dataset):
         index, seed = index_and_seed
         item = self.images[index]
         with seeded(seed):
-            image = self.augmentation(item["image"])
+            image = self.augmentation(_as_tensor(item["image"]))
             return {**item, "image": image, "seed": torch.randint(2**62, ()).item()}
+
+
+def _as_tensor(image: Image) -> PIL.Image.Image | tv_tensors.Image:
+    """An image for torchvision's transforms: of Pillow, or uint8 `(channels, height, width)`."""
+    if isinstance(image, PIL.Image.Image):
+        return image
+    return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
 
 
 class Collator:

@@ -22,6 +22,7 @@ from modeling_sit.finetuning.losses import (
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.trainer import Task
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.interop.resize import image_shape
 from modeling_sit.runtime.errors import SiTError
 
@@ -74,11 +75,12 @@ class Classification(Task):
 
     def train_dataset(self) -> AugmentedImages:
         fill = [round(255 * mean) for mean in self.processor.image_mean]
-        augmentation = create_augmentation(image_shape(self.processor), self.arguments, fill)
+        num_channels = getattr(self.model.config, "num_channels", 3)
+        augmentation = create_augmentation(image_shape(self.processor), self.arguments, fill, num_channels)
         return AugmentedImages(self.eval_dataset(self.splits.train), augmentation)
 
     def eval_dataset(self, split) -> LabeledImageDataset:
-        return LabeledImageDataset(split, self.model.config.num_channels)
+        return LabeledImageDataset(split, PixelFormat.of_model(self.model.config, self.processor))
 
     def collator(self) -> Collator:
         return Collator(self.processor, create_erasing(self.arguments.random_erasing_probability))

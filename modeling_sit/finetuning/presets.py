@@ -31,7 +31,7 @@ class RunFacts:
         hidden_size (`int`): Width of the backbone.
         num_layers (`int`): Number of its blocks.
         image_size (`int`): Height or width of the input in pixels, the larger one.
-        num_channels (`int`): 1 (gray), 3 (RGB) or 4 (RGBA).
+        num_channels (`int`): 1 (gray), 3 (RGB), or others without color.
         multi_label (`bool`): Whether an image may have several labels.
         on_cpu (`bool`): Whether the run has no accelerator.
         num_batches (`int`, *optional*, defaults to 1): Batches of one device in a step: processes times accumulation.
@@ -148,7 +148,9 @@ class Preset:
         is_long = epochs >= EPOCHS_OF_A_LONG_RUN and facts.num_train >= IMAGES_OF_A_LONG_RUN
         is_strong = is_long and facts.trains_backbone
         reason = f"{epochs:.3g} epochs of {facts.num_train:,} images are a {'long' if is_long else 'short'} run"
-        self._choose("augmentation", "randaugment" if is_strong else "plain", reason)
+        has_color = facts.num_channels in (1, 3)
+        strong = "randaugment" if has_color else "3-augment"
+        self._choose("augmentation", strong if is_strong else "plain", reason)
         self._choose("mixup_alpha", 0.8 if is_strong else 0.0, reason)
         self._choose("cutmix_alpha", 1.0 if is_strong else 0.0, reason)
 

@@ -525,3 +525,30 @@ def test_too_much_blur_for_the_image_is_refused():
         augmentation(shape=(4, 4), blur_probability=[1.0, 0.0], blur_sigma=[0.1, 200.0])
     assert error.value.argument == "blur_sigma" and "4 x 4" in error.value.problem
     augmentation(shape=(4, 4), blur_sigma=[0.1, 200.0])
+
+
+class TestChannelsWithoutColor:
+    """Of other channels than 1 and 3, there is no color, but brightness, contrast, flips and blur."""
+
+    @pytest.mark.parametrize("channels", [2, 4, 12])
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_as_gray_images_of_one_channel_each(self, channels, at_once):
+        """The same parameters do to each channel what they do to a gray image."""
+        crops = random_crops(channels=channels)
+        settings = {**PAPER_VIEWS, "color_jitter_probability": 1.0, "vertical_flip_probability": 0.5}
+        settings["solarize_probability"] = [0.0, 0.0]
+        augment = augmentation([0.3] * channels, [0.5] * channels, **settings)
+        torch.manual_seed(0)
+        params = augment.draw(crops.shape[1], crops.device)
+        run = augment.augment_at_once if at_once else augment._augment_cpu
+        views = run(crops.flatten(0, 1), params)
+        gray = augmentation([0.3], [0.5], **settings)
+        for channel in range(channels):
+            alone = gray._augment_cpu(crops[:, :, channel : channel + 1].flatten(0, 1), params)
+            torch.testing.assert_close(views[:, channel : channel + 1], alone, atol=2e-5, rtol=1e-5)
+
+    def test_colors_are_left_out(self):
+        crops = random_crops(channels=5)
+        settings = {"color_jitter": [0.0, 0.0, 0.4, 0.1], "color_jitter_probability": 1.0}
+        view_1, view_2 = raw_views(crops, grayscale_probability=1.0, solarize_probability=[1.0, 1.0], **settings)
+        torch.testing.assert_close(torch.cat([view_1, view_2]), crops.flatten(0, 1) / 255)

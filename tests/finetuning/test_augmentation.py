@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from modeling_sit import SiTImageProcessor
@@ -14,6 +15,7 @@ from modeling_sit.data.labeled import IGNORED_LABEL, LabeledImageDataset
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.augmentation import (
     AugmentedImages,
+    ChannelJitter,
     Collator,
     create_augmentation,
     create_erasing,
@@ -21,6 +23,7 @@ from modeling_sit.finetuning.augmentation import (
 )
 from modeling_sit.finetuning.classification import is_readable
 from modeling_sit.finetuning.sampling import seeded
+from modeling_sit.runtime.errors import SiTError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 IMAGE = PIL.Image.fromarray(PIXELS)
@@ -187,3 +190,56 @@ class TestBatches:
         assert "03.png" in capsys.readouterr().err
         assert batch["labels"].tolist() == [0, IGNORED_LABEL]
         assert is_readable(batch["labels"]).tolist() == [True, False]
+
+
+class TestChannelsWithoutColor:
+    VALUES = np.random.default_rng(0).integers(0, 256, (20, 24, 12), dtype=np.uint8)
+
+    def image(self) -> tv_tensors.Image:
+        return tv_tensors.Image(torch.from_numpy(self.VALUES).permute(2, 0, 1))
+
+    @pytest.mark.parametrize("kind", ["plain", "3-augment"])
+    def test_size_and_randomness(self, kind):
+        augment = create_augmentation((8, 16), arguments(augmentation=kind, color_jitter=0.3), num_channels=12)
+        results = []
+        for seed in (0, 0, 1):
+            with seeded(seed):
+                results.append(augment(self.image()))
+        assert results[0].shape == (12, 8, 16) and results[0].dtype == torch.uint8
+        assert (results[0] == results[1]).all() and (results[0] != results[2]).any()
+
+    def test_randaugment_is_refused(self):
+        with pytest.raises(SiTError) as error:
+            create_augmentation((8, 16), arguments(augmentation="randaugment"), num_channels=12)
+        assert error.value.argument == "augmentation"
+
+    def test_jitter_in_its_closed_form(self):
+        params = {"brightness": 0.8, "contrast": 1.3}
+        found = ChannelJitter(0.3).transform(self.image(), params)
+        values = np.moveaxis(self.VALUES, -1, 0) * 0.8
+        means = values.mean((1, 2), keepdims=True)
+        expected = np.rint((means + 1.3 * (values - means)).clip(0, 255))
+        assert np.abs(np.asarray(found).astype(int) - expected).max() <= 1  # float32
+        with seeded(0):
+            drawn = [ChannelJitter(0.3).make_params([]) for _ in range(200)]
+        factors = np.array([[*each.values()] for each in drawn])
+        assert (abs(factors - 1) <= 0.3).all() and factors.min() < 0.75 and factors.max() > 1.25
+
+    def test_images_of_pillow_with_transparency(self):
+        image = IMAGE.convert("RGBA")
+        assert ChannelJitter(0.3).transform(image, {"brightness": 1.0, "contrast": 1.0}).mode == "RGBA"
+
+    def test_batches(self, tmp_path):
+        np.save(tmp_path / "a.npy", self.VALUES)
+        features = datasets.Features(
+            {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["a"])}
+        )
+        rows = {"image": [str(tmp_path / "a.npy"), str(tmp_path / "none.npy")], "label": [0, 0]}
+        split = datasets.Dataset.from_dict(rows, features=features)
+        processor = SiTImageProcessor(size={"height": 8, "width": 16}, image_mean=[0.5] * 12, image_std=[0.5] * 12)
+        labeled = LabeledImageDataset(split, 12)
+        augmented_images = AugmentedImages(labeled, create_augmentation((8, 16), arguments(), num_channels=12))
+        for items in ([labeled[0], labeled[1]], [augmented_images[0, 1], augmented_images[1, 2]]):
+            batch = Collator(processor)(items)
+            assert batch["pixel_values"].shape == (2, 12, 8, 16)
+            assert batch["labels"].tolist() == [0, IGNORED_LABEL]
