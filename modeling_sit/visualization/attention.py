@@ -10,6 +10,7 @@ from PIL.Image import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit.evaluation.features import evaluation_mode
+from modeling_sit.image_modes import as_shown, shown_channels
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.page import (
     frame_lightly,
@@ -19,7 +20,7 @@ from modeling_sit.visualization.page import (
     text_width,
     wrapped,
 )
-from modeling_sit.visualization.reconstructions import to_uint8
+from modeling_sit.visualization.reconstructions import channels_note, to_uint8
 
 IMAGE_INCHES = 1.15
 GAP = 0.06
@@ -116,7 +117,12 @@ def attention_figure(images: torch.Tensor, maps: torch.Tensor, captions: Sequenc
     """
     num_images, num_heads = maps.shape[:2]
     height, width = images.shape[2:]
-    titles = ("image", "mean of heads", *(f"head {number + 1}" for number in range(num_heads)))
+    note = channels_note(images.shape[1])
+    titles = (
+        "image" if note is None else note,
+        "mean of heads",
+        *(f"head {number + 1}" for number in range(num_heads)),
+    )
     row_height = IMAGE_INCHES * height / width
     num_lines = max(1, min(3, int(row_height / line_height(CAPTION_SIZE))))
     captions = [wrapped(caption, CAPTION_SIZE, CAPTION_INCHES, num_lines) for caption in captions]
@@ -138,9 +144,8 @@ def attention_figure(images: torch.Tensor, maps: torch.Tensor, captions: Sequenc
     for row, (image, heads, caption) in enumerate(zip(images, maps, captions, strict=True)):
         row_top = top + row * (row_height + GAP)
         place_text(figure, left - 2 * GAP, row_top + row_height / 2, caption, CAPTION_SIZE, ha="right", va="center")
-        channels = image[:3].float()
-        gray = flattened(channels.mean(dim=0).numpy())
-        colored = (channels.expand(3, -1, -1) if len(channels) == 1 else channels).permute(1, 2, 0).numpy() / 255
+        gray = flattened(image[shown_channels(len(image))].float().mean(dim=0).numpy())
+        colored = np.asarray(as_shown(image.permute(1, 2, 0).numpy())) / 255
         for column, weights in enumerate((None, heads.mean(dim=0), *heads)):
             axes = place_axes(figure, left + column * (IMAGE_INCHES + GAP), row_top, IMAGE_INCHES, row_height)
             if weights is None:

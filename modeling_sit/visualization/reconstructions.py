@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from modeling_sit import SiTForPreTraining, SiTImageProcessor
 from modeling_sit.evaluation.features import evaluation_mode
+from modeling_sit.image_modes import as_shown, shown_channels
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.palette import shortened
 
@@ -43,7 +44,8 @@ def reconstruction_sheet(
             A text above each image, cut to its width. Default: none, and no space for them.
 
     Returns:
-        `PIL.Image.Image`: RGB; small images are enlarged by a whole factor, so that pixels stay visible.
+        `PIL.Image.Image`: RGB; small images are enlarged by a whole factor, so that pixels stay visible. Of channels that
+        are no colors it shows those of [`as_shown`], and says which.
     """
     pasted = torch.where(corruption_mask, reconstruction.to(clean.dtype), clean)
     rows = [to_uint8(row, image_mean, image_std) for row in (clean, corrupted, reconstruction, pasted)]
@@ -56,6 +58,7 @@ def reconstruction_sheet(
         size * image_size // MIN_IMAGE_SIZE for size in (LABEL_WIDTH, FONT_SIZE, CAPTION_SIZE)
     )
     caption_font = ImageFont.load_default(max(1, caption_size))
+    note = channels_note(clean.shape[1])
     caption_height = 3 * caption_size // 2 if captions and any(captions) else 0
     block_height = caption_height + len(rows) * cell_height
     block_gap = cell_height // 4
@@ -77,6 +80,9 @@ def reconstruction_sheet(
         for number, (label, row) in enumerate(zip(ROWS, rows, strict=True)):
             top = block_top + caption_height + number * cell_height
             draw.text((MARGIN, top + cell_height // 2), label, fill="black", anchor="lm", font=font)
+            if note is not None and number == 0:
+                place = (MARGIN, top + cell_height // 2 + font_size)
+                draw.multiline_text(place, note.replace(" of", "\nof"), fill="black", font=caption_font)
             for column, pixels in enumerate(row[shown.start : shown.stop]):
                 image = _to_image(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
                 sheet.paste(image, (label_width + column * cell_width, top))
@@ -99,9 +105,13 @@ def to_uint8(pixel_values: torch.Tensor, image_mean, image_std) -> torch.Tensor:
     return ((pixel_values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def channels_note(num_channels: int) -> str | None:
+    """Which channels a figure shows, such as `channels 1-3 of 12`; `None` if they are gray or color."""
+    return None if num_channels in (1, 3) else f"channels 1-{len(shown_channels(num_channels))} of {num_channels}"
+
+
 def _to_image(pixels: torch.Tensor) -> Image.Image:
-    pixels = pixels.permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]).convert("RGB")
+    return as_shown(pixels.permute(1, 2, 0).numpy())
 
 
 def draw_reconstructions(

@@ -81,13 +81,15 @@ def test_model_without_attention():
         attention_maps(model, IMAGES)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_figure_has_the_image_the_mean_and_every_head(channels, tmp_path, texts_on):
+@pytest.mark.parametrize(
+    ("channels", "title"), [(1, "image"), (2, "channels 1-2 of 2"), (3, "image"), (4, "channels 1-3 of 4")]
+)
+def test_figure_has_the_image_the_mean_and_every_head(channels, title, tmp_path, texts_on):
     images = torch.randint(256, (2, channels, 16, 24), dtype=torch.uint8)
     maps = torch.rand(2, 3, 2, 3)
     figure = attention_figure(images, maps, ["a $dollar$", ""], layer=5)
     *grid, bar = figure.axes
-    assert {"image", "mean of heads", "head 1", "head 2", "head 3", "a $dollar$"} <= set(texts_on(figure))
+    assert {title, "mean of heads", "head 1", "head 2", "head 3", "a $dollar$"} <= set(texts_on(figure))
     assert len(grid) == 10 and "layer 5" in bar.get_xlabel()
     np.testing.assert_allclose(grid[1].images[-1].get_array(), maps[0].mean(dim=0), rtol=1e-6)
     np.testing.assert_allclose(grid[9].images[-1].get_array(), maps[1, 2], rtol=1e-6)

@@ -11,6 +11,7 @@ from modeling_sit.visualization.reconstructions import (
     LABEL_WIDTH,
     MARGIN,
     MIN_IMAGE_SIZE,
+    channels_note,
     draw_reconstructions,
     preview_sheet,
     reconstruction_sheet,
@@ -218,3 +219,30 @@ class TestDraw:
         with pytest.raises(SiTError) as error:
             draw_reconstructions(model, processor, self.images(2))
         assert error.value.argument == "model_name_or_path"
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(2, (0, 1, None)), (4, (0, 1, 2)), (12, (0, 1, 2))])
+def test_three_of_many_channels(channels, shown):
+    views = random_views(channels, (8, 8))
+    sheet = reconstruction_sheet(**views, image_mean=[0.5] * channels, image_std=[0.2] * channels)
+    clean = to_uint8(views["clean"], [0.5] * channels, [0.2] * channels).permute(0, 2, 3, 1).numpy()
+    row = cells(sheet, 3, (8, 8))[0]
+    for place, channel in enumerate(shown):
+        assert (row[..., place] == (0 if channel is None else clean[..., channel])).all()
+
+
+def test_says_which_channels():
+    assert channels_note(12) == "channels 1-3 of 12"
+    assert channels_note(2) == "channels 1-2 of 2"
+    assert channels_note(1) is channels_note(3) is None
+    sheets = {}
+    for channels in (3, 5):  # with the same pixels to show, so that only the note differs
+        views = {
+            name: view[:, :3].repeat(1, 2, 1, 1)[:, :channels] if name != "corruption_mask" else view
+            for name, view in random_views(3, (8, 8)).items()
+        }
+        sheets[channels] = np.asarray(
+            reconstruction_sheet(**views, image_mean=[0] * channels, image_std=[1] * channels)
+        )
+    assert (sheets[3][:, LABEL_WIDTH:] == sheets[5][:, LABEL_WIDTH:]).all()
+    assert (sheets[3][:, :LABEL_WIDTH] != sheets[5][:, :LABEL_WIDTH]).any()
