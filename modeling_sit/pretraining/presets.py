@@ -174,7 +174,7 @@ class _Choosing:
     """Settings, those that are given and those that are chosen so far."""
 
     def __init__(self, facts: Facts, given: dict[str, Any]):
-        self.values = {"num_channels": 1 if facts.images.is_gray else 3, "gradient_accumulation_steps": 1, **given}
+        self.values = {"num_channels": facts.images.num_channels, "gradient_accumulation_steps": 1, **given}
         self.given = given
         self.choices: list[Choice] = []
 
@@ -188,14 +188,24 @@ class _Choosing:
         return self.values[name]
 
     @property
+    def is_new(self) -> bool:
+        """Whether the run starts from no other model, which has a normalization."""
+        return "model_name_or_path" not in self.given
+
+    @property
     def view_side(self) -> int:
         return _side(self["image_size"])
 
 
 def _choose_model(choosing: _Choosing, facts: Facts) -> None:
-    gray = facts.images.is_gray
-    if gray:
-        choosing.choose("num_channels", 1, "the images are gray")
+    channels = facts.images.num_channels
+    if channels != 3:
+        reason = "the images are gray" if channels == 1 else f"the images have {channels} channels"
+        choosing.choose("num_channels", channels, reason)
+    if facts.images.mean is not None and len(facts.images.mean) == choosing["num_channels"] and choosing.is_new:
+        reason = "of each channel, measured on some images"
+        choosing.choose("image_mean", list(facts.images.mean), reason)
+        choosing.choose("image_std", list(facts.images.std), reason)
     image_size, patch_size = _choose_sizes(facts, choosing.given.get("image_size"), choosing.given.get("patch_size"))
     on = f" on a {facts.kind.upper()}"
     choosing.choose("image_size", image_size, f"images of {facts.images.height} x {facts.images.width} pixels{on}")
@@ -330,9 +340,9 @@ def _choose_views(choosing: _Choosing, facts: Facts) -> None:
     color, gray = PAPER_VIEWS["color_jitter"], PAPER_VIEWS["grayscale_probability"]
     color, gray = (MILD_COLOR, MILD_GRAYSCALE) if is_mild else (color, gray)
     solarize = [0.0, 0.0] if is_mild else PAPER_VIEWS["solarize_probability"]
-    if choosing["num_channels"] == 1:
+    if choosing["num_channels"] != 3:
         color, gray, solarize = [*color[:2], 0.0, 0.0], 0.0, [0.0, 0.0]
-        reason = f"{reason}, gray images"
+        reason = f"{reason}, {'gray images' if choosing['num_channels'] == 1 else 'channels without color'}"
     choosing.choose("color_jitter", color, reason)
     choosing.choose("grayscale_probability", gray, reason)
     choosing.choose("solarize_probability", solarize, reason)

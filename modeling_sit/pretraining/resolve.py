@@ -159,7 +159,8 @@ def resolve(
             values["max_steps"] = look_up(STEPS[kind], EVERYTHING)
         return Resolved(with_values(flags, values), dict(chosen), [])
     facts = Facts(
-        images=read_image_facts(images) or ImageFacts(images.num_train, UNKNOWN_SIZE, UNKNOWN_SIZE, False),
+        images=read_image_facts(images, intensity_range=flags.run.intensity_range)
+        or ImageFacts(images.num_train, UNKNOWN_SIZE, UNKNOWN_SIZE, 3),
         device_type=accelerator.device.type,
         num_processes=accelerator.num_processes,
         has_bf16=accelerator.mixed_precision == "bf16" and PRECISION_OF_THE_LAUNCH not in os.environ,

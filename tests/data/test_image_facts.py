@@ -1,9 +1,12 @@
 """What a few images tell of a dataset."""
 
+import sys
+
 import datasets
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 
 from modeling_sit.data.image_facts import ImageFacts, read_image_facts
 from modeling_sit.data.sources import load_images
@@ -26,12 +29,12 @@ def image_of(width: int, height: int, mode: str = "RGB") -> PIL.Image.Image:
 
 def test_medians(facts_of_files):
     images = [image_of(*size) for size in ((60, 40), (80, 40), (500, 20), (60, 50), (60, 40))]
-    assert facts_of_files(images) == ImageFacts(5, 40, 60, False)
+    assert facts_of_files(images) == ImageFacts(5, 40, 60, 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA"])
 def test_gray(facts_of_files, mode):
-    assert facts_of_files([image_of(20, 30, mode)] * 3) == ImageFacts(3, 30, 20, True)
+    assert facts_of_files([image_of(20, 30, mode)] * 3) == ImageFacts(3, 30, 20, 1)
 
 
 def test_gray_in_three_channels(facts_of_files):
@@ -51,7 +54,7 @@ def test_images_on_their_side(facts_of_files, tmp_path):
 
 def test_unreadable_images_are_left_out(facts_of_files, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    assert facts_of_files([image_of(20, 30)]) == ImageFacts(2, 30, 20, False)
+    assert facts_of_files([image_of(20, 30)]) == ImageFacts(2, 30, 20, 3)
 
 
 def test_none_is_readable(tmp_path):
@@ -69,4 +72,36 @@ def test_a_stream(facts_of_files, tmp_path):
 
 def test_reads_few_of_many():
     images = load_images("digits")
-    assert read_image_facts(images) == ImageFacts(images.num_train, 8, 8, True)
+    assert read_image_facts(images) == ImageFacts(images.num_train, 8, 8, 1)
+
+
+class TestChannels:
+    @staticmethod
+    def facts(folder, values: list[np.ndarray], **settings) -> ImageFacts:
+        for number, each in enumerate(values):
+            np.save(folder / f"{number:03}.npy", each)
+        return read_image_facts(load_images(str(folder)), **settings)
+
+    def test_mean_and_standard_deviation_of_each(self, tmp_path):
+        values = np.random.default_rng(0).integers(0, 4096, (5, 20, 30, 12), dtype=np.uint16)
+        facts = self.facts(tmp_path, list(values), intensity_range=[0, 4095])
+        assert (facts.num_images, facts.height, facts.width, facts.num_channels) == (5, 20, 30, 12)
+        np.testing.assert_allclose(facts.mean, (values / 4095).mean((0, 1, 2)), atol=1e-3)
+        np.testing.assert_allclose(facts.std, (values / 4095).std((0, 1, 2)), atol=1e-3)
+
+    @pytest.mark.parametrize(("channels", "expected"), [((1, 1), 1), ((3, 3), 3), ((1, 3), 3), ((5, 5, 3), 5)])
+    def test_how_many(self, tmp_path, channels, expected):
+        generator = np.random.default_rng(0)
+        values = [generator.integers(0, 256, (9, 8, count), dtype=np.uint8) for count in channels]
+        assert self.facts(tmp_path, values).num_channels == expected
+
+    def test_channels_that_are_constant(self, tmp_path):
+        facts = self.facts(tmp_path, [np.full((9, 8, 2), 51, np.uint8)])
+        assert facts.mean == (0.2, 0.2) and min(facts.std) > 0
+
+    def test_without_the_reader(self, tmp_path, monkeypatch):
+        tifffile.imwrite(
+            tmp_path / "a.tif", np.zeros((9, 8, 5), np.uint16), photometric="minisblack", planarconfig="contig"
+        )
+        monkeypatch.setitem(sys.modules, "tifffile", None)
+        assert read_image_facts(load_images(str(tmp_path))) == ImageFacts(1, 9, 8, 5)

@@ -11,7 +11,7 @@ from modeling_sit.pretraining.presets import MODEL_SIZES, PAPER_RATIOS, Facts, c
 
 def facts_of(num_images=2000, side=224, gray=False, device="cpu", **other) -> Facts:
     height, width = side if isinstance(side, tuple) else (side, side)
-    return Facts(ImageFacts(num_images, height, width, gray), device, **other)
+    return Facts(ImageFacts(num_images, height, width, 1 if gray else 3), device, **other)
 
 
 def chosen(facts: Facts, **given) -> dict:
@@ -195,3 +195,15 @@ def test_every_choice_has_a_reason():
 
 def test_look_up():
     assert [look_up(((2, "a"), (5, "b"), (float("inf"), "c")), n) for n in (0, 2, 2.5, 5, 6)] == list("aabbc")
+
+
+def test_channels_without_color():
+    facts = Facts(ImageFacts(1000, 64, 64, 12, (0.2,) * 12, (0.1,) * 12), "cpu")
+    chosen = {choice.name: choice.value for choice in choose(facts, {})}
+    assert chosen["num_channels"] == 12
+    assert (chosen["image_mean"], chosen["image_std"]) == ([0.2] * 12, [0.1] * 12)
+    assert chosen["color_jitter"][2:] == [0, 0] and chosen["color_jitter"][0] > 0
+    assert (chosen["grayscale_probability"], chosen["solarize_probability"]) == (0, [0, 0])
+    # Another number of channels, or a model, has its own normalization.
+    for given in ({"num_channels": 3}, {"model_name_or_path": "some", "num_channels": 12}):
+        assert "image_mean" not in {choice.name for choice in choose(facts, given)}

@@ -138,7 +138,7 @@ class TestStreams:
 
     @pytest.fixture(autouse=True)
     def facts(self, monkeypatch):
-        monkeypatch.setattr(resolving, "read_image_facts", lambda images: ImageFacts(None, 224, 224, False))
+        monkeypatch.setattr(resolving, "read_image_facts", lambda images, **_: ImageFacts(None, 224, 224, 3))
 
     @pytest.mark.parametrize("preset", ["auto", "paper"])
     def test_of_unknown_length_need_one(self, preset):
@@ -256,7 +256,7 @@ class TestGoingOn:
     def test_has_the_choices_of_its_start_though_the_facts_are_others(self, begun, pretrain, monkeypatch):
         chosen = self.state(begun, 2)["chosen"]
         assert chosen["noise_ratio"] == [0.2, 0.4] and "max_steps" not in chosen and "image_size" not in chosen
-        monkeypatch.setattr(resolving, "read_image_facts", lambda images: ImageFacts(10**7, 999, 999, False))
+        monkeypatch.setattr(resolving, "read_image_facts", lambda images, **_: ImageFacts(10**7, 999, 999, 3))
         other = pretrain("other", **self.arguments, resume_from_checkpoint=checkpoint(begun, 2))
         assert_equal(weights_in(other), weights_in(begun))
         assert self.state(other, 4)["chosen"] == chosen
