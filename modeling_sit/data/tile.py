@@ -10,7 +10,8 @@ others that are trained on, and a choice made with them would be made on trainin
 split, a tenth of the training images is set aside before the tiling, and becomes one.
 
 Every image is cut to its place's shape around its center and resized to it. The output folder gets parquet files for each
-split, with the columns `image` (JPEG) and `label` (a list of class labels). The same arguments make the same dataset.
+split, with the columns `image` (JPEG; a NumPy array of 8 bits, if the channels are no colors) and `label` (a list of class
+labels). The same arguments make the same dataset.
 """
 
 import io
@@ -30,13 +31,15 @@ from PIL import ImageOps
 from tqdm.auto import tqdm
 
 from modeling_sit.data.arguments import DatasetArguments
-from modeling_sit.data.decoding import UnreadableImage
+from modeling_sit.data.decoding import Image, UnreadableImage
 from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, read_row
+from modeling_sit.data.image_facts import read_image_facts
 from modeling_sit.data.labeled import labeled_splits, labels_of
 from modeling_sit.data.opening import max_image_pixels
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import train_validation_split
+from modeling_sit.image_modes import PixelFormat, as_image, map_channels
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.atomic_files import replace_files, write_errors
 from modeling_sit.runtime.errors import SiTError
@@ -164,6 +167,7 @@ def check_output_dir(output_dir: Path) -> None:
 def write_tilings(images: ImageDatasets, output_dir: Path, arguments: TilingArguments, command: str | None) -> None:
     """Tile each split, and write all of it, or nothing."""
     splits = choose_splits(images, arguments)
+    pixel_format = choose_format(images, arguments)
     drawn = {}
     for number, (name, split) in enumerate(splits.items()):
         if len(split) < arguments.num_places:
@@ -185,7 +189,7 @@ def write_tilings(images: ImageDatasets, output_dir: Path, arguments: TilingArgu
         replace_files(output_dir) as folder,
     ):
         for name, split in splits.items():
-            labels = write_split(folder, name, split, drawn[name], images.label_names, arguments)
+            labels = write_split(folder, name, split, drawn[name], images.label_names, arguments, pixel_format)
             print(
                 f"{name}: {len(labels):,} images of {len(split):,}, each with "
                 f"{np.mean([len(classes) for classes in labels]):.2f} of {len(images.label_names)} labels on average"
@@ -211,6 +215,18 @@ def describe(
     if set(splits) & set(TEST_SPLITS) and SET_ASIDE in splits:
         text += "\n\nTo measure on the test images, evaluate with `validation_split` set to `test`."
     return f"{text}\n" if command is None else f"{text}\n\nMade by\n\n    {command}\n"
+
+
+def choose_format(images: ImageDatasets, arguments: TilingArguments) -> PixelFormat:
+    """What images are decoded to: their channels, if these are no colors; else RGB.
+
+    Raises:
+        [`SiTError`]: If the range does not fit the channels.
+    """
+    facts = read_image_facts(images) if images.train is not None else None
+    num_channels = 3 if facts is None or facts.num_channels in (1, 3) else facts.num_channels
+    arguments.check_intensity_range(num_channels)
+    return PixelFormat(num_channels, arguments.intensity_range)
 
 
 def choose_splits(images: ImageDatasets, arguments: TilingArguments) -> dict[str, datasets.Dataset]:
@@ -245,13 +261,14 @@ def write_split(
     tilings: np.ndarray,
     label_names: list[str],
     arguments: TilingArguments,
+    pixel_format: PixelFormat,
 ) -> list[list[int]]:
     """Write the tiled images of a split to parquet files of [`IMAGES_IN_A_FILE`]; gives their labels."""
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.List(datasets.ClassLabel(names=label_names))}
     )
     num_files = -(-len(tilings) // IMAGES_IN_A_FILE)
-    rows = tiled_rows(split, tilings, arguments)
+    rows = tiled_rows(split, tilings, arguments, pixel_format)
     labels = []
     with tqdm(total=len(tilings), desc=name, unit=" images") as bar:
         for number in range(num_files):
@@ -266,7 +283,9 @@ def write_split(
     return labels
 
 
-def tiled_rows(split: datasets.Dataset, tilings: np.ndarray, arguments: TilingArguments) -> Iterator[dict]:
+def tiled_rows(
+    split: datasets.Dataset, tilings: np.ndarray, arguments: TilingArguments, pixel_format: PixelFormat
+) -> Iterator[dict]:
     """The rows of the new dataset. An image that cannot be read leaves its place gray and its label out, and is named."""
     labels = labels_of(split)
     has_class = labels > 0 if labels.ndim == 2 else None
@@ -276,7 +295,7 @@ def tiled_rows(split: datasets.Dataset, tilings: np.ndarray, arguments: TilingAr
         places, classes = [], set()
         for row in tiling:
             try:
-                places.append(read_row(split, row, max_pixels=max_pixels)[0])
+                places.append(read_row(split, row, pixel_format, max_pixels=max_pixels)[0])
             except UnreadableImage as problem:
                 places.append(None)
                 if row not in unreadable:
@@ -285,18 +304,35 @@ def tiled_rows(split: datasets.Dataset, tilings: np.ndarray, arguments: TilingAr
             else:
                 classes |= {int(labels[row])} if has_class is None else set(has_class[row].nonzero()[:, 0].tolist())
         buffer = io.BytesIO()
-        compose(places, arguments.grid, arguments.image_size).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        tiled = compose(places, arguments.grid, arguments.image_size, pixel_format)
+        if pixel_format.num_channels == 3:
+            as_image(tiled).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        else:
+            np.save(buffer, tiled)
         yield {"image": {"bytes": buffer.getvalue(), "path": None}, "label": sorted(classes)}
 
 
-def compose(places: list[PIL.Image.Image | None], grid: list[int], image_size: int) -> PIL.Image.Image:
-    """One square image of several, row by row, each cut to its place's shape around the center; gray for `None`."""
+def compose(
+    places: list[Image | None], grid: list[int], image_size: int, pixel_format: PixelFormat | int = 3
+) -> np.ndarray:
+    """One square image of several, row by row, each cut to its place's shape around the center; gray for `None`.
+
+    Returns:
+        `np.ndarray`: uint8 `(image_size, image_size, channels)`.
+    """
     rows, columns = grid
     height, width = image_size // rows, image_size // columns
-    tiled = PIL.Image.new("RGB", (image_size, image_size), "gray")
+    tiled = np.asarray(PixelFormat.of(pixel_format).blank((image_size, image_size))).copy()
     for number, image in enumerate(places):
         if image is not None:
             row, column = divmod(number, columns)
-            fitted = ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
-            tiled.paste(fitted, (column * width, row * height))
+            fitted = _fit(image, (width, height))
+            tiled[row * height : (row + 1) * height, column * width : (column + 1) * width] = fitted
     return tiled
+
+
+def _fit(image: Image, size: tuple[int, int]) -> np.ndarray:
+    def fit(channel: PIL.Image.Image) -> PIL.Image.Image:
+        return ImageOps.fit(channel, size, PIL.Image.Resampling.BICUBIC)
+
+    return np.asarray(fit(image)) if isinstance(image, PIL.Image.Image) else map_channels(image, fit)

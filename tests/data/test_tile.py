@@ -6,6 +6,7 @@ from collections import Counter
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 
 from modeling_sit.data import tile as tile_module
@@ -266,3 +267,33 @@ def test_the_command_names_itself_in_the_readme(run_program, colors, tmp_path, n
     flags = ["--dataset", colors, "--output_dir", tmp_path / "o", "--image_size", 16, "--validation_fraction", 0]
     assert run_program(name, *flags) == 0
     assert f"{name}.py --dataset" in (tmp_path / "o" / "README.md").read_text()
+
+
+def test_channels_without_color(tmp_path, tiled):
+    """Of many channels, each is tiled as a gray image is; the range is that of the files."""
+    generator = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / "bands" / name).mkdir(parents=True)
+        for number in range(4):
+            np.save(
+                tmp_path / "bands" / name / f"{number}.npy", generator.integers(0, 4096, (9, 12, 5), dtype=np.uint16)
+            )
+    images = tiled(tmp_path / "bands", image_size=16, intensity_range=[0, 4095])
+    sources = {
+        place.tobytes()
+        for path in sorted((tmp_path / "bands").glob("*/*.npy"))
+        for place in [
+            np.stack(
+                [
+                    np.asarray(PIL.ImageOps.fit(PIL.Image.fromarray(channel), (8, 8), PIL.Image.Resampling.BICUBIC))
+                    for channel in np.moveaxis(np.rint(np.load(path) * (255 / 4095)).astype(np.uint8), -1, 0)
+                ],
+                -1,
+            )
+        ]
+    }
+    for row in images.train:
+        pixels = decode_image(row["image"], 5)
+        assert pixels.shape == (16, 16, 5)
+        for top, left in ((0, 0), (0, 8), (8, 0), (8, 8)):
+            assert np.ascontiguousarray(pixels[top : top + 8, left : left + 8]).tobytes() in sources
