@@ -57,8 +57,8 @@ class DatasetArguments:
             name: getattr(self, name) for name in DatasetArguments.__dataclass_fields__ if name != "intensity_range"
         }
 
-    def check_intensity_range(self, num_channels: int) -> None:
-        """Raise a [`SiTError`] if the range is none for images of so many channels."""
+    def check_intensity_range(self, num_channels: int | None = None) -> None:
+        """Raise a [`SiTError`] if the range is none for images of so many channels, or of any number of them."""
         if self.intensity_range is not None:
             try:
                 check_intensity_range(self.intensity_range, num_channels)

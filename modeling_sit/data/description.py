@@ -73,6 +73,7 @@ class Description:
         sample ([`ImageSample`]): Images that were looked at.
         duplicates (`list[Duplicates]`, *optional*): Images that are in two splits; `None` if they were not searched.
         notes (`list[str]`): Lines of the reader.
+        intensity_range (sequence of `float`, *optional*): The stored values that become black and white, if it is asked for.
     """
 
     name: str
@@ -83,13 +84,14 @@ class Description:
     sample: ImageSample
     duplicates: list[Duplicates] | None
     notes: list[str] = field(default_factory=list)
+    intensity_range: Sequence[float] | None = None
 
     def lines(self) -> list[str]:
         """The dataset in a line, and what else there is to tell in lines below it."""
         below = [
             *self._origins(),
             *self._classes(),
-            *describe_sample(self.sample, self.is_streamed),
+            *describe_sample(self.sample, self.is_streamed, self.intensity_range),
             *self.notes,
             *self._duplicates(),
         ]
@@ -158,12 +160,15 @@ class Description:
             )
 
 
-def describe(images: ImageDatasets, *more: datasets.Dataset) -> Description:
+def describe(
+    images: ImageDatasets, *more: datasets.Dataset, intensity_range: Sequence[float] | None = None
+) -> Description:
     """What the reader understood of a dataset. Only a sample of the images is opened.
 
     Args:
         images ([`ImageDatasets`]): The dataset.
         more: Other splits of it that are used.
+        intensity_range (sequence of `float`, *optional*): As of [`~modeling_sit.image_modes.PixelFormat`].
     """
     splits = {}
     for split in (images.train, images.validation, *more):
@@ -187,13 +192,14 @@ def describe(images: ImageDatasets, *more: datasets.Dataset) -> Description:
         sample=read_sample(images),
         duplicates=None if is_streamed else find_duplicates(list(splits.values())),
         notes=notes,
+        intensity_range=intensity_range,
     )
 
 
-def tell(images: ImageDatasets, *more: datasets.Dataset) -> None:
+def tell(images: ImageDatasets, *more: datasets.Dataset, intensity_range: Sequence[float] | None = None) -> None:
     """Print what [`describe`] gives, in the main process, unless it is told already."""
     if not _is_told.get() and os.environ.get("RANK", "0") == "0":
-        print("\n".join(describe(images, *more).lines()), flush=True)
+        print("\n".join(describe(images, *more, intensity_range=intensity_range).lines()), flush=True)
 
 
 @contextmanager
@@ -243,7 +249,9 @@ def _note_on_one_class(images: ImageDatasets) -> Iterator[str]:
         yield f"warning: all images in {images.train.split} are of one class; {folders.remedy(len(images.splits) > 1)}"
 
 
-def describe_sample(sample: ImageSample, is_streamed: bool) -> Iterator[str]:
+def describe_sample(
+    sample: ImageSample, is_streamed: bool, intensity_range: Sequence[float] | None = None
+) -> Iterator[str]:
     """What the images of a sample are, in lines."""
     images, number = sample.images, len(sample.images) + len(sample.problems)
     which = f"the first {number}" if is_streamed else f"a sample of {number}"
@@ -260,13 +268,12 @@ def describe_sample(sample: ImageSample, is_streamed: bool) -> Iterator[str]:
     frames = sum(image.has_more for image in images)
     if frames:
         yield f"{frames} of {which} have several frames or pages, of which the first is read"
-    yield from _warnings_of_ranges(images)
+    yield from _warnings_of_ranges(images, intensity_range)
 
 
 def _name_of_mode(image: SampledImage) -> str:
-    mode = "L" if image.mode.startswith("I;") else image.mode
-    name = NAMES_OF_MODES.get(mode, mode)
-    return f"{name} floats" if image.mode == "F" else name
+    name = NAMES_OF_MODES.get("L" if image.mode.startswith("I;") else image.mode, image.mode)
+    return f"{name}, floats" if image.is_float else name
 
 
 def _sizes_of(images: Sequence[SampledImage]) -> str:
@@ -279,27 +286,34 @@ def _sizes_of(images: Sequence[SampledImage]) -> str:
     return f"{median} pixels in the middle, from {smallest} to {largest}"
 
 
-def _warnings_of_ranges(images: Sequence[SampledImage]) -> Iterator[str]:
+def _warnings_of_ranges(images: Sequence[SampledImage], intensity_range: Sequence[float] | None) -> Iterator[str]:
     seen = [image for image in images if image.largest is not None]
-    wide = [image.largest for image in seen if image.bits in (12, 16, 32) and image.mode != "F"]
-    if wide and 0 < (largest := max(wide)) <= MAX_16_BIT and int(largest).bit_length() <= FEW_OF_16_BITS:
-        levels = round(largest * MAX_8_BIT / MAX_16_BIT) + 1
-        yield (
-            f"warning: the largest value in {len(wide)} images of 16 bits is {largest:,.0f} of {MAX_16_BIT:,} "
-            f"({int(largest).bit_length()} bits in 16): {levels} of 256 gray levels are left"
-        )
+    deep = [image for image in seen if image.bits > 8]
     narrow = [image.largest for image in seen if image.bits == 8]
     if narrow and int(largest := max(narrow)).bit_length() <= FEW_OF_8_BITS:
         yield (
             f"warning: the largest value in {len(narrow)} images is {largest:g} of {MAX_8_BIT}: they look black; are they "
             "masks, or scaled to 1?"
         )
-    floats = [image for image in seen if image.mode == "F"]
+    if intensity_range is not None:
+        largest = max((image.largest for image in deep), default=0)
+        if largest > max(intensity_range[1::2]):
+            yield f"warning: values up to {largest:,.4g} are beyond the intensity range, and clipped"
+        return
+    wide = [image.largest for image in deep if not image.is_float]
+    if wide and 0 < (largest := max(wide)) <= MAX_16_BIT and int(largest).bit_length() <= FEW_OF_16_BITS:
+        levels = round(largest * MAX_8_BIT / MAX_16_BIT) + 1
+        yield (
+            f"warning: the largest value in {len(wide)} images of 16 bits is {largest:,.0f} of {MAX_16_BIT:,} "
+            f"({int(largest).bit_length()} bits in 16): {levels} of 256 gray levels are left without "
+            f"intensity_range 0 {largest:.0f}"
+        )
+    floats = [image for image in deep if image.is_float]
     ranges = {_range_of_floats(image) for image in floats}
     if len(ranges) > 1:
         yield (
             f"warning: {len(floats)} images of floats are scaled each by its own values "
-            f"({', '.join(sorted(ranges))}), so equal values become different gray levels"
+            f"({', '.join(sorted(ranges))}), so equal values become different gray levels without intensity_range"
         )
 
 

@@ -1,19 +1,23 @@
 """Some of a dataset's images, and what their files hold: sizes, modes, bit depths, ranges of values."""
 
-import io
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import datasets
 import numpy as np
 import PIL.Image
 from PIL import ExifTags
 
+from modeling_sit.data.array_files import ArrayHeader, read_header
 from modeling_sit.data.decoding import DraftScale, UnreadableImage, decode_image
 from modeling_sit.data.image_datasets import ImageDatasets
+from modeling_sit.data.opening import opened, pillow_reads, read_image
 from modeling_sit.data.shard_reading import first_images
+from modeling_sit.data.stored_values import read_stored_values
+from modeling_sit.image_modes import MAX_CHANNELS
 
 # So many images are decoded, and of a stream no others are read.
 NUM_READ_IMAGES = 16
@@ -32,18 +36,19 @@ class SampledImage:
 
     Args:
         height, width (`int`): In pixels, of the upright image.
-        mode (`str`): Pillow's mode of the file, such as `"RGB"` or `"I;16"`.
+        mode (`str`): Pillow's mode of the file, such as `"RGB"` or `"I;16"`, or the number of its channels in words.
         bits (`int`): Of each channel in the file: 1, 8, 12, 16 or 32.
+        is_float (`bool`): Whether its values are floats.
         has_more (`bool`): Whether the file has more frames or pages than the first, which is read.
         smallest, largest (`float`, *optional*):
-            Its values as they are stored; of a 16-bit image in color, of which Pillow reads 8 bits, to 1/256. `None` for
-            an image that was not decoded.
+            Its values as they are stored. `None` for an image that was not decoded.
     """
 
     height: int
     width: int
     mode: str
     bits: int
+    is_float: bool = False
     has_more: bool = False
     smallest: float | None = None
     largest: float | None = None
@@ -114,36 +119,47 @@ def _read(image: dict | None, is_decoded: bool, reads_values: bool) -> SampledIm
     Raises:
         [`UnreadableImage`]: If it cannot be read.
     """
+    source = (image or {}).get("path") if (image or {}).get("bytes") is None else image["bytes"]
     smallest, largest = None, None
-    if is_decoded:
-        pixels = np.asarray(decode_image(image, 3, draft_scale=REDUCED))
-        smallest, largest = float(pixels.min()), float(pixels.max())
-    encoded = (image or {}).get("bytes")
-    path = (image or {}).get("path")
     try:
-        with PIL.Image.open(path if encoded is None else io.BytesIO(encoded)) as opened:
-            width, height = opened.size
-            if _is_turned(opened):
-                width, height = height, width
-            mode, bits = opened.mode, _bits_of(opened)
-            has_more = getattr(opened, "is_animated", False)
-            if bits > 8 and reads_values:
-                smallest, largest = _range_of(opened, bits)
+        with opened(source) as file:
+            header = read_header(file)
+            if header is not None and (header.num_channels not in (1, 3) or not pillow_reads(file)):
+                found = _of_array(header)
+            else:
+                found = read_image(file, partial(_of_pillow, header=header))
     except Exception as error:  # Pillow and its plugins raise nearly everything
         decode_image(image, 3)  # says better what is wrong
-        raise UnreadableImage(f"{path or 'image in memory'}: {error}") from error
-    if bits > 8 and not reads_values:
-        smallest = largest = None  # not those of the 8 bits that it was converted to
-    return SampledImage(height, width, mode, bits, has_more, smallest, largest)
+        raise UnreadableImage(f"{(image or {}).get('path') or 'image in memory'}: {error}") from error
+    # With more than a model can have, decoding says so.
+    channels = header.num_channels if header is not None and header.num_channels <= MAX_CHANNELS else 3
+    if found.bits > 8:
+        stored = read_stored_values(image) if reads_values else None
+        if stored is not None:
+            smallest, largest = stored.smallest, stored.largest
+        elif reads_values:
+            decode_image(image, channels)  # says what is wrong
+    elif is_decoded:
+        pixels = np.asarray(decode_image(image, channels, draft_scale=REDUCED))
+        smallest, largest = float(pixels.min()), float(pixels.max())
+    return replace(found, smallest=smallest, largest=largest)
 
 
-def _range_of(opened: PIL.Image.Image, bits: int) -> tuple[float, float] | tuple[None, None]:
-    """Smallest and largest finite value of an image of more than 8 bits."""
-    values = np.asarray(opened)
-    # Of 16 bits in color Pillow keeps the upper 8.
-    scale = 2.0 ** (bits - 8) if values.dtype == np.uint8 else 1.0
-    values = values[np.isfinite(values)]
-    return (float(values.min()) * scale, float(values.max()) * scale) if values.size else (None, None)
+def _of_array(header: ArrayHeader) -> SampledImage:
+    height, width = header.height, header.width
+    if header.orientation in TURNED_BY_A_QUARTER:
+        height, width = width, height
+    mode = {1: "L", 3: "RGB"}.get(header.num_channels, f"{header.num_channels} channels")
+    return SampledImage(height, width, mode, header.bit_depth, header.dtype.kind == "f")
+
+
+def _of_pillow(image: PIL.Image.Image, header: ArrayHeader | None) -> SampledImage:
+    width, height = image.size
+    if _is_turned(image):
+        width, height = height, width
+    bits = _bits_of(image) if header is None else header.bit_depth
+    has_more = getattr(image, "is_animated", False) and not (header is not None and header.is_stacked)
+    return SampledImage(height, width, image.mode, bits, image.mode == "F", has_more)
 
 
 def _is_turned(opened: PIL.Image.Image) -> bool:

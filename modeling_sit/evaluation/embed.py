@@ -232,7 +232,7 @@ class _Embedder:
             dataset_arguments.set_intensity_range(self.processor, self.model.config)
         images = main_process_first(self.accelerator, lambda: load_images(**dataset_arguments.for_loading))
         with sync_errors(self.accelerator):
-            tell(images)
+            tell(images, intensity_range=getattr(self.processor, "intensity_range", None))
         self.splits = {str(split.split): split for split in (images.train, images.validation) if split is not None}
 
     def fingerprint(self) -> dict[str, Any]:

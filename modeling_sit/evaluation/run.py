@@ -150,9 +150,9 @@ def run_evaluation(
         model = random_encoder(model, arguments.model_name_or_path, protocol_arguments.seed)
     images = main_process_first(accelerator, lambda: load_images(**dataset_arguments.for_loading, labels="required"))
     with sync_errors(accelerator):
-        tell(images)
-        check_features_asked_for(model.config, arguments.pooling, arguments.layer)
         dataset_arguments.set_intensity_range(processor, model.config)
+        tell(images, intensity_range=getattr(processor, "intensity_range", None))
+        check_features_asked_for(model.config, arguments.pooling, arguments.layer)
         splits = labeled_splits(images)
     train, validation = (
         frozen_features(model, split, processor, arguments, device=device, accelerator=accelerator) for split in splits

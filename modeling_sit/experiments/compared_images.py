@@ -45,11 +45,12 @@ def compared_images(arguments: DatasetArguments) -> ComparedImages:
     Raises:
         [`SiTError`]: If there is no such dataset or split, labels are missing, or there is one class only.
     """
+    arguments.check_intensity_range()
     given = arguments.for_loading
     images = load_images(**given, labels="required")
     if arguments.validation_split is None:
         given["validation_split"], images = _measured_split(given, images)
-    tell(images)
+    tell(images, intensity_range=arguments.intensity_range)
     train, test = labeled_splits(images, validation="if there")
     intensities = {"intensity_range": arguments.intensity_range}
     if test is not None:

@@ -106,7 +106,7 @@ def run_finetuning(
         evaluates = True
     splits = load_splits(arguments, training_arguments.seed, evaluates)
     if tuning is None:
-        splits.tell()
+        splits.tell(arguments.intensity_range)
     trainer, preset = prepare_trainer(arguments, training_arguments, splits)
     if trainer.is_world_process_zero():
         print("\n".join([splits.summary(), *preset.lines()]), flush=True)

@@ -1,7 +1,7 @@
 """The splits of a dataset: one to train on, one that chooses the best checkpoint, one to measure once."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import datasets
@@ -58,9 +58,9 @@ class Splits:
     images: ImageDatasets | None = None
     measured: list[datasets.Dataset] = field(default_factory=list)
 
-    def tell(self) -> None:
+    def tell(self, intensity_range: Sequence[float] | None) -> None:
         """Print what is known of the dataset, whatever part of it the run uses."""
-        tell(self.images, *self.measured)
+        tell(self.images, *self.measured, intensity_range=intensity_range)
 
     def summary(self) -> str:
         """What the images are used for, in one line."""
@@ -89,6 +89,7 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | Non
     Raises:
         [`SiTError`]: If there is no such split, two are the same, or labels are missing.
     """
+    arguments.check_intensity_range()
     images = _load(arguments, arguments.validation_split)
     others = [name for name in images.splits if name != arguments.train_split]
     validation_name = arguments.validation_split

@@ -65,7 +65,7 @@ def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingA
         [`TrainingInterrupted`]: If a signal ended a trial.
     """
     splits = load_splits(arguments, training_arguments.seed, evaluates=False)
-    splits.tell()
+    splits.tell(arguments.intensity_range)
     draws, chosen_on = held_out_draws(splits, arguments.validation_fraction, training_arguments.seed)
     num_held_out = sum(len(draw.validation) for draw in draws)
     trials = Trials(arguments, training_arguments, draws, len(splits.train))

@@ -61,8 +61,9 @@ def prepare(
     pusher = create_pusher(flags, accelerator)
     images = main_process_first(accelerator, lambda: load_training_images(flags) if data is None else data.images)
     with sync_errors(accelerator):
+        flags.run.check_intensity_range()
         if data is None:
-            tell(images)
+            tell(images, intensity_range=flags.run.intensity_range)
         preset = resolve(flags, images, accelerator, chosen or {})
         flags = preset.flags
     with sync_errors(accelerator):

@@ -150,7 +150,7 @@ def run_embeddings(
     dataset_arguments.set_intensity_range(processor, model.config)
     compared = load_compared(arguments.compare_with, model, processor, figure)
     images = load_images(**dataset_arguments.for_loading)
-    tell(images)
+    tell(images, intensity_range=getattr(processor, "intensity_range", None))
     split = choose_split(images, dataset_arguments.train_split, dataset_arguments.validation_split)
     color_by, notes = choose_colors(arguments, images)
     warn_shortage("max_images", arguments.max_images, MAX_IMAGES_OF_A_MAP, len(split))
@@ -214,7 +214,7 @@ def run_neighbours(
     dataset_arguments.set_intensity_range(processor, model.config)
     pixel_format = PixelFormat.of_model(model.config, processor)
     images = load_images(**dataset_arguments.for_loading)
-    tell(images)
+    tell(images, intensity_range=pixel_format.intensity_range)
     gallery = images.train if images.train is not None else images.validation
     of_gallery = arguments.images is None and (images.validation is None or images.validation.split == gallery.split)
     warn_shortage("max_images", arguments.max_images, MAX_IMAGES_OF_A_GALLERY, len(gallery))
@@ -340,7 +340,7 @@ def read_chosen(
         split = image_files(arguments.images)
         return read_given_files(split, pixel_format), [Path(path).stem for path in arguments.images]
     images = load_images(**arguments.for_loading)
-    tell(images)
+    tell(images, intensity_range=pixel_format.intensity_range)
     split = choose_split(images, arguments.train_split, arguments.validation_split)
     labels = label_sets(split, images.label_names)
     rows, shown = read_first(split, order_of_choice(labels, seed), arguments.num_images, pixel_format)

@@ -1,6 +1,7 @@
 """What a dataset's reader understood, in lines."""
 
 import io
+import os
 import re
 
 import datasets
@@ -168,7 +169,28 @@ class TestSample:
             (warning,) = warnings
             left = len(np.unique(np.rint(np.arange(largest + 1) * (255 / 65535))))
             assert f"{largest:,} of 65,535" in warning and f"{bits} bits in 16" in warning
-            assert f"{left} of 256" in warning
+            assert f"{left} of 256" in warning and f"intensity_range 0 {largest}" in warning
+
+    def test_a_range_that_is_given(self, tmp_path):
+        save(noise(channels=None, largest=4095, type="uint16"), tmp_path / "a.tif")
+        images = load_images(str(tmp_path))
+        warnings = {
+            high: [line for line in describe(images, intensity_range=[0, high]).lines() if "warning" in line]
+            for high in (4095, 1000)
+        }
+        assert warnings[4095] == [] and "4,095" in warnings[1000][0] and "clipped" in warnings[1000][0]
+
+    @pytest.mark.parametrize(("name", "channels"), [("a.tif", 12), ("a.npy", 12), ("a.npy", 1), ("a.npy", 3)])
+    def test_arrays(self, tmp_path, name, channels):
+        values = noise(20, 30, channels, largest=4095, type="uint16")
+        if name.endswith("npy"):
+            np.save(tmp_path / name, values)
+        else:
+            pytest.importorskip("tifffile").imwrite(tmp_path / name, values, planarconfig="contig")
+        lines = lines_of(tmp_path)
+        mode = {1: "gray", 3: "RGB"}.get(channels, "12 channels")
+        assert line_with("a sample of 1", lines) == f"a sample of 1: 20 x 30 pixels; {mode} of 16 bits"
+        assert "12 bits in 16" in line_with("warning", lines)
 
     def test_one_bright_image_is_enough(self, tmp_path):
         for number in range(30):
@@ -192,7 +214,7 @@ class TestSample:
         for number, largest in enumerate(ranges):
             save(noise(channels=None, largest=largest, type="float32"), tmp_path / f"{number}.tif")
         lines = lines_of(tmp_path)
-        assert "gray floats of 32 bits" in line_with("a sample of 2", lines)
+        assert "gray, floats of 32 bits" in line_with("a sample of 2", lines)
         assert bool([line for line in lines if "by its own values" in line]) == is_told
 
     def test_several_pages(self, tmp_path):
@@ -206,6 +228,33 @@ class TestSample:
         for name in ("0.png", "99.png"):  # one of those that are decoded, and one of which the header is read
             (tmp_path / name).write_bytes(b"broken")
         assert line_with("cannot be read", lines_of(tmp_path)).startswith("warning: 2 of a sample of 21")
+
+    def test_more_channels_than_a_model_can_have(self, tmp_path):
+        values = noise(20, 30, 20)
+        pytest.importorskip("tifffile").imwrite(
+            tmp_path / "a.tif", values, photometric="minisblack", planarconfig="contig"
+        )
+        save(noise(), tmp_path / "b.png")
+        assert "20 channels" in line_with("1 of a sample of 2 cannot be read", lines_of(tmp_path))
+
+    def test_pipes_among_the_images_are_not_waited_for(self, tmp_path):
+        """Beyond those that are decoded, too."""
+        for number in range(40):
+            if number % 2:
+                os.mkfifo(tmp_path / f"{number:02}.png")
+            else:
+                save(noise(), tmp_path / f"{number:02}.png")
+        assert "20 of a sample of 40 cannot be read" in line_with("pipe", lines_of(tmp_path))
+
+    def test_images_beyond_the_limit(self, tmp_path, monkeypatch):
+        """JPEGs shrink, and others are told."""
+        monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 30 * 30)
+        save(noise(80, 60), tmp_path / "a.jpg")
+        np.save(tmp_path / "b.npy", noise(80, 60))
+        save(noise(80, 60), tmp_path / "c.png")
+        lines = lines_of(tmp_path)
+        assert "1 of a sample of 2 cannot be read" in line_with("too large", lines)
+        assert "80 x 60 pixels; RGB of 8 bits" in line_with("a sample of 2:", lines)
 
     def test_nothing_can_be_read(self, tmp_path):
         (tmp_path / "a.png").write_bytes(b"broken")
