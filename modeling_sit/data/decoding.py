@@ -16,6 +16,7 @@ from modeling_sit.data.opening import (
     TOO_LARGE,
     UnfitImage,
     UnreadableImage,
+    load_pixels,
     max_image_pixels,
     opened,
     read_image,
@@ -210,7 +211,7 @@ def _decode_by_pillow(
 ) -> tuple[Image, int]:
     def load(image: PIL.Image.Image) -> tuple[PIL.Image.Image, int, tuple[int, bool]]:
         factor, depth = _draft(image, draft_scale, max_pixels), tiff_depth(image)
-        image.load()
+        load_pixels(image)
         return image, factor, depth
 
     image, factor, depth = read_image(file, load)

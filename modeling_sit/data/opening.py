@@ -147,6 +147,13 @@ def open_image(file: BinaryIO) -> PIL.Image.Image:
     raise PIL.UnidentifiedImageError("; ".join(reasons))
 
 
+def load_pixels(image: PIL.Image.Image) -> None:
+    """Load an opened image, of whose size the caller has made sure: of a TIFF, Pillow checks its own limit once more."""
+    if image.format == "TIFF" and getattr(image, "_im", None) is None:
+        image.im = PIL.Image.core.new(image.mode, getattr(image, "_tile_size", image.size))
+    image.load()
+
+
 def pillow_reads(file: BinaryIO) -> bool:
     """Whether Pillow knows the format and the mode of a file."""
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 
 from modeling_sit.data.array_files import ArrayHeader, read_header, read_values
-from modeling_sit.data.opening import max_image_pixels, opened, pillow_reads, read_image, too_large
+from modeling_sit.data.opening import load_pixels, max_image_pixels, opened, pillow_reads, read_image, too_large
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def _stored_by_pillow(file: BinaryIO, header: ArrayHeader | None) -> StoredValue
         max_pixels = max_image_pixels()
         if max_pixels is not None and image.width * image.height > max_pixels:
             raise too_large(image.width, image.height, max_pixels)
+        load_pixels(image)
         return _range_of(np.asarray(image), header.bit_depth if header else 32 if image.mode == "F" else 16)
 
     return read_image(file, stored)

@@ -200,7 +200,7 @@ def palette_image():
     return image
 
 
-@pytest.mark.parametrize("format", ["PNG", "GIF", "BMP"])
+@pytest.mark.parametrize("format", ["PNG", "GIF", "BMP", "TIFF"])
 def test_palette(format):
     image = decode_image(encode(palette_image(), format))
     np.testing.assert_array_equal(np.asarray(image), PALETTE[PALETTE_INDICES])
@@ -455,6 +455,22 @@ def test_decompression_bombs(monkeypatch, recwarn, side):
     monkeypatch.delenv("SIT_MAX_IMAGE_PIXELS")
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
     assert decode_image(encoded).size == (side, side)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "packbits"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1"])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("limit", [1.5, 3])  # where Pillow, which checks a TIFF once more, warns or stops
+def test_the_limit_is_raised_for_tiff(monkeypatch, recwarn, compression, mode, orientation, limit):
+    image = smooth_image(30, 40).convert(mode)
+    encoded = encode(image, "TIFF", compression=compression, exif=exif_with_orientation(orientation))
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", int(1200 / limit))
+    with pytest.raises(UnreadableImage, match=r"too large: (40 x 30|30 x 40) pixels"):
+        decode_image(encoded)
+    decoded = decode_image(encoded, 3, max_pixels=1200)
+    expected = UPRIGHT[orientation](np.asarray(image.convert("RGB")))
+    np.testing.assert_array_equal(np.asarray(decoded), expected)
+    assert not recwarn
 
 
 @pytest.mark.parametrize("limit", ["many", "-1", "0", "1e9"])

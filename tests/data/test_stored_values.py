@@ -65,7 +65,12 @@ def test_a_pipe_is_not_opened(tmp_path):
 def test_the_limit_of_pixels(monkeypatch):
     values = np.zeros((30, 40), np.uint16)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
-    for file in (encoded(values, "PNG"), encoded(values, "npy"), encoded(values[..., None].repeat(5, 2), "npy")):
+    for file in (
+        encoded(values),
+        encoded(values, "PNG"),
+        encoded(values, "npy"),
+        encoded(values[..., None].repeat(5, 2), "npy"),
+    ):
         monkeypatch.delenv("SIT_MAX_IMAGE_PIXELS", raising=False)
         assert read_stored_values(file) is None
         monkeypatch.setenv("SIT_MAX_IMAGE_PIXELS", "1200")
