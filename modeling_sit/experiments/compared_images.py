@@ -12,6 +12,7 @@ from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, Ima
 from modeling_sit.data.labeled import labeled_splits, labels_of
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import train_validation_split
+from modeling_sit.interop.convert_in import range_of
 
 # Where there are no images to measure, this fraction of the training images is held back, by this seed.
 TEST_FRACTION, TEST_SEED = 0.2, 0
@@ -50,7 +51,7 @@ def compared_images(arguments: DatasetArguments) -> ComparedImages:
     images = load_images(**given, labels="required")
     if arguments.validation_split is None:
         given["validation_split"], images = _measured_split(given, images)
-    tell(images, intensity_range=arguments.intensity_range)
+    tell(images, intensity_range=range_of(arguments.model_name_or_path, arguments.intensity_range))
     train, test = labeled_splits(images, validation="if there")
     intensities = {"intensity_range": arguments.intensity_range}
     if test is not None:

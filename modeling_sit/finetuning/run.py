@@ -23,6 +23,7 @@ from modeling_sit.finetuning.tuning import Tuning, tune
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.provenance import Start, describe_call, describe_start
 from modeling_sit.hub.pushing import HubPusher
+from modeling_sit.interop.convert_in import range_of
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.distributed import sync_errors
@@ -106,7 +107,7 @@ def run_finetuning(
         evaluates = True
     splits = load_splits(arguments, training_arguments.seed, evaluates)
     if tuning is None:
-        splits.tell(arguments.intensity_range)
+        splits.tell(range_of(arguments.model_name_or_path, arguments.intensity_range))
     trainer, preset = prepare_trainer(arguments, training_arguments, splits)
     if trainer.is_world_process_zero():
         print("\n".join([splits.summary(), *preset.lines()]), flush=True)

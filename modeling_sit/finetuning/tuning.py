@@ -14,6 +14,7 @@ from modeling_sit.finetuning.splits import held_out_draws, load_splits
 from modeling_sit.finetuning.training_arguments import AUTO, FinetuningTrainingArguments
 from modeling_sit.finetuning.trials import Trial, Trials
 from modeling_sit.hub.provenance import describe_duration
+from modeling_sit.interop.convert_in import range_of
 from modeling_sit.runtime.errors import SiTError
 
 # Between two rates that are tried.
@@ -65,7 +66,7 @@ def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingA
         [`TrainingInterrupted`]: If a signal ended a trial.
     """
     splits = load_splits(arguments, training_arguments.seed, evaluates=False)
-    splits.tell(arguments.intensity_range)
+    splits.tell(range_of(arguments.model_name_or_path, arguments.intensity_range))
     draws, chosen_on = held_out_draws(splits, arguments.validation_fraction, training_arguments.seed)
     num_held_out = sum(len(draw.validation) for draw in draws)
     trials = Trials(arguments, training_arguments, draws, len(splits.train))

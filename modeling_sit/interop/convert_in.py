@@ -3,6 +3,7 @@
 Folders of SiT, and what transformers loads itself, need none of this.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,13 @@ def read_normalization(model_name_or_path: str) -> dict[str, list[float]]:
     return {
         name: list(settings[name]) for name in ("image_mean", "image_std", "intensity_range") if settings.get(name)
     }
+
+
+def range_of(model_name_or_path: str | None, intensity_range: Sequence[float] | None) -> Sequence[float] | None:
+    """The range of values that a run reads images by: the one that is given, or else the model's own, if it has one."""
+    if intensity_range is not None or model_name_or_path is None:
+        return intensity_range
+    return read_normalization(model_name_or_path).get("intensity_range")
 
 
 def _as_checkpoint(encoder: EncoderWeights, normalization: dict[str, list[float]]) -> ConvertedCheckpoint:

@@ -18,6 +18,7 @@ from modeling_sit.data.sources import load_images
 from modeling_sit.data.training_data import LoadingSettings, TrainingData
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.image_modes import PixelFormat
+from modeling_sit.interop.convert_in import range_of
 from modeling_sit.pretraining.arguments import PretrainingFlags, default_num_workers
 from modeling_sit.pretraining.compilation import compile_training
 from modeling_sit.pretraining.loop import Run
@@ -63,7 +64,7 @@ def prepare(
     with sync_errors(accelerator):
         flags.run.check_intensity_range()
         if data is None:
-            tell(images, intensity_range=flags.run.intensity_range)
+            tell(images, intensity_range=range_of(flags.model.model_name_or_path, flags.run.intensity_range))
         preset = resolve(flags, images, accelerator, chosen or {})
         flags = preset.flags
     with sync_errors(accelerator):

@@ -88,10 +88,13 @@ def test_another_range_is_another_run(bands, model, tmp_path, forget_accelerator
     assert error.value.argument == "resume_from_checkpoint" and "intensity_range" in error.value.problem
 
 
-def test_fine_tuning_evaluation_and_embeddings(bands, model, tmp_path, forget_accelerators):
+def test_fine_tuning_evaluation_and_embeddings(bands, model, tmp_path, forget_accelerators, capsys):
     forget_accelerators()
     settings = {"augmentation": "3-augment", "num_train_epochs": 1, "per_device_train_batch_size": 8}
     modeling_sit.finetune(model, bands, tmp_path / "classifier", report_to="none", **settings)
+    # The range is the model's own, so no values are lost.
+    said = capsys.readouterr().out
+    assert "12 channels of 16 bits" in said and "warning: the largest value" not in said
     saved = json.loads((tmp_path / "classifier" / "preprocessor_config.json").read_text())
     assert saved["intensity_range"] == [0, TOP]
     forget_accelerators()
