@@ -308,7 +308,9 @@ class TestRuns:
             self.tuned(given)
         assert len(trained) == 2 and len(file_in(tmp_path / "out")["trials"]) == 1
 
-    def test_only_what_is_auto(self, given, trained):
+    def test_only_what_is_auto(self, given, trained, monkeypatch):
+        monkeypatch.setattr("modeling_sit.finetuning.tuning.MAX_EXTENSIONS", 0)
+        given |= {"tuning_learning_rates": [0.003, 0.01]}
         chosen = self.tuned(given, learning_rate=0.005)
         assert chosen.learning_rate == 0.005 and {rate for rate, *_ in trained} == {0.005}
         trained.clear()

@@ -13,6 +13,7 @@ from transformers import ResNetConfig, ResNetModel
 
 from modeling_sit import SiTForImageClassification
 from modeling_sit.data.sources import load_images
+from modeling_sit.image_modes import PixelFormat
 from modeling_sit.visualization import embeddings, neighbours, run
 from modeling_sit.visualization.arguments import ChosenImagesArguments
 
@@ -214,7 +215,7 @@ def test_more_images_asked_than_there_are(draw, caplog):
 
 def test_images_without_labels_are_called_by_their_files(save_images, tmp_path):
     pile = ChosenImagesArguments(dataset=str(save_images(tmp_path / "pile", 3)))
-    assert sorted(run.read_chosen(pile, 0, 3)[1]) == ["00", "01", "02"]
+    assert sorted(run.read_chosen(pile, 0, PixelFormat(3))[1]) == ["00", "01", "02"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
