@@ -30,6 +30,7 @@ from modeling_sit.image_modes import (
     map_channels,
     tiff_depth,
 )
+from modeling_sit.runtime.waiting import WaitStopped
 
 Image = PIL.Image.Image | np.ndarray
 """An 8-bit image: of Pillow, or of channels that are no colors uint8 `(height, width, channels)`."""
@@ -145,6 +146,8 @@ def decode_image(
         raise UnfitImage(f"{name}: {error}") from error
     except UnreadableImage as error:
         raise UnreadableImage(f"{name}: {error}") from None
+    except WaitStopped:  # a signal ends the run, and not only this image
+        raise
     # On a damaged file Pillow's plugins raise nearly everything: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
         raise UnreadableImage(f"{name}: {_reason(error)}") from error

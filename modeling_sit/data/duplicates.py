@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from modeling_sit.data.image_datasets import image_name
+from modeling_sit.data.opening import UnreadableImage, opened
 
 # Larger datasets are not searched, nor is any for longer than these seconds.
 MAX_IMAGES = 5000
@@ -100,8 +101,8 @@ def _contents(split: datasets.Dataset, rows: np.ndarray) -> Iterator[tuple[int, 
         content = image["bytes"]
         if content is None:
             try:
-                with open(image["path"], "rb") as file:
+                with opened(image["path"]) as file:
                     content = file.read()
-            except OSError:
+            except (OSError, UnreadableImage):
                 continue
         yield row, content

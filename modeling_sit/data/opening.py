@@ -8,14 +8,18 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from multiprocessing import parent_process
 from typing import BinaryIO, TypeVar
 
 import PIL.Image
 from PIL import PngImagePlugin
 
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.waiting import WaitTooLong, limited_wait
 
+# A large file on a slow network takes minutes at most.
+SECONDS_FOR_A_FILE = 600.0
 PIXEL_LIMIT = "SIT_MAX_IMAGE_PIXELS"
 TOO_LARGE = "it is too large"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -74,8 +78,12 @@ def too_large(width: int, height: int, max_pixels: int) -> UnreadableImage:
 def opened(image: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
     """A path or an encoded image as a binary file.
 
+    What is done with the file is limited to [`SECONDS_FOR_A_FILE`], in the main thread of a program: a file on a network may
+    never come. Other processes and threads have limits of their own, for what they are asked for.
+
     Raises:
-        [`UnreadableImage`]: If the path is that of a pipe or a device, which may never give anything.
+        [`UnreadableImage`]: If the path is that of a pipe or a device, which may never give anything, or the file did not
+            come in time.
         `OSError`: If there is no such file, or it may not be read.
     """
     if not isinstance(image, (str, os.PathLike)):
@@ -84,8 +92,14 @@ def opened(image: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
     mode = os.stat(image).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() refuses a folder
         raise UnreadableImage("it is a pipe or a device, not a file")
-    with open(image, "rb") as file:
-        yield file
+    try:
+        with (
+            limited_wait(SECONDS_FOR_A_FILE) if parent_process() is None else nullcontext(),
+            open(image, "rb") as file,
+        ):
+            yield file
+    except WaitTooLong as problem:
+        raise UnreadableImage(f"it could not be read within {problem.seconds:g} s") from None
 
 
 def read_image(file: BinaryIO, read: Callable[[PIL.Image.Image], Result]) -> Result:

@@ -1,5 +1,7 @@
 """Batches for the loop, and unreadable images: each is named once, with the dataset, by all processes."""
 
+import signal
+import time
 from pathlib import Path
 
 import datasets
@@ -9,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from modeling_sit.data import training_data, unreadable
+from modeling_sit.data import opening, training_data, unreadable
 from modeling_sit.data.caching import ImageCacheArguments
 from modeling_sit.data.crops import CropGroup
 from modeling_sit.data.decoding import UnreadableImage
@@ -18,6 +20,7 @@ from modeling_sit.data.sources import load_images
 from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.training_data import TrainingData
 from modeling_sit.data.unreadable import UnreadableImages, unreadable_errors
+from modeling_sit.runtime import waiting
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -167,6 +170,28 @@ class TestBothForms:
         others = data.preview_crops(4, lambda number: number + 1)
         assert not any(torch.equal(crop, other) for crop, other in zip(crops, others, strict=True))
         assert len(data.preview_crops(99, lambda number: number)) == 6
+
+    def test_a_file_that_never_comes_is_waited_for_with_a_limit(self, make, monkeypatch):
+        """In the main process, where no loader looks at the clock."""
+        data = make()
+        monkeypatch.setattr(opening, "SECONDS_FOR_A_FILE", 0.2)
+        monkeypatch.setattr(opening, "open_image", lambda file: time.sleep(1000))
+        started = time.monotonic()
+        with pytest.raises(SiTError) as error:
+            data.preview_crops(4, lambda number: number)
+        assert time.monotonic() - started < 30
+        assert error.value.argument == "dataset" and "0.2 s" in error.value.problem
+
+    def test_a_signal_ends_the_wait_for_a_file(self, make, monkeypatch):
+        data = make()
+        monkeypatch.setattr(waiting, "SECONDS_AFTER_A_SIGNAL", 0.2)
+        monkeypatch.setattr(opening, "open_image", lambda file: time.sleep(1000))
+        waiting.stop_waiting(signal.SIGTERM)
+        try:
+            with pytest.raises(waiting.WaitStopped):
+                data.preview_crops(4, lambda number: number)
+        finally:
+            waiting.wait_again()
 
     def test_images_that_cannot_be_read_name_the_dataset(self, make):
         data = make()
