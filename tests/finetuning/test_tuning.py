@@ -232,6 +232,12 @@ def file_in(folder) -> dict:
 
 
 class TestRuns:
+    @pytest.fixture(autouse=True)
+    def few_trials(self, given, monkeypatch):
+        """The search itself has tests of its own, above."""
+        monkeypatch.setattr("modeling_sit.finetuning.tuning.MAX_EXTENSIONS", 0)
+        given["tuning_learning_rates"] = [0.003, 0.01]
+
     def test_chooses_then_learns_from_all_images(self, given, trained, capsys):
         result = run.finetune(**given)
         *tried, final = trained
@@ -299,18 +305,14 @@ class TestRuns:
         shutil.copytree(shades, folder)
         shutil.copytree(shades / "test", folder / "validation")
         given |= {"dataset": folder, "max_steps": 2, "tuning_learning_rates": [0.01]}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("modeling_sit.finetuning.tuning.MAX_EXTENSIONS", 0)
-            self.tuned(given)
-            self.tuned(given)
-            assert len(trained) == 1
-            shutil.copy(shades / "test" / "dark" / "00.png", folder / added_to / "dark" / "more.png")
-            self.tuned(given)
+        self.tuned(given)
+        self.tuned(given)
+        assert len(trained) == 1
+        shutil.copy(shades / "test" / "dark" / "00.png", folder / added_to / "dark" / "more.png")
+        self.tuned(given)
         assert len(trained) == 2 and len(file_in(tmp_path / "out")["trials"]) == 1
 
-    def test_only_what_is_auto(self, given, trained, monkeypatch):
-        monkeypatch.setattr("modeling_sit.finetuning.tuning.MAX_EXTENSIONS", 0)
-        given |= {"tuning_learning_rates": [0.003, 0.01]}
+    def test_only_what_is_auto(self, given, trained):
         chosen = self.tuned(given, learning_rate=0.005)
         assert chosen.learning_rate == 0.005 and {rate for rate, *_ in trained} == {0.005}
         trained.clear()
