@@ -300,6 +300,14 @@ def _warnings_of_ranges(images: Sequence[SampledImage], intensity_range: Sequenc
         if largest > max(intensity_range[1::2]):
             yield f"warning: values up to {largest:,.4g} are beyond the intensity range, and clipped"
         return
+    signed = [image for image in deep if image.smallest < 0]
+    if signed:
+        smallest, largest = min(image.smallest for image in deep), max(image.largest for image in deep)
+        yield (
+            f"warning: {len(signed)} of {len(deep)} images have values below 0; each of them is scaled by its own values, so "
+            f"equal values become different gray levels without intensity_range {smallest:.6g} {largest:.6g}"
+        )
+        return
     wide = [image.largest for image in deep if not image.is_float]
     if wide and 0 < (largest := max(wide)) <= MAX_16_BIT and int(largest).bit_length() <= FEW_OF_16_BITS:
         levels = round(largest * MAX_8_BIT / MAX_16_BIT) + 1

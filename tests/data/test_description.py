@@ -171,6 +171,14 @@ class TestSample:
             assert f"{largest:,} of 65,535" in warning and f"{bits} bits in 16" in warning
             assert f"{left} of 256" in warning and f"intensity_range 0 {largest}" in warning
 
+    @pytest.mark.parametrize("type", ["int16", "float32"])
+    def test_values_below_zero(self, tmp_path, type):
+        """Elevations, or a tomograph's units: the largest value says nothing of their depth."""
+        for number, low in enumerate((-1000, 0)):
+            np.save(tmp_path / f"{number}.npy", np.linspace(low, 999, 400).reshape(20, 20).astype(type))
+        (warning,) = [line for line in lines_of(tmp_path) if "warning" in line]
+        assert "1 of 2 images" in warning and warning.endswith("intensity_range -1000 999")
+
     def test_a_range_that_is_given(self, tmp_path):
         save(noise(channels=None, largest=4095, type="uint16"), tmp_path / "a.tif")
         images = load_images(str(tmp_path))
