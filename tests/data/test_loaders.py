@@ -103,6 +103,15 @@ def allow_small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
+def assert_closed_soon(batches):
+    others = set(multiprocessing.active_children())
+    next(batches)
+    assert set(multiprocessing.active_children()) > others
+    started = time.monotonic()
+    batches.close()
+    assert set(multiprocessing.active_children()) <= others and time.monotonic() - started < 30
+
+
 class TestBatches:
     @pytest.mark.parametrize("num_workers", [0, 1, 2])
     def test_equal_those_of_pytorch(self, num_workers):
@@ -116,9 +125,7 @@ class TestBatches:
         loader._iterator._shutdown_workers()
 
     def test_that_are_left_half_way(self):
-        batches = iter(BatchLoader(Items(count=100), batch_size=2, num_workers=2))
-        next(batches)
-        batches.close()
+        assert_closed_soon(iter(BatchLoader(Items(count=100), batch_size=2, num_workers=2)))
 
     def test_errors_of_a_worker_stay_what_they_are(self):
         def fail():
@@ -173,9 +180,7 @@ class TestWorkers:
         assert error_of(act, limit=1, num_workers=num_workers).argument == "dataloader_timeout"
 
     def test_that_hang_are_left_half_way(self):
-        batches = iter(BatchLoader(Items(hang), batch_size=2, num_workers=1))
-        next(batches)
-        batches.close()
+        assert_closed_soon(iter(BatchLoader(Items(hang), batch_size=2, num_workers=1)))
 
     def test_that_hang_and_stay(self):
         assert error_of(hang, limit=1, persistent_workers=True).argument == "dataloader_timeout"
