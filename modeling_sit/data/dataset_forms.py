@@ -18,14 +18,14 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 
-from modeling_sit.data.folder_splits import group_by_sub_folder, split_folders
+from modeling_sit.data.folder_splits import group_by_class, split_folders
 from modeling_sit.data.image_datasets import Shard
 from modeling_sit.data.opening import image_extensions
 from modeling_sit.data.own_files import walk
 from modeling_sit.data.parquet_files import describe_parquet_paths
 from modeling_sit.data.shard_splits import split_shards
 from modeling_sit.data.split_names import tell_once
-from modeling_sit.data.tar_files import describe_tars
+from modeling_sit.data.tar_folders import split_tars
 from modeling_sit.data.unread_splits import (
     SplitStream,
     UnreadSplit,
@@ -89,7 +89,7 @@ def _load_form(dataset: Any, config_name: str | None, streaming: bool, asked: fr
     if not local:
         return _load_from_hub(os.fspath(dataset), config_name, streaming)
     if not os.path.isdir(path):
-        return _load_file(path, streaming)
+        return _load_file(path, streaming, asked)
     if is_saved:
         return _load_saved(path)
     return _load_folder(path, config_name, streaming, asked)
@@ -126,11 +126,11 @@ def _load_digits() -> dict[str, datasets.Dataset]:
     }
 
 
-def _load_file(path: str, streaming: bool) -> Splits:
+def _load_file(path: str, streaming: bool, asked: frozenset[str]) -> Splits:
     if path.lower().endswith(".parquet"):
         return {"train": UnreadSplit(describe_parquet_paths([path]), "train", streaming)}
     if path.lower().endswith(TAR_EXTENSIONS):
-        return {"train": UnreadSplit(describe_tars([path]), "train", streaming)}
+        return _tar_splits(path, {"train": [path]}, streaming, asked)
     if not os.path.exists(path):
         raise SiTError(f"a link to {os.path.realpath(path)}, which does not exist")
     if path.lower().endswith((*image_extensions(), ARRAY_EXTENSION)):
@@ -215,9 +215,15 @@ def _load_folder(folder: str, config_name: str | None, streaming: bool, asked: f
         if others:
             logger.warning("%s: %d files are not images and left out, such as %s", folder, len(others), others[0])
         return {split: _folder_dataset(parts) for split, parts in split_folders(folder, images, asked).items()}
-    describe = describe_parquet_paths if parquet else describe_tars
     splits = split_shards(folder, parquet or tars, asked, config_name)
-    return {split: UnreadSplit(describe(shards), split, streaming) for split, shards in splits.items()}
+    if tars:
+        return _tar_splits(folder, splits, streaming, asked)
+    return {split: UnreadSplit(describe_parquet_paths(shards), split, streaming) for split, shards in splits.items()}
+
+
+def _tar_splits(dataset: str, splits: dict[str, list[str]], streaming: bool, asked: frozenset[str]) -> Splits:
+    found = split_tars(dataset, splits, streaming, asked)
+    return {split: UnreadSplit(tars, split, streaming) for split, tars in found.items()}
 
 
 def _sub_folder(folder: str, name: str) -> str | None:
@@ -232,19 +238,13 @@ def _sub_folder(folder: str, name: str) -> str | None:
 
 def _folder_dataset(parts: list[tuple[str, list[str]]]) -> datasets.Dataset:
     """The images of folders, whose sub-folders are classes."""
-    by_class: dict[str, list[str]] = {}
-    for folder, paths in parts:
-        for name, inside in group_by_sub_folder(folder, paths).items():
-            by_class.setdefault(name, []).extend(inside)
+    by_class = group_by_class(parts)
     try:
-        if "" not in by_class:
+        if by_class is not None:
             names = sorted(by_class)
             images = _images(paths=list(itertools.chain.from_iterable(by_class[name] for name in names)))
             counts = [len(by_class[name]) for name in names]
             return _dataset(images, np.repeat(np.arange(len(counts)), counts), datasets.ClassLabel(names=names))
-        if len(by_class) > 1:
-            folder = ", ".join(folder for folder, _ in parts)
-            logger.warning("%s: some images lie in the folder itself, so its sub-folders are not classes", folder)
         return _dataset(_images(paths=[path for _, paths in parts for path in paths]))
     except UnicodeEncodeError as error:
         encoding = sys.getfilesystemencoding()

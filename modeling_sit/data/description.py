@@ -336,4 +336,6 @@ def _range_of_floats(image: SampledImage) -> str:
 def _below(path: str, dataset: str) -> str:
     """A path relative to the dataset's folder, if it lies in it."""
     folder = os.path.abspath(os.path.expanduser(dataset))
-    return os.path.relpath(path, folder) if os.path.isabs(path) and Path(path).is_relative_to(folder) else path
+    if not os.path.isabs(path) or not Path(path).is_relative_to(folder):
+        return path
+    return os.path.relpath(path, folder) if path != folder else os.path.basename(path)

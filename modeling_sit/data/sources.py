@@ -23,7 +23,7 @@ from modeling_sit.data.label_encoding import (
     type_name,
 )
 from modeling_sit.data.opening import max_image_pixels
-from modeling_sit.data.unread_splits import SplitStream, UnreadSplit
+from modeling_sit.data.unread_splits import SplitStream, UnreadSplit, notes_on_folders
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.hugging_face_cache import CacheError
 
@@ -58,7 +58,8 @@ def load_images(
               Sub-folders that are called like splits (`train`, `seg_test`, `images/val`, ...) are splits by the rule of
               [`~modeling_sit.data.folder_splits`];
             - a parquet or webdataset tar file, which is the `train` split, or a folder of them, in whose names
-              (`train-00000-of-00002.parquet`, `NAME-val-0.tar`) or sub-folders a word tells the split;
+              (`train-00000-of-00002.parquet`, `NAME-val-0.tar`) or sub-folders a word tells the split. Folders in a tar
+              file are read as if it were unpacked;
             - a folder written by `save_to_disk`;
             - the id of a dataset on the Hub;
             - a `datasets.Dataset`, `DatasetDict`, `IterableDataset` or `IterableDatasetDict`. The last two are
@@ -124,6 +125,7 @@ def load_images(
             logger.warning("%s: labels are not read: %s (see `label_column`)", name, "; ".join(incomplete.values()))
             features = {column: feature for column, feature in features.items() if column not in incomplete}
             wanted = label_columns(features, None)
+        notes = notes_on_folders({split: splits[split] for split in arguments})
         splits = _read_columns(splits, list(arguments), image_column, wanted)
         for split, argument in arguments.items():
             if splits[split].num_rows == 0:
@@ -153,7 +155,7 @@ def load_images(
         train_shards=train.shards if isinstance(train, SplitStream) else None,
         multi_label=found is not None and found.multi_label,
         in_memory=in_memory,
-        notes=found.notes if isinstance(found, EncodedLabels) else [],
+        notes=notes + (found.notes if isinstance(found, EncodedLabels) else []),
     )
 
 

@@ -18,11 +18,12 @@ from modeling_sit.data.tar_members import (
     image_prefix,
     infer_feature,
     may_hold_label,
+    member_name,
     names_have_dots,
     read_samples,
     split_name,
 )
-from modeling_sit.data.tar_reading import TarReader
+from modeling_sit.data.tar_reading import FOLDER_LABEL, TarReader
 
 # How far one looks into a tar file: images before its reading ends, members in all, and members of which only the names
 # are read (0.4 s), in the first file if it can be read at any place.
@@ -45,6 +46,11 @@ class TarFiles:
             `seg`).
         separate (`set[str]`): Prefixes of which a sample may have several images, of different endings.
         others (`dict` of `str` to features): The fields of other files.
+        seen (`list[str]`): Names of the members that were looked at.
+        folders (`tuple[str, ...]`, *optional*): The folders in the tar files that the split is read from; `""` is all of
+            them. `None` if the names of members that were not looked at are unknown, and may tell other splits.
+        classes (`tuple[str, ...]`, *optional*): Names of the classes, of all splits, that folders tell.
+        has_classes (`bool`): Whether the sub-folders of this split are some of them.
         names (`dict` of `str` to `str`): The columns of the images, by their prefix.
         is_asked (`bool`): Whether the user has named one of them.
     """
@@ -54,6 +60,10 @@ class TarFiles:
     images: dict[str, list[str]]
     separate: set[str]
     others: dict[str, Any]
+    seen: list[str] = field(default_factory=list, repr=False)
+    folders: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    has_classes: bool = False
     names: dict[str, str] = field(default_factory=dict)
     is_asked: bool = False
     num_rows: int | None = None  # only reading them would tell
@@ -65,6 +75,8 @@ class TarFiles:
         for prefix, fields in self.images.items():
             for column in fields if prefix in self.separate else [self.names.get(prefix, fields[0])]:
                 features[column] = datasets.Image()
+        if self.classes is not None:
+            features[FOLDER_LABEL] = datasets.ClassLabel(names=list(self.classes))
         return datasets.Features({**features, **self.others})
 
     def builder(self, split: str, image: str | None, labels: Iterable[str], cache_dir: str | None = None) -> TarReader:
@@ -86,7 +98,9 @@ class TarFiles:
             any_ending=prefix is not None and prefix not in self.separate,
             known_prefixes=None if self.has_dots or self.is_asked else tuple(self.images),
             labels=tuple(column for column in columns if column != image),
-            hash="1",
+            folders=self.folders,
+            classes=(self.classes if self.has_classes else ()) if self.classes and FOLDER_LABEL in columns else None,
+            hash="2",
         )
 
 
@@ -99,7 +113,7 @@ def describe_tars(files: list[str]) -> TarFiles:
     """
     members, names = [], []
     for number, file in enumerate(dict.fromkeys([files[0], files[-1], *files])):
-        if number > int("://" not in file) and any(_is_image(name) for name in names):
+        if number > int("://" not in file) and any(is_image(name) for name in names):
             break
         with shard_errors(file, "webdataset"):
             first = _first_members(file)
@@ -120,8 +134,8 @@ def describe_tars(files: list[str]) -> TarFiles:
             for each, content in sample.items():
                 if image_prefix(each) is None and content is not None:
                     contents[each].append(content)
-    others = {each: _feature(each, values) for each, values in contents.items()}
-    return TarFiles(files, has_dots, dict(images), separate, others)
+    others = {each: feature_of(each, values) for each, values in contents.items()}
+    return TarFiles(files, has_dots, dict(images), separate, others, names)
 
 
 def name_alike(splits: Iterable[TarFiles], image_column: str | None) -> None:
@@ -138,11 +152,14 @@ def name_alike(splits: Iterable[TarFiles], image_column: str | None) -> None:
 def _first_members(path: str) -> list[tuple[str, bytes | None]]:
     """Names of the first members, with the contents of small files that are no images."""
     members, num_images = [], 0
-    for name, file in StreamingDownloadManager().iter_archive(path):
-        num_images += _is_image(name)
+    for packed_name, file in StreamingDownloadManager().iter_archive(path):
+        name = member_name(packed_name)
+        if name is None:
+            continue
+        num_images += is_image(name)
         if num_images > NUM_IMAGES or len(members) == NUM_MEMBERS:
             break
-        content = None if _is_image(name) else file.read(MAX_BYTES + 1)
+        content = None if is_image(name) else file.read(MAX_BYTES + 1)
         members.append((name, content if content is not None and len(content) <= MAX_BYTES else None))
     return members
 
@@ -157,7 +174,7 @@ def _more_names(path: str, start: int) -> list[str]:
     return [name for name in names if not os.path.basename(name).startswith((".", "__"))][start:]
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
     parts = split_name(name, True)
     return parts is not None and image_prefix(parts[1]) is not None
 
@@ -177,7 +194,7 @@ class _Content:
         self.read = lambda: content
 
 
-def _feature(field: str, contents: list[bytes]) -> Any:
+def feature_of(field: str, contents: list[bytes]) -> Any:
     try:
         feature = infer_feature([decode_member(field, content) for content in contents])
     except Exception:  # decoders raise nearly everything

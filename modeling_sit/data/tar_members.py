@@ -24,6 +24,15 @@ SIDE_BY_SIDE = "a sample's files must stand side by side in one folder, as `tar 
 DOTS_IN_NAMES = "names must have no dot but the one before the ending"
 
 
+def member_name(name: str) -> str | None:
+    """A member's name without what packing put before it, such as `./`. `None` for hidden files, files in hidden folders,
+    and what macOS adds (`__MACOSX`, `._1.jpg`)."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    if not parts or parts[-1].startswith("__") or any(part.startswith(".") or part == "__MACOSX" for part in parts):
+        return None
+    return "/".join(parts)
+
+
 def split_name(name: str, has_dots: bool) -> tuple[str, str] | None:
     """A sample's key and the field, in lower case, of a member's name. `None` if it has none.
 

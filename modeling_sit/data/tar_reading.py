@@ -1,13 +1,16 @@
 """The reader of webdataset tar files: the image and the labels of each sample, and nothing else."""
 
+import functools
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 from datasets.builder import Key
 
 from modeling_sit.data.shard_files import shard_errors
+from modeling_sit.data.split_names import split_of_name
 from modeling_sit.data.tar_members import (
     DOTS_IN_NAMES,
     SampleCheck,
@@ -16,9 +19,23 @@ from modeling_sit.data.tar_members import (
     image_prefix,
     is_file_here,
     may_hold_label,
+    member_name,
     read_samples,
 )
 from modeling_sit.runtime.errors import SiTError
+
+# The column of classes that folders in the tar files tell.
+FOLDER_LABEL = "label"
+
+
+UNPACK = "unpack it and give the folder, or make a tar file of each split, called NAME-train.tar and NAME-test.tar"
+
+
+@functools.lru_cache(4096)
+def splits_told_by(folder: str) -> frozenset[str]:
+    """The kind of split that the names of a folder and of those above it tell, if one is called so and nothing else."""
+    known = [split_of_name(part) for part in folder.split("/")]
+    return frozenset([split.kind for split in known if split is not None and split.is_bare][-1:])
 
 
 @dataclass
@@ -33,6 +50,10 @@ class TarConfig(datasets.BuilderConfig):
         known_prefixes (`tuple` of `str`, *optional*): What stands before the endings of images. An image with another
             prefix is an error. Default: no error.
         labels (`tuple` of `str`): The columns of the labels.
+        folders (`tuple` of `str`, *optional*): The folders that are read, `""` for all. Default: all, but an error if they
+            tell several splits.
+        classes (`tuple` of `str`, *optional*): Which sub-folders of these are the classes in the column `FOLDER_LABEL`.
+            Images in others have none. Default: there is no such column, or files hold it.
     """
 
     has_dots: bool = False
@@ -40,6 +61,8 @@ class TarConfig(datasets.BuilderConfig):
     any_ending: bool = True
     known_prefixes: tuple[str, ...] | None = None
     labels: tuple[str, ...] = ()
+    folders: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
 
 
 class TarReader(datasets.GeneratorBasedBuilder):
@@ -72,11 +95,36 @@ class TarReader(datasets.GeneratorBasedBuilder):
         for number, (name, archive) in enumerate(zip(names, archives, strict=True)):
             with shard_errors(name, "webdataset"):
                 check = SampleCheck(name)
-                samples = read_samples(name, archive, self.config.has_dots, self._is_wanted)
+                members = self._members_of_split(name, archive)
+                samples = read_samples(name, members, self.config.has_dots, self._is_wanted)
                 for place, (key, sample) in enumerate(samples):
                     row = self._row(name, key, sample, check)
                     if row is not None:
                         yield Key(number, place), row
+
+    def _members_of_split(self, name: str, archive: Iterable[tuple[str, BinaryIO]]) -> Iterator[tuple[str, BinaryIO]]:
+        for packed_name, file in archive:
+            member = member_name(packed_name)
+            if member is None:
+                continue
+            if self.config.folders is None:
+                self._splits |= splits_told_by(os.path.dirname(member))
+                if len(self._splits) > 1:
+                    raise SiTError(
+                        f"{name}: its folders tell several splits ({', '.join(sorted(self._splits))}): {UNPACK}"
+                    )
+                yield member, file
+            elif self._folder_of(member) is not None:
+                yield member, file
+
+    @functools.cached_property
+    def _splits(self) -> set[str]:
+        """The splits that folders in the tar files told so far."""
+        return set()
+
+    def _folder_of(self, member: str) -> str | None:
+        """Which of the folders that are read a member lies in."""
+        return next((each for each in self.config.folders or ("",) if not each or member.startswith(f"{each}/")), None)
 
     def _is_wanted(self, field: str) -> bool:
         return field in self.config.labels or self._is_the_image(field)
@@ -91,6 +139,8 @@ class TarReader(datasets.GeneratorBasedBuilder):
         """The row of a sample. `None` if it has neither an image nor a label."""
         images = [field for field in sample if self._is_the_image(field)]
         has_label = any(field in self.config.labels or may_hold_label(field) for field in sample)
+        if self.config.image is None and self.config.classes is not None:
+            has_label = any(image_prefix(field) is not None for field in sample)
         if self.config.image is not None:
             self._check_prefixes(name, key, sample)
             check.add(key, bool(images), has_label)
@@ -100,8 +150,22 @@ class TarReader(datasets.GeneratorBasedBuilder):
         if self.config.image is not None:
             row[self.config.image] = self._image(key, sample, images)
         for column in self.config.labels:
-            row[column] = self._label(name, key, sample, column)
+            if column == FOLDER_LABEL and self.config.classes is not None:
+                row[column] = self._class_of(key)
+            else:
+                row[column] = self._label(name, key, sample, column)
         return row
+
+    def _class_of(self, key: str) -> int:
+        """Index of the class that the folder of a sample tells, -1 for none."""
+        folder = self._folder_of(key)
+        start = len(folder) + 1 if folder else 0
+        name, slash, _ = key[start:].partition("/")
+        return self._classes.get(name, -1) if slash else -1
+
+    @functools.cached_property
+    def _classes(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.config.classes)}
 
     def _check_prefixes(self, name: str, key: str, sample: Iterable[str]) -> None:
         known = self.config.known_prefixes

@@ -14,6 +14,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from modeling_sit.data.image_datasets import Shard
 from modeling_sit.data.parquet_files import ParquetFiles, describe_parquet
 from modeling_sit.data.tar_files import TarFiles, describe_tars, name_alike
+from modeling_sit.data.tar_folders import check_unknown_folders
 from modeling_sit.runtime.hugging_face_cache import check_datasets_cache
 
 
@@ -98,6 +99,22 @@ def name_image_columns(splits: Mapping[str, Any], image_column: str | None) -> N
     )
 
 
+def notes_on_folders(splits: Mapping[str, Any]) -> list[str]:
+    """What folders in tar files tell, in a line or none."""
+    tars = {
+        split: rows.files
+        for split, rows in splits.items()
+        if isinstance(rows, UnreadSplit) and isinstance(rows.files, TarFiles)
+    }
+    told = [
+        f"{split} is {', '.join(f'{folder}/' for folder in files.folders)}"
+        for split, files in tars.items()
+        if files.folders and "" not in files.folders
+    ]
+    told += ["folders are the classes"] if any(files.classes is not None for files in tars.values()) else []
+    return [f"in the tar files {', '.join(told)}"] if told else []
+
+
 def reads_files(builder: datasets.DatasetBuilder) -> bool:
     """Whether a dataset of the Hub is one of parquet or tar files."""
     return isinstance(builder, (Parquet, WebDataset))
@@ -107,7 +124,7 @@ def describe_hub_files(builder: Parquet | WebDataset, split: str) -> ParquetFile
     """The files of a split of a dataset on the Hub. One of them, perhaps of thousands, is looked into."""
     files = builder.config.data_files[split]
     if isinstance(builder, WebDataset):
-        return describe_tars(files)
+        return check_unknown_folders(describe_tars(files), split)
     with fsspec.open(files[0], "rb") as file:
         schema = pq.read_schema(file)
     known = (builder.info.splits or {}).get(str(split))
