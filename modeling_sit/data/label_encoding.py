@@ -4,13 +4,14 @@ import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from modeling_sit.data.missing_labels import LabelValues, check_minus_one, classes_in
 from modeling_sit.runtime.errors import SiTError
 
 # Of a column in which every row is null.
@@ -18,8 +19,6 @@ NO_TYPE = datasets.Value("null")
 LABEL_COLUMNS = {
     *("label", "labels", "class", "classes", "cls", "target", "targets", "category", "categories", "fine_label")
 }
-# Of the integers that stand for classes, the one that stands for none.
-NO_LABEL = -1
 # From here on, float64 does not tell neighboring integers apart.
 LARGEST_WHOLE_FLOAT = 2.0**53
 
@@ -47,9 +46,13 @@ def find_image_column(features: dict[str, Any], asked: str | None) -> str:
 
 
 def image_columns(features: dict[str, Any]) -> list[str]:
-    """The columns that hold images: those of type `Image`, or else those of encoded images."""
+    """The columns that hold images: those of type `Image`, or else those of encoded images, first those that are not called
+    like labels."""
     typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    return typed or [column for column, feature in features.items() if _holds_encoded_images(feature)]
+    if typed:
+        return typed
+    encoded = [column for column, feature in features.items() if _holds_encoded_images(feature)]
+    return [column for column in encoded if not _has_usual_name(column, features)] or encoded
 
 
 def _holds_encoded_images(feature: Any) -> bool:
@@ -105,6 +108,12 @@ def _has_usual_name(column: str, features: dict[str, Any]) -> bool:
 
 
 def _no_labels(column: str, feature: Any, remedy: str | None = None) -> SiTError:
+    if _holds_encoded_images(feature):
+        return SiTError(
+            f"column {column} holds bytes, which are no labels",
+            argument="label_column",
+            remedy="store the labels as text or whole numbers, or name another column",
+        )
     return SiTError(
         f"column {column} holds not one class for each image (whole number or string) or a list of them, but "
         f"{type_name(feature)}",
@@ -170,20 +179,15 @@ class EncodedLabels:
         return datasets.List(one_class) if self.multi_label else one_class
 
 
-class _Values(NamedTuple):
-    """A column of a split: one value a row, or all values of its lists and how many each row has (-1: null)."""
-
-    values: pa.ChunkedArray
-    feature: Any
-    lengths: np.ndarray | None
-
-
 def encode_labels(splits: dict[str, datasets.Dataset], column: str) -> EncodedLabels | None:
     """Give the labels of all splits one encoding.
 
     A column of lists makes a multi-label dataset. Vectors of booleans, and lists of one length, at least 2, that hold
     nothing but 0 and 1, are multi-hot: an entry for each class says whether the image has it. Null and -1 in other lists
     are padding.
+
+    In texts, empty ones and what programs write for a missing value (`nan`, `<NA>`) are no label, and `None`, `null` and `N/A`
+    if there are two other classes.
 
     Floats are taken for integers if all of them are whole numbers, and then NaN is no label: so pandas stores integers
     with gaps. Of integers without names, -1 is no label too, unless there is only one other value: then the two are the
@@ -217,6 +221,7 @@ def encode_labels(splits: dict[str, datasets.Dataset], column: str) -> EncodedLa
 
     found = {split: _values_of(splits[split], split, column, feature) for split, feature in features.items()}
     if multi_label:
+        check_minus_one(found, column)
         found = _from_multi_hot(found, column)
     indices, names, notes = _encode_values(found, column)
     if not names:
@@ -232,7 +237,7 @@ def encode_labels(splits: dict[str, datasets.Dataset], column: str) -> EncodedLa
     return EncodedLabels(columns, names, multi_label, notes)
 
 
-def _values_of(dataset: datasets.Dataset, split: str, column: str, feature: Any) -> _Values:
+def _values_of(dataset: datasets.Dataset, split: str, column: str, feature: Any) -> LabelValues:
     if column in dataset.features:
         values = dataset.select_columns([column]).with_format("arrow")[:].column(column)
     else:
@@ -244,7 +249,7 @@ def _values_of(dataset: datasets.Dataset, split: str, column: str, feature: Any)
         values, feature = pc.list_flatten(values), feature.feature
     if pa.types.is_floating(values.type):
         values, feature = _whole_numbers(values, f"{column} of split {split}"), datasets.Value("int64")
-    return _Values(values, feature, lengths)
+    return LabelValues(values, feature, lengths)
 
 
 def _whole_numbers(values: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
@@ -266,7 +271,7 @@ def _whole_numbers(values: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
     return values.cast(pa.int64())
 
 
-def _from_multi_hot(found: dict[str, _Values], column: str) -> dict[str, _Values]:
+def _from_multi_hot(found: dict[str, LabelValues], column: str) -> dict[str, LabelValues]:
     """Lists of classes out of multi-hot vectors; other lists as they are."""
     lengths = {int(length) for split in found.values() for length in np.unique(split.lengths) if length >= 0}
     are_booleans = [getattr(split.feature, "dtype", None) == "bool" for split in found.values()]
@@ -293,11 +298,11 @@ def _from_multi_hot(found: dict[str, _Values], column: str) -> dict[str, _Values
         has_class = pc.fill_null(values.cast(pa.bool_()), False).to_numpy().reshape(-1, num_classes)
         counts = np.full(len(known), -1)
         counts[known] = has_class.sum(axis=1)
-        lists[split] = _Values(pa.chunked_array([pa.array(np.nonzero(has_class)[1])]), names, counts)
+        lists[split] = LabelValues(pa.chunked_array([pa.array(np.nonzero(has_class)[1])]), names, counts)
     return lists
 
 
-def _encode_values(found: dict[str, _Values], column: str) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+def _encode_values(found: dict[str, LabelValues], column: str) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
     """Class indices of each split's values, -1 for none; the classes' names, of which there may be none; and notes."""
     notes = []
     values = {split: part.values for split, part in found.items()}
@@ -317,27 +322,11 @@ def _encode_values(found: dict[str, _Values], column: str) -> tuple[dict[str, np
         values = {split: _named(array, found[split].feature) for split, array in values.items()}
         if any(pa.types.is_large_string(array.type) for array in values.values()):
             values = {split: array.cast(pa.large_string()) for split, array in values.items()}
-        classes, notes = _classes_in(values, found)
+        classes, notes = classes_in(values, found)
         names = [str(value) for value in classes]
         values = {split: pc.index_in(array, pa.array(classes, array.type)) for split, array in values.items()}
     indices = {split: array.cast(pa.int64()).fill_null(-1).to_numpy() for split, array in values.items()}
     return {split: np.maximum(array, -1) for split, array in indices.items()}, names, notes
-
-
-def _classes_in(values: dict[str, pa.ChunkedArray], found: dict[str, _Values]) -> tuple[list[int | str], list[str]]:
-    """The classes in these values, sorted, and a note where -1 is none of them."""
-    distinct = set().union(*(array.unique().to_pylist() for array in values.values())) - {None}
-    classes = sorted(distinct - {NO_LABEL})
-    if NO_LABEL not in distinct or any(part.lengths is not None for part in found.values()):
-        return classes, []
-    # The labels of many two-class methods; without -1 there would be nothing to tell apart.
-    if len(classes) == 1 and not any(isinstance(part.feature, datasets.ClassLabel) for part in found.values()):
-        return [NO_LABEL, *classes], []
-    number = sum(pc.sum(pc.equal(array, NO_LABEL)).as_py() or 0 for array in values.values())
-    return classes, [
-        f"{number:,} of {sum(map(len, values.values())):,} labels are {NO_LABEL}, which means no label here; if it is a "
-        "class, write the labels as text"
-    ]
 
 
 def _named(values: pa.ChunkedArray, feature: Any) -> pa.ChunkedArray:

@@ -75,7 +75,7 @@ def load_images(
             integers or strings, or in a multi-label dataset lists of them or multi-hot vectors of booleans or of 0
             and 1. Floats that are whole numbers count as integers. Default: the one column of `ClassLabel`s, or else
             the one with a usual name (`label`, `cls`, ...). Classes without names are sorted and named after their
-            values. Null, NaN and -1 mean no label; -1 beside one other value alone is a class.
+            values. Null, NaN, empty text and -1 mean no label; -1 beside one other value alone is a class.
         train_split (`str`, *optional*):
             Default: `train`, or the only split. It may name a sub-folder or files that are not called like a split.
         validation_split (`str`, *optional*): Default: `validation`, or else `test`, if there is one.

@@ -125,3 +125,41 @@ def test_floats_without_a_value_are_no_labels():
 def test_floats_give_way_to_other_columns():
     images = load(["b", "a"], target=[0.5, 1.0])
     assert names_of(images) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "told"),
+    [
+        (["b", "", "a", "  ", "nan", "a"], ["b", None, "a", None, None, "a"], "3 of 6 labels are empty, nan"),
+        (["b", "None", "a", "N/A", "null"], ["b", None, "a", None, None], "3 of 5 labels are N/A, None, null"),
+        (["None", "scratch", "None"], ["None", "scratch", "None"], None),
+        (["none", "NA", "a"], ["none", "NA", "a"], None),
+        (["nan", "3", "<NA>"], [None, "3", None], "2 of 3 labels"),
+    ],
+)
+def test_texts_for_missing_values_are_no_labels_and_told(labels, expected, told):
+    images = load(labels)
+    assert names_of(images) == expected
+    assert (told in images.notes[0]) if told else not images.notes
+
+
+def test_missing_texts_in_lists_and_in_one_split():
+    images = load([["b", ""], ["nan"], ["a", "b"]])
+    assert images.label_names == ["a", "b"] and images.train["label"][:] == [[1], [], [0, 1]]
+    images = load(["b", "a"], ["", "a"])
+    assert names_of(images, "validation") == [None, "a"] and "1 of 4 labels" in images.notes[0]
+
+
+@pytest.mark.parametrize("labels", [[[0, 1], [-1], [2]], [[0, 1, 1], [-1, 0, 0]], [[1], [], [-1, -1]]])
+def test_minus_one_in_lists_that_is_no_padding_is_refused(labels):
+    with pytest.raises(SiTError) as error:
+        load(labels)
+    assert error.value.argument == "label_column" and error.value.remedy
+
+
+def test_bytes_called_label_are_no_images():
+    columns = {"image": [encoded(1), encoded(2)], "label": [b"a", b"b"]}
+    assert set(load_images(datasets.Dataset.from_dict(columns)).train.features) == {"image"}
+    with pytest.raises(SiTError) as error:
+        load_images(datasets.Dataset.from_dict(columns), labels="required")
+    assert error.value.argument == "label_column" and error.value.remedy
