@@ -1,7 +1,8 @@
 """Parquet files of one split: which columns they have, and those of them that are wanted."""
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -12,7 +13,7 @@ from datasets.builder import Key
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.table import table_cast
 
-from modeling_sit.data.label_encoding import image_columns, label_columns
+from modeling_sit.data.label_encoding import image_columns, label_columns, type_name
 from modeling_sit.data.shard_files import data_files_of, shard_errors
 from modeling_sit.runtime.errors import SiTError
 
@@ -25,6 +26,7 @@ class WantedColumns(Parquet):
 
     def _generate_tables(self, files: list[str], row_groups_list: list) -> Iterator[tuple[Key, pa.Table]]:
         for number, (file, row_groups) in enumerate(zip(files, row_groups_list, strict=True)):
+            self._file = file
             with shard_errors(file, "parquet"):
                 for key, table in super()._generate_tables([file], [row_groups]):
                     yield Key(number, key.item_or_batch_id), table
@@ -32,11 +34,24 @@ class WantedColumns(Parquet):
     def _cast_table(self, pa_table: pa.Table) -> pa.Table:
         # Column by column, for only those that must be cast are checked: a label beyond its names is found later.
         table = pa_table.cast(plain_schema(pa_table.schema))
-        columns = {
-            name: table_cast(table.select([name]), datasets.Features({name: feature}).arrow_schema).column(0)
-            for name, feature in self.info.features.items()
-        }
+        columns = {name: self._cast(table, name, feature) for name, feature in self.info.features.items()}
         return pa.table(columns).replace_schema_metadata(self.info.features.arrow_schema.metadata)
+
+    def _cast(self, table: pa.Table, name: str, feature: Any) -> pa.ChunkedArray:
+        try:
+            if isinstance(feature, (datasets.Value, datasets.List, datasets.LargeList)):
+                held, wanted = (
+                    _kind(table.schema.field(name).type),
+                    _kind(self.info.features.arrow_schema.field(name).type),
+                )
+                if held is not None and held != wanted:
+                    raise TypeError(f"it holds {table.schema.field(name).type}")
+            return table_cast(table.select([name]), datasets.Features({name: feature}).arrow_schema).column(0)
+        except (pa.ArrowInvalid, TypeError, ValueError) as error:
+            reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+            raise SiTError(
+                f"{self._file}: column {name} does not hold what other files have there ({type_name(feature)}): {reason}"
+            ) from error
 
 
 @dataclass
@@ -48,6 +63,8 @@ class ParquetFiles:
         files (`list[str]` or `datasets.data_files.DataFilesList`): Their paths or addresses.
         features (`datasets.Features`): Of all columns of all files, those of the first that has the column.
         lacking (`dict` of `str` to `str`): For each column that not all files have, a file that lacks it.
+        mixed (`dict` of `str` to `str`): For each column of which files hold values of different kinds, such as numbers and
+            texts, what two of them hold.
         num_rows (`int`, *optional*): Number of rows, if it is known.
     """
 
@@ -55,9 +72,17 @@ class ParquetFiles:
     features: datasets.Features
     lacking: dict[str, str]
     num_rows: int | None
+    mixed: dict[str, str] = field(default_factory=dict)
 
-    def builder(self, split: str, image: str | None, labels: Iterable[str], cache_dir: str | None = None) -> Parquet:
-        """What reads the column of the images and those of labels, of fields of structs the structs.
+    def builder(
+        self,
+        split: str,
+        image: str | None,
+        labels: Iterable[str],
+        cache_dir: str | None = None,
+        is_strict: bool = True,
+    ) -> Parquet:
+        """What reads the column of the images and those of labels, of fields of structs the structs. It is strict.
 
         Raises:
             [`SiTError`]: If a file lacks one of these columns.
@@ -104,12 +129,19 @@ def describe_parquet(
     distinct: dict[pa.Schema, str] = {}
     for file, schema in schemas.items():
         distinct.setdefault(plain_schema(schema), file)
-    features, types = datasets.Features(), {}
-    for schema in distinct:
-        for field in schema:
-            types.setdefault(field.name, []).append(field.type)
-            if field.name not in features and (feature := _feature(field, schema.metadata)) is not None:
-                features[field.name] = feature
+    features, types, kinds = datasets.Features(), {}, {}
+    for schema, file in distinct.items():
+        for column in schema:
+            types.setdefault(column.name, []).append(column.type)
+            kinds.setdefault(column.name, {}).setdefault(_kind(column.type), f"{file} holds {column.type}")
+            if column.name not in features and (feature := _feature(column, schema.metadata)) is not None:
+                features[column.name] = feature
+    mixed = {
+        name: " and ".join([line for kind, line in held.items() if kind][:2])
+        for name, held in kinds.items()
+        if len(held.keys() - {None}) > 1
+    }
+    mixed = {name: line for name, line in mixed.items() if not isinstance(features.get(name), datasets.ClassLabel)}
     for name in features:
         if len(set(types[name])) > 1:
             features[name] = _common_feature(features[name], types[name])
@@ -121,7 +153,21 @@ def describe_parquet(
             features = datasets.Features(
                 {name: features[name] for name in features if name not in structs & lacking.keys()}
             )
-    return ParquetFiles(files, features, lacking, num_rows)
+    return ParquetFiles(files, features, lacking, num_rows, mixed)
+
+
+def _kind(type: pa.DataType) -> str | None:
+    """What values of a type are, as labels: numbers, texts, lists of them. `None` if all are null."""
+    if pa.types.is_null(type):
+        return None
+    if pa.types.is_integer(type) or pa.types.is_floating(type):
+        return "number"
+    if pa.types.is_string(type) or pa.types.is_large_string(type):
+        return "text"
+    if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
+        kind = _kind(type.value_type)
+        return kind and f"list of {kind}"
+    return str(type)
 
 
 def _feature(field: pa.Field, metadata: dict | None) -> Any:

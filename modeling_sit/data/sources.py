@@ -120,13 +120,19 @@ def load_images(
         image_column = find_image_column(features, image_column)
         names = list(splits)
         wanted = label_columns(features, label_column)
-        incomplete = _incomplete_columns(splits, wanted)
+        incomplete = _unfit_columns(splits, wanted)
         if incomplete and label_column is None and labels != "required":
             logger.warning("%s: labels are not read: %s (see `label_column`)", name, "; ".join(incomplete.values()))
             features = {column: feature for column, feature in features.items() if column not in incomplete}
             wanted = label_columns(features, None)
+            incomplete = {}
+        if incomplete:
+            problem = next(iter(incomplete.values()))
+            raise SiTError(problem, argument="label_column", remedy="write labels of one kind into all files")
         notes = notes_on_folders({split: splits[split] for split in arguments})
-        splits = _read_columns(splits, list(arguments), image_column, wanted)
+        splits = _read_columns(
+            splits, list(arguments), image_column, wanted, labels == "required" or bool(label_column)
+        )
         for split, argument in arguments.items():
             if splits[split].num_rows == 0:
                 raise SiTError(f"split {split} is empty", argument=argument, remedy="choose another")
@@ -188,20 +194,22 @@ def _choose_split(splits: Iterable[str], asked: str | None, argument: str, usual
     return next((by_name[name] for name in usual if name in by_name), None)
 
 
-def _incomplete_columns(splits: Splits, columns: list[str]) -> dict[str, str]:
-    """For each column, or struct, that not all files of a split have, a line that names a file without it."""
+def _unfit_columns(splits: Splits, columns: list[str]) -> dict[str, str]:
+    """For each column, or struct, that not all files of a split have, or have of one kind, a line that names files."""
     lines = {}
     for split, rows in splits.items():
         for column in columns:
             for name in (column, column.partition(".")[0]):
                 if isinstance(rows, UnreadSplit) and name in rows.lacking:
                     lines[name] = f"{rows.lacking[name]} has no column {name}, but other files of split {split} have"
+                elif isinstance(rows, UnreadSplit) and name in rows.mixed:
+                    lines[name] = f"of column {name}, {rows.mixed[name]}"
     return lines
 
 
-def _read_columns(splits: Splits, used: list[str], image: str, labels: list[str]) -> Splits:
+def _read_columns(splits: Splits, used: list[str], image: str, labels: list[str], is_strict: bool) -> Splits:
     """The splits with the columns that are wanted, of those that are not used only labels. A split that is not used and
-    has no labels, or is streamed, may be left out."""
+    has no labels, or is streamed, may be left out. With `is_strict`, labels that are not what others are are an error."""
     read: Splits = {}
     for split, rows in splits.items():
         if split in used and image not in rows.features:
@@ -212,9 +220,9 @@ def _read_columns(splits: Splits, used: list[str], image: str, labels: list[str]
         known = [label for label in labels if label in label_columns(rows.features, label)]
         with reader_errors(f"split {split} cannot be read"):
             if split in used:
-                read[split] = rows.read(image, known)
+                read[split] = rows.read(image, known, is_strict)
             elif known and not rows.streaming:
-                read[split] = rows.read(None, known)
+                read[split] = rows.read(None, known, is_strict)
     return read
 
 

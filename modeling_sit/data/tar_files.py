@@ -79,8 +79,16 @@ class TarFiles:
             features[FOLDER_LABEL] = datasets.ClassLabel(names=list(self.classes))
         return datasets.Features({**features, **self.others})
 
-    def builder(self, split: str, image: str | None, labels: Iterable[str], cache_dir: str | None = None) -> TarReader:
-        """What reads the column of the images and those of labels, which may be fields of structs."""
+    def builder(
+        self,
+        split: str,
+        image: str | None,
+        labels: Iterable[str],
+        cache_dir: str | None = None,
+        is_strict: bool = True,
+    ) -> TarReader:
+        """What reads the column of the images and those of labels, which may be fields of structs. With `is_strict`, a
+        label that does not fit is an error."""
         columns: dict[str, Any] = {} if image is None else {image: datasets.Image()}
         for label in labels:
             struct, _, inner = label.partition(".")
@@ -98,6 +106,7 @@ class TarFiles:
             any_ending=prefix is not None and prefix not in self.separate,
             known_prefixes=None if self.has_dots or self.is_asked else tuple(self.images),
             labels=tuple(column for column in columns if column != image),
+            is_strict=is_strict,
             folders=self.folders,
             classes=(self.classes if self.has_classes else ()) if self.classes and FOLDER_LABEL in columns else None,
             hash="2",

@@ -10,7 +10,7 @@ import datasets
 from datasets.builder import Key
 
 from modeling_sit.data.shard_files import shard_errors
-from modeling_sit.data.split_names import split_of_name
+from modeling_sit.data.split_names import split_of_name, tell_once
 from modeling_sit.data.tar_members import (
     DOTS_IN_NAMES,
     SampleCheck,
@@ -50,6 +50,7 @@ class TarConfig(datasets.BuilderConfig):
         known_prefixes (`tuple` of `str`, *optional*): What stands before the endings of images. An image with another
             prefix is an error. Default: no error.
         labels (`tuple` of `str`): The columns of the labels.
+        is_strict (`bool`): Whether a label that does not fit is an error. Else it is told, and none.
         folders (`tuple` of `str`, *optional*): The folders that are read, `""` for all. Default: all, but an error if they
             tell several splits.
         classes (`tuple` of `str`, *optional*): Which sub-folders of these are the classes in the column `FOLDER_LABEL`.
@@ -61,6 +62,7 @@ class TarConfig(datasets.BuilderConfig):
     any_ending: bool = True
     known_prefixes: tuple[str, ...] | None = None
     labels: tuple[str, ...] = ()
+    is_strict: bool = True
     folders: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
 
@@ -192,6 +194,8 @@ class TarReader(datasets.GeneratorBasedBuilder):
             return fit_value(value, feature)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise SiTError(
-                f"{name}: {key}.{column} does not hold what the first ones do ({feature}): {reason}"
-            ) from error
+            problem = f"{name}: {key}.{column} does not hold what the first ones do ({feature}): {reason}"
+            if self.config.is_strict:
+                raise SiTError(problem) from error
+            tell_once(f"{name}: labels are not read where they are of another kind, such as {key}.{column}")
+            return None

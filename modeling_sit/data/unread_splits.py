@@ -61,12 +61,18 @@ class UnreadSplit:
         """For each column that not all files have, a file that lacks it. Images and labels of tar files may be missing."""
         return self.files.lacking if isinstance(self.files, ParquetFiles) else {}
 
-    def read(self, image: str | None, labels: list[str]) -> datasets.Dataset | SplitStream:
+    @property
+    def mixed(self) -> dict[str, str]:
+        """For each column of which files hold values of different kinds, what two of them hold."""
+        return self.files.mixed if isinstance(self.files, ParquetFiles) else {}
+
+    def read(self, image: str | None, labels: list[str], is_strict: bool = True) -> datasets.Dataset | SplitStream:
         """The rows, with these columns only, or the structs that hold them.
 
         Args:
             image (`str`, *optional*): The column of the images.
             labels (`list[str]`): The columns that may hold labels, or `COLUMN.FIELD` of structs.
+            is_strict (`bool`): Whether a label in a tar file that is not what others are is an error.
 
         Raises:
             [`SiTError`]: If a file lacks one of the columns, or the cache of the `datasets` library cannot be written.
@@ -77,10 +83,10 @@ class UnreadSplit:
             shards = [Shard(file) for file in self.files.files]
             # The library makes the folder of its cache, and a lock there, even where it keeps nothing.
             with tempfile.TemporaryDirectory() as unused:
-                builder = self.files.builder(self.split, image, labels, unused)
+                builder = self.files.builder(self.split, image, labels, unused, is_strict)
                 return SplitStream(builder.as_streaming_dataset(self.split), shards, self.files.num_rows)
         check_datasets_cache()
-        builder = self.files.builder(self.split, image, labels)
+        builder = self.files.builder(self.split, image, labels, is_strict=is_strict)
         if self.files.num_rows == 0:  # `datasets` fails on files without rows
             features = builder.info.features
             return datasets.Dataset.from_dict({column: [] for column in features}, features=features)

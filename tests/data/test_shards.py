@@ -17,6 +17,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from modeling_sit.data.decoding import decode_image
 from modeling_sit.data.sources import load_images
+from modeling_sit.data.split_names import tell_once
 from modeling_sit.data.tar_members import names_have_dots
 from modeling_sit.runtime.errors import SiTError
 
@@ -64,7 +65,7 @@ def load(request, monkeypatch):
         monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: form(data_files=splits))
         return load_images("someone/images", streaming=streaming, **arguments)
 
-    run.streaming = streaming
+    run.streaming, run.is_hub = streaming, request.param == "hub"
     return run
 
 
@@ -433,12 +434,37 @@ def test_one_field_of_json_files_of_which_others_differ(tmp_path, load, label_co
     assert labels_of(images) == ["a", "b", None, "b", "a", "b"]
 
 
-def test_a_label_of_another_type_is_named(tmp_path, load):
+def test_a_label_of_another_type(tmp_path, load, caplog):
+    """It is named; where labels are not needed, the images are read."""
     (tmp_path / "set").mkdir()
     for number, label in enumerate([b"1", b"cat", b"1"]):
         write_tar(tmp_path / "set" / f"{number}.tar", [("7.png", encoded(7)), ("7.cls", label)])
     with pytest.raises(SiTError, match=r"1\.tar.*7\.cls"):
-        read_all(load(tmp_path / "set"))
+        read_all(load(tmp_path / "set", label_column="cls"))
+    tell_once.cache_clear()
+    images = load(tmp_path / "set")
+    assert [label is None or int(label) for label in labels_of(images)] == [1, True, 1]
+    assert "7.cls" in caplog.text
+
+
+@pytest.mark.parametrize("types", ["int64 string", "string int64", "bool int64", "string float64", "int64 list"])
+def test_labels_of_different_kinds(tmp_path, load, caplog, types):
+    columns = {"int64": [1, 2], "string": ["a", "b"], "bool": [True, False], "float64": [1.0, 2.0], "list": [[1], [2]]}
+    for number, type in enumerate(types.split(" ")):
+        columns_of_file = {"image": [encoded(number), encoded(number)], "label": columns[type]}
+        write_parquet(tmp_path / "set" / f"{number}.parquet", columns_of_file)
+    if load.is_hub:  # only one of the files is looked at
+        with pytest.raises(SiTError, match=r"1\.parquet.*label"):
+            read_all(load(tmp_path / "set"))
+        assert not caplog.messages
+        return
+    images = load(tmp_path / "set")
+    assert values_of(images.train) == [0, 0, 1, 1] and images.label_names is None
+    (message,) = caplog.messages
+    assert "0.parquet" in message and "1.parquet" in message
+    with pytest.raises(SiTError) as error:
+        load(tmp_path / "set", labels="required")
+    assert error.value.argument == "label_column" and error.value.remedy
 
 
 def test_a_file_in_the_current_folder_does_not_take_the_place_of_a_member(tmp_path, load, monkeypatch):
