@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from modeling_sit.data.decoding import UnreadableImage, decode_image
 from modeling_sit.data.image_datasets import image_name
 from modeling_sit.data.labeled import labels_of
 from modeling_sit.data.loaders import DEFAULT_TIMEOUT, TIMEOUT_HELP, BatchLoader, worker_deaths
-from modeling_sit.image_modes import PixelFormat
+from modeling_sit.image_modes import OTHER_CHANNELS, PixelFormat
 from modeling_sit.modeling_sit import pool
 from modeling_sit.runtime.accelerator import reshard
 from modeling_sit.runtime.distributed import sync_errors
@@ -127,11 +128,17 @@ def frozen_features(
             return None
         if rows is not None:
             found = _in_split(found, split, rows)
-        for name, reason in found.skipped:
-            logger.warning("skipped %s: %s", name, reason)
         if len(found.features) == 0 and rows is None:
             first = "".join(f"; the first, {name}: {reason}" for name, reason in found.skipped[:1])
-            raise SiTError(f"split {split.split}: none of {len(split)} images can be read{first}")
+            unfit = found.skipped and all(reason.startswith(OTHER_CHANNELS) for _, reason in found.skipped)
+            raise SiTError(
+                f"split {split.split}: none of {len(split)} images can be read{first}",
+                remedy="give images with the channels that the model was trained on, or another model"
+                if unfit
+                else None,
+            )
+        for line in _lines_about(found.skipped):
+            logger.warning("skipped %s", line)
         # Chunk by chunk, because the check makes a copy.
         if not all(chunk.isfinite().all() for chunk in found.features.split(65536)):
             raise SiTError(
@@ -140,6 +147,17 @@ def frozen_features(
                 remedy="choose another model",
             )
     return found
+
+
+def _lines_about(skipped: list[tuple[str, str]]) -> Iterator[str]:
+    """A line for each image that was skipped; one for all with the same other channels, which are sound."""
+    unfit = Counter(reason for _, reason in skipped if reason.startswith(OTHER_CHANNELS))
+    for name, reason in skipped:
+        number = unfit.pop(reason, 0)
+        if number > 1:
+            yield f"{number:,} images, such as {name}: {reason}"
+        elif number or not reason.startswith(OTHER_CHANNELS):
+            yield f"{name}: {reason}"
 
 
 def _in_split(found: Features, split: datasets.Dataset, rows: range) -> Features:

@@ -152,6 +152,19 @@ def test_unreadable_images_are_logged_and_the_others_know_their_rows(vit, images
     torch.testing.assert_close(some.features, found.features[1:3], rtol=1e-4, atol=1e-5)
 
 
+def test_images_with_other_channels_are_told_in_a_line(vit, images, processor, caplog):
+    two = io.BytesIO()
+    np.save(two, np.zeros((16, 16, 2), np.uint8))
+    dataset = make_dataset([*images[:2], *[two.getvalue()] * 5])
+    frozen_features(vit, dataset, processor, progress=False)
+    (message,) = caplog.messages
+    assert "5 images, such as" in message and "2 channels" in message and "not 3" in message
+    caplog.clear()
+    with pytest.raises(SiTError) as error:
+        frozen_features(vit, dataset.select(range(2, 7)), processor, progress=False)
+    assert error.value.remedy and "2 channels" in error.value.problem and not caplog.messages
+
+
 def test_features_that_are_not_finite(images, processor):
     vit = ViTModel(ViTConfig(**TINY_VIT), add_pooling_layer=False)
     vit.layernorm.bias.data[0] = float("nan")
