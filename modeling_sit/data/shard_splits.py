@@ -66,7 +66,7 @@ def split_shards(
     if not splits:
         return {"train": paths}
     left_out = {name: len(shards) for name, shards in beside.items()}
-    check_training_split(splits, left_out)
+    check_training_split(splits, left_out, are_files=True)
     tell_left_out(folder, splits, left_out, "file")
     return splits
 

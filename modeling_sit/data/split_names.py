@@ -114,17 +114,16 @@ def tell_once(message: str) -> None:
     logger.warning("%s", message)
 
 
-def check_training_split(splits: Iterable[str], left_out: Iterable[str]) -> None:
+def check_training_split(splits: Iterable[str], left_out: Iterable[str], are_files: bool = False) -> None:
     """Raise a [`SiTError`] if no split is to train on, and what is beside the splits may be."""
     known = [split_of_name(name) for name in splits]
     is_clear = any(split is None or split.kind == "train" for split in known)
     others = [name for name in left_out if name]
+    rename = "rename the files to train on, such as train-0000" if are_files else "rename what is a class"
     if not is_clear and (others or "" in left_out):
         raise SiTError(
             f"no name tells what to train on: there is {', '.join(splits)}, and beside it "
             f"{', '.join(others[:5]) or 'the rest of the folder'}",
             argument="train_split",
-            remedy=f"name it, such as {others[0]}; or rename what is a class"
-            if others
-            else "move it into a sub-folder train",
+            remedy=f"name it, such as {others[0]}; or {rename}" if others else "move it into a sub-folder train",
         )

@@ -81,7 +81,7 @@ def test_what_is_beside_is_told_and_can_be_named(beside, told, caplog):
 def test_what_is_not_clear_is_refused(names, argument):
     with pytest.raises(SiTError) as error:
         split(names)
-    assert error.value.argument == argument and error.value.remedy
+    assert error.value.argument == argument and error.value.remedy and "class" not in error.value.remedy
 
 
 def test_a_configuration_is_named():
