@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 ARRAY_EXTENSION = ".npy"
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
+OTHER_ARCHIVES = (".zip", ".rar", ".7z", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".gz")
 
 
 Splits = dict[str, datasets.Dataset | SplitStream | UnreadSplit]
@@ -135,6 +136,8 @@ def _load_file(path: str, streaming: bool, asked: frozenset[str]) -> Splits:
         raise SiTError(f"a link to {os.path.realpath(path)}, which does not exist")
     if path.lower().endswith((*image_extensions(), ARRAY_EXTENSION)):
         raise SiTError("one image is no dataset", remedy="give the folder that it lies in")
+    if path.lower().endswith(OTHER_ARCHIVES):
+        raise _packed([path])
     raise SiTError("a file of an unknown kind", remedy="give a folder of images, or .parquet or .tar files")
 
 
@@ -205,6 +208,9 @@ def _load_folder(folder: str, config_name: str | None, streaming: bool, asked: f
         found = ["arrays"] if arrays else []
     if not found and not others:
         raise SiTError("the folder is empty")
+    archives = [path for path in others if path.lower().endswith(OTHER_ARCHIVES)]
+    if not found and archives:
+        raise _packed(archives)
     if not found:
         raise SiTError(
             "no image (.jpg, .png, .tif, .npy, ...), .parquet or .tar file in the folder or its sub-folders"
@@ -219,6 +225,15 @@ def _load_folder(folder: str, config_name: str | None, streaming: bool, asked: f
     if tars:
         return _tar_splits(folder, splits, streaming, asked)
     return {split: UnreadSplit(describe_parquet_paths(shards), split, streaming) for split, shards in splits.items()}
+
+
+def _packed(archives: list[str]) -> SiTError:
+    """The error about files that hold images, perhaps, and are not read."""
+    names = ", ".join(os.path.basename(path) for path in archives[:3]) + (", ..." if len(archives) > 3 else "")
+    return SiTError(
+        f"packed files of this kind are not read: {names}",
+        remedy="unpack them, each split into a folder train, test, ..., and give the folder that holds the images",
+    )
 
 
 def _tar_splits(dataset: str, splits: dict[str, list[str]], streaming: bool, asked: frozenset[str]) -> Splits:

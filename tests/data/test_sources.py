@@ -1317,7 +1317,16 @@ def test_one_image(tmp_path):
     assert "folder" in load_error(tmp_path / "1.png")
 
 
-@pytest.mark.parametrize("name", ["images.zip", "labels.csv", "images"])
+@pytest.mark.parametrize("name", ["train.zip", "a/b.tar.bz2", "a.tar.xz", "x.7z", "images.gz"])
+def test_packed_files(tmp_path, name):
+    path = write(tmp_path / "set" / name, b"content")
+    write(tmp_path / "set" / "notes.txt", b"content")
+    for dataset in (path, tmp_path / "set"):
+        message = load_error(dataset)
+        assert path.name in message and "unpack" in message
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "images"])
 def test_file_of_an_unknown_kind(tmp_path, name):
     assert "unknown kind" in load_error(write(tmp_path / name, b"content"))
 
