@@ -39,7 +39,11 @@ def find_image_column(features: dict[str, Any], asked: str | None) -> str:
         return asked
     columns = image_columns(features)
     if not columns:
-        raise SiTError(f"no column of images among {join(features)}", argument="image_column", remedy="name it")
+        texts = [column for column in features if _holds_paths(column, features[column])]
+        remedy = (
+            f"name it; {join(texts)} holds text: write the images' bytes in place of paths" if texts else "name it"
+        )
+        raise SiTError(f"no column of images among {join(features)}", argument="image_column", remedy=remedy)
     if len(columns) > 1:
         raise SiTError(f"several columns of images: {join(columns)}", argument="image_column", remedy="choose one")
     return columns[0]
@@ -59,6 +63,11 @@ def _holds_encoded_images(feature: Any) -> bool:
     if isinstance(feature, dict):  # a struct, as pandas writes `Image` columns
         return "bytes" in feature and set(feature) <= {"bytes", "path"} and _holds_encoded_images(feature["bytes"])
     return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary", "binary_view")
+
+
+def _holds_paths(column: str, feature: Any) -> bool:
+    is_text = getattr(feature, "dtype", None) in ("string", "large_string")
+    return is_text and any(word in column.lower() for word in ("image", "img", "path", "file", "photo"))
 
 
 def find_label_column(features: dict[str, Any], asked: str | None) -> str | None:

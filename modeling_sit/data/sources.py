@@ -23,7 +23,7 @@ from modeling_sit.data.label_encoding import (
     type_name,
 )
 from modeling_sit.data.opening import max_image_pixels
-from modeling_sit.data.unread_splits import SplitStream, UnreadSplit, notes_on_folders
+from modeling_sit.data.unread_splits import SplitStream, UnreadSplit, notes_on_tars
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.hugging_face_cache import CacheError
 
@@ -129,7 +129,7 @@ def load_images(
         if incomplete:
             problem = next(iter(incomplete.values()))
             raise SiTError(problem, argument="label_column", remedy="write labels of one kind into all files")
-        notes = notes_on_folders({split: splits[split] for split in arguments})
+        notes = notes_on_tars({split: splits[split] for split in arguments})
         splits = _read_columns(
             splits, list(arguments), image_column, wanted, labels == "required" or bool(label_column)
         )

@@ -24,6 +24,7 @@ from modeling_sit.data.tar_members import (
     split_name,
 )
 from modeling_sit.data.tar_reading import FOLDER_LABEL, TarReader
+from modeling_sit.runtime.errors import SiTError
 
 # How far one looks into a tar file: images before its reading ends, members in all, and members of which only the names
 # are read (0.4 s), in the first file if it can be read at any place.
@@ -143,6 +144,15 @@ def describe_tars(files: list[str]) -> TarFiles:
             for each, content in sample.items():
                 if image_prefix(each) is None and content is not None:
                     contents[each].append(content)
+    arrays = [each for each in contents if each.rpartition(".")[2] == "npy"]
+    if not images and (arrays or not contents):
+        raise SiTError(
+            f"{files[0]}: it holds no image{', but arrays (.npy)' if arrays else ''}",
+            argument="dataset",
+            remedy="arrays are read from folders: unpack it"
+            if arrays
+            else "links are not read: pack what they point to, as `tar -h` does",
+        )
     others = {each: feature_of(each, values) for each, values in contents.items()}
     return TarFiles(files, has_dots, dict(images), separate, others, names)
 

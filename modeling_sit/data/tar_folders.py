@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from modeling_sit.data.folder_splits import Part, group_by_class, group_by_sub_folder, split_folders
 from modeling_sit.data.label_encoding import label_columns
 from modeling_sit.data.shard_files import shard_errors
+from modeling_sit.data.shard_splits import ENDING
 from modeling_sit.data.split_names import split_of_name, tell_once
 from modeling_sit.data.tar_files import (
     MAX_BYTES,
@@ -24,6 +25,7 @@ from modeling_sit.runtime.errors import SiTError
 
 # The names of so many members are read at most, which takes less than a minute.
 MAX_MEMBERS = 2_000_000
+BLOCK_SIZE = 512
 
 
 @dataclass
@@ -107,7 +109,9 @@ def check_unknown_folders(tars: TarFiles, split: str, remedy: str = "") -> TarFi
     """
     folders = {os.path.dirname(name) for name in tars.seen if is_image(name)}
     splits = set().union(*map(splits_told_by, folders))
-    if splits and not (len(splits) == 1 and all(_told_by_path(file) == splits for file in tars.files)):
+    # The stream of a dataset on the Hub may hold nothing but `train/`; if not, its reader refuses the first other folder.
+    may_be_all = splits == {"train"} and "://" in tars.files[0]
+    if splits and not (len(splits) == 1 and (may_be_all or all(_told_by_path(file) == splits for file in tars.files))):
         raise SiTError(
             f"split {split}: folders in its tar files tell splits ({', '.join(sorted(splits))}), and which others there are "
             "is known only after reading all of them",
@@ -124,12 +128,14 @@ def check_unknown_folders(tars: TarFiles, split: str, remedy: str = "") -> TarFi
 
 def _told_by_path(path: str) -> set[str]:
     *_, folder, file = ["", *path.split("/")]
-    known = split_of_name(file.partition(".")[0]) or split_of_name(folder)
+    known = split_of_name(ENDING.sub("", file)) or split_of_name(folder)
     return {known.kind} if known is not None else set()
 
 
 def _look(dataset: str, split: str, files: list[str], streaming: bool, asked: Iterable[str]) -> _Found:
     tars = describe_tars(files)
+    for file in files:
+        _check_end(file)
     if not any("/" in name for name in tars.seen):
         # Only for what it says of names of files, such as `test_1.png`.
         split_folders(dataset, sorted(os.path.join(dataset, name) for name in tars.seen if is_image(name)))
@@ -148,6 +154,17 @@ def _look(dataset: str, split: str, files: list[str], streaming: bool, asked: It
     folder = _packed_folder(dataset, paths)
     splits = split_folders(folder, paths, asked)
     return _Found(tars, contents, splits, [part for parts in splits.values() for part, _ in parts] != [folder])
+
+
+def _check_end(file: str) -> None:
+    """Say so if a tar file has no end, which is two blocks of zeros. Readers take what there is without a word."""
+    with open(file, "rb") as opened:
+        header = opened.read(BLOCK_SIZE)
+        opened.seek(-min(2 * BLOCK_SIZE, os.path.getsize(file)), os.SEEK_END)
+        if header[257:262] == b"ustar" and any(opened.read()):
+            tell_once(
+                f"{file}: the end is missing, as of a copy that was cut off; images may be missing, too: copy it again"
+            )
 
 
 def _read_contents(tars: TarFiles, streaming: bool) -> _Contents | None:

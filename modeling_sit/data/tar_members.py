@@ -25,9 +25,9 @@ DOTS_IN_NAMES = "names must have no dot but the one before the ending"
 
 
 def member_name(name: str) -> str | None:
-    """A member's name without what packing put before it, such as `./`. `None` for hidden files, files in hidden folders,
-    and what macOS adds (`__MACOSX`, `._1.jpg`)."""
-    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    """A member's name without what packing put before it, such as `./`, and with `/` for the `\\` of Windows. `None` for
+    hidden files, files in hidden folders, and what macOS adds (`__MACOSX`, `._1.jpg`)."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     if not parts or parts[-1].startswith("__") or any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return None
     return "/".join(parts)

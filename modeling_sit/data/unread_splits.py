@@ -105,8 +105,8 @@ def name_image_columns(splits: Mapping[str, Any], image_column: str | None) -> N
     )
 
 
-def notes_on_folders(splits: Mapping[str, Any]) -> list[str]:
-    """What folders in tar files tell, in a line or none."""
+def notes_on_tars(splits: Mapping[str, Any]) -> list[str]:
+    """What folders in tar files tell, and which files in them are not read though they might be images, a line each."""
     tars = {
         split: rows.files
         for split, rows in splits.items()
@@ -118,7 +118,9 @@ def notes_on_folders(splits: Mapping[str, Any]) -> list[str]:
         if files.folders and "" not in files.folders
     ]
     told += ["folders are the classes"] if any(files.classes is not None for files in tars.values()) else []
-    return [f"in the tar files {', '.join(told)}"] if told else []
+    arrays = sorted({field for files in tars.values() for field in files.others if field.rpartition(".")[2] == "npy"})
+    notes = [f"in the tar files {', '.join(told)}"] if told else []
+    return notes + ([f"arrays beside the images are not read: .{', .'.join(arrays)}"] if arrays else [])
 
 
 def reads_files(builder: datasets.DatasetBuilder) -> bool:

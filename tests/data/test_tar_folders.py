@@ -180,3 +180,35 @@ def test_links_are_told(tmp_path, caplog):
     load_images(str(path))
     (message,) = caplog.messages
     assert "2 images" in message and "tar -h" in message
+
+
+def test_a_tar_file_that_was_cut_off_is_told(tmp_path, caplog):
+    path = write_tar(tmp_path / "a.tar", members_of("cat/ dog/"))
+    load_images(str(path), streaming=True)
+    assert not caplog.messages
+    path.write_bytes(path.read_bytes()[: 3 * 1024])  # between two members: nothing else is wrong
+    assert len(list(load_images(str(path), streaming=True).train)) < 4
+    (message,) = caplog.messages
+    assert "a.tar" in message and "cut off" in message
+
+
+@pytest.mark.parametrize("kind", ["links", "arrays", "nothing"])
+def test_a_tar_file_without_images(tmp_path, kind):
+    path = write_tar(tmp_path / "a.tar", [("1.npy", b"x"), ("2.npy", b"x")] if kind == "arrays" else [])
+    if kind == "links":
+        with tarfile.open(path, "a") as tar:
+            link = tarfile.TarInfo("cat/5.png")
+            link.type, link.linkname = tarfile.SYMTYPE, "0.png"
+            tar.addfile(link)
+    with pytest.raises(SiTError) as error:
+        load_images(str(path))
+    assert error.value.argument == "dataset" and error.value.remedy
+    assert ("arrays" in error.value.problem) == (kind == "arrays")
+
+
+def test_names_of_windows_and_arrays_beside_images(tmp_path):
+    members = [(name.replace("/", "\\"), content) for name, content in members_of("train/a/ train/b/ test/b/ test/a/")]
+    path = write_tar(tmp_path / "a.tar", [*members, ("train\\a\\0.npy", b"x")])
+    images = load_images(str(path), streaming=True)
+    assert images.label_names == ["a", "b"] and images.splits == ["test", "train"]
+    assert [".npy" in note for note in images.notes] == [False, True]
