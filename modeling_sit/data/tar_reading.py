@@ -196,6 +196,6 @@ class TarReader(datasets.GeneratorBasedBuilder):
             reason = " ".join(str(error).split()) or type(error).__name__
             problem = f"{name}: {key}.{column} does not hold what the first ones do ({feature}): {reason}"
             if self.config.is_strict:
-                raise SiTError(problem) from error
+                raise SiTError(problem, argument="label_column") from error
             tell_once(f"{name}: labels are not read where they are of another kind, such as {key}.{column}")
             return None

@@ -86,11 +86,17 @@ class UnreadSplit:
                 builder = self.files.builder(self.split, image, labels, unused, is_strict)
                 return SplitStream(builder.as_streaming_dataset(self.split), shards, self.files.num_rows)
         check_datasets_cache()
-        builder = self.files.builder(self.split, image, labels, is_strict=is_strict)
+        builder = self.files.builder(self.split, image, labels)
         if self.files.num_rows == 0:  # `datasets` fails on files without rows
             features = builder.info.features
             return datasets.Dataset.from_dict({column: [] for column in features}, features=features)
-        builder.download_and_prepare()
+        try:  # strictly first, so that all programs share what is stored
+            builder.download_and_prepare()
+        except datasets.exceptions.DatasetGenerationError as error:
+            if is_strict or getattr(error.__cause__, "argument", None) != "label_column":
+                raise
+            builder = self.files.builder(self.split, image, labels, is_strict=False)
+            builder.download_and_prepare()
         rows = builder.as_dataset(self.split)
         # Where `datasets` itself keeps what it has read.
         rows.info.download_checksums = {file: {"num_bytes": None, "checksum": None} for file in self.files.files}
