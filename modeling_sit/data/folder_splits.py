@@ -246,11 +246,11 @@ def _choose(known: Mapping[str, SplitName]) -> dict[str, list[str]]:
         chosen += candidates
     by_word: dict[str, list[str]] = {}
     for name in chosen:
-        by_word.setdefault(known[name].word.lower(), []).append(name)
+        by_word.setdefault(known[name].name.lower(), []).append(name)
     numbered = [name for names in by_word.values() for name in names if len(names) > 1]
     if sum(len(names) > 1 for names in by_word.values()) > 1:  # of two years, or the folds of a cross-validation
         raise _unclear(numbered, "several sub-folders are called like each split")
-    return {known[names[0]].word: names for names in by_word.values()}
+    return {known[names[0]].name: names for names in by_word.values()}
 
 
 def _unclear(names: Iterable[str], problem: str) -> SiTError:

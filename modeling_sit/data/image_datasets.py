@@ -11,8 +11,8 @@ from modeling_sit.data.decoding import DraftScale, Image, UnreadableImage, decod
 from modeling_sit.image_modes import PixelFormat
 
 TRAIN_SPLITS = ("train", "training")
-TEST_SPLITS = ("test", "testing", "eval", "evaluation")
-VALIDATION_SPLITS = ("validation", "valid", "val", "dev", *TEST_SPLITS)
+TEST_SPLITS = ("test", "testing", "eval", "evaluation", "holdout", "heldout")
+VALIDATION_SPLITS = ("validation", "validate", "valid", "val", "dev", *TEST_SPLITS)
 
 
 @dataclass

@@ -51,7 +51,7 @@ def split_shards(
 
     splits: dict[str, list[str]] = {}
     for path, (split, _, _) in told.items():
-        splits.setdefault(split.word.lower(), []).append(path)
+        splits.setdefault(split.name.lower(), []).append(path)
     beside: dict[str, list[str]] = {}
     for path in untold:
         beside.setdefault(_name_without_number(os.path.relpath(path, folder)), []).append(path)
@@ -59,7 +59,7 @@ def split_shards(
     if len(masks) < len(told):
         for path in masks:
             split, _, name = told[path]
-            splits[split.word.lower()].remove(path)
+            splits[split.name.lower()].remove(path)
             beside.setdefault(name, []).append(path)
         splits = {split: shards for split, shards in splits.items() if shards}
     splits |= {name: beside.pop(name) for name in sorted(asked & set(beside))}

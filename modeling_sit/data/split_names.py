@@ -1,5 +1,5 @@
 """Which split the name of a file or a folder tells: the Hub's rule
-(https://huggingface.co/docs/hub/datasets-file-names-and-splits)."""
+(https://huggingface.co/docs/hub/datasets-file-names-and-splits), and a few more words that are in use."""
 
 import functools
 import itertools
@@ -26,6 +26,16 @@ BESIDE_IMAGES = {
 }
 # Words end at all that is not a letter, and where a capital letter begins one: `trainA`, `TrainingSet`.
 CAPITAL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+# What a split's folder may be called beside the split's word, also in one word with it: `trainset`, `test_images`.
+CONTENTS = {
+    *("data", "dataset", "files", "folder", "image", "images", "img", "imgs", "set", "sets", "split"),
+}
+IN_ONE_WORD = re.compile(
+    rf"(?<![^\W\d_])({'|'.join(KINDS)})({'|'.join(sorted(CONTENTS, key=len, reverse=True))})(?![^\W\d_])",
+    re.IGNORECASE,
+)
+WORD = re.compile(r"(?:hold|held)[\W_]out(?![^\W\d_])|[^\W\d_]+", re.IGNORECASE)
+END = "\0"  # of a word, within a name
 
 
 @dataclass(frozen=True)
@@ -45,35 +55,48 @@ class SplitName:
     scheme: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        """What to call the split: the word, without what divides it (`hold_out`)."""
+        return re.sub(r"[\W_]", "", self.word)
+
+    @property
     def is_bare(self) -> bool:
         """Whether the name has no other word."""
         return self.scheme == ("*",)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the name has no other word, or such as `images` and `set`."""
+        return all(word == "*" or word in CONTENTS for word in self.scheme)
 
 
 def split_of_name(name: str) -> SplitName | None:
     """The split that a name tells: one of the Hub's words anywhere in it, not as a part of another word.
 
-    The words are `train`, `training`; `validation`, `valid`, `val`, `dev`; `test`, `testing`, `eval`, `evaluation`. Upper
-    and lower case are alike. The last word counts: `test_tubes-train-0000` is of the training split. Two words of
+    The words are `train`, `training`; `validation`, `validate`, `valid`, `val`, `dev`; `test`, `testing`, `eval`,
+    `evaluation`, `holdout`, `hold_out`, `heldout`, `held_out`; each also as in `trainset`. Upper and lower case are alike. The last word counts: `test_tubes-train-0000` is of the training split. Two words of
     different splits side by side, such as `train_val`, tell none.
 
     Args:
         name (`str`): Name of a folder, or of a file without its ending.
     """
     words = words_of(name)
-    places = [place for place, word in enumerate(words) if word.lower() in KINDS]
+    kinds = [KINDS.get(re.sub(r"[\W_]", "", word).lower()) for word in words]
+    places = [place for place, kind in enumerate(kinds) if kind is not None]
     if not places:
         return None
     place = places[-1]
-    kind = KINDS[words[place].lower()]
-    if len(places) > 1 and places[-2] == place - 1 and KINDS[words[place - 1].lower()] != kind:
+    kind = kinds[place]
+    if len(places) > 1 and places[-2] == place - 1 and kinds[place - 1] != kind:
         return None
     scheme = (*words[:place], "*", *words[place + 1 :])
     return SplitName(words[place], kind, tuple(word.lower() for word in scheme))
 
 
 def words_of(name: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+", CAPITAL.sub(" ", name))
+    """The words of a name, as they are written."""
+    marked = IN_ONE_WORD.sub(rf"\1{END}\2", CAPITAL.sub(END, name))
+    return [word.replace(END, "") for word in WORD.findall(marked)]
 
 
 def lies_beside_images(name: str) -> bool:

@@ -84,6 +84,10 @@ SPLITS = {
     "{val,test}/{a,b}": ("test val", None),
     "test/{a,b}": ("test", None),
     "PetImages/{train,test}/{cat,dog}": ("PetImages/test PetImages/train", None),
+    "{train,validate,hold_out}": ("hold_out train validate", None),
+    "{train,HoldOut}/{a,b}": ("HoldOut train", None),
+    "{trainset,testset}": ("testset trainset", None),
+    "{traindata,valdata,testdata}/{a,b}": ("testdata traindata valdata", None),
 }
 
 
@@ -109,6 +113,7 @@ def test_splits_and_what_is_left_out(split, caplog, layout):
         "{test_tube,flask,train}",
         "{test_tube,training,flask}",
         "{valid,invalid}",
+        "{cat,holdout}",
         "{crash_test,assembly_line}",
         "{bullet_train,steam_train,tram}",
         "train/{steam,diesel} car/{suv,sedan}",

@@ -31,6 +31,8 @@ def split(names, *asked, config_name=None):
         ("000/train-0.tar 001/train-1.tar", "000/eval-0.tar", "eval"),
         ("00000-train.parquet 00001-train.parquet", "00000-val.parquet", "val"),
         ("train.parquet train_more.parquet", "test.parquet", "test"),
+        ("a/trainset/0.tar", "b/testset/0.tar", "test"),
+        ("train-0.parquet", "hold_out-0.parquet", "holdout"),
     ],
 )
 def test_the_word_may_stand_anywhere(train, other, name):

@@ -59,6 +59,13 @@ def test_kinds_of_folders_are_those_of_the_hub(tmp_path, name):
         ("MRITrain", "Train", ("mri", "*")),
         ("test_tubes-train-0", "train", ("test", "tubes", "*")),
         ("test_tube", "test", ("*", "tube")),
+        ("trainset", "train", ("*", "set")),
+        ("MyTestImages2", "Test", ("my", "*", "images")),
+        ("x_valdata", "val", ("x", "*", "data")),
+        ("Validate", "Validate", ("*",)),
+        ("holdout", "holdout", ("*",)),
+        ("Hold-Out 2020", "Hold-Out", ("*",)),
+        ("HeldOutSet", "HeldOut", ("*", "set")),
     ],
 )
 def test_words_and_schemes(name, word, scheme):
@@ -66,7 +73,9 @@ def test_words_and_schemes(name, word, scheme):
     assert (split.word, split.scheme, split.is_bare) == (word, scheme, scheme == ("*",))
 
 
-@pytest.mark.parametrize("name", ["train_val", "test-dev2017", "train test", "trainval", "", "012"])
+@pytest.mark.parametrize(
+    "name", ["train_val", "test-dev2017", "train test", "trainval", "threshold_out", "hold_outer", "", "012"]
+)
 def test_no_split(name):
     assert split_of_name(name) is None
 
