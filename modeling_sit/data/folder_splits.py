@@ -6,12 +6,15 @@ Sub-folders that lie side by side are splits, not classes, if
   `seg_test`, `train2017` and `val2017`; or
 - all of them are called like splits (`train` alone, `training_set` and `val`), apart from those that are called like what
   comes with images ([`lies_beside_images`]): `train` and `masks`; or
-- one is called like a split and nothing else, and has the same sub-folders as another: `test/CLASS` and `data/CLASS`; or
+- one is called like a split and nothing else, or `test_images`, and has the same sub-folders as another: `test/CLASS` and
+  `data/CLASS`; or
+- some are called like validation or test, and have the others as sub-folders: `cat`, `dog` and `test/cat`; or
 - the user names one with `train_split` or `validation_split`.
 
-So `train`, `car` and `test_tube` are classes. Splits may lie deeper: `images/train` and `images/val`. What lies beside the
-splits is left out, and told; so are `train_masks` beside `train`, and the whole set once more beside itself. Where it is not
-clear which sub-folders are meant, as in `fine/train` and `coarse/train`, there is an error that names them.
+So `train`, `car` and `test_tube` are classes. Splits may lie deeper, `images/train` and `images/val`, and in different folders
+([`scattered_splits`]). What lies beside the splits is left out, and told; so are `train_masks` beside `train`, and the whole set
+once more beside itself. Where it is not clear which sub-folders are meant, as in `fine/train` and `coarse/train`, there is an
+error that names them.
 """
 
 import logging
@@ -19,9 +22,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from modeling_sit.data.folder_tree import Part, group_by_sub_folder
+from modeling_sit.data.scattered_splits import scattered_splits, tell_held_out_inside
 from modeling_sit.data.split_names import (
     SplitName,
     check_training_split,
+    join_paths,
     known_splits,
     lies_beside_images,
     split_of_name,
@@ -31,9 +37,6 @@ from modeling_sit.data.split_names import (
 from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
-
-# A folder, and the images below it.
-Part = tuple[str, list[str]]
 
 
 @dataclass
@@ -65,24 +68,24 @@ def split_folders(folder: str, paths: list[str], asked: Iterable[str] = ()) -> d
     Raises:
         [`SiTError`]: If it is not clear which sub-folders are meant.
     """
-    layer = _find_layer(folder, paths, frozenset(asked))
+    layer = _find_layer(folder, paths, frozenset(asked)) or _scattered(folder, paths)
+    splits = {"train": [(folder, paths)]} if layer is None else layer.splits
+    left_out = layer.left_out if layer is not None else {}
+    left_out = {os.path.relpath(path, folder) if path != folder else "": n for path, n in left_out.items()}
+    tell_left_out(folder, splits, left_out, "image")
     if layer is None:
-        _tell_classes(folder, group_by_sub_folder(folder, paths))
+        _tell_classes_called_like_splits(folder, *splits["train"][0])
         _tell_file_names(folder, paths)
-        return {"train": [(folder, paths)]}
-    left_out = {os.path.relpath(path, folder) if path != folder else "": n for path, n in layer.left_out.items()}
-    tell_left_out(folder, layer.splits, left_out, "image")
-    return layer.splits
+    tell_held_out_inside(folder, splits)
+    return splits
 
 
-def group_by_sub_folder(folder: str, paths: list[str]) -> dict[str, list[str]]:
-    """Group paths by the first-level sub-folder that they lie in. "" stands for the folder itself."""
-    groups: dict[str, list[str]] = {}
-    start = len(os.path.join(folder, ""))
-    for path in paths:
-        sub_folder, separator, _ = path[start:].partition(os.sep)
-        groups.setdefault(sub_folder if separator else "", []).append(path)
-    return groups
+def _scattered(folder: str, paths: list[str]) -> _Layer | None:
+    found = scattered_splits(folder, paths)
+    if found is None:
+        return None
+    splits, left_out = found
+    return _Layer({split: [_unwrapped(*part) for part in parts] for split, parts in splits.items()}, left_out)
 
 
 def group_by_class(parts: Iterable[Part]) -> dict[str, list[str]] | None:
@@ -106,6 +109,9 @@ def _find_layer(
     groups = group_by_sub_folder(folder, paths)
     names = [name for name in groups if name]
     is_wrapper = len(groups) == 1 and len(names) == 1
+    layer = _layer_beside_classes(folder, groups, asked)
+    if layer is not None:
+        return layer
     splits = _splits_among(folder, groups, asked, only_pairs)
     if splits is not None and not is_wrapper:
         _check_no_splits_inside(folder, groups, splits)
@@ -129,6 +135,35 @@ def _find_layer(
     beside = {os.path.join(folder, name) if name else folder: len(groups[name]) for name in groups if name != meant[0]}
     layer.left_out |= beside
     return layer
+
+
+def _layer_beside_classes(folder: str, groups: Mapping[str, list[str]], asked: frozenset[str]) -> _Layer | None:
+    """The classes to train on, and beside them folders of validation or test images that have the same sub-folders, or
+    that the user names."""
+    known = known_splits(name for name in groups if name)
+    classes = _sub_folders(folder, groups) if known else {}
+    others = {name for name in groups if name and name not in known and not lies_beside_images(name)}
+    is_held_out = all(split.is_plain and split.kind != "train" for split in known.values())
+    is_named = len(others) > 1 and set(known) <= asked
+    if not known or not is_held_out or (asked & set(groups)) - set(known):
+        return None
+    if not is_named and not any(classes[name] & others for name in known):
+        return None
+    splits = {name: [name] for name in known if name in asked}
+    unnamed = {name: split for name, split in known.items() if name not in asked}
+    splits |= _choose(unnamed) if unnamed else {}
+    paths = [path for name, inside in groups.items() if name in others for path in inside]
+    left_out = {name: len(inside) for name, inside in groups.items() if name not in {*others, *known}}
+    return _Layer(
+        {
+            "train": [(folder, paths)],
+            **{
+                split: [(os.path.join(folder, name), groups[name]) for name in names]
+                for split, names in splits.items()
+            },
+        },
+        {os.path.join(folder, name) if name else folder: n for name, n in left_out.items()},
+    )
 
 
 def _layers_inside(
@@ -197,10 +232,10 @@ def _is_layer(folder: str, groups: Mapping[str, list[str]], known: Mapping[str, 
     others = [name for name in groups if name and name not in known]
     kinds = {split.kind for split in known.values()}
     if all(lies_beside_images(name) for name in others):
-        return all(split.is_bare for split in known.values()) or ("train" in kinds and len(kinds) > 1)
+        return all(split.is_plain for split in known.values()) or ("train" in kinds and len(kinds) > 1)
     classes = _sub_folders(folder, groups)
-    bare = [name for name, split in known.items() if split.is_bare]
-    return any(len(classes[name] & classes[other]) > 1 for name in bare for other in others)
+    plain = [name for name, split in known.items() if split.is_plain]
+    return any(len(classes[name] & classes[other]) > 1 for name in plain for other in others)
 
 
 def _sub_folders(folder: str, groups: Mapping[str, list[str]]) -> dict[str, set[str]]:
@@ -211,7 +246,7 @@ def _check_no_split_among_classes(
     folder: str, groups: Mapping[str, list[str]], known: Mapping[str, SplitName]
 ) -> None:
     """Raise if a folder `train` has sub-folders and its neighbours have none: is it a split, or a class as they are?"""
-    trains = [name for name, split in known.items() if split.is_bare and split.kind == "train"]
+    trains = [name for name, split in known.items() if split.is_plain and split.kind == "train"]
     classes = _sub_folders(folder, groups) if trains else {}
     for name in trains:
         if len(classes[name]) > 1 and not any(inside for other, inside in classes.items() if other not in known):
@@ -282,12 +317,13 @@ def _unwrapped(folder: str, paths: list[str]) -> Part:
     return _unwrapped(os.path.join(folder, *groups), paths)
 
 
-def _tell_classes(folder: str, groups: Mapping[str, list[str]]) -> None:
-    """Name the classes that are called like splits and nothing else; with images in the folder there are no classes."""
-    called = [name for name in groups if name and (split := split_of_name(name)) is not None and split.is_bare]
+def _tell_classes_called_like_splits(dataset: str, folder: str, paths: list[str]) -> None:
+    """Name the classes that are called like splits, and little else; with images in the folder there are no classes."""
+    groups = group_by_sub_folder(folder, paths)
+    called = [name for name in groups if name and (split := split_of_name(name)) is not None and split.is_plain]
     if called and "" not in groups:
         tell_once(
-            f"{folder}: {', '.join(called)}: read as a class, like the other sub-folders; if it is a split, name it with "
+            f"{dataset}: {join_paths(called)}: read as a class, like the other sub-folders; if it is a split, name it with "
             "`train_split` or `validation_split`"
         )
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from modeling_sit.data.image_datasets import TEST_SPLITS, TRAIN_SPLITS, VALIDATION_SPLITS
@@ -112,12 +112,18 @@ def known_splits(names: Iterable[str]) -> dict[str, SplitName]:
     return plain or known
 
 
-def tell_left_out(dataset: str, splits: Iterable[str], left_out: Mapping[str, int], unit: str) -> None:
+def join_paths(paths: Iterable[str]) -> str:
+    """At most ten paths in a list, for a message, and how many more there are."""
+    paths = list(paths)
+    return ", ".join(paths[:10]) + (f" and {len(paths) - 10:,} more" if len(paths) > 10 else "")
+
+
+def tell_left_out(dataset: str, splits: Collection[str], left_out: Mapping[str, int], unit: str) -> None:
     """Say in one line, once, what is beside the splits and therefore not read.
 
     Args:
         dataset (`str`): The dataset's folder.
-        splits (iterable of `str`): Names of the splits.
+        splits (collection of `str`): Names of the splits; none, if the dataset is not divided.
         left_out (mapping from `str` to `int`): How many of a unit each part has. "" stands for the folder itself.
         unit (`str`): Such as `"image"`.
     """
@@ -126,10 +132,10 @@ def tell_left_out(dataset: str, splits: Iterable[str], left_out: Mapping[str, in
         for name, count in left_out.items()
     ]
     if parts:
-        shown = ", ".join(parts[:10]) + (f" and {len(parts) - 10} more" if len(parts) > 10 else "")
         can_name = any(name and os.sep not in name for name in left_out)
         remedy = "; `train_split` or `validation_split` can name one that is meant" if can_name else ""
-        tell_once(f"{dataset}: not read, because it lies beside the splits ({', '.join(splits)}): {shown}{remedy}")
+        which = f"splits ({', '.join(splits)})" if splits else "images"
+        tell_once(f"{dataset}: not read, because it lies beside the {which}: {join_paths(parts)}{remedy}")
 
 
 @functools.cache  # programs that read a dataset several times say it once

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from modeling_sit.data.folder_splits import Part, group_by_class, group_by_sub_folder, split_folders
+from modeling_sit.data.folder_splits import group_by_class, split_folders
+from modeling_sit.data.folder_tree import Part, group_by_sub_folder
 from modeling_sit.data.label_encoding import label_columns
 from modeling_sit.data.shard_files import shard_errors
 from modeling_sit.data.shard_splits import ENDING

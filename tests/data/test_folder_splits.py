@@ -15,8 +15,9 @@ def nothing_told_yet():
 
 
 def images_in(folder, layout):
-    """Three images in each folder of a layout; `{train,val}/{a,b}` stands for four folders. "." is the folder itself."""
-    folders = [name for part in layout.split(" ") for name in expand(part)]
+    """Three images in each folder of a layout; `{train,val}/{a,b}` stands for four folders. "." is the folder itself, and
+    "~" stands for a space."""
+    folders = [name.replace("~", " ") for part in layout.split(" ") for name in expand(part)]
     return sorted(os.path.normpath(f"{folder}/{name}/{number}.png") for name in folders for number in range(3))
 
 
@@ -88,6 +89,25 @@ SPLITS = {
     "{train,HoldOut}/{a,b}": ("HoldOut train", None),
     "{trainset,testset}": ("testset trainset", None),
     "{traindata,valdata,testdata}/{a,b}": ("testdata traindata valdata", None),
+    "siteA/train/{a,b} siteB/test/{a,b}": ("siteA/train siteB/test", None),
+    "2020/train 2021/test": ("2020/train 2021/test", None),
+    "x/training_data y/validation_data": ("x/training_data y/validation_data", None),
+    "train/{a,b} sub/test/{a,b}": ("sub/test train", None),
+    "train/{a,b} sub/deep/{val,test}/{a,b}": ("sub/deep/test sub/deep/val train", None),
+    "wrap/a/seg_train/{x,y} wrap/b/seg_test/{x,y}": ("wrap/a/seg_train wrap/b/seg_test", None),
+    "cam1/train/train/{x,y} cam2/test/{x,y}": ("cam1/train/train cam2/test", None),
+    "siteA/{train,masks} siteB/test masks/train": (
+        "siteA/train siteB/test",
+        "masks/train (3 images), siteA/masks (3 images)",
+    ),
+    "{cat,dog} test/{cat,dog}": (". test", None),
+    "{cat,dog} {val,test_images}/{cat,dog}": (". test_images val", None),
+    "{cat,dog} test/{cat,dog} .": (". test", "the folder itself (3 images)"),
+    "cat test/cat masks": (". test", "masks (3 images)"),
+    "train/{a,b} train/val/{a,b}": ("train train/val", None),
+    "données/{train,test}/{chat,été}": ("données/test données/train", None),
+    "{train,test}/cat": ("test train", None),
+    "{train,test}/{siteA,siteB}/{a,b}": ("test train", None),
 }
 
 
@@ -126,10 +146,42 @@ def test_classes(split, layout):
     assert split(layout) == {"train": "."}
 
 
-def test_a_class_that_is_called_like_a_split_is_told(split, caplog):
-    split("{training,car,test_tube}")
+@pytest.mark.parametrize(
+    ("layout", "name"), [("{training,car,test_tube}", "training"), ("cat dog test_set", "test_set")]
+)
+def test_a_class_that_is_called_like_a_split_is_told(split, caplog, layout, name):
+    split(layout)
     (told,) = caplog.messages
-    assert "training: read as a class" in told and "`train_split`" in told
+    assert f": {name}: read as a class" in told and "`train_split`" in told
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("siteA siteB/test", "siteB/test"),
+        ("{cat,dog}/{new,val}", "cat/val, dog/val"),
+        ("train/{a,b} train/{a,b}/val", "train/a/val, train/b/val"),
+        ("train/{a,b,hold~out}", "train/hold out"),
+        ("{train,test}/{a,b} train/old/test", "train/old/test"),
+        ("{train,val}/{a,test}", None),
+        ("{train,val}/{a,valid}/x", None),
+        ("{cat,dog}/{big,small}", None),
+        ("test/{a,val}", None),
+    ],
+)
+def test_held_out_folders_within_training_images_are_told(split, caplog, layout, names):
+    split(layout)
+    told = [message for message in caplog.messages if "called like validation or test" in message]
+    assert [names is not None and f": {names};" in message for message in told] == [True] * (names is not None)
+
+
+def test_left_out_images_are_counted_and_no_image_is_in_two_splits(folder):
+    paths = images_in(folder, "{cat,dog} test/{cat,dog} masks")
+    found = {
+        name: [path for _, inside in parts for path in inside] for name, parts in split_folders(folder, paths).items()
+    }
+    assert sorted(found["train"] + found["test"]) == [path for path in paths if "masks" not in path]
+    assert all("/test/" in path for path in found["test"]) and not any("/test/" in path for path in found["train"])
 
 
 @pytest.mark.parametrize(
@@ -147,6 +199,12 @@ def test_a_class_that_is_called_like_a_split_is_told(split, caplog):
         ("{train,val}{2014,2017}", "train_split"),
         ("{train,test}_fold{1,2}", "train_split"),
         ("train/{train,val}/{a,b} test/{a,b}", "dataset"),
+        ("{siteA,siteB}/train/{a,b} siteC/test/{a,b}", "dataset"),
+        ("{2019,2020}/{a,b} 2021/test/{a,b}", "dataset"),
+        ("cam1/train/{a,b} cam2/{test,extra}/{a,b}", "dataset"),
+        ("cam1/train cam2/test .", "dataset"),
+        ("{cat,dog}/{val,test}", "dataset"),
+        ("{train,test}/{a,b} train/val/{a,b}", "dataset"),
     ],
 )
 def test_what_is_not_clear_is_refused(split, layout, argument):
@@ -172,6 +230,9 @@ def test_what_is_not_clear_is_refused(split, layout, argument):
         ("{north,south}", "north", {"north": "north"}),
         ("{train,val,test_images}", "val", {"test": "test_images", "train": "train", "val": "val"}),
         ("seg_{train,test}", "seg_train", {"seg_train": "seg_train", "test": "seg_test"}),
+        ("{cat,dog,test_set}", "test_set", {"train": ".", "test_set": "test_set"}),
+        ("{cat,dog} {val,test}/{cat,dog}", "val", {"train": ".", "test": "test", "val": "val"}),
+        ("siteA/train siteB/test", "test", {"test": "siteB/test", "train": "siteA/train"}),
     ],
 )
 def test_the_user_may_name_a_sub_folder(split, layout, asked, expected):
