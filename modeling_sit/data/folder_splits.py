@@ -12,16 +12,18 @@ Sub-folders that lie side by side are splits, not classes, if
 - the user names one with `train_split` or `validation_split`.
 
 So `train`, `car` and `test_tube` are classes. Splits may lie deeper, `images/train` and `images/val`, and in different folders
-([`scattered_splits`]). What lies beside the splits is left out, and told; so are `train_masks` beside `train`, and the whole set
-once more beside itself. Where it is not clear which sub-folders are meant, as in `fine/train` and `coarse/train`, there is an
-error that names them.
+([`scattered_splits`]). What lies beside the splits is left out, and told; so are `train_masks` beside `train`, what comes with
+images ([`leave_out_beside`]), and the whole set once more beside itself. Where it is not clear which sub-folders are meant, as in
+`fine/train` and `coarse/train`, there is an error that names them.
 """
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from modeling_sit.data.beside_images import leave_out_beside
 from modeling_sit.data.folder_tree import Part, group_by_sub_folder
 from modeling_sit.data.scattered_splits import scattered_splits, tell_held_out_inside
 from modeling_sit.data.split_names import (
@@ -33,10 +35,15 @@ from modeling_sit.data.split_names import (
     split_of_name,
     tell_left_out,
     tell_once,
+    tells_only_what_is_beside,
+    words_of,
 )
 from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
+
+# What the numbered parts of a dataset are called: `fold_1`, `images_part_2`.
+PARTS = {"batch", "chunk", "fold", "part", "shard", "split"}
 
 
 @dataclass
@@ -70,12 +77,14 @@ def split_folders(folder: str, paths: list[str], asked: Iterable[str] = ()) -> d
     """
     layer = _find_layer(folder, paths, frozenset(asked)) or _scattered(folder, paths)
     splits = {"train": [(folder, paths)]} if layer is None else layer.splits
-    left_out = layer.left_out if layer is not None else {}
+    splits, beside = leave_out_beside(splits)
+    left_out = (layer.left_out if layer is not None else {}) | beside
     left_out = {os.path.relpath(path, folder) if path != folder else "": n for path, n in left_out.items()}
-    tell_left_out(folder, splits, left_out, "image")
+    tell_left_out(folder, splits if layer is not None else (), left_out, "image")
     if layer is None:
         _tell_classes_called_like_splits(folder, *splits["train"][0])
         _tell_file_names(folder, paths)
+    _tell_doubtful_classes(folder, splits)
     tell_held_out_inside(folder, splits)
     return splits
 
@@ -326,6 +335,39 @@ def _tell_classes_called_like_splits(dataset: str, folder: str, paths: list[str]
             f"{dataset}: {join_paths(called)}: read as a class, like the other sub-folders; if it is a split, name it with "
             "`train_split` or `validation_split`"
         )
+
+
+def _tell_doubtful_classes(folder: str, splits: Mapping[str, list[Part]]) -> None:
+    """Name the classes to train on that may be none: what is called like masks, or like a numbered part of the images."""
+    for split, parts in splits.items():
+        known = split_of_name(split)
+        groups = {name for part in parts for name in group_by_sub_folder(*part)}
+        if "" in groups or len(groups) == 1 or (known is not None and known.kind != "train"):
+            continue
+        doubtful = sorted(name for name in groups if _is_doubtful(name, groups))
+        if doubtful:
+            tell_once(
+                f"{folder}: {join_paths(doubtful)}: read as a class, like the other sub-folders in {split}; if it is none, "
+                "move it out of there, or its images to those of their classes"
+            )
+
+
+def _is_doubtful(name: str, classes: Iterable[str]) -> bool:
+    words = [word.lower() for word in words_of(name)]
+    others = [other for other in classes if other != name]
+    if tells_only_what_is_beside(name):  # but `mask` beside `no_mask` is a class
+        return not any(words[-1].rstrip("s") in other.lower() for other in others)
+    if words in (["images"], ["imgs"]):
+        return True
+    return (
+        words[-1:] != []
+        and words[-1] in PARTS
+        and any(_without_digits(other) == _without_digits(name) for other in others)
+    )
+
+
+def _without_digits(name: str) -> str:
+    return re.sub(r"\d+", "0", name)
 
 
 def _tell_file_names(folder: str, paths: list[str]) -> None:

@@ -22,7 +22,7 @@ KINDS = {
 # What lies beside images and is neither a split to train on nor a class.
 BESIDE_IMAGES = {
     *("annotation", "annotations", "groundtruth", "gt", "label", "labels", "mask", "masks", "pred"),
-    *("segmentation", "segmentations", "unlabeled", "unlabelled", "unsupervised"),
+    *("segmentation", "segmentations", "trimap", "trimaps", "unlabeled", "unlabelled", "unsupervised"),
 }
 # Words end at all that is not a letter, and where a capital letter begins one: `trainA`, `TrainingSet`.
 CAPITAL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -103,6 +103,12 @@ def lies_beside_images(name: str) -> bool:
     """Whether a name tells what images come with, such as masks, or images that are set apart, such as `unlabelled`."""
     words = [word.lower() for word in words_of(name)]
     return not BESIDE_IMAGES.isdisjoint([*words, *map("".join, itertools.pairwise(words))])
+
+
+def tells_only_what_is_beside(name: str) -> bool:
+    """Whether a name tells nothing else: `masks` and `ground_truth_2`, not `with_mask`."""
+    words = [word.lower() for word in words_of(name)]
+    return bool(words) and (set(words) <= BESIDE_IMAGES or "".join(words) in BESIDE_IMAGES)
 
 
 def known_splits(names: Iterable[str]) -> dict[str, SplitName]:

@@ -175,6 +175,72 @@ def test_held_out_folders_within_training_images_are_told(split, caplog, layout,
     assert [names is not None and f": {names};" in message for message in told] == [True] * (names is not None)
 
 
+COMPANIONS = {
+    "train/{images,masks}": ("train/images", "train/masks (3 images)"),
+    "train/{images,masks} test/images": ("test/images train/images", "train/masks (3 images)"),
+    "{train,val}/{images,labels}/{a,b}": ("train/images val/images", "train/labels (6 images), val/labels (6 images)"),
+    "JPEGImages Annotations": ("JPEGImages", "Annotations (3 images)"),
+    "JPEGImages SegmentationClass": ("JPEGImages", "SegmentationClass (3 images)"),
+    "imgs labels": ("imgs", "labels (3 images)"),
+    "images/{cat,dog} annotations/trimaps": ("images", "annotations (3 images)"),
+    "training/{images,mask,1st_manual}": (
+        "training/images",
+        "training/1st_manual (3 images), training/mask (3 images)",
+    ),
+    "images_{1,2} masks": ("images_1 images_2", "masks (3 images)"),
+    "{Original,Ground~Truth}": ("Original", "Ground Truth (3 images)"),
+    "{COVID,Normal}/{images,masks}": (".", "*/masks (6 images)"),
+    "data/{images,masks}": (".", "data/masks (3 images)"),
+    ". masks": (".", "masks (3 images)"),
+    "train train/masks/{a,b}": ("train", "train/masks (6 images)"),
+    "{cat,dog} masks/{cat,dog}": (".", "masks (6 images)"),
+    "labeled/{a,b} unlabeled": ("labeled", "unlabeled (3 images)"),
+    "{labelled,unlabelled}/{a,b}": ("labelled", "unlabelled (6 images)"),
+}
+
+
+@pytest.mark.parametrize("layout", COMPANIONS)
+def test_what_comes_with_images_is_left_out(split, caplog, layout):
+    folders, left_out = COMPANIONS[layout]
+    assert sorted(" ".join(split(layout).values()).split()) == folders.split()
+    told = [message for message in caplog.messages if "not read" in message]
+    assert len(told) == 1 and f": {left_out}" in told[0]
+
+
+def test_the_classes_are_those_of_the_images(folder):
+    paths = images_in(folder, "train/{images,masks}/{a,b}")
+    ((images, inside),) = split_folders(folder, paths)["train"]
+    assert images == f"{folder}/train/images" and inside == [path for path in paths if "/images/" in path]
+
+
+@pytest.mark.parametrize(
+    ("layout", "doubtful"),
+    [
+        ("{cat,dog,masks}", "masks"),
+        ("{cat,dog,unlabeled}", "unlabeled"),
+        ("{labeled,unlabeled}", "unlabeled"),
+        ("train/{cat,dog,masks} test/{cat,dog}", "masks"),
+        ("{images,thumbnails}", "images"),
+        ("fold{1,2,3}/{a,b}", "fold1, fold2, fold3"),
+        ("HAM_images_part_{1,2}", "HAM_images_part_1, HAM_images_part_2"),
+        ("{with_mask,without_mask}", None),
+        ("{mask_weared_incorrect,with_mask,without_mask,raw}", None),
+        ("{train,test}/{mask,no_mask}", None),
+        ("{photo,text,chart}", None),
+        ("{good,bad}_part", None),
+        ("{skin_fold,nose}", None),
+        ("class_{1,2}", None),
+        ("images", None),
+        ("{train,val}/images", None),
+        ("train/{a,b} val/{a,b}", None),
+    ],
+)
+def test_classes_that_may_be_none_are_told(split, caplog, layout, doubtful):
+    split(layout)
+    assert len(caplog.messages) == (doubtful is not None)
+    assert doubtful is None or f": {doubtful}: read as a class" in caplog.messages[0]
+
+
 def test_left_out_images_are_counted_and_no_image_is_in_two_splits(folder):
     paths = images_in(folder, "{cat,dog} test/{cat,dog} masks")
     found = {
