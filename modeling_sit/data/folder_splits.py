@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from modeling_sit.data.beside_images import leave_out_beside
+from modeling_sit.data.file_names import tell_masks_in_file_names, tell_splits_in_file_names
 from modeling_sit.data.folder_tree import Part, group_by_sub_folder
 from modeling_sit.data.scattered_splits import scattered_splits, tell_held_out_inside
 from modeling_sit.data.split_names import (
@@ -81,11 +82,15 @@ def split_folders(folder: str, paths: list[str], asked: Iterable[str] = ()) -> d
     left_out = (layer.left_out if layer is not None else {}) | beside
     left_out = {os.path.relpath(path, folder) if path != folder else "": n for path, n in left_out.items()}
     tell_left_out(folder, splits if layer is not None else (), left_out, "image")
+    _tell_pooled(folder, splits)
     if layer is None:
         _tell_classes_called_like_splits(folder, *splits["train"][0])
-        _tell_file_names(folder, paths)
+        tell_splits_in_file_names(folder, paths)
     _tell_doubtful_classes(folder, splits)
     tell_held_out_inside(folder, splits)
+    for parts in splits.values():
+        for _, inside in parts:
+            tell_masks_in_file_names(folder, inside)
     return splits
 
 
@@ -326,6 +331,17 @@ def _unwrapped(folder: str, paths: list[str]) -> Part:
     return _unwrapped(os.path.join(folder, *groups), paths)
 
 
+def _tell_pooled(folder: str, splits: Mapping[str, list[Part]]) -> None:
+    """Name the folders of one split that are called alike but for numbers: `train_20` may be a part of `train_80`."""
+    for split, parts in splits.items():
+        if len(parts) > 1:
+            names = [os.path.relpath(path, folder) for path, _ in parts]
+            tell_once(
+                f"{folder}: {split} is made of all folders that are called alike: {join_paths(names)}; if not all are meant, "
+                "name one with `train_split` or `validation_split`, or give it alone"
+            )
+
+
 def _tell_classes_called_like_splits(dataset: str, folder: str, paths: list[str]) -> None:
     """Name the classes that are called like splits, and little else; with images in the folder there are no classes."""
     groups = group_by_sub_folder(folder, paths)
@@ -368,18 +384,3 @@ def _is_doubtful(name: str, classes: Iterable[str]) -> bool:
 
 def _without_digits(name: str) -> str:
     return re.sub(r"\d+", "0", name)
-
-
-def _tell_file_names(folder: str, paths: list[str]) -> None:
-    """Say that the names of files, such as `test_1.png`, make no splits, if all of them are called so."""
-    kinds = set()
-    for path in paths:
-        split = split_of_name(os.path.splitext(os.path.basename(path))[0])
-        if split is None:
-            return
-        kinds.add(split.kind)
-    if len(kinds) > 1:
-        tell_once(
-            f"{folder}: the images' file names tell splits, but of images only folders are splits: all are read as train; "
-            "move them into sub-folders train and test if they are splits"
-        )

@@ -79,7 +79,6 @@ SPLITS = {
     ),
     "bottle/{train,test}/{a,b} bottle/ground_truth/b": ("bottle/test bottle/train", "bottle/ground_truth (3 images)"),
     "train val_images": ("train val_images", None),
-    "{train_0,train_1,val}": ("train_0 train_1 val", None),
     "train/{train,val}/{a,b}": ("train/train train/val", None),
     "{train,dev,eval}/{a,b}": ("dev eval train", None),
     "{val,test}/{a,b}": ("test val", None),
@@ -312,10 +311,18 @@ def test_a_split_that_is_named_changes_nothing(folder, caplog):
     assert len(caplog.messages) == 1
 
 
-def test_file_names_of_splits_are_told(folder, caplog):
-    paths = [f"{folder}/{name}.png" for name in ("test_1", "train_1", "train_2")]
-    assert split_folders(folder, paths) == {"train": [(folder, paths)]}
-    assert "file names tell splits" in caplog.text
-    caplog.clear()
-    split_folders(folder, [*paths, f"{folder}/x.png"])
-    assert not caplog.messages
+@pytest.mark.parametrize(
+    ("layout", "split_name", "names"),
+    [
+        ("train_20 train_80", "train", "train_20, train_80"),
+        ("train1 train2", "train", "train1, train2"),
+        ("{train_0,train_1,val}/{a,b}", "train", "train_0, train_1"),
+        ("{train~(1),train~(2),test}", "train", "train (1), train (2)"),
+        ("train test1 test2", "test", "test1, test2"),
+        ("Train train", "Train", "Train, train"),
+    ],
+)
+def test_folders_of_one_split_are_told(split, caplog, layout, split_name, names):
+    assert split(layout)[split_name] == names.replace(",", "")
+    (told,) = caplog.messages
+    assert f": {split_name} is made of" in told and f": {names};" in told
