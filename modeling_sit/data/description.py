@@ -15,7 +15,15 @@ import torch
 from modeling_sit.data.duplicates import Duplicates, find_duplicates
 from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.image_sample import ImageSample, SampledImage, read_sample
-from modeling_sit.data.labeled import class_counts, class_folders, is_labeled, labels_of, only_classes, shorten
+from modeling_sit.data.labeled import (
+    alike_names,
+    class_counts,
+    class_folders,
+    is_labeled,
+    labels_of,
+    only_classes,
+    shorten,
+)
 
 # So many classes are listed with their counts; of more, the fewest and the most.
 MAX_LISTED_CLASSES = 10
@@ -91,6 +99,7 @@ class Description:
         below = [
             *self._origins(),
             *self._classes(),
+            *self._alike_classes(),
             *describe_sample(self.sample, self.is_streamed, self.intensity_range),
             *self.notes,
             *self._duplicates(),
@@ -143,6 +152,15 @@ class Description:
                 yield f"classes differ: no image in {split.name} of {self._which(lacking)}"
             if split.has_labels and bool((unknown := ~present & (split.counts > 0)).any()):
                 yield f"classes differ: only in {split.name} there are {self._which(unknown)}"
+
+    def _alike_classes(self) -> Iterator[str]:
+        """Classes such as `A` of one split and `a` of another. Where a split has both, as of letters, they are two."""
+        counts = [split.counts for split in self.splits if split.counts is not None]
+        index = {name: number for number, name in enumerate(self.label_names or ())}
+        for names in alike_names(index):
+            number = [int((split_counts[[index[name] for name in names]] > 0).sum()) for split_counts in counts]
+            if counts and max(number) < 2 <= sum(number):
+                yield f"warning: {' and '.join(map(repr, names))} count as different classes; rename one if they are one"
 
     def _which(self, mask: torch.Tensor) -> str:
         return self._names([self.label_names[index] for index in mask.nonzero()[:, 0].tolist()])

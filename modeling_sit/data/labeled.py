@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -98,8 +100,25 @@ def _check_known(train: datasets.Dataset, validation: datasets.Dataset) -> None:
             f"{int(has_unknown.sum())} images of {validation.split} are of classes that no image of {train.split} has: "
             f"{join_classes(train, is_unknown)}",
             argument="validation_split",
-            remedy=f"take them out, or add such images to {train.split}",
+            remedy=f"take them out, or add such images to {train.split}" + _which_are_alike(train, is_unknown),
         )
+
+
+def _which_are_alike(split: datasets.Dataset, is_unknown: torch.Tensor) -> str:
+    names = _class_label(split).names
+    unknown = {names[index] for index in is_unknown.nonzero()[:, 0].tolist()}
+    alike = [group for group in alike_names(names) if not unknown.isdisjoint(group)]
+    return f"; rename those that are one class: {', '.join(map(' and '.join, alike[:5]))}" if alike else ""
+
+
+def alike_names(names: Iterable[str]) -> list[list[str]]:
+    """The names that differ only in upper and lower case, in spaces and `_`, or in how accents are encoded."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"[\s_]+", " ", unicodedata.normalize("NFC", name).casefold()).strip(), []).append(
+            name
+        )
+    return [group for group in alike.values() if len(group) > 1]
 
 
 def _check_several_classes(images: ImageDatasets) -> None:

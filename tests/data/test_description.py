@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import unicodedata
 
 import datasets
 import numpy as np
@@ -70,6 +71,25 @@ class TestSplitsAndClasses:
         folder = folder_of(tmp_path, {"train/a": 1, "train/b": 1, "test/b": 1, "test/c": 2})
         lines = [line for line in lines_of(folder) if line.startswith("classes differ")]
         assert lines == ["classes differ: no image in test of a", "classes differ: only in test there are c"]
+
+    @pytest.mark.parametrize(
+        ("train", "test", "expected"),
+        [
+            ("Cat dog", "cat dog", "'Cat' and 'cat'"),
+            ("caf\u00e9 dog", "cafe\u0301 dog", "'caf\u00e9' and 'cafe\u0301'"),
+            ("black_cat dog", "Black~cat dog", "'Black cat' and 'black_cat'"),
+            ("A a", "A a", None),
+            ("A- B", "A B", None),
+        ],
+    )
+    def test_classes_that_only_seem_to_differ(self, tmp_path, train, test, expected):
+        folders = [
+            f"{split}/{name}" for split, names in (("train", train), ("test", test)) for name in names.split(" ")
+        ]
+        lines = lines_of(folder_of(tmp_path, {folder.replace("~", " "): 1 for folder in folders}))
+        told = [line for line in lines if "count as different classes" in line]
+        assert len(told) == (expected is not None)
+        assert all(unicodedata.normalize("NFC", expected) in unicodedata.normalize("NFC", line) for line in told)
 
     def test_many_classes_are_counted_in_a_line(self, tmp_path):
         names = [f"class {number:02}" for number in range(12)]

@@ -97,8 +97,16 @@ class TestLabeledSplits:
             labeled_splits(as_images(train, validation))
         assert caught.value.argument == "validation_split"
         assert caught.value.problem == "3 images of test are of classes that no image of train has: b, c"
+        assert "rename" not in caught.value.remedy
         # A class without images in the validation split is no mistake.
         labeled_splits(as_images(validation, train.select([0, 2])))
+
+    def test_classes_that_differ_only_in_case_are_named(self):
+        names = datasets.ClassLabel(names=["a", "b", "A"])
+        train, validation = (rows.cast_column("label", names) for rows in (labeled([0, 1]), labeled([2, 1], "test")))
+        with pytest.raises(SiTError) as caught:
+            labeled_splits(as_images(train, validation, names.names))
+        assert caught.value.remedy.endswith("one class: a and A")
 
     @pytest.mark.parametrize(
         ("paths", "name", "remedy"),
