@@ -30,6 +30,12 @@ def tell_splits_in_file_names(folder: str, paths: Sequence[str]) -> None:
         )
 
 
+def masked_name(name: str) -> str | None:
+    """What a file is called of which this is called like a mask: `a` for `a_mask_2`; `None` if it is not."""
+    found = MASK.fullmatch(name)
+    return None if found is None else found[1]
+
+
 def tell_masks_in_file_names(folder: str, paths: Sequence[str]) -> None:
     """Say that files are called like masks of others that lie beside them, such as `a_mask.png` beside `a.png`.
 
@@ -37,11 +43,11 @@ def tell_masks_in_file_names(folder: str, paths: Sequence[str]) -> None:
         folder (`str`): The dataset's folder.
         paths (`list[str]`): The images of a split.
     """
-    masks = [path for path in _sample(paths) if MASK.fullmatch(os.path.splitext(os.path.basename(path))[0])]
+    masks = [path for path in _sample(paths) if masked_name(os.path.splitext(os.path.basename(path))[0]) is not None]
     stems = {os.path.splitext(path)[0] for path in paths} if masks else set()
     for path in masks:
         above, name = os.path.split(os.path.splitext(path)[0])
-        image = os.path.join(above, MASK.fullmatch(name)[1])
+        image = os.path.join(above, masked_name(name))
         if image in stems:
             tell_once(
                 f"{folder}: files are called like masks of other images, such as {os.path.relpath(path, folder)} beside "

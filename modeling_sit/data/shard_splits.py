@@ -2,14 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from modeling_sit.data.file_names import masked_name
 from modeling_sit.data.split_names import (
     SplitName,
     check_training_split,
     lies_beside_images,
     split_of_name,
     tell_left_out,
+    tells_only_what_is_beside,
     words_of,
 )
 from modeling_sit.runtime.errors import SiTError
@@ -64,11 +66,22 @@ def split_shards(
         splits = {split: shards for split, shards in splits.items() if shards}
     splits |= {name: beside.pop(name) for name in sorted(asked & set(beside))}
     if not splits:
-        return {"train": paths}
+        left_out = {name: len(shards) for name, shards in beside.items() if _comes_with(name, beside)}
+        if len(left_out) == len(beside):
+            return {"train": paths}
+        tell_left_out(folder, (), left_out, "file")
+        return {
+            "train": [path for path in paths if _name_without_number(os.path.relpath(path, folder)) not in left_out]
+        }
     left_out = {name: len(shards) for name, shards in beside.items()}
     check_training_split(splits, left_out, are_files=True)
     tell_left_out(folder, splits, left_out, "file")
     return splits
+
+
+def _comes_with(name: str, others: Collection[str]) -> bool:
+    """Whether files are called like what comes with the images of others: `masks`, or `cells_masks` beside `cells`."""
+    return tells_only_what_is_beside(name) or masked_name(name) in others
 
 
 def _split_of_shard(path: str) -> tuple[SplitName, str, str] | None:

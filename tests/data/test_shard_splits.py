@@ -32,6 +32,7 @@ def split(names, *asked, config_name=None):
         ("00000-train.parquet 00001-train.parquet", "00000-val.parquet", "val"),
         ("train.parquet train_more.parquet", "test.parquet", "test"),
         ("a/trainset/0.tar", "b/testset/0.tar", "test"),
+        ("train/0.tar", "sub/test/0.tar", "test"),
         ("train-0.parquet", "hold_out-0.parquet", "holdout"),
     ],
 )
@@ -41,6 +42,27 @@ def test_the_word_may_stand_anywhere(train, other, name):
 
 @pytest.mark.parametrize("names", ["part-0.tar part-1.tar", "testimony.parquet values.parquet", "a/0.tar b/0.tar"])
 def test_without_a_word_all_is_train(names, caplog):
+    assert split(names) == {"train": names} and not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("names", "beside", "told"),
+    [
+        ("images-0.tar images-1.tar", "masks-0.tar masks-1.tar", "masks (2 files)"),
+        ("cells-0.parquet", "cells_masks-0.parquet", "cells_masks (1 file)"),
+        ("a/0.tar b/0.tar", "annotations/0.tar", "annotations (1 file)"),
+        ("labeled/0.tar", "unlabeled/0.tar", "unlabeled (1 file)"),
+    ],
+)
+def test_masks_without_splits_are_left_out(names, beside, told, caplog):
+    assert split(f"{names} {beside}") == {"train": names}
+    (message,) = caplog.messages
+    assert told in message
+    assert split(f"{names} {beside}", told.split(" ")[0])[told.split(" ")[0]] == beside
+
+
+@pytest.mark.parametrize("names", ["with_mask-0.tar without_mask-0.tar", "masks-0.tar masks-1.tar", "labels.parquet"])
+def test_masks_alone_are_images(names, caplog):
     assert split(names) == {"train": names} and not caplog.messages
 
 
