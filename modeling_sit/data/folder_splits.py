@@ -20,7 +20,8 @@ images ([`leave_out_beside`]), and the whole set once more beside itself. Where 
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from modeling_sit.data.beside_images import leave_out_beside
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 # What the numbered parts of a dataset are called: `fold_1`, `images_part_2`.
 PARTS = {"batch", "chunk", "fold", "part", "shard", "split"}
+MAY_BE_PART = re.compile(rf"{'|'.join(sorted(PARTS))}|images|imgs", re.IGNORECASE)
 
 
 @dataclass
@@ -155,11 +157,13 @@ def _layer_beside_classes(folder: str, groups: Mapping[str, list[str]], asked: f
     """The classes to train on, and beside them folders of validation or test images that have the same sub-folders, or
     that the user names."""
     known = known_splits(name for name in groups if name)
-    classes = _sub_folders(folder, groups) if known else {}
+    if not known:
+        return None
+    classes = _sub_folders(folder, groups)
     others = {name for name in groups if name and name not in known and not lies_beside_images(name)}
     is_held_out = all(split.is_plain and split.kind != "train" for split in known.values())
     is_named = len(others) > 1 and set(known) <= asked
-    if not known or not is_held_out or (asked & set(groups)) - set(known):
+    if not is_held_out or (asked & set(groups)) - set(known):
         return None
     if not is_named and not any(classes[name] & others for name in known):
         return None
@@ -360,7 +364,7 @@ def _tell_doubtful_classes(folder: str, splits: Mapping[str, list[Part]]) -> Non
         groups = {name for part in parts for name in group_by_sub_folder(*part)}
         if "" in groups or len(groups) == 1 or (known is not None and known.kind != "train"):
             continue
-        doubtful = sorted(name for name in groups if _is_doubtful(name, groups))
+        doubtful = sorted(_doubtful(groups))
         if doubtful:
             tell_once(
                 f"{folder}: {join_paths(doubtful)}: read as a class, like the other sub-folders in {split}; if it is none, "
@@ -368,19 +372,14 @@ def _tell_doubtful_classes(folder: str, splits: Mapping[str, list[Part]]) -> Non
             )
 
 
-def _is_doubtful(name: str, classes: Iterable[str]) -> bool:
-    words = [word.lower() for word in words_of(name)]
-    others = [other for other in classes if other != name]
-    if tells_only_what_is_beside(name):  # but `mask` beside `no_mask` is a class
-        return not any(words[-1].rstrip("s") in other.lower() for other in others)
-    if words in (["images"], ["imgs"]):
-        return True
-    return (
-        words[-1:] != []
-        and words[-1] in PARTS
-        and any(_without_digits(other) == _without_digits(name) for other in others)
-    )
-
-
-def _without_digits(name: str) -> str:
-    return re.sub(r"\d+", "0", name)
+def _doubtful(classes: Collection[str]) -> Iterator[str]:
+    called = [name for name in classes if MAY_BE_PART.search(name) is not None]
+    words = {name: [word.lower() for word in words_of(name)] for name in called}
+    parts = Counter(re.sub(r"\d+", "0", name) for name in called if words[name] and words[name][-1] in PARTS)
+    for name in classes:
+        if tells_only_what_is_beside(name):  # but `mask` beside `no_mask` is a class
+            stem = words_of(name)[-1].lower().rstrip("s")
+            if not any(stem in other.lower() for other in classes if other != name):
+                yield name
+        elif name in words and (words[name] in (["images"], ["imgs"]) or parts[re.sub(r"\d+", "0", name)] > 1):
+            yield name

@@ -35,6 +35,9 @@ IN_ONE_WORD = re.compile(
     re.IGNORECASE,
 )
 WORD = re.compile(r"(?:hold|held)[\W_]out(?![^\W\d_])|[^\W\d_]+", re.IGNORECASE)
+# Most names tell nothing, and of a large dataset there are many: these are fast to look for.
+MAY_TELL_SPLIT = re.compile(rf"{'|'.join(KINDS)}|hold|held", re.IGNORECASE)
+MAY_LIE_BESIDE = re.compile(rf"{'|'.join(BESIDE_IMAGES)}|truth", re.IGNORECASE)
 END = "\0"  # of a word, within a name
 
 
@@ -80,6 +83,8 @@ def split_of_name(name: str) -> SplitName | None:
     Args:
         name (`str`): Name of a folder, or of a file without its ending.
     """
+    if MAY_TELL_SPLIT.search(name) is None:
+        return None
     words = words_of(name)
     kinds = [KINDS.get(re.sub(r"[\W_]", "", word).lower()) for word in words]
     places = [place for place, kind in enumerate(kinds) if kind is not None]
@@ -101,14 +106,18 @@ def words_of(name: str) -> list[str]:
 
 def lies_beside_images(name: str) -> bool:
     """Whether a name tells what images come with, such as masks, or images that are set apart, such as `unlabelled`."""
+    if MAY_LIE_BESIDE.search(name) is None:
+        return False
     words = [word.lower() for word in words_of(name)]
     return not BESIDE_IMAGES.isdisjoint([*words, *map("".join, itertools.pairwise(words))])
 
 
 def tells_only_what_is_beside(name: str) -> bool:
     """Whether a name tells nothing else: `masks` and `ground_truth_2`, not `with_mask`."""
+    if not lies_beside_images(name):
+        return False
     words = [word.lower() for word in words_of(name)]
-    return bool(words) and (set(words) <= BESIDE_IMAGES or "".join(words) in BESIDE_IMAGES)
+    return set(words) <= BESIDE_IMAGES or "".join(words) in BESIDE_IMAGES
 
 
 def known_splits(names: Iterable[str]) -> dict[str, SplitName]:
