@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from modeling_sit.data.opening import only_pixels, read_image, too_large
+from modeling_sit.data.opening import PNG_SIGNATURE, only_pixels, read_image, too_large
 from modeling_sit.image_modes import (
     BITS_PER_SAMPLE,
     MAX_CHANNELS,
@@ -28,7 +28,7 @@ from modeling_sit.image_modes import (
 
 NUMPY_MAGIC = b"\x93NUMPY"
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+NUMPY, PNG, TIFF = "NumPy", "PNG", "TIFF"
 PNG_WITH_CHANNELS = (2, 4, 6)  # its types of color, gray with alpha, and color with alpha
 EXTRA = "scientific"
 # Numbers of TIFF's tags, and of their values.
@@ -62,6 +62,7 @@ class ArrayHeader:
     What the header of a file says of the values that it stores.
 
     Args:
+        form (`str`): `NUMPY`, `PNG` or `TIFF`.
         width, height (`int`): In pixels, as they are stored.
         num_channels (`int`): Channels without alpha: 1 is gray, 3 is usually color, others are no colors.
         dtype (`np.dtype`): Type of the values.
@@ -74,6 +75,7 @@ class ArrayHeader:
         is_stacked (`bool`, *optional*, defaults to `False`): Whether each channel is a page of the file.
     """
 
+    form: str
     width: int
     height: int
     num_channels: int
@@ -92,9 +94,13 @@ class ArrayHeader:
         return self.is_stacked or self.num_samples == self.num_channels + self.num_alpha
 
 
-def read_header(file: BinaryIO) -> ArrayHeader | None:
+def read_header(file: BinaryIO, of_tiff: bool = True) -> ArrayHeader | None:
     """
     The header of a TIFF or `.npy` file, or of a PNG of 16 bits and several channels. Only that is read.
+
+    Args:
+        file (binary file): The file.
+        of_tiff (`bool`, *optional*, defaults to `True`): Whether to read that of a TIFF. See [`header_of`].
 
     Returns:
         [`ArrayHeader`], *optional*: `None` of another file, or a header that cannot be understood.
@@ -106,16 +112,28 @@ def read_header(file: BinaryIO) -> ArrayHeader | None:
     start = file.read(32)
     if start.startswith(NUMPY_MAGIC):
         return _numpy_header(file)
-    if start.startswith(PNG_MAGIC) and len(start) > 25 and start[24] == 16 and start[25] in PNG_WITH_CHANNELS:
+    if start.startswith(PNG_SIGNATURE) and len(start) > 25 and start[24] == 16 and start[25] in PNG_WITH_CHANNELS:
         width, height = (int.from_bytes(start[place : place + 4], "big") for place in (16, 20))
         colors, alpha = {2: (3, 0), 4: (1, 1), 6: (3, 1)}[start[25]]
-        return ArrayHeader(width, height, colors, np.dtype(np.uint16), 16, alpha, colors == 3, False, colors + alpha)
-    if start.startswith(TIFF_MAGIC):
+        return ArrayHeader(
+            PNG, width, height, colors, np.dtype(np.uint16), 16, alpha, colors == 3, num_samples=colors + alpha
+        )
+    if of_tiff and start.startswith(TIFF_MAGIC):
         try:
-            return _tiff_header(file, start)
+            return _tiff_header(_read_tags(file, start))
         except Exception:  # of a damaged file; whoever decodes it will say so
             return None
     return None
+
+
+def header_of(image: PIL.Image.Image) -> ArrayHeader | None:
+    """As [`read_header`], of a TIFF that Pillow has opened and not loaded: it has read the header. `None` of other images."""
+    if image.format != "TIFF":
+        return None
+    try:
+        return _tiff_header(image.tag_v2)
+    except Exception:  # of a damaged file; loading it will say so
+        return None
 
 
 def _numpy_header(file: BinaryIO) -> ArrayHeader:
@@ -133,10 +151,10 @@ def _numpy_header(file: BinaryIO) -> ArrayHeader:
         shape = (*shape[1:], shape[0])
     height, width, channels = shape
     depth = 1 if dtype.kind == "b" else 8 * dtype.itemsize
-    return ArrayHeader(width, height, channels, dtype, depth, is_rgb=channels == 3, num_samples=channels)
+    return ArrayHeader(NUMPY, width, height, channels, dtype, depth, is_rgb=channels == 3, num_samples=channels)
 
 
-def _tiff_header(file: BinaryIO, start: bytes) -> ArrayHeader:
+def _read_tags(file: BinaryIO, start: bytes) -> ImageFileDirectory_v2:
     is_big = b"+" in start[2:4]
     # Pillow takes a big-endian BigTIFF for none.
     if start.startswith(b"MM\0+"):
@@ -146,6 +164,10 @@ def _tiff_header(file: BinaryIO, start: bytes) -> ArrayHeader:
         tags = ImageFileDirectory_v2(start[: 16 if is_big else 8])
     file.seek(tags.next)
     tags.load(file)
+    return tags
+
+
+def _tiff_header(tags: ImageFileDirectory_v2) -> ArrayHeader:
     samples = tags.get(SAMPLES, 1)
     photometric = tags.get(PHOTOMETRIC)
     num_alpha = sum(kind in ALPHA for kind in tags.get(EXTRA_SAMPLES, ()))
@@ -160,6 +182,7 @@ def _tiff_header(file: BinaryIO, start: bytes) -> ArrayHeader:
     kind = {FLOAT: "f", 2: "i"}.get(tags.get(SAMPLE_FORMAT, (1,))[0], "u")
     size = next(size for size in (8, 16, 32, 64) if bits <= size)
     return ArrayHeader(
+        TIFF,
         tags[WIDTH],
         tags[HEIGHT],
         channels,
@@ -174,36 +197,22 @@ def _tiff_header(file: BinaryIO, start: bytes) -> ArrayHeader:
     )
 
 
-def needs_array(file: BinaryIO, pixel_format: PixelFormat) -> ArrayHeader | None:
-    """
-    The header, if the file must be read as an array: Pillow reads no arrays of NumPy, no channels that are no colors, and
-    of several channels 8 bits only, which matters where there is a range.
-
-    Returns:
-        [`ArrayHeader`], *optional*: `None` if Pillow is to read the file.
-
-    Raises:
-        [`UnfitArray`]: As of [`read_header`].
-    """
-    header = read_header(file)
-    if header is None or _starts_with(file, NUMPY_MAGIC):
-        return header
+def needs_array(header: ArrayHeader, pixel_format: PixelFormat) -> bool:
+    """Whether a file must be read as an array: Pillow reads no arrays of NumPy, no channels that are no colors, and of
+    several channels 8 bits only, which matters where there is a range."""
+    if header.form == NUMPY:
+        return True
     wanted = pixel_format.num_channels
     is_cut = header.bit_depth > 8 and header.num_samples > 1 and (header.is_rgb or header.num_channels == 1)
     loses_bits = is_cut and pixel_format.intensity_range is not None
-    if _starts_with(file, PNG_MAGIC):
-        return header if loses_bits else None
+    if header.form == PNG:
+        return loses_bits
     if header.is_stacked:
-        return None if wanted == 1 else header  # the first page of a stack is a gray image
+        return wanted != 1  # the first page of a stack is a gray image
     is_color = header.num_channels in (1, 3) or (header.is_rgb and wanted in (1, 3))
     if is_color and (wanted in (1, 3, 4) or wanted != header.num_samples):
-        return header if loses_bits else None
-    return header
-
-
-def _starts_with(file: BinaryIO, magic: bytes) -> bool:
-    file.seek(0)
-    return file.read(len(magic)) == magic
+        return loses_bits
+    return True
 
 
 def read_array(
@@ -232,7 +241,7 @@ def read_array(
     drops_more = wanted in (1, 3) and header.is_rgb  # than red, green and blue
     count = header.num_channels if has_alpha else 3 if drops_more else header.num_channels + header.num_alpha
     values = None
-    if _starts_with(file, NUMPY_MAGIC):  # the dimension of the channels may be the one that is not expected
+    if header.form == NUMPY:  # the dimension of the channels may be the one that is not expected
         values = read_values(file, header, max_pixels, wanted)
         count = values.shape[-1]
     if not (count == wanted or (count in (1, 3) and wanted in (1, 3, 4))):
@@ -254,7 +263,7 @@ def read_array(
 
 
 def _orientation(file: BinaryIO, header: ArrayHeader) -> int:
-    if not _starts_with(file, PNG_MAGIC):
+    if header.form != PNG:
         return header.orientation
     try:
         return read_image(file, lambda image: image.getexif().get(ORIENTATION, 1))
@@ -280,7 +289,7 @@ def read_values(
     """
     if max_pixels is not None and header.width * header.height > max_pixels:
         raise too_large(header.width, header.height, max_pixels)
-    if _starts_with(file, NUMPY_MAGIC):
+    if header.form == NUMPY:
         file.seek(0)
         values = np.load(file, allow_pickle=False)
         if values.ndim == 2:
@@ -289,7 +298,7 @@ def read_values(
         if num_channels in (values.shape[0], values.shape[2]):
             first = values.shape[2] != num_channels
         return np.moveaxis(values, 0, -1) if first else values
-    if _starts_with(file, PNG_MAGIC):
+    if header.form == PNG:
         return _read_png(file, header)
     return _read_tiff(file, header)
 

@@ -10,7 +10,15 @@ import numpy as np
 import PIL.Image
 from PIL import ExifTags, ImageOps
 
-from modeling_sit.data.array_files import MissingReader, UnfitArray, needs_array, read_array, read_header
+from modeling_sit.data.array_files import (
+    ArrayHeader,
+    MissingReader,
+    UnfitArray,
+    header_of,
+    needs_array,
+    read_array,
+    read_header,
+)
 from modeling_sit.data.opening import (
     PIXEL_LIMIT,
     TOO_LARGE,
@@ -194,16 +202,12 @@ def _decode(
         raise UnreadableImage("there is no image, neither bytes nor a path")
     # An open file, not a path: Pillow may map a file that it opens itself into memory, and keep it open with the image.
     with opened(image) as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            raise UnreadableImage("it is empty (0 bytes)")
-        header = needs_array(file, pixel_format)
-        if header is None:
-            try:
-                return _decode_by_pillow(file, draft_scale, pixel_format, max_pixels)
-            except PIL.UnidentifiedImageError:
-                header = read_header(file)
-                if header is None or not header.is_understood:
-                    raise
+        header = read_header(file, of_tiff=False)
+        if header is None or not needs_array(header, pixel_format):
+            decoded = _decode_by_pillow(file, draft_scale, pixel_format, max_pixels)
+            if not isinstance(decoded, ArrayHeader):
+                return decoded
+            header = decoded
         decoded = read_array(file, header, pixel_format, max_pixels)
         height, width = np.asarray(decoded).shape[:2]
         return decoded, 1 if draft_scale is None else draft_scale.factor(width, height)
@@ -211,13 +215,30 @@ def _decode(
 
 def _decode_by_pillow(
     file: BinaryIO, draft_scale: DraftScale | None, pixel_format: PixelFormat, max_pixels: int | None
-) -> tuple[Image, int]:
-    def load(image: PIL.Image.Image) -> tuple[PIL.Image.Image, int, tuple[int, bool]]:
+) -> tuple[Image, int] | ArrayHeader:
+    """As [`_decode`], or the header of a file that must be read as an array. That of a TIFF is parsed once, by Pillow."""
+
+    def load(image: PIL.Image.Image) -> tuple[PIL.Image.Image, int, tuple[int, bool]] | ArrayHeader:
+        header = header_of(image)
+        if header is not None and needs_array(header, pixel_format):
+            return header
         factor, depth = _draft(image, draft_scale, max_pixels), tiff_depth(image)
         load_pixels(image)
         return image, factor, depth
 
-    image, factor, depth = read_image(file, load)
+    try:
+        loaded = read_image(file, load)
+    except Exception as error:
+        header = read_header(file)
+        if header is None:
+            raise
+        is_unknown = isinstance(error, PIL.UnidentifiedImageError) and header.is_understood
+        if not (is_unknown or needs_array(header, pixel_format)):
+            raise
+        return header
+    if isinstance(loaded, ArrayHeader):
+        return loaded
+    image, factor, depth = loaded
     return convert_image(_upright(image), pixel_format, depth), factor
 
 

@@ -22,6 +22,7 @@ from modeling_sit.runtime.waiting import WaitTooLong, limited_wait
 SECONDS_FOR_A_FILE = 600.0
 PIXEL_LIMIT = "SIT_MAX_IMAGE_PIXELS"
 TOO_LARGE = "it is too large"
+EMPTY = "it is empty (0 bytes)"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The chunks of a PNG on which its pixels depend, those of animations and the orientation among them.
 PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"eXIf"}
@@ -82,22 +83,24 @@ def opened(image: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
     never come. Other processes and threads have limits of their own, for what they are asked for.
 
     Raises:
-        [`UnreadableImage`]: If the path is that of a pipe or a device, which may never give anything, or the file did not
-            come in time.
+        [`UnreadableImage`]: If there is nothing in it, the path is that of a pipe or a device, which may never give
+            anything, or the file did not come in time.
         `OSError`: If there is no such file, or it may not be read.
     """
-    if not isinstance(image, (str, os.PathLike)):
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        if not image:
+            raise UnreadableImage(EMPTY)
         yield io.BytesIO(image)
         return
-    mode = os.stat(image).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() refuses a folder
-        raise UnreadableImage("it is a pipe or a device, not a file")
     try:
-        with (
-            limited_wait(SECONDS_FOR_A_FILE) if parent_process() is None else nullcontext(),
-            open(image, "rb") as file,
-        ):
-            yield file
+        with limited_wait(SECONDS_FOR_A_FILE) if parent_process() is None else nullcontext():
+            status = os.stat(image)
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # open() refuses a folder
+                raise UnreadableImage("it is a pipe or a device, not a file")
+            if status.st_size == 0:
+                raise UnreadableImage(EMPTY)
+            with open(image, "rb") as file:
+                yield file
     except WaitTooLong as problem:
         raise UnreadableImage(f"it could not be read within {problem.seconds:g} s") from None
 
@@ -140,24 +143,23 @@ def open_image(file: BinaryIO) -> PIL.Image.Image:
         `PIL.UnidentifiedImageError`: If no format of Pillow fits. The message has the reasons of those that recognize the
             file, and is empty if there is none.
     """
+    PIL.Image.preinit()  # the usual formats come first, as in Pillow
+    PIL.Image.init()
     file.seek(0)
     beginning = file.read(16)
-    reasons, tried = [], set()
-    for load_formats in (PIL.Image.preinit, PIL.Image.init):  # the usual ones, and all
-        load_formats()
-        for format in [name for name in PIL.Image.ID if name not in tried]:
-            tried.add(format)
-            factory, accept = PIL.Image.OPEN[format]
-            accepted = accept is None or accept(beginning)
-            if isinstance(accepted, str):  # the format is known, and its library is not installed
-                reasons.append(accepted)
-            elif accepted:
-                file.seek(0)
-                try:
-                    return factory(file, "")
-                except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as Pillow does
-                    if accept is not None:
-                        reasons.append(f"{format}: {error}")
+    reasons = []
+    for format in PIL.Image.ID:
+        factory, accept = PIL.Image.OPEN[format]
+        accepted = accept is None or accept(beginning)
+        if isinstance(accepted, str):  # the format is known, and its library is not installed
+            reasons.append(accepted)
+        elif accepted:
+            file.seek(0)
+            try:
+                return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as Pillow does
+                if accept is not None:
+                    reasons.append(f"{format}: {error}")
     raise PIL.UnidentifiedImageError("; ".join(reasons))
 
 

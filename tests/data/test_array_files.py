@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 import tifffile
 
+from modeling_sit.data import array_files
 from modeling_sit.data.array_files import read_header
 from modeling_sit.data.decoding import DraftScale, UnfitImage, UnreadableImage, decode_image, decoded_size, remedy
 from modeling_sit.image_modes import PixelFormat
@@ -328,6 +329,16 @@ class TestFormat:
     def test_lists_are_one_format(self):
         assert PixelFormat(2, [0, 5]) == PixelFormat(2, (0.0, 5.0))
         assert hash(PixelFormat(2, [0, 5])) == hash(PixelFormat(2, (0.0, 5.0)))
+
+
+@pytest.mark.parametrize("intensity_range", [None, (0, 4095)])
+def test_the_header_of_a_tiff_is_not_parsed_again(intensity_range, monkeypatch):
+    """Pillow has done so."""
+    parsed = []
+    monkeypatch.setattr(array_files, "ImageFileDirectory_v2", parsed.append)
+    decode_image(tiff(random_values(8, 8)), PixelFormat(1, intensity_range))
+    decode_image(tiff(random_values(8, 8, 3)), PixelFormat(3, intensity_range))
+    assert not parsed
 
 
 def test_headers_of_other_files():

@@ -1,8 +1,10 @@
 """Batches for the loop, and unreadable images: each is named once, with the dataset, by all processes."""
 
+import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import PIL.Image
@@ -171,11 +173,16 @@ class TestBothForms:
         assert not any(torch.equal(crop, other) for crop, other in zip(crops, others, strict=True))
         assert len(data.preview_crops(99, lambda number: number)) == 6
 
-    def test_a_file_that_never_comes_is_waited_for_with_a_limit(self, make, monkeypatch):
+    @pytest.mark.parametrize("hangs", ["read", "stat"])
+    def test_a_file_that_never_comes_is_waited_for_with_a_limit(self, hangs, make, monkeypatch):
         """In the main process, where no loader looks at the clock."""
         data = make()
         monkeypatch.setattr(opening, "SECONDS_FOR_A_FILE", 0.2)
-        monkeypatch.setattr(opening, "open_image", lambda file: time.sleep(1000))
+        if hangs == "read":
+            monkeypatch.setattr(opening, "open_image", lambda file: time.sleep(1000))
+        else:
+            calls = {"stat": lambda path: time.sleep(1000), "PathLike": os.PathLike, "environ": os.environ}
+            monkeypatch.setattr(opening, "os", SimpleNamespace(**calls))
         started = time.monotonic()
         with pytest.raises(SiTError) as error:
             data.preview_crops(4, lambda number: number)
