@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from modeling_sit.data.folder_splits import group_by_class, split_folders
 from modeling_sit.data.image_datasets import Shard
-from modeling_sit.data.opening import image_extensions
-from modeling_sit.data.own_files import walk
+from modeling_sit.data.opening import image_extensions, timely_listing
+from modeling_sit.data.own_files import list_folder, walk
 from modeling_sit.data.parquet_files import describe_parquet_paths
 from modeling_sit.data.shard_splits import split_shards
 from modeling_sit.data.split_names import tell_once
@@ -74,9 +74,10 @@ def load_splits(
 def _load_form(dataset: Any, config_name: str | None, streaming: bool, asked: frozenset[str]) -> Splits:
     in_memory = not isinstance(dataset, (str, os.PathLike))
     path = "" if in_memory else os.path.abspath(os.path.expanduser(dataset))
-    local = in_memory or dataset == "digits" or (dataset and os.path.lexists(path))
-    is_saved = any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
-    is_folder = local and not in_memory and dataset != "digits" and os.path.isdir(path) and not is_saved
+    with timely_listing(path):
+        local = in_memory or dataset == "digits" or (dataset and os.path.lexists(path))
+        is_saved = any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
+        is_folder = local and not in_memory and dataset != "digits" and os.path.isdir(path) and not is_saved
     if local and not is_folder and config_name is not None:
         raise SiTError(
             "only folders and datasets on the Hub have configurations",
@@ -244,11 +245,14 @@ def _tar_splits(dataset: str, splits: dict[str, list[str]], streaming: bool, ask
 def _sub_folder(folder: str, name: str) -> str | None:
     """The sub-folder of this name, or of the only folder in the folder; `None` if there is none."""
     path = os.path.join(folder, name)
-    if os.path.isdir(path) and os.path.relpath(path, folder).split(os.sep)[0] not in (os.curdir, os.pardir):
+    with timely_listing(path):
+        is_folder = os.path.isdir(path)
+    if is_folder and os.path.relpath(path, folder).split(os.sep)[0] not in (os.curdir, os.pardir):
         return path
-    with reader_errors(f"{folder} cannot be read"), os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    return _sub_folder(visible[0].path, name) if len(visible) == 1 and visible[0].is_dir() else None
+    folders: set[str] = set()
+    with reader_errors(f"{folder} cannot be read"):
+        visible = [entry for entry in list_folder(folder, folders) if not entry.name.startswith(".")]
+    return _sub_folder(visible[0].path, name) if len(visible) == 1 and folders else None
 
 
 def _folder_dataset(parts: list[tuple[str, list[str]]]) -> datasets.Dataset:

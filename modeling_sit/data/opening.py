@@ -23,6 +23,7 @@ SECONDS_FOR_A_FILE = 600.0
 PIXEL_LIMIT = "SIT_MAX_IMAGE_PIXELS"
 TOO_LARGE = "it is too large"
 EMPTY = "it is empty (0 bytes)"
+LATE = "it could not be read within {:g} s"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The chunks of a PNG on which its pixels depend, those of animations and the orientation among them.
 PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"eXIf"}
@@ -76,6 +77,23 @@ def too_large(width: int, height: int, max_pixels: int) -> UnreadableImage:
 
 
 @contextmanager
+def timely_listing(folder: str | os.PathLike) -> Iterator[None]:
+    """A block that looks at a folder, or at a thousand of its files, and takes [`SECONDS_FOR_A_FILE`] at most.
+
+    Raises:
+        [`SiTError`]: If the disk does not answer in time.
+    """
+    try:
+        with limited_wait(SECONDS_FOR_A_FILE):
+            yield
+    except WaitTooLong as problem:
+        raise SiTError(
+            f"{os.fspath(folder)}: {LATE.format(problem.seconds)}",
+            remedy="see whether its disk or network still answers",
+        ) from None
+
+
+@contextmanager
 def opened(image: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
     """A path or an encoded image as a binary file.
 
@@ -102,7 +120,7 @@ def opened(image: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
             with open(image, "rb") as file:
                 yield file
     except WaitTooLong as problem:
-        raise UnreadableImage(f"it could not be read within {problem.seconds:g} s") from None
+        raise UnreadableImage(LATE.format(problem.seconds)) from None
 
 
 def read_image(file: BinaryIO, read: Callable[[PIL.Image.Image], Result]) -> Result:

@@ -1,16 +1,31 @@
 """The programs' own files never count as images."""
 
+import contextlib
 import json
 import os
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from modeling_sit.data import dataset_forms, opening, own_files
 from modeling_sit.data.own_files import check_outside_dataset, is_output_folder
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.split_names import tell_once
 from modeling_sit.runtime.errors import SiTError
+
+
+class HangingFolder(contextlib.nullcontext):
+    """Entries of a folder that never come."""
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        time.sleep(1000)
+
 
 PROGRAMS = {
     "pretrain": ("output_dir", ["--max_steps", "1"]),
@@ -47,6 +62,27 @@ def test_output_in_the_dataset_is_refused_before_anything_else(tmp_path, save_im
         place = ["--dataset", tmp_path / "images", f"--{argument}", tmp_path / output]
         assert one_line_error(command, *kind, *place, *flags).startswith(f"--{argument}: ")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("call", ["stat", "scandir", "next", "listdir", "lexists"])
+def test_a_disk_that_does_not_answer_is_waited_for_with_a_limit(tmp_path, save_images, monkeypatch, call):
+    save_images(tmp_path / "images" / "previews", 1)
+    (tmp_path / "images" / "run_state.json").touch()
+
+    def hang(*_):
+        time.sleep(1000)
+
+    monkeypatch.setattr(opening, "SECONDS_FOR_A_FILE", 0.2)
+    of_paths = SimpleNamespace(**{**vars(os.path), call: hang})
+    listing = {"scandir": lambda path: HangingFolder()} if call == "next" else {call: hang}
+    system = SimpleNamespace(**{**vars(os), **listing, "path": of_paths})
+    for module in (own_files, dataset_forms):
+        monkeypatch.setattr(module, "os", system)
+    started = time.monotonic()
+    with pytest.raises(SiTError) as error:
+        load_images(tmp_path / "images")
+    assert time.monotonic() - started < 30
+    assert error.value.argument == "dataset" and "0.2 s" in error.value.problem and error.value.remedy
 
 
 @pytest.mark.parametrize("dataset", ["images", "images/", "./images", "link", "link/../images"])
