@@ -18,7 +18,8 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 
-from modeling_sit.data.folder_splits import group_by_class, split_folders
+from modeling_sit.data.folder_splits import split_folders
+from modeling_sit.data.folder_tree import group_by_class
 from modeling_sit.data.image_datasets import Shard
 from modeling_sit.data.opening import image_extensions, timely_listing
 from modeling_sit.data.own_files import list_folder, walk

@@ -17,7 +17,6 @@ images ([`leave_out_beside`]), and the whole set once more beside itself. Where 
 `fine/train` and `coarse/train`, there is an error that names them.
 """
 
-import logging
 import os
 import re
 from collections import Counter
@@ -41,8 +40,6 @@ from modeling_sit.data.split_names import (
     words_of,
 )
 from modeling_sit.runtime.errors import SiTError
-
-logger = logging.getLogger(__name__)
 
 # What the numbered parts of a dataset are called: `fold_1`, `images_part_2`.
 PARTS = {"batch", "chunk", "fold", "part", "shard", "split"}
@@ -102,20 +99,6 @@ def _scattered(folder: str, paths: list[str]) -> _Layer | None:
         return None
     splits, left_out = found
     return _Layer({split: [_unwrapped(*part) for part in parts] for split, parts in splits.items()}, left_out)
-
-
-def group_by_class(parts: Iterable[Part]) -> dict[str, list[str]] | None:
-    """Group the paths of a split by class, which are the sub-folders of its folders. `None` if some lie in none of them."""
-    by_class: dict[str, list[str]] = {}
-    for folder, paths in parts:
-        for name, inside in group_by_sub_folder(folder, paths).items():
-            by_class.setdefault(name, []).extend(inside)
-    if "" not in by_class:
-        return by_class
-    if len(by_class) > 1:
-        folder = ", ".join(folder for folder, _ in parts)
-        logger.warning("%s: some images lie in the folder itself, so its sub-folders are not classes", folder)
-    return None
 
 
 def _find_layer(

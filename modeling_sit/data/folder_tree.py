@@ -1,7 +1,10 @@
 """Paths of images, by the folders that they lie in."""
 
+import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+
+logger = logging.getLogger(__name__)
 
 # A folder, and the images below it.
 Part = tuple[str, list[str]]
@@ -15,6 +18,20 @@ def group_by_sub_folder(folder: str, paths: list[str]) -> dict[str, list[str]]:
         sub_folder, separator, _ = path[start:].partition(os.sep)
         groups.setdefault(sub_folder if separator else "", []).append(path)
     return groups
+
+
+def group_by_class(parts: Iterable[Part]) -> dict[str, list[str]] | None:
+    """Group the paths of a split by class, which are the sub-folders of its folders. `None` if some lie in none of them."""
+    by_class: dict[str, list[str]] = {}
+    for folder, paths in parts:
+        for name, inside in group_by_sub_folder(folder, paths).items():
+            by_class.setdefault(name, []).extend(inside)
+    if "" not in by_class:
+        return by_class
+    if len(by_class) > 1:
+        folder = ", ".join(folder for folder, _ in parts)
+        logger.warning("%s: some images lie in the folder itself, so its sub-folders are not classes", folder)
+    return None
 
 
 def group_by_folder(folder: str, paths: list[str]) -> dict[str, list[str]]:

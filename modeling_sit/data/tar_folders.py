@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from modeling_sit.data.folder_splits import group_by_class, split_folders
-from modeling_sit.data.folder_tree import Part, group_by_sub_folder
+from modeling_sit.data.folder_splits import split_folders
+from modeling_sit.data.folder_tree import Part, group_by_class, group_by_sub_folder
 from modeling_sit.data.label_encoding import label_columns
 from modeling_sit.data.shard_files import shard_errors
 from modeling_sit.data.shard_splits import ENDING
@@ -154,7 +154,23 @@ def _look(dataset: str, split: str, files: list[str], streaming: bool, asked: It
     paths = sorted(os.path.join(dataset, name) for names in contents.images.values() for name in set(names))
     folder = _packed_folder(dataset, paths)
     splits = split_folders(folder, paths, asked)
+    _check_whole(dataset, paths, splits)
     return _Found(tars, contents, splits, [part for parts in splits.values() for part, _ in parts] != [folder])
+
+
+def _check_whole(dataset: str, paths: list[str], splits: Mapping[str, list[Part]]) -> None:
+    """Raise a [`SiTError`] if something in a folder is left out, such as `test/` beside the classes: tar files are read by
+    folder."""
+    for split, parts in splits.items():
+        for folder, inside in parts:
+            if len(inside) < sum(path.startswith(os.path.join(folder, "")) for path in paths):
+                where = os.path.relpath(folder, dataset)
+                raise SiTError(
+                    f"not all that is in the tar files in {'their topmost folder' if where == os.curdir else where} is of "
+                    f"split {split}",
+                    argument="dataset",
+                    remedy=UNPACK,
+                )
 
 
 def _check_end(file: str) -> None:

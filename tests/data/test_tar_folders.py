@@ -136,6 +136,7 @@ def test_several_files(tmp_path, files, expected, streaming):
         {"train": "train/ val/", "test": "x/"},
         {"train": "test/a/ test/b/", "test": "train/a/ train/b/"},
         {"0": "fine/train/ fine/test/ coarse/train/ coarse/test/"},
+        {"0": "cat/ dog/ test/cat/ test/dog/"},  # the test images lie in the folder of the others
     ],
 )
 def test_folders_and_files_that_contradict_each_other(tmp_path, files):
