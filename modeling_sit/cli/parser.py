@@ -145,7 +145,8 @@ class RecipeArgumentParser(HfArgumentParser):
             if keys.setdefault(action.dest, key) != key:
                 self.error(f"recipe {name}: {key} and {keys[action.dest]} are the same; leave one out")
             if isinstance(value, dict) or (isinstance(value, list) and action.nargs != "+"):
-                self.error(f"recipe {name}: {key} takes one value, got {value}")
+                takes, due = ("a list", "[FIRST, SECOND]") if action.nargs == "+" else ("one value", "VALUE")
+                self.error(f"recipe {name}: {key} takes {takes}, got {value}; write {key}: {due}, in one line")
             if value is None:
                 if action.default is not None:
                     self.error(f"recipe {name}: {key} has no value; leave it out for its default, {action.default}")
@@ -165,8 +166,10 @@ def _as_text(value: Any, action: argparse.Action) -> str:
     """A value of a recipe as the command line has it."""
     if isinstance(value, YesOrNo):
         return str(value.boolean) if action.type is string_to_bool else value.word(action.choices or ())
+    if action.type is int and isinstance(value, float) and value.is_integer():
+        return str(int(value))
     takes_text = action.type is str or (action.choices is not None and all(isinstance(x, str) for x in action.choices))
-    return "no" if value is False and takes_text else str(value)
+    return YesOrNo("no").word(action.choices or ()) if value is False and takes_text else str(value)
 
 
 def versions() -> list[str]:

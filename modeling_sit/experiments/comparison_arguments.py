@@ -6,6 +6,7 @@ from typing import Any
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.recipes import plain_no
 
 
 @dataclass(kw_only=True)
@@ -112,4 +113,4 @@ class ComparisonArguments(DatasetArguments):
 
 def _names(given: list[str]) -> list[str]:
     names = [name.strip() for text in given for name in text.split(",")]
-    return [name for name in names if name and name != "none"]
+    return [name for name in names if plain_no(name) not in ("", "none", "no")]

@@ -21,6 +21,7 @@ from modeling_sit.evaluation.linear import linear_predict
 from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.monitor_images import VALIDATION_STEP, Embeddings, MonitoredMethod, MonitorImages
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.recipes import plain_no
 
 KNN_NEIGHBOURS = 20
 
@@ -55,7 +56,8 @@ class MonitorArguments:
 
     def __post_init__(self):
         if self.monitors is not None:
-            self.monitors = [name for names in self.monitors for name in names.split(",") if name]
+            names = [name for names in self.monitors for name in names.split(",") if name]
+            self.monitors = ["none" if plain_no(name) == "no" else name for name in names]
         for name in self.monitors or ():
             if name not in (*MONITORS, "none"):
                 raise SiTError(f"no monitor {name!r}, only {', '.join(MONITORS)}, or none", argument="monitors")

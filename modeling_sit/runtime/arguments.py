@@ -111,7 +111,7 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         choices = [choice for option in options for choice in _choices(option)]
         value = value.boolean if bool in options else value if _is_list(options) else value.word(choices)
     if value is False and bool not in options and any(_takes_no(option) for option in options):
-        value = "no"
+        value = YesOrNo("no").word(choice for option in options for choice in _choices(option))
     if len(options) > 1:
         return value
     (kind,) = options
@@ -138,6 +138,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     is_simple = value is None or type(value) in (bool, list, tuple, dict)  # a `datasets.DatasetDict` is a dict, too
     if kind in (bool, int, float) or (kind is str and is_simple):
         remedy = f"for a word, write '{str(value).lower()}' in quotes" if kind is str and value is True else None
+        if isinstance(value, dict):
+            remedy = "give one value, and no others below it"
         raise SiTError(f"{value!r} is not of type {kind.__name__}", argument=name, remedy=remedy)
     return value
 
@@ -153,7 +155,7 @@ def _is_list(options: Sequence[Any]) -> bool:
 
 
 def _takes_no(option: Any) -> bool:
-    return option is str or (get_origin(option) is Literal and "no" in get_args(option))
+    return option is str or (get_origin(option) is Literal and not {"no", "none"}.isdisjoint(get_args(option)))
 
 
 def _is_required(item: dataclasses.Field) -> bool:

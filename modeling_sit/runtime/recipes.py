@@ -21,9 +21,10 @@ class YesOrNo(str):
         return self.lower() in ("yes", "on")
 
     def word(self, choices: Iterable[Any] = ()) -> str:
-        """The word that was written, or what it stands for among the choices of an argument: `No` and `off` for `no`."""
+        """The word that was written, or what it stands for among the choices of an argument: `No` and `off` for `no`, or
+        for `none`."""
         choices = list(choices)
-        meant = (self.lower(), "yes" if self.boolean else "no")
+        meant = (self.lower(), *(("yes",) if self.boolean else ("no", "none")))
         return str(self) if self in choices else next((word for word in meant if word in choices), str(self))
 
 

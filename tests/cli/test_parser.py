@@ -189,6 +189,9 @@ def test_recipe_gives_defaults_and_flags_override_it(parse, recipe):
         ("protocols: no", "protocols", ["no"]),
         ("protocols: [off, 'no', on]", "protocols", ["off", "no", "on"]),
         ("corruption: noise", "corruption", "noise"),
+        ("corruption: off", "corruption", "none"),
+        ("corruption: false", "corruption", "none"),
+        ("max_train_steps: 2.0", "max_train_steps", 2),
         ("corruption: noise+replace", "corruption", "noise+replace"),
         ("image_column: a column", "image_column", "a column"),
         ("image_column: 7", "image_column", "7"),
@@ -482,8 +485,9 @@ def test_values_of_a_wrong_type_in_a_recipe(refusal, recipe, line, culprits):
         assert culprit in message
 
 
-def test_tables_in_a_recipe_are_refused(refusal, recipe):
-    assert "image_column" in refusal(recipe("image_column:\n  deeper: value\n"), *REQUIRED)
+@pytest.mark.parametrize(("key", "remedy"), [("image_column", "VALUE"), ("protocols", "[FIRST, SECOND]")])
+def test_tables_in_a_recipe_are_refused(refusal, recipe, key, remedy):
+    assert f"write {key}: {remedy}" in refusal(recipe(f"{key}:\n  deeper: value\n"), *REQUIRED)
 
 
 def test_an_empty_value_is_not_ignored_where_there_is_a_default(refusal, recipe):

@@ -430,6 +430,10 @@ class TestChoice:
         assert choose_monitors(["linear", "rankme", "linear"], True, True) == ["linear", "rankme"]
         assert choose_monitors(["none"], True, True) == []
 
+    @pytest.mark.parametrize("word", ["no", "off", "Off"])
+    def test_a_no_of_a_recipe_is_none(self, word):
+        assert MonitorArguments(monitors=[word]).monitors == ["none"]
+
     def test_what_does_not_apply_is_refused(self):
         with pytest.raises(SiTError, match=r"knn needs one label for each image.*`label_column`") as error:
             choose_monitors(["rankme", "knn"], has_labels=False, has_teacher=True)

@@ -182,6 +182,8 @@ GOOD = [
     ([YesOrNo("on"), YesOrNo("off")], list[bool], [True, False]),
     (YesOrNo("Off"), Literal["no", "bf16"] | None, "no"),
     (YesOrNo("on"), Literal["on", "off"], "on"),
+    (YesOrNo("Off"), Literal["none", "noise"], "none"),
+    (False, Literal["none", "noise"], "none"),
     (YesOrNo("Off"), IntervalStrategy | str, "no"),
     ("1e-4", float, 1e-4),
     (1, float, 1.0),
