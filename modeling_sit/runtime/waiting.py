@@ -1,6 +1,5 @@
 """Waits with a limit: whatever a program waits for, it does not wait for ever."""
 
-import _signal
 import signal
 import threading
 from collections.abc import Iterator
@@ -94,8 +93,7 @@ def limited_wait(seconds: float) -> Iterator[None]:
     if _clock.is_running or not _clock.is_free():
         yield
         return
-    # As `signal.signal`, which takes longer to make a constant of the handler than a small image takes to decode.
-    handler = _signal.signal(signal.SIGALRM, _clock.ring)
+    handler = signal.signal(signal.SIGALRM, _clock.ring)
     try:
         _clock.start(seconds)
         try:
@@ -108,7 +106,7 @@ def limited_wait(seconds: float) -> Iterator[None]:
             raise WaitStopped(_clock.stopped_by) from None
         raise WaitTooLong(seconds) from None
     finally:
-        _signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
 
 
 def can_limit() -> bool:
