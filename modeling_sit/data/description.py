@@ -24,6 +24,7 @@ from modeling_sit.data.labeled import (
     only_classes,
     shorten,
 )
+from modeling_sit.data.value_ranges import warnings_of_ranges
 
 # So many classes are listed with their counts; of more, the fewest and the most.
 MAX_LISTED_CLASSES = 10
@@ -36,9 +37,6 @@ NAMES_OF_MODES = {
     "I": "gray",
     "F": "gray",
 }
-MAX_16_BIT, MAX_8_BIT = 65535, 255
-# A 16-bit image of so many bits or fewer, of which 64 gray levels or fewer are left, and an 8-bit one that looks black.
-FEW_OF_16_BITS, FEW_OF_8_BITS = 14, 4
 
 _is_told: ContextVar[bool] = ContextVar("is_told", default=False)
 
@@ -286,7 +284,7 @@ def describe_sample(
     frames = sum(image.has_more for image in images)
     if frames:
         yield f"{frames} of {which} have several frames or pages, of which the first is read"
-    yield from _warnings_of_ranges(images, intensity_range)
+    yield from warnings_of_ranges(images, intensity_range)
 
 
 def _name_of_mode(image: SampledImage) -> str:
@@ -302,53 +300,6 @@ def _sizes_of(images: Sequence[SampledImage]) -> str:
     if smallest == largest:
         return f"{median} pixels"
     return f"{median} pixels in the middle, from {smallest} to {largest}"
-
-
-def _warnings_of_ranges(images: Sequence[SampledImage], intensity_range: Sequence[float] | None) -> Iterator[str]:
-    seen = [image for image in images if image.largest is not None]
-    deep = [image for image in seen if image.bits > 8]
-    narrow = [image.largest for image in seen if image.bits == 8]
-    if narrow and int(largest := max(narrow)).bit_length() <= FEW_OF_8_BITS:
-        yield (
-            f"warning: the largest value in {len(narrow)} images is {largest:g} of {MAX_8_BIT}: they look black; are they "
-            "masks, or scaled to 1?"
-        )
-    if intensity_range is not None:
-        largest = max((image.largest for image in deep), default=0)
-        if largest > max(intensity_range[1::2]):
-            yield f"warning: values up to {largest:,.4g} are beyond the intensity range, and clipped"
-        return
-    signed = [image for image in deep if image.smallest < 0]
-    if signed:
-        smallest, largest = min(image.smallest for image in deep), max(image.largest for image in deep)
-        yield (
-            f"warning: {len(signed)} of {len(deep)} images have values below 0; each of them is scaled by its own values, so "
-            f"equal values become different gray levels without intensity_range {smallest:.6g} {largest:.6g}"
-        )
-        return
-    wide = [image.largest for image in deep if not image.is_float]
-    if wide and 0 < (largest := max(wide)) <= MAX_16_BIT and int(largest).bit_length() <= FEW_OF_16_BITS:
-        levels = round(largest * MAX_8_BIT / MAX_16_BIT) + 1
-        yield (
-            f"warning: the largest value in {len(wide)} images of 16 bits is {largest:,.0f} of {MAX_16_BIT:,} "
-            f"({int(largest).bit_length()} bits in 16): {levels} of 256 gray levels are left without "
-            f"intensity_range 0 {largest:.0f}"
-        )
-    floats = [image for image in deep if image.is_float]
-    ranges = {_range_of_floats(image) for image in floats}
-    if len(ranges) > 1:
-        yield (
-            f"warning: {len(floats)} images of floats are scaled each by its own values "
-            f"({', '.join(sorted(ranges))}), so equal values become different gray levels without intensity_range"
-        )
-
-
-def _range_of_floats(image: SampledImage) -> str:
-    """Which range of values `convert_image` takes an image of floats for."""
-    for largest in (1, MAX_8_BIT, MAX_16_BIT):
-        if image.smallest >= 0 and image.largest <= largest:
-            return f"0 to {largest}"
-    return "its own smallest to its largest"
 
 
 def _below(path: str, dataset: str) -> str:

@@ -41,7 +41,8 @@ class SampledImage:
         is_float (`bool`): Whether its values are floats.
         has_more (`bool`): Whether the file has more frames or pages than the first, which is read.
         smallest, largest (`float`, *optional*):
-            Its values as they are stored. `None` for an image that was not decoded.
+            Its finite values as they are stored. `None` for an image that was not decoded.
+        num_not_finite (`int`, *optional*, defaults to 0): Of its values, those that are NaN or infinite.
     """
 
     height: int
@@ -52,6 +53,7 @@ class SampledImage:
     has_more: bool = False
     smallest: float | None = None
     largest: float | None = None
+    num_not_finite: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _read(image: dict | None, is_decoded: bool, reads_values: bool) -> SampledIm
         [`UnreadableImage`]: If it cannot be read.
     """
     source = (image or {}).get("path") if (image or {}).get("bytes") is None else image["bytes"]
-    smallest, largest = None, None
+    smallest, largest, num_not_finite = None, None, 0
     try:
         with opened(source) as file:
             header = read_header(file)
@@ -136,13 +138,13 @@ def _read(image: dict | None, is_decoded: bool, reads_values: bool) -> SampledIm
     if found.bits > 8:
         stored = read_stored_values(image) if reads_values else None
         if stored is not None:
-            smallest, largest = stored.smallest, stored.largest
+            smallest, largest, num_not_finite = stored.smallest, stored.largest, stored.num_not_finite
         elif reads_values:
             decode_image(image, channels)  # says what is wrong
     elif is_decoded:
         pixels = np.asarray(decode_image(image, channels, draft_scale=REDUCED))
         smallest, largest = float(pixels.min()), float(pixels.max())
-    return replace(found, smallest=smallest, largest=largest)
+    return replace(found, smallest=smallest, largest=largest, num_not_finite=num_not_finite)
 
 
 def _of_array(header: ArrayHeader) -> SampledImage:

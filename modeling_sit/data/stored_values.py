@@ -21,6 +21,7 @@ class StoredValues:
         bit_depth (`int`): Bits of a value, as the file says: 16 of 12-bit data in a 16-bit file.
         is_float (`bool`): Whether the values are floats, whose range no type tells.
         smallest, largest (`float`): Of all values that are finite, without alpha.
+        num_not_finite (`int`, *optional*, defaults to 0): Values that are NaN or infinite, without alpha.
     """
 
     num_channels: int
@@ -28,6 +29,7 @@ class StoredValues:
     is_float: bool
     smallest: float
     largest: float
+    num_not_finite: int = 0
 
 
 def read_stored_values(image: str | os.PathLike | bytes | dict | None) -> StoredValues | None:
@@ -77,6 +79,7 @@ def _range_of(values: np.ndarray, bit_depth: int) -> StoredValues:
     is_float = values.dtype.kind == "f"
     finite = values[np.isfinite(values)] if is_float else values
     channels = values.shape[2] if values.ndim == 3 else 1
+    num_not_finite = values.size - finite.size
     if finite.size == 0:
-        return StoredValues(channels, bit_depth, is_float, 0.0, 0.0)
-    return StoredValues(channels, bit_depth, is_float, float(finite.min()), float(finite.max()))
+        return StoredValues(channels, bit_depth, is_float, 0.0, 0.0, num_not_finite)
+    return StoredValues(channels, bit_depth, is_float, float(finite.min()), float(finite.max()), num_not_finite)

@@ -12,9 +12,11 @@ import pytest
 from labeled_rows import encoded
 
 from modeling_sit.data import image_sample, opening
+from modeling_sit.data.decoding import decode_image
 from modeling_sit.data.description import describe, tell, told
 from modeling_sit.data.image_facts import read_image_facts
 from modeling_sit.data.sources import load_images
+from modeling_sit.image_modes import PixelFormat
 
 
 def save(image: np.ndarray | PIL.Image.Image, path) -> None:
@@ -207,6 +209,43 @@ class TestSample:
             for high in (4095, 1000)
         }
         assert warnings[4095] == [] and "4,095" in warnings[1000][0] and "clipped" in warnings[1000][0]
+
+    @pytest.mark.parametrize(
+        ("intensity_range", "said"),
+        [
+            ([-1000, 999], None),
+            ([-500, 999], ["down to -1,000"]),
+            ([-1000, 500], ["up to 999"]),
+            ([-500, 500], ["down to -1,000", "up to 999"]),
+            ([-1000, 0, -900, 999], None),  # of two channels: the values of each alone are not known
+        ],
+    )
+    def test_values_on_both_sides_of_a_range(self, tmp_path, intensity_range, said):
+        np.save(tmp_path / "a.npy", np.linspace(-1000, 999, 800).reshape(20, 20, 2).astype(np.int16))
+        images = load_images(str(tmp_path))
+        warnings = [line for line in describe(images, intensity_range=intensity_range).lines() if "warning" in line]
+        if said is None:
+            assert not warnings
+        else:
+            assert len(warnings) == 1 and "clipped" in warnings[0] and all(text in warnings[0] for text in said)
+            assert ("down to" in warnings[0], "up to" in warnings[0]) == ("down" in said[0], "up" in said[-1])
+
+    @pytest.mark.parametrize("ending", ["npy", "tif"])
+    @pytest.mark.parametrize("intensity_range", [None, [0, 1]])
+    def test_values_that_are_not_finite(self, tmp_path, ending, intensity_range):
+        values = np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)
+        for number, others in enumerate(([], [np.nan, np.inf, -np.inf], [np.nan])):
+            values.flat[50:53] = [*others, 0, 0, 0][:3]
+            if ending == "npy":
+                np.save(tmp_path / f"{number}.npy", values)
+            else:
+                save(values, tmp_path / f"{number}.tif")
+        images = load_images(str(tmp_path))
+        (warning,) = [line for line in describe(images, intensity_range=intensity_range).lines() if "warning" in line]
+        assert "2 of 3 images" in warning and "NaN" in warning and "4 in all" in warning
+        assert ("counts as 0" in warning) == (intensity_range is None)
+        pixels = np.asarray(decode_image(str(tmp_path / f"1.{ending}"), PixelFormat(1, intensity_range)))
+        assert pixels.flat[50:53].tolist() == [0, 0 if intensity_range is None else 255, 0]
 
     @pytest.mark.parametrize(("name", "channels"), [("a.tif", 12), ("a.npy", 12), ("a.npy", 1), ("a.npy", 3)])
     def test_arrays(self, tmp_path, name, channels):

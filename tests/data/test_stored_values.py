@@ -41,8 +41,8 @@ def test_many_channels():
 
 def test_floats_of_which_some_are_not_finite():
     values = np.array([[np.nan, -2.5], [np.inf, 7]], dtype=np.float32)
-    assert read_stored_values(encoded(values, "npy")) == StoredValues(1, 32, True, -2.5, 7)
-    assert read_stored_values(encoded(values)) == StoredValues(1, 32, True, -2.5, 7)
+    assert read_stored_values(encoded(values, "npy")) == StoredValues(1, 32, True, -2.5, 7, 2)
+    assert read_stored_values(encoded(values)) == StoredValues(1, 32, True, -2.5, 7, 2)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("LA", 1), ("RGBA", 3), ("P", 3)])
