@@ -107,6 +107,7 @@ class TarFiles:
             any_ending=prefix is not None and prefix not in self.separate,
             known_prefixes=None if self.has_dots or self.is_asked else tuple(self.images),
             labels=tuple(column for column in columns if column != image),
+            known_fields=tuple(self.others),
             is_strict=is_strict,
             folders=self.folders,
             classes=(self.classes if self.has_classes else ()) if self.classes and FOLDER_LABEL in columns else None,
@@ -128,7 +129,7 @@ def describe_tars(files: list[str]) -> TarFiles:
         with shard_errors(file, "webdataset"):
             first = _first_members(file)
             if number == 0:
-                first += [(name, None) for name in _more_names(file, len(first))]
+                first += _more_members(file, first)
             members.append((file, first))
             names += [name for name, _ in first]
     has_dots = names_have_dots(names)
@@ -183,14 +184,34 @@ def _first_members(path: str) -> list[tuple[str, bytes | None]]:
     return members
 
 
-def _more_names(path: str, start: int) -> list[str]:
-    """Names of members from number `start` on, if the tar file is here and not compressed."""
+def _more_members(path: str, first: list[tuple[str, bytes | None]]) -> list[tuple[str, bytes | None]]:
+    """Names of the members after the first ones, if the tar file is here and not compressed, with the contents of some that
+    may hold labels, if there were none of their ending before."""
+    known = {os.path.splitext(name)[1] for name, content in first if content is not None}
+    more, num_read = [], 0
     try:
         with tarfile.open(path, "r:") as tar:
-            names = [member.name for member in itertools.islice(tar, NUM_NAMES) if member.isreg()]
+            named = [(name, member) for member in itertools.islice(tar, NUM_NAMES) if (name := _usual_name(member))]
+            for name, member in named[len(first) :]:
+                is_read = num_read < NUM_IMAGES and os.path.splitext(name)[1] not in known and _may_be_label(name)
+                is_read = is_read and member.size <= MAX_BYTES
+                num_read += is_read
+                more.append((name, tar.extractfile(member).read() if is_read else None))
     except (OSError, tarfile.TarError):
-        return []
-    return [name for name in names if not os.path.basename(name).startswith((".", "__"))][start:]
+        return more
+    return more
+
+
+def _usual_name(member: tarfile.TarInfo) -> str | None:
+    """The name of a member that is a file and not hidden."""
+    return None if not member.isreg() or os.path.basename(member.name).startswith((".", "__")) else member.name
+
+
+def _may_be_label(name: str) -> bool:
+    """Whether a file may hold a label, with and without dots in the names of samples."""
+    return any(
+        parts is not None and may_hold_label(parts[1]) for parts in (split_name(name, dots) for dots in (False, True))
+    )
 
 
 def is_image(name: str) -> bool:

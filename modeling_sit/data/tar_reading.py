@@ -50,6 +50,7 @@ class TarConfig(datasets.BuilderConfig):
         known_prefixes (`tuple` of `str`, *optional*): What stands before the endings of images. An image with another
             prefix is an error. Default: no error.
         labels (`tuple` of `str`): The columns of the labels.
+        known_fields (`tuple` of `str`): The fields of files that are no images, as far as the first ones tell.
         is_strict (`bool`): Whether a label that does not fit is an error. Else it is told, and none.
         folders (`tuple` of `str`, *optional*): The folders that are read, `""` for all. Default: all, but an error if they
             tell several splits.
@@ -62,6 +63,7 @@ class TarConfig(datasets.BuilderConfig):
     any_ending: bool = True
     known_prefixes: tuple[str, ...] | None = None
     labels: tuple[str, ...] = ()
+    known_fields: tuple[str, ...] = ()
     is_strict: bool = True
     folders: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
@@ -146,6 +148,8 @@ class TarReader(datasets.GeneratorBasedBuilder):
         if self.config.image is not None:
             self._check_prefixes(name, key, sample)
             check.add(key, bool(images), has_label)
+            if not self.config.labels:
+                self._tell_late_labels(name, key, sample)
         if not images and not has_label:
             return None
         row: dict[str, Any] = {}
@@ -168,6 +172,20 @@ class TarReader(datasets.GeneratorBasedBuilder):
     @functools.cached_property
     def _classes(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.config.classes)}
+
+    @functools.cached_property
+    def _told(self) -> set[str]:
+        """The fields of which it is told that labels are not read: one example is enough."""
+        return set()
+
+    def _tell_late_labels(self, name: str, key: str, fields: Iterable[str]) -> None:
+        for field in fields:
+            if may_hold_label(field) and field not in self.config.known_fields and field not in self._told:
+                self._told.add(field)
+                tell_once(
+                    f"{name}: labels such as {key}.{field} are not read, because the first files have none; pack some with "
+                    "a label first"
+                )
 
     def _check_prefixes(self, name: str, key: str, sample: Iterable[str]) -> None:
         known = self.config.known_prefixes
@@ -197,5 +215,7 @@ class TarReader(datasets.GeneratorBasedBuilder):
             problem = f"{name}: {key}.{column} does not hold what the first ones do ({feature}): {reason}"
             if self.config.is_strict:
                 raise SiTError(problem, argument="label_column") from error
-            tell_once(f"{name}: labels are not read where they are of another kind, such as {key}.{column}")
+            if column not in self._told:
+                self._told.add(column)
+                tell_once(f"{name}: labels are not read where they are of another kind, such as {key}.{column}")
             return None

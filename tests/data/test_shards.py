@@ -15,6 +15,7 @@ from datasets.data_files import DataFilesDict
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+from modeling_sit.data import tar_files
 from modeling_sit.data.decoding import decode_image
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.split_names import tell_once
@@ -263,14 +264,34 @@ def test_members_that_nobody_asks_for_may_be_anything(tmp_path, load):
     assert set(images.train.features) == {"image", "label"}
 
 
+def write_labeled(path, number, lack):
+    """Images of the values from 0, each with its value modulo 3 as the label, but for some."""
+    members = []
+    for value in range(number):
+        members += [(f"{value:03}.png", encoded(value))]
+        members += [] if value in lack else [(f"{value:03}.cls", b"%d" % (value % 3))]
+    return write_tar(path, members)
+
+
+def test_labels_that_the_first_samples_lack(tmp_path, load, caplog, monkeypatch):
+    images = load(write_labeled(tmp_path / "a.tar", 130, set(range(110))))
+    assert values_of(images.train) == list(range(130))
+    expected = [None] * 110 + [value % 3 for value in range(110, 130)]
+    assert [label if label is None else int(label) for label in labels_of(images)] == expected
+    assert not caplog.messages
+    # Where nobody looks that far, it is told.
+    monkeypatch.setattr(tar_files, "NUM_NAMES", 105)
+    tell_once.cache_clear()
+    late = load(write_labeled(tmp_path / "b.tar", 130, set(range(110))))
+    assert values_of(late.train) == list(range(130)) and "label" not in late.train.features
+    (message,) = caplog.messages
+    assert "110.cls" in message
+
+
 @pytest.mark.parametrize("missing", ["first", "some", "many"])
 def test_labels_missing_in_some_samples(tmp_path, load, missing):
     lack = {"first": {0, 1, 2, 3, 4, 5}, "some": {4}, "many": set(range(1, 12))}[missing]
-    members = []
-    for value in range(12):
-        members += [(f"{value:03}.png", encoded(value))]
-        members += [] if value in lack else [(f"{value:03}.cls", b"%d" % (value % 3))]
-    images = load(write_tar(tmp_path / "a.tar", members))
+    images = load(write_labeled(tmp_path / "a.tar", 12, lack))
     assert values_of(images.train) == list(range(12))
     labels = [None if value in lack else value % 3 for value in range(12)]
     assert labels_of(images) == (
