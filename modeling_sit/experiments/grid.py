@@ -76,7 +76,9 @@ def _is_run(folder: Path) -> bool:
     """Whether a folder is one of a run, finished or just begun, and not a user's of such a name."""
     if not folder.is_dir():
         return False
-    return is_marked(folder, "experiment") or (folder / RESULTS_FILE).is_file() or next(folder.iterdir(), None) is None
+    if is_marked(folder):  # by another program alone: a user's own model
+        return is_marked(folder, "experiment")
+    return (folder / RESULTS_FILE).is_file() or next(folder.iterdir(), None) is None
 
 
 def delete_run(run_dir: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 from modeling_sit.evaluation.results import write_results
 from modeling_sit.experiments.grid import claim_folder, results_of
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.run_folders import mark_run
 
 
 def put(folder, names) -> None:
@@ -66,6 +67,16 @@ class TestClaimFolder:
         claim_folder(tmp_path, {"a": 1}, ["run-*"])
         claim_folder(tmp_path, {"a": 2}, ["run-*"])
         assert (tmp_path / "run-mine" / "notes.txt").exists() and (tmp_path / "run-file").exists()
+
+    @pytest.mark.parametrize("program", ["pretrain", "finetune"])
+    def test_a_users_own_model_of_such_a_name_is_no_run(self, tmp_path, program):
+        claim_folder(tmp_path, {"a": 1}, ["run-*"])
+        own = tmp_path / "run-own"
+        mark_run(own, program)
+        write_run(own)
+        before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+        claim_folder(tmp_path, {"a": 2}, ["run-*"], overwrite=True)
+        assert before == {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
 
     @pytest.mark.parametrize("name", ["settings.json", "results.json", "results.md", "results.png"])
     def test_a_users_files_in_its_place(self, tmp_path, name):
