@@ -15,6 +15,7 @@ import torch
 from modeling_sit.data.duplicates import Duplicates, find_duplicates
 from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.image_sample import ImageSample, SampledImage, read_sample
+from modeling_sit.data.label_encoding import natural_order
 from modeling_sit.data.labeled import (
     alike_names,
     class_counts,
@@ -131,7 +132,8 @@ class Description:
                 yield f"{len(self.label_names):,} classes, not counted in a stream: {self._names(self.label_names)}"
             return
         present = train.counts > 0
-        pairs = [(self.label_names[index], int(train.counts[index])) for index in present.nonzero()[:, 0].tolist()]
+        counts = {self.label_names[index]: int(train.counts[index]) for index in present.nonzero()[:, 0].tolist()}
+        pairs = [(name, counts[name]) for name in natural_order(counts)]
         if len(pairs) <= MAX_LISTED_CLASSES:
             text = ", ".join(f"{name} {count:,}" for name, count in pairs)
         else:

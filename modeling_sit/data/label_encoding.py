@@ -363,6 +363,20 @@ def type_name(feature: Any) -> str:
     return textwrap.shorten(" ".join(str(feature).split()), 120, placeholder=" ...")
 
 
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Names for people, with their numbers in order (1, 2, 10), if they are sorted by characters (1, 10, 2). Another order
+    may mean something, and stays."""
+    names = list(names)
+    return sorted(names, key=_numbers_first) if names == sorted(names) else names
+
+
+def _numbers_first(name: str) -> list[tuple[int, int, str]]:
+    # Only ASCII digits: `int` knows no superscripts.
+    return [
+        (0, int(part), "") if number % 2 else (1, 0, part) for number, part in enumerate(re.split(r"([0-9]+)", name))
+    ]
+
+
 def join(names: Iterable[str]) -> str:
     """Names in a list, for a message."""
     return ", ".join(names)

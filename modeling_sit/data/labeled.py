@@ -16,7 +16,7 @@ import torch
 
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.image_datasets import ImageDatasets, read_row
-from modeling_sit.data.label_encoding import join
+from modeling_sit.data.label_encoding import join, natural_order
 from modeling_sit.image_modes import PixelFormat
 from modeling_sit.runtime.errors import SiTError
 
@@ -252,8 +252,8 @@ def join_classes(split: datasets.Dataset, which: torch.Tensor, limit: int = 5) -
 
 
 def shorten(names: Sequence[str], limit: int) -> str:
-    """At most `limit` names in a list, for a message, and how many more there are."""
-    return join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+    """At most `limit` names in a list, for a message, in natural order, and how many more there are."""
+    return join(natural_order(names)[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
 class LabeledImageDataset(torch.utils.data.Dataset):

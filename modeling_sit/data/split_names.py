@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from modeling_sit.data.image_datasets import TEST_SPLITS, TRAIN_SPLITS, VALIDATION_SPLITS
+from modeling_sit.data.label_encoding import natural_order
 from modeling_sit.runtime.errors import SiTError
 
 logger = logging.getLogger(__name__)
@@ -128,8 +129,8 @@ def known_splits(names: Iterable[str]) -> dict[str, SplitName]:
 
 
 def join_paths(paths: Iterable[str]) -> str:
-    """At most ten paths in a list, for a message, and how many more there are."""
-    paths = list(paths)
+    """At most ten paths in a list, for a message, in natural order, and how many more there are."""
+    paths = natural_order(paths)
     return ", ".join(paths[:10]) + (f" and {len(paths) - 10:,} more" if len(paths) > 10 else "")
 
 

@@ -69,6 +69,14 @@ class TestSplitsAndClasses:
         ]
         assert line_with("no image in train", lines).endswith(" of c")
 
+    def test_numbers_are_in_order_and_labels_as_they_were(self, tmp_path, caplog):
+        """Also folders that are pooled."""
+        folder = folder_of(tmp_path, {f"train_{part}/{name}": 1 for part in (1, 2, 10) for name in (1, 2, 10)})
+        images = load_images(folder)
+        assert images.label_names == ["1", "10", "2"]
+        assert "classes in train: 1 3, 2 3, 10 3" in lines_of(folder)
+        assert "train_1, train_2, train_10" in caplog.text
+
     def test_classes_that_differ(self, tmp_path):
         folder = folder_of(tmp_path, {"train/a": 1, "train/b": 1, "test/b": 1, "test/c": 2})
         lines = [line for line in lines_of(folder) if line.startswith("classes differ")]

@@ -7,6 +7,7 @@ import pytest
 from labeled_rows import encoded
 
 from modeling_sit.data.image_datasets import ImageDatasets
+from modeling_sit.data.label_encoding import natural_order
 from modeling_sit.data.sources import load_images
 from modeling_sit.runtime.errors import SiTError
 
@@ -23,6 +24,23 @@ def load(train: list, test: list | None = None, dtype: str | None = None, **colu
 
     splits = {"train": split(train, **columns)} | ({"test": split(test)} if test is not None else {})
     return load_images(datasets.DatasetDict(splits), labels="required")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("1 10 2", "1 2 10"),
+        ("a10 a2 b1", "a2 a10 b1"),
+        ("10 1a 2 a x3 x²", "1a 2 10 a x3 x²"),
+        ("v1.10 v1.9 v10.1 v2.1", "v1.9 v1.10 v2.1 v10.1"),
+        ("low medium high", "low medium high"),
+        ("10 1 2", "10 1 2"),
+        ("", ""),
+    ],
+)
+def test_natural_order(names, expected):
+    """Names that are not sorted by characters stay as they are."""
+    assert natural_order(names.split()) == expected.split()
 
 
 def names_of(images: ImageDatasets, split: str = "train") -> list[str | None]:
