@@ -110,7 +110,14 @@ class SiTEmbeddings(nn.Module):
         patches = nn.functional.interpolate(patches.float(), size=grid, mode="bicubic", align_corners=False)
         return torch.cat([token, patches.to(token.dtype).flatten(2).transpose(1, 2)], dim=1)
 
-    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        bool_masked_pos: torch.Tensor | None = None,
+        mask_token: torch.Tensor | None = None,
+        kept_patches: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         batch_size, num_channels, height, width = pixel_values.shape
         if num_channels != self.config.num_channels:
             raise ValueError(
@@ -127,8 +134,13 @@ class SiTEmbeddings(nn.Module):
                 f"{self.config.image_size}; interpolate_pos_encoding=True fits its positions to them"
             )
         patches = self.patch_embeddings(pixel_values)
-        tokens = torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1)
-        return self.dropout(tokens + positions)
+        if bool_masked_pos is not None:
+            patches = torch.where(bool_masked_pos.unsqueeze(-1), mask_token.to(patches.dtype), patches)
+        tokens = torch.cat([self.cls_token.expand(batch_size, -1, -1), patches], dim=1) + positions
+        if kept_patches is not None:
+            places = nn.functional.pad(kept_patches + 1, (1, 0))  # the contrastive token is at place 0
+            tokens = tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        return self.dropout(tokens)
 
 
 def eager_attention_forward(
@@ -455,6 +467,9 @@ class SiTModel(SiTPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         token_only: bool = False,
+        bool_masked_pos: torch.Tensor | None = None,
+        mask_token: torch.Tensor | None = None,
+        kept_patches: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling | tuple:
         r"""
@@ -469,10 +484,16 @@ class SiTModel(SiTPreTrainedModel):
                 Whether the last block computes the contrastive token only, and `last_hidden_state` has no other. The
                 block then costs about a sixth. It has no effect with another `config.pooling` than `"token"`, and
                 with other attention than `"eager"` and `"sdpa"`.
+            bool_masked_pos (`torch.Tensor` of shape `(batch, patches)`, *optional*):
+                Bool, true where a patch's embedding is replaced by `mask_token`, before positions are added (SimMIM, iBOT).
+            mask_token (`torch.Tensor` of shape `(1, 1, hidden_size)`, *optional*): What replaces it.
+            kept_patches (`torch.Tensor` of shape `(batch, kept)`, *optional*):
+                Int64, indices of the patches that the blocks read, in their order; the others are dropped after positions
+                are added (MAE). Default: all patches.
 
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state` `(batch, 1 + patches, hidden_size)` after the last layer
-            norm, contrastive token first; `pooler_output` `(batch, hidden_size)` (twice that for `"token_mean"`), what
+            norm, contrastive token first (`1 + kept` tokens with `kept_patches`); `pooler_output` `(batch, hidden_size)` (twice that for `"token_mean"`), what
             `config.pooling` says; `hidden_states` before the last layer norm.
 
         Raises:
@@ -485,7 +506,7 @@ class SiTModel(SiTPreTrainedModel):
         if return_dict is None:
             return_dict = self.config.return_dict
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
-        embeddings = self.embeddings(pixel_values, interpolate_pos_encoding)
+        embeddings = self.embeddings(pixel_values, interpolate_pos_encoding, bool_masked_pos, mask_token, kept_patches)
         # What else computes attention may want as many queries as keys.
         token_only = (
             token_only and self.config.pooling == "token" and self.config._attn_implementation in ("eager", "sdpa")

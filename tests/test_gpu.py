@@ -28,8 +28,8 @@ from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.training_data import TrainingData
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.gmml import CORRUPTIONS, corrupt
-from modeling_sit.pretraining.arguments import PretrainingFlags
 from modeling_sit.pretraining.dry_run import measure_steps
+from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.loop import Run, training_step
 from modeling_sit.pretraining.prepare import prepare
 from modeling_sit.runtime.accelerator import clip_gradients, create_accelerator

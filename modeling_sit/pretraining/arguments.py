@@ -1,21 +1,16 @@
 """Arguments of pretraining, and the configuration that they describe."""
 
 import re
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_type_hints
+from dataclasses import dataclass, field
+from typing import Literal
 
 import joblib
 
 from modeling_sit.data.arguments import DatasetArguments
-from modeling_sit.data.caching import ImageCacheArguments
-from modeling_sit.data.image_datasets import dataset_name
 from modeling_sit.data.loaders import DEFAULT_TIMEOUT, TIMEOUT_HELP
-from modeling_sit.data.streaming import StreamingArguments
-from modeling_sit.data.views import ViewArguments
 from modeling_sit.gmml import CORRUPTIONS
-from modeling_sit.hub.arguments import CardArguments, HubArguments
+from modeling_sit.hub.arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
-from modeling_sit.pretraining.monitors import MonitorArguments
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import plain_no
 
@@ -91,6 +86,9 @@ class ModelArguments(WeightsFileArguments):
             "(off)."
         },
     )
+    temperature: float | None = field(
+        default=None, metadata={"help": "sit, simclr, moco_v3: temperature of the contrastive loss. Default: 0.2."}
+    )
     image_mean: list[float] | None = field(
         default=None,
         metadata={"help": "Mean of each channel, for values in [0, 1]. Default: ImageNet's; 0.5 for gray images."},
@@ -158,7 +156,13 @@ class PretrainingArguments(CardArguments, DatasetArguments):
             "used only if you name it here."
         },
     )
-    method: str = field(default="sit", metadata={"help": "Pretraining method. The package has `sit`."})
+    method: str = field(
+        default="sit",
+        metadata={
+            "help": "Pretraining method: sit, or one of its peers, which train the same backbone: simclr, moco_v3, dino, ibot, "
+            "mae, simmim, lejepa."
+        },
+    )
     preset: Literal["auto", "paper"] = field(
         default="auto",
         metadata={
@@ -216,20 +220,26 @@ class PretrainingArguments(CardArguments, DatasetArguments):
         default=None,
         metadata={"help": "Steps of linear warm-up. They override the epochs of warm-up. Default: by `preset`."},
     )
-    weight_decay: float = field(
-        default=0.05, metadata={"help": "Weight decay. Biases, norms, tokens and positions have none."}
+    weight_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight decay. Biases, norms, tokens and positions have none. Default: 0.05, or the method's own."
+        },
     )
     weight_decay_end: float | None = field(
         default=None,
         metadata={
             "help": "Weight decay at the end; a cosine leads to it (the authors' code: 0.04 to 0.1). Default: "
-            "constant.",
+            "constant, or the method's own.",
         },
     )
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})
-    max_grad_norm: float = field(
-        default=3.0, metadata={"help": "Gradients are clipped to this norm; 0 for no clipping."}
+    adam_beta2: float | None = field(
+        default=None, metadata={"help": "AdamW's second beta. Default: 0.999, or the method's own."}
+    )
+    max_grad_norm: float | None = field(
+        default=None,
+        metadata={"help": "Gradients are clipped to this norm; 0 for no clipping. Default: 3, or the method's own."},
     )
     teacher_momentum: float | None = field(
         default=None,
@@ -351,31 +361,6 @@ def parse_time(text: str) -> float:
     if seconds <= 0:
         raise SiTError(f"must be a time such as 90s, 30m, 2h or 1h30m, got {text!r}", argument="time_budget")
     return seconds
-
-
-@dataclass
-class PretrainingFlags:
-    """All arguments of a run, in groups."""
-
-    run: PretrainingArguments
-    streaming: StreamingArguments
-    cache: ImageCacheArguments
-    model: ModelArguments
-    corruption: CorruptionArguments
-    views: ViewArguments
-    monitors: MonitorArguments
-    hub: HubArguments
-
-    @classmethod
-    def classes(cls) -> tuple[type, ...]:
-        """The argument dataclasses, in the order of the fields."""
-        return tuple(get_type_hints(cls)[group.name] for group in fields(cls))
-
-    def settings(self) -> dict[str, Any]:
-        """Every argument's value by its name, as JSON knows it."""
-        groups = (getattr(self, group.name) for group in fields(self))
-        settings = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
-        return {**settings, "dataset": dataset_name(self.run.dataset)}
 
 
 def default_num_workers(asked: int | None, device_type: str, num_local_processes: int) -> int:

@@ -24,6 +24,7 @@ from modeling_sit.hub.provenance import (
     without_tokens,
 )
 from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments, PretrainingArguments
+from modeling_sit.pretraining.flags import MethodArguments
 from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.presets import PAPER
 from modeling_sit.pretraining.schedules import Schedules
@@ -31,6 +32,14 @@ from modeling_sit.runtime.trackers import read_metrics
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "pretraining_card.md"
 NUM_METRICS_LINES = 10
+SETTINGS = (
+    PretrainingArguments,
+    MethodArguments,
+    StreamingArguments,
+    ModelArguments,
+    CorruptionArguments,
+    ViewArguments,
+)
 # Said elsewhere on the card, or of this machine only.
 NOT_SETTINGS = {"dataset", "output_dir", "export", "overwrite_output_dir", "resume_from_checkpoint", "license"}
 MONITORS = {
@@ -125,7 +134,7 @@ def write_pretraining_card(output_dir: Path, facts: RunFacts) -> Path:
         loss_curve=save_curves(output_dir, lines, {name: _loss_title(name) for name in method.losses}),
         commands=describe_commands(facts.starts),
         facts=table(("", ""), _facts_rows(facts, dataset, num_images)),
-        settings=_changed_settings(settings),
+        settings=_changed_settings(settings, method),
         metrics=_metrics_table(_subsample(lines, NUM_METRICS_LINES), method.losses),
         monitors=_monitors_table(output_dir / "monitors.jsonl"),
         license_text=code(license),
@@ -177,13 +186,13 @@ def _describe_length(schedules: Schedules, step: int) -> str:
     return f"{step:,}{done}, {'unknown' if epochs is None else f'{epochs:.4g}'}"
 
 
-def _changed_settings(settings: dict[str, Any]) -> str:
+def _changed_settings(settings: dict[str, Any], method: Method) -> str:
     lines = []
-    for group in (PretrainingArguments, StreamingArguments, ModelArguments, CorruptionArguments, ViewArguments):
+    paper = {**PAPER, **method.paper} if settings["preset"] == "paper" else {}
+    for group in SETTINGS:
         for item in fields(group):
             default = item.default if item.default_factory is MISSING else item.default_factory()
-            if settings["preset"] == "paper":
-                default = PAPER.get(item.name, default)
+            default = paper.get(item.name, method.defaults.get(item.name, default))
             if settings[item.name] not in (None, default) and item.name not in NOT_SETTINGS:
                 value = without_private_paths(without_tokens(str(settings[item.name])))
                 lines.append(f"- {code(item.name)}: {code(value)}")

@@ -16,7 +16,6 @@ from modeling_sit.data.training_data import TrainingData
 from modeling_sit.data.unreadable import UnreadableImages
 from modeling_sit.evaluation.collapse import collapse_warning
 from modeling_sit.hub.pushing import HubPusher
-from modeling_sit.pretraining.arguments import PretrainingFlags
 from modeling_sit.pretraining.checkpoints import (
     RunState,
     delete_old_checkpoints,
@@ -25,6 +24,7 @@ from modeling_sit.pretraining.checkpoints import (
     save_checkpoint,
     write_run_state,
 )
+from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.metric_logger import MetricLogger, NonFiniteLoss
 from modeling_sit.pretraining.monitors import OnlineMonitors

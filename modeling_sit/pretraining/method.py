@@ -1,8 +1,9 @@
 """The interface of a pretraining method: what it adds to the loop, from clean views to a loss."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 import torch
@@ -17,6 +18,32 @@ from modeling_sit.data.views import ViewArguments
 from modeling_sit.interop.resize import pair
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.batch_norm import synchronize_batch_norm
+
+if TYPE_CHECKING:
+    from modeling_sit.pretraining.flags import PretrainingFlags
+    from modeling_sit.pretraining.presets import Choosing, Facts
+
+# Of the optimizer, as in the paper (arXiv 2104.03602, section 4).
+DEFAULTS: Mapping[str, Any] = MappingProxyType({"weight_decay": 0.05, "adam_beta2": 0.999, "max_grad_norm": 3.0})
+# Fields of the configuration that the backbone's weights are made for.
+BACKBONE = frozenset(
+    {
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "image_size",
+        "patch_size",
+        "num_channels",
+        "qkv_bias",
+        "position_embedding_type",
+    }
+)
+
+
+@dataclass
+class NoArguments:
+    """Of a method that has no arguments of its own."""
 
 
 @dataclass
@@ -53,6 +80,13 @@ class Method(nn.Module):
         title (`str`): The method and its paper, in Markdown, for the model card: "pretrained without labels by TITLE".
         citation (`str`): BibTeX of the paper.
         tags (`tuple` of `str`): Tags of the model card.
+        Arguments (`type`): A dataclass of the arguments that the method has of its own, which become flags. Each field is
+            `None` by default and has a `help`. `__post_init__` checks what is given. Methods may share a field.
+        uses (`frozenset` of `str`): Arguments of the other groups, and fields of the configuration, that this method has and
+            others do not. Users of those are refused them.
+        defaults (mapping): Values of arguments and fields of the configuration that are neither given nor chosen.
+        paper (mapping): Those of the published recipe, for the preset `paper`, where they differ from SiT's.
+        learning_rate_factor (`float`): Of the peak learning rate that the preset `auto` has for the width.
     """
 
     losses: tuple[str, ...] = ("loss",)
@@ -61,18 +95,42 @@ class Method(nn.Module):
     citation: str = ""
     tags: tuple[str, ...] = ()
     # Names in the fingerprint that a run that goes on must have as the checkpoint has them.
-    fixed: frozenset[str] = frozenset()
+    fixed: frozenset[str] = BACKBONE
     # Names of weights of losses: 0 means that the loss has no head, so a checkpoint fits only where both are 0 or neither.
     loss_weights: tuple[str, ...] = ()
+
+    Arguments: type = NoArguments
+    uses: frozenset[str] = frozenset()
+    defaults: Mapping[str, Any] = DEFAULTS
+    paper: Mapping[str, Any] = MappingProxyType({})
+    learning_rate_factor: float = 1.0
 
     student: nn.Module
     teacher: Teacher | None
 
-    def __init__(self, config: SiTConfig, processor: SiTImageProcessor):
+    def __init__(self, config: SiTConfig, processor: SiTImageProcessor, flags: "PretrainingFlags"):
         super().__init__()
         self.config = config
         self.processor = processor
         self.teacher = None
+        self.arguments = self.Arguments(
+            **{item.name: getattr(flags.method, item.name) for item in fields(self.Arguments)}
+        )
+
+    @classmethod
+    def setting_names(cls) -> frozenset[str]:
+        """Names of the arguments and fields of the configuration that this method has and others need not have."""
+        return cls.uses | {item.name for item in fields(cls.Arguments)}
+
+    @classmethod
+    def choose(cls, choosing: "Choosing", facts: "Facts") -> None:
+        """Choose what the method has of its own for the preset `auto`, with reasons, and what it wants otherwise than SiT. It
+        comes after the choice of model, batch and length, and before all else.
+
+        Args:
+            choosing ([`Choosing`]): Settings by name, `choosing["max_steps"]`, and `choosing.choose(name, value, reason)`.
+            facts ([`Facts`]): Of the images and the device.
+        """
 
     def view_groups(self, arguments: ViewArguments) -> list[ViewGroup]:
         """The views that the method wants of each image. Default: two views of the model's size.
@@ -165,8 +223,13 @@ class Method(nn.Module):
         return [network.vit for network in networks]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings that the outcome follows from, by name, as JSON knows them. Default: the fields of the configuration."""
-        return {name: getattr(self.config, name) for name in SiTConfig.__annotations__}
+        """Settings that the outcome follows from, by name, as JSON knows them. Default: the fields of the configuration, the
+        normalization, and the method's own arguments."""
+        return {
+            **{name: getattr(self.config, name) for name in SiTConfig.__annotations__},
+            **{name: getattr(self.processor, name) for name in ("image_mean", "image_std")},
+            **asdict(self.arguments),
+        }
 
     @classmethod
     def encoder_tokens(cls, settings: Mapping[str, Any]) -> int:

@@ -3,11 +3,13 @@
 import contextlib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 import yaml
+from transformers import PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
@@ -35,8 +37,9 @@ def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfi
         "reconstruction_weight": arguments.reconstruction_weight,
         "contrastive_weight": arguments.contrastive_weight,
         "rotation_weight": arguments.rotation_weight,
+        "temperature": arguments.temperature,
     }
-    settings = {name: weight for name, weight in settings.items() if weight is not None}
+    settings = {name: value for name, value in settings.items() if value is not None}
     settings = {**parse_config_overrides(arguments.config_overrides), **settings}
     count = math.inf if num_images is None else num_images
     default_weight = {"reconstruction_weight": look_up(RECONSTRUCTION_WEIGHT, count)}
@@ -184,19 +187,12 @@ def _parse_value(name: str, text: str) -> Any:
 
 
 def create_student(config: SiTConfig, arguments: ModelArguments, seed: int) -> SiTForPreTraining:
-    """A student with weights from the seed, or from the checkpoint to go on from. Heads without a loss are frozen.
+    """SiT's student with weights from the seed, or from the checkpoint to go on from. Heads without a loss are frozen.
 
     Raises:
         [`SiTError`]: If there is no such attention implementation, or the checkpoint cannot be loaded.
     """
-    torch.manual_seed(seed)
-    if arguments.attn_implementation is not None:
-        config._attn_implementation = arguments.attn_implementation
-    try:
-        student = SiTForPreTraining(config)
-    except (ValueError, ImportError) as problem:
-        reason = " ".join(str(problem).split())
-        raise SiTError(f"{arguments.attn_implementation}: {reason}", argument="attn_implementation") from problem
+    student = build_student(SiTForPreTraining, config, arguments, seed)
     if arguments.model_name_or_path is not None:
         loaded = load_checkpoint(
             arguments.model_name_or_path,
@@ -212,3 +208,21 @@ def create_student(config: SiTConfig, arguments: ModelArguments, seed: int) -> S
     if arguments.gradient_checkpointing:
         student.gradient_checkpointing_enable()
     return student
+
+
+def build_student(
+    create: Callable[[SiTConfig], PreTrainedModel], config: SiTConfig, arguments: ModelArguments, seed: int
+) -> PreTrainedModel:
+    """A network with weights from the seed, and the attention that the arguments ask for.
+
+    Raises:
+        [`SiTError`]: If there is no such attention implementation.
+    """
+    torch.manual_seed(seed)
+    if arguments.attn_implementation is not None:
+        config._attn_implementation = arguments.attn_implementation
+    try:
+        return create(config)
+    except (ValueError, ImportError) as problem:
+        reason = " ".join(str(problem).split())
+        raise SiTError(f"{arguments.attn_implementation}: {reason}", argument="attn_implementation") from problem

@@ -19,16 +19,15 @@ from modeling_sit.data.training_data import LoadingSettings, TrainingData
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.image_modes import PixelFormat
 from modeling_sit.interop.convert_in import range_of
-from modeling_sit.pretraining.arguments import PretrainingFlags, default_num_workers
+from modeling_sit.pretraining.arguments import default_num_workers
 from modeling_sit.pretraining.compilation import compile_training
+from modeling_sit.pretraining.flags import PretrainingFlags, check_method
 from modeling_sit.pretraining.loop import Run
-from modeling_sit.pretraining.methods import METHODS
 from modeling_sit.pretraining.model_setup import create_config, create_processor
 from modeling_sit.pretraining.monitors import OnlineMonitors
 from modeling_sit.pretraining.resolve import describe_choices, resolve
 from modeling_sit.pretraining.schedules import plan_schedules
 from modeling_sit.runtime.accelerator import prepare_student
-from modeling_sit.runtime.arguments import did_you_mean
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.optimizer import create_optimizer
@@ -54,11 +53,7 @@ def prepare(
         data ([`TrainingData`], *optional*): Of the same settings. Default: made anew.
     """
     with sync_errors(accelerator):  # before anything is downloaded
-        if flags.run.method not in METHODS:
-            raise SiTError(
-                f"no method {flags.run.method!r}, only {', '.join(METHODS)}{did_you_mean(flags.run.method, METHODS)}",
-                argument="method",
-            )
+        method_class = check_method(flags)
     pusher = create_pusher(flags, accelerator)
     images = main_process_first(accelerator, lambda: load_training_images(flags) if data is None else data.images)
     with sync_errors(accelerator):
@@ -70,7 +65,7 @@ def prepare(
     with sync_errors(accelerator):
         config = create_config(flags.model, images.num_train)
         processor = create_processor(config, flags.model, flags.corruption, flags.run)
-        method = METHODS[flags.run.method](config, processor, flags).to(accelerator.device)
+        method = method_class(config, processor, flags).to(accelerator.device)
         groups = method.view_groups(flags.views)
         workers = choose_workers(flags, accelerator, [group.crops for group in groups], config.num_channels)
         data = data or TrainingData(

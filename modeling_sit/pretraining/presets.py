@@ -6,10 +6,13 @@ The numbers stand at the top. Nothing here reads a file or a clock: the same fac
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modeling_sit.data.image_facts import ImageFacts
 from modeling_sit.data.views import PAPER_VIEWS
+
+if TYPE_CHECKING:
+    from modeling_sit.pretraining.method import Method
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The numbers. A table `((limit, value), ...)` gives the value of the first limit that is not exceeded.
@@ -148,20 +151,28 @@ class Choice:
     reason: str
 
 
-def choose(facts: Facts, given: Mapping[str, Any]) -> list[Choice]:
+def choose(
+    facts: Facts, given: Mapping[str, Any], method: "type[Method]", unused: frozenset[str] = frozenset()
+) -> list[Choice]:
     """Every setting that the user leaves open.
 
     Args:
         facts ([`Facts`]): Of the images and the device.
         given (mapping): By name, arguments and fields of the configuration that are settled: by the user, a recipe, or the
             checkpoint that the run starts from. What is chosen fits them.
+        method (`type`): Chooses what it has of its own.
+        unused (`frozenset` of `str`, *optional*): Settings that the method does not have.
 
     Returns:
         `list[Choice]`: In the order in which they follow from each other.
     """
-    choosing = _Choosing(facts, dict(given))
-    for step in (_choose_model, _choose_batch_and_length, _choose_rates, _choose_heads, _choose_views):
-        step(choosing, facts)
+    choosing = Choosing(facts, dict(given), unused)
+    _choose_model(choosing, facts)
+    _choose_batch_and_length(choosing, facts)
+    method.choose(choosing, facts)
+    _choose_rates(choosing, facts, method.learning_rate_factor)
+    _choose_heads(choosing, facts)
+    _choose_views(choosing, facts)
     return choosing.choices
 
 
@@ -170,17 +181,19 @@ def look_up(table: tuple[tuple[float, Any], ...], number: float) -> Any:
     return next(value for limit, value in table if number <= limit)
 
 
-class _Choosing:
+class Choosing:
     """Settings, those that are given and those that are chosen so far."""
 
-    def __init__(self, facts: Facts, given: dict[str, Any]):
+    def __init__(self, facts: Facts, given: dict[str, Any], unused: frozenset[str] = frozenset()):
         self.values = {"num_channels": facts.images.num_channels, "gradient_accumulation_steps": 1, **given}
         self.given = given
+        self.unused = unused
         self.choices: list[Choice] = []
 
     def choose(self, name: str, value: Any, reason: str) -> None:
-        """Choose the value, unless it is given."""
-        if name not in self.given:
+        """Choose the value, unless it is given or chosen, or the method has no such setting."""
+        settled = {*self.given, *self.unused, *(choice.name for choice in self.choices)}
+        if name not in settled:
             self.values[name] = value
             self.choices.append(Choice(name, value, reason))
 
@@ -197,7 +210,7 @@ class _Choosing:
         return _side(self["image_size"])
 
 
-def _choose_model(choosing: _Choosing, facts: Facts) -> None:
+def _choose_model(choosing: Choosing, facts: Facts) -> None:
     channels = facts.images.num_channels
     if channels != 3:
         reason = "the images are gray" if channels == 1 else f"the images have {channels} channels"
@@ -258,7 +271,7 @@ def _choose_sizes(facts: Facts, image_size: Any, patch_size: Any) -> tuple[Any, 
     return max(side // patch * patch, math.isqrt(MIN_TOKENS) * patch), patch_size or patch
 
 
-def _choose_batch_and_length(choosing: _Choosing, facts: Facts) -> None:
+def _choose_batch_and_length(choosing: Choosing, facts: Facts) -> None:
     if facts.kind == "cpu":
         batch, reason = look_up(CPU_BATCH, facts.count), f"{_count(facts)} on a CPU"
     else:
@@ -281,9 +294,13 @@ def _choose_batch_and_length(choosing: _Choosing, facts: Facts) -> None:
         choosing.values["max_steps"] = max(1, math.ceil(choosing["num_train_epochs"] * per_epoch))
 
 
-def _choose_rates(choosing: _Choosing, facts: Facts) -> None:
+def _choose_rates(choosing: Choosing, facts: Facts, learning_rate_factor: float) -> None:
     steps, batch = choosing["max_steps"], _total_batch(choosing, facts)
-    peak = look_up(PEAK_LEARNING_RATE, choosing["hidden_size"]) * math.sqrt(max(1, batch / RATED_BATCH))
+    peak = (
+        learning_rate_factor
+        * look_up(PEAK_LEARNING_RATE, choosing["hidden_size"])
+        * math.sqrt(max(1, batch / RATED_BATCH))
+    )
     choosing.choose(
         "base_learning_rate",
         float(f"{peak * RATED_BATCH / batch:.6g}"),
@@ -322,7 +339,7 @@ def _checkpointing_steps(steps: int) -> int:
     return min(max(-(-steps // CHECKPOINTS // low) * low, low), high)
 
 
-def _choose_heads(choosing: _Choosing, facts: Facts) -> None:
+def _choose_heads(choosing: Choosing, facts: Facts) -> None:
     width = choosing["hidden_size"]
     for name, value, reason in (
         ("decoder_hidden_size", min(DECODER_WIDTH * width, MAX_DECODER_WIDTH), f"{DECODER_WIDTH} x"),
@@ -332,7 +349,7 @@ def _choose_heads(choosing: _Choosing, facts: Facts) -> None:
         choosing.choose(name, value, f"{reason} the width of {width}")
 
 
-def _choose_views(choosing: _Choosing, facts: Facts) -> None:
+def _choose_views(choosing: Choosing, facts: Facts) -> None:
     low = look_up(SMALLEST_CROP, facts.side)
     choosing.choose("crop_scale", [low, 1.0], f"images of {facts.side} pixels")
     is_mild = choosing["max_steps"] < SHORT_RUN or facts.count < FEW_IMAGES
@@ -349,7 +366,7 @@ def _choose_views(choosing: _Choosing, facts: Facts) -> None:
     choosing.choose("blur_probability", look_up(BLUR, choosing.view_side), f"views of {choosing.view_side} pixels")
 
 
-def _total_batch(choosing: _Choosing, facts: Facts) -> int:
+def _total_batch(choosing: Choosing, facts: Facts) -> int:
     return choosing["per_device_train_batch_size"] * facts.num_processes * choosing["gradient_accumulation_steps"]
 
 

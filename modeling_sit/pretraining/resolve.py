@@ -16,8 +16,11 @@ from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.image_facts import ImageFacts, read_image_facts
 from modeling_sit.interop.convert_in import find_format
 from modeling_sit.interop.load import read_config
-from modeling_sit.pretraining.arguments import ModelArguments, PretrainingFlags, parse_time
+from modeling_sit.pretraining.arguments import ModelArguments, parse_time
 from modeling_sit.pretraining.checkpoints import STATE_FILE, list_checkpoints
+from modeling_sit.pretraining.flags import PretrainingFlags
+from modeling_sit.pretraining.method import Method
+from modeling_sit.pretraining.methods import METHODS
 from modeling_sit.pretraining.model_setup import parse_config_overrides
 from modeling_sit.pretraining.presets import EVERYTHING, PAPER, STEPS, Choice, Facts, choose, look_up
 from modeling_sit.pretraining.resume_check import FIRST_INITIALIZATION
@@ -152,12 +155,15 @@ def resolve(
     flags = with_values(flags, chosen)
     if time_budget is None:
         require_length(flags.run, images.num_train)
+    method = METHODS[flags.run.method]
     if flags.run.preset == "paper":
-        values = _open_values(PAPER, flags)
+        others = settings_of_others(method)
+        paper = {name: value for name, value in {**PAPER, **method.paper}.items() if name not in others}
+        values = _open_values(paper, flags)
         if time_budget is not None and images.num_train is None:  # its epochs are no length until steps are measured
             kind = "cpu" if accelerator.device.type == "cpu" else "gpu"
             values["max_steps"] = look_up(STEPS[kind], EVERYTHING)
-        return Resolved(with_values(flags, values), dict(chosen), [])
+        return Resolved(with_values(flags, {**method.defaults, **values}), dict(chosen), [])
     facts = Facts(
         images=read_image_facts(images, intensity_range=flags.run.intensity_range)
         or ImageFacts(images.num_train, UNKNOWN_SIZE, UNKNOWN_SIZE, 3),
@@ -167,9 +173,14 @@ def resolve(
         time_budget=None if time_budget is None else parse_time(time_budget),
         is_streamed=isinstance(images.train, datasets.IterableDataset),
     )
-    choices = choose(facts, settled(flags))
+    choices = choose(facts, settled(flags), method, settings_of_others(method))
     values = {choice.name: choice.value for choice in choices}
-    return Resolved(with_values(flags, values), {**chosen, **values}, choices)
+    return Resolved(with_values(flags, {**method.defaults, **values}), {**chosen, **values}, choices)
+
+
+def settings_of_others(method: type[Method]) -> frozenset[str]:
+    """Names of the settings that other methods have, and this one has not."""
+    return frozenset().union(*(other.setting_names() for other in METHODS.values())) - method.setting_names()
 
 
 def _check_sizes(arguments: ModelArguments) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from modeling_sit.data.training_data import TrainingData
-from modeling_sit.pretraining.arguments import PretrainingFlags
+from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.schedules import Schedules
 from modeling_sit.runtime.errors import SiTError

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, Pre
 import modeling_sit
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.hub.provenance import Start, describe_call, describe_start
-from modeling_sit.pretraining.arguments import PretrainingFlags, parse_time
+from modeling_sit.pretraining.arguments import parse_time
 from modeling_sit.pretraining.card import RunFacts, write_pretraining_card
 from modeling_sit.pretraining.checkpoints import (
     RunState,
@@ -29,6 +29,7 @@ from modeling_sit.pretraining.checkpoints import (
     write_run_state,
 )
 from modeling_sit.pretraining.dry_run import describe_plan, measure_steps, num_dry_run_steps
+from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.loop import Run, train, training_step
 from modeling_sit.pretraining.output_folder import PROGRAM, check_output_dir, lock_output_dir, prepare_output_dir
 from modeling_sit.pretraining.prepare import describe_run, prepare

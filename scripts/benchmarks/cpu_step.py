@@ -27,7 +27,7 @@ import torch
 from throughput.photographs import photograph
 
 from modeling_sit import SiTForPreTraining
-from modeling_sit.pretraining.arguments import PretrainingFlags
+from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.loop import Run, training_step
 from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.prepare import prepare

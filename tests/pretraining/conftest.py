@@ -8,11 +8,12 @@ import yaml
 from pretraining_runs import RecordedRun, arguments_of
 
 from modeling_sit import SiTConfig, SiTForPreTraining
-from modeling_sit.pretraining.arguments import PretrainingFlags
+from modeling_sit.pretraining.flags import PretrainingFlags
+from modeling_sit.pretraining.methods import METHODS
 from modeling_sit.pretraining.methods.sit import SiT
 from modeling_sit.pretraining.model_setup import create_processor
 from modeling_sit.pretraining.presets import PAPER
-from modeling_sit.pretraining.resolve import with_values
+from modeling_sit.pretraining.resolve import settings_of_others, with_values
 from modeling_sit.pretraining.run import pretrain as pretrain_images
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import SiTError
@@ -25,7 +26,12 @@ def flags_of():
     def flags(**arguments) -> PretrainingFlags:
         keywords = {"dataset": "digits", "output_dir": "out", "preset": "paper", **arguments}
         flags = PretrainingFlags(*build_arguments(PretrainingFlags.classes(), keywords, function="pretrain"))
-        return with_values(flags, PAPER) if flags.run.preset == "paper" else flags
+        if flags.run.preset != "paper":
+            return flags
+        method = METHODS.get(flags.run.method, METHODS["sit"])  # of no method, the error comes later
+        others = settings_of_others(method)
+        paper = {name: value for name, value in {**PAPER, **method.paper}.items() if name not in others}
+        return with_values(flags, {**method.defaults, **paper})
 
     return flags
 

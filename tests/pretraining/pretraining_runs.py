@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from modeling_sit.pretraining.methods import METHODS
+from modeling_sit.pretraining.resolve import settings_of_others
+
 HEADS = {"decoder_hidden_size": 16, "projection_hidden_size": 16, "projection_size": 16}
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, **HEADS}
 
@@ -20,7 +23,9 @@ def arguments_of(output_dir: Path, *, channels: int = 1, overrides: dict | None 
         overrides (`dict`, *optional*): Fields of the configuration.
         arguments: Arguments of `pretrain`.
     """
-    fields = {**TINY, "num_channels": channels, **(overrides or {})}
+    others = settings_of_others(METHODS.get(arguments.get("method"), METHODS["sit"]))
+    fields = {name: value for name, value in TINY.items() if name not in others}
+    fields |= {"num_channels": channels, **(overrides or {})}
     return {
         "dataset": "digits",
         "output_dir": output_dir,

@@ -14,6 +14,7 @@ from modeling_sit.pretraining.arguments import (
     default_num_workers,
     parse_time,
 )
+from modeling_sit.pretraining.methods.sit import SiT
 from modeling_sit.pretraining.model_setup import create_config, create_processor, parse_config_overrides
 from modeling_sit.pretraining.presets import SMALL_DATASET
 from modeling_sit.runtime.arguments import build_arguments
@@ -28,8 +29,8 @@ def config(num_images: int = 5000, **settings) -> SiTConfig:
 class TestRun:
     def test_defaults_that_no_preset_changes_are_the_papers(self):
         arguments = PretrainingArguments(dataset="some", output_dir="out")
-        assert (arguments.adam_beta1, arguments.adam_beta2, arguments.max_grad_norm) == (0.9, 0.999, 3.0)
-        assert (arguments.weight_decay, arguments.weight_decay_end) == (0.05, None)
+        assert SiT.defaults == {"weight_decay": 0.05, "adam_beta2": 0.999, "max_grad_norm": 3.0}
+        assert (arguments.adam_beta1, arguments.weight_decay_end) == (0.9, None)
         assert (arguments.min_learning_rate, arguments.logging_steps) == (1e-6, 10)
 
     @pytest.mark.parametrize("word", ["no", "off", "No"])

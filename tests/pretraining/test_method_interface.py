@@ -44,7 +44,7 @@ class Toy(Method):
     num_views = 2
 
     def __init__(self, config, processor, flags):
-        super().__init__(config, processor)
+        super().__init__(config, processor, flags)
         torch.manual_seed(flags.run.seed)
         self.student = ToyNetwork(config)
         self.register_buffer("center", torch.zeros(config.hidden_size))
@@ -212,6 +212,6 @@ def test_a_checkpoint_of_another_method_is_refused(run):
 
 
 def test_an_unknown_method(run):
-    with pytest.raises(SiTError, match=r"'tooy'.*sit, toy; did you mean toy") as error:
+    with pytest.raises(SiTError, match=r"'tooy'.*sit, .*, toy; did you mean toy") as error:
         run(method="tooy")
     assert error.value.argument == "method"

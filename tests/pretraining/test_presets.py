@@ -6,6 +6,7 @@ import pytest
 
 from modeling_sit import SiTConfig
 from modeling_sit.data.image_facts import ImageFacts
+from modeling_sit.pretraining.methods.sit import SiT
 from modeling_sit.pretraining.presets import MODEL_SIZES, PAPER_RATIOS, Facts, choose, look_up, teacher_momentum
 
 
@@ -15,7 +16,7 @@ def facts_of(num_images=2000, side=224, gray=False, device="cpu", **other) -> Fa
 
 
 def chosen(facts: Facts, **given) -> dict:
-    return {choice.name: choice.value for choice in choose(facts, given)}
+    return {choice.name: choice.value for choice in choose(facts, given, SiT)}
 
 
 EXPECTED = [
@@ -106,7 +107,7 @@ def test_only_ratios_of_the_kinds_in_use(kind):
 def test_what_is_given_is_never_chosen():
     everything = chosen(facts_of())
     given = {**everything, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    assert choose(facts_of(gray=True), {**given, "num_channels": 3}) == []
+    assert choose(facts_of(gray=True), {**given, "num_channels": 3}, SiT) == []
 
 
 class TestFollowsWhatIsGiven:
@@ -190,7 +191,7 @@ def test_momentum(steps):
 
 def test_every_choice_has_a_reason():
     for device, count in itertools.product(DEVICES, COUNTS):
-        assert all(choice.reason.strip() for choice in choose(facts_of(count, device=device, gray=True), {}))
+        assert all(choice.reason.strip() for choice in choose(facts_of(count, device=device, gray=True), {}, SiT))
 
 
 def test_look_up():
@@ -199,11 +200,11 @@ def test_look_up():
 
 def test_channels_without_color():
     facts = Facts(ImageFacts(1000, 64, 64, 12, (0.2,) * 12, (0.1,) * 12), "cpu")
-    chosen = {choice.name: choice.value for choice in choose(facts, {})}
+    chosen = {choice.name: choice.value for choice in choose(facts, {}, SiT)}
     assert chosen["num_channels"] == 12
     assert (chosen["image_mean"], chosen["image_std"]) == ([0.2] * 12, [0.1] * 12)
     assert chosen["color_jitter"][2:] == [0, 0] and chosen["color_jitter"][0] > 0
     assert (chosen["grayscale_probability"], chosen["solarize_probability"]) == (0, [0, 0])
     # Another number of channels, or a model, has its own normalization.
     for given in ({"num_channels": 3}, {"model_name_or_path": "some", "num_channels": 12}):
-        assert "image_mean" not in {choice.name for choice in choose(facts, given)}
+        assert "image_mean" not in {choice.name for choice in choose(facts, given, SiT)}

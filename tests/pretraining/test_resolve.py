@@ -14,7 +14,7 @@ from modeling_sit.data.image_facts import ImageFacts
 from modeling_sit.data.sources import load_images
 from modeling_sit.pretraining import checkpoints
 from modeling_sit.pretraining import resolve as resolving
-from modeling_sit.pretraining.arguments import PretrainingFlags
+from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.model_setup import create_config, parse_config_overrides
 from modeling_sit.pretraining.presets import PAPER, SMALL_DATASET
 from modeling_sit.pretraining.resolve import default_precision, describe_choices, recall_choices, resolve, settled

@@ -1,6 +1,10 @@
 """The pretraining methods, a file each."""
 
 from modeling_sit.pretraining.method import Method
+from modeling_sit.pretraining.methods.simclr import SimCLR
 from modeling_sit.pretraining.methods.sit import SiT
 
-METHODS: dict[str, type[Method]] = {"sit": SiT}
+METHODS: dict[str, type[Method]] = {
+    "sit": SiT,
+    "simclr": SimCLR,
+}

@@ -1,9 +1,9 @@
 """SiT: reconstruct corrupted views, and tell images apart by a teacher (arXiv 2104.03602)."""
 
-import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 import torch
@@ -12,25 +12,20 @@ from torch import nn
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
 from modeling_sit.data.views import rotate_views
-from modeling_sit.pretraining.arguments import PretrainingFlags
-from modeling_sit.pretraining.method import Method
+from modeling_sit.pretraining.arguments import CorruptionArguments
+from modeling_sit.pretraining.method import BACKBONE, Method
 from modeling_sit.pretraining.model_setup import create_student
 from modeling_sit.pretraining.schedules import cosine
+from modeling_sit.pretraining.students import without_dropout
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.distributed import gather_projections, mean_num_corrupted_pixels
 from modeling_sit.visualization.reconstructions import preview_sheet
 
+if TYPE_CHECKING:
+    from modeling_sit.pretraining.flags import PretrainingFlags
+
 # Of the image processor. The images' size and patches are the configuration's.
-CORRUPTION_AND_NORMALIZATION = (
-    "corruption",
-    "noise_ratio",
-    "zeros_ratio",
-    "replace_ratio",
-    "block_size",
-    "align_to_patches",
-    "image_mean",
-    "image_std",
-)
+CORRUPTION = frozenset(item.name for item in fields(CorruptionArguments))
 
 CITATION = """@article{atito2021sit,
   title   = {SiT: Self-supervised vIsion Transformer},
@@ -59,34 +54,40 @@ class SiT(Method):
     citation = CITATION
     tags = ("masked-image-modeling", "contrastive-learning")
     loss_weights = ("reconstruction_weight", "contrastive_weight", "rotation_weight")
+    uses = CORRUPTION | {
+        "reconstruction_weight",
+        "contrastive_weight",
+        "rotation_weight",
+        "teacher_momentum",
+        "export",
+        "decoder_hidden_size",
+        "decoder_num_hidden_layers",
+        "projection_hidden_size",
+        "projection_first_act",
+        "projection_size",
+        "projection_output_norm",
+        "temperature",
+        "reconstruction_norm",
+        "reconstruction_region",
+        "use_teacher",
+    }
     # What the networks' weights are made for.
-    fixed = frozenset(
-        {
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "image_size",
-            "patch_size",
-            "num_channels",
-            "qkv_bias",
-            "position_embedding_type",
-            "decoder_hidden_size",
-            "decoder_num_hidden_layers",
-            "projection_hidden_size",
-            "projection_first_act",
-            "projection_size",
-            "projection_output_norm",
-            "use_teacher",
-        }
-    )
+    fixed = BACKBONE | {
+        "decoder_hidden_size",
+        "decoder_num_hidden_layers",
+        "projection_hidden_size",
+        "projection_first_act",
+        "projection_size",
+        "projection_output_norm",
+        "use_teacher",
+    }
 
-    def __init__(self, config: SiTConfig, processor: SiTImageProcessor, flags: PretrainingFlags):
-        super().__init__(config, processor)
+    def __init__(self, config: SiTConfig, processor: SiTImageProcessor, flags: "PretrainingFlags"):
+        super().__init__(config, processor, flags)
         self.momentum = flags.run.teacher_momentum
         self.student = create_student(config, flags.model, flags.run.seed)
         if config.use_teacher and config.contrastive_weight > 0:
-            self.teacher = Teacher(_without_dropout(self.student))
+            self.teacher = Teacher(without_dropout(self.student))
         self.losses = ("loss", "reconstruction_loss", "contrastive_loss")
         if config.rotation_weight > 0:
             self.losses += ("rotation_loss",)
@@ -161,7 +162,7 @@ class SiT(Method):
     def fingerprint(self) -> dict[str, Any]:
         return {
             **super().fingerprint(),
-            **{name: getattr(self.processor, name) for name in CORRUPTION_AND_NORMALIZATION},
+            **{name: getattr(self.processor, name) for name in CORRUPTION},
         }
 
     def describe_losses(self) -> str:
@@ -174,12 +175,3 @@ class SiT(Method):
             "rotation": config.rotation_weight,
         }
         return " + ".join(f"{weight:g} x {name}" for name, weight in weights.items() if weight > 0)
-
-
-def _without_dropout(student: SiTForPreTraining) -> SiTForPreTraining:
-    """A copy of the student, without dropout and stochastic depth."""
-    config = copy.deepcopy(student.config)
-    config.drop_path_rate = config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    model = SiTForPreTraining(config).to(student.device)
-    model.load_state_dict(student.state_dict())
-    return model

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data.training_data import LoadingSettings, TrainingData
 from modeling_sit.image_modes import PixelFormat
-from modeling_sit.pretraining.arguments import PretrainingFlags, default_num_workers
+from modeling_sit.pretraining.arguments import default_num_workers
+from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.loop import Run, training_step
 from modeling_sit.pretraining.prepare import prepare as prepare_run
 from throughput.arithmetic import count_pretraining_flops

@@ -3,7 +3,7 @@
 import what_matters
 from what_matters import CHANGES, WhatMattersArguments, measure_changes, with_change
 
-from modeling_sit.pretraining.arguments import PretrainingFlags
+from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.recipes import read_recipe
 
