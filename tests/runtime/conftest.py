@@ -79,7 +79,7 @@ def replicated(launch_once) -> list[dict]:
     """Both processes' results on one machine, each with the whole model: `multi_gpu.yaml`."""
 
     def start(folder: Path) -> list[subprocess.Popen]:
-        command = [str(HERE / "two_processes.py"), "gather,batch_norm,gradients,runs", str(folder)]
+        command = [str(HERE / "two_processes.py"), "gather,batch_norm,gradients,methods,runs", str(folder)]
         return [launch("multi_gpu.yaml", ["--num_processes", "2"], command)]
 
     return launch_once("replicated", start)

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from methods_on_two_processes import compute_method
 from two_processes import CONFIG, GRADIENT_CASES, compute_gradients, create_models, random_batch
+
+from modeling_sit.pretraining.methods import METHODS
 
 SYNCHRONizED = [case for case, (_, synchronized) in GRADIENT_CASES.items() if synchronized is not False]
 
@@ -39,6 +42,19 @@ class TestGradients:
             "vit.embeddings.patch_embeddings",
         ):
             assert any(name.startswith(f"gradient.{part}") and value.any() for name, value in gradients.items()), part
+
+
+class TestMethods:
+    @pytest.mark.parametrize("name", METHODS)
+    def test_gradients_and_state_equal_those_of_one_process_with_the_joined_batch(self, replicated, name):
+        expected = compute_method(None, name)
+        found = [results[f"methods.{name}"] for results in replicated]
+        assert found[0].keys() == found[1].keys() == expected.keys()
+        assert any(value.any() for key, value in expected.items() if key.startswith("gradient."))
+        torch.testing.assert_close((found[0]["loss"] + found[1]["loss"]) / 2, expected["loss"], rtol=1e-4, atol=1e-5)
+        for key in expected.keys() - {"loss"}:
+            assert torch.equal(found[0][key], found[1][key]), key
+            torch.testing.assert_close(found[0][key], expected[key], rtol=1e-3, atol=1e-5, msg=key)
 
 
 class TestRuns:

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
+from methods_on_two_processes import compute_method
 from torch import nn
 
 from modeling_sit import SiTConfig, SiTForPreTraining
+from modeling_sit.pretraining.methods import METHODS
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.accelerator import (
     clip_gradients,
@@ -298,6 +300,9 @@ def main(checks: list[str], folder: Path) -> None:
     if "gradients" in checks:
         for case in GRADIENT_CASES:
             results[f"gradients.{case}"] = compute_gradients(accelerator, case, share_of(random_batch(0), process))
+    if "methods" in checks:
+        for name in METHODS:
+            results[f"methods.{name}"] = compute_method(accelerator, name)
     if "runs" in checks:
         results["runs"] = compute_runs(accelerator, folder)
     torch.save(results, folder / f"process-{process}.pt")
