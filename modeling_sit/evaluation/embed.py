@@ -23,8 +23,8 @@ from modeling_sit.evaluation.feature_files import cut_into_shards, feature_table
 from modeling_sit.evaluation.features import (
     FeatureArguments,
     Features,
-    check_features_asked_for,
     frozen_features,
+    settle_features,
 )
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.runtime.accelerator import choose_device, forget_settings
@@ -222,13 +222,12 @@ class _Embedder:
         self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patience])
         self.device = device if self.accelerator.num_processes == 1 else self.accelerator.device
         self.normalize = arguments.normalize
-        self.arguments = feature_arguments
         self.model, self.processor = main_process_first(
             self.accelerator,
             lambda: load_encoder(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads),
         )
         with sync_errors(self.accelerator):
-            check_features_asked_for(self.model.config, feature_arguments.pooling, feature_arguments.layer)
+            self.arguments = settle_features(feature_arguments, self.model.config)
             dataset_arguments.set_intensity_range(self.processor, self.model.config)
         images = main_process_first(self.accelerator, lambda: load_images(**dataset_arguments.for_loading))
         with sync_errors(self.accelerator):

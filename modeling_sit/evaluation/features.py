@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import datasets
 import torch
@@ -40,11 +40,12 @@ class FeatureArguments:
         [`SiTError`]: If a value is out of range.
     """
 
-    pooling: Literal[POOLINGS] = field(
-        default="token",
+    pooling: Literal[POOLINGS] | None = field(
+        default=None,
         metadata={
             "help": "Features of an image: the first token (`token`), the mean of the patch tokens (`mean`), or both"
-            " concatenated (`token_mean`)."
+            " concatenated (`token_mean`). Default: the `pooling` of the model's configuration, which names the tokens that"
+            " its training has taught; `token` for models without one."
         },
     )
     layer: int = field(
@@ -194,8 +195,8 @@ def extract_features(
         processor (`BaseImageProcessor`):
             Image processor that makes the model's `pixel_values`.
         arguments ([`FeatureArguments`], *optional*):
-            Pooling and layer: layers from 1 to `num_hidden_layers` are not normed. Default: the first token of the
-            encoder's output.
+            Pooling and layer: layers from 1 to `num_hidden_layers` are not normed. Default: what the model's own
+            `pooling` names of the encoder's output.
         device (`torch.device` or `str`, *optional*):
             Device to move the model to. Default: the accelerator's, or where the model is.
         accelerator (`Accelerator`, *optional*):
@@ -210,9 +211,8 @@ def extract_features(
     Raises:
         [`SiTError`]: If there is no such pooling or layer, or the model gives no tokens.
     """
-    arguments = arguments or FeatureArguments()
     encoder = model.base_model
-    check_features_asked_for(encoder.config, arguments.pooling, arguments.layer)
+    arguments = settle_features(arguments or FeatureArguments(), encoder.config)
     num_processes, process_index = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     is_main = process_index == 0
     if device is not None or accelerator is not None:
@@ -276,12 +276,22 @@ def extract_features(
     )
 
 
-def check_features_asked_for(config: PreTrainedConfig, pooling: str, layer: int) -> None:
-    """Check that an encoder of this config has such features.
+Arguments = TypeVar("Arguments", bound=FeatureArguments)
+
+
+def settle_features(arguments: Arguments, config: PreTrainedConfig) -> Arguments:
+    """Check that an encoder has the features that are asked for.
+
+    Returns:
+        [`FeatureArguments`]: With the encoder's own pooling where they name none: `"token"` where its configuration has none.
 
     Raises:
-        [`SiTError`]: If not, with what there is.
+        [`SiTError`]: If it has no such features, with what there is.
     """
+    if arguments.pooling is None:
+        own = getattr(config, "pooling", None)  # other models may mean something else by it
+        arguments = replace(arguments, pooling=own if own in POOLINGS else "token")
+    pooling, layer = arguments.pooling, arguments.layer
     if pooling not in POOLINGS:
         raise SiTError(f"no pooling {pooling!r}, only {', '.join(POOLINGS)}", argument="pooling")
     num_layers = getattr(config, "num_hidden_layers", None)
@@ -291,6 +301,7 @@ def check_features_asked_for(config: PreTrainedConfig, pooling: str, layer: int)
             f"from -2 back to {-num_layers - 1}",
             argument="layer",
         )
+    return arguments
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from modeling_sit.data.labeled import labeled_splits
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
-from modeling_sit.evaluation.features import FeatureArguments, check_features_asked_for, frozen_features
+from modeling_sit.evaluation.features import FeatureArguments, frozen_features, settle_features
 from modeling_sit.evaluation.metric_results import ProtocolResult
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 from modeling_sit.evaluation.results import as_result, read_results, write_results
@@ -152,7 +152,7 @@ def run_evaluation(
     with sync_errors(accelerator):
         dataset_arguments.set_intensity_range(processor, model.config)
         tell(images, intensity_range=getattr(processor, "intensity_range", None))
-        check_features_asked_for(model.config, arguments.pooling, arguments.layer)
+        arguments = settle_features(arguments, model.config)
         splits = labeled_splits(images)
     train, validation = (
         frozen_features(model, split, processor, arguments, device=device, accelerator=accelerator) for split in splits

@@ -23,8 +23,8 @@ from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.features import (
     FeatureArguments,
     Features,
-    check_features_asked_for,
     frozen_features,
+    settle_features,
 )
 from modeling_sit.image_modes import PixelFormat
 from modeling_sit.runtime.accelerator import choose_device
@@ -146,7 +146,7 @@ def run_embeddings(
             check_writable(path, dataset_arguments.dataset, argument)
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
-    check_features_asked_for(model.config, feature_arguments.pooling, feature_arguments.layer)
+    settle_features(feature_arguments, model.config)  # each of two models has its own pooling
     dataset_arguments.set_intensity_range(processor, model.config)
     compared = load_compared(arguments.compare_with, model, processor, figure)
     images = load_images(**dataset_arguments.for_loading)
@@ -210,7 +210,7 @@ def run_neighbours(
     check_writable(figure.output, dataset_arguments.dataset)
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
-    check_features_asked_for(model.config, feature_arguments.pooling, feature_arguments.layer)
+    settle_features(feature_arguments, model.config)
     dataset_arguments.set_intensity_range(processor, model.config)
     pixel_format = PixelFormat.of_model(model.config, processor)
     images = load_images(**dataset_arguments.for_loading)

@@ -50,6 +50,15 @@ def test_in_memory_as_in_files(model, flowers, tmp_path, monkeypatch, arguments)
     assert vectors.shape == (19, 32 if arguments else 16)
 
 
+def test_the_pooling_is_the_models(save_tiny_sit, flowers, tmp_path):
+    model = save_tiny_sit(tmp_path / "model", initializer_range=0.3, pooling="mean")
+    own, mean, token = (
+        embed(model, flowers, device="cpu", **asked)["vector"][:]
+        for asked in ({}, {"pooling": "mean"}, {"pooling": "token"})
+    )
+    assert own == mean != token
+
+
 def test_a_cache_that_cannot_be_written_is_told_before_any_work(model, flowers, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "cache")

@@ -18,7 +18,7 @@ from transformers import (
     ViTModel,
 )
 
-from modeling_sit import SiTImageProcessor
+from modeling_sit import SiTImageProcessor, SiTModel
 from modeling_sit.data.image_datasets import image_name
 from modeling_sit.evaluation.features import (
     FeatureArguments,
@@ -27,6 +27,7 @@ from modeling_sit.evaluation.features import (
     extract_features,
     frozen_features,
     read_batch,
+    settle_features,
 )
 from modeling_sit.runtime.errors import SiTError
 
@@ -255,6 +256,22 @@ def test_progress_counts_images(vit, images, processor, capsys):
     assert "12/12" in (shown := capsys.readouterr().err) and "images/s" in shown
     extract_features(vit, make_dataset(images), processor, progress=False)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean", "token_mean"])
+def test_a_model_is_read_as_its_configuration_says(tiny_config, images, processor, pooling):
+    model, dataset = SiTModel(tiny_config(pooling=pooling)), make_dataset(images)
+    asked = [
+        extract_features(model, dataset, processor, FeatureArguments(pooling=name), progress=False).features
+        for name in (None, pooling, "token")
+    ]
+    assert torch.equal(asked[0], asked[1]) and torch.equal(asked[0], asked[2]) == (pooling == "token")
+
+
+def test_another_models_word_for_pooling_is_none_of_ours(vit):
+    config = ViTConfig(**TINY_VIT, pooling="attention")
+    assert settle_features(FeatureArguments(), config).pooling == "token"
+    assert settle_features(FeatureArguments(), vit.config).pooling == "token"
 
 
 def test_unknown_pooling_is_an_error(vit, images, processor):

@@ -131,6 +131,13 @@ def test_flags_reach_what_they_set(run, model_folder, colors, tmp_path, capsys):
     assert not (model_folder / "eval_results.json").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--from_scratch"]])
+def test_the_pooling_is_the_models(run, save_tiny_sit, colors, tmp_path, more):
+    model = save_tiny_sit(tmp_path / "sit", pooling="mean")
+    assert run("--model_name_or_path", model, "--dataset", colors, "--output_dir", tmp_path / "out", *more) == 0
+    assert results_in(tmp_path / "out")["knn"]["pooling"] == "mean"
+
+
 def test_before_any_training(run, vit, model_folder, colors, tmp_path, monkeypatch):
     encoders = []
     monkeypatch.setattr(
