@@ -131,6 +131,7 @@ def write_pretraining_card(output_dir: Path, facts: RunFacts) -> Path:
         dataset=code(dataset),
         num_images=num_images,
         preview=f"previews/{previews[-1].name}" if previews else None,
+        preview_rows=method.preview_rows,
         loss_curve=save_curves(output_dir, lines, {name: _loss_title(name) for name in method.losses}),
         commands=describe_commands(facts.starts),
         facts=table(("", ""), _facts_rows(facts, dataset, num_images)),

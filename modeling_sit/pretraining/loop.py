@@ -173,7 +173,8 @@ def train(run: Run, state: RunState, checkpoint: Path | None) -> None:
                     preview(run, logger)
                 if is_last or is_due(step, run.flags.monitors.monitor_steps, schedules):
                     values = run.monitors.run(run.method)
-                    logger.log_monitors(epoch, values, collapse_warning(values))
+                    signs = {name: values[name] for name in run.method.collapse_signs if name in values}
+                    logger.log_monitors(epoch, values, collapse_warning(signs))
                 if saves:
                     save_step(step)
             if stopped_by and not is_last:

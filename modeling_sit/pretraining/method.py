@@ -80,6 +80,8 @@ class Method(nn.Module):
         title (`str`): The method and its paper, in Markdown, for the model card: "pretrained without labels by TITLE".
         citation (`str`): BibTeX of the paper.
         tags (`tuple` of `str`): Tags of the model card.
+        collapse_signs (`tuple` of `str`): Monitored values whose low ones are a sign that the embeddings have collapsed.
+        preview_rows (`str`): What the rows of [`preview`] show, for the model card.
         Arguments (`type`): A dataclass of the arguments that the method has of its own, which become flags. Each field is
             `None` by default and has a `help`. `__post_init__` checks what is given. Methods may share a field.
         uses (`frozenset` of `str`): Arguments of the other groups, and fields of the configuration, that this method has and
@@ -94,6 +96,8 @@ class Method(nn.Module):
     title: str = ""
     citation: str = ""
     tags: tuple[str, ...] = ()
+    collapse_signs: tuple[str, ...] = ("embedding_std", "rankme")
+    preview_rows: str = "clean view, corrupted view, reconstruction, reconstruction pasted into the clean pixels"
     # Names in the fingerprint that a run that goes on must have as the checkpoint has them.
     fixed: frozenset[str] = BACKBONE
     # Names of weights of losses: 0 means that the loss has no head, so a checkpoint fits only where both are 0 or neither.

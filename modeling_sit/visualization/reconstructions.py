@@ -1,7 +1,7 @@
 """Sheets of reconstructions: clean images, corrupted images, and what the model reconstructs."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -48,8 +48,45 @@ def reconstruction_sheet(
         are no colors it shows those of [`as_shown`], and says which.
     """
     pasted = torch.where(corruption_mask, reconstruction.to(clean.dtype), clean)
-    rows = [to_uint8(row, image_mean, image_std) for row in (clean, corrupted, reconstruction, pasted)]
-    num_images, _, height, width = clean.shape
+    rows = dict(zip(ROWS, (clean, corrupted, reconstruction, pasted), strict=True))
+    return sheet_of_rows(rows, image_mean, image_std, image_size, captions)
+
+
+def masked_sheet(
+    clean: torch.Tensor, reconstruction: torch.Tensor, mask: torch.Tensor, processor: SiTImageProcessor
+) -> Image.Image:
+    """The [`reconstruction_sheet`] of images of which parts were masked: they are shown in the mean color of all images.
+
+    Args:
+        clean, reconstruction (`torch.Tensor` of shape `(images, channels, height, width)`): Normalized.
+        mask (`torch.Tensor` of shape `(images, 1, height, width)`): Bool.
+        processor ([`SiTImageProcessor`]): Has the normalization.
+    """
+    rows = {
+        "clean": clean,
+        "masked": clean.masked_fill(mask, 0),
+        "reconstruction": reconstruction,
+        "pasted": torch.where(mask, reconstruction.to(clean.dtype), clean),
+    }
+    return sheet_of_rows(rows, processor.image_mean, processor.image_std)
+
+
+def sheet_of_rows(
+    rows: Mapping[str, torch.Tensor],
+    image_mean,
+    image_std,
+    image_size: int = MIN_IMAGE_SIZE,
+    captions: Sequence[str] | None = None,
+) -> Image.Image:
+    """Rows of images below each other, each with its label.
+
+    Args:
+        rows (mapping from `str` to `torch.Tensor` of shape `(images, channels, height, width)`): Normalized, by label.
+        image_mean, image_std, image_size, captions: As for [`reconstruction_sheet`].
+    """
+    num_images, _, height, width = next(iter(rows.values())).shape
+    note = channels_note(next(iter(rows.values())).shape[1])
+    rows = {label: to_uint8(row, image_mean, image_std) for label, row in rows.items()}
     num_blocks = -(-num_images // MAX_COLUMNS)
     num_columns = -(-num_images // num_blocks)
     factor = max(1, -(-image_size // max(height, width)))
@@ -58,7 +95,6 @@ def reconstruction_sheet(
         size * image_size // MIN_IMAGE_SIZE for size in (LABEL_WIDTH, FONT_SIZE, CAPTION_SIZE)
     )
     caption_font = ImageFont.load_default(max(1, caption_size))
-    note = channels_note(clean.shape[1])
     caption_height = 3 * caption_size // 2 if captions and any(captions) else 0
     block_height = caption_height + len(rows) * cell_height
     block_gap = cell_height // 4
@@ -77,7 +113,7 @@ def reconstruction_sheet(
                 place = (label_width + column * cell_width, block_top + caption_height - caption_size // 4)
                 text = _fitted(captions[number], caption_font, cell_width - MARGIN)
                 draw.text(place, text, fill="black", anchor="ld", font=caption_font)
-        for number, (label, row) in enumerate(zip(ROWS, rows, strict=True)):
+        for number, (label, row) in enumerate(rows.items()):
             top = block_top + caption_height + number * cell_height
             draw.text((MARGIN, top + cell_height // 2), label, fill="black", anchor="lm", font=font)
             if note is not None and number == 0:

@@ -13,6 +13,7 @@ from modeling_sit.visualization.reconstructions import (
     MIN_IMAGE_SIZE,
     channels_note,
     draw_reconstructions,
+    masked_sheet,
     preview_sheet,
     reconstruction_sheet,
     to_uint8,
@@ -246,3 +247,14 @@ def test_says_which_channels():
         )
     assert (sheets[3][:, LABEL_WIDTH:] == sheets[5][:, LABEL_WIDTH:]).all()
     assert (sheets[3][:, :LABEL_WIDTH] != sheets[5][:, :LABEL_WIDTH]).any()
+
+
+def test_masked_places_are_gray_and_labeled_so():
+    views = random_views(3, (16, 16), count=2)
+    processor = SiTImageProcessor(image_mean=MEAN, image_std=STD)
+    mask = views["corruption_mask"]
+    sheet = masked_sheet(views["clean"], views["reconstruction"], mask, processor)
+    views["corrupted"] = views["clean"].masked_fill(mask, 0)
+    expected = reconstruction_sheet(**views, image_mean=MEAN, image_std=STD)
+    assert sheet.size == expected.size and sheet != expected
+    np.testing.assert_array_equal(cells(sheet, 2, (16, 16)), cells(expected, 2, (16, 16)))
