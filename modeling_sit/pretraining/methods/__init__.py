@@ -1,10 +1,12 @@
 """The pretraining methods, a file each."""
 
 from modeling_sit.pretraining.method import Method
+from modeling_sit.pretraining.methods.mae import MAE
 from modeling_sit.pretraining.methods.simclr import SimCLR
 from modeling_sit.pretraining.methods.sit import SiT
 
 METHODS: dict[str, type[Method]] = {
     "sit": SiT,
     "simclr": SimCLR,
+    "mae": MAE,
 }
