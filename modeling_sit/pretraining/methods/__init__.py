@@ -3,10 +3,12 @@
 from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.methods.mae import MAE
 from modeling_sit.pretraining.methods.simclr import SimCLR
+from modeling_sit.pretraining.methods.simmim import SimMIM
 from modeling_sit.pretraining.methods.sit import SiT
 
 METHODS: dict[str, type[Method]] = {
     "sit": SiT,
     "simclr": SimCLR,
     "mae": MAE,
+    "simmim": SimMIM,
 }
