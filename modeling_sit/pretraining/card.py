@@ -31,6 +31,12 @@ from modeling_sit.pretraining.schedules import Schedules
 from modeling_sit.runtime.trackers import read_metrics
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "pretraining_card.md"
+# How to compute the features, by the configuration's pooling.
+FEATURES = {
+    "token": "features = tokens[:, 0]  # the contrastive token; tokens[:, 1:] are the patch tokens",
+    "mean": "features = tokens[:, 1:].mean(dim=1)  # the mean of the patch tokens; tokens[:, 0] is the contrastive token",
+    "token_mean": "features = model(**inputs).pooler_output  # the contrastive token and the mean of the patch tokens",
+}
 NUM_METRICS_LINES = 10
 SETTINGS = (
     PretrainingArguments,
@@ -132,6 +138,7 @@ def write_pretraining_card(output_dir: Path, facts: RunFacts) -> Path:
         num_images=num_images,
         preview=f"previews/{previews[-1].name}" if previews else None,
         preview_rows=method.preview_rows,
+        features=FEATURES[config.pooling],
         loss_curve=save_curves(output_dir, lines, {name: _loss_title(name) for name in method.losses}),
         commands=describe_commands(facts.starts),
         facts=table(("", ""), _facts_rows(facts, dataset, num_images)),

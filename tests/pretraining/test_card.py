@@ -11,7 +11,7 @@ import transformers
 import yaml
 from huggingface_hub import ModelCard
 
-from modeling_sit import SiTConfig
+from modeling_sit import SiTConfig, SiTModel
 from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.evaluation.metric_results import MetricResult, ProtocolResult
 from modeling_sit.hub.card_file import read_card
@@ -394,3 +394,15 @@ class TestOfAnyMethod:
         assert "reconstruction loss" not in header
         tags = ModelCard.load(folder / "README.md").data.tags
         assert "rare" in tags and "masked-image-modeling" not in tags
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean", "token_mean"])
+def test_features_are_those_that_the_configuration_names(write, tiny_config, pooling):
+    config = tiny_config(pooling=pooling)
+    (line,) = (line for line in text_of(write(config=config)).splitlines() if line.startswith("features = "))
+    model = SiTModel(config).eval()
+    inputs = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    output = model(**inputs)
+    names = {"model": model, "inputs": inputs, "tokens": output.last_hidden_state}
+    exec(line, names)
+    torch.testing.assert_close(names["features"], output.pooler_output)
