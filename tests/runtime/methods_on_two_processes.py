@@ -26,7 +26,14 @@ SCHEDULE = {"learning_rate": 1e-3, "weight_decay": 0.05}
 
 def create_method(name: str) -> Method:
     """A method with the settings of the preset, for 1,000 images, its teacher no copy of the student any more."""
-    given = {"dataset": "none", "output_dir": "none", "method": name, "max_steps": 100, **SIZES, **OF_METHODS.get(name, {})}
+    given = {
+        "dataset": "none",
+        "output_dir": "none",
+        "method": name,
+        "max_steps": 100,
+        **SIZES,
+        **OF_METHODS.get(name, {}),
+    }
     flags = PretrainingFlags(*build_arguments(PretrainingFlags.classes(), given, function="pretrain"))
     method = METHODS[name]
     facts = Facts(ImageFacts(1000, 32, 32, 3), "cpu")
