@@ -17,7 +17,8 @@ class Teacher(nn.Module):
 
     Args:
         model (`nn.Module`): A copy of the student, with parameters of the same names. The method makes it, without
-            what is random in training, such as stochastic depth.
+            what is random in training, such as stochastic depth, and without what the student alone has, such as a
+            predictor.
     """
 
     def __init__(self, model: nn.Module):
@@ -53,6 +54,8 @@ class Teacher(nn.Module):
         if self._followed is None or self._followed[0] is not student:
             # Collecting parameters takes longer than telling an accelerator what to do with them. Between steps they stay
             # the same objects, which checkpoints are loaded into.
-            self._followed = (student, list(self.model.parameters()), list(student.parameters()))
+            parameters = dict(student.named_parameters())
+            averages = dict(self.model.named_parameters())
+            self._followed = (student, list(averages.values()), [parameters[name] for name in averages])
         _, averages, parameters = self._followed
         get_ema_multi_avg_fn(momentum)(averages, parameters, None)  # one call, in place
