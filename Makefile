@@ -18,6 +18,8 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 $(VENV)/installed-for-tests: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable ".[train,test]"
+# Tests compare losses with lightly's. These need nothing of what the package asks for, such as PyTorch Lightning.
+	$(BIN)/python -m pip install --quiet --no-deps "lightly>=1.6.0"
 	@touch $@
 
 # The model is too small for several threads to help, and a second core is of more use to the one that reads images.

@@ -176,7 +176,7 @@ def warn_of_batches_of_one(run: Run) -> None:
     """Say it once, if the loss compares the images of a batch and each batch has only one. Accumulated batches are apart."""
     if run.method.contrasts and run.flags.run.per_device_train_batch_size * run.accelerator.num_processes == 1:
         run.accelerator.print(
-            "warning: a batch of one image has no other to tell it from, so the contrastive loss is 0 and teaches nothing: "
+            "warning: a batch of one image has no other to tell it from, so the loss that compares images teaches nothing: "
             "raise per_device_train_batch_size",
             file=sys.stderr,
         )

@@ -122,6 +122,37 @@ class _GatherFromProcesses(torch.autograd.Function):
         return gradient[dist.get_rank()]
 
 
+def mean_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """The mean of the processes' tensors, such as of a statistic of a batch that they share.
+
+    Gradients flow back. What each process gets is the mean of all processes' gradients, so that data-parallel training,
+    which averages once more, has those of the mean loss where every process's loss is of the mean.
+
+    Args:
+        accelerator (`Accelerator`): Knows the processes. Each of them must call this, with tensors of one shape.
+        tensor (`torch.Tensor`): This process's.
+    """
+    return tensor if accelerator.num_processes == 1 else _MeanOfProcesses.apply(tensor)
+
+
+class _MeanOfProcesses(torch.autograd.Function):
+    """Mean of the processes' tensors; the gradient is the mean of their gradients."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        return _mean_of_processes(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return _mean_of_processes(gradient)
+
+
+def _mean_of_processes(tensor: torch.Tensor) -> torch.Tensor:
+    mean = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(mean)
+    return mean / dist.get_world_size()
+
+
 def mean_num_corrupted_pixels(accelerator: Accelerator, corruption_mask: torch.Tensor) -> torch.Tensor:
     """Mean over the processes of the number of corrupted pixels. If each process divides its sum by it, the mean of
     the losses of all processes is the loss of all their images together.

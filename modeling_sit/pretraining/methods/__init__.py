@@ -1,6 +1,7 @@
 """The pretraining methods, a file each."""
 
 from modeling_sit.pretraining.method import Method
+from modeling_sit.pretraining.methods.lejepa import LeJEPA
 from modeling_sit.pretraining.methods.mae import MAE
 from modeling_sit.pretraining.methods.moco_v3 import MoCoV3
 from modeling_sit.pretraining.methods.simclr import SimCLR
@@ -13,4 +14,5 @@ METHODS: dict[str, type[Method]] = {
     "moco_v3": MoCoV3,
     "mae": MAE,
     "simmim": SimMIM,
+    "lejepa": LeJEPA,
 }
