@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from modeling_sit.hub.provenance import describe_duration
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.loop import Run
+from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.output_folder import holds_results
 from modeling_sit.pretraining.schedules import Schedules
 
@@ -93,7 +94,7 @@ def describe_plan(dry_run: DryRun, run: Run) -> str:
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     total = _count(student)
     model_bytes = BYTES_PER_WEIGHT * total
-    networks = model_bytes * len(method.networks)
+    networks = BYTES_PER_WEIGHT * sum(map(_count, method.networks))
     states = BYTES_PER_WEIGHT * trained
     checkpoint_bytes = networks + 2 * states
     images_per_second = (
@@ -111,8 +112,7 @@ def describe_plan(dry_run: DryRun, run: Run) -> str:
     seconds = dry_run.seconds_per_step * schedules.num_steps
     monitor_steps = run.flags.monitors.monitor_steps if run.monitors.chosen else 0
     lines = [
-        f"parameters: {total / 1e6:.2f} M ({described})"
-        + ("" if method.teacher is None else "; the teacher has as many"),
+        f"parameters: {total / 1e6:.2f} M ({described}){describe_teacher(method)}",
         f"memory: {memory}, of it networks {_size(networks)}, gradients {_size(states)}, optimizer {_size(2 * states)}",
         f"speed: {dry_run.seconds_per_step:.3g} s a step, {images_per_second:.1f} images/s, data wait "
         f"{dry_run.waited / dry_run.seconds_per_step:.0%} (median of {NUM_MEASURED_STEPS} steps at most)",
@@ -131,6 +131,14 @@ def describe_plan(dry_run: DryRun, run: Run) -> str:
         "dry run: nothing was written",
     ]
     return "\n".join(lines)
+
+
+def describe_teacher(method: Method) -> str:
+    """How many parameters the teacher has, where there is one: as many as the student, or fewer."""
+    if method.teacher is None:
+        return ""
+    count = _count(method.teacher)
+    return f"; the teacher has {'as many' if count == _count(method.student) else f'{count / 1e6:.3g} M'}"
 
 
 def _count(module: torch.nn.Module | None) -> int:

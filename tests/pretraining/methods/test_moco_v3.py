@@ -9,6 +9,7 @@ from pretraining_runs import assert_equal, checkpoint, lines_of, weights_in
 from torch import nn
 
 from modeling_sit.data.image_facts import ImageFacts
+from modeling_sit.pretraining.dry_run import describe_teacher
 from modeling_sit.pretraining.methods.moco_v3 import MoCoV3
 from modeling_sit.pretraining.model_setup import create_processor
 from modeling_sit.pretraining.presets import Facts, choose
@@ -57,6 +58,13 @@ def test_heads(create):
     assert not list(teacher.predictor.parameters())
     state = student.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in teacher.state_dict().items())
+
+
+def test_says_that_the_teacher_has_fewer_weights(create):
+    method = create()
+    count = sum(value.numel() for name, value in method.student.named_parameters() if not name.startswith("predictor"))
+    assert describe_teacher(method) == f"; the teacher has {count / 1e6:.3g} M"
+    assert describe_teacher(create(use_predictor=False)) == "; the teacher has as many"
 
 
 def slow_loss(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> float:
