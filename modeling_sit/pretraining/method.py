@@ -164,6 +164,13 @@ class Method(nn.Module):
         """Whether a loss tells an image from the others of its batch, so that a batch of one teaches it nothing."""
         return False
 
+    @property
+    def trouble_with_one_image(self) -> str | None:
+        """What a warning says of a batch of one image, after "a batch of one image"; `None` where it is as good as others."""
+        if not self.contrasts:
+            return None
+        return "has no other to tell it from, so the contrastive loss is 0 and teaches nothing"
+
     @torch.no_grad()
     def inputs(
         self, views: Sequence[torch.Tensor], accelerator: Accelerator, schedule: Mapping[str, float]

@@ -173,12 +173,11 @@ def start_run(run: Run, command: str | None) -> PretrainingResult:
 
 
 def warn_of_batches_of_one(run: Run) -> None:
-    """Say it once, if the loss compares the images of a batch and each batch has only one. Accumulated batches are apart."""
-    if run.method.contrasts and run.flags.run.per_device_train_batch_size * run.accelerator.num_processes == 1:
+    """Say it once, if the loss needs several images and each batch has only one. Accumulated batches are apart."""
+    trouble = run.method.trouble_with_one_image
+    if trouble is not None and run.flags.run.per_device_train_batch_size * run.accelerator.num_processes == 1:
         run.accelerator.print(
-            "warning: a batch of one image has no other to tell it from, so the loss that compares images teaches nothing: "
-            "raise per_device_train_batch_size",
-            file=sys.stderr,
+            f"warning: a batch of one image {trouble}: raise per_device_train_batch_size", file=sys.stderr
         )
 
 

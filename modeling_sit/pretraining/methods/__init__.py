@@ -1,6 +1,7 @@
 """The pretraining methods, a file each."""
 
 from modeling_sit.pretraining.method import Method
+from modeling_sit.pretraining.methods.dino import DINO
 from modeling_sit.pretraining.methods.lejepa import LeJEPA
 from modeling_sit.pretraining.methods.mae import MAE
 from modeling_sit.pretraining.methods.moco_v3 import MoCoV3
@@ -12,6 +13,7 @@ METHODS: dict[str, type[Method]] = {
     "sit": SiT,
     "simclr": SimCLR,
     "moco_v3": MoCoV3,
+    "dino": DINO,
     "mae": MAE,
     "simmim": SimMIM,
     "lejepa": LeJEPA,
