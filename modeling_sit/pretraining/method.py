@@ -169,7 +169,7 @@ class Method(nn.Module):
         """What a warning says of a batch of one image, after "a batch of one image"; `None` where it is as good as others."""
         if not self.contrasts:
             return None
-        return "has no other to tell it from, so the contrastive loss is 0 and teaches nothing"
+        return "has no other to compare it with, so the loss that compares images teaches nothing"
 
     @torch.no_grad()
     def inputs(
