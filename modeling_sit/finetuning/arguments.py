@@ -10,7 +10,7 @@ from modeling_sit.runtime.errors import SiTError
 
 PROBABILITIES = ("horizontal_flip_probability", "random_erasing_probability")
 AT_LEAST_ZERO = ("mixup_alpha", "cutmix_alpha", "color_jitter", "lora_rank", "randaugment_num_ops")
-ABOVE_ZERO = ("image_size", "early_stopping_patience", "lora_alpha", "max_tuning_steps")
+ABOVE_ZERO = ("image_size", "early_stopping_patience", "lora_alpha", "tuning_steps", "max_tuning_steps")
 
 
 @dataclass(kw_only=True)
@@ -190,6 +190,12 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
         metadata={
             "help": 'Learning rates that `learning_rate="auto"` tries first. If the best is the smallest or the '
             "largest, it tries more beyond it. Default: a third of the usual rate, the usual rate, three times it."
+        },
+    )
+    tuning_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": 'Number of steps that `max_steps="auto"` begins with. Default: the usual number for as many images.'
         },
     )
     max_tuning_steps: int | None = field(

@@ -36,7 +36,14 @@ TRAINING_SETTINGS = (
     *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16"),
 )
 # What they do not depend on.
-OTHER_SETTINGS = ("tuning_learning_rates", "max_tuning_steps", "license", "test_split", "early_stopping_patience")
+OTHER_SETTINGS = (
+    "tuning_learning_rates",
+    "tuning_steps",
+    "max_tuning_steps",
+    "license",
+    "test_split",
+    "early_stopping_patience",
+)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingA
     """Choose the learning rate and the number of steps of a run, each of them where it is `auto`.
 
     With `learning_rate="auto"` it tries [`FinetuningArguments.tuning_learning_rates`], and more beyond them if the best
-    is at the edge. With `max_steps="auto"` it then doubles the number of steps, with the best rate, until the metric on
-    the held-out images no longer rises, and tries the next smaller rate at that length. A rise has to be larger than what
+    is at the edge. With `max_steps="auto"` it then doubles the number of steps, with the best rate, from
+    [`FinetuningArguments.tuning_steps`] on, until the metric on the held-out images no longer rises, and tries the next smaller rate at that length. A rise has to be larger than what
     one image is worth, and than half a standard error. Of rates that differ by less, the one with the smallest held-out loss
     is taken. Trials are in `tuning.json` in the output folder; those that are
     there are not run again. All processes of a run call this.
@@ -78,7 +78,7 @@ def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingA
         rates = arguments.tuning_learning_rates or [
             _rounded(usual["learning_rate"] * factor) for factor in (1 / FACTOR, 1, FACTOR)
         ]
-    first = usual.num_steps
+    first = (doubles and arguments.tuning_steps) or usual.num_steps
     limit = arguments.max_tuning_steps or MAX_DOUBLING * first
     if doubles and limit < first:
         first = limit
