@@ -14,6 +14,8 @@ from modeling_sit.visualization.palette import COLORS
 # More points than this are drawn as means of neighbors: nobody sees them apart, and noise hides the trend.
 MAX_POINTS = 300
 PANEL_WIDTH, PANEL_HEIGHT = 3.4, 2.7
+# With more bars than this side by side, each is narrow.
+FEW_KINDS, BAR_INCHES = 3, 0.32
 
 
 def curves_figure(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Figure | None:
@@ -88,14 +90,19 @@ def comparison_chart(
     fractions = list(dict.fromkeys(fraction for fraction, _ in values))
     kinds = list(dict.fromkeys(kind for _, kind in values))
     width = 0.8 / len(kinds)
-    figure = Figure(figsize=(5, 3.5 + 0.25 * len({name for _, name in levels})), layout="constrained")
+    is_wide = len(kinds) > FEW_KINDS
+    size = (max(5, BAR_INCHES * len(kinds) * len(fractions)), 3.5 + 0.25 * len({name for _, name in levels}))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for number, (kind, color) in enumerate(zip(kinds, itertools.cycle(COLORS), strict=False)):
+        hatch = "//" if number >= len(COLORS) else None
         for group, fraction in enumerate(fractions):
             percentages = [100 * value for value in values[fraction, kind]]
             place = group + (number - (len(kinds) - 1) / 2) * width
-            axes.bar(place, mean(percentages), width, color=color, label=kind if group == 0 else None)
-            axes.text(place, 2, f"{mean(percentages):.1f}", ha="center", color="white")
+            label = kind if group == 0 else None
+            axes.bar(place, mean(percentages), width, color=color, label=label, hatch=hatch, edgecolor="white")
+            text = f"{mean(percentages):.1f}"
+            axes.text(place, 2, text, ha="center", color="white", rotation=90 if is_wide else 0)
             axes.plot([place] * len(percentages), percentages, "o", color="black", markersize=3)
     styles = dict(zip(dict.fromkeys(name for _, name in levels), itertools.cycle(("-", "--", ":")), strict=False))
     labeled = set()
@@ -107,5 +114,10 @@ def comparison_chart(
     axes.set_xticks(range(len(fractions)), [f"{100 * fraction:g} %" for fraction in fractions])
     axes.set(xlabel=x_label, ylabel=f"{metric} (%), dots: seeds", ylim=(0, 100))
     # Above the panel, where no bar is.
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=min(2, len(kinds) + len(styles)), frameon=False)
+    axes.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=min(4 if is_wide else 2, len(kinds) + len(styles)),
+        frameon=False,
+    )
     return figure

@@ -24,7 +24,7 @@ TSNE_COMPONENTS = 50
 PERPLEXITY = 30
 MIN_IMAGES = 4
 LEGEND_ROWS = 16
-PANEL_INCHES = 3.9
+PANEL_INCHES, MAX_PANELS_IN_A_ROW = 3.9, 4
 TITLE_SIZE, LEGEND_SIZE = 8, 8
 
 
@@ -242,7 +242,7 @@ def default_num_clusters(num_images: int, num_classes: int | None) -> int:
 
 
 def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend_title: str) -> Figure:
-    """The maps side by side, with one legend.
+    """The maps side by side, four in a row, with one legend.
 
     Args:
         maps (sequence of [`FeatureMap`]): Of the same images.
@@ -253,10 +253,16 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
     names = shortened_apart([group.name for group in groups], 28 if columns == 1 else 18)
     legend_width = columns * (0.45 + max(text_width(name, LEGEND_SIZE) for name in names))
     legend_width = max(legend_width, 0.3 + text_width(legend_title, LEGEND_SIZE))
-    figure = Figure(figsize=(PANEL_INCHES * len(maps) + legend_width, 3.9), layout="constrained")
+    num_columns = min(len(maps), MAX_PANELS_IN_A_ROW)
+    num_rows = -(-len(maps) // num_columns)
+    size = (PANEL_INCHES * num_columns + legend_width, PANEL_INCHES * num_rows)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axes in panels[len(maps) :]:
+        axes.set_axis_off()
     size = float(np.clip(8000 / len(maps[0].points), 5, 28))
     handles = []
-    for axes, feature_map in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True):
+    for axes, feature_map in zip(panels, maps, strict=False):
         handles = [
             axes.scatter(
                 *feature_map.points[group.members].T,
