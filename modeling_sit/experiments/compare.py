@@ -13,8 +13,8 @@ from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
 from modeling_sit.experiments.compared_images import compared_images
 from modeling_sit.experiments.comparison_arguments import ComparisonArguments
-from modeling_sit.experiments.comparison_runs import RUN_FOLDERS, STARTS, Choice, FineTuned, OfPixels, Runs
-from modeling_sit.experiments.comparison_tables import choices_table, frozen_table, main_table
+from modeling_sit.experiments.comparison_runs import RUN_FOLDERS, STARTS, Choice, FineTuned, OfPixels, Runs, Start
+from modeling_sit.experiments.comparison_tables import ROWS, choices_table, frozen_table, main_table
 from modeling_sit.experiments.grid import claim_folder
 from modeling_sit.experiments.report import write_report
 from modeling_sit.experiments.verdict import verdict
@@ -96,8 +96,10 @@ def run_comparison(
     output_dir = Path(arguments.output_dir)
     check_outside_dataset(output_dir, arguments.dataset)
     claim_folder(output_dir, _settings(arguments, choices), RUN_FOLDERS, arguments.overwrite_output_dir)
-    images = compared_images(arguments)
-    runs = Runs(arguments, images, choices)
+    images = compared_images(arguments, arguments.model_name_or_path)
+    models = dict.fromkeys(arguments.seeds, arguments.model_name_or_path)
+    starts = {start: Start(models, from_scratch=start == "scratch") for start in STARTS}
+    runs = Runs(arguments, images, starts, choices)
     cells = [(start, fraction) for fraction in arguments.label_fractions for start in STARTS]
     with told():
         pixels = runs.raw_pixels() if arguments.raw_pixels else []
@@ -106,7 +108,9 @@ def run_comparison(
     chosen = {cell: choice for cell in cells if (choice := runs.choose(*cell)) is not None}
     cost = pretraining_cost(Path(arguments.model_name_or_path))
 
-    tables = [main_table(images.test_name, fine_tuned, frozen, pixels, cost)]
+    costs = {"pretrained": [cost]} if cost is not None else {}
+    seen = {start: [results] for start, results in frozen.items()}
+    tables = [main_table(images.test_name, ROWS, fine_tuned, seen, pixels, costs)]
     tables += [frozen_table(frozen)] if frozen else []
     tables += [choices_table(chosen)] if chosen else []
     words = [_verdict(fraction, fine_tuned, pixels) for fraction in arguments.label_fractions]

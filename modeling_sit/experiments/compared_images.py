@@ -37,11 +37,15 @@ class ComparedImages:
     arguments: Mapping[str, Any]
 
 
-def compared_images(arguments: DatasetArguments) -> ComparedImages:
+def compared_images(arguments: DatasetArguments, model_name_or_path: str | None = None) -> ComparedImages:
     """
     The images of a comparison. The split to measure is the one that the arguments name; else one that is called like a
     test split and has labels; else one that is called like a validation split; else a fifth of the training images of each
     class, which no run trains on.
+
+    Args:
+        arguments ([`DatasetArguments`]): Which images.
+        model_name_or_path (`str`, *optional*): A model that says by which range they are read.
 
     Raises:
         [`SiTError`]: If there is no such dataset or split, labels are missing, or there is one class only.
@@ -51,7 +55,7 @@ def compared_images(arguments: DatasetArguments) -> ComparedImages:
     images = load_images(**given, labels="required")
     if arguments.validation_split is None:
         given["validation_split"], images = _measured_split(given, images)
-    tell(images, intensity_range=range_of(arguments.model_name_or_path, arguments.intensity_range))
+    tell(images, intensity_range=range_of(model_name_or_path, arguments.intensity_range))
     train, test = labeled_splits(images, validation="if there")
     intensities = {"intensity_range": arguments.intensity_range}
     if test is not None:

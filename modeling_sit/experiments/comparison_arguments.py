@@ -1,4 +1,4 @@
-"""Arguments of a comparison."""
+"""Arguments of comparisons."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +10,9 @@ from modeling_sit.runtime.recipes import plain_no
 
 
 @dataclass(kw_only=True)
-class ComparisonArguments(DatasetArguments):
+class MeasuringArguments(DatasetArguments):
     """
-    What is compared, and with which seeds.
+    How models are measured: the labels, the lengths, the seeds, the protocols.
 
     Raises:
         [`SiTError`]: If a value is out of range.
@@ -25,7 +25,6 @@ class ComparisonArguments(DatasetArguments):
             "`validation`; else a fifth of the training images of each class, the same for all runs."
         },
     )
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
     output_dir: str = field(metadata={"help": "Folder for the runs and the tables. Required."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Whether to delete an earlier comparison in that folder."}
@@ -37,16 +36,6 @@ class ComparisonArguments(DatasetArguments):
     label_fractions: list[float] = field(
         default_factory=lambda: [0.1, 1.0],
         metadata={"help": "Fractions of the training labels to train with, each in (0, 1]."},
-    )
-    tune: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether to choose the learning rate and the number of steps on held-out training images, for "
-            "each fraction, from scratch and from the pretrained weights alike, with the first seed. The runs then use all "
-            "labels of the fraction. A search trains up to about 27 times as long as a usual run. With no, rate and steps are "
-            "those of the recipe, and the comparison is much shorter; a small `max_tuning_steps` in `finetuning_recipe` makes "
-            "each search shorter."
-        },
     )
     num_train_epochs: list[float] | None = field(
         default=None,
@@ -96,7 +85,7 @@ class ComparisonArguments(DatasetArguments):
                 )
         if self.num_train_epochs is not None and self.max_steps is not None:
             raise SiTError("`num_train_epochs` is given too", argument="max_steps", remedy="leave one of them out")
-        self.protocols, self.raw_pixels = _names(self.protocols), _names(self.raw_pixels)
+        self.protocols, self.raw_pixels = names_in(self.protocols), names_in(self.raw_pixels)
         for name in self.raw_pixels:
             if name not in CLASSIFIERS:
                 raise SiTError(f"no classifier {name!r}, only {', '.join(CLASSIFIERS)}", argument="raw_pixels")
@@ -110,7 +99,32 @@ class ComparisonArguments(DatasetArguments):
                 return {name: lengths[self.label_fractions.index(fraction) if len(lengths) > 1 else 0], other: None}
         return {}
 
+    def tunes(self, start: str) -> bool:
+        """Whether rate and steps of fine-tuning are chosen on held-out images, for `"scratch"` or for another start."""
+        raise NotImplementedError
 
-def _names(given: list[str]) -> list[str]:
+
+@dataclass(kw_only=True)
+class ComparisonArguments(MeasuringArguments):
+    """The model that is compared."""
+
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the pretrained model. Required."})
+    tune: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to choose the learning rate and the number of steps on held-out training images, for "
+            "each fraction, from scratch and from the pretrained weights alike, with the first seed. The runs then use all "
+            "labels of the fraction. A search trains up to about 27 times as long as a usual run. With no, rate and steps are "
+            "those of the recipe, and the comparison is much shorter; a small `max_tuning_steps` in `finetuning_recipe` makes "
+            "each search shorter."
+        },
+    )
+
+    def tunes(self, start: str) -> bool:
+        return self.tune
+
+
+def names_in(given: list[str]) -> list[str]:
+    """The names in a list whose items may be several, separated by commas. `none` is none."""
     names = [name.strip() for text in given for name in text.split(",")]
     return [name for name in names if plain_no(name) not in ("", "none", "no")]

@@ -1,8 +1,8 @@
 """The runs of a comparison, each in a folder of its own. What is finished there is read, not run again."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from modeling_sit.evaluation.results import write_results
 from modeling_sit.evaluation.run import EvaluationArguments, run_evaluation
 from modeling_sit.evaluation.subsets import draw_fraction
 from modeling_sit.experiments.compared_images import ComparedImages
-from modeling_sit.experiments.comparison_arguments import ComparisonArguments
+from modeling_sit.experiments.comparison_arguments import MeasuringArguments
 from modeling_sit.experiments.grid import results_of
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.run import run_finetuning
@@ -41,19 +41,37 @@ RUN_FOLDERS = ("finetuned-*", "frozen-*", "tuned-*", "raw-pixels")
 
 
 @dataclass(frozen=True)
+class Start:
+    """
+    What fine-tuning and frozen features start from.
+
+    Args:
+        models (mapping from `int` to `str`): Folder or Hub id of the pretrained model by seed.
+        from_scratch (`bool`, *optional*, defaults to `False`): Whether only its architecture counts, with new weights.
+        pooling (`str`, *optional*, defaults to `"token"`): Of the frozen features.
+        finetuning (mapping, *optional*): Arguments of fine-tuning that this start has of its own.
+    """
+
+    models: Mapping[int, str]
+    from_scratch: bool = False
+    pooling: str = "token"
+    finetuning: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Choice:
     """
     How fine-tuning goes about a fraction of the labels.
 
     Args:
-        learning_rate (`float`): Peak learning rate.
+        learning_rate (`float`, *optional*): Peak learning rate. `None` for that of the recipe.
         max_steps (`int`): Steps.
         chosen_on (`str`, *optional*): The images that chose them. `None` if that was before the comparison.
         metric (`str`, *optional*): Name of what was measured on them.
         value (`float`, *optional*): Its value, in [0, 1].
     """
 
-    learning_rate: float
+    learning_rate: float | None
     max_steps: int
     chosen_on: str | None = None
     metric: str | None = None
@@ -67,7 +85,7 @@ class FineTuned:
 
     Args:
         label_fraction (`float`): Fraction of the labels, in (0, 1].
-        start (`str`): `"scratch"` or `"pretrained"`.
+        start (`str`): `"scratch"`, `"pretrained"` or a method.
         metric (`str`): What was measured.
         values (`list[float]`): The metric in [0, 1], in the order of the seeds.
         num_images (`int`): Test images that it was measured on.
@@ -100,25 +118,42 @@ class OfPixels:
     settings: list[dict[str, Any]]
 
 
+# Called with the kind of a run and its description, just before the run; it is left after it.
+Announce = Callable[[str, str], AbstractContextManager]
+
+
+@contextmanager
+def announce(kind: str, description: str) -> Iterator[None]:
+    """Print what is about to run."""
+    print(f"\n{description}", flush=True)
+    yield
+
+
 class Runs:
     """
     The runs of one comparison.
 
     Args:
-        arguments ([`ComparisonArguments`]): What is compared.
+        arguments ([`MeasuringArguments`]): How they are measured.
         images ([`ComparedImages`]): Their images.
+        starts (mapping from `str` to [`Start`]): What is compared, by name.
+        announce (callable, *optional*): Says which run begins. Default: it is printed.
         chosen (mapping from (start, fraction) to [`Choice`], *optional*): Rates and lengths that are known before.
             Default: [`Runs.choose`] finds them, if the arguments say so.
     """
 
     def __init__(
         self,
-        arguments: ComparisonArguments,
+        arguments: MeasuringArguments,
         images: ComparedImages,
+        starts: Mapping[str, Start],
         chosen: Mapping[tuple[str, float], Choice] | None = None,
+        announce: Announce = announce,
     ):
         self.arguments = arguments
         self.images = images
+        self.starts = starts
+        self.announce = announce
         self.chosen = dict(chosen or {})
         self.output_dir = Path(arguments.output_dir)
 
@@ -127,7 +162,7 @@ class Runs:
         the arguments say so, or no class has two images, of which one could be held out."""
         if (start, fraction) in self.chosen:
             return self.chosen[start, fraction]
-        if not self.arguments.tune:
+        if not self.arguments.tunes(start):
             return None
         run_dir = self.output_dir / f"tuned-{start}-{percent(fraction)}"
         length = self.arguments.length_of(fraction) or {"max_steps": "auto"}
@@ -138,16 +173,16 @@ class Runs:
             return None
 
         def run(missing: list[str]) -> None:
-            print(f"\nChoosing rate and steps with {percent(fraction)} of the labels, {start}", flush=True)
             run_dir.mkdir(parents=True, exist_ok=True)
-            with self._renamed_errors():
+            text = f"Choosing rate and steps with {percent(fraction)} of the labels, {start}"
+            with self.announce("search", text), self._renamed_errors():
                 *groups, _ = self._build(given)
                 found = tune(*groups)
             best = (found.learning_rate, found.max_steps)
             value = next(each.metric for each in found.trials if (each.learning_rate, each.max_steps) == best)
             write_results(run_dir, {"chosen": asdict(Choice(*best, found.chosen_on, found.metric, value))})
 
-        with _going_on(run_dir):
+        with going_on(run_dir):
             self.chosen[start, fraction] = Choice(**results_of(run_dir, ["chosen"], run)["chosen"])
         return self.chosen[start, fraction]
 
@@ -163,9 +198,9 @@ class Runs:
         run_dir = self.output_dir / f"finetuned-{start}-{percent(fraction)}-seed{seed}"
         given = self._finetuning(start, fraction, seed, run_dir) | self.arguments.length_of(fraction)
         if choice is not None:
+            given |= {} if choice.learning_rate is None else {"learning_rate": choice.learning_rate}
             # All labels of the fraction are learned: no image is left to choose a checkpoint by.
             given |= {
-                "learning_rate": choice.learning_rate,
                 "max_steps": choice.max_steps,
                 "num_train_epochs": None,
                 "eval_strategy": "no",
@@ -174,22 +209,23 @@ class Runs:
             }
 
         def run(missing: list[str]) -> None:
-            print(f"\nFine-tuning with {percent(fraction)} of the labels, {start}, seed {seed}", flush=True)
-            with self._renamed_errors():
+            text = f"Fine-tuning with {percent(fraction)} of the labels, {start}, seed {seed}"
+            with self.announce("fine-tuning", text), self._renamed_errors():
                 *groups, _ = self._build(given)
                 run_finetuning(*groups, HubArguments())  # none of many runs is the one to share
 
-        with _going_on(run_dir):
+        with going_on(run_dir):
             return results_of(run_dir, ["finetune"], run)["finetune"]
 
     def _finetuning(self, start: str, fraction: float, seed: int, run_dir: Path) -> dict[str, Any]:
         return {
-            "model_name_or_path": self.arguments.model_name_or_path,
+            "model_name_or_path": self.starts[start].models[seed],
             **self.images.arguments,
+            **self.starts[start].finetuning,
             "validation_split": None,
             "test_split": self.images.arguments["validation_split"],
             "output_dir": str(run_dir),
-            "from_scratch": start == "scratch",
+            "from_scratch": self.starts[start].from_scratch,
             "label_fraction": fraction,
             "seed": seed,
             "resume_from_checkpoint": "auto",
@@ -204,23 +240,35 @@ class Runs:
         with argument_names(test_split="validation_split", recipe="finetuning_recipe"):
             yield
 
-    def frozen(self, start: str) -> dict[str, dict[str, Any]]:
-        """Results of the frozen features, by protocol: of the pretrained encoder, or of the same before any training."""
-        run_dir = self.output_dir / f"frozen-{start}"
+    def frozen(self, start: str, seed: int | None = None) -> dict[str, dict[str, Any]]:
+        """Results of the frozen features, by protocol: of the pretrained encoder, or of the same before any training.
+
+        Args:
+            start (`str`): What starts.
+            seed (`int`, *optional*): Of several models. Default: there is one.
+        """
+        run_dir = self.output_dir / (f"frozen-{start}" + ("" if seed is None else f"-seed{seed}"))
+        of_seed = {} if seed is None else {"seed": seed}
 
         def run(missing: list[str]) -> None:
-            print(f"\nMeasuring frozen features, {start}", flush=True)
             given = {
                 **self.images.arguments,
-                "model_name_or_path": self.arguments.model_name_or_path,
+                "model_name_or_path": self._model(start, seed),
                 "output_dir": run_dir,
-                "from_scratch": start == "scratch",
+                "from_scratch": self.starts[start].from_scratch,
+                "pooling": self.starts[start].pooling,
                 "protocols": missing,
+                **of_seed,
             }
             classes = (EvaluationArguments, DatasetArguments, ProtocolArguments)
-            run_evaluation(*build_arguments(classes, given, function="evaluate"))
+            text = "".join([f"Measuring frozen features, {start}", *(f", {name} {seed}" for name in of_seed)])
+            with self.announce("frozen features", text):
+                run_evaluation(*build_arguments(classes, given, function="evaluate"))
 
         return results_of(run_dir, self.arguments.protocols, run)
+
+    def _model(self, start: str, seed: int | None = None) -> str:
+        return self.starts[start].models[self.arguments.seeds[0] if seed is None else seed]
 
     def raw_pixels(self) -> list[OfPixels]:
         """Results of the classifiers of raw pixels, with the labels that the fine-tuned models of the same fraction and seed
@@ -233,8 +281,8 @@ class Runs:
         }
 
         def run(missing: list[str]) -> None:
-            print("\nClassifying raw pixels", flush=True)
-            self._classify_pixels(run_dir, missing)
+            with self.announce("raw pixels", "Classifying raw pixels"):
+                self._classify_pixels(run_dir, missing)
 
         results = results_of(run_dir, [name for group in names.values() for name in group], run)
         found = []
@@ -249,7 +297,7 @@ class Runs:
 
     def _classify_pixels(self, run_dir: Path, missing: list[str]) -> None:
         images, labels = self.images, labels_of(self.images.train)
-        encoder, processor = load_encoder(self.arguments.model_name_or_path)
+        encoder, processor = load_encoder(self._model(next(iter(self.starts))))
         self.arguments.set_intensity_range(processor, encoder.config)
         pixel_format = PixelFormat.of_model(encoder.config, processor)
         sizes = pixel_sizes(images.train, pixel_format, min(image_shape(processor)))
@@ -288,7 +336,8 @@ def percent(fraction: float) -> str:
 
 
 @contextmanager
-def _going_on(run_dir: Path) -> Iterator[None]:
+def going_on(run_dir: Path) -> Iterator[None]:
+    """Say in [`TrainingInterrupted`] that the comparison goes on where it stopped."""
     try:
         yield
     except TrainingInterrupted as interruption:

@@ -1,11 +1,13 @@
 """The tables of a comparison, as Markdown."""
 
 from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
 from modeling_sit.experiments.comparison_runs import STARTS, Choice, FineTuned, OfPixels
 from modeling_sit.experiments.report import mean_and_std, over_seeds, with_interval
+from modeling_sit.experiments.trials import Trial
 from modeling_sit.hub.markdown import table
 from modeling_sit.pretraining.cost import PretrainingCost
 
@@ -19,23 +21,26 @@ ROWS = {"scratch": "from scratch", "pretrained": "pretrained"}
 
 def main_table(
     test_name: str,
+    rows_of: Mapping[str, str],
     fine_tuned: Sequence[FineTuned],
-    frozen: Frozen,
+    frozen: Mapping[str, Sequence[Mapping[str, Mapping[str, Any]]]],
     pixels: Sequence[OfPixels],
-    cost: PretrainingCost | None,
+    costs: Mapping[str, Sequence[PretrainingCost]],
 ) -> str:
     """
-    A row for each rival and the pretrained model, a column for each way to measure.
+    A row for each rival and each pretrained model, a column for each way to measure.
 
     Args:
         test_name (`str`): What was measured.
+        rows_of (mapping from `str` to `str`): What the rows are called, by start; `"scratch"` is one of them.
         fine_tuned (sequence of [`FineTuned`]): All of them, from scratch and pretrained.
-        frozen (mapping): Results of the frozen features by start and protocol; it may be empty.
+        frozen (mapping): Results of the frozen features by start, of each seed, by protocol; it may be empty.
         pixels (sequence of [`OfPixels`]): It may be empty.
-        cost ([`PretrainingCost`], *optional*): Of the pretrained model.
+        costs (mapping from `str` to sequence of [`PretrainingCost`]): Of the pretrained models, by start, of each seed.
     """
     fractions = list(dict.fromkeys(cell.label_fraction for cell in fine_tuned))
-    protocols = [name for name in COLUMNS if name in frozen.get("pretrained", {})]
+    protocols = [name for name in COLUMNS if all(name in results for each in frozen.values() for results in each)]
+    protocols = protocols if frozen else []
     metric = fine_tuned[0].metric
     rows = [
         _pixel_row(
@@ -46,18 +51,17 @@ def main_table(
     ]
     if protocols:
         rows.append(["untrained encoder", *_frozen_cells(frozen["scratch"], protocols, metric)])
-    for start in STARTS:
+    for start, title in rows_of.items():
         cells = {cell.label_fraction: mean_and_std(cell.values) for cell in fine_tuned if cell.start == start}
         # From scratch, the frozen features are those of the row above.
         features = [NONE] * len(protocols)
-        if start == "pretrained" and protocols:
+        if start != "scratch" and protocols:
             features = _frozen_cells(frozen[start], protocols, metric)
-        costs = _cost_cells(cost) if start == "pretrained" else []
-        rows.append([ROWS[start], *features, *(cells[fraction] for fraction in fractions), *costs])
+        rows.append([title, *features, *(cells[fraction] for fraction in fractions), *_cost_cells(costs.get(start))])
     header = ["", *(COLUMNS[name][0] for name in protocols), *map(labels, fractions)]
-    header += ["epochs", "encoder tokens", "seconds"] if cost is not None else []
+    header += ["epochs", "encoder tokens", "seconds"] if any(costs.values()) else []
     rows = [row + [NONE] * (len(header) - len(row)) for row in rows]
-    notes = _notes(pixels, bool(protocols), cost)
+    notes = _notes(pixels, bool(protocols), [cost for each in costs.values() for cost in each])
     caption = f"{metric.replace('_', ' ').capitalize()} on {test_name}, {over_seeds(len(fine_tuned[0].values))}:"
     return "\n\n".join([caption, table(header, rows), " ".join(notes)]).strip()
 
@@ -78,11 +82,24 @@ def choices_table(choices: Mapping[tuple[str, float], Choice]) -> str:
     """The rates and lengths of fine-tuning."""
     rows = []
     for (start, fraction), choice in choices.items():
-        numbers = [f"{choice.learning_rate:g}", f"{choice.max_steps:,}"]
+        rate = "usual" if choice.learning_rate is None else f"{choice.learning_rate:g}"
+        numbers = [rate, f"{choice.max_steps:,}"]
         value = NONE if choice.value is None else f"{100 * choice.value:.1f} %"
-        rows.append([ROWS[start], labels(fraction), *numbers, value, choice.chosen_on or "before this comparison"])
+        chosen_on = choice.chosen_on or "before this comparison"
+        rows.append([ROWS.get(start, start), labels(fraction), *numbers, value, chosen_on])
     header = ["", "labels", "learning rate", "steps", "held-out value", "chosen on"]
     return f"Fine-tuning, chosen without test images:\n\n{table(header, rows)}"
+
+
+def tuned_table(tuned: Mapping[str, Trial]) -> str:
+    """What was chosen for the pretraining of each method."""
+    rows = []
+    for method, trial in tuned.items():
+        scores = [f"{100 * value:.1f} %" for value in trial.scores.values()]
+        rows.append([method, f"{trial.base_learning_rate:g}", trial.export, trial.pooling, *scores])
+    header = ["", "learning rate at a batch of 256", "weights", "features", *next(iter(tuned.values())).scores]
+    caption = "Pretraining, chosen on a fifth of the labels of train, with the first seed:"
+    return f"{caption}\n\n{table(header, rows)}"
 
 
 def labels(fraction: float) -> str:
@@ -107,15 +124,20 @@ def _is_partial(cell: OfPixels) -> bool:
     return any(settings["num_fitted"] < settings["num_labeled"] for settings in cell.settings)
 
 
-def _frozen_cells(results: Mapping[str, Mapping[str, Any]], protocols: Sequence[str], metric: str) -> list[str]:
-    return [mean_and_std([results[name][metric]]) for name in protocols]
+def _frozen_cells(
+    results: Sequence[Mapping[str, Mapping[str, Any]]], protocols: Sequence[str], metric: str
+) -> list[str]:
+    return [mean_and_std([each[name][metric] for each in results]) for name in protocols]
 
 
-def _cost_cells(cost: PretrainingCost | None) -> list[str]:
-    if cost is None:
+def _cost_cells(costs: Sequence[PretrainingCost] | None) -> list[str]:
+    """The mean over the seeds."""
+    if not costs:
         return []
-    epochs = NONE if cost.epochs is None else f"{cost.epochs:,.{1 if cost.epochs < 10 else 0}f}"
-    return [epochs, _rounded(cost.encoder_tokens), f"{cost.seconds:,.0f}"]
+    epochs = None if any(cost.epochs is None for cost in costs) else mean(cost.epochs for cost in costs)
+    cell = NONE if epochs is None else f"{epochs:,.{1 if epochs < 10 else 0}f}"
+    seconds = mean(cost.seconds for cost in costs)
+    return [cell, _rounded(round(mean(cost.encoder_tokens for cost in costs))), f"{seconds:,.0f}"]
 
 
 def _rounded(number: int) -> str:
@@ -126,7 +148,7 @@ def _rounded(number: int) -> str:
     return str(number)
 
 
-def _notes(pixels: Sequence[OfPixels], has_protocols: bool, cost: PretrainingCost | None) -> list[str]:
+def _notes(pixels: Sequence[OfPixels], has_protocols: bool, costs: Sequence[PretrainingCost]) -> list[str]:
     notes = []
     if has_protocols:
         notes.append("kNN and linear: frozen features, all labels.")
@@ -139,9 +161,12 @@ def _notes(pixels: Sequence[OfPixels], has_protocols: bool, cost: PretrainingCos
         if settings["num_fitted"] < settings["num_labeled"]
     )
     notes += partial
-    if cost is not None:
+    if costs:
+        steps = sorted({cost.steps for cost in costs})
+        steps = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+        hardware = " and ".join(dict.fromkeys(cost.hardware for cost in costs))
         notes.append(
-            f"Pretraining: {cost.steps:,} steps on {cost.hardware}; tokens count the student's three times (forward and "
+            f"Pretraining: {steps} steps on {hardware}; tokens count the student's three times (forward and "
             "backward), the teacher's once."
         )
     return notes
