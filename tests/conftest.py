@@ -30,6 +30,7 @@ from modeling_sit.data import opening
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # Files of that folder that are called otherwise than their commands.
 COMMAND_NAMES = {
+    "compare_methods": "compare-methods",
     "convert_checkpoint": "convert",
     "push_to_hub": "push",
     "tile_images": "tile",

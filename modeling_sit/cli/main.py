@@ -18,6 +18,7 @@ COMMANDS = {
     "finetune": "Train a pretrained model on labeled images.",
     "evaluate": "Measure the frozen features of a pretrained model on labeled images.",
     "compare": "Measure whether pretraining helps: the same fine-tuning from pretrained weights and from scratch.",
+    "compare-methods": "Measure which pretraining method suits your images, at the same budget.",
     "embed": "Write the features of all images of a dataset to parquet files.",
     "visualize": "Draw reconstructions, attention, maps of the features, and nearest neighbors.",
     "convert": "Write a checkpoint in another format, and check that the outputs are the same.",

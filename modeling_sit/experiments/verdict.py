@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, variance
 
+ONE_SEED = " There is one seed, so the noise is that of the test images alone, and too small."
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -85,10 +87,9 @@ def verdict(
             best of them is compared, as the test images say, which favors it.
         num_images (`int`): Test images.
     """
-    labels = "With all labels" if label_fraction == 1 else f"With {100 * label_fraction:g} % of the labels"
     from_scratch = difference(pretrained, scratch, num_images)
     text = (
-        f"{labels}, {_effect(from_scratch)}: {_percent(from_scratch.mean)} against {_percent(from_scratch.other_mean)} "
+        f"{_labels(label_fraction)}, {_effect(from_scratch)}: {_percent(from_scratch.mean)} against {_percent(from_scratch.other_mean)} "
         f"from scratch ({from_scratch.in_words()})."
     )
     if raw_pixels:
@@ -99,8 +100,36 @@ def verdict(
             f"({from_pixels.in_words()})."
         )
     if len(pretrained) == 1:
-        text += " There is one seed, so the noise is that of the test images alone, and too small."
+        text += ONE_SEED
     return text
+
+
+def ranking(
+    label_fraction: float, methods: Mapping[str, Sequence[float]], scratch: Sequence[float], num_images: int
+) -> str:
+    """
+    Which method is best with a fraction of the labels, which others are not told from it, and what scratch reaches.
+
+    Args:
+        label_fraction (`float`): In (0, 1].
+        methods (mapping from `str` to sequence of `float`): The metric of the fine-tuned models in [0, 1], by method.
+        scratch (sequence of `float`): The same from scratch.
+        num_images (`int`): Test images.
+    """
+    best = max(methods, key=lambda name: mean(methods[name]))
+    others = {name: difference(methods[best], values, num_images) for name, values in methods.items() if name != best}
+    alike = [name for name, found in others.items() if not found.is_clear]
+    from_scratch = difference(methods[best], scratch, num_images)
+    text = f"{_labels(label_fraction)}, {best} is best on these test images: {_percent(mean(methods[best]))}"
+    if alike:
+        text += f", and {', '.join(alike)} {'is' if len(alike) == 1 else 'are'} not clearly worse"
+    return f"{text}. From scratch: {_percent(from_scratch.other_mean)} (difference {from_scratch.in_words()})." + (
+        ONE_SEED if len(scratch) == 1 else ""
+    )
+
+
+def _labels(fraction: float) -> str:
+    return "With all labels" if fraction == 1 else f"With {100 * fraction:g} % of the labels"
 
 
 def _effect(found: Difference) -> str:

@@ -11,7 +11,12 @@ import transformers
 from modeling_sit.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
-SCRIPT_NAMES = {"convert": "convert_checkpoint", "push": "push_to_hub", "tile": "tile_images"}
+SCRIPT_NAMES = {
+    "compare-methods": "compare_methods",
+    "convert": "convert_checkpoint",
+    "push": "push_to_hub",
+    "tile": "tile_images",
+}
 
 
 def ended(*argv) -> int:

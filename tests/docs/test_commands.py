@@ -38,6 +38,22 @@ SMALL = {
         *("--label_fractions", "1", "--num_train_epochs", "1", "--seeds", "0", "--protocols", "none"),
         *("--raw_pixels", "knn", "--tune", "no"),
     ],
+    "compare-methods": [
+        *(
+            *BATCH,
+            "--methods",
+            "simclr",
+            "--budget",
+            "steps",
+            "--budget_value",
+            "2",
+            "--tune",
+            "no",
+            "--tune_finetuning",
+            "no",
+        ),
+        *("--label_fractions", "1", "--max_steps", "1", "--seeds", "0", "--protocols", "none", "--raw_pixels", "knn"),
+    ],
 }
 # These are no commands of the package. Tests of their own run them.
 MAKE = ("make quickstart", "make install && source .venv/bin/activate")
@@ -136,13 +152,16 @@ def small_functions(monkeypatch):
 
     def small(function, flags):
         def call(*arguments, **keywords):
-            for folder in arguments[-1:] if function.__name__ in ("pretrain", "finetune", "compare") else ():
+            for folder in (
+                arguments[-1:] if function.__name__ in ("pretrain", "finetune", "compare", "compare_methods") else ()
+            ):
                 shutil.rmtree(folder, ignore_errors=True)
             return function(*arguments, **{**keywords, **keywords_of(flags)})
 
         return call
 
-    for name, flags in SMALL.items():
+    for command, flags in SMALL.items():
+        name = command.replace("-", "_")
         monkeypatch.setattr(modeling_sit, name, small(getattr(modeling_sit, name), flags))
 
 
@@ -195,7 +214,7 @@ def test_links_lead_somewhere(page):
 
 # Each command and benchmark.
 PROGRAMS = [
-    *("pretrain", "finetune", "evaluate", "compare", "embed", "tile", "convert", "push"),
+    *("pretrain", "finetune", "evaluate", "compare", "compare-methods", "embed", "tile", "convert", "push"),
     *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
     *(
         f"benchmarks/{name}"

@@ -1,0 +1,255 @@
+"""Which pretraining method, on these images, for this budget? Each gets the same budget, search and measures."""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from modeling_sit.data.description import told
+from modeling_sit.data.own_files import check_outside_dataset
+from modeling_sit.evaluation.features import POOLINGS
+from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
+from modeling_sit.evaluation.results import read_results
+from modeling_sit.experiments.budgets import in_words
+from modeling_sit.experiments.compared_images import ComparedImages, compared_images
+from modeling_sit.experiments.comparison_runs import RUN_FOLDERS, Choice, FineTuned, OfPixels, Runs, Start, percent
+from modeling_sit.experiments.comparison_tables import ROWS, choices_table, main_table, tuned_table
+from modeling_sit.experiments.grid import claim_folder
+from modeling_sit.experiments.method_maps import write_maps
+from modeling_sit.experiments.method_runs import FACTORS, OTHER_WEIGHTS, PRETRAINING, MethodRuns
+from modeling_sit.experiments.methods_arguments import MethodsComparisonArguments
+from modeling_sit.experiments.progress import Progress
+from modeling_sit.experiments.report import write_report
+from modeling_sit.experiments.trials import Trial
+from modeling_sit.experiments.verdict import ranking
+from modeling_sit.pretraining.cost import PretrainingCost
+from modeling_sit.runtime.arguments import build_arguments
+from modeling_sit.runtime.errors import argument_names
+from modeling_sit.runtime.fingerprints import dataset_fingerprint
+from modeling_sit.runtime.recipes import read_recipe
+from modeling_sit.visualization.charts import comparison_chart
+
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class MethodsComparisonResult:
+    """
+    What a comparison of methods found.
+
+    Args:
+        fine_tuned (`list[FineTuned]`): Metrics of the fine-tuned models; `start` is a method or `"scratch"`.
+        raw_pixels (`list[OfPixels]`): Metrics of the classifiers of raw pixels.
+        frozen (`dict`): Results of the frozen features by start, of each seed, by protocol.
+        tuned (`dict[str, Trial]`): What was chosen for each method.
+        choices (`dict`): Learning rate and steps of fine-tuning by start and fraction, where they are not the recipe's.
+        costs (`dict[str, list[PretrainingCost]]`): What pretraining cost, by method, of each seed.
+        tables (`list[str]`): All this as Markdown, with captions, the main table first.
+        ranking (`list[str]`): For each fraction, which method is best and which are not told from it, in words.
+        chart (`matplotlib.figure.Figure`): The metric for each fraction of the labels.
+        output_dir (`Path`): The folder of the runs and the report.
+    """
+
+    fine_tuned: list[FineTuned]
+    raw_pixels: list[OfPixels]
+    frozen: dict[str, list[dict[str, dict[str, Any]]]]
+    tuned: dict[str, Trial]
+    choices: dict[tuple[str, float], Choice]
+    costs: dict[str, list[PretrainingCost]]
+    tables: list[str]
+    ranking: list[str]
+    chart: Figure
+    output_dir: Path
+
+
+def compare_methods(
+    methods: list[str], dataset: Any, output_dir: str | Path, *, recipe: str | Path | None = None, **arguments: Any
+) -> MethodsComparisonResult:
+    """Pretrain with several methods at the same budget, and compare them with one another, with training from scratch and with
+    raw pixels.
+
+    Runs that are finished in the folder are not run again, so that a comparison goes on where it stopped, and methods and
+    seeds can be added.
+
+    Args:
+        methods (list of `str`): Names of the methods, as of [`pretrain`].
+        dataset (`str` or `datasets.DatasetDict`): Labeled images, as in [`DatasetArguments`].
+        output_dir (`str` or `Path`): Folder for the runs, and for `results.md`, `results.json`, `results.png`,
+            `embeddings.png` and `embeddings.html`.
+        recipe (`str` or `Path`, *optional*): YAML file of values for the arguments, or the name of a shipped one.
+        arguments: Fields of [`MethodsComparisonArguments`], such as `budget="tokens"` and `budget_value=1e9`.
+
+    Raises:
+        `TypeError`: If there is no such argument.
+        [`SiTError`]: If the folder holds another comparison, or a run fails by a user's mistake.
+        [`TrainingInterrupted`]: If a signal ended a run.
+    """
+    given = {**arguments, "methods": methods, "dataset": dataset, "output_dir": output_dir}
+    return run_methods_comparison(*build_arguments((MethodsComparisonArguments,), given, recipe, "compare_methods"))
+
+
+def run_methods_comparison(arguments: MethodsComparisonArguments) -> MethodsComparisonResult:
+    """Run what is missing, and write the report. Raises as [`compare_methods`]."""
+    output_dir = Path(arguments.output_dir)
+    check_outside_dataset(output_dir, arguments.dataset)
+    settings = _settings(arguments)
+    images = compared_images(arguments)
+    claim_folder(output_dir, settings, (*RUN_FOLDERS, "pretrained-*"), arguments.overwrite_output_dir)
+    progress = Progress(_missing(arguments))
+    with told():
+        tuned, starts = _pretrain(arguments, images, progress)
+        runs = Runs(arguments, images, starts, announce=progress)
+        pixels = runs.raw_pixels() if arguments.raw_pixels else []
+        frozen = {}
+        if arguments.protocols:
+            frozen = {start: [runs.frozen(start, seed) for seed in arguments.seeds] for start in starts}
+        fine_tuned = []
+        for fraction, start in itertools.product(arguments.label_fractions, starts):
+            if start == SCRATCH:
+                _settle_length(runs, fraction)
+            fine_tuned.append(runs.fine_tune(start, fraction))
+    costs = {
+        method: [
+            cost for model in starts[method].models.values() if (cost := MethodRuns.cost(Path(model))) is not None
+        ]
+        for method in arguments.methods
+    }
+    found = _report(arguments, images, fine_tuned, pixels, frozen, tuned, dict(runs.chosen), costs)
+    write_maps(output_dir, images, starts, arguments)
+    return found
+
+
+def _pretrain(
+    arguments: MethodsComparisonArguments, images: ComparedImages, progress: Progress
+) -> tuple[dict[str, Trial], dict[str, Start]]:
+    """Pretrain all that is missing; what was chosen by method, and what the measures start from, from scratch first."""
+    pretraining = MethodRuns(arguments, images, progress)
+    tuned, starts = {}, {}
+    recipe = {} if arguments.finetuning_recipe is None else read_recipe(arguments.finetuning_recipe)
+    steps = {name: value for name, value in arguments.profile["finetuning"].items() if name not in recipe}
+    for method in arguments.methods:
+        tuned[method] = pretraining.choose(method)
+        models = {seed: str(pretraining.pretrain(method, seed, tuned[method])) for seed in arguments.seeds}
+        pooling = tuned[method].pooling
+        starts[method] = Start(models, pooling=pooling, finetuning={"pooling": pooling, **steps})
+    # All methods have the same backbone; from scratch it has both kinds of tokens, so that none is chosen for it wrongly.
+    first = starts[arguments.methods[0]].models[arguments.seeds[0]]
+    pooling = recipe.get("pooling", POOLINGS[-1])
+    scratch = Start(dict.fromkeys(arguments.seeds, first), True, pooling, finetuning={"pooling": pooling, **steps})
+    return tuned, {SCRATCH: scratch, **starts}
+
+
+def _settle_length(runs: Runs, fraction: float) -> None:
+    """Have every method fine-tune as long as training from scratch, whose rate and length are chosen, with its usual rate."""
+    arguments = runs.arguments
+    if arguments.tune_finetuning != SCRATCH:
+        return
+    choice = runs.choose(SCRATCH, fraction)
+    longest = runs.starts[SCRATCH].finetuning.get("max_tuning_steps")
+    if choice is None and longest is not None and not arguments.length_of(fraction):
+        # One label of each class, of which none can be held out.
+        choice = runs.chosen[SCRATCH, fraction] = Choice(None, longest)
+    if choice is not None:
+        others = Choice(None, choice.max_steps, "as from scratch")
+        runs.chosen |= {(method, fraction): others for method in arguments.methods}
+
+
+def _report(
+    arguments: MethodsComparisonArguments,
+    images: ComparedImages,
+    fine_tuned: list[FineTuned],
+    pixels: list[OfPixels],
+    frozen: Mapping[str, list[dict[str, dict[str, Any]]]],
+    tuned: Mapping[str, Trial],
+    choices: dict[tuple[str, float], Choice],
+    costs: Mapping[str, list[PretrainingCost]],
+) -> MethodsComparisonResult:
+    """Write tables, values and chart."""
+    rows = {SCRATCH: ROWS[SCRATCH], **{method: method for method in arguments.methods}}
+    budget = f"Each method is pretrained for {in_words(arguments.budget, arguments.amount)}, with each seed."
+    tables = [f"{budget} {main_table(images.test_name, rows, fine_tuned, frozen, pixels, costs)}"]
+    tables += [tuned_table(tuned)] if arguments.tune else []
+    tables += [choices_table(choices)] if choices else []
+    words = [_ranking(fraction, fine_tuned) for fraction in arguments.label_fractions]
+    chart = comparison_chart(
+        {(cell.label_fraction, cell.start): cell.values for cell in fine_tuned},
+        "fraction of the labels",
+        fine_tuned[0].metric.replace("_", " "),
+        {(cell.label_fraction, f"raw pixels, {CLASSIFIERS[cell.classifier]}"): mean(cell.values) for cell in pixels},
+    )
+    results = {
+        "budget": {"kind": arguments.budget, "value": arguments.amount},
+        "seeds": arguments.seeds,
+        "fine_tuned": [asdict(cell) for cell in fine_tuned],
+        "raw_pixels": [asdict(cell) for cell in pixels],
+        "frozen": frozen,
+        "tuned": {method: asdict(trial) for method, trial in tuned.items()},
+        "choices": [
+            {"start": start, "label_fraction": fraction, **asdict(choice)}
+            for (start, fraction), choice in choices.items()
+        ],
+        "pretraining": {method: [asdict(cost) for cost in each] for method, each in costs.items()},
+        "ranking": words,
+    }
+    output_dir = Path(arguments.output_dir)
+    write_report(output_dir, [*tables, "\n".join(words)], results, chart)
+    return MethodsComparisonResult(
+        fine_tuned, pixels, dict(frozen), dict(tuned), choices, dict(costs), tables, words, chart, output_dir
+    )
+
+
+def _ranking(fraction: float, fine_tuned: list[FineTuned]) -> str:
+    cells = {cell.start: cell for cell in fine_tuned if cell.label_fraction == fraction}
+    scratch = cells.pop(SCRATCH)
+    return ranking(fraction, {start: cell.values for start, cell in cells.items()}, scratch.values, scratch.num_images)
+
+
+def _settings(arguments: MethodsComparisonArguments) -> dict[str, Any]:
+    """What the results depend on, as JSON has it. More methods, seeds, protocols and classifiers only add runs.
+
+    Raises:
+        [`SiTError`]: If a recipe cannot be read.
+    """
+    left_out = ("output_dir", "overwrite_output_dir", "methods", "seeds", "protocols", "raw_pixels")
+    settings = {name: value for name, value in vars(arguments).items() if name not in left_out}
+    settings["budget_value"] = arguments.amount
+    settings["first_seed"] = arguments.seeds[0]
+    settings["dataset"] = dataset_fingerprint(arguments.dataset)
+    for name in ("pretraining_recipe", "finetuning_recipe"):
+        if settings[name] is not None:
+            with argument_names(recipe=name):
+                settings[name] = read_recipe(settings[name])
+    return settings
+
+
+def _missing(arguments: MethodsComparisonArguments) -> Counter[str]:
+    """How many runs are still to do, by kind."""
+    output_dir, missing = Path(arguments.output_dir), Counter()
+
+    def expect(kind: str, folder: str, *names: str) -> None:
+        found = read_results(output_dir / folder)
+        missing[kind] += any(name not in found for name in names)
+
+    first, *others = arguments.seeds
+    for method in arguments.methods:
+        if arguments.tune:
+            for factor in FACTORS:
+                expect(PRETRAINING, f"tuned-{method}", MethodRuns.trial_name(factor))
+            if MethodRuns.has_choice_of_weights(method):
+                expect(OTHER_WEIGHTS, f"tuned-{method}", OTHER_WEIGHTS)
+        for seed in others if arguments.tune else arguments.seeds:
+            expect(PRETRAINING, f"pretrained-{method}-seed{seed}", PRETRAINING)
+    for start, seed in itertools.product((SCRATCH, *arguments.methods), arguments.seeds):
+        expect("frozen features", f"frozen-{start}-seed{seed}", *arguments.protocols)
+        for fraction in arguments.label_fractions:
+            expect("fine-tuning", f"finetuned-{start}-{percent(fraction)}-seed{seed}", "finetune")
+            if seed == first and arguments.tunes(start):
+                expect("search", f"tuned-{start}-{percent(fraction)}", "chosen")
+    if arguments.raw_pixels and not (output_dir / "raw-pixels").exists():
+        missing["raw pixels"] += 1
+    return missing
