@@ -7,7 +7,7 @@ from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.evaluation.embed import EmbeddedSplit, EmbeddingArguments, run_embedding
-from modeling_sit.evaluation.features import FeatureArguments
+from modeling_sit.evaluation.feature_arguments import FeatureArguments
 
 DESCRIPTION = """Write the features of all images of a dataset to parquet files.
 

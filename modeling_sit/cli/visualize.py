@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import RecipeArgumentParser, choose_command, program_name
 from modeling_sit.data.arguments import DatasetArguments
-from modeling_sit.evaluation.features import FeatureArguments
+from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.visualization.arguments import (
     AttentionArguments,
     ChosenImagesArguments,

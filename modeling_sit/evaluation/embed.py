@@ -19,13 +19,9 @@ from modeling_sit.data.description import tell, told
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder
+from modeling_sit.evaluation.feature_arguments import FeatureArguments, settle_features
 from modeling_sit.evaluation.feature_files import cut_into_shards, feature_table, missing_shards, write_shard
-from modeling_sit.evaluation.features import (
-    FeatureArguments,
-    Features,
-    frozen_features,
-    settle_features,
-)
+from modeling_sit.evaluation.features import Features, frozen_features
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.runtime.accelerator import choose_device, forget_settings
 from modeling_sit.runtime.arguments import build_arguments

@@ -1,25 +1,25 @@
-"""Features of a frozen encoder, which every protocol measures, and the arguments that say which features."""
+"""Features of a frozen encoder, which every protocol measures."""
 
 import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeVar
 
 import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit.data.decoding import UnreadableImage, decode_image
 from modeling_sit.data.image_datasets import image_name
 from modeling_sit.data.labeled import labels_of
-from modeling_sit.data.loaders import DEFAULT_TIMEOUT, TIMEOUT_HELP, BatchLoader, worker_deaths
+from modeling_sit.data.loaders import BatchLoader, worker_deaths
+from modeling_sit.evaluation.feature_arguments import FeatureArguments, settle_features
 from modeling_sit.image_modes import OTHER_CHANNELS, PixelFormat
 from modeling_sit.modeling_sit import pool
 from modeling_sit.runtime.accelerator import reshard
@@ -28,49 +28,6 @@ from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.products import fast_products
 
 logger = logging.getLogger(__name__)
-
-POOLINGS = ("token", "mean", "token_mean")
-
-
-@dataclass
-class FeatureArguments:
-    """How the frozen encoder reads the images.
-
-    Raises:
-        [`SiTError`]: If a value is out of range.
-    """
-
-    pooling: Literal[POOLINGS] | None = field(
-        default=None,
-        metadata={
-            "help": "Features of an image: the first token (`token`), the mean of the patch tokens (`mean`), or both"
-            " concatenated (`token_mean`). Default: the `pooling` of the model's configuration, which names the tokens that"
-            " its training has taught; `token` for models without one."
-        },
-    )
-    layer: int = field(
-        default=-1,
-        metadata={
-            "help": "Layer to take the features from. -1: the encoder's output after its last norm. 0: the "
-            "embeddings. 1 and more: the block of that number. -2: the block before the last, and so on."
-        },
-    )
-    per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Images per batch of the encoder, in each process."}
-    )
-    dataloader_num_workers: int = field(
-        default=0, metadata={"help": "Processes that read images. With 0, the main process reads them."}
-    )
-    dataloader_timeout: int = field(default=DEFAULT_TIMEOUT, metadata={"help": TIMEOUT_HELP})
-
-    def __post_init__(self):
-        for name, least in (
-            ("per_device_eval_batch_size", 1),
-            ("dataloader_num_workers", 0),
-            ("dataloader_timeout", 1),
-        ):
-            if getattr(self, name) < least:
-                raise SiTError(f"must be at least {least}, got {getattr(self, name)}", argument=name)
 
 
 @dataclass
@@ -274,34 +231,6 @@ def extract_features(
         skipped=[(image_name(dataset, index), reason) for index, reason in sorted(dict(unreadable).items())],
         rows=readable.nonzero()[:, 0],
     )
-
-
-Arguments = TypeVar("Arguments", bound=FeatureArguments)
-
-
-def settle_features(arguments: Arguments, config: PreTrainedConfig) -> Arguments:
-    """Check that an encoder has the features that are asked for.
-
-    Returns:
-        [`FeatureArguments`]: With the encoder's own pooling where they name none: `"token"` where its configuration has none.
-
-    Raises:
-        [`SiTError`]: If it has no such features, with what there is.
-    """
-    if arguments.pooling is None:
-        own = getattr(config, "pooling", None)  # other models may mean something else by it
-        arguments = replace(arguments, pooling=own if own in POOLINGS else "token")
-    pooling, layer = arguments.pooling, arguments.layer
-    if pooling not in POOLINGS:
-        raise SiTError(f"no pooling {pooling!r}, only {', '.join(POOLINGS)}", argument="pooling")
-    num_layers = getattr(config, "num_hidden_layers", None)
-    if num_layers is not None and not -num_layers - 1 <= layer <= num_layers:
-        raise SiTError(
-            f"no layer {layer}: it is -1 (after the last norm), from 0 (the embeddings) to {num_layers} (the last block), or "
-            f"from -2 back to {-num_layers - 1}",
-            argument="layer",
-        )
-    return arguments
 
 
 @contextmanager

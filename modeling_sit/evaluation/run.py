@@ -13,7 +13,8 @@ from modeling_sit.data.labeled import labeled_splits
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
-from modeling_sit.evaluation.features import FeatureArguments, frozen_features, settle_features
+from modeling_sit.evaluation.feature_arguments import FeatureArguments, settle_features
+from modeling_sit.evaluation.features import frozen_features
 from modeling_sit.evaluation.metric_results import ProtocolResult
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 from modeling_sit.evaluation.results import as_result, read_results, write_results

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from modeling_sit.data.description import told
 from modeling_sit.data.own_files import check_outside_dataset
-from modeling_sit.evaluation.features import POOLINGS
+from modeling_sit.evaluation.feature_arguments import POOLINGS
 from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
 from modeling_sit.evaluation.results import read_results
 from modeling_sit.experiments.budgets import in_words

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
-from modeling_sit.evaluation.features import FeatureArguments
+from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.experiments.compared_images import ComparedImages
 from modeling_sit.experiments.comparison_runs import Start
 from modeling_sit.experiments.methods_arguments import MethodsComparisonArguments

@@ -20,12 +20,8 @@ from modeling_sit.data.label_encoding import join
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
-from modeling_sit.evaluation.features import (
-    FeatureArguments,
-    Features,
-    frozen_features,
-    settle_features,
-)
+from modeling_sit.evaluation.feature_arguments import FeatureArguments, settle_features
+from modeling_sit.evaluation.features import Features, frozen_features
 from modeling_sit.image_modes import PixelFormat
 from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.atomic_files import replace_file, write_errors

@@ -35,7 +35,8 @@ from modeling_sit.cli.parser import ExampleHelpFormatter, RecipeArgumentParser
 from modeling_sit.data.labeled import labeled_splits
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder
-from modeling_sit.evaluation.features import FeatureArguments, Features, frozen_features
+from modeling_sit.evaluation.feature_arguments import FeatureArguments
+from modeling_sit.evaluation.features import Features, frozen_features
 from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
 from modeling_sit.evaluation.raw_pixels import classify_pixels, pixel_sizes, read_pixels
 from modeling_sit.evaluation.results import as_result

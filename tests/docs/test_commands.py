@@ -26,7 +26,8 @@ PLACEHOLDERS = {
 }
 # Flags that make the commands small. They follow the flags of the page; the last one of a name counts. In Python they take
 # the place of the page's keyword arguments.
-MODEL = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,decoder_hidden_size=8,projection_hidden_size=8,projection_size=8"
+BACKBONE = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2"
+MODEL = f"{BACKBONE},decoder_hidden_size=8,projection_hidden_size=8,projection_size=8"
 BATCH = ["--per_device_train_batch_size", "4"]
 SMALL = {
     "pretrain": [
@@ -156,7 +157,10 @@ def small_functions(monkeypatch):
                 arguments[-1:] if function.__name__ in ("pretrain", "finetune", "compare", "compare_methods") else ()
             ):
                 shutil.rmtree(folder, ignore_errors=True)
-            return function(*arguments, **{**keywords, **keywords_of(flags)})
+            small = keywords_of(flags)
+            if keywords.get("method", "sit") != "sit":  # without SiT's heads
+                small["config_overrides"] = BACKBONE
+            return function(*arguments, **{**keywords, **small})
 
         return call
 

@@ -20,14 +20,13 @@ from transformers import (
 
 from modeling_sit import SiTImageProcessor, SiTModel
 from modeling_sit.data.image_datasets import image_name
+from modeling_sit.evaluation.feature_arguments import FeatureArguments, settle_features
 from modeling_sit.evaluation.features import (
-    FeatureArguments,
     _moved_together,
     evaluation_mode,
     extract_features,
     frozen_features,
     read_batch,
-    settle_features,
 )
 from modeling_sit.runtime.errors import SiTError
 

@@ -108,7 +108,7 @@ class TestFlags:
         text = capsys.readouterr().out
         for flag in ("--dataset", "--corruption", "--blur_sigma", "--resume_from_checkpoint", "--model_size"):
             assert flag in text
-        assert "default: 0.05" in re.sub(r"\s+", " ", text)
+        assert "default: 0.8" in re.sub(r"\s+", " ", text)
 
     @pytest.mark.parametrize("flags", [["--learning_rat", "1"], ["--learning_rat=1"], ["--learning_rat"]])
     def test_unknown_flag(self, refused, flags):
