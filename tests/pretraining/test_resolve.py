@@ -62,7 +62,7 @@ def digits():
     return load_images("digits")
 
 
-@pytest.mark.parametrize("recipe", ["cifar10", "digits", "fashion_mnist", "flowers", "imagenet1k"])
+@pytest.mark.parametrize("recipe", ["cifar10", "cifar10_cpu", "digits", "fashion_mnist", "flowers", "imagenet1k"])
 def test_recipes_say_what_they_said_before_there_were_presets(recipe, digits):
     written = yaml.safe_load((FOLDER / f"{recipe}.yaml").read_text())
     if written.get("preset") != "paper":
