@@ -16,6 +16,8 @@ MAX_POINTS = 300
 PANEL_WIDTH, PANEL_HEIGHT = 3.4, 2.7
 # With more bars than this side by side, each is narrow.
 FEW_KINDS, BAR_INCHES = 3, 0.32
+# The legend of many bars has four columns. In a bar that is lower than this, in %, its number has no room.
+WIDE_LEGEND_INCHES, LOW_BAR = 9, 20
 
 
 def curves_figure(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Figure | None:
@@ -91,7 +93,8 @@ def comparison_chart(
     kinds = list(dict.fromkeys(kind for _, kind in values))
     width = 0.8 / len(kinds)
     is_wide = len(kinds) > FEW_KINDS
-    size = (max(5, BAR_INCHES * len(kinds) * len(fractions)), 3.5 + 0.25 * len({name for _, name in levels}))
+    least = WIDE_LEGEND_INCHES if is_wide else 5
+    size = (max(least, BAR_INCHES * len(kinds) * len(fractions)), 3.5 + 0.25 * len({name for _, name in levels}))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for number, (kind, color) in enumerate(zip(kinds, itertools.cycle(COLORS), strict=False)):
@@ -101,8 +104,9 @@ def comparison_chart(
             place = group + (number - (len(kinds) - 1) / 2) * width
             label = kind if group == 0 else None
             axes.bar(place, mean(percentages), width, color=color, label=label, hatch=hatch, edgecolor="white")
-            text = f"{mean(percentages):.1f}"
-            axes.text(place, 2, text, ha="center", color="white", rotation=90 if is_wide else 0)
+            text, is_low = f"{mean(percentages):.1f}", mean(percentages) < LOW_BAR
+            bottom, color_of_text = (max(percentages) + 3, "black") if is_low else (2, "white")
+            axes.text(place, bottom, text, ha="center", color=color_of_text, rotation=90 if is_wide else 0)
             axes.plot([place] * len(percentages), percentages, "o", color="black", markersize=3)
     styles = dict(zip(dict.fromkeys(name for _, name in levels), itertools.cycle(("-", "--", ":")), strict=False))
     labeled = set()

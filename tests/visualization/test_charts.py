@@ -125,3 +125,14 @@ def test_one_seed_and_one_kind(tmp_path):
 def test_no_kind_is_left_out(count):
     (axes,) = comparison_chart({(1.0, str(kind)): [0.5] for kind in range(count)}, "fraction", "accuracy").axes
     assert len(axes.patches) == count
+
+
+def test_the_legend_of_many_bars_of_one_fraction_is_whole():
+    methods = [f"method {number}" for number in range(9)]
+    levels = {
+        (0.1, name): 0.9 for name in ("raw pixels, kNN", "raw pixels, logistic regression", "raw pixels, RBF SVM")
+    }
+    figure = comparison_chart({(0.1, name): [0.1] for name in methods}, "fraction of the labels", "accuracy", levels)
+    figure.draw_without_rendering()
+    legend = figure.axes[0].get_legend().get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1
