@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from modeling_sit.pretraining.local_views import LocalCropArguments
-from modeling_sit.pretraining.presets import EVERYTHING, look_up
+from modeling_sit.pretraining.presets import EVERYTHING, SHORT_RUN, look_up
 from modeling_sit.runtime.errors import SiTError
 
 if TYPE_CHECKING:
@@ -27,12 +27,15 @@ PROTOTYPES = (
     (EVERYTHING, 65_536),
 )
 # Of the teacher: the first up to so many images, the second from so many on; between them by the number's logarithm.
-TEMPERATURES = ((20_000, 0.02), (1_000_000, 0.07))
+TEMPERATURES = ((20_000, 0.04), (1_000_000, 0.07))
+# The teacher's memory, 1 / (1 - momentum) steps, as a fraction of a short run: with SiT's 0.025 all images soon had one prototype.
+MEMORY_OF_SHORT_RUNS = 0.1
 FIRST_TEMPERATURE = 0.04  # at most
 MAX_HEAD_WIDTH = 2_048
 # Of all datasets.
 CONSTANTS = {
     "unit_prototypes": True,
+    "head_batch_norm": False,
     "student_temperature": 0.1,
     "teacher_temperature_warmup": 0.3,
     "center_momentum": 0.9,
@@ -59,12 +62,19 @@ class PrototypeArguments(LocalCropArguments):
             "images. Default: true."
         },
     )
+    head_batch_norm: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the head has batch norm between its layers, which keeps it from a collapse in short runs. "
+            "Default: by `preset`; the paper's of ViTs have none."
+        },
+    )
     student_temperature: float | None = field(
         default=None, metadata={"help": "Temperature of the student's softmax. Default: 0.1."}
     )
     teacher_temperature: float | None = field(
         default=None,
-        metadata={"help": "Temperature of the teacher's softmax. Default: 0.02 to 0.07, by the number of images."},
+        metadata={"help": "Temperature of the teacher's softmax. Default: 0.04 to 0.07, by the number of images."},
     )
     first_teacher_temperature: float | None = field(
         default=None,
@@ -113,6 +123,12 @@ def choose_prototypes(choosing: "Choosing", facts: "Facts", most: int) -> None:
     choosing.choose("teacher_temperature", round(low + place * (high - low), 3), f"{images}: the fewer, the sharper")
     first = min(FIRST_TEMPERATURE, choosing["teacher_temperature"])
     choosing.choose("first_teacher_temperature", first, f"the teacher's at the start, at most {FIRST_TEMPERATURE}")
+    is_short = choosing["max_steps"] < SHORT_RUN
+    reason = f"{'a short' if is_short else 'a long'} run ({choosing['max_steps']:,} steps)"
+    choosing.choose("head_batch_norm", is_short, reason)
+    if is_short:
+        memory = max(2, MEMORY_OF_SHORT_RUNS * choosing["max_steps"])
+        choosing.choose("teacher_momentum", round(1 - 1 / memory, 5), f"a memory of {memory:,.0f} steps, {reason}")
     width = choosing["hidden_size"]
     choosing.choose("projection_hidden_size", min(4 * width, MAX_HEAD_WIDTH), f"4 x the width of {width}")
 
@@ -120,18 +136,21 @@ def choose_prototypes(choosing: "Choosing", facts: "Facts", most: int) -> None:
 class PrototypeHead(nn.Module):
     """
     Features `(batch, width_in)` to logits `(batch, num_prototypes)`: three linear layers with GELU, the direction of what they
-    give, and its cosine similarity to each prototype (arXiv 2104.14294, section 3.1). There is no batch norm.
+    give, and its cosine similarity to each prototype (arXiv 2104.14294, section 3.1).
 
     Args:
         width_in, width, size (`int`): Of the features, of the two hidden layers, and of the embedding.
-        arguments ([`PrototypeArguments`]): Number of the prototypes, and whether their lengths are 1 or learned.
+        arguments ([`PrototypeArguments`]): Number of the prototypes, whether their lengths are 1 or learned, and whether batch
+            norm stands before each GELU.
     """
 
     def __init__(self, width_in: int, width: int, size: int, arguments: PrototypeArguments):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(width_in, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, size)
-        )
+        self.mlp = nn.Sequential()
+        for inputs in (width_in, width):
+            norm = [nn.BatchNorm1d(width)] if arguments.head_batch_norm else []
+            self.mlp.extend([nn.Linear(inputs, width), *norm, nn.GELU()])
+        self.mlp.append(nn.Linear(width, size))
         self.prototypes = Prototypes(size, arguments.num_prototypes, arguments.unit_prototypes)
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:

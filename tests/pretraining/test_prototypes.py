@@ -168,10 +168,10 @@ def test_values_out_of_range(name, value):
 @pytest.mark.parametrize(
     ("count", "prototypes", "temperature"),
     [
-        (700, 1_024, 0.02),
-        (20_000, 2_048, 0.02),
-        (50_000, 4_096, 0.032),
-        (150_000, 16_384, 0.046),
+        (700, 1_024, 0.04),
+        (20_000, 2_048, 0.04),
+        (50_000, 4_096, 0.047),
+        (150_000, 16_384, 0.055),
         (1_281_167, 65_536, 0.07),
         (None, 65_536, 0.07),
     ],
@@ -179,17 +179,29 @@ def test_values_out_of_range(name, value):
 def test_choices(count, prototypes, temperature):
     def chosen(most: int, **given) -> dict:
         facts = Facts(ImageFacts(count, 64, 64, 3), "cuda")
-        choosing = Choosing(facts, {"hidden_size": 192, **given})
+        choosing = Choosing(facts, {"hidden_size": 192, "max_steps": 19_999, **given})
         choose_prototypes(choosing, facts, most)
         assert all(choice.reason for choice in choosing.choices)
         return {choice.name: choice.value for choice in choosing.choices}
 
     expected = {"num_prototypes": prototypes, "teacher_temperature": temperature}
     expected |= {"first_teacher_temperature": min(temperature, 0.04), "projection_hidden_size": 768}
+    expected |= {"head_batch_norm": True, "teacher_momentum": 0.9995}
     assert chosen(65_536) == expected
     assert chosen(8_192)["num_prototypes"] == min(prototypes, 8_192)
-    assert chosen(65_536, teacher_temperature=0.03, hidden_size=768) == {
+    assert chosen(65_536, teacher_temperature=0.03, hidden_size=768, max_steps=20_000) == {
+        "head_batch_norm": False,
         "num_prototypes": prototypes,
         "first_teacher_temperature": 0.03,
         "projection_hidden_size": 2_048,
     }
+
+
+def test_batch_norm_of_the_head():
+    """A shift of all features does not pass it, and does pass a head without it."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(16, 8, generator=generator)
+    for head_batch_norm in (True, False):
+        arguments = PrototypeArguments(num_prototypes=4, unit_prototypes=True, head_batch_norm=head_batch_norm)
+        head = PrototypeHead(8, 16, 8, arguments)
+        assert torch.allclose(head(features), head(features + 1), atol=1e-4) == head_batch_norm

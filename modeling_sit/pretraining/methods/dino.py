@@ -95,7 +95,13 @@ class DINO(Method):
     tags: tuple[str, ...] = ("self-distillation",)
     Arguments: type = PrototypeArguments
     uses = frozenset({"projection_hidden_size", "projection_size", "teacher_momentum", "export"})
-    fixed = BACKBONE | {"projection_hidden_size", "projection_size", "num_prototypes", "unit_prototypes"}
+    fixed = BACKBONE | {
+        "projection_hidden_size",
+        "projection_size",
+        "num_prototypes",
+        "unit_prototypes",
+        "head_batch_norm",
+    }
     defaults: Mapping[str, Any] = {**DEFAULTS, **CONSTANTS, "weight_decay": 0.04, "weight_decay_end": 0.4}
     # Of the 800 epochs of ViT-S/16. Of these the temperature rises in 30, and prototypes are frozen in the first.
     paper: Mapping[str, Any] = {
