@@ -194,15 +194,7 @@ def create_student(config: SiTConfig, arguments: ModelArguments, seed: int) -> S
     """
     student = build_student(SiTForPreTraining, config, arguments, seed)
     if arguments.model_name_or_path is not None:
-        loaded = load_checkpoint(
-            arguments.model_name_or_path,
-            SiTForPreTraining,
-            network=arguments.network,
-            num_attention_heads=arguments.num_attention_heads,
-            config=config,
-        )
-        loaded.log_notes()
-        student = loaded.model
+        student = load_start(SiTForPreTraining, config, arguments)
     student.decoder.requires_grad_(config.reconstruction_weight > 0)
     student.projection_head.requires_grad_(config.contrastive_weight > 0)
     if arguments.gradient_checkpointing:
@@ -226,3 +218,20 @@ def build_student(
     except (ValueError, ImportError) as problem:
         reason = " ".join(str(problem).split())
         raise SiTError(f"{arguments.attn_implementation}: {reason}", argument="attn_implementation") from problem
+
+
+def load_start(model_class: type[PreTrainedModel], config: SiTConfig, arguments: ModelArguments) -> PreTrainedModel:
+    """The checkpoint to go on from, as a model of a class. What it lacks is told.
+
+    Raises:
+        [`SiTError`]: If it cannot be loaded.
+    """
+    loaded = load_checkpoint(
+        arguments.model_name_or_path,
+        model_class,
+        network=arguments.network,
+        num_attention_heads=arguments.num_attention_heads,
+        config=config,
+    )
+    loaded.log_notes()
+    return loaded.model

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from modeling_sit import SiTConfig, SiTModel
-from modeling_sit.interop.load import load_checkpoint
 from modeling_sit.modeling_sit import SiTDropPath, SiTPreTrainedModel, pool
 from modeling_sit.pretraining.arguments import ModelArguments
-from modeling_sit.pretraining.model_setup import build_student
+from modeling_sit.pretraining.model_setup import build_student, load_start
 
 StudentType = TypeVar("StudentType", bound="Student")
 
@@ -66,15 +65,7 @@ def create_peer(
     """
     student = build_student(create, config, arguments, seed)
     if arguments.model_name_or_path is not None:
-        loaded = load_checkpoint(
-            arguments.model_name_or_path,
-            SiTModel,
-            network=arguments.network,
-            num_attention_heads=arguments.num_attention_heads,
-            config=config,
-        )
-        loaded.log_notes()
-        student.vit.load_state_dict(loaded.model.state_dict())
+        student.vit.load_state_dict(load_start(SiTModel, config, arguments).state_dict())
     if arguments.gradient_checkpointing:
         student.gradient_checkpointing_enable()
     return student
