@@ -125,7 +125,8 @@ def choose_prototypes(choosing: "Choosing", facts: "Facts", most: int) -> None:
     choosing.choose("first_teacher_temperature", first, f"the teacher's at the start, at most {FIRST_TEMPERATURE}")
     is_short = choosing["max_steps"] < SHORT_RUN
     reason = f"{'a short' if is_short else 'a long'} run ({choosing['max_steps']:,} steps)"
-    choosing.choose("head_batch_norm", is_short, reason)
+    # Batch norm needs two rows, and of one image a single patch may be masked.
+    choosing.choose("head_batch_norm", is_short and choosing["per_device_train_batch_size"] > 1, reason)
     if is_short:
         memory = max(2, MEMORY_OF_SHORT_RUNS * choosing["max_steps"])
         choosing.choose("teacher_momentum", round(1 - 1 / memory, 5), f"a memory of {memory:,.0f} steps, {reason}")

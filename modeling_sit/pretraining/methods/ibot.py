@@ -58,7 +58,11 @@ class IBOTArguments(PrototypeArguments):
 
 
 class IBOTStudent(DINOStudent):
-    """DINO's student, and what stands in the place of masked patches. The head is one for token and patches."""
+    """DINO's student, and what stands in the place of masked patches. The head is one for token and patches.
+
+    It reads them one after the other, so that its batch norm has statistics for each. With statistics of both together, all
+    tokens would be at the same place among the patches, and get the same prototypes.
+    """
 
     def __init__(self, config: SiTConfig, arguments: IBOTArguments):
         super().__init__(config, arguments)
@@ -88,9 +92,8 @@ class IBOTStudent(DINOStudent):
         if local_pixel_values is not None:
             features.append(self.features(local_pixel_values, interpolate_pos_encoding=True))
         patches = tokens[:, 1:].flatten(0, 1)[masked_patches]
-        logits = self.head(torch.cat([*features, patches])) / temperature
-        token_logits, patch_logits = logits.split([len(logits) - len(patches), len(patches)])
-        token_loss = different_views_loss(token_logits, targets)
+        token_loss = different_views_loss(self.head(torch.cat(features)) / temperature, targets)
+        patch_logits = self.head(patches) / temperature
         # The mean over the patches of a view, and over all views: those without a mask count, as 0.
         weights = (masks / masks.sum(dim=1, keepdim=True).clamp(min=1) / len(masks)).flatten()[masked_patches]
         patch_loss = (F.cross_entropy(patch_logits, patch_targets, reduction="none") * weights).sum()
@@ -101,8 +104,7 @@ class IBOTStudent(DINOStudent):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `(views, num_prototypes)` of the tokens, and `(masked, num_prototypes)` of some patches of all views."""
         tokens = self.vit(pixel_values).last_hidden_state
-        logits = self.head(torch.cat([tokens[:, 0], tokens[:, 1:].flatten(0, 1)[masked_patches]]))
-        return logits[: len(tokens)], logits[len(tokens) :]
+        return self.head(tokens[:, 0]), self.head(tokens[:, 1:].flatten(0, 1)[masked_patches])
 
 
 class IBOT(DINO):

@@ -114,6 +114,13 @@ def test_student_does_not_see_masked_patches_and_the_teacher_does(create):
     assert not torch.allclose(others["patch_targets"], inputs["patch_targets"], atol=1e-3)
 
 
+def test_batch_norm_of_the_head_keeps_tokens_and_patches_apart(create):
+    method, _ = create(head_batch_norm=True)
+    (views, _) = views_of()
+    tokens, _ = method.student.project_patches(views, torch.arange(8))
+    torch.testing.assert_close(tokens, method.student.project(views))
+
+
 def test_encoder_tokens():
     settings = {"image_size": 224, "patch_size": 16, "num_local_crops": 10, "local_crop_size": 96}
     assert IBOT.encoder_tokens(settings) == 2686
