@@ -6,6 +6,8 @@
 Each method has the settings that it has for so many images. The methods take their steps in turns, so that other work on the machine
 slows all of them equally, and CPU time is measured, reading excluded. A ratio is the median of the ratios to SiT's step of the same
 turn. Tokens are those of [`Method.encoder_tokens`]: the student's three times, the teacher's once, heads and decoders left out.
+Memory is what a step keeps of an image for its backward pass, which grows with the batch; weights and the optimizer's state, which
+do not, come on top.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import json
 import platform
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +44,39 @@ def prepare_runs(methods: list[str], batch_size: int, side: int, output_dir: str
     return runs
 
 
+def bytes_kept(run: Run, batches: Iterator) -> int:
+    """Take the first step; the bytes that it keeps for the backward pass, weights left out, memory that tensors share once."""
+    # By address: all these tensors are alive until the backward pass, so that no two of them have one.
+    weights = {value.untyped_storage().data_ptr() for value in run.method.student.parameters()}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        take_step(run, batches, 0)
+    return sum(storages.values())
+
+
 def measure(methods: list[str], batch_size: int, side: int, steps: int) -> list[dict[str, Any]]:
-    """For each method CPU seconds of every step, the ratio to the base's, tokens of an image, and millions of parameters of
-    the student beside the backbone."""
+    """For each method CPU seconds of every step, the ratio to the base's, tokens of an image, megabytes that a step keeps of an
+    image, and millions of parameters of the student beside the backbone."""
     with tempfile.TemporaryDirectory() as folder:
         runs = prepare_runs(methods, batch_size, side, folder)
         batches = {name: run.data.batches(0, run.num_batches) for name, run in runs.items()}
+        kept = {name: bytes_kept(run, batches[name]) for name, run in runs.items()}
         seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for number in range(NUM_WARMUP_STEPS + steps):
+        for number in range(1, NUM_WARMUP_STEPS + steps):
             for name, run in runs.items():
                 seconds[name].append(take_step(run, batches[name], number)[0])
         for each in batches.values():
             each.close()
     results = []
     for name, run in runs.items():
-        timed, base = seconds[name][NUM_WARMUP_STEPS:], seconds[BASE][NUM_WARMUP_STEPS:]
+        timed, base = seconds[name][-steps:], seconds[BASE][-steps:]
         student = run.method.student
         heads = sum(p.numel() for p in student.parameters()) - sum(p.numel() for p in student.vit.parameters())
         results.append(
@@ -64,6 +85,7 @@ def measure(methods: list[str], batch_size: int, side: int, steps: int) -> list[
                 "seconds": timed,
                 "ratio": statistics.median(own / other for own, other in zip(timed, base, strict=True)),
                 "encoder_tokens": METHODS[name].encoder_tokens(run.method.fingerprint()),
+                "kept_megabytes": kept[name] / batch_size / 1e6,
                 "head_parameters": heads / 1e6,
             }
         )
@@ -73,15 +95,16 @@ def measure(methods: list[str], batch_size: int, side: int, steps: int) -> list[
 def table(results: list[dict[str, Any]]) -> str:
     base = next(each for each in results if each["method"] == BASE)
     lines = [
-        "| method | CPU ms a step | step, SiT = 1 | encoder tokens an image | tokens, SiT = 1 | M parameters in heads |"
+        "| method | CPU ms a step | step, SiT = 1 | encoder tokens an image | tokens, SiT = 1 | MB kept of an image | "
+        "M parameters in heads |"
     ]
-    lines += ["|---|---|---|---|---|---|"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for each in results:
         milliseconds = 1000 * statistics.median(each["seconds"])
         tokens = each["encoder_tokens"]
         lines.append(
             f"| {each['method']} | {milliseconds:.0f} | {each['ratio']:.2f} | {tokens:,} | "
-            f"{tokens / base['encoder_tokens']:.2f} | {each['head_parameters']:.2f} |"
+            f"{tokens / base['encoder_tokens']:.2f} | {each['kept_megabytes']:.1f} | {each['head_parameters']:.2f} |"
         )
     return "\n".join(lines)
 

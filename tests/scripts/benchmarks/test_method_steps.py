@@ -18,6 +18,7 @@ def test_it_prints_and_writes_what_it_measured(run_program, tmp_path, monkeypatc
     assert (base["method"], mae["method"]) == ("sit", "mae") and base["ratio"] == 1
     ratios = [own / other for own, other in zip(mae["seconds"], base["seconds"], strict=True)]
     assert mae["ratio"] == pytest.approx(statistics.median(ratios))
+    assert 0 < mae["kept_megabytes"] < base["kept_megabytes"]
     assert base["encoder_tokens"] == 2 * (1 + (32 // 4) ** 2) * 4
     rows = capsys.readouterr().out.splitlines()
     assert rows[-1].startswith("| mae |") and f"| {mae['ratio']:.2f} |" in rows[-1]
