@@ -106,7 +106,9 @@ def comparison_chart(
             axes.bar(place, mean(percentages), width, color=color, label=label, hatch=hatch, edgecolor="white")
             text, is_low = f"{mean(percentages):.1f}", mean(percentages) < LOW_BAR
             bottom, color_of_text = (max(percentages) + 3, "black") if is_low else (2, "white")
-            axes.text(place, bottom, text, ha="center", color=color_of_text, rotation=90 if is_wide else 0)
+            # A box of the bar's color, so that hatching does not run through the figure.
+            box = {"facecolor": "none" if is_low or hatch is None else color, "edgecolor": "none", "pad": 1}
+            axes.text(place, bottom, text, ha="center", color=color_of_text, rotation=90 if is_wide else 0, bbox=box)
             axes.plot([place] * len(percentages), percentages, "o", color="black", markersize=3)
     styles = dict(zip(dict.fromkeys(name for _, name in levels), itertools.cycle(("-", "--", ":")), strict=False))
     labeled = set()
