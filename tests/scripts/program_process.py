@@ -1,12 +1,18 @@
 """A program of `scripts/` in a process of its own, forked from one that has its libraries, so that it starts in a moment."""
 
+import itertools
 import multiprocessing
 import os
+import pkgutil
 import resource
 import runpy
+import signal
 import socket
 import sys
+import time
 from pathlib import Path
+
+import psutil
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 # All that `scripts/pretrain.py` imports, at once or on its way.
@@ -30,6 +36,9 @@ class ProgramProcess(forking.Process):
         name (`str`): The program's file without its ending.
         flags: Its flags.
         log (`Path`): File that gets what it says.
+        at (`tuple`, *optional*): A signal that it sends to all of its group, itself too, at a place where a signal from
+            outside would come by chance: the module and the function as the module names it, the number of the call
+            before which it does, from 1, and the signal.
         max_file_size (`int`, *optional*): Bytes that it can write to a file; beyond, writing fails as on a full disk.
         environment (`dict`, *optional*): Variables of its environment.
     """
@@ -39,10 +48,11 @@ class ProgramProcess(forking.Process):
         name: str,
         *flags,
         log: Path,
+        at: tuple[str, str, int, int] | None = None,
         max_file_size: int | None = None,
         environment: dict[str, str] | None = None,
     ):
-        arguments = (name, [str(flag) for flag in flags], str(log), max_file_size, environment or {})
+        arguments = (name, [str(flag) for flag in flags], str(log), at, max_file_size, environment or {})
         # No daemon: it has dataloader workers of its own.
         super().__init__(target=run, args=arguments, daemon=False)
         self.log = log
@@ -55,13 +65,30 @@ class ProgramProcess(forking.Process):
             raise TimeoutError(self.log.read_text())
         return self.exitcode
 
-    def signal(self, number: int, group: bool = False) -> None:
-        """Send a signal to the process, or to all of its group: its dataloader workers too."""
-        (os.killpg if group else os.kill)(self.pid, number)
+    def wait_until_stopped(self, seconds: float = 120) -> None:
+        """Until SIGSTOP has stopped it."""
+        started = time.monotonic()
+        while psutil.Process(self.pid).status() != psutil.STATUS_STOPPED:
+            assert self.is_alive() and time.monotonic() - started < seconds, self.log.read_text()
+            time.sleep(0.01)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of its group: its dataloader workers too."""
+        os.killpg(self.pid, number)
 
 
-def start_together(name: str, *flags, log: Path, count: int = 2) -> list[ProgramProcess]:
-    """Start a program in several processes of one run on the CPU, as `torchrun` does; process 0 is the main one."""
+def start_together(
+    name: str, *flags, log: Path, count: int = 2, at: dict[int, tuple] | None = None
+) -> list[ProgramProcess]:
+    """Start a program in several processes of one run on the CPU, as `torchrun` does; process 0 is the main one.
+
+    Args:
+        name (`str`): As [`ProgramProcess`] has it, like `flags` and `log`.
+        flags: Of all of them.
+        log (`Path`): Of all of them.
+        count (`int`, *optional*, defaults to 2): How many.
+        at (`dict`, *optional*): The `at` of some processes, by their numbers.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -77,12 +104,33 @@ def start_together(name: str, *flags, log: Path, count: int = 2) -> list[Program
             "ACCELERATE_USE_CPU": "true",
         }
         environment = {variable: str(value) for variable, value in environment.items()}
-        processes.append(ProgramProcess(name, *flags, log=log, environment=environment))
+        processes.append(ProgramProcess(name, *flags, log=log, at=(at or {}).get(rank), environment=environment))
         processes[-1].start()
     return processes
 
 
-def run(name: str, flags: list[str], log: str, max_file_size: int | None, environment: dict[str, str]) -> None:
+def send_before_call(module: str, function: str, call: int, number: signal.Signals) -> None:
+    """Have a function of a module, or a method of a class in it, send a signal before one of its calls."""
+    *path, name = function.split(".")
+    owner, calls = pkgutil.resolve_name(f"{module}:{'.'.join(path)}"), itertools.count(1)
+    called = getattr(owner, name)
+
+    def sending(*args, **kwargs):
+        if next(calls) == call:
+            os.killpg(0, number)
+        return called(*args, **kwargs)
+
+    setattr(owner, name, sending)
+
+
+def run(
+    name: str,
+    flags: list[str],
+    log: str,
+    at: tuple[str, str, int, int] | None,
+    max_file_size: int | None,
+    environment: dict[str, str],
+) -> None:
     os.setsid()
     os.environ.update(environment)
     # Its dataloader workers start as those of a program do that was called from a shell.
@@ -93,6 +141,8 @@ def run(name: str, flags: list[str], log: str, max_file_size: int | None, enviro
         os.dup2(descriptor, stream.fileno())
     if max_file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size))
+    if at is not None:
+        send_before_call(*at)
     script = SCRIPTS / f"{name}.py"
     sys.argv = [str(script), *flags]
     sys.path.insert(0, str(SCRIPTS))  # as Python does for a program

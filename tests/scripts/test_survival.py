@@ -17,6 +17,7 @@ from program_process import SCRIPTS, ProgramProcess, start_together
 from safetensors.torch import load_file
 
 import modeling_sit
+from modeling_sit.pretraining.checkpoints import DELETED, STATE_FILE, checkpoint_path, list_checkpoints
 
 NUM_STEPS = 16
 SETTINGS = {
@@ -45,12 +46,22 @@ def flags_for(output_dir: Path, *flags) -> list:
     ]
 
 
+def before_export(call: int, number: signal.Signals) -> tuple:
+    """A signal when a checkpoint is written, and the one that it makes superfluous is deleted."""
+    return "modeling_sit.pretraining.loop", "export", call, number
+
+
+def before_monitors(call: int, number: signal.Signals) -> tuple:
+    """A signal at the end of a step, after the question whether to stop: the next step is the last. See `flags_for`."""
+    return "modeling_sit.pretraining.monitors", "OnlineMonitors.run", call, number
+
+
 @pytest.fixture
 def start(tmp_path):
     """Start `scripts/pretrain.py`."""
 
-    def start(output_dir: Path, *flags, **limits) -> ProgramProcess:
-        process = ProgramProcess("pretrain", *flags_for(output_dir, *flags), log=tmp_path / "log", **limits)
+    def start(output_dir: Path, *flags, **chances) -> ProgramProcess:
+        process = ProgramProcess("pretrain", *flags_for(output_dir, *flags), log=tmp_path / "log", **chances)
         process.start()
         return process
 
@@ -74,14 +85,6 @@ def lines_of(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
 
 def newest_step(folder: Path) -> int:
     return max((int(path.name[-8:]) for path in (folder / "checkpoints").glob("step-*")), default=0)
-
-
-def wait_for_step(process: ProgramProcess, folder: Path, step: int) -> None:
-    """Until the checkpoint of a step is there."""
-    started = time.monotonic()
-    while newest_step(folder) < step:
-        assert process.is_alive() and time.monotonic() - started < 120, process.log.read_text()
-        time.sleep(0.005)
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:
@@ -139,14 +142,13 @@ class TestKilled:
 
     @pytest.mark.parametrize("step", [2, 14])
     def test_while_a_checkpoint_is_written(self, start, whole, tmp_path, step):
-        """As soon as the next checkpoint's unfinished folder is there."""
+        """When nothing but the last of its files and its name is missing."""
         folder = tmp_path / "out"
-        process = start(folder)
-        wait_for_step(process, folder, step)
-        while not list((folder / "checkpoints").glob(".unfinished-*")) and process.is_alive():
-            pass
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+        place = ("modeling_sit.pretraining.checkpoints", "_state_digest")
+        process = start(folder, at=(*place, step // 2 + 1, signal.SIGKILL))
+        assert process.wait() == -signal.SIGKILL, process.log.read_text()
+        assert newest_step(folder) == step
+        assert [path.name for path in (folder / "checkpoints").glob(".*")] == [f".unfinished-step-{step + 2:08d}"]
         process = start(folder, "--resume_from_checkpoint", "auto")
         assert process.wait() == 0, process.log.read_text()
         assert_same_run(folder, whole)
@@ -163,16 +165,11 @@ class TestStopped:
     def test_leaves_with_a_checkpoint_and_goes_on(self, start, whole, tmp_path, number, code, workers):
         folder = tmp_path / "out"
         flags = ["--checkpointing_steps", 1000, "--dataloader_num_workers", workers]
-        process = start(folder, *flags)
-        while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
-            assert process.is_alive(), process.log.read_text()
-            time.sleep(0.005)
-        process.signal(number, group=True)
+        process = start(folder, *flags, at=before_monitors(1, number))
         assert process.wait() == code, process.log.read_text()
-        step = newest_step(folder)
-        assert 5 <= step < NUM_STEPS
+        assert newest_step(folder) == 8
         said = process.log.read_text()
-        assert f"stopped by {signal.Signals(number).name} after step {step}" in said
+        assert f"stopped by {signal.Signals(number).name} after step 8" in said
         assert "Traceback" not in said and "--resume_from_checkpoint auto" in said
         assert (folder / "model.safetensors").exists()
         process = start(folder, "--resume_from_checkpoint", "auto")
@@ -182,23 +179,16 @@ class TestStopped:
     def test_while_monitors_have_workers_of_their_own(self, start, tmp_path):
         folder = tmp_path / "out"
         flags = ["--monitor_steps", 1, "--monitor_images", 1000, "--dataloader_num_workers", 2]
-        process = start(folder, *flags, "--checkpointing_steps", 1000)
-        while not (folder / "monitors.jsonl").exists() or not (folder / "monitors.jsonl").read_text():
-            assert process.is_alive(), process.log.read_text()
-            time.sleep(0.005)
-        process.signal(signal.SIGTERM, group=True)
+        process = start(folder, *flags, "--checkpointing_steps", 1000, at=before_monitors(2, signal.SIGTERM))
         assert process.wait() == 143, process.log.read_text()
         said = process.log.read_text()
-        assert newest_step(folder) >= 1 and "Traceback" not in said
+        assert newest_step(folder) == 3 and "Traceback" not in said
         assert said.count("stopping after this step") == 1
 
     def test_without_checkpoints_says_so(self, start, tmp_path):
         folder = tmp_path / "out"
-        process = start(folder, "--checkpointing_steps", "no")
-        while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
-            time.sleep(0.005)
-        process.signal(signal.SIGTERM)
-        assert process.wait() == 143
+        process = start(folder, "--checkpointing_steps", "no", at=before_monitors(1, signal.SIGTERM))
+        assert process.wait() == 143, process.log.read_text()
         assert "no checkpoint was written" in process.log.read_text()
         assert not (folder / "checkpoints").exists()
 
@@ -206,14 +196,15 @@ class TestStopped:
 class TestTwoRuns:
     def test_a_second_one_in_the_same_folder_is_refused(self, start, whole, tmp_path):
         folder = tmp_path / "out"
-        first = start(folder)
-        wait_for_step(first, folder, 2)
+        first = start(folder, at=before_export(1, signal.SIGSTOP))
+        first.wait_until_stopped()
         second = ProgramProcess(
             "pretrain", *flags_for(folder, "--resume_from_checkpoint", "auto"), log=tmp_path / "second"
         )
         second.start()
         assert second.wait() == 1
         assert "another process is running in" in second.log.read_text()
+        first.signal(signal.SIGCONT)
         assert first.wait() == 0, first.log.read_text()
         assert_same_run(folder, whole)
 
@@ -258,10 +249,8 @@ class TestDamaged:
     def stopped(self, start, tmp_path) -> Path:
         """A run that was killed after some checkpoints."""
         folder = tmp_path / "out"
-        process = start(folder)
-        wait_for_step(process, folder, 6)
-        process.kill()
-        process.wait()
+        process = start(folder, at=before_export(3, signal.SIGKILL))
+        assert process.wait() == -signal.SIGKILL, process.log.read_text()
         return folder
 
     def test_newest_is_passed_over(self, start, whole, stopped):
@@ -289,12 +278,13 @@ class TestDamaged:
 class TestFullDisk:
     def test_is_an_error_and_what_was_there_stays(self, start, whole, tmp_path):
         folder = tmp_path / "out"
-        process = start(folder)
-        wait_for_step(process, folder, 6)
-        process.kill()
-        process.wait()
+        process = start(folder, at=("modeling_sit.pretraining.loop", "delete_old_checkpoints", 3, signal.SIGKILL))
+        assert process.wait() == -signal.SIGKILL, process.log.read_text()
         model = (folder / "model.safetensors").read_bytes()
-        good = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+        superfluous, *newest = list_checkpoints(folder)
+        # As where the kill comes amid its deletion; the next run goes on with that.
+        (superfluous / STATE_FILE).rename(superfluous / DELETED)
+        good = {path: path.read_bytes() for folder in newest for path in folder.rglob("*") if path.is_file()}
 
         process = start(folder, "--resume_from_checkpoint", "auto", max_file_size=20_000)
         assert process.wait() == 1
@@ -302,7 +292,10 @@ class TestFullDisk:
         (error,) = [line for line in said if line.startswith("error:")]
         assert "cannot be written" in error and str(folder) in error and "make room" in error
         assert not [line for line in said if "Traceback" in line]
-        assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == good
+        assert (
+            sorted((folder / "checkpoints").iterdir()) == newest == [checkpoint_path(folder, step) for step in (4, 6)]
+        )
+        assert {path: path.read_bytes() for path in (folder / "checkpoints").rglob("*") if path.is_file()} == good
         assert (folder / "model.safetensors").read_bytes() == model
 
         process = start(folder, "--resume_from_checkpoint", "auto")
@@ -326,14 +319,13 @@ class TestStreamed:
     """Streams, too, go on at the very image."""
 
     def test_killed_and_stopped_on_the_way(self, start, streamed, tmp_path):
-        folder, draws = tmp_path / "out", random.Random(3)
-        for step, workers in ((2, 0), (6, 2), (10, 1)):
+        folder = tmp_path / "out"
+        kill, stop = (signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)
+        for workers, (number, code) in ((0, kill), (2, stop), (1, kill)):
             flags = ["--resume_from_checkpoint", "auto", "--dataloader_num_workers", workers, *STREAMING]
-            process = start(folder, *flags)
-            wait_for_step(process, folder, step)
-            number = draws.choice((signal.SIGKILL, signal.SIGTERM))
-            process.signal(number, group=True)
-            assert process.wait() in (-signal.SIGKILL, 143), process.log.read_text()
+            process = start(folder, *flags, at=before_export(2, number))
+            assert process.wait() == code, process.log.read_text()
+        assert newest_step(folder) == 12
         process = start(folder, "--resume_from_checkpoint", "auto", *STREAMING)
         assert process.wait() == 0, process.log.read_text()
         assert_same_run(folder, streamed)
@@ -360,30 +352,27 @@ class TestSeveralProcesses:
 
     @pytest.fixture
     def start_two(self, tmp_path):
-        def start_two(output_dir: Path, *flags) -> list[ProgramProcess]:
-            return start_together("pretrain", *flags_for(output_dir, *flags), log=tmp_path / "log")
+        def start_two(output_dir: Path, *flags, **chances) -> list[ProgramProcess]:
+            return start_together("pretrain", *flags_for(output_dir, *flags), log=tmp_path / "log", **chances)
 
         return start_two
 
+    def kill_together(self, stopped: list[ProgramProcess]) -> None:
+        """Kill processes that stop themselves; one that still ran would fail of another's end."""
+        for process in stopped:
+            process.wait_until_stopped()
+        for process in stopped:
+            process.kill()
+        assert [process.wait() for process in stopped] == [-signal.SIGKILL] * len(stopped)
+
     def test_killed_and_stopped_on_the_way(self, start_two, whole_of_two, tmp_path):
         folder = tmp_path / "out"
-        processes = start_two(folder)
-        wait_for_step(processes[0], folder, 4)
-        for process in processes:
-            process.kill()
-        assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
+        self.kill_together(start_two(folder, at=dict.fromkeys(range(2), before_export(2, signal.SIGSTOP))))
         # A scheduler may stop one of them alone: they leave together.
-        processes = start_two(folder, "--resume_from_checkpoint", "auto", "--checkpointing_steps", 1000)
-        while f"going on from {folder}" not in processes[0].log.read_text():
-            assert processes[0].is_alive(), processes[0].log.read_text()
-            time.sleep(0.005)
-        # Handlers are there as soon as the log of the run that goes on is.
-        while len(lines_of(folder)) < 2:
-            assert processes[0].is_alive(), processes[0].log.read_text()
-            time.sleep(0.005)
-        processes[1].signal(signal.SIGTERM)
+        flags = ["--resume_from_checkpoint", "auto", "--checkpointing_steps", 1000]
+        processes = start_two(folder, *flags, at={1: before_monitors(1, signal.SIGTERM)})
         assert [process.wait() for process in processes] == [143, 143], processes[0].log.read_text()
-        assert 10 <= newest_step(folder) < NUM_STEPS
+        assert newest_step(folder) == 8
         processes = start_two(folder, "--resume_from_checkpoint", "auto")
         assert [process.wait() for process in processes] == [0, 0], processes[0].log.read_text()
         assert_same_run(folder, whole_of_two)
@@ -424,11 +413,7 @@ class TestSeveralProcesses:
         whole, folder = tmp_path / "whole", tmp_path / "out"
         processes = start_two(whole, *STREAMING)
         assert [process.wait() for process in processes] == [0, 0], processes[0].log.read_text()
-        processes = start_two(folder, *STREAMING)
-        wait_for_step(processes[0], folder, 6)
-        for process in processes:
-            process.kill()
-            process.wait()
+        self.kill_together(start_two(folder, *STREAMING, at=dict.fromkeys(range(2), before_export(3, signal.SIGSTOP))))
         processes = start_two(folder, *STREAMING, "--resume_from_checkpoint", "auto")
         assert [process.wait() for process in processes] == [0, 0], processes[0].log.read_text()
         assert_same_run(folder, whole)
