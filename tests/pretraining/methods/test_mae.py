@@ -1,10 +1,9 @@
 """MAE: its masks, its loss against a slow twin and against transformers' class, and what its previews show."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
+from masked_methods import BACKBONE_NAMES, assert_halves_make_the_whole, create_method, images, renamed
 from torch import nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -16,23 +15,10 @@ from modeling_sit.runtime.errors import SiTError
 
 
 @pytest.fixture
-def create(tiny_config, flags_of):
-    """Make the method with weights that are not those of the start, biases and norms included."""
-
-    def create(fields: dict | None = None, **arguments) -> MAE:
-        config = tiny_config(**{"patch_size": 4, "pooling": "mean", "drop_path_rate": 0.0, **(fields or {})})
-        flags = flags_of(method="mae", **{"decoder_width": 64, "decoder_depth": 2, **arguments})
-        method = MAE(config, create_processor(config, flags.model, flags.corruption), flags)
-        torch.manual_seed(1)
-        for parameter in method.student.parameters():
-            parameter.data.normal_(std=0.2)
-        return method
-
-    return create
-
-
-def images(count: int = 4, channels: int = 3, height: int = 16, width: int = 16) -> torch.Tensor:
-    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(0))
+def create(flags_of, tiny_config):
+    """[`create_method`]: a small MAE."""
+    settings = {"method": "mae", "decoder_width": 64, "decoder_depth": 2}
+    return lambda fields=None, **arguments: create_method(flags_of, tiny_config, fields, **{**settings, **arguments})
 
 
 def slow_patches(image: np.ndarray, height: int, width: int) -> list[np.ndarray]:
@@ -65,27 +51,24 @@ def test_loss_is_that_of_loops(create, normalize):
     assert output.reconstruction_loss is output.loss
 
 
+NAMES = (
+    (r"^head\.encoder\.layer\.", "decoder.decoder_layers."),
+    (r"^head\.embedding", "decoder.decoder_embed"),
+    (r"^head\.layernorm", "decoder.decoder_norm"),
+    (r"^head\.projection", "decoder.decoder_pred"),
+    (r"^head\.mask_token", "decoder.mask_token"),
+    (r"^head\.positions", "decoder.decoder_pos_embed"),
+    *BACKBONE_NAMES,
+)
+
+
 def theirs(name: str, value: torch.Tensor, channels: int) -> tuple[str, torch.Tensor]:
     """The name in transformers' classes, and the value; their patches have the channels last."""
     if name.startswith("head.projection"):
         value = value.unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)
     if name.startswith("head.mask_token"):
         value = value.view(1, 1, -1)
-    for pattern, new in (
-        (r"^head\.encoder\.layer\.", "decoder.decoder_layers."),
-        (r"^head\.embedding", "decoder.decoder_embed"),
-        (r"^head\.layernorm", "decoder.decoder_norm"),
-        (r"^head\.projection", "decoder.decoder_pred"),
-        (r"^head\.mask_token", "decoder.mask_token"),
-        (r"^head\.positions", "decoder.decoder_pos_embed"),
-        (r"^vit\.encoder\.layer\.", "vit.layers."),
-        (r"\.attention\.attention\.(query|key|value)", lambda found: f".attention.{found[1][0]}_proj"),
-        (r"\.attention\.output\.dense", ".attention.o_proj"),
-        (r"\.intermediate\.dense", ".mlp.fc1"),
-        (r"(\d)\.output\.dense", r"\1.mlp.fc2"),
-    ):
-        name = re.sub(pattern, new, name)
-    return name, value
+    return renamed(name, NAMES), value
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -131,17 +114,8 @@ def test_equals_transformers(create, normalize, channels):
 
 
 def test_two_halves_have_the_gradients_of_the_whole(create):
-    """Of their mean, as two processes compute them."""
-    student, views = (method := create()).student, images()
-    kept = method.draw_masks(4, views.device)["kept_patches"]
-    student(views, kept).loss.backward()
-    whole = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
-    student.zero_grad()
-    for half in (slice(0, 2), slice(2, 4)):
-        (student(views[half], kept[half]).loss / 2).backward()
-    for name, parameter in student.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name
-        torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=1e-6)
+    method, views = create(), images()
+    assert_halves_make_the_whole(method.student, views, method.draw_masks(4, views.device)["kept_patches"])
 
 
 def test_masked_patches_are_not_read(create):
