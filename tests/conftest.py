@@ -1,5 +1,6 @@
 """What the tests of the programs share: how to run one in this process, tiny models, and images."""
 
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -47,6 +48,13 @@ TINY = {
     "projection_hidden_size": 16,
     "projection_size": 16,
 }
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the libraries: each training run asks it for a full collection, and so does `datasets`
+    whenever a parquet file is left half read."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Streams: who reads which image when, with which crops, from where a run goes on, and in how much memory."""
 
 import dataclasses
-import gc
 import io
 import itertools
 import json
@@ -89,14 +88,6 @@ def write_renamed(folder):
 
 
 FORMS = {"parquet": write_parquets, "tar": write_tars, "folder": write_folder, "renamed": write_renamed}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_garbage_collection():
-    """`datasets` collects garbage whenever a parquet file is left half read, which resuming does here all the time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
