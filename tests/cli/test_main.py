@@ -1,5 +1,6 @@
 """`modeling-sit COMMAND`: how commands are found, and that every way to start one is the same."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -82,30 +83,30 @@ def test_a_missing_module_of_the_package_is_a_bug(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "program",
+    ("start", "command"),
     [
-        ["-m", "modeling_sit", "tile"],
-        [str(ROOT / "scripts" / "tile_images.py")],
-        ["-c", "from modeling_sit.cli.main import main; main()", "tile"],
+        (lambda: runpy.run_module("modeling_sit", run_name="__main__"), ["tile"]),
+        (lambda: runpy.run_path(str(ROOT / "scripts" / "tile_images.py"), run_name="__main__"), []),
+        (main, ["tile"]),
     ],
     ids=["module", "script", "entry point"],
 )
-def test_every_way_to_start_is_the_same(program, tmp_path):
-    result = subprocess.run(
-        [sys.executable, *program, "--dataset", "digits", "--output_dir", str(tmp_path), "--grid", "0", "1"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: --grid: ")
+def test_every_way_to_start_is_the_same(start, command, tmp_path, monkeypatch, capsys):
+    flags = ["--dataset", "digits", "--output_dir", str(tmp_path), "--grid", "0", "1"]
+    monkeypatch.setattr(sys, "argv", ["program", *command, *flags])
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])  # as Python does for a script
+    with pytest.raises(SystemExit) as end:
+        start()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --grid: ")
 
 
 def test_a_script_does_not_hide_the_library_evaluate():
+    """In a process that has imported nothing yet; it stops where the command would start."""
     program = (
-        "import runpy, sys\n"
-        "import modeling_sit.cli.main\n"
-        "modeling_sit.cli.main.main = lambda argv: print(__import__('evaluate').__file__)\n"
+        "import importlib.util, runpy, sys, types\n"
+        "start = types.SimpleNamespace(main=lambda argv: print(importlib.util.find_spec('evaluate').origin))\n"
+        "sys.modules.update({'modeling_sit': start, 'modeling_sit.cli': start, 'modeling_sit.cli.main': start})\n"
         "sys.path.insert(0, sys.argv[1])\n"  # as Python does for a program
         "runpy.run_path(sys.argv[1] + '/evaluate.py', run_name='__main__')\n"
     )
