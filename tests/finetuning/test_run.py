@@ -4,7 +4,6 @@ import io
 import json
 import multiprocessing
 import os
-import signal
 import stat
 from pathlib import Path
 
@@ -13,19 +12,21 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from finetuning_runs import (
+    CHECKPOINTS,
+    COLORS,
+    EVERYTHING_RANDOM,
+    accuracy_by_hand,
+    assert_equal,
+    assert_same,
+    backbone_in,
+    results_of,
+    weights_in,
+)
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from sklearn.metrics import accuracy_score, average_precision_score
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    BertConfig,
-    BertModel,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-    pipeline,
-)
+from sklearn.metrics import average_precision_score
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BertConfig, BertModel, pipeline
 
 from modeling_sit import SiTForImageClassification
 from modeling_sit.data.decoding import decode_image
@@ -33,96 +34,6 @@ from modeling_sit.data.labeled import LabeledImageDataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.finetuning import classification, run
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
-from modeling_sit.runtime import waiting
-from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
-
-COLORS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 30)}
-
-
-@pytest.fixture
-def sit(save_tiny_sit, tmp_path) -> Path:
-    return save_tiny_sit(tmp_path / "sit")
-
-
-@pytest.fixture
-def vit(tmp_path) -> Path:
-    """A plain ViT's folder, a classifier of two other labels, as the Hub has them."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(tmp_path / "vit")
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
-    return tmp_path / "vit"
-
-
-@pytest.fixture(scope="module")
-def colors(tmp_path_factory) -> Path:
-    """A folder of noisy images of one color each: 20, 10 and 10 to train, 4 a class to validate."""
-    folder = tmp_path_factory.mktemp("colors")
-    generator = np.random.default_rng(0)
-    for split, counts in (("train", (20, 10, 10)), ("test", (4, 4, 4))):
-        for (name, color), count in zip(COLORS.items(), counts, strict=True):
-            (folder / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = np.clip(color + generator.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
-                PIL.Image.fromarray(pixels).save(folder / split / name / f"{index:02}.png")
-    return folder
-
-
-@pytest.fixture
-def finetune(tmp_path):
-    """Fine-tune in this process; gives the output folder."""
-
-    def finetune(model, dataset, name: str = "out", steps: int = 2, batch_size: int = 16, **arguments) -> Path:
-        given = {
-            "max_steps": steps,
-            "per_device_train_batch_size": batch_size,
-            "per_device_eval_batch_size": 64,
-            "use_cpu": True,
-            "report_to": "none",
-            "eval_strategy": "no",
-            "save_strategy": "no",
-        }
-        result = run.finetune(model, dataset, tmp_path / name, **{**given, **arguments})
-        assert result.output_dir == tmp_path / name
-        assert result.metrics == results_of(result.output_dir)
-        assert_equal(result.model.state_dict(), result.model.from_pretrained(result.output_dir).state_dict())
-        return result.output_dir
-
-    return finetune
-
-
-@pytest.fixture
-def refused(finetune):
-    """The error of a run that cannot go on for a user's mistake."""
-
-    def refused(model, dataset, name: str = "refused", **arguments) -> SiTError:
-        with pytest.raises(SiTError) as error:
-            finetune(model, dataset, name=name, **arguments)
-        return error.value
-
-    return refused
-
-
-def results_of(folder: Path) -> dict:
-    return json.loads((folder / "eval_results.json").read_text())["finetune"]
-
-
-def weights_in(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def backbone_in(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in weights_in(folder).items() if name.startswith("vit.")}
-
-
-def accuracy_by_hand(folder: Path, dataset) -> float:
-    images = load_images(str(dataset))
-    model = AutoModelForImageClassification.from_pretrained(folder).eval()
-    processor = AutoImageProcessor.from_pretrained(folder)
-    read = [decode_image(image, model.config.num_channels) for image in images.validation["image"]]
-    with torch.no_grad():
-        predicted = model(**processor(read, return_tensors="pt")).logits.argmax(-1)
-    return accuracy_score(images.validation["label"][:], predicted)
 
 
 class TestOutputFolder:
@@ -273,19 +184,6 @@ class TestStart:
         assert accuracy_by_hand(folder, colors) == results_of(folder)["accuracy"]
 
 
-def assert_equal(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
-    assert weights.keys() == others.keys()
-    for name, value in weights.items():
-        assert torch.equal(value, others[name]), name
-
-
-def assert_same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
-    assert len(weights) > 30
-    assert weights.keys() == others.keys()
-    for name, value in weights.items():
-        assert torch.equal(value, others[name]), name
-
-
 class TestLabelFraction:
     def test_share_of_each_class(self, finetune, sit, colors, monkeypatch):
         seen = []
@@ -335,195 +233,6 @@ class TestUnreadable:
         folder = finetune(sit, damaged, **arguments, batch_size=1, steps=41)
         assert all(value.isfinite().all() for value in weights_in(folder).values())
         assert np.isfinite(results_of(folder)["loss"])
-
-
-EVERYTHING_RANDOM = {
-    "augmentation": "randaugment",
-    "random_erasing_probability": 0.5,
-    "mixup_alpha": 0.8,
-    "cutmix_alpha": 1,
-    "drop_path_rate": 0.3,
-    "ema_decay": 0.9,
-    "balanced_sampling": True,
-    "layer_decay": 0.75,
-    "class_weights": "balanced",
-}
-CHECKPOINTS = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "warmup_steps": 0}
-ON_THE_WAY = {"eval_strategy": "epoch", "save_strategy": "epoch", "learning_rate": 0.01}
-
-
-class TestGoingOn:
-    """A run that was stopped and goes on ends, weight for weight and to the last bit, where one ends that was not."""
-
-    def assert_goes_on(self, finetune, model, dataset, stop: int = 2, steps: int = 5, **arguments) -> Path:
-        arguments = {**CHECKPOINTS, **arguments}
-        whole = finetune(model, dataset, **arguments, name="whole", steps=steps)
-        finetune(model, dataset, **arguments, name="stopped", steps=stop)
-        arguments |= {"resume_from_checkpoint": "auto"}
-        stopped = finetune(model, dataset, **arguments, name="stopped", steps=steps)
-        last = json.loads((stopped / "checkpoint-4" / "trainer_state.json").read_text())
-        assert last["global_step"] == 4
-        assert_equal(weights_in(whole), weights_in(stopped))
-        assert results_of(whole)["loss"] == results_of(stopped)["loss"]
-        card = (stopped / "README.md").read_text()
-        assert f"\n# going on from step {stop}:\n" in card and card.count("\n# going on") == 1
-        return stopped
-
-    @pytest.mark.parametrize("batch_size", [16, 20])  # 40 images: amid an epoch, and where one ends
-    def test_with_everything_random(self, finetune, sit, colors, batch_size):
-        self.assert_goes_on(finetune, sit, colors, **EVERYTHING_RANDOM, batch_size=batch_size)
-
-    def test_with_accumulated_batches(self, finetune, sit, colors):
-        arguments = {"gradient_accumulation_steps": 2, "augmentation": "3-augment", "mixup_alpha": 0.8}
-        self.assert_goes_on(finetune, sit, colors, **arguments, batch_size=6, stop=4)
-
-    def test_every_key_of_a_model_that_is_saved_under_other_names(self, finetune, vit, colors):
-        """transformers' ViT is one; `Trainer` alone would go on from a random encoder."""
-        folder = self.assert_goes_on(finetune, vit, colors, mixup_alpha=0.8)
-        moved = backbone_in(folder)
-        for name, value in backbone_in(vit).items():
-            if value.std() > 0:
-                assert (moved[name] - value).abs().max() < 0.1 * value.abs().max() + 0.02, name
-
-    def test_with_adapters(self, finetune, sit, colors):
-        pytest.importorskip("peft")
-        self.assert_goes_on(finetune, sit, colors, lora_rank=2, lora_dropout=0.1, ema_decay=0.9)
-
-    def test_whatever_the_number_of_workers(self, finetune, sit, colors):
-        alone = finetune(sit, colors, **EVERYTHING_RANDOM, name="alone")
-        arguments = {**EVERYTHING_RANDOM, "dataloader_num_workers": 2}
-        assert_equal(weights_in(alone), weights_in(finetune(sit, colors, **arguments, name="workers")))
-
-    def test_settings_of_another_model(self, finetune, refused, sit, colors):
-        finetune(sit, colors, **CHECKPOINTS, name="stopped")
-        arguments = {"resume_from_checkpoint": "auto", "ema_decay": 0.9}
-        assert "`ema_decay`" in str(refused(sit, colors, **arguments, name="stopped"))
-
-    def test_without_asking_for_it(self, finetune, refused, sit, colors):
-        finetune(sit, colors, **CHECKPOINTS, name="stopped")
-        assert '`resume_from_checkpoint="auto"`' in str(refused(sit, colors, name="stopped"))
-
-    def test_sigterm_leaves_a_checkpoint(self, finetune, sit, colors, tmp_path, monkeypatch):
-        """And what was measured on the way to it is what an uninterrupted run measures."""
-        arguments = {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 9}
-        arguments |= {"lr_scheduler_type": "constant", "warmup_steps": 0, "mixup_alpha": 0.8}
-        whole = finetune(sit, colors, **arguments, name="whole", steps=9)
-        step = ReproducibleTrainer.training_step
-
-        def stopping_step(self, *args, **kwargs):
-            if self.state.global_step == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(self, *args, **kwargs)
-
-        monkeypatch.setattr(ReproducibleTrainer, "training_step", stopping_step)
-        with pytest.raises(
-            TrainingInterrupted, match=r'SIGTERM after step 5: .*`resume_from_checkpoint="auto"`'
-        ) as stop:
-            finetune(sit, colors, **arguments, name="stopped", steps=9)
-        assert stop.value.signal == signal.SIGTERM
-        assert not (tmp_path / "stopped" / "eval_results.json").exists()
-        assert (tmp_path / "stopped" / "checkpoint-5" / "trainer_state.json").exists()
-        monkeypatch.undo()
-        stopped = finetune(sit, colors, **arguments, resume_from_checkpoint="auto", name="stopped", steps=9)
-        assert_equal(weights_in(whole), weights_in(stopped))
-        assert results_of(whole) == results_of(stopped)
-
-    @pytest.mark.parametrize("arguments", [{}, {"resume_from_checkpoint": "auto"}])
-    def test_sigterm_while_no_batch_comes(self, finetune, sit, colors, monkeypatch, hanging_workers, arguments):
-        """Nor does it where the run goes on amid an epoch, for which Accelerate makes a loader of its own."""
-        if arguments:
-            finetune(sit, colors, **CHECKPOINTS, steps=2, batch_size=10)
-        monkeypatch.setattr(waiting, "SECONDS_AFTER_A_SIGNAL", 0.5)
-        hanging_workers.append(lambda: os.kill(os.getppid(), signal.SIGTERM))
-        with pytest.raises(TrainingInterrupted) as stop:
-            finetune(sit, colors, **CHECKPOINTS, **arguments, dataloader_num_workers=1, steps=3, batch_size=10)
-        assert stop.value.signal == signal.SIGTERM
-
-    def test_auto_in_a_new_folder_starts(self, finetune, sit, colors):
-        begun = finetune(sit, colors, resume_from_checkpoint="auto", name="auto")
-        assert_same(weights_in(begun), weights_in(finetune(sit, colors, name="plain")))
-
-    def test_auto_does_not_take_an_unfinished_one(self, finetune, sit, colors, tmp_path):
-        arguments = {"save_strategy": "steps", "save_steps": 2}
-        folder = finetune(sit, colors, **arguments, steps=2)
-        (folder / "checkpoint-9").mkdir()
-        finetune(sit, colors, **arguments, resume_from_checkpoint="auto", steps=4)
-        assert (folder / "checkpoint-4").exists()
-
-    def test_path_that_is_none(self, refused, sit, colors, tmp_path):
-        error = refused(sit, colors, resume_from_checkpoint=tmp_path / "nowhere")
-        assert error.argument == "resume_from_checkpoint" and str(tmp_path / "nowhere") in str(error)
-
-
-class TestChoosing:
-    def test_best_checkpoint_by_held_back_images(self, finetune, sit, colors):
-        """The rate rises until all is lost: the best is an early one, and it is what is saved and measured."""
-        arguments = {**ON_THE_WAY, "learning_rate": 1, "lr_scheduler_type": "constant_with_warmup"}
-        folder = finetune(sit, colors, **arguments, warmup_steps=30, validation_fraction=0.3, steps=20, batch_size=14)
-        newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-        state = json.loads((newest / "trainer_state.json").read_text())
-        measured = {line["step"]: line["eval_accuracy"] for line in state["log_history"] if "eval_accuracy" in line}
-        best = max(measured, key=lambda step: (measured[step], -step))
-        assert len(measured) == 10 and best < 20
-        assert state["best_global_step"] == best
-        assert_equal(weights_in(folder), weights_in(folder / f"checkpoint-{best}"))
-        results = results_of(folder)
-        assert results["validation"]["accuracy"] == measured[best]
-        assert results["validation"]["num_validation"] == 12 and results["num_train"] == 28
-        assert results["chosen_by"] == "accuracy on 30 % of train, held back"
-        assert (results["split"], results["num_validation"]) == ("test", 12)
-        assert results["accuracy"] == accuracy_by_hand(folder, colors)
-        assert "chosen_by" not in (folder / "README.md").read_text()
-        assert "best checkpoint by accuracy on 30 % of train" in (folder / "README.md").read_text()
-
-    def test_test_images_are_measured_once(self, finetune, sit, colors, monkeypatch):
-        evaluate, measured = ReproducibleTrainer.evaluate, []
-
-        def spy(self, dataset=None, **kwargs):
-            dataset = self.eval_dataset if dataset is None else dataset
-            measured.append(str(dataset.split.split))
-            return evaluate(self, dataset, **kwargs)
-
-        monkeypatch.setattr(ReproducibleTrainer, "evaluate", spy)
-        finetune(sit, colors, **ON_THE_WAY, steps=9)
-        assert measured == ["train"] * 4 + ["test"]
-
-    def test_early_stopping(self, finetune, sit, colors):
-        arguments = {**ON_THE_WAY, "learning_rate": 0, "early_stopping_patience": 2}
-        folder = finetune(sit, colors, **arguments, steps=30)
-        assert results_of(folder)["epochs"] == 3
-        again = results_of(finetune(sit, colors, **arguments, resume_from_checkpoint="auto", steps=30))
-        assert again == results_of(folder)
-
-    def test_the_last_checkpoint_on_request(self, finetune, sit, colors):
-        folder = finetune(sit, colors, **ON_THE_WAY, load_best_model_at_end=False, steps=6)
-        assert results_of(folder)["chosen_by"] is None
-        assert_equal(weights_in(folder), weights_in(folder / "checkpoint-6"))
-        assert "last step" in (folder / "README.md").read_text()
-
-    @pytest.mark.parametrize("asked", [{}, {"eval_strategy": "steps"}])
-    def test_without_a_test_split_nothing_chooses_unasked(self, sit, colors, tmp_path, monkeypatch, asked):
-        evaluate, measured = ReproducibleTrainer.evaluate, []
-
-        def spy(self, *args, **kwargs):
-            measured.append(self.state.global_step)
-            return evaluate(self, *args, **kwargs)
-
-        monkeypatch.setattr(ReproducibleTrainer, "evaluate", spy)
-        given = {"max_steps": 4, "save_steps": 2, "use_cpu": True, "report_to": "none", **asked}
-        results = run.finetune(sit, colors / "train", tmp_path / "out", **given).metrics
-        assert (results["split"], results["num_train"]) == ("10 % of train, held back", 36)
-        if asked:
-            assert results["chosen_by"] == "accuracy on 10 % of train, held back" and measured == [2, 4, 4]
-        else:
-            assert results["chosen_by"] is None and measured == [4]
-            assert_equal(weights_in(tmp_path / "out"), weights_in(tmp_path / "out" / "checkpoint-4"))
-
-    def test_mistakes(self, refused, sit, colors):
-        assert refused(sit, colors, early_stopping_patience=2).argument == "early_stopping_patience"
-        arguments = {**ON_THE_WAY, "metric_for_best_model": "mean_average_precision"}
-        assert "accuracy, macro_f1, loss" in str(refused(sit, colors, **arguments))
-        assert refused(sit, colors, **ON_THE_WAY, validation_split="test").argument == "validation_split"
 
 
 class TestWeights:
