@@ -22,14 +22,7 @@ from modeling_sit.data.split_names import tell_once
 from modeling_sit.data.tar_members import names_have_dots
 from modeling_sit.runtime.errors import SiTError
 
-
-@pytest.fixture(autouse=True)
-def isolated_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
+pytestmark = pytest.mark.usefixtures("isolated_cache")
 
 
 def encoded(value, format="PNG"):

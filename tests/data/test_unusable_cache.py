@@ -6,7 +6,7 @@ import os
 import datasets
 import pytest
 import torch
-from test_sources import png, values_of, write_images, write_parquet, write_tar
+from source_files import png, values_of, write_images, write_parquet, write_tar
 
 from modeling_sit.data.caching import CacheBuilder, _folder
 from modeling_sit.data.crops import DecodedImages
