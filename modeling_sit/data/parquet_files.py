@@ -1,7 +1,7 @@
 """Parquet files of one split: which columns they have, and those of them that are wanted."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.table import table_cast
 
 from modeling_sit.data.label_encoding import image_columns, label_columns, type_name
-from modeling_sit.data.shard_files import data_files_of, shard_errors
+from modeling_sit.data.shard_files import Reading, data_files_of, shard_errors
 from modeling_sit.runtime.errors import SiTError
 
 IMAGE = datasets.Image(decode=False)
@@ -74,25 +74,19 @@ class ParquetFiles:
     num_rows: int | None
     mixed: dict[str, str] = field(default_factory=dict)
 
-    def builder(
-        self,
-        split: str,
-        image: str | None,
-        labels: Iterable[str],
-        cache_dir: str | None = None,
-        is_strict: bool = True,
-    ) -> Parquet:
-        """What reads the column of the images and those of labels, of fields of structs the structs. It is strict.
+    def builder(self, reading: Reading) -> Parquet:
+        """What reads these columns, of fields of structs the structs. It is strict.
 
         Raises:
             [`SiTError`]: If a file lacks one of these columns.
         """
-        wanted = {image, *labels, *(label.partition(".")[0] for label in labels)}
+        image = reading.image
+        wanted = {image, *reading.labels, *(label.partition(".")[0] for label in reading.labels)}
         features = datasets.Features({name: self.features[name] for name in self.features if name in wanted})
         for name in features:
             if name in self.lacking:
                 raise SiTError(
-                    f"{self.lacking[name]} has no column {name}, but other files of split {split} have",
+                    f"{self.lacking[name]} has no column {name}, but other files of split {reading.split} have",
                     argument="image_column" if name == image else "label_column",
                 )
         batch_size = None
@@ -104,8 +98,8 @@ class ParquetFiles:
         # By default PyArrow keeps all that it has read of a file until the file's end: hundreds of megabytes each.
         options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
         return WantedColumns(
-            cache_dir=cache_dir,
-            data_files=data_files_of(split, self.files),
+            cache_dir=reading.cache_dir,
+            data_files=data_files_of(reading.split, self.files),
             columns=list(features),
             features=features,
             batch_size=batch_size,

@@ -4,10 +4,32 @@ import glob
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from datasets.data_files import DataFilesDict, DataFilesList
 
 from modeling_sit.runtime.errors import SiTError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """
+    What is read of the files of a split.
+
+    Args:
+        split (`str`): Its name.
+        image (`str`, *optional*): The column of the images.
+        labels (`list[str]`): The columns that may hold labels, or `COLUMN.FIELD` of structs.
+        cache_dir (`str`, *optional*): Where the `datasets` library keeps what it has read. Default: its own cache.
+        is_strict (`bool`, *optional*, defaults to `True`): Whether a label in a tar file that is not what others are is an
+            error.
+    """
+
+    split: str
+    image: str | None
+    labels: list[str]
+    cache_dir: str | None = None
+    is_strict: bool = True
 
 
 def data_files_of(split: str, files: list[str]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 from datasets.download.streaming_download_manager import StreamingDownloadManager
 
-from modeling_sit.data.shard_files import data_files_of, shard_errors
+from modeling_sit.data.shard_files import Reading, data_files_of, shard_errors
 from modeling_sit.data.tar_members import (
     SampleCheck,
     decode_member,
@@ -80,18 +80,11 @@ class TarFiles:
             features[FOLDER_LABEL] = datasets.ClassLabel(names=list(self.classes))
         return datasets.Features({**features, **self.others})
 
-    def builder(
-        self,
-        split: str,
-        image: str | None,
-        labels: Iterable[str],
-        cache_dir: str | None = None,
-        is_strict: bool = True,
-    ) -> TarReader:
-        """What reads the column of the images and those of labels, which may be fields of structs. With `is_strict`, a
-        label that does not fit is an error."""
+    def builder(self, reading: Reading) -> TarReader:
+        """What reads these columns."""
+        image = reading.image
         columns: dict[str, Any] = {} if image is None else {image: datasets.Image()}
-        for label in labels:
+        for label in reading.labels:
             struct, _, inner = label.partition(".")
             if label in self.features:
                 columns[label] = self.features[label]
@@ -99,8 +92,8 @@ class TarFiles:
                 columns.setdefault(struct, {})[inner] = self.features[struct][inner]
         prefix = None if image is None else image_prefix(image)
         return TarReader(
-            cache_dir=cache_dir,
-            data_files=data_files_of(split, self.files),
+            cache_dir=reading.cache_dir,
+            data_files=data_files_of(reading.split, self.files),
             features=datasets.Features(columns),
             has_dots=self.has_dots,
             image=image,
@@ -108,7 +101,7 @@ class TarFiles:
             known_prefixes=None if self.has_dots or self.is_asked else tuple(self.images),
             labels=tuple(column for column in columns if column != image),
             known_fields=tuple(self.others),
-            is_strict=is_strict,
+            is_strict=reading.is_strict,
             folders=self.folders,
             classes=(self.classes if self.has_classes else ()) if self.classes and FOLDER_LABEL in columns else None,
             hash="2",

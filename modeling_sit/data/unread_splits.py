@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -13,6 +13,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from modeling_sit.data.image_datasets import Shard
 from modeling_sit.data.parquet_files import ParquetFiles, describe_parquet
+from modeling_sit.data.shard_files import Reading
 from modeling_sit.data.tar_files import TarFiles, describe_tars, name_alike
 from modeling_sit.data.tar_folders import check_unknown_folders
 from modeling_sit.runtime.hugging_face_cache import check_datasets_cache
@@ -79,14 +80,15 @@ class UnreadSplit:
             `Exception`: Of any kind, from the `datasets` library. What is wrong with a file is a [`SiTError`] that names
                 it, which may be the cause of a `DatasetGenerationError`.
         """
+        reading = Reading(self.split, image, labels)
         if self.streaming:
             shards = [Shard(file) for file in self.files.files]
             # The library makes the folder of its cache, and a lock there, even where it keeps nothing.
             with tempfile.TemporaryDirectory() as unused:
-                builder = self.files.builder(self.split, image, labels, unused, is_strict)
+                builder = self.files.builder(replace(reading, cache_dir=unused, is_strict=is_strict))
                 return SplitStream(builder.as_streaming_dataset(self.split), shards, self.files.num_rows)
         check_datasets_cache()
-        builder = self.files.builder(self.split, image, labels)
+        builder = self.files.builder(reading)
         if self.files.num_rows == 0:  # `datasets` fails on files without rows
             features = builder.info.features
             return datasets.Dataset.from_dict({column: [] for column in features}, features=features)
@@ -95,7 +97,7 @@ class UnreadSplit:
         except datasets.exceptions.DatasetGenerationError as error:
             if is_strict or getattr(error.__cause__, "argument", None) != "label_column":
                 raise
-            builder = self.files.builder(self.split, image, labels, is_strict=False)
+            builder = self.files.builder(replace(reading, is_strict=False))
             builder.download_and_prepare()
         rows = builder.as_dataset(self.split)
         # Where `datasets` itself keeps what it has read.
