@@ -157,10 +157,11 @@ def test_ctrl_c_is_no_end_of_the_time(run_program, program, fixed_speed, tmp_pat
 
 def test_the_alarm_rings_where_ctrl_c_is_ignored_and_is_off_after_the_block(program):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with program.alarm(time.monotonic() + 0.05) as rang:
-        pass
-    time.sleep(0.1)
-    assert not rang.is_set()
+    others = set(threading.enumerate())
+    with program.alarm(time.monotonic() + 1000) as rang:
+        (timer,) = set(threading.enumerate()) - others
+    timer.join(30)
+    assert not timer.is_alive() and not rang.is_set()
     with pytest.raises(KeyboardInterrupt), program.alarm(time.monotonic() + 0.05):
         time.sleep(10)
     assert signal.signal(signal.SIGINT, before) == signal.SIG_IGN
