@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from functools import partial
+from functools import partial, wraps
 from multiprocessing import resource_sharer
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
 from modeling_sit.cli.main import COMMANDS, main
-from modeling_sit.data import opening
+from modeling_sit.data import dataset_forms, opening
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # Files of that folder that are called otherwise than their commands.
@@ -55,6 +55,22 @@ def pytest_collection_finish() -> None:
     whenever a parquet file is left half read."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def digits_once():
+    """The 1,797 digits are encoded as PNG at the first run of a process, not at each of hundreds."""
+    load, loaded = dataset_forms._load_digits, {}
+
+    @wraps(load)
+    def load_once():
+        if not loaded:
+            loaded.update(load())
+        return dict(loaded)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset_forms, "_load_digits", load_once)
+        yield
 
 
 @pytest.fixture
