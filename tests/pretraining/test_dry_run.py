@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,6 +203,18 @@ def run_dry(run_for_real, tmp_path, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def place_of_finished(tmp_path_factory):
+    """Where the first test that needs it makes a run."""
+    return tmp_path_factory.mktemp("finished") / "out"
+
+
+@pytest.fixture
+def finished(place_of_finished, run_for_real) -> Path:
+    """The folder of a run that is done. It stays as it is: tests work on copies."""
+    return place_of_finished if place_of_finished.exists() else run_for_real(place_of_finished)
+
+
 def all_files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -219,8 +232,8 @@ class TestWholeRun:
         assert "dry run: nothing was written" in run_dry(dataloader_num_workers=1, **arguments)
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_run_that_is_there_stays_as_it_is(self, run_dry, run_for_real, tmp_path):
-        run_for_real(tmp_path / "out")
+    def test_a_run_that_is_there_stays_as_it_is(self, run_dry, finished, tmp_path):
+        shutil.copytree(finished, tmp_path / "out")
         before = all_files(tmp_path)
         for arguments in ({"overwrite_output_dir": True}, {"resume_from_checkpoint": "auto"}):
             assert "(which holds a run already)" in run_dry(**arguments)
@@ -234,9 +247,9 @@ class TestWholeRun:
             ({"resume_from_checkpoint": "auto", "seed": 7}, "resume_from_checkpoint", "seed: 7"),
         ],
     )
-    def test_what_the_folder_forbids_is_said(self, run_for_real, tmp_path, arguments, argument, fact):
+    def test_what_the_folder_forbids_is_said(self, run_for_real, finished, tmp_path, arguments, argument, fact):
         """As the real run would, and with nothing touched."""
-        run_for_real(tmp_path / "out")
+        shutil.copytree(finished, tmp_path / "out")
         before = all_files(tmp_path)
         with pytest.raises(SiTError, match=fact) as error:
             run_for_real(tmp_path / "out", dry_run=True, **arguments)
@@ -254,9 +267,8 @@ class TestWholeRun:
         run_dry(report_to="tensorboard")
         assert list(tmp_path.iterdir()) == []
 
-    def test_figures_are_those_of_the_real_run(self, run_dry, run_for_real, tmp_path):
-        plan = run_dry()
-        folder = run_for_real(tmp_path / "out")
+    def test_figures_are_those_of_the_real_run(self, run_dry, finished):
+        plan, folder = run_dry(), finished
 
         # Parameters, counted in the file: all but the running statistics of batch norm.
         counts = {}
