@@ -179,7 +179,8 @@ def test_values_out_of_range(name, value):
 def test_choices(count, prototypes, temperature):
     def chosen(most: int, **given) -> dict:
         facts = Facts(ImageFacts(count, 64, 64, 3), "cuda")
-        choosing = Choosing(facts, {"hidden_size": 192, "max_steps": 19_999, **given})
+        sizes = {"hidden_size": 192, "max_steps": 19_999, "per_device_train_batch_size": 64}
+        choosing = Choosing(facts, {**sizes, **given})
         choose_prototypes(choosing, facts, most)
         assert all(choice.reason for choice in choosing.choices)
         return {choice.name: choice.value for choice in choosing.choices}
@@ -189,6 +190,7 @@ def test_choices(count, prototypes, temperature):
     expected |= {"head_batch_norm": True, "teacher_momentum": 0.9995}
     assert chosen(65_536) == expected
     assert chosen(8_192)["num_prototypes"] == min(prototypes, 8_192)
+    assert not chosen(65_536, per_device_train_batch_size=1)["head_batch_norm"]
     assert chosen(65_536, teacher_temperature=0.03, hidden_size=768, max_steps=20_000) == {
         "head_batch_norm": False,
         "num_prototypes": prototypes,
