@@ -21,6 +21,7 @@ import pyarrow as pa
 from modeling_sit.data.folder_splits import split_folders
 from modeling_sit.data.folder_tree import group_by_class
 from modeling_sit.data.image_datasets import Shard
+from modeling_sit.data.listed_images import split_listed
 from modeling_sit.data.opening import image_extensions, timely_listing
 from modeling_sit.data.own_files import list_folder, walk
 from modeling_sit.data.parquet_files import describe_parquet_paths
@@ -124,7 +125,7 @@ def _load_digits() -> dict[str, datasets.Dataset]:
     train, test = train_test_split(np.arange(len(encoded)), test_size=360, stratify=digits.target, random_state=0)
     label = datasets.ClassLabel(names=[str(name) for name in digits.target_names])
     return {
-        split: _dataset(_images(encoded=[encoded[row] for row in rows]), digits.target[rows], label)
+        split: _dataset(arrow_images(encoded=[encoded[row] for row in rows]), digits.target[rows], label)
         for split, rows in {"train": np.sort(train), "test": np.sort(test)}.items()
     }
 
@@ -222,7 +223,8 @@ def _load_folder(folder: str, config_name: str | None, streaming: bool, asked: f
     if images:
         if others:
             logger.warning("%s: %d files are not images and left out, such as %s", folder, len(others), others[0])
-        return {split: _folder_dataset(parts) for split, parts in split_folders(folder, images, asked).items()}
+        found = split_listed(folder, split_folders(folder, images, asked), others)
+        return {split: _folder_dataset(parts) for split, parts in found.items()}
     splits = split_shards(folder, parquet or tars, asked, config_name)
     if tars:
         return _tar_splits(folder, splits, streaming, asked)
@@ -262,10 +264,10 @@ def _folder_dataset(parts: list[tuple[str, list[str]]]) -> datasets.Dataset:
     try:
         if by_class is not None:
             names = sorted(by_class)
-            images = _images(paths=list(itertools.chain.from_iterable(by_class[name] for name in names)))
+            images = arrow_images(paths=list(itertools.chain.from_iterable(by_class[name] for name in names)))
             counts = [len(by_class[name]) for name in names]
             return _dataset(images, np.repeat(np.arange(len(counts)), counts), datasets.ClassLabel(names=names))
-        return _dataset(_images(paths=[path for _, paths in parts for path in paths]))
+        return _dataset(arrow_images(paths=[path for _, paths in parts for path in paths]))
     except UnicodeEncodeError as error:
         encoding = sys.getfilesystemencoding()
         remedy = "rename it" if encoding == "utf-8" else f"names are read as {encoding} here: set PYTHONUTF8=1"
@@ -303,7 +305,7 @@ def reader_errors(problem: str, remedy: str | None = None) -> Iterator[None]:
 # Tables are made in Arrow: with lists of dictionaries, a million files would take minutes.
 
 
-def _images(paths: list[str] | None = None, encoded: list[bytes] | None = None) -> pa.StructArray:
+def arrow_images(paths: list[str] | None = None, encoded: list[bytes] | None = None) -> pa.StructArray:
     """An Arrow column in the storage type of `datasets.Image`, of files or of encoded images."""
     length = len(paths or encoded)
     columns = [

@@ -19,6 +19,10 @@ NO_TYPE = datasets.Value("null")
 LABEL_COLUMNS = {
     *("label", "labels", "class", "classes", "cls", "target", "targets", "category", "categories", "fine_label")
 }
+# Masks with a class for each pixel.
+MASK_COLUMNS = {
+    *("label", "labels", "annotation", "annotations", "mask", "masks", "segmentation", "semantic_mask", "gt"),
+}
 # From here on, float64 does not tell neighboring integers apart.
 LARGEST_WHOLE_FLOAT = 2.0**53
 
@@ -51,10 +55,10 @@ def find_image_column(features: dict[str, Any], asked: str | None) -> str:
 
 def image_columns(features: dict[str, Any]) -> list[str]:
     """The columns that hold images: those of type `Image`, or else those of encoded images, first those that are not called
-    like labels."""
+    like labels or masks."""
     typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     if typed:
-        return typed
+        return [column for column in typed if column.lower() not in MASK_COLUMNS] or typed
     encoded = [column for column, feature in features.items() if _holds_encoded_images(feature)]
     return [column for column in encoded if not _has_usual_name(column, features)] or encoded
 

@@ -44,9 +44,15 @@ ABC = datasets.ClassLabel(names=["a", "b", "c"])
 
 
 def test_several_image_columns(tmp_path):
-    folder = save(tmp_path, {"photo": IMAGE, "mask": IMAGE}, photo=IMAGES, mask=MORE_IMAGES)
-    assert "photo, mask" in load_error(folder, "image_column")
-    assert values_of(load(folder, image_column="mask").train) == [4, 5, 6]
+    folder = save(tmp_path, {"photo": IMAGE, "depth": IMAGE}, photo=IMAGES, depth=MORE_IMAGES)
+    assert "photo, depth" in load_error(folder, "image_column")
+    assert values_of(load(folder, image_column="depth").train) == [4, 5, 6]
+
+
+def test_columns_of_masks_are_not_the_images(tmp_path):
+    folder = save(tmp_path, {"label": IMAGE, "photo": IMAGE}, photo=IMAGES, label=MORE_IMAGES)
+    assert values_of(load(folder).train) == [1, 2, 3]
+    assert values_of(load(folder, image_column="label").train) == [4, 5, 6]
 
 
 def test_no_image_column(tmp_path):
