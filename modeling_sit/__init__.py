@@ -21,11 +21,16 @@ if _folder := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         )
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForImageSegmentation,
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
     AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
 )
 from transformers.utils import is_torchvision_available
 
@@ -38,15 +43,23 @@ from .modeling_sit import (
     SiTModel,
     SiTPreTrainedModel,
 )
+from .modeling_sit_backbone import SiTBackbone
+from .modeling_sit_detection import SiTDetectionOutput, SiTForInstanceSegmentation, SiTForObjectDetection
+from .modeling_sit_segmentation import SiTForSemanticSegmentation
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SiTBackbone",
     "SiTConfig",
+    "SiTDetectionOutput",
     "SiTError",
     "SiTForImageClassification",
+    "SiTForInstanceSegmentation",
+    "SiTForObjectDetection",
     "SiTForPreTraining",
     "SiTForPreTrainingOutput",
+    "SiTForSemanticSegmentation",
     "SiTImageProcessor",
     "SiTImageProcessorPil",
     "SiTModel",
@@ -76,6 +89,13 @@ AutoConfig.register(SiTConfig.model_type, SiTConfig)
 AutoModel.register(SiTConfig, SiTModel)
 AutoModelForPreTraining.register(SiTConfig, SiTForPreTraining)
 AutoModelForImageClassification.register(SiTConfig, SiTForImageClassification)
+AutoBackbone.register(SiTConfig, SiTBackbone)
+AutoModelForObjectDetection.register(SiTConfig, SiTForObjectDetection)
+AutoModelForInstanceSegmentation.register(SiTConfig, SiTForInstanceSegmentation)
+AutoModelForSemanticSegmentation.register(SiTConfig, SiTForSemanticSegmentation)
+# The pipeline knows this class for both: of two, transformers takes the one that the checkpoint was saved from. If one of them
+# were missing here, the pipeline would load the other with new weights.
+AutoModelForImageSegmentation.register(SiTConfig, (SiTForInstanceSegmentation, SiTForSemanticSegmentation))
 
 _image_processors = {"pil": SiTImageProcessorPil}
 if is_torchvision_available():
@@ -91,6 +111,10 @@ SiTConfig.register_for_auto_class()
 SiTModel.register_for_auto_class("AutoModel")
 SiTForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 SiTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+SiTBackbone.register_for_auto_class("AutoBackbone")
+SiTForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+SiTForInstanceSegmentation.register_for_auto_class("AutoModelForImageSegmentation")
+SiTForSemanticSegmentation.register_for_auto_class("AutoModelForImageSegmentation")
 for _image_processor in _image_processors.values():
     _image_processor.register_for_auto_class("AutoImageProcessor")
 

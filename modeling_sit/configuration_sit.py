@@ -1,14 +1,29 @@
 """Configuration of SiT models."""
 
+from typing import TYPE_CHECKING, Any
+
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
+
+if TYPE_CHECKING:
+    # Never runs. Transformers saves with a checkpoint what its code imports from files beside it, and finds it by such lines.
+    from .modeling_sit import SiTModel  # noqa: F401
+    from .modeling_sit_backbone import SiTBackbone  # noqa: F401
+    from .modeling_sit_detection import SiTForObjectDetection  # noqa: F401
+    from .modeling_sit_segmentation import SiTForSemanticSegmentation  # noqa: F401
 
 # Where transformers finds the classes in a repository that it loads code from: any of them loads any SiT checkpoint.
+# A checkpoint of a segmentation model names its class for `AutoModelForImageSegmentation` too, which has two of them.
 REMOTE_CODE_CLASSES = {
     "AutoConfig": "configuration_sit.SiTConfig",
     "AutoModel": "modeling_sit.SiTModel",
     "AutoModelForPreTraining": "modeling_sit.SiTForPreTraining",
     "AutoModelForImageClassification": "modeling_sit.SiTForImageClassification",
+    "AutoBackbone": "modeling_sit_backbone.SiTBackbone",
+    "AutoModelForSemanticSegmentation": "modeling_sit_segmentation.SiTForSemanticSegmentation",
+    "AutoModelForObjectDetection": "modeling_sit_detection.SiTForObjectDetection",
+    "AutoModelForInstanceSegmentation": "modeling_sit_detection.SiTForInstanceSegmentation",
 }
 
 POSITIVE_WHOLE_NUMBERS = (
@@ -23,10 +38,32 @@ POSITIVE_WHOLE_NUMBERS = (
     "decoder_num_hidden_layers",
     "projection_hidden_size",
     "projection_size",
+    "pyramid_size",
+    "box_head_size",
+    "mask_head_num_layers",
+    "rois_per_image",
+    "detections_per_image",
 )
+# Fields of detection and segmentation. They are written where they differ from the defaults.
+DENSE_FIELDS = {
+    "out_features": None,
+    "out_indices": None,
+    "pyramid_size": 256,
+    "anchor_sizes": None,
+    "box_head_size": 1024,
+    "mask_head_num_layers": 4,
+    "rois_per_image": 512,
+    "detections_per_image": 100,
+    "detection_threshold": 0.05,
+    "nms_threshold": 0.5,
+    "segmentation_head": "fpn",
+    "semantic_loss_ignore_index": 255,
+}
+# Levels that boxes are proposed on: those of the feature pyramid, and one of half the coarsest.
+NUM_ANCHOR_LEVELS = 5
 
 
-class SiTConfig(PreTrainedConfig):
+class SiTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     What a SiT checkpoint is: its backbone in the field names of ViT's configuration, its heads, and its losses. The
     defaults are SiT-S/16 for images of 224 x 224 pixels (21.67 M parameters in the backbone).
@@ -83,6 +120,25 @@ class SiTConfig(PreTrainedConfig):
         use_teacher (`bool`, *optional*, defaults to `True`):
             Whether contrast is against a teacher's projections. `False`: NT-Xent between the model's own two views
             (the paper's first variant).
+        out_indices (`list[int]`, *optional*):
+            Which maps [`SiTBackbone`] gives: 0 for the embeddings, `n` for block `n`. Default: the last.
+        out_features (`list[str]`, *optional*): The same by name: `"stem"`, `"stage1"` and so on.
+        pyramid_size (`int`, *optional*, defaults to 256): Channels of the feature pyramid of detection and segmentation.
+        anchor_sizes (`list[float]`, *optional*):
+            Side in pixels of the boxes that a detector starts from, one for each of the strides 4, 8, 16, 32 and 64. Default:
+            4 x the stride. Where objects are of other sizes, they are not found.
+        box_head_size (`int`, *optional*, defaults to 1024): Width of a detector's two layers on a region.
+        mask_head_num_layers (`int`, *optional*, defaults to 4):
+            Convolutions of 3 x 3 of the mask head, with `pyramid_size` channels.
+        rois_per_image (`int`, *optional*, defaults to 512): Regions of an image that a detector trains on, 1/4 with an object.
+        detections_per_image (`int`, *optional*, defaults to 100): The most objects that a detector finds in an image.
+        detection_threshold (`float`, *optional*, defaults to 0.05): Objects of lower scores are left out, from 0 to 1.
+        nms_threshold (`float`, *optional*, defaults to 0.5):
+            Of two boxes of a class whose intersection over union is larger than this, the one with the lower score is left
+            out, from 0 to 1.
+        segmentation_head (`str`, *optional*, defaults to `"fpn"`):
+            Head of [`SiTForSemanticSegmentation`]: `"fpn"` (feature pyramid) or `"linear"`.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255): Label of pixels without a class.
 
     Example:
 
@@ -128,6 +184,18 @@ class SiTConfig(PreTrainedConfig):
     reconstruction_norm: str = "l1"
     reconstruction_region: str = "corrupted"
     use_teacher: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+    pyramid_size: int = 256
+    anchor_sizes: list[float] | None = None
+    box_head_size: int = 1024
+    mask_head_num_layers: int = 4
+    rois_per_image: int = 512
+    detections_per_image: int = 100
+    detection_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    segmentation_head: str = "fpn"
+    semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
@@ -137,6 +205,11 @@ class SiTConfig(PreTrainedConfig):
         if self.initializer_range is None:
             self.initializer_range = 0.02
         self._check()
+        self._check_dense()
+        kwargs.pop("stage_names", None)  # some backbones of transformers write it; here depth says it
+        maps = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
+        if any(value is not None for value in maps.values()):
+            self.set_output_features_output_indices(**maps)
         kwargs.pop("model_type", None)  # a plain ViT's configuration becomes a SiT's
         kwargs["auto_map"] = {**REMOTE_CODE_CLASSES, **kwargs.get("auto_map", {})}
         super().__post_init__(**kwargs)
@@ -148,6 +221,7 @@ class SiTConfig(PreTrainedConfig):
             "pooling": ("token", "mean", "token_mean"),
             "reconstruction_norm": ("l1", "l2"),
             "reconstruction_region": ("corrupted", "all"),
+            "segmentation_head": ("fpn", "linear"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -178,6 +252,54 @@ class SiTConfig(PreTrainedConfig):
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
+
+    def _check_dense(self) -> None:
+        for name in ("detection_threshold", "nms_threshold"):
+            if not 0 <= getattr(self, name) <= 1:  # not a number is refused too
+                raise ValueError(f"{name} must be a number from 0 to 1, got {getattr(self, name)}")
+        if isinstance(self.semantic_loss_ignore_index, bool) or not isinstance(self.semantic_loss_ignore_index, int):
+            raise ValueError(
+                f"semantic_loss_ignore_index must be a whole number, got {self.semantic_loss_ignore_index!r}"
+            )
+        if self.anchor_sizes is not None:
+            sizes = self.anchor_sizes
+            are_numbers = isinstance(sizes, (list, tuple)) and all(
+                isinstance(size, (int, float)) and not isinstance(size, bool) and size > 0 for size in sizes
+            )
+            if not are_numbers or len(sizes) != NUM_ANCHOR_LEVELS:
+                raise ValueError(f"anchor_sizes must be {NUM_ANCHOR_LEVELS} numbers above 0, got {sizes!r}")
+            self.anchor_sizes = list(sizes)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is written to `config.json`."""
+        return {
+            name: value
+            for name, value in super().to_diff_dict().items()
+            if name not in DENSE_FIELDS or value != DENSE_FIELDS[name]
+        }
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the maps that [`SiTBackbone`] can give: the embeddings, and each block's output."""
+        return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
+
+    @property
+    def out_features(self) -> list[str]:
+        """Names of the maps that [`SiTBackbone`] gives."""
+        return self.stage_names[-1:] if self._out_features is None else self._out_features
+
+    @out_features.setter
+    def out_features(self, out_features: list[str]) -> None:
+        self.set_output_features_output_indices(out_features=out_features, out_indices=None)
+
+    @property
+    def out_indices(self) -> list[int]:
+        """Numbers of the maps that [`SiTBackbone`] gives."""
+        return [self.num_hidden_layers] if self._out_indices is None else self._out_indices
+
+    @out_indices.setter
+    def out_indices(self, out_indices: list[int]) -> None:
+        self.set_output_features_output_indices(out_features=None, out_indices=list(out_indices))
 
     @property
     def image_shape(self) -> tuple[int, int]:

@@ -22,6 +22,25 @@ logger = logging.get_logger(__name__)
 # As large as the fixed sine and cosine positions (root mean square), which MAE and MoCo-v3 add to patches embedded by Xavier's
 # weights. Positions of 0.02 drown in those for hundreds of steps.
 LEARNABLE_POSITION_STD = 0.5**0.5
+# What the classes of a checkpoint have beside the backbone, by the first part of the weights' names.
+HEADS = (
+    "decoder",
+    "projection_head",
+    "rotation_head",
+    "classifier",
+    "pyramid",
+    "segmentation_head",
+    "rpn",
+    "roi_heads",
+)
+# A plain ViT's, which no class has a place for.
+OF_PLAIN_VITS = (r"^(vit\.)?pooler\.", r"^(vit\.)?embeddings\.mask_token$")
+
+
+def other_heads(*own: str) -> list[str]:
+    """Patterns of the weights that a class with the heads `own` leaves out when it loads the checkpoint of another class:
+    leaving them out is what loading the backbone means."""
+    return [*OF_PLAIN_VITS, *(rf"^{head}\." for head in HEADS if head not in own)]
 
 
 @dataclass
@@ -411,8 +430,11 @@ class SiTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            heads_of_classes = (getattr(self, "classifier", None), getattr(self, "rotation_head", None))
-            if self.config.initialization == "normal" or any(module is head for head in heads_of_classes):
+            heads_of_classes = [
+                getattr(self, name, None) for name in ("classifier", "rotation_head", "segmentation_head")
+            ]
+            is_small = self.config.initialization == "normal" and not self._is_of_pyramid(module)
+            if is_small or any(module is head for head in heads_of_classes):
                 init.trunc_normal_(module.weight, mean=0.0, std=std)
             else:
                 _xavier_uniform(module)
@@ -429,6 +451,12 @@ class SiTPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    def _is_of_pyramid(self, module: nn.Module) -> bool:
+        """Whether it is a layer of the feature pyramid, whose weights are filled by their width whatever the backbone's: layer
+        norms undo their size, but not how far a step of training goes in proportion to it."""
+        pyramid = getattr(self, "pyramid", None)
+        return pyramid is not None and any(module is layer for layer in pyramid.modules())
+
 
 class SiTModel(SiTPreTrainedModel):
     """
@@ -439,15 +467,7 @@ class SiTModel(SiTPreTrainedModel):
         config ([`SiTConfig`]): Describes the model.
     """
 
-    # Heads that other classes of a checkpoint own; leaving them out is what loading the backbone means.
-    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
-        r"^(vit\.)?pooler\.",
-        r"^(vit\.)?embeddings\.mask_token$",
-        r"^decoder\.",
-        r"^projection_head\.",
-        r"^rotation_head\.",
-        r"^classifier\.",
-    ]
+    _keys_to_ignore_on_load_unexpected = other_heads()
 
     def __init__(self, config: SiTConfig):
         super().__init__(config)
@@ -697,7 +717,7 @@ class SiTForImageClassification(SiTPreTrainedModel):
         config ([`SiTConfig`]): Describes the model; `num_labels`, `id2label`, `label2id` and `problem_type` the labels.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projection_head\.", r"^rotation_head\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = other_heads("classifier")
 
     def __init__(self, config: SiTConfig):
         super().__init__(config)

@@ -57,7 +57,20 @@ OTHER_VALUES = {
     "reconstruction_norm": "l2",
     "reconstruction_region": "all",
     "use_teacher": False,
+    "out_features": ["stage1", "stage3"],
+    "out_indices": [1, 3],
+    "pyramid_size": 64,
+    "anchor_sizes": [8, 16, 32, 64.5, 128],
+    "box_head_size": 128,
+    "mask_head_num_layers": 2,
+    "rois_per_image": 64,
+    "detections_per_image": 50,
+    "detection_threshold": 0.1,
+    "nms_threshold": 0.6,
+    "segmentation_head": "linear",
+    "semantic_loss_ignore_index": -100,
 }
+DENSE = list(OTHER_VALUES)[list(OTHER_VALUES).index("out_features") :]
 
 
 def test_defaults_are_those_promised():
@@ -166,7 +179,42 @@ def test_file_names_the_classes_that_load_it_elsewhere(tmp_path):
         "AutoModel": "modeling_sit.SiTModel",
         "AutoModelForPreTraining": "modeling_sit.SiTForPreTraining",
         "AutoModelForImageClassification": "modeling_sit.SiTForImageClassification",
+        "AutoBackbone": "modeling_sit_backbone.SiTBackbone",
+        "AutoModelForSemanticSegmentation": "modeling_sit_segmentation.SiTForSemanticSegmentation",
+        "AutoModelForObjectDetection": "modeling_sit_detection.SiTForObjectDetection",
+        "AutoModelForInstanceSegmentation": "modeling_sit_detection.SiTForInstanceSegmentation",
     }
+    # The files that it names are beside it.
+    modules = {reference.partition(".")[0] for reference in auto_map.values()}
+    assert modules <= {path.stem for path in tmp_path.glob("*.py")}
+
+
+def test_fields_of_dense_tasks_are_written_where_they_differ(tmp_path):
+    """Older releases of the package, and readers, see nothing new in a checkpoint of another task."""
+    SiTConfig().save_pretrained(tmp_path)
+    assert not set(DENSE) & set(json.loads((tmp_path / "config.json").read_text()))
+    SiTConfig(pyramid_size=64, anchor_sizes=(8, 16, 32, 64, 128)).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {name: written[name] for name in DENSE if name in written} == {
+        "pyramid_size": 64,
+        "anchor_sizes": [8, 16, 32, 64, 128],
+    }
+
+
+def test_maps_follow_the_depth(tmp_path):
+    """`from_pretrained` replaces fields one after the other: names of maps that are stored would go stale."""
+    SiTConfig(num_hidden_layers=4).save_pretrained(tmp_path)
+    config = SiTConfig.from_pretrained(tmp_path, num_hidden_layers=2)
+    assert config.stage_names == ["stem", "stage1", "stage2"]
+    assert (config.out_features, config.out_indices) == (["stage2"], [2])
+    config.num_hidden_layers = 3
+    assert (config.out_features, config.out_indices) == (["stage3"], [3])
+    config.out_indices = (1, 3)
+    assert config.out_features == ["stage1", "stage3"]
+    assert SiTConfig.from_pretrained(tmp_path, out_indices=[0, 2]).out_features == ["stem", "stage2"]
+    assert SiTConfig(num_hidden_layers=3, stage_names=["stem", "stage1"]).stage_names[-1] == "stage3"
+    with pytest.raises(ValueError, match="out_indices must be valid indices"):
+        SiTConfig(num_hidden_layers=3, out_indices=[4])
 
 
 def test_copies_are_equal_and_apart():
@@ -195,6 +243,20 @@ def test_copies_are_equal_and_apart():
         ({"temperature": -0.2}, "temperature"),
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
         ({"drop_path_rate": -0.1}, "drop_path_rate"),
+        ({"pyramid_size": 0}, "pyramid_size"),
+        ({"box_head_size": 1.5}, "box_head_size"),
+        ({"mask_head_num_layers": 0}, "mask_head_num_layers"),
+        ({"rois_per_image": 0}, "rois_per_image"),
+        ({"detections_per_image": -1}, "detections_per_image"),
+        ({"detection_threshold": 1.5}, "detection_threshold"),
+        ({"detection_threshold": float("nan")}, "detection_threshold"),
+        ({"nms_threshold": -0.1}, "nms_threshold"),
+        ({"segmentation_head": "upernet"}, "segmentation_head.*fpn, linear"),
+        ({"semantic_loss_ignore_index": None}, "semantic_loss_ignore_index"),
+        ({"anchor_sizes": [16, 32, 64, 128]}, "anchor_sizes must be 5 numbers"),
+        ({"anchor_sizes": [16, 32, 64, 128, 0]}, "anchor_sizes must be 5 numbers"),
+        ({"anchor_sizes": 16}, "anchor_sizes must be 5 numbers"),
+        ({"out_indices": [13]}, "out_indices"),
     ],
     ids=str,
 )

@@ -33,6 +33,8 @@ from modeling_sit.runtime.hugging_face_cache import cache_error
 
 # SiT's class for a class of transformers' ViT whose weights have SiT's names in files.
 CLASSIFIERS = {"ViTForImageClassification": SiTForImageClassification}
+# A backbone for transformers' models has the weights of the encoder.
+BACKBONES = {"SiTBackbone": SiTModel}
 
 
 @dataclass(frozen=True)
@@ -309,7 +311,7 @@ class _Repository:
     notes: tuple[str, ...] = ()
 
     def own_class(self) -> type[PreTrainedModel]:
-        architecture, known = _architecture(self.name), {**MODEL_CLASSES, **CLASSIFIERS}
+        architecture, known = _architecture(self.name), {**MODEL_CLASSES, **CLASSIFIERS, **BACKBONES}
         if architecture not in known:
             raise ValueError(f"config.json names the architecture {architecture}, not one of {', '.join(known)}")
         return known[architecture]

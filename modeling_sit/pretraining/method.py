@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from modeling_sit import SiTConfig, SiTImageProcessor, SiTModel
+from modeling_sit.configuration_sit import DENSE_FIELDS
 from modeling_sit.data.augmentation import ViewAugmentation
 from modeling_sit.data.training_data import CropGroup
 from modeling_sit.data.views import ViewArguments
@@ -234,10 +235,11 @@ class Method(nn.Module):
         return [network.vit for network in networks]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings that the outcome follows from, by name, as JSON knows them. Default: the fields of the configuration, the
-        normalization, and the method's own arguments."""
+        """Settings that the outcome follows from, by name, as JSON knows them. Default: the fields of the configuration without
+        those of detection and segmentation, the normalization, and the method's own arguments."""
+        names = [name for name in SiTConfig.__annotations__ if name.removeprefix("_") not in DENSE_FIELDS]
         return {
-            **{name: getattr(self.config, name) for name in SiTConfig.__annotations__},
+            **{name: getattr(self.config, name) for name in names},
             **{name: getattr(self.processor, name) for name in ("image_mean", "image_std")},
             **asdict(self.arguments),
         }

@@ -159,7 +159,7 @@ def parse_config_overrides(text: str | None) -> dict[str, Any]:
         [`SiTError`]: If there is no such field, or a value cannot be read.
     """
     overrides = {}
-    known = {item.name for item in fields(SiTConfig)}
+    known = {item.name for item in fields(SiTConfig) if not item.name.startswith("_")}
     for assignment in re.split(r",(?![^\[]*\])", text or ""):
         if not assignment.strip():
             continue

@@ -7,7 +7,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForImageClassification, AutoModelForPreTraining
 
-from modeling_sit import SiTForImageClassification, SiTForPreTraining
+from modeling_sit import (
+    SiTForImageClassification,
+    SiTForInstanceSegmentation,
+    SiTForPreTraining,
+    SiTForSemanticSegmentation,
+)
 
 
 def num_bytes(module: nn.Module) -> int:
@@ -43,6 +48,22 @@ def test_what_memory_does_not_hold_stays_on_disk(
     assert devices["vit.encoder.layer.1"] == devices["vit.encoder.layer.3"] == "disk"
     assert placed.vit.encoder.layer[3].output.dense.weight.device == torch.device("meta")
     expected, output = model(pixel_values), placed(pixel_values)
+    for name in expected:
+        torch.testing.assert_close(output[name], expected[name])
+
+
+@pytest.mark.parametrize("model_class", [SiTForInstanceSegmentation, SiTForSemanticSegmentation])
+def test_heads_of_dense_tasks_stay_on_disk(tiny_config, tmp_path, model_class):
+    fields = {"pyramid_size": 8, "box_head_size": 8, "mask_head_num_layers": 1, "detections_per_image": 5}
+    model = model_class(tiny_config(**fields)).eval()
+    model.save_pretrained(tmp_path / "model")
+    places = {name: "cpu" if name == "vit" else "disk" for name, _ in model.named_children()}
+    placed = model_class.from_pretrained(tmp_path / "model", device_map=places, offload_folder=tmp_path / "offloaded")
+    assert placed.pyramid.levels[0][0].weight.device == torch.device("meta")
+    pixel_values = torch.randn(2, 3, 32, 64)
+    with torch.no_grad():
+        expected, output = model(pixel_values), placed(pixel_values)
+    assert output.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(output[name], expected[name])
 

@@ -12,14 +12,24 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
-from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
+from modeling_sit import (
+    SiTBackbone,
+    SiTConfig,
+    SiTForImageClassification,
+    SiTForInstanceSegmentation,
+    SiTForObjectDetection,
+    SiTForPreTraining,
+    SiTForSemanticSegmentation,
+    SiTImageProcessor,
+    SiTModel,
+)
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.classifier import load_classifier
 from modeling_sit.interop.load import load_checkpoint, read_config
 from modeling_sit.interop.plain_vit import write_plain_vit
 from modeling_sit.interop.resize import interpolate_positions
-from modeling_sit.interop.safetensors import write_safetensors
+from modeling_sit.interop.safetensors import MODEL_CLASSES, write_safetensors
 from modeling_sit.interop.timm import write_timm_folder
 from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments
 from modeling_sit.pretraining.model_setup import create_config, create_processor, create_student
@@ -320,10 +330,34 @@ class TestReconstructions:
             load_reconstructing_model(str(tmp_path / "encoder.safetensors"), None, 3)
 
 
+class TestDenseTasks:
+    """A model of detection or segmentation begins with the backbone of every kind of checkpoint."""
+
+    @pytest.mark.parametrize("source", ["authors", "mae", "timm_folder", "sit_file"])
+    def test_starts_from(self, request, source):
+        name = request.getfixturevalue(source)
+        name = name[0] if source == "sit_file" else name
+        flags = {"num_attention_heads": 3} if source == "authors" else {}
+        settings = {"num_labels": 3, "pyramid_size": 8, "box_head_size": 8, "mask_head_num_layers": 1}
+        encoder = load_checkpoint(name, SiTModel, **flags).model
+        for model_class in (SiTForSemanticSegmentation, SiTForObjectDetection, SiTForInstanceSegmentation):
+            loaded = load_checkpoint(name, model_class, settings=settings, **flags)
+            torch.testing.assert_close(loaded.model.vit.state_dict(), encoder.state_dict(), rtol=0, atol=0)
+            heads = {name for name, _ in loaded.model.named_children()} - {"vit"}
+            assert {weight.partition(".")[0] for weight in loaded.missing_keys} == heads
+            assert all(weight.isfinite().all() for weight in loaded.model.parameters())
+            assert loaded.model.config.num_labels == 3
+            assert len(loaded.model(torch.zeros(1, 3, 32, 64)).to_tuple()[0]) == 1
+
+    def test_a_backbone_of_transformers_models_is_the_encoder(self, tmp_path):
+        SiTBackbone(SiTConfig(**SIZES, **IMAGES)).save_pretrained(tmp_path)
+        assert type(load_checkpoint(str(tmp_path)).model) is SiTModel
+
+
 class TestAllHeads:
     """Without a class, a checkpoint is loaded with all its heads."""
 
-    @pytest.mark.parametrize("model_class", [SiTModel, SiTForPreTraining, SiTForImageClassification])
+    @pytest.mark.parametrize("model_class", MODEL_CLASSES.values(), ids=MODEL_CLASSES)
     def test_every_weight_of_every_kind_of_checkpoint_is_read(self, make_model, make_processor, tmp_path, model_class):
         model = make_model(model_class, rotation_weight=1.0)
         model.save_pretrained(tmp_path)
