@@ -16,6 +16,8 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
+from .dense_outputs import SiTDenseOutputsMixin
+from .dense_processing import SiTDenseInputsMixin
 from .gmml import CorruptionSettings, corrupt
 from .image_modes import MODES, PixelFormat, check_intensity_range, convert_image, to_8_bits
 
@@ -45,7 +47,13 @@ class SiTImageProcessorKwargs(ImagesKwargs, total=False):
     align_to_patches (`bool`, *optional*, defaults to `False`):
         Whether blocks are made of whole patches.
     patch_size (`int` or pair of `int`, *optional*, defaults to 16):
-        Height and width of a patch in pixels, for `align_to_patches`.
+        Height and width of a patch in pixels, for `align_to_patches`. For detection and segmentation, images that are
+        smaller are refused.
+    pad_multiple (`int`, *optional*, defaults to 32):
+        With `do_pad`, and without `pad_size`, images are padded to the smallest height and width of the batch that are
+        multiples of it. SiT's detectors need 32.
+    do_reduce_labels (`bool`, *optional*, defaults to `False`):
+        Whether 0 in `segmentation_maps` is no class: 1 becomes the first class, and 0 becomes 255.
     """
 
     intensity_range: tuple[float | int, ...] | list[float | int] | None
@@ -58,6 +66,8 @@ class SiTImageProcessorKwargs(ImagesKwargs, total=False):
     block_size: tuple[float, float] | list[float] | None
     align_to_patches: bool | None
     patch_size: int | tuple[int, int] | list[int] | None
+    pad_multiple: int | None
+    do_reduce_labels: bool | None
 
 
 CORRUPTION_SETTINGS = (
@@ -174,7 +184,7 @@ class SiTCorruptionMixin:
         return settings
 
 
-class SiTImageProcessorPil(SiTCorruptionMixin, PilBackend):
+class SiTImageProcessorPil(SiTCorruptionMixin, SiTDenseInputsMixin, SiTDenseOutputsMixin, PilBackend):
     """
     Image processor for SiT where torchvision is missing. As [`SiTImageProcessor`], one image at a time.
     """

@@ -2,12 +2,17 @@
 
 from transformers.image_processing_backends import TorchvisionBackend
 
+from .dense_outputs import SiTDenseOutputsMixin
+from .dense_processing import SiTDenseInputsMixin
 from .image_processing_pil_sit import SiTCorruptionMixin, SiTImageProcessorKwargs
 
 
-class SiTImageProcessor(SiTCorruptionMixin, TorchvisionBackend):
+class SiTImageProcessor(SiTCorruptionMixin, SiTDenseInputsMixin, SiTDenseOutputsMixin, TorchvisionBackend):
     """
-    Resizes, rescales and normalizes images; with `do_corrupt=True` it corrupts them for pretraining too.
+    Resizes, rescales and normalizes images; with `do_corrupt=True` it corrupts them for pretraining too. For detection and
+    segmentation it keeps the ratio of images (`size={"longest_edge": 320}`), pads them (`do_pad=True`), prepares
+    annotations and label maps (see [`~dense_processing.SiTDenseInputsMixin.preprocess`]), and turns outputs of models into
+    boxes, segments and label maps (see [`~dense_outputs.SiTDenseOutputsMixin`]).
 
     The corruption settings (see [`~image_processing_pil_sit.SiTImageProcessorKwargs`]) are saved in
     `preprocessor_config.json`; [`~SiTImageProcessor.corrupt`] applies them to a batch on any device.

@@ -19,7 +19,10 @@ import modeling_sit
 from modeling_sit import (
     SiTConfig,
     SiTForImageClassification,
+    SiTForInstanceSegmentation,
+    SiTForObjectDetection,
     SiTForPreTraining,
+    SiTForSemanticSegmentation,
     SiTImageProcessor,
     SiTImageProcessorPil,
     SiTModel,
@@ -33,6 +36,14 @@ MODELS = {
     "AutoModel": SiTModel,
     "AutoModelForPreTraining": SiTForPreTraining,
     "AutoModelForImageClassification": SiTForImageClassification,
+    "AutoModelForObjectDetection": SiTForObjectDetection,
+    "AutoModelForInstanceSegmentation": SiTForInstanceSegmentation,
+    "AutoModelForSemanticSegmentation": SiTForSemanticSegmentation,
+}
+# Two classes in one Auto class: each checkpoint says which is its own.
+SEGMENTERS = {
+    "AutoModelForInstanceSegmentation": "modeling_sit_detection.SiTForInstanceSegmentation",
+    "AutoModelForSemanticSegmentation": "modeling_sit_segmentation.SiTForSemanticSegmentation",
 }
 TASKS = {
     "image-classification": ("AutoModelForImageClassification", {}),
@@ -47,7 +58,7 @@ import numpy as np
 import PIL.Image
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, pipeline
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModelForImageSegmentation, pipeline
 
 
 class Blocker(importlib.abc.MetaPathFinder):
@@ -64,7 +75,7 @@ except ModuleNotFoundError:
 else:
     raise SystemExit("the package is there: nothing would be shown")
 
-source, saved, results = sys.argv[1:]
+source, saved, results, *names = sys.argv[1:]
 image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
 report = {}
 for turn, folder in (("first", source), ("again", saved)):
@@ -72,7 +83,7 @@ for turn, folder in (("first", source), ("again", saved)):
     config = AutoConfig.from_pretrained(f"{folder}/AutoModelForPreTraining", trust_remote_code=True)
     modules["AutoConfig"] = type(config).__module__
     tensors = {}
-    for name in ("AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassification"):
+    for name in names:
         model_class = getattr(transformers, name)
         model, info = model_class.from_pretrained(f"{folder}/{name}", trust_remote_code=True, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"], info
@@ -88,6 +99,14 @@ for turn, folder in (("first", source), ("again", saved)):
         if turn == "first":
             model.save_pretrained(f"{saved}/{name}")
             processor.save_pretrained(f"{saved}/{name}")
+    # Any checkpoint begins a model of any class, and brings that class along.
+    detector = transformers.AutoModelForObjectDetection.from_pretrained(f"{folder}/AutoModel", trust_remote_code=True)
+    modules["detector"] = type(detector).__module__
+    # Its `from_pretrained` takes no folders.
+    modules["AutoBackbone"] = type(AutoBackbone.from_config(config, trust_remote_code=True)).__module__
+    for name in ("AutoModelForInstanceSegmentation", "AutoModelForSemanticSegmentation"):
+        model = AutoModelForImageSegmentation.from_pretrained(f"{folder}/{name}", trust_remote_code=True)
+        modules[f"segmentation by {name}"] = f"{type(model).__module__}.{type(model).__name__}"
     generator = torch.Generator().manual_seed(0)
     tensors["corrupted"] = dict(processor([image] * 3, do_corrupt=True, generator=generator, return_tensors="pt"))
     tensors["pil"] = dict(pil(image, return_tensors="pt"))
@@ -113,7 +132,7 @@ sys.modules["modeling_sit"] = sys.modules["torchvision"] = None
 
 import numpy as np
 import PIL.Image
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 saved, *folders = sys.argv[1:]
 image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
@@ -123,7 +142,10 @@ for folder in folders:
     classify = pipeline("image-classification", model=folder, trust_remote_code=True, device="cpu")
     report.append([f"{type(processor).__module__}.{type(processor).__name__}", classify(image)])
 processor.save_pretrained(saved)
-print(json.dumps(report))
+try:
+    AutoModelForObjectDetection.from_pretrained(folders[0], trust_remote_code=True)
+except ImportError as problem:
+    print(json.dumps([report, str(problem)]))
 """
 
 
@@ -137,6 +159,10 @@ def small_config() -> SiTConfig:
         decoder_hidden_size=24,
         projection_hidden_size=20,
         projection_size=12,
+        pyramid_size=8,
+        box_head_size=12,
+        mask_head_num_layers=1,
+        detections_per_image=4,
         pooling="token_mean",
         id2label={0: "cat", 1: "dog"},
         label2id={"cat": 0, "dog": 1},
@@ -192,7 +218,7 @@ def elsewhere(source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     saved, results = folder / "saved", folder / "results"
     results.mkdir()
-    run_elsewhere(folder, PROGRAM, source, saved, results)
+    run_elsewhere(folder, PROGRAM, source, saved, results, *MODELS)
     report = json.loads((results / "report.json").read_text())
     tensors = {turn: torch.load(results / f"{turn}.pt", weights_only=True) for turn in ("first", "again")}
     return report, tensors
@@ -205,7 +231,11 @@ def image():
 @pytest.mark.parametrize("turn", ["first", "again"])
 def test_classes_come_from_the_checkpoint(elsewhere, turn):
     report, _ = elsewhere
-    assert set(report[turn]) == {*MODELS, *TASKS, "AutoConfig", "AutoImageProcessor", "pil"}
+    segmenters = {f"segmentation by {name}": ending for name, ending in SEGMENTERS.items()}
+    others = {"AutoConfig", "AutoImageProcessor", "AutoBackbone", "pil", "detector"}
+    assert set(report[turn]) == {*MODELS, *TASKS, *segmenters, *others}
+    for name, ending in segmenters.items():
+        assert report[turn][name].endswith(f".{ending}")
     for name, module in report[turn].items():
         assert module.startswith("transformers_modules."), name
     assert report[turn]["AutoImageProcessor"].endswith(".image_processing_sit")
@@ -264,7 +294,9 @@ def same_scores(actual: list[dict], expected: list[dict]) -> bool:
 )
 def test_without_torchvision(source, source_by_pillow, tmp_path):
     folders = [source / "AutoModelForImageClassification", source_by_pillow]
-    report = json.loads(run_elsewhere(tmp_path, PROGRAM_WITHOUT_TORCHVISION, tmp_path / "saved", *folders))
+    printed = run_elsewhere(tmp_path, PROGRAM_WITHOUT_TORCHVISION, tmp_path / "saved", *folders)
+    report, refusal = json.loads(printed)
+    assert "SiTForObjectDetection requires the Torchvision library" in refusal
     by_pillow = SiTImageProcessorPil.from_pretrained(folders[0])
     expected = pipeline("image-classification", model=str(folders[0]), image_processor=by_pillow, device="cpu")(
         image()
@@ -278,7 +310,8 @@ def test_without_torchvision(source, source_by_pillow, tmp_path):
     modules = {reference.partition(".")[0] for reference in settings["auto_map"]["AutoImageProcessor"]}
     assert modules == {"image_processing_pil_sit"}
     brought = {path.stem for path in (tmp_path / "saved").glob("*.py")}
-    assert brought == {"image_processing_pil_sit", "gmml", "image_modes"}
+    dense = {"dense_outputs", "dense_processing", "run_length_encoding"}
+    assert brought == {"image_processing_pil_sit", "gmml", "image_modes"} | dense
     assert type(AutoImageProcessor.from_pretrained(tmp_path / "saved")) is SiTImageProcessor
 
 

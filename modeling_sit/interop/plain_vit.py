@@ -38,7 +38,14 @@ VIT_FIELDS = (
 TRAINING_FIELDS = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
 SINCOS_NOTE = "its positions are the fixed sine and cosine ones, but further training changes them"
 # Settings of SiT's image processor that ViT's does not have.
-ONLY_SIT = (*CORRUPTION_SETTINGS, "do_corrupt", "auto_map", "image_processor_type")
+ONLY_SIT = (
+    *CORRUPTION_SETTINGS,
+    "do_corrupt",
+    "pad_multiple",
+    "do_reduce_labels",
+    "auto_map",
+    "image_processor_type",
+)
 
 
 def plain_vit_config(config: SiTConfig, has_classifier: bool) -> ViTConfig:

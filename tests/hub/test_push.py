@@ -75,7 +75,7 @@ class TestPushed:
     def test_folder(self, run_program, logged_in, run_folder, capsys):
         assert run_program("push_to_hub", run_folder) == 0
         repository = logged_in.repositories["ada/flowers-vit"]
-        assert f"pushed to {logged_in.url}/ada/flowers-vit: 12 files, " in capsys.readouterr().out
+        assert f"pushed to {logged_in.url}/ada/flowers-vit: 20 files, " in capsys.readouterr().out
         assert {name: (run_folder / name).read_bytes() for name in files_of(repository)} == {
             name: content for name, content in repository.files.items() if name != ".gitattributes"
         }

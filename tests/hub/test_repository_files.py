@@ -11,11 +11,19 @@ from modeling_sit.runtime.errors import SiTError
 
 CODE = {
     "configuration_sit.py",
+    "dense_outputs.py",
+    "dense_processing.py",
+    "detection_heads.py",
+    "feature_pyramid.py",
     "gmml.py",
     "image_processing_pil_sit.py",
     "image_processing_sit.py",
     "losses.py",
+    "run_length_encoding.py",
     "modeling_sit.py",
+    "modeling_sit_backbone.py",
+    "modeling_sit_detection.py",
+    "modeling_sit_segmentation.py",
     "image_modes.py",
 }
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json"}
