@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_sit import SiTForImageClassification
+from modeling_sit import SiTForPreTraining
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.decoding import Image, UnreadableImage
 from modeling_sit.data.image_datasets import read_row
@@ -22,7 +22,7 @@ from modeling_sit.data.sources import load_images
 from modeling_sit.image_modes import PixelFormat
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.interop.formats import FORMATS, Format
-from modeling_sit.interop.graphs import OPSET
+from modeling_sit.interop.graphs import OPSET, WITH_LOGITS
 from modeling_sit.interop.load import LoadedCheckpoint, load_checkpoint
 from modeling_sit.interop.verification import largest_differences, one_and_the_rest, random_images
 from modeling_sit.runtime.arguments import build_arguments
@@ -42,8 +42,8 @@ class ConversionArguments(WeightsFileArguments, DatasetArguments):
     outputs: Literal["features", "logits"] | None = field(
         default=None,
         metadata={
-            "help": "features: the backbone only. logits: with the classifier. Default: with the classifier, if "
-            "there is one (sit and safetensors keep the heads of pretraining too)."
+            "help": "features: the backbone only. logits: with the head of classes or of semantic segmentation. Default: "
+            "with such a head, if there is one and the format has it (sit and safetensors keep every head)."
         },
     )
     opset: int | None = field(
@@ -134,7 +134,7 @@ def run_conversion(arguments: ConversionArguments) -> ConversionResult:
         source = load_checkpoint(
             arguments.source, network=arguments.network, num_attention_heads=arguments.num_attention_heads
         )
-    model, left_out = choose_model(source.model, arguments.outputs, output_format.keeps_heads)
+    model, left_out = choose_model(source.model, arguments.outputs, output_format)
     images, described = images_to_compare(source, arguments)
     tolerance = output_format.tolerance if arguments.tolerance is None else arguments.tolerance
     write = output_format.write if arguments.opset is None else partial(output_format.write, opset=arguments.opset)
@@ -161,7 +161,9 @@ def run_conversion(arguments: ConversionArguments) -> ConversionResult:
     return ConversionResult(destination, differences, tolerance, notes, "\n".join(lines))
 
 
-def choose_model(model: PreTrainedModel, outputs: str | None, keeps_heads: bool) -> tuple[PreTrainedModel, list[str]]:
+def choose_model(
+    model: PreTrainedModel, outputs: str | None, output_format: Format
+) -> tuple[PreTrainedModel, list[str]]:
     """
     The part of a model that is written, and lines that name the parts that are not.
 
@@ -169,18 +171,33 @@ def choose_model(model: PreTrainedModel, outputs: str | None, keeps_heads: bool)
         outputs (`str`, *optional*):
             `"features"` for the backbone, `"logits"` for the backbone with the classifier. Default: all that the
             format can hold.
-        keeps_heads (`bool`): Whether the format can hold the heads of pretraining.
+        output_format ([`~interop.formats.Format`]): What is written.
 
     Raises:
-        [`SiTError`]: If logits are asked for and the model has no classifier.
+        [`SiTError`]: If logits are asked for and the model has no classifier, or the format cannot hold the model.
     """
-    has_classifier = isinstance(model, SiTForImageClassification) and model.config.num_labels > 0
-    if outputs == "logits" and not has_classifier:
+    has_logits = isinstance(model, WITH_LOGITS) and model.config.num_labels > 0
+    if outputs == "logits" and not has_logits:
         raise SiTError(
             "the source has no classifier", argument="outputs", remedy="fine-tune it first, or choose features"
         )
-    keeps_all = outputs != "features" and (has_classifier or keeps_heads)
-    chosen = model if keeps_all else model.base_model
+    for refused, reason in output_format.refusals.items():
+        if isinstance(model, refused) and outputs is None:
+            raise SiTError(
+                f"not for a {type(model).__name__}: {reason}",
+                argument="format",
+                remedy='write the backbone alone with `outputs="features"`',
+            )
+    is_held = isinstance(model, output_format.classes)
+    if outputs == "logits" and not is_held:
+        raise SiTError(
+            f"{output_format.library} has no model like a {type(model).__name__}",
+            argument="format",
+            remedy='write the backbone alone with `outputs="features"`',
+        )
+    # A classifier without classes is a backbone to what has no other heads.
+    is_held = is_held and (has_logits or SiTForPreTraining in output_format.classes)
+    chosen = model if is_held and outputs != "features" else model.base_model
     left_out = [] if chosen is model else [part for part in model.named_children() if part[1] is not chosen]
     described = [f"{name} ({num_parameters(part):,} parameters)" for name, part in left_out if part is not None]
     return chosen, [f"not in it, because its outputs are features: {', '.join(described)}"] if described else []
@@ -199,7 +216,7 @@ def images_to_compare(source: LoadedCheckpoint, arguments: ConversionArguments) 
     config = source.model.config
     if arguments.dataset is None:
         return (
-            random_images(config, arguments.num_images, arguments.seed),
+            random_images(source.model, arguments.num_images, arguments.seed),
             f"{arguments.num_images} random images",
         )
     if source.processor is None:

@@ -7,13 +7,19 @@ import torch
 from torch import nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from modeling_sit import SiTForImageClassification
+from modeling_sit import SiTForImageClassification, SiTForSemanticSegmentation
 from modeling_sit.interop.plain_vit import plain_processor
-from modeling_sit.interop.verification import Predict, random_images
+from modeling_sit.interop.verification import Predict, input_shape, random_images
 
 INPUT = "pixel_values"
 FEATURES = ("last_hidden_state", "pooler_output")
 LOGITS = ("logits",)
+WITH_LOGITS = (SiTForImageClassification, SiTForSemanticSegmentation)
+# Why there is no graph of a detector.
+NO_DETECTOR = (
+    "what a detector computes depends on what it finds in an image (proposals, non-maximum suppression, a mask for each "
+    "object), but a graph does the same for every image"
+)
 # More than one: a graph that is traced with one image may work for one image only.
 TRACED_BATCH_SIZE = 2
 # The oldest version of ONNX's operators that PyTorch's exporter writes. Every runtime of the last years reads it.
@@ -34,14 +40,15 @@ class NamedOutputs(nn.Module):
 
 
 def output_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """Names of a graph's outputs: `logits` of a classifier, else `last_hidden_state` and `pooler_output`."""
-    return LOGITS if isinstance(model, SiTForImageClassification) else FEATURES
+    """Names of a graph's outputs: `logits` of a classifier or of semantic segmentation, else `last_hidden_state` and
+    `pooler_output`."""
+    return LOGITS if isinstance(model, WITH_LOGITS) else FEATURES
 
 
 def export_program(model: PreTrainedModel) -> torch.export.ExportedProgram:
-    """The graph of a [`SiTModel`] or a [`SiTForImageClassification`] in evaluation mode. It takes normalized
-    `pixel_values` `(batch, channels, height, width)` of any batch size."""
-    images = random_images(model.config, TRACED_BATCH_SIZE, seed=0)
+    """The graph of a [`SiTModel`], a [`SiTForImageClassification`] or a [`SiTForSemanticSegmentation`] in evaluation mode. It
+    takes normalized `pixel_values` `(batch, channels, height, width)` of any batch size."""
+    images = random_images(model, TRACED_BATCH_SIZE, seed=0)
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
         return torch.export.export(
@@ -54,13 +61,13 @@ def graph_metadata(model: PreTrainedModel, processor: BaseImageProcessor | None)
     metadata = {}
     if processor is not None:
         metadata["preprocessor_config.json"] = plain_processor(processor).to_json_string()
-    if isinstance(model, SiTForImageClassification):
+    if isinstance(model, WITH_LOGITS):
         metadata["id2label.json"] = json.dumps(model.config.id2label)
     return metadata
 
 
 def graph_notes(model: PreTrainedModel, processor: BaseImageProcessor | None) -> list[str]:
-    (height, width), channels = model.config.image_shape, model.config.num_channels
+    (height, width), channels = input_shape(model), model.config.num_channels
     prepared = f"; its {', '.join(graph_metadata(model, processor))} says how to prepare images" if processor else ""
     return [
         f"{INPUT} (batch, {channels}, {height}, {width}), float32, normalized outside the graph{prepared}",

@@ -8,12 +8,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor, SiTModel
+from modeling_sit import (
+    SiTConfig,
+    SiTForImageClassification,
+    SiTForInstanceSegmentation,
+    SiTForObjectDetection,
+    SiTForPreTraining,
+    SiTForSemanticSegmentation,
+    SiTImageProcessor,
+    SiTModel,
+)
 from modeling_sit.interop.verification import Predict, outputs_of
 from modeling_sit.runtime.errors import SiTError
 
 MODEL_CLASSES = {
-    model_class.__name__: model_class for model_class in (SiTModel, SiTForPreTraining, SiTForImageClassification)
+    model_class.__name__: model_class
+    for model_class in (
+        SiTModel,
+        SiTForPreTraining,
+        SiTForImageClassification,
+        SiTForSemanticSegmentation,
+        SiTForObjectDetection,
+        SiTForInstanceSegmentation,
+    )
 }
 CONFIG, ARCHITECTURE, PREPROCESSOR = "config.json", "architecture", "preprocessor_config.json"
 

@@ -1,15 +1,23 @@
 """Compare the outputs of a model that was written in another format with those of its source."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from transformers import PreTrainedModel
 
-from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining
+from modeling_sit import (
+    SiTForImageClassification,
+    SiTForObjectDetection,
+    SiTForPreTraining,
+    SiTForSemanticSegmentation,
+)
+from modeling_sit.feature_pyramid import PYRAMID_STRIDES
 
 Outputs = dict[str, torch.Tensor]
 # A format's reader returns this: from images `(batch, channels, height, width)` to outputs by name.
 Predict = Callable[[torch.Tensor], Outputs]
+DETECTIONS = ("scores", "pred_labels", "pred_boxes", "pred_masks")
 
 
 @torch.no_grad()
@@ -18,12 +26,15 @@ def outputs_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> Outputs:
     The outputs of a SiT for normalized images, by name.
 
     Returns:
-        `dict[str, torch.Tensor]`: For a classifier `logits`. For a backbone `last_hidden_state`, `pooler_output` (the
+        `dict[str, torch.Tensor]`: For a classifier and for semantic segmentation `logits`. For a detector the fields of
+        [`~modeling_sit_detection.SiTDetectionOutput`] that are detections. For a backbone `last_hidden_state`, `pooler_output` (the
         tokens that `config.pooling` names) and `contrastive_token`. For a pretraining model those of the backbone,
         `reconstruction` and `projection`.
     """
-    if isinstance(model, SiTForImageClassification):
+    if isinstance(model, (SiTForImageClassification, SiTForSemanticSegmentation)):
         return {"logits": model(pixel_values).logits}
+    if isinstance(model, SiTForObjectDetection):
+        return {name: value for name, value in model(pixel_values).items() if name in DETECTIONS}
     encoded = model.base_model(pixel_values)
     outputs = {
         "last_hidden_state": encoded.last_hidden_state,
@@ -36,10 +47,21 @@ def outputs_of(model: PreTrainedModel, pixel_values: torch.Tensor) -> Outputs:
     return {name: output for name, output in outputs.items() if output is not None}
 
 
-def random_images(config: SiTConfig, count: int, seed: int) -> torch.Tensor:
-    """Images `(count, channels, height, width)` of standard normal pixels. The same seed gives the same images."""
+def input_shape(model: PreTrainedModel) -> tuple[int, int]:
+    """Height and width in pixels of the images that a model is for: those of its configuration, and for detection and
+    segmentation the next multiples of the coarsest stride."""
+    height, width = model.config.image_shape
+    if not isinstance(model, (SiTForSemanticSegmentation, SiTForObjectDetection)):
+        return height, width
+    multiple = math.lcm(PYRAMID_STRIDES[-1], *model.config.patch_shape)
+    return math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple
+
+
+def random_images(model: PreTrainedModel, count: int, seed: int) -> torch.Tensor:
+    """Images `(count, channels, height, width)` of standard normal pixels, of a size that the model takes. The same seed gives
+    the same images."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, config.num_channels, *config.image_shape, generator=generator)
+    return torch.randn(count, model.config.num_channels, *input_shape(model), generator=generator)
 
 
 def one_and_the_rest(images: torch.Tensor) -> list[torch.Tensor]:

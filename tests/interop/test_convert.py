@@ -1,9 +1,18 @@
 """Conversion: what is written is there as a whole or not at all, and replaces nothing by mistake."""
 
 import pytest
+import torch
 
-from modeling_sit import SiTForImageClassification, SiTForPreTraining
+from modeling_sit import (
+    SiTForImageClassification,
+    SiTForInstanceSegmentation,
+    SiTForObjectDetection,
+    SiTForPreTraining,
+    SiTForSemanticSegmentation,
+    SiTImageProcessor,
+)
 from modeling_sit.interop.convert import check_destination, choose_model, convert, staged
+from modeling_sit.interop.formats import FORMATS
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -73,21 +82,49 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 
 def test_heads_that_stay_behind_are_named(make_model):
     pretrained = make_model(SiTForPreTraining)
-    assert choose_model(pretrained, None, keeps_heads=True) == (pretrained, [])
-    for outputs, keeps_heads in ((None, False), ("features", True)):
-        chosen, (note,) = choose_model(pretrained, outputs, keeps_heads)
+    assert choose_model(pretrained, None, FORMATS["sit"]) == (pretrained, [])
+    for outputs, name in ((None, "onnx"), ("features", "sit")):
+        chosen, (note,) = choose_model(pretrained, outputs, FORMATS[name])
         assert chosen is pretrained.vit
         decoder = sum(weight.numel() for weight in pretrained.decoder.parameters())
         assert f"decoder ({decoder:,} parameters)" in note and "projection_head" in note
         assert "rotation_head" not in note  # it has none
     with pytest.raises(SiTError, match="no classifier"):
-        choose_model(pretrained, "logits", keeps_heads=False)
+        choose_model(pretrained, "logits", FORMATS["vit"])
 
     classifier = make_model(SiTForImageClassification)
     for outputs in (None, "logits"):
-        assert choose_model(classifier, outputs, keeps_heads=False) == (classifier, [])
-    chosen, (note,) = choose_model(classifier, "features", keeps_heads=False)
+        assert choose_model(classifier, outputs, FORMATS["vit"]) == (classifier, [])
+    chosen, (note,) = choose_model(classifier, "features", FORMATS["vit"])
     assert chosen is classifier.vit and "classifier (34 parameters)" in note
+    empty = make_model(SiTForImageClassification, num_labels=0)
+    assert choose_model(empty, None, FORMATS["vit"])[0] is empty.vit
+    assert choose_model(empty, None, FORMATS["sit"])[0] is empty
+
+
+SMALL = {"pyramid_size": 8, "box_head_size": 8, "mask_head_num_layers": 1}
+
+
+def test_heads_of_dense_tasks(make_model):
+    segmenter = make_model(SiTForSemanticSegmentation, **SMALL)
+    for name in ("sit", "safetensors", "onnx", "torch_export"):
+        assert choose_model(segmenter, None, FORMATS[name]) == choose_model(segmenter, "logits", FORMATS[name])
+        assert choose_model(segmenter, None, FORMATS[name]) == (segmenter, [])
+    chosen, (note,) = choose_model(segmenter, None, FORMATS["timm"])
+    assert chosen is segmenter.vit and "pyramid" in note and "segmentation_head" in note
+    with pytest.raises(SiTError, match=r"timm has no model like a SiTForSemanticSegmentation.*`outputs=") as error:
+        choose_model(segmenter, "logits", FORMATS["timm"])
+    assert error.value.argument == "format"
+
+    for model_class in (SiTForObjectDetection, SiTForInstanceSegmentation):
+        detector = make_model(model_class, **SMALL)
+        assert choose_model(detector, None, FORMATS["sit"]) == (detector, [])
+        assert choose_model(detector, None, FORMATS["vit"])[0] is detector.vit
+        for name in ("onnx", "torch_export"):
+            assert choose_model(detector, "features", FORMATS[name])[0] is detector.vit
+            with pytest.raises(SiTError, match=r"depends on what it finds.*`outputs=") as error:
+                choose_model(detector, None, FORMATS[name])
+            assert error.value.argument == "format" and model_class.__name__ in str(error.value)
 
 
 class TestConvert:
@@ -102,6 +139,23 @@ class TestConvert:
         assert max(result.differences.values()) <= result.tolerance == 1e-5
         assert any("decoder" in note for note in result.notes) and all(note in result.summary for note in result.notes)
         assert f"on 2 images of {images}" in result.summary
+
+    @pytest.mark.parametrize(
+        ("model_class", "format", "outputs"),
+        [
+            (SiTForSemanticSegmentation, "sit", {"logits"}),
+            (SiTForInstanceSegmentation, "sit", {"scores", "pred_labels", "pred_boxes", "pred_masks"}),
+            (SiTForObjectDetection, "safetensors", {"scores", "pred_labels", "pred_boxes"}),
+        ],
+    )
+    def test_dense_tasks(self, tiny_config, tmp_path, model_class, format, outputs):
+        """The images of the comparison are as large as the pyramid wants, though the model was made for 16 pixels."""
+        torch.manual_seed(0)
+        model_class(tiny_config(**SMALL, detections_per_image=3)).save_pretrained(tmp_path / "source")
+        SiTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "source")
+        suffix = FORMATS[format].suffix or ""
+        result = convert(str(tmp_path / "source"), tmp_path / f"to{suffix}", format=format, num_images=2)
+        assert result.differences.keys() == outputs and max(result.differences.values()) <= 1e-5
 
     @pytest.mark.parametrize(
         ("keywords", "argument"),

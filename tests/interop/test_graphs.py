@@ -7,8 +7,9 @@ import onnxruntime
 import pytest
 import torch
 
-from modeling_sit import SiTForImageClassification, SiTModel
+from modeling_sit import SiTForImageClassification, SiTForSemanticSegmentation, SiTModel
 from modeling_sit.interop.graphs import write_exported, write_onnx
+from modeling_sit.interop.verification import random_images
 
 CASES = {
     "features": (SiTModel, {"pooling": "token_mean", "image_size": (16, 24), "num_channels": 1}),
@@ -50,6 +51,26 @@ def test_exported_program(make_model, make_processor, images, tmp_path, case):
         assert found.keys() == expected.keys()
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+
+
+def test_semantic_segmentation(make_model, tmp_path):
+    """The graph takes the next larger image that the pyramid takes; its logits are of stride 4."""
+    fields = {"num_hidden_layers": 1, "image_size": 24, "pyramid_size": 8}
+    model = make_model(SiTForSemanticSegmentation, id2label={0: "sky", 1: "road", 2: "car"}, **fields)
+    assert "pixel_values (batch, 3, 32, 32)" in " ".join(write_exported(model, None, tmp_path / "model.pt2"))
+    files = {"id2label.json": ""}
+    graph = torch.export.load(tmp_path / "model.pt2", extra_files=files).module()
+    assert json.loads(files["id2label.json"]) == {"0": "sky", "1": "road", "2": "car"}
+    write_onnx(model, None, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for batch_size in (1, 3):
+        pixel_values = random_images(model, batch_size, seed=0)
+        with torch.no_grad():
+            expected = model(pixel_values).logits
+        assert expected.shape == (batch_size, 3, 8, 8)
+        torch.testing.assert_close(graph(pixel_values=pixel_values)["logits"], expected, rtol=0, atol=1e-5)
+        (found,) = session.run(["logits"], {"pixel_values": pixel_values.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("case, opset", [("features", 18), ("logits", 20)])

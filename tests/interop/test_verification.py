@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from modeling_sit import SiTForImageClassification, SiTForPreTraining, SiTModel
+from modeling_sit import SiTForImageClassification, SiTForPreTraining, SiTForSemanticSegmentation, SiTModel
 from modeling_sit.interop.verification import (
+    input_shape,
     largest_differences,
     one_and_the_rest,
     outputs_of,
@@ -61,14 +62,20 @@ def test_a_pretrained_model_is_compared_with_its_heads(make_model, images, use_t
     assert "reconstruction" not in outputs_of(model, images(model))
 
 
-def test_random_images_are_a_function_of_the_seed(tiny_config):
-    config = tiny_config(image_size=(16, 24), num_channels=4)
+def test_random_images_are_a_function_of_the_seed(make_model):
+    model = make_model(SiTModel, image_size=(16, 24), num_channels=4)
     torch.manual_seed(1)
-    first = random_images(config, 5, seed=0)
+    first = random_images(model, 5, seed=0)
     torch.manual_seed(2)
-    assert torch.equal(random_images(config, 5, seed=0), first)
-    assert not torch.equal(random_images(config, 5, seed=1), first)
+    assert torch.equal(random_images(model, 5, seed=0), first)
+    assert not torch.equal(random_images(model, 5, seed=1), first)
     assert first.shape == (5, 4, 16, 24)
+
+
+def test_images_are_of_a_size_that_the_model_takes(make_model):
+    model = make_model(SiTForSemanticSegmentation, image_size=(16, 40), pyramid_size=4)
+    assert input_shape(model) == (32, 64)
+    assert outputs_of(model, random_images(model, 1, seed=0))["logits"].shape == (1, 2, 8, 16)
 
 
 @pytest.mark.parametrize("count, sizes", [(1, [1]), (2, [1, 1]), (4, [1, 3])])
