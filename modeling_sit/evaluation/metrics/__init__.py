@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def load_metric(name: str, config_name: str | None = None) -> "evaluate.Evaluati
 
     Args:
         name (`str`): Name of the metric: that of its file in this folder, such as `"accuracy"`.
-        config_name (`str`, *optional*): `"multilabel"` for a metric of labels where an image can have several.
+        config_name (`str`, *optional*): `"multilabel"` for a metric of labels where an image can have several; `"masks"`
+            for COCO's average precision of masks.
 
     Returns:
         `evaluate.EvaluationModule`: The metric; `metric.compute(predictions=..., references=...)` returns a `dict`.
@@ -32,16 +34,25 @@ def load_metric(name: str, config_name: str | None = None) -> "evaluate.Evaluati
     Raises:
         `ValueError`: If there is no such metric here.
     """
-    if name not in METRICS:
-        raise ValueError(f"there is no metric {name!r} here, only {', '.join(METRICS)}")
-    _import_evaluate()
-    module = importlib.import_module(f"{__name__}.{name}")
+    module = metric_module(name)
     (metric,) = (
         each for each in vars(module).values() if isinstance(each, type) and issubclass(each, module.evaluate.Metric)
     )
     # Even a metric that keeps all in memory makes its folder, unless it is told another place.
     in_memory = type(metric.__name__, (metric,), {"_build_data_dir": lambda self: os.devnull})
     return in_memory(config_name=config_name, keep_in_memory=True)
+
+
+def metric_module(name: str) -> ModuleType:
+    """The module of one of this package's metrics, for its functions.
+
+    Raises:
+        `ValueError`: If there is no such metric here.
+    """
+    if name not in METRICS:
+        raise ValueError(f"there is no metric {name!r} here, only {', '.join(METRICS)}")
+    _import_evaluate()
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def _import_evaluate() -> None:
