@@ -12,6 +12,7 @@ from modeling_sit.hub.arguments import HubArguments
 DESCRIPTION = """Train a pretrained model on labeled images.
 
     modeling-sit finetune --model_name_or_path MODEL --dataset IMAGES --output_dir FOLDER
+    modeling-sit finetune --task instance_segmentation ...        boxes and masks; see --task
     accelerate launch -m modeling_sit finetune ...        the same with several processes
 
 FOLDER becomes a model repository, with the results on the held-out images.

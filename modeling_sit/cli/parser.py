@@ -1,6 +1,7 @@
 """Flags and recipes: dataclasses give the flags, a YAML recipe gives defaults, flags override it."""
 
 import argparse
+import copy
 import dataclasses
 import platform
 import sys
@@ -17,6 +18,9 @@ from modeling_sit.cli.errors import as_flags, is_reporting_rank, with_flags
 from modeling_sit.runtime.arguments import ALIASES, REPLACED_IN_RECIPES, did_you_mean
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import YesOrNo, read_recipe
+
+# What of a field's metadata argparse knows. `TrainingArguments` has more than `help`.
+OF_FLAGS = ("help", "aliases", "metavar", "choices")
 
 
 class ExampleHelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -119,6 +123,9 @@ class RecipeArgumentParser(HfArgumentParser):
         if field.name in self._positional_fields:
             parser.add_argument(field.name, metavar=self._positional_fields[field.name], help=field.metadata["help"])
         else:
+            # transformers gives argparse all of the metadata, and some of it is not for flags.
+            field = copy.copy(field)
+            field.metadata = {name: value for name, value in field.metadata.items() if name in OF_FLAGS}
             super()._parse_dataclass_field(parser, field)
 
     def _add_aliases(self) -> None:

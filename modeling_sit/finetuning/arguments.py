@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.finetuning.dense_arguments import CLASSIFICATION, DenseArguments, check_task, only_for
 from modeling_sit.hub.arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.runtime.errors import SiTError
@@ -14,7 +15,7 @@ ABOVE_ZERO = ("image_size", "early_stopping_patience", "lora_alpha", "tuning_ste
 
 
 @dataclass(kw_only=True)
-class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments):
+class FinetuningArguments(DenseArguments, CardArguments, WeightsFileArguments, DatasetArguments):
     """
     The model to fine-tune, the dataset, the augmentation and the loss.
 
@@ -22,8 +23,28 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
         [`SiTError`]: If a value is out of range, or two exclude each other.
     """
 
-    task: Literal["classification"] = field(
-        default="classification", metadata={"help": "What the model learns. The package has `classification`."}
+    task: Literal["classification", "detection", "instance_segmentation", "semantic_segmentation"] = field(
+        default="classification",
+        metadata={
+            "help": "What the model learns. classification: a class for each image, or several. detection: objects with "
+            "boxes. instance_segmentation: objects with boxes and masks. semantic_segmentation: a class for each pixel."
+        },
+    )
+    dataset: str = field(
+        metadata={
+            "help": "Labeled images. For classes: a folder with class sub-folders, a parquet or webdataset tar file or a "
+            "folder of them, a `save_to_disk` folder, a Hub id, or the built-in `digits`. For objects: a folder of images "
+            "with annotations in COCO's form, such as train.json and images/, or rows with a column `objects`. For pixels: "
+            "a folder of images and masks of the same names, such as images/ and masks/, or rows with a column of masks. "
+            "Required."
+        }
+    )
+    label_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the labels, or COLUMN.FIELD of a struct; of lists, if an image may have several labels; of "
+            "the objects; or of the masks. Default: the one ClassLabel column, or one with a usual name."
+        },
     )
     validation_split: str | None = field(
         default=None,
@@ -42,7 +63,7 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     validation_fraction: float = field(
         default=0.1,
         metadata={
-            "help": "Fraction in (0, 1) of the training images of each class that is held back if there is no "
+            "help": "Fraction in (0, 1) of the training images (of each class) that is held back if there is no "
             'validation split. With `eval_strategy="no"` nothing is chosen, so nothing is held back if there'
             " is a test split. Nor is it below 5,000 training images, unless `eval_strategy` is given."
         },
@@ -55,14 +76,19 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
         metadata={"help": "Whether to start from random weights, for a comparison with the pretrained ones."},
     )
     label_fraction: float = field(
-        default=1.0, metadata={"help": "Fraction of the training images of each class to train on, in (0, 1]."}
+        default=1.0,
+        metadata={
+            "help": "Fraction of the training images of each class to train on, in (0, 1]; for detection and segmentation of "
+            "all images alike."
+        },
     )
     pooling: Literal["token", "mean", "token_mean"] | None = field(
         default=None,
-        metadata={
-            "help": "Features that the classifier of a SiT model reads: the first token, the mean of the patch "
+        metadata=only_for(
+            CLASSIFICATION,
+            "Features that the classifier of a SiT model reads: the first token, the mean of the patch "
             "tokens, or both. Default: as in its configuration.",
-        },
+        ),
     )
     drop_path_rate: float | None = field(
         default=None, metadata={"help": "Stochastic depth of a SiT model. Default: as in its configuration."}
@@ -71,11 +97,12 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
         default=None,
         metadata={
             "help": "Height and width of the input in pixels, a multiple of the patch size. Positions are "
-            "interpolated. Default: as in pretraining."
+            "interpolated. Default: as in pretraining. For detection and segmentation, the longer side, and the ratio "
+            "stays. Default: that of the training images, at most 640, or 192 on a CPU."
         },
     )
     freeze_backbone: bool = field(
-        default=False, metadata={"help": "Whether to train the classifier only. The features stay as they are."}
+        default=False, metadata={"help": "Whether to train the head only. The features stay as they are."}
     )
     lora_rank: int = field(
         default=0,
@@ -115,66 +142,79 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
     )
     augmentation: Literal["plain", "3-augment", "randaugment"] | None = field(
         default=None,
-        metadata={
-            "help": "Augmentation after crop and flip. plain: none. 3-augment (DeiT III): grayscale, solarize or "
+        metadata=only_for(
+            CLASSIFICATION,
+            "Augmentation after crop and flip. plain: none. 3-augment (DeiT III): grayscale, solarize or "
             "blur, then color jitter. randaugment (DeiT). Default: randaugment for long runs on a few thousand "
             "images or more, else plain.",
-        },
+        ),
     )
     crop_scale: list[float] | None = field(
         default=None,
-        metadata={
-            "help": "Range of the area of a crop, as a fraction of the image's area. Default: 0.2 to 1; 0.5 to 1 for "
-            "images of 32 pixels or less."
-        },
+        metadata=only_for(
+            CLASSIFICATION,
+            "Range of the area of a crop, as a fraction of the image's area. Default: 0.2 to 1; 0.5 to 1 for "
+            "images of 32 pixels or less.",
+        ),
     )
     horizontal_flip_probability: float | None = field(
         default=None,
         metadata={"help": "Probability of a horizontal flip. Default: 0.5; 0 for gray images of 32 pixels or less."},
     )
     randaugment_num_ops: int = field(
-        default=2, metadata={"help": "Number of operations of RandAugment on each image."}
+        default=2, metadata=only_for(CLASSIFICATION, "Number of operations of RandAugment on each image.")
     )
-    randaugment_magnitude: int = field(default=9, metadata={"help": "Magnitude of RandAugment, 0 to 30."})
+    randaugment_magnitude: int = field(
+        default=9, metadata=only_for(CLASSIFICATION, "Magnitude of RandAugment, 0 to 30.")
+    )
     color_jitter: float = field(
         default=0.3,
-        metadata={"help": "Largest change of brightness, contrast and saturation in 3-Augment, as a fraction."},
+        metadata=only_for(
+            CLASSIFICATION, "Largest change of brightness, contrast and saturation in 3-Augment, as a fraction."
+        ),
     )
     random_erasing_probability: float = field(
-        default=0.0, metadata={"help": "Probability that a rectangle of 2 to 33 %% of the image becomes noise."}
+        default=0.0,
+        metadata=only_for(CLASSIFICATION, "Probability that a rectangle of 2 to 33 %% of the image becomes noise."),
     )
     mixup_alpha: float | None = field(
         default=None,
-        metadata={
-            "help": "Alpha of the Beta distribution of MixUp; 0 for none. With CutMix too, each batch draws one of "
+        metadata=only_for(
+            CLASSIFICATION,
+            "Alpha of the Beta distribution of MixUp; 0 for none. With CutMix too, each batch draws one of "
             "the two. Default: 0.8 for long runs on a few thousand images or more, else 0.",
-        },
+        ),
     )
     cutmix_alpha: float | None = field(
         default=None,
-        metadata={
-            "help": "Alpha of the Beta distribution of CutMix; 0 for none. Default: 1 for long runs on a few "
-            "thousand images or more, else 0."
-        },
+        metadata=only_for(
+            CLASSIFICATION,
+            "Alpha of the Beta distribution of CutMix; 0 for none. Default: 1 for long runs on a few "
+            "thousand images or more, else 0.",
+        ),
     )
     multi_label_loss: Literal["binary_cross_entropy", "asymmetric"] = field(
         default="binary_cross_entropy",
-        metadata={
-            "help": "Loss for images with several labels. The asymmetric loss gives easy negatives less weight. The "
-            "validation loss is always binary cross-entropy."
-        },
+        metadata=only_for(
+            CLASSIFICATION,
+            "Loss for images with several labels. The asymmetric loss gives easy negatives less weight. The "
+            "validation loss is always binary cross-entropy.",
+        ),
     )
     class_weights: Literal["none", "balanced"] = field(
         default="none",
-        metadata={
-            "help": "Whether the loss weights each class by the inverse of its number of training images. With "
+        metadata=only_for(
+            CLASSIFICATION,
+            "Whether the loss weights each class by the inverse of its number of training images. With "
             "several labels per image, the positives of a label have the weight (images without it / images "
-            "with it)."
-        },
+            "with it).",
+        ),
     )
     balanced_sampling: bool = field(
         default=False,
-        metadata={"help": "Whether an epoch draws images with replacement, so that all classes are equally frequent."},
+        metadata=only_for(
+            CLASSIFICATION, "Whether an epoch draws images with replacement, so that all classes are equally frequent."
+        ),
     )
     early_stopping_patience: int | None = field(
         default=None,
@@ -208,6 +248,8 @@ class FinetuningArguments(CardArguments, WeightsFileArguments, DatasetArguments)
 
     def __post_init__(self):
         super().__post_init__()
+        check_task(self, self.task)
+        self.check_dense()
         if not 0 < self.label_fraction <= 1:
             raise SiTError(f"must be in (0, 1], got {self.label_fraction}", argument="label_fraction")
         crop = self.crop_scale

@@ -143,11 +143,11 @@ class AugmentedImages(torch.utils.data.Dataset):
         index, seed = index_and_seed
         item = self.images[index]
         with seeded(seed):
-            image = self.augmentation(_as_tensor(item["image"]))
+            image = self.augmentation(as_tensor(item["image"]))
             return {**item, "image": image, "seed": torch.randint(2**62, ()).item()}
 
 
-def _as_tensor(image: Image) -> PIL.Image.Image | tv_tensors.Image:
+def as_tensor(image: Image) -> PIL.Image.Image | tv_tensors.Image:
     """An image for torchvision's transforms: of Pillow, or uint8 `(channels, height, width)`."""
     if isinstance(image, PIL.Image.Image):
         return image

@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned classifier."""
+"""The model card of a fine-tuned model."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from modeling_sit.hub.card_file import read_written_card
-from modeling_sit.hub.card_results import classifier_results
+from modeling_sit.hub.card_results import FINETUNING_TASKS, finetuning_results
 from modeling_sit.hub.card_writing import describe_commands, describe_hardware_of, license_of, save_curves, write_card
 from modeling_sit.hub.markdown import code, escaped, table
 from modeling_sit.hub.provenance import Start, describe_duration, describe_versions, hub_id, public_name
@@ -21,13 +21,23 @@ CURVES = {
     "eval_loss": "validation loss",
     "eval_accuracy": "validation accuracy",
     "eval_mean_average_precision": "validation mAP",
+    "eval_map": "validation AP of boxes",
+    "eval_mask_map": "validation AP of masks",
+    "eval_mean_iou": "validation mIoU",
+}
+# What a model of each task does, and how its pipeline is called in the card.
+PURPOSES = {
+    "classification": ("classifies images", "classify"),
+    "detection": ("finds objects in images, each with a box and a class", "detect"),
+    "instance_segmentation": ("finds objects in images, each with a box, a mask and a class", "segment"),
+    "semantic_segmentation": ("gives each pixel of an image a class", "segment"),
 }
 
 
 @dataclass
 class FinetuningFacts:
     """
-    What the card of a fine-tuned classifier says.
+    What the card of a fine-tuned model says.
 
     Args:
         report (`dict`): Its results in `eval_results.json`.
@@ -50,11 +60,11 @@ class FinetuningFacts:
 
 def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results: bool = False) -> Path:
     """
-    Write `README.md` of a fine-tuned classifier, and the `loss_curve.png` that it shows. In a card that is there
+    Write `README.md` of a fine-tuned model, and the `loss_curve.png` that it shows. In a card that is there
     already, the text that people have written stays.
 
     Args:
-        output_dir (`Path`): The classifier's folder, with its `config.json`.
+        output_dir (`Path`): The model's folder, with its `config.json`.
         facts ([`FinetuningFacts`]): What the card says.
         keep_results (`bool`, *optional*, defaults to `False`):
             Whether the results of an earlier card were measured with the same weights.
@@ -70,13 +80,15 @@ def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results
     name = output_dir.resolve().name
     validation, license = report.get("validation"), license_of(facts.license, earlier)
     is_sit, pooling = _read_config(output_dir)
+    task = report.get("task", "classification")
+    purpose, call = PURPOSES[task]
     base = None if report["from_scratch"] else hub_id(report["model_name_or_path"])
     labels = ", ".join(map(escaped, label_names[:MAX_LISTED_LABELS]))
     data = ModelCardData(
         library_name="transformers",
         license=license,
-        pipeline_tag="image-classification",
-        tags=["sit", "vit", "image-classification"],
+        pipeline_tag=FINETUNING_TASKS[task],
+        tags=["sit", "vit", FINETUNING_TASKS[task]],
         datasets=[hub_id(report["dataset"])] if hub_id(report["dataset"]) else None,
         base_model=base,
     )
@@ -86,7 +98,10 @@ def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results
         model_name=escaped(name),
         repository=json.dumps(facts.model_id or name, ensure_ascii=False),
         is_sit=is_sit,
-        loads_as_vit=is_sit and pooling == "token",
+        loads_as_vit=is_sit and task == "classification" and pooling == "token",
+        purpose=purpose,
+        call=call,
+        pipeline_tag=FINETUNING_TASKS[task],
         dataset=code(public_name(report["dataset"])),
         num_train=f"{report['num_train']:,}",
         start=_describe_start(report),
@@ -115,7 +130,7 @@ def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results
         ),
         license_text=code(license),
     )
-    return write_card(output_dir, str(card), earlier, classifier_results(report), keep_results)
+    return write_card(output_dir, str(card), earlier, finetuning_results(report), keep_results)
 
 
 def _describe_start(report: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Classification: a label an image, or several."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from modeling_sit.evaluation.metrics import load_metric
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.augmentation import AugmentedImages, Collator, create_augmentation, create_erasing
 from modeling_sit.finetuning.classifier import load_classifier
+from modeling_sit.finetuning.labeled_splits import LabeledSplits, load_splits
 from modeling_sit.finetuning.losses import (
     MultiLabelLoss,
     SingleLabelLoss,
@@ -19,7 +21,7 @@ from modeling_sit.finetuning.losses import (
     create_mixing,
     soft_targets,
 )
-from modeling_sit.finetuning.splits import Splits
+from modeling_sit.finetuning.presets import RunFacts
 from modeling_sit.finetuning.trainer import Task
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.image_modes import PixelFormat
@@ -34,14 +36,16 @@ class Classification(Task):
     Args:
         arguments (`FinetuningArguments`): The model, the augmentation and the loss.
         training_arguments (`FinetuningTrainingArguments`): The run's other arguments.
-        splits ([`Splits`]): The images.
+        splits ([`LabeledSplits`]): The images.
 
     Raises:
         [`SiTError`]: If the dataset does not suit the arguments.
     """
 
+    splits: LabeledSplits
+
     def __init__(
-        self, arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments, splits: Splits
+        self, arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments, splits: LabeledSplits
     ):
         self.arguments = arguments
         self.splits = splits
@@ -65,8 +69,15 @@ class Classification(Task):
         else:
             self.loss, self.unweighted_loss = SingleLabelLoss(weights), SingleLabelLoss()
 
+    @staticmethod
+    def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | None) -> LabeledSplits:
+        return load_splits(arguments, seed, evaluates)
+
     def load_model(self) -> None:
         self.processor, self.model = load_classifier(self.arguments, self.splits.label_names, self.multi_label)
+
+    def facts(self, num_train: int, training_arguments: FinetuningTrainingArguments) -> RunFacts:
+        return replace(super().facts(num_train, training_arguments), multi_label=self.multi_label)
 
     def prepare_training(self, training_arguments: FinetuningTrainingArguments) -> None:
         # `Trainer`'s own smoothing knows neither mixed targets nor several labels.

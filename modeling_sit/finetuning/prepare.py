@@ -5,14 +5,21 @@ from transformers.trainer_utils import set_seed
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.classification import Classification
-from modeling_sit.finetuning.presets import Preset, read_facts, settle_defaults
+from modeling_sit.finetuning.detection import Detection, InstanceSegmentation
+from modeling_sit.finetuning.presets import Preset, settle_defaults
+from modeling_sit.finetuning.segmentation import SemanticSegmentation
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.trainer import ReproducibleTrainer, Task
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.runtime.compiler import check_compiler
 from modeling_sit.runtime.errors import SiTError
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "detection": Detection,
+    "instance_segmentation": InstanceSegmentation,
+    "semantic_segmentation": SemanticSegmentation,
+}
 
 
 def prepare_trainer(
@@ -41,8 +48,8 @@ def prepare_trainer(
         training_arguments.evaluate_never()
     _settle_choice(task.metric_names, arguments, training_arguments)
     task.load_model()
-    facts = read_facts(len(splits.train), splits.multi_label, task.model.config, arguments, training_arguments)
-    preset = settle_defaults(facts, arguments, training_arguments)
+    facts = task.facts(len(splits.train), training_arguments)
+    preset = settle_defaults(facts, arguments, training_arguments, task.preset_class)
     task.prepare_training(training_arguments)
     return ReproducibleTrainer(task, arguments, training_arguments), preset
 

@@ -106,13 +106,55 @@ class Preset:
         """How often the run sees each image."""
         return self.num_steps * self.batch_size / self.facts.num_train
 
+    def usual_batch_size(self) -> int:
+        """Images in a step: the power of two next to half the square root of their number, from 16 to 256. A CPU gains
+        nothing by batches above 64, and a large model on large images has no room for more."""
+        facts = self.facts
+        low, high = BATCH_SIZES
+        if facts.on_cpu:
+            high = 64 if facts.image_size <= 64 else 32
+        elif facts.image_size > 128:
+            high = min(high, facts.num_batches * (64 if facts.hidden_size > 384 else 128))
+        size = 2 ** round(math.log2(max(1.0, math.sqrt(facts.num_train) / 2)))
+        return max(low, min(high, size))
+
+    def usual_steps(self) -> int:
+        """Steps of a run: 1,000 for 100 images, and 2 times as many for 10 times the images; half as many again from
+        scratch. On an accelerator, 3 epochs at least (5 from scratch). On a CPU no more than [`CPU_IMAGES`] of 32 pixels in
+        all, fewer if they are larger, but 1,000 steps at least."""
+        facts = self.facts
+        steps = MIN_STEPS * max(1.0, facts.num_train / 100) ** 0.3 * (1.5 if facts.from_scratch else 1)
+        if facts.on_cpu:
+            images = CPU_IMAGES * (SMALL_IMAGE / max(SMALL_IMAGE, facts.image_size)) ** 2
+            steps = max(MIN_STEPS, min(steps, images / self.batch_size))
+        else:
+            steps = max(steps, (5 if facts.from_scratch else 3) * facts.num_train / self.batch_size)
+        return max(MIN_STEPS, int(round(steps, -1)))
+
+    def usual_learning_rate(self) -> float:
+        """Peak rate of AdamW: 1e-3 from scratch and 5e-4 pretrained at a width of 128. It falls with the root of the width.
+        A classifier or adapters alone learn with 1e-3."""
+        facts = self.facts
+        if not facts.trains_backbone:
+            return 1e-3
+        rate = (1e-3 if facts.from_scratch else 5e-4) * math.sqrt(128 / facts.hidden_size)
+        return min(1e-3, float(f"{rate:.0e}"))
+
+    def usual_layer_decay(self) -> float:
+        """1 from scratch and for shallow models. Pretrained models of 6 blocks or more: 0.9; of 12 or more: 0.75, as BEiT and
+        MAE have it."""
+        facts = self.facts
+        if facts.from_scratch or not facts.trains_backbone or facts.num_layers < 6:
+            return 1.0
+        return 0.9 if facts.num_layers < 12 else 0.75
+
     def _choose_length(self) -> None:
         facts = self.facts
-        batch_size = usual_batch_size(facts)
+        batch_size = self.usual_batch_size()
         reason = f"for {facts.num_train:,} training images" + (" on a CPU" if facts.on_cpu else "")
         self._choose("per_device_train_batch_size", max(1, batch_size // facts.num_batches), reason)
         if "num_train_epochs" not in self.given:
-            steps = usual_steps(facts, self.batch_size)
+            steps = self.usual_steps()
             epochs = steps * self.batch_size / facts.num_train
             self._choose("max_steps", steps, f"each of {facts.num_train:,} images is seen {epochs:.3g} times")
 
@@ -120,13 +162,17 @@ class Preset:
         facts, steps = self.facts, self.num_steps
         start = "from scratch" if facts.from_scratch else "pretrained"
         reason = f"{start}, {facts.hidden_size} wide" if facts.trains_backbone else "the backbone stays as it is"
-        self._choose("learning_rate", usual_learning_rate(facts), reason)
-        decay = usual_layer_decay(facts)
+        self._choose("learning_rate", self.usual_learning_rate(), reason)
+        decay = self.usual_layer_decay()
         reason = f"{start}, {facts.num_layers} blocks"
         self._choose("layer_decay", decay, f"{reason}: lower blocks learn more slowly" if decay < 1 else reason)
         is_long = WARMUP * steps > MAX_WARMUP_STEPS
         reason = "enough for any run" if is_long else "this fraction of all steps"
         self._choose("warmup_steps", MAX_WARMUP_STEPS if is_long else WARMUP, reason)
+        self._choose_average()
+
+    def _choose_average(self) -> None:
+        steps = self.num_steps
         averages = steps >= STEPS_OF_AN_AVERAGE
         reason = (
             f"averages the last {steps // 25:,} of {steps:,} steps"
@@ -155,51 +201,8 @@ class Preset:
         self._choose("cutmix_alpha", 1.0 if is_strong else 0.0, reason)
 
 
-def usual_batch_size(facts: RunFacts) -> int:
-    """Images in a step: the power of two next to half the square root of their number, from 16 to 256. A CPU gains
-    nothing by batches above 64, and a large model on large images has no room for more."""
-    low, high = BATCH_SIZES
-    if facts.on_cpu:
-        high = 64 if facts.image_size <= 64 else 32
-    elif facts.image_size > 128:
-        high = min(high, facts.num_batches * (64 if facts.hidden_size > 384 else 128))
-    size = 2 ** round(math.log2(max(1.0, math.sqrt(facts.num_train) / 2)))
-    return max(low, min(high, size))
-
-
-def usual_steps(facts: RunFacts, batch_size: int) -> int:
-    """Steps of a run: 1,000 for 100 images, and 2 times as many for 10 times the images; half as many again from
-    scratch. On an accelerator, 3 epochs at least (5 from scratch). On a CPU no more than [`CPU_IMAGES`] of 32 pixels in
-    all, fewer if they are larger, but 1,000 steps at least."""
-    steps = MIN_STEPS * max(1.0, facts.num_train / 100) ** 0.3 * (1.5 if facts.from_scratch else 1)
-    if facts.on_cpu:
-        images = CPU_IMAGES * (SMALL_IMAGE / max(SMALL_IMAGE, facts.image_size)) ** 2
-        steps = max(MIN_STEPS, min(steps, images / batch_size))
-    else:
-        steps = max(steps, (5 if facts.from_scratch else 3) * facts.num_train / batch_size)
-    return max(MIN_STEPS, int(round(steps, -1)))
-
-
-def usual_learning_rate(facts: RunFacts) -> float:
-    """Peak rate of AdamW: 1e-3 from scratch and 5e-4 pretrained at a width of 128. It falls with the root of the width.
-    A classifier or adapters alone learn with 1e-3."""
-    if not facts.trains_backbone:
-        return 1e-3
-    rate = (1e-3 if facts.from_scratch else 5e-4) * math.sqrt(128 / facts.hidden_size)
-    return min(1e-3, float(f"{rate:.0e}"))
-
-
-def usual_layer_decay(facts: RunFacts) -> float:
-    """1 from scratch and for shallow models. Pretrained models of 6 blocks or more: 0.9; of 12 or more: 0.75, as BEiT and
-    MAE have it."""
-    if facts.from_scratch or not facts.trains_backbone or facts.num_layers < 6:
-        return 1.0
-    return 0.9 if facts.num_layers < 12 else 0.75
-
-
 def read_facts(
     num_train: int,
-    multi_label: bool,
     config: Any,
     arguments: FinetuningArguments,
     training_arguments: FinetuningTrainingArguments,
@@ -208,7 +211,6 @@ def read_facts(
 
     Args:
         num_train (`int`): Number of training images.
-        multi_label (`bool`): Whether an image may have several labels.
         config (`PreTrainedConfig`): The model's configuration, for images of the size that the run uses.
         arguments, training_arguments: The run's arguments.
     """
@@ -221,27 +223,30 @@ def read_facts(
         num_layers=getattr(config, "num_hidden_layers", None) or RunFacts.num_layers,
         image_size=size if isinstance(size, int) else max(size),
         num_channels=getattr(config, "num_channels", RunFacts.num_channels),
-        multi_label=multi_label,
         on_cpu=training_arguments.device.type == "cpu",
         num_batches=training_arguments.world_size * training_arguments.gradient_accumulation_steps,
     )
 
 
 def settle_defaults(
-    facts: RunFacts, arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments
+    facts: RunFacts,
+    arguments: FinetuningArguments,
+    training_arguments: FinetuningTrainingArguments,
+    preset_class: type[Preset] = Preset,
 ) -> Preset:
     """Set the arguments that are `None` by the preset, in place.
 
     Args:
         facts ([`RunFacts`]): What the defaults depend on.
         arguments, training_arguments: The run's arguments. `auto` is not among them any more.
+        preset_class (`type`, *optional*, defaults to [`Preset`]): The task's.
 
     Returns:
         [`Preset`]: With what it chose, and why.
     """
     groups = (arguments, training_arguments)
     given = {name: value for group in groups for name, value in vars(group).items() if value is not None}
-    preset = Preset(facts, given)
+    preset = preset_class(facts, given)
     for name, choice in preset.choices.items():
         setattr(next(group for group in groups if hasattr(group, name)), name, choice.value)
     # What transformers takes for none.

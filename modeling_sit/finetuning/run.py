@@ -1,5 +1,6 @@
 """Fine-tuning from start to end: read the dataset, train, measure, and write the model with its card and results."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,7 @@ from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import PushCheckpoints, RunHistory, StopAtSignal
 from modeling_sit.finetuning.card import FinetuningFacts, write_finetuning_card
 from modeling_sit.finetuning.checkpoints import find_checkpoint, step_of
-from modeling_sit.finetuning.prepare import prepare_trainer
-from modeling_sit.finetuning.splits import load_splits
+from modeling_sit.finetuning.prepare import TASKS, prepare_trainer
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.finetuning.tuning import Tuning, tune
@@ -105,12 +105,12 @@ def run_finetuning(
     evaluates = training_arguments.evaluates
     if evaluates is None and arguments.early_stopping_patience is not None:
         evaluates = True
-    splits = load_splits(arguments, training_arguments.seed, evaluates)
+    splits = TASKS[arguments.task].load_splits(arguments, training_arguments.seed, evaluates)
     if tuning is None:
         splits.tell(range_of(arguments.model_name_or_path, arguments.intensity_range))
     trainer, preset = prepare_trainer(arguments, training_arguments, splits)
     if trainer.is_world_process_zero():
-        print("\n".join([splits.summary(), *preset.lines()]), flush=True)
+        print("\n".join([splits.summary(), *trainer.task.lines(), *preset.lines()]), flush=True)
     history = RunHistory.read(checkpoint, started)
     history.starts.append(
         describe_start(step_of(checkpoint), training_arguments.device, training_arguments.world_size, command)
@@ -217,7 +217,8 @@ def _train(trainer: ReproducibleTrainer, checkpoint: str | None, pusher: HubPush
 def _measure(trainer: ReproducibleTrainer, arguments: FinetuningArguments, tuning: Tuning | None) -> dict[str, Any]:
     """The results of the finished model for `eval_results.json`: its metrics on the test images, or without those on the
     validation images, and how it was trained."""
-    splits, metric_names = trainer.task.splits, trainer.task.metric_names
+    splits = trainer.task.splits
+    metric_names = (*trainer.task.metric_names, *trainer.task.class_metric_names)
     validation = None
     if splits.validation is not None:
         validation = {
@@ -237,6 +238,7 @@ def _measure(trainer: ReproducibleTrainer, arguments: FinetuningArguments, tunin
     if trainer.args.load_best_model_at_end:
         chosen_by = f"{trainer.args.metric_for_best_model} on {splits.validation_name}"
     return {
+        "task": arguments.task,
         **(test or validation),
         "chosen_by": chosen_by,
         "validation": validation,
@@ -253,10 +255,12 @@ def _measure(trainer: ReproducibleTrainer, arguments: FinetuningArguments, tunin
     }
 
 
-def _metrics(results: dict[str, float], metric_names: tuple[str, ...]) -> dict[str, float]:
-    """The metrics and the loss in what `Trainer` gives, without their prefix."""
+def _metrics(results: dict[str, float], metric_names: tuple[str, ...]) -> dict[str, float | None]:
+    """The metrics and the loss in what `Trainer` gives, without their prefix; `None` for what is not a number, as where the
+    images have no objects of a size. JSON knows no other word for it."""
     named = {name.partition("_")[2]: value for name, value in results.items()}
-    return {name: named[name] for name in (*metric_names, "loss") if name in named}
+    found = {name: named[name] for name in (*metric_names, "loss") if name in named}
+    return {name: None if math.isnan(value) else value for name, value in found.items()}
 
 
 def _write(trainer: ReproducibleTrainer, facts: FinetuningFacts) -> None:
@@ -271,5 +275,6 @@ def _write(trainer: ReproducibleTrainer, facts: FinetuningFacts) -> None:
         write_finetuning_card(output_dir, facts, keep_results)
         written = write_results(output_dir, {"finetune": report})
         metric = trainer.task.metric_names[0]
-        print(f"{metric} {report[metric]:.4f} on {report['num_validation']} images of {report['split']}")
+        value = "nothing to measure" if report[metric] is None else f"{report[metric]:.4f}"
+        print(f"{metric} {value} on {report['num_validation']} images of {report['split']}")
         print(f"written to {written}")

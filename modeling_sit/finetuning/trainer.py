@@ -7,8 +7,10 @@ defines
 
 - `__init__(arguments, training_arguments, splits)`, which keeps `splits` and checks the arguments,
 - `metric_names`, the first of which chooses the best checkpoint,
-- `load_model`, `prepare_training`, `train_dataset`, `eval_dataset` and `collator`,
-- `training_loss`, `validation_loss` and `compute_metrics`,
+- `load_splits`, `load_model`, `prepare_training`, `train_dataset`, `eval_dataset` and `collator`,
+- `preset_class` and `facts`, where its defaults are others than a classifier's, and `lines`, what it tells at the start,
+- `training_loss`, `validation_loss` and `compute_metrics`; or instead of the last one, with `measures_batches`,
+  `measurement` and `eval_batches`,
 - `sampling_weights`, where an epoch does not draw each image once.
 """
 
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainerState
-from transformers.trainer_utils import EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from modeling_sit.data.hand_over import kill_workers
 from modeling_sit.data.loaders import BatchLoader, timely_batches, worker_deaths
@@ -34,6 +36,8 @@ from modeling_sit.finetuning.checkpoints import STATE, delete_old_checkpoints, l
 from modeling_sit.finetuning.ema import ModelEma
 from modeling_sit.finetuning.layer_decay import layer_decay_groups
 from modeling_sit.finetuning.lora import Adapters
+from modeling_sit.finetuning.measurement import Measurement, measure
+from modeling_sit.finetuning.presets import Preset, RunFacts, read_facts
 from modeling_sit.finetuning.sampling import EpochOrder
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
@@ -48,16 +52,41 @@ class Task(ABC):
     What a run learns: its dataset, its model, its loss and its metrics. One instance belongs to one run.
 
     Attributes:
-        splits (`Splits`): The images. Set by `__init__`.
+        preset_class (`type`): What chooses the defaults of its arguments.
+        measures_batches (`bool`):
+            Whether a [`measurement`] measures one batch after the other. If not, [`compute_metrics`] has all of them.
+        arguments (`FinetuningArguments`), splits (`Splits`): The run's arguments and images. Set by `__init__`.
         metric_names (`tuple[str, ...]`):
-            Names of what `compute_metrics` gives, without the loss; the first one compares models.
+            Names of what `compute_metrics` or `measurement` gives, without the loss; the first one compares models.
+        class_metric_names (`tuple[str, ...]`): Names of metrics of single classes, which are in the results only.
         model (`PreTrainedModel`), processor: Set by [`load_model`].
     """
 
+    preset_class: type[Preset] = Preset
+    measures_batches = False
+
+    arguments: FinetuningArguments
     splits: Splits
     metric_names: tuple[str, ...]
+    class_metric_names: tuple[str, ...] = ()
     model: PreTrainedModel
     processor: Any
+
+    @staticmethod
+    @abstractmethod
+    def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | None) -> Splits:
+        """The images to train on, to choose by and to measure.
+
+        Args:
+            arguments (`FinetuningArguments`): Dataset, names of splits, fractions.
+            seed (`int`): Seed of the random draws: which labels are used, and which images are held back.
+            evaluates (`bool`, *optional*):
+                Whether the run evaluates during training, so that it can choose a checkpoint. `None` for whether there is
+                a validation split, or so many training images that some can be held back.
+
+        Raises:
+            [`SiTError`]: If there is no such split, two are the same, or labels are missing.
+        """
 
     @abstractmethod
     def load_model(self) -> None:
@@ -66,6 +95,14 @@ class Task(ABC):
         Raises:
             [`SiTError`]: If there is no such model, or it does not suit the arguments.
         """
+
+    def facts(self, num_train: int, training_arguments: FinetuningTrainingArguments) -> RunFacts:
+        """What the defaults of the run depend on, once the model is loaded."""
+        return read_facts(num_train, self.model.config, self.arguments, training_arguments)
+
+    def lines(self) -> list[str]:
+        """What the task tells about the model and the images, once the model is loaded, a line each."""
+        return []
 
     @abstractmethod
     def prepare_training(self, training_arguments: FinetuningTrainingArguments) -> None:
@@ -99,14 +136,20 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def validation_loss(
-        self, model: nn.Module, inputs: dict[str, Any]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Scalar loss of a batch, and the predictions for [`compute_metrics`]: tensors with the batch first."""
+    def validation_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """Scalar loss of a batch, and the predictions: for [`compute_metrics`] a dict of tensors with the batch first."""
 
-    @abstractmethod
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Metrics of all predictions of an evaluation, by their names."""
+        raise NotImplementedError
+
+    def measurement(self, dataset: torch.utils.data.Dataset) -> Measurement:
+        """What measures an evaluation of a dataset of [`eval_dataset`], if the task `measures_batches`."""
+        raise NotImplementedError
+
+    def eval_batches(self, dataset: torch.utils.data.Dataset, batch_size: int) -> list[list[int]]:
+        """Which images of the dataset are in each batch of its evaluation, as indices, if the task `measures_batches`."""
+        raise NotImplementedError
 
     def sampling_weights(self) -> torch.Tensor | None:
         """How likely an epoch draws each training image, `(num_images,)`; `None` for each of them once."""
@@ -150,7 +193,7 @@ class ReproducibleTrainer(Trainer):
             train_dataset=task.train_dataset(),
             eval_dataset=None if validation is None else task.eval_dataset(validation),
             processing_class=task.processor,
-            compute_metrics=task.compute_metrics,
+            compute_metrics=None if task.measures_batches else task.compute_metrics,
             callbacks=callbacks,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -202,8 +245,19 @@ class ReproducibleTrainer(Trainer):
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         return self._guarded(super().get_train_dataloader())
 
-    def get_eval_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
-        return self._guarded(super().get_eval_dataloader(*args, **kwargs))
+    def get_eval_dataloader(self, eval_dataset=None) -> torch.utils.data.DataLoader:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not self.task.measures_batches:
+            return self._guarded(super().get_eval_dataloader(dataset))
+        batches = self.task.eval_batches(dataset, self.args.per_device_eval_batch_size)
+        return BatchLoader(
+            dataset,
+            limit=self.args.dataloader_timeout,
+            batch_sampler=batches[self.args.process_index :: self.args.world_size],
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         # Where a run goes on amid an epoch, Accelerate makes another loader, which has no limit.
@@ -251,6 +305,30 @@ class ReproducibleTrainer(Trainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         with worker_deaths(), nullcontext() if self.average is None else self.average.applied(self.model):
             return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        if not self.task.measures_batches:
+            return super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if not self.accelerator._models:  # nothing was trained
+            self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        self.model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+
+        def predict(inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+            self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+            return self.task.validation_loss(self.model, inputs)
+
+        batches = map(self._prepare_inputs, dataloader)
+        measurement = self.task.measurement(dataloader.dataset)
+        metrics = measure(batches, predict, measurement, self.accelerator, self.args.seed)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        of_classes = set(self.task.class_metric_names)
+        super().log(
+            {name: value for name, value in logs.items() if name.partition("_")[2] not in of_classes}, *args, **kwargs
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the finished model, and in a checkpoint also the weights that training resumes from."""

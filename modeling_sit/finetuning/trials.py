@@ -18,7 +18,6 @@ from transformers.utils import logging
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import StopAtSignal
 from modeling_sit.finetuning.prepare import TASKS, prepare_trainer
-from modeling_sit.finetuning.presets import Preset, read_facts
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.trainer import LossNotFinite
 from modeling_sit.finetuning.training_arguments import AUTO, FinetuningTrainingArguments
@@ -104,9 +103,10 @@ class Trials:
         self.metric_name = task.metric_names[0]
         with _quiet():
             task.load_model()
-        facts = read_facts(num_train, draws[0].multi_label, task.model.config, arguments, training_arguments)
+        facts = task.facts(num_train, training_arguments)
         given = vars(arguments) | vars(training_arguments)
-        self.usual = Preset(facts, {name: each for name, each in given.items() if each is not None and each != AUTO})
+        given = {name: each for name, each in given.items() if each is not None and each != AUTO}
+        self.usual = task.preset_class(facts, given)
         # A trial has fewer images than the run, but the same batches.
         self.training_arguments.per_device_train_batch_size = self.usual["per_device_train_batch_size"]
         self.path = Path(training_arguments.output_dir) / TUNING_FILE

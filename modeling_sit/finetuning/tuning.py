@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
-from modeling_sit.finetuning.splits import held_out_draws, load_splits
+from modeling_sit.finetuning.prepare import TASKS
+from modeling_sit.finetuning.splits import held_out_draws
 from modeling_sit.finetuning.training_arguments import AUTO, FinetuningTrainingArguments
 from modeling_sit.finetuning.trials import Trial, Trials
 from modeling_sit.hub.provenance import describe_duration
@@ -49,10 +50,11 @@ def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingA
 
     With `learning_rate="auto"` it tries [`FinetuningArguments.tuning_learning_rates`], and more beyond them if the best
     is at the edge. With `max_steps="auto"` it then doubles the number of steps, with the best rate, from
-    [`FinetuningArguments.tuning_steps`] on, until the metric on the held-out images no longer rises, and tries the next smaller rate at that length. A rise has to be larger than what
-    one image is worth, and than half a standard error. Of rates that differ by less, the one with the smallest held-out loss
-    is taken. Trials are in `tuning.json` in the output folder; those that are
-    there are not run again. All processes of a run call this.
+    [`FinetuningArguments.tuning_steps`] on, until the metric on the held-out images no longer rises, and tries the next
+    smaller rate at that length. A rise has to be larger than half a standard error, and than what one image is worth, or for
+    detection and segmentation one object, or a class in one image. Of rates that differ by less, the one with the smallest
+    held-out loss is taken. Trials are in `tuning.json` in the output folder; those that are there are not run again. All
+    processes of a run call this.
 
     Args:
         arguments, training_arguments: The run's arguments. They stay as they are.
@@ -65,10 +67,16 @@ def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingA
             finite loss.
         [`TrainingInterrupted`]: If a signal ended a trial.
     """
-    splits = load_splits(arguments, training_arguments.seed, evaluates=False)
+    splits = TASKS[arguments.task].load_splits(arguments, training_arguments.seed, evaluates=False)
     splits.tell(range_of(arguments.model_name_or_path, arguments.intensity_range))
     draws, chosen_on = held_out_draws(splits, arguments.validation_fraction, training_arguments.seed)
-    num_held_out = sum(len(draw.validation) for draw in draws)
+    num_held_out = sum(draw.num_measured() for draw in draws)
+    if num_held_out == 0:
+        raise SiTError(
+            f"nothing chooses a learning rate or a length: {chosen_on} have no objects",
+            argument="validation_fraction",
+            remedy="give a larger one, or a `validation_split` with objects",
+        )
     trials = Trials(arguments, training_arguments, draws, len(splits.train))
     usual = trials.usual
     rate, steps = training_arguments.learning_rate, training_arguments.max_steps
@@ -122,7 +130,7 @@ def search(
         rates (sequence of `float`): Rates to try first, in rising order.
         steps (`int`): Number of steps to try first.
         measure (callable): Runs a trial with a rate and a number of steps.
-        num_held_out (`int`): Number of images that each trial is measured on.
+        num_held_out (`int`): Number of images, or what else the metric is a mean over, that each trial is measured on.
         sweeps (`bool`): Whether other rates than these may be tried.
         limit (`int`): Largest number of steps.
 
@@ -182,11 +190,11 @@ def _estimate(trial: Trial, least: int, most: int) -> str:
     )
 
 
-def worth_noticing(metric: float, num_images: int) -> float:
-    """The smallest rise of a metric, a fraction, that is taken for one: of one image in `num_images`, and of half the
+def worth_noticing(metric: float, num_held_out: int) -> float:
+    """The smallest rise of a metric, a fraction, that is taken for one: of one image in `num_held_out`, and of half the
     standard error. Both trials are measured on the same images, so their difference varies less than each of them."""
-    standard_error = math.sqrt(max(0.0, metric * (1 - metric)) / num_images)
-    return max(1 / num_images, standard_error / 2)
+    standard_error = math.sqrt(max(0.0, metric * (1 - metric)) / num_held_out)
+    return max(1 / num_held_out, standard_error / 2)
 
 
 def _best(trials: Iterable[Trial], num_held_out: int) -> Trial:

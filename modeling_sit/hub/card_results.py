@@ -1,5 +1,6 @@
 """Results in a model card: in its `model-index`, which the Hub reads, and in a table, which people read."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,28 @@ from modeling_sit.runtime.errors import SiTError
 
 SECTION = "results"
 # The Hub's names of tasks other than image classification.
-TASKS = {"retrieval": "image-feature-extraction"}
+TASKS = {
+    "retrieval": "image-feature-extraction",
+    "detection": "object-detection",
+    "segmentation": "image-segmentation",
+}
 # Metrics that the Hub calls otherwise.
 METRIC_TYPES = {"macro_f1": "f1"}
-# Metrics in a classifier's card. Its loss is in eval_results.json.
-CLASSIFIER_METRICS = ("accuracy", "mean_average_precision", "macro_f1")
+# Metrics in the card of a fine-tuned model, by its task. Its loss, and what is of one class, is in eval_results.json.
+BOX_METRICS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")
+FINETUNING_METRICS = {
+    "classification": ("accuracy", "mean_average_precision", "macro_f1"),
+    "detection": BOX_METRICS,
+    "instance_segmentation": (*(f"mask_{name}" for name in BOX_METRICS), *BOX_METRICS),
+    "semantic_segmentation": ("mean_iou", "mean_accuracy", "overall_accuracy"),
+}
+# The Hub's name of each of these tasks.
+FINETUNING_TASKS = {
+    "classification": "image-classification",
+    "detection": "object-detection",
+    "instance_segmentation": "image-segmentation",
+    "semantic_segmentation": "image-segmentation",
+}
 NOTHING = (
     "What the features are worth for a task was not measured yet. The command `modeling-sit evaluate` measures them "
     "on labeled images, and with `update_model_card` writes the results here."
@@ -64,15 +82,16 @@ def update_card(
             metric_name=f"{protocol} {figure.name}",
             metric_value=round(figure.value, 6),
             metric_args={
-                "interval": [round(end, 6) for end in figure.interval],
+                **({} if figure.interval is None else {"interval": [round(end, 6) for end in figure.interval]}),
                 **({} if figure.std is None else {"std": round(figure.std, 6)}),
                 **settings,
-                # Tables of how a setting was chosen are in eval_results.json.
+                # Tables of classes, and of how a setting was chosen, are in eval_results.json.
                 **{name: value for name, value in measurement.settings.items() if not isinstance(value, dict)},
             },
         )
         for protocol, measurement in measurements.items()
         for figure in measurement.metrics
+        if not math.isnan(figure.value)
     ]
     try:
         put_results(card, results, folder.resolve().name)
@@ -83,22 +102,24 @@ def update_card(
     return card.save(folder)
 
 
-def classifier_results(report: dict[str, Any]) -> list[EvalResult]:
-    """The results of a fine-tuned classifier.
+def finetuning_results(report: dict[str, Any]) -> list[EvalResult]:
+    """The results of a fine-tuned model.
 
     Args:
-        report (`dict[str, Any]`): The content of its `eval_results.json`.
+        report (`dict[str, Any]`): What `eval_results.json` has of it. Without `task`, that of a classifier.
 
     Returns:
-        `list[EvalResult]`: Those of the measured split, then those of the split that the checkpoint was chosen on.
+        `list[EvalResult]`: Those of the measured split, then those of the split that the checkpoint was chosen on. A metric
+            of which there is nothing to measure, such as that of large objects, is left out.
     """
+    task = report.get("task", "classification")
     dataset = public_name(report["dataset"])
     measured = [report]
     if report.get("validation") is not None and report["validation"]["split"] != report["split"]:
         measured.append(report["validation"])
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type=FINETUNING_TASKS[task],
             dataset_type=dataset,
             dataset_name=dataset,
             dataset_split=figures["split"],
@@ -113,8 +134,8 @@ def classifier_results(report: dict[str, Any]) -> list[EvalResult]:
             },
         )
         for figures in measured
-        for name in CLASSIFIER_METRICS
-        if name in figures
+        for name in FINETUNING_METRICS[task]
+        if figures.get(name) is not None
     ]
 
 

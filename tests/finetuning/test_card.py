@@ -46,7 +46,7 @@ def write(tmp_path, tiny_config):
         (config or tiny_config()).save_pretrained(folder)
         keep_results = others.pop("keep_results", False)
         given = {name: others.pop(name) for name in ("license", "model_id") if name in others}
-        assert others.keys() <= {*REPORT, "macro_f1", "mean_average_precision"}
+        assert others.keys() <= {*REPORT, "task", "map", "macro_f1", "mean_average_precision"}
         facts = FinetuningFacts(
             report={**REPORT, **others},
             label_names=list(label_names),
@@ -77,6 +77,24 @@ def test_metadata_is_valid_and_complete(write):
     listed = {result.metric_type: result.metric_value for result in data.eval_results}
     assert listed == {"accuracy": 0.915625, "f1": 0.75}
     assert {result.dataset_split for result in data.eval_results} == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("task", "tag", "does", "call"),
+    [
+        ("detection", "object-detection", "finds objects in images, each with a box and a class", "detect"),
+        ("instance_segmentation", "image-segmentation", "each with a box, a mask and a class", "segment"),
+        ("semantic_segmentation", "image-segmentation", "gives each pixel of an image a class", "segment"),
+    ],
+)
+def test_other_tasks(write, page, task, tag, does, call):
+    folder = write(task=task, map=0.5)
+    data = ModelCard.load(folder / "README.md").data
+    assert data.pipeline_tag == tag and tag in data.tags
+    shown = page(folder)
+    assert does in words_of(shown)
+    assert any(f'{call} = pipeline("{tag}", repository, trust_remote_code=True)' in block for block in shown.blocks)
+    assert "ViTForImageClassification" not in shown.text
 
 
 def test_base_model_is_one_of_the_hub(write, tmp_path):

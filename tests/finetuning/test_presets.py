@@ -186,7 +186,7 @@ class TestArguments:
     def test_facts(self, training):
         config = SimpleNamespace(hidden_size=96, num_hidden_layers=5, image_size=[32, 48], num_channels=1)
         arguments = FinetuningArguments(dataset="d", model_name_or_path="m", freeze_backbone=True)
-        facts = read_facts(50, True, config, arguments, training(gradient_accumulation_steps=4))
+        facts = read_facts(50, config, arguments, training(gradient_accumulation_steps=4))
         assert facts == RunFacts(
             num_train=50,
             trains_backbone=False,
@@ -194,9 +194,8 @@ class TestArguments:
             num_layers=5,
             image_size=48,
             num_channels=1,
-            multi_label=True,
             on_cpu=True,
             num_batches=4,
         )
         # a network that has no such sizes
-        assert read_facts(50, False, SimpleNamespace(), arguments, training()).hidden_size == 384
+        assert read_facts(50, SimpleNamespace(), arguments, training()).hidden_size == 384

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from modeling_sit.finetuning import run, trials
 from modeling_sit.finetuning.arguments import FinetuningArguments
-from modeling_sit.finetuning.splits import MAX_DRAWS, Splits, held_out_draws
+from modeling_sit.finetuning.labeled_splits import LabeledSplits
+from modeling_sit.finetuning.splits import MAX_DRAWS, held_out_draws
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.finetuning.trials import Trial
@@ -120,14 +121,14 @@ class TestSearch:
 NAMES = ("a", "b", "c")
 
 
-def splits(labels, **others) -> Splits:
+def splits(labels, **others) -> LabeledSplits:
     """A dataset of these labels, whose images are their numbers."""
     several = isinstance(labels[0], list)
     label = datasets.ClassLabel(names=list(NAMES))
     features = datasets.Features(image=datasets.Value("int64"), label=datasets.List(label) if several else label)
     rows = {"image": list(range(len(labels))), "label": labels}
     train = datasets.Dataset.from_dict(rows, features=features, split="train")
-    return Splits("some", list(NAMES), several, train, **others)
+    return LabeledSplits(name="some", label_names=list(NAMES), multi_label=several, train=train, **others)
 
 
 class TestHeldOut:

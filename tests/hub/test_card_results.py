@@ -6,7 +6,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_sit.evaluation.metric_results import MetricResult, ProtocolResult
 from modeling_sit.hub.card_file import Card, read_card
-from modeling_sit.hub.card_results import classifier_results, put_results, update_card
+from modeling_sit.hub.card_results import finetuning_results, put_results, update_card
 from modeling_sit.runtime.errors import SiTError
 
 BODY = "# Flowers\n\nWhat --- it is, and ``code``.  \n"
@@ -58,6 +58,24 @@ def test_card_has_the_figures_and_the_rest_as_it_was(folder):
     assert accuracy.metric_args == {"interval": [0.1, 0.9], "std": 0.01, "layer": -1, "k": 20}
     assert (macro_f1.metric_type, macro_f1.metric_name) == ("f1", "knn macro_f1")
     assert sorted(path.name for path in folder.iterdir()) == ["README.md"]
+
+
+def test_figures_of_objects_and_of_pixels(folder, page):
+    classes = {"classes": {"cell": {"map": 0.25}}}
+    figures = [MetricResult("map", 0.25), MetricResult("map_large", float("nan"))]
+    measurements = {"detection": ProtocolResult(figures, {"num_objects": 7, **classes})}
+    measurements["segmentation"] = ProtocolResult([MetricResult("mean_iou", 0.5, (0.4, 0.6))], classes)
+    update_card(folder, measurements, dataset="cells", split="test", settings={"num_validation": 3})
+    found = ModelCard.load(folder / "README.md").data.eval_results
+    assert [(each.task_type, each.metric_type, each.metric_value) for each in found] == [
+        ("object-detection", "map", 0.25),
+        ("image-segmentation", "mean_iou", 0.5),
+    ]
+    assert found[0].metric_args == {"num_validation": 3, "num_objects": 7}
+    assert shown(page, folder) == [
+        ["cells", "test", "detection map", "0.2500", "", "num_validation 3, num_objects 7"],
+        ["cells", "test", "segmentation mean_iou", "0.5000", "0.4000 to 0.6000", "num_validation 3"],
+    ]
 
 
 def test_people_see_them_in_a_table(folder, page):
@@ -216,7 +234,7 @@ class TestClassifier:
     def figures(self, **report):
         return [
             (result.dataset_split, result.metric_type, result.metric_name, result.metric_value)
-            for result in classifier_results({**self.report, **report})
+            for result in finetuning_results({**self.report, **report})
         ]
 
     def test_figures_of_the_hub(self):
@@ -224,7 +242,7 @@ class TestClassifier:
             ("test", "accuracy", "finetune accuracy", 0.915625),
             ("test", "f1", "finetune macro_f1", 0.75),
         ]
-        (result, _) = classifier_results(self.report)
+        (result, _) = finetuning_results(self.report)
         assert result.metric_args == {"num_train": 144, "num_validation": 360, "epochs": 60.0, "seed": 3}
         assert result.dataset_type == "some/images"
 
@@ -233,16 +251,38 @@ class TestClassifier:
         assert self.figures(validation=validation)[2:] == [("validation", "accuracy", "finetune accuracy", 0.5)]
         assert len(self.figures(validation={**validation, "split": "test"})) == 2
 
+    def test_figures_of_other_tasks(self):
+        found = {
+            "map": 0.5,
+            "map_50": 0.75,
+            "map_large": None,
+            "map_nucleus": 0.5,
+            "mask_map": 0.25,
+            "mean_iou": 0.125,
+        }
+        report = {**self.report, **found}
+        names = {
+            "detection": {"map": 0.5, "map_50": 0.75},
+            "instance_segmentation": {"mask_map": 0.25, "map": 0.5, "map_50": 0.75},
+            "semantic_segmentation": {"mean_iou": 0.125},
+        }
+        for task, expected in names.items():
+            results = finetuning_results({**report, "task": task})
+            assert {result.metric_type: result.metric_value for result in results} == expected
+            assert {result.task_type for result in results} == {
+                "object-detection" if task == "detection" else "image-segmentation"
+            }
+
     def test_beside_those_of_the_features(self, folder):
         update(folder, 0.1, dataset="some/images")
         card = read_card(folder)
         for accuracy in (0.5, 0.6):
-            put_results(card, classifier_results({**self.report, "accuracy": accuracy}), "vit")
+            put_results(card, finetuning_results({**self.report, "accuracy": accuracy}), "vit")
         results = ModelCard(str(card)).data.eval_results
         assert sorted(result.metric_value for result in results if result.metric_type == "accuracy") == [0.1, 0.6]
 
 
 def test_an_empty_card():
     card = Card.parse("")
-    put_results(card, classifier_results(TestClassifier.report), "vit")
+    put_results(card, finetuning_results(TestClassifier.report), "vit")
     assert ModelCard(str(card)).data.model_name == "vit"

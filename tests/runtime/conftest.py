@@ -18,7 +18,7 @@ CONFIGS = REPOSITORY / "scripts" / "accelerate_configs"
 
 def launch(config: str, flags: list[str], command: list[str]) -> subprocess.Popen:
     """`accelerate launch` with a ready configuration, on the CPU: what goes through it is set up as it would be on GPUs."""
-    paths = [str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    paths = [str(REPOSITORY), str(HERE.parent / "finetuning"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {
         **os.environ,
         "ACCELERATE_USE_CPU": "true",
@@ -79,7 +79,7 @@ def replicated(launch_once) -> list[dict]:
     """Both processes' results on one machine, each with the whole model: `multi_gpu.yaml`."""
 
     def start(folder: Path) -> list[subprocess.Popen]:
-        command = [str(HERE / "two_processes.py"), "gather,batch_norm,gradients,methods,runs", str(folder)]
+        command = [str(HERE / "two_processes.py"), "gather,batch_norm,gradients,methods,measures,runs", str(folder)]
         return [launch("multi_gpu.yaml", ["--num_processes", "2"], command)]
 
     return launch_once("replicated", start)

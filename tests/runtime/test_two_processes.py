@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from measures_on_two_processes import compute_evaluation, compute_measures
 from methods_on_two_processes import compute_method
 from two_processes import CONFIG, GRADIENT_CASES, compute_gradients, create_models, random_batch
 
@@ -55,6 +56,20 @@ class TestMethods:
         for key in expected.keys() - {"loss"}:
             assert torch.equal(found[0][key], found[1][key]), key
             torch.testing.assert_close(found[0][key], expected[key], rtol=1e-3, atol=1e-5, msg=key)
+
+
+class TestMeasures:
+    def test_of_two_processes_equal_those_of_one_with_all_images(self, replicated):
+        expected = compute_measures(None)
+        assert 0 < expected["map"] < 1 and 0 < expected["mask_map"] < 1 and 0 < expected["mean_iou"] < 1
+        for results in replicated:
+            torch.testing.assert_close(results["measures"], expected, rtol=0, atol=0, equal_nan=True)
+
+    def test_a_trainer_on_two_processes_measures_what_it_does_on_one(self, replicated, tmp_path):
+        expected = compute_evaluation(None, tmp_path)
+        assert 0 < expected["mar_100"] < 1 and expected["loss"] > 0
+        for results in replicated:
+            torch.testing.assert_close(results["evaluation"], expected, rtol=1e-6, atol=0, equal_nan=True)
 
 
 class TestRuns:

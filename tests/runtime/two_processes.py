@@ -305,6 +305,12 @@ def main(checks: list[str], folder: Path) -> None:
             results[f"methods.{name}"] = compute_method(accelerator, name)
     if "runs" in checks:
         results["runs"] = compute_runs(accelerator, folder)
+    if "measures" in checks:
+        from measures_on_two_processes import compute_evaluation, compute_measures  # which imports much
+
+        results["measures"] = compute_measures(accelerator)
+        # Last: the trainer's accelerator shares its state with this one.
+        results["evaluation"] = compute_evaluation(accelerator, folder)
     torch.save(results, folder / f"process-{process}.pt")
     accelerator.end_training()
 

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
-from modeling_sit.finetuning.splits import Splits, load_splits
+from modeling_sit.finetuning.labeled_splits import LabeledSplits, load_splits
 from modeling_sit.runtime.errors import SiTError
 
 LABEL = datasets.ClassLabel(names=["a", "b"])
@@ -35,12 +35,12 @@ def write(tmp_path):
     return write
 
 
-def splits(dataset: str, evaluates: bool = True, seed: int = 0, **settings) -> Splits:
+def splits(dataset: str, evaluates: bool = True, seed: int = 0, **settings) -> LabeledSplits:
     arguments = FinetuningArguments(dataset=dataset, model_name_or_path="some", **settings)
     return load_splits(arguments, seed, evaluates)
 
 
-def sizes(found: Splits) -> tuple[int | None, int | None, int | None]:
+def sizes(found: LabeledSplits) -> tuple[int | None, int | None, int | None]:
     return tuple(None if split is None else len(split) for split in (found.train, found.validation, found.test))
 
 
@@ -82,7 +82,7 @@ def test_something_is_measured_though_there_is_train_only(write):
 
 @pytest.mark.parametrize("hold_back_from", [0, 100])
 def test_images_that_are_reported_choose_only_on_request(write, monkeypatch, hold_back_from):
-    monkeypatch.setattr("modeling_sit.finetuning.splits.HOLD_BACK_FROM", hold_back_from)
+    monkeypatch.setattr("modeling_sit.finetuning.labeled_splits.HOLD_BACK_FROM", hold_back_from)
     train_only = write(train=10)
     assert [splits(train_only, evaluates).may_choose for evaluates in (None, False, True)] == [False, False, True]
     assert splits(write(test=4), None).may_choose
