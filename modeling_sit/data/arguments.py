@@ -14,7 +14,8 @@ class DatasetArguments:
     dataset: str = field(
         metadata={
             "help": "Images: a folder (with or without class sub-folders), a parquet or webdataset tar file or a "
-            "folder of them, a `save_to_disk` folder, a Hub id, or the built-in `digits`. Required."
+            "folder of them, a `save_to_disk` folder, a Hub id, or the built-in `digits`. With boxes or masks: a COCO "
+            "folder, a column `objects`, or images and masks. Required."
         }
     )
     dataset_config_name: str | None = field(

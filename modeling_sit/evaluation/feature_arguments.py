@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from modeling_sit.data.loaders import DEFAULT_TIMEOUT, TIMEOUT_HELP
 from modeling_sit.runtime.errors import SiTError
 
+BATCH_SIZE = 64
 POOLINGS = ("token", "mean", "token_mean")
 
 
@@ -35,7 +36,7 @@ class FeatureArguments:
         },
     )
     per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Images per batch of the encoder, in each process."}
+        default=BATCH_SIZE, metadata={"help": "Images per batch of the encoder, in each process."}
     )
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that read images. With 0, the main process reads them."}
@@ -48,7 +49,7 @@ class FeatureArguments:
             ("dataloader_num_workers", 0),
             ("dataloader_timeout", 1),
         ):
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise SiTError(f"must be at least {least}, got {getattr(self, name)}", argument=name)
 
 
@@ -59,7 +60,8 @@ def settle_features(arguments: Arguments, config: PreTrainedConfig) -> Arguments
     """Check that an encoder has the features that are asked for.
 
     Returns:
-        [`FeatureArguments`]: With the encoder's own pooling where they name none: `"token"` where its configuration has none.
+        [`FeatureArguments`]: With the encoder's own pooling where they name none: `"token"` where its configuration has none;
+            and with a batch size.
 
     Raises:
         [`SiTError`]: If it has no such features, with what there is.
@@ -67,6 +69,8 @@ def settle_features(arguments: Arguments, config: PreTrainedConfig) -> Arguments
     if arguments.pooling is None:
         own = getattr(config, "pooling", None)  # other models may mean something else by it
         arguments = replace(arguments, pooling=own if own in POOLINGS else "token")
+    if arguments.per_device_eval_batch_size is None:
+        arguments = replace(arguments, per_device_eval_batch_size=BATCH_SIZE)
     pooling, layer = arguments.pooling, arguments.layer
     if pooling not in POOLINGS:
         raise SiTError(f"no pooling {pooling!r}, only {', '.join(POOLINGS)}", argument="pooling")

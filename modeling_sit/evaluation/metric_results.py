@@ -1,6 +1,6 @@
 """Metrics of predicted labels, each with its bootstrap interval."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -30,15 +30,15 @@ class MetricResult:
 
     Args:
         name (`str`): Such as `"accuracy"`.
-        value (`float`): The number, in `[0, 1]`.
-        interval (`tuple[float, float]`): 95 % bootstrap interval over the validation images.
+        value (`float`): The number, in `[0, 1]`; NaN where there is nothing to measure, such as large objects.
+        interval (`tuple[float, float]`, *optional*): 95 % bootstrap interval over the validation images, where there is one.
         std (`float`, *optional*): Standard deviation over the draws, where there were several.
         chance (`float`, *optional*): The expected value for random features, where it is not obvious.
     """
 
     name: str
     value: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None = None
     std: float | None = None
     chance: float | None = None
 
@@ -55,6 +55,10 @@ class ProtocolResult:
 
     metrics: list[MetricResult]
     settings: dict[str, Any]
+
+
+Measured = Callable[[], tuple[dict[str, ProtocolResult], dict[str, Any]]]
+"""Gives the results of protocols, by name, and the settings that all of them share."""
 
 
 def label_metrics(

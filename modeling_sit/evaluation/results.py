@@ -1,6 +1,7 @@
 """`eval_results.json`: what was measured, by protocol, across runs."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,43 @@ RESULTS_FILE = "eval_results.json"
 
 
 def as_result(protocol: ProtocolResult) -> dict[str, Any]:
-    """A protocol's result as `eval_results.json` has it: each metric by its name, the ends of the 95 % intervals in
+    """A protocol's result as `eval_results.json` has it: each metric by its name, the ends of the 95 % intervals, if any, in
     `intervals`, the standard deviations over draws, if any, in `std`, the values by chance in `chance`, and the
-    settings."""
+    settings. What is not a number is `None`, for JSON knows no such number."""
     result: dict[str, Any] = {metric.name: metric.value for metric in protocol.metrics}
-    result["intervals"] = {metric.name: list(metric.interval) for metric in protocol.metrics}
+    intervals = {metric.name: list(metric.interval) for metric in protocol.metrics if metric.interval is not None}
     std = {metric.name: metric.std for metric in protocol.metrics if metric.std is not None}
     chance = {metric.name: metric.chance for metric in protocol.metrics if metric.chance is not None}
-    return {
-        **result,
-        **({"std": std} if std else {}),
-        **({"chance": chance} if chance else {}),
-        **protocol.settings,
-    }
+    return _without_nan(
+        {
+            **result,
+            **({"intervals": intervals} if intervals else {}),
+            **({"std": std} if std else {}),
+            **({"chance": chance} if chance else {}),
+            **protocol.settings,
+        }
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def as_table(protocols: dict[str, ProtocolResult]) -> str:
-    """The results of protocols, by name, as a table with a line for each metric."""
+    """The results of protocols, by name, as a table with a line for each metric that is a number, and a column for what any
+    of them has."""
     rows = [("protocol", "metric", "value", "95 % interval", "std", "chance")]
     for name, protocol in protocols.items():
         for metric in protocol.metrics:
-            low, high = metric.interval
+            if math.isnan(metric.value):
+                continue
+            interval = "" if metric.interval is None else "{:.4f} to {:.4f}".format(*metric.interval)
             std = "" if metric.std is None else f"{metric.std:.4f}"
             chance = "" if metric.chance is None else f"{metric.chance:.4f}"
-            rows.append((name, metric.name, f"{metric.value:.4f}", f"{low:.4f} to {high:.4f}", std, chance))
+            rows.append((name, metric.name, f"{metric.value:.4f}", interval, std, chance))
+    rows = list(zip(*(column for column in zip(*rows, strict=True) if any(column[1:])), strict=True))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

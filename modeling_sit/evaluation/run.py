@@ -1,10 +1,11 @@
-"""Evaluation from arguments to results: load the encoder and the images, extract features, run the protocols."""
+"""Evaluation from arguments to results: load the model and the images, run the protocols, write what they measured."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from accelerate import Accelerator
 
 from modeling_sit.data.arguments import DatasetArguments
@@ -12,43 +13,19 @@ from modeling_sit.data.description import tell, told
 from modeling_sit.data.labeled import labeled_splits
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
+from modeling_sit.evaluation.dense_run import measure_whole_model
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
-from modeling_sit.evaluation.feature_arguments import FeatureArguments, settle_features
+from modeling_sit.evaluation.evaluation_arguments import EvaluationArguments
+from modeling_sit.evaluation.feature_arguments import settle_features
 from modeling_sit.evaluation.features import frozen_features
-from modeling_sit.evaluation.metric_results import ProtocolResult
-from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
+from modeling_sit.evaluation.metric_results import Measured, ProtocolResult
+from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
+from modeling_sit.evaluation.protocols import PROTOCOLS
 from modeling_sit.evaluation.results import as_result, read_results, write_results
-from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.runtime.accelerator import choose_device, forget_settings, patient_processes
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
-
-
-@dataclass(kw_only=True)
-class EvaluationArguments(WeightsFileArguments, FeatureArguments):
-    """The model that is measured, and where the results go."""
-
-    model_name_or_path: str = field(
-        metadata={"help": "Folder, Hub id or file of weights of the pretrained model. Required."}
-    )
-    from_scratch: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether to measure the same encoder with random weights, before any training. Pretraining "
-            "should give better results than these. They need a separate `output_dir`."
-        },
-    )
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder for eval_results.json. Default: the folder of the model, if it is a local folder."},
-    )
-    device: str | None = field(
-        default=None,
-        metadata={
-            "help": "cpu or cuda; with one process also a device such as cuda:1. Default: cuda, if there is a GPU."
-        },
-    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +60,11 @@ class Evaluation:
             "dataset": self.settings["dataset"],
             "dataset_config": self.dataset_config,
             "split": self.settings["split"],
-            "settings": {name: self.settings[name] for name in ("num_train", "num_validation", "pooling", "layer")},
+            "settings": {
+                name: self.settings[name]
+                for name in ("num_train", "num_validation", "pooling", "layer")
+                if name in self.settings
+            },
         }
 
 
@@ -95,11 +76,13 @@ def evaluate(
     **arguments,
 ) -> dict[str, dict[str, Any]] | None:
     """
-    Measure the frozen features of a pretrained encoder on labeled images.
+    Measure the frozen features of a pretrained encoder on labeled images; or what a model finds that was fine-tuned for
+    detection or segmentation, with `protocols=["detection"]` or `["segmentation"]`.
 
     Args:
         model_name_or_path (`str`): Folder, Hub id or file of weights.
-        dataset (`str`, `datasets.Dataset` or `datasets.DatasetDict`): Labeled images, to train probes and to measure.
+        dataset (`str`, `datasets.Dataset` or `datasets.DatasetDict`): Labeled images, to train probes and to measure; or
+            images with objects, or with a class for each pixel ([`~data.dense.loading.open_dense`]), to measure.
         recipe (`str` or `Path`, *optional*): YAML file, or name of a shipped recipe, of defaults for the arguments.
         arguments: Fields of [`EvaluationArguments`], [`DatasetArguments`] and [`ProtocolArguments`], such as
             `protocols=["knn", "linear"]`.
@@ -123,9 +106,9 @@ def evaluate(
 def run_evaluation(
     arguments: EvaluationArguments, dataset_arguments: DatasetArguments, protocol_arguments: ProtocolArguments
 ) -> Evaluation | None:
-    """Extract the features of the training and the validation images, run the protocols, and write the results.
+    """Run the protocols, and write the results.
 
-    With several processes, all extract features and the main one goes on alone.
+    With several processes, all extract features, or find objects and classes of pixels, and the main one goes on alone.
 
     Returns:
         [`Evaluation`]: `None` in all processes but the main one.
@@ -143,6 +126,32 @@ def run_evaluation(
         output_dir = results_folder(arguments)
         if output_dir is not None:
             read_results(output_dir)  # before anything is computed
+    measure = measure_whole_model if protocol_arguments.measures_whole_models else measure_features
+    measured = measure(arguments, dataset_arguments, protocol_arguments, accelerator, device)
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return None
+    protocols, settings = measured()
+    settings |= {"model_name_or_path": arguments.model_name_or_path, "from_scratch": arguments.from_scratch}
+    evaluation = Evaluation(protocols, settings, dataset_arguments.dataset_config_name)
+    if output_dir is None:
+        return evaluation
+    path = write_results(output_dir, evaluation.results)
+    return Evaluation(protocols, settings, dataset_arguments.dataset_config_name, path)
+
+
+def measure_features(
+    arguments: EvaluationArguments,
+    dataset_arguments: DatasetArguments,
+    protocol_arguments: ProtocolArguments,
+    accelerator: Accelerator,
+    device: torch.device,
+) -> Measured:
+    """Extract the features of the training and the validation images in all processes, and measure them in one.
+
+    Returns:
+        callable: For the main process: gives the results of the protocols, by name, and the settings.
+    """
     model, processor = main_process_first(
         accelerator,
         lambda: load_encoder(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads),
@@ -158,30 +167,24 @@ def run_evaluation(
     train, validation = (
         frozen_features(model, split, processor, arguments, device=device, accelerator=accelerator) for split in splits
     )
-    accelerator.end_training()
-    if not accelerator.is_main_process:
-        return None
 
-    protocols = {
-        name: PROTOCOLS[name](train, validation, images.label_names, protocol_arguments, device)
-        for name in protocol_arguments.protocols
-    }
-    settings = {
-        "num_train": len(train.features),
-        "num_validation": len(validation.features),
-        "skipped": len(train.skipped) + len(validation.skipped),
-        "dataset": images.name,
-        "split": str(splits[1].split),
-        "pooling": arguments.pooling,
-        "layer": arguments.layer,
-        "model_name_or_path": arguments.model_name_or_path,
-        "from_scratch": arguments.from_scratch,
-    }
-    evaluation = Evaluation(protocols, settings, dataset_arguments.dataset_config_name)
-    if output_dir is None:
-        return evaluation
-    path = write_results(output_dir, evaluation.results)
-    return Evaluation(protocols, settings, dataset_arguments.dataset_config_name, path)
+    def results() -> tuple[dict[str, ProtocolResult], dict[str, Any]]:
+        protocols = {
+            name: PROTOCOLS[name](train, validation, images.label_names, protocol_arguments, device)
+            for name in protocol_arguments.protocols
+        }
+        settings = {
+            "num_train": len(train.features),
+            "num_validation": len(validation.features),
+            "skipped": len(train.skipped) + len(validation.skipped),
+            "dataset": images.name,
+            "split": str(splits[1].split),
+            "pooling": arguments.pooling,
+            "layer": arguments.layer,
+        }
+        return protocols, settings
+
+    return results
 
 
 def results_folder(arguments: EvaluationArguments) -> Path | None:

@@ -12,7 +12,8 @@ from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.labeled import class_counts, labels_of
 from modeling_sit.data.splits import select_label_fraction
 from modeling_sit.evaluation.encoder import load_encoder
-from modeling_sit.evaluation.protocols import ProtocolArguments
+from modeling_sit.evaluation.evaluation_arguments import EvaluationArguments
+from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.evaluation.raw_pixels import (
     CLASSIFIERS,
     classify_pixels,
@@ -21,7 +22,7 @@ from modeling_sit.evaluation.raw_pixels import (
     read_pixels,
 )
 from modeling_sit.evaluation.results import write_results
-from modeling_sit.evaluation.run import EvaluationArguments, run_evaluation
+from modeling_sit.evaluation.run import run_evaluation
 from modeling_sit.evaluation.subsets import draw_fraction
 from modeling_sit.experiments.compared_images import ComparedImages
 from modeling_sit.experiments.comparison_arguments import MeasuringArguments

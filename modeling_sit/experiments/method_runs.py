@@ -11,7 +11,8 @@ from modeling_sit.data.description import told
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.feature_arguments import POOLINGS, FeatureArguments
 from modeling_sit.evaluation.features import extract_features
-from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
+from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
+from modeling_sit.evaluation.protocols import PROTOCOLS
 from modeling_sit.evaluation.results import read_results, write_results
 from modeling_sit.evaluation.subsets import draw_validation, features_of_rows
 from modeling_sit.experiments.budgets import StepSize, steps_within

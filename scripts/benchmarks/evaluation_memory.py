@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from modeling_sit.evaluation.features import Features
-from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
+from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
+from modeling_sit.evaluation.protocols import PROTOCOLS
 
 CHUNK_SIZE = 65536
 

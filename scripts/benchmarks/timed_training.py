@@ -37,7 +37,8 @@ from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.evaluation.features import Features, frozen_features
-from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
+from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
+from modeling_sit.evaluation.protocols import PROTOCOLS
 from modeling_sit.evaluation.raw_pixels import classify_pixels, pixel_sizes, read_pixels
 from modeling_sit.evaluation.results import as_result
 from modeling_sit.hub.provenance import typed_command

@@ -11,7 +11,8 @@ from sklearn.preprocessing import StandardScaler
 
 from modeling_sit.evaluation import protocols
 from modeling_sit.evaluation.features import Features
-from modeling_sit.evaluation.protocols import PROTOCOLS, ProtocolArguments
+from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
+from modeling_sit.evaluation.protocols import PROTOCOLS
 from modeling_sit.runtime.errors import SiTError
 
 CPU = torch.device("cpu")
