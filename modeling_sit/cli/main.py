@@ -16,11 +16,11 @@ from modeling_sit.cli.terminal import print_any_character
 COMMANDS = {
     "pretrain": "Pretrain a Vision Transformer on images without labels.",
     "finetune": "Train a pretrained model on labeled images.",
-    "evaluate": "Measure the frozen features of a pretrained model on labeled images.",
+    "evaluate": "Measure the frozen features of a pretrained model, or what a fine-tuned model finds in images.",
     "compare": "Measure whether pretraining helps: the same fine-tuning from pretrained weights and from scratch.",
     "compare-methods": "Measure which pretraining method suits your images, at the same budget.",
     "embed": "Write the features of all images of a dataset to parquet files.",
-    "visualize": "Draw reconstructions, attention, maps of the features, and nearest neighbors.",
+    "visualize": "Draw reconstructions, attention, maps of the features, neighbors, detections and segmentations.",
     "convert": "Write a checkpoint in another format, and check that the outputs are the same.",
     "push": "Push the output folder of a finished run to the Hugging Face Hub.",
     "tile": "Make a multi-label dataset: tile images with one label into images with several labels.",

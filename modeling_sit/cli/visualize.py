@@ -10,17 +10,23 @@ from modeling_sit.evaluation.feature_arguments import FeatureArguments
 from modeling_sit.visualization.arguments import (
     AttentionArguments,
     ChosenImagesArguments,
+    DenseImagesArguments,
+    DetectionsArguments,
     EmbeddingsArguments,
     FigureArguments,
     NeighboursArguments,
     ReconstructionArguments,
     ResolutionArguments,
 )
+from modeling_sit.visualization.dense_run import run_detections, run_segmentation
 from modeling_sit.visualization.run import run_attention, run_embeddings, run_neighbours, run_reconstructions
 
 SPLIT_RULE = """The images are from the validation split, or from the training split if there is no other. --train_split or
 --validation_split names another split."""
 FIRST_RULE = f"{SPLIT_RULE} The first images are from as many classes as possible."
+DENSE_RULE = (
+    f"""{SPLIT_RULE} What is true of the images is drawn too, if it is known. Classes are matched by their names."""
+)
 MAP_RULE = f"{SPLIT_RULE} If there are more than --max_images, the command chooses that many at random."
 NEIGHBOURS_RULE = """Queries are images of the validation split. Their neighbors are from the training split. If there is only one split,
 both are from it, and no image is its own neighbor. --train_split and --validation_split name other splits."""
@@ -64,12 +70,25 @@ KINDS = {
         (FigureArguments, ResolutionArguments, NeighboursArguments, FeatureArguments, DatasetArguments),
         NEIGHBOURS_RULE,
     ),
+    "detections": Kind(
+        "Images with the boxes or masks of objects: the true ones, and those that a detector finds.",
+        run_detections,
+        (FigureArguments, ResolutionArguments, DetectionsArguments, DenseImagesArguments),
+        DENSE_RULE,
+        " [--threshold 0.5]",
+    ),
+    "segmentation": Kind(
+        "Images with a class for each pixel: the true one, and the one that a model finds.",
+        run_segmentation,
+        (FigureArguments, ResolutionArguments, DenseImagesArguments),
+        DENSE_RULE,
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     purposes = {name: kind.purpose for name, kind in KINDS.items()}
-    name, rest = choose_command(purposes, "Draw what a pretrained model sees.", argv, program_name("visualize"))
+    name, rest = choose_command(purposes, "Draw what a model sees.", argv, program_name("visualize"))
     kind = KINDS[name]
     program = f"{program_name('visualize')} {name}"
     example = f"    modeling-sit visualize {name} --model_name_or_path M --dataset D --output FILE.png{kind.options}"

@@ -13,6 +13,8 @@ NUM_IMAGES = 8
 MAX_IMAGES_OF_A_MAP = 2000
 MAX_IMAGES_OF_A_GALLERY = 20000
 NUM_QUERIES = 6
+# Beside each stands the truth and what a model finds.
+NUM_DENSE_IMAGES = 4
 
 
 @dataclass
@@ -69,6 +71,35 @@ class ChosenImagesArguments(DatasetArguments):
             raise SiTError("give either this or `images`", argument="dataset")
         if self.num_images < 1:
             raise SiTError(f"must be at least 1, got {self.num_images}", argument="num_images")
+
+
+@dataclass
+class DenseImagesArguments(ChosenImagesArguments):
+    """A few images of a dataset for a dense task, or files from anywhere."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Images, with objects or label maps or without: a COCO folder, a folder of images and masks, a column "
+            "of objects or masks, or any images. This or `images` is required."
+        },
+    )
+    num_images: int = field(
+        default=NUM_DENSE_IMAGES, metadata={"help": "Number of images of the dataset to show, chosen at random."}
+    )
+
+
+@dataclass
+class DetectionsArguments:
+    """Which of the objects that a model finds are drawn."""
+
+    threshold: float = field(
+        default=0.5, metadata={"help": "Lowest score of the objects that are drawn, from 0 to 1."}
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.threshold <= 1:
+            raise SiTError(f"must be from 0 to 1, got {self.threshold}", argument="threshold")
 
 
 @dataclass

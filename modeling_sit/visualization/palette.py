@@ -15,6 +15,14 @@ MAX_GROUPS = len(COLORS) * len(MARKERS)
 NEUTRAL_COLOR, NEUTRAL_MARKER, NO_LABEL_MARKER = "#BBBBBB", ".", "x"
 AGREES, DIFFERS = COLORS[2], COLORS[5]
 
+# Of areas, which need no paper around them: with the yellow, and with lighter and darker colors.
+AREAS = (
+    *(*COLORS, "#F0E442", "#7F4F00", "#8CD3BF", "#6B2C52", "#F2B48C", "#003D5C"),
+    *("#E8C4DA", "#5C5C00", "#A8D5F2", "#00523C", "#F6D9A0", "#9C1C1C", "#C5E39C"),
+)
+# On images, which are dark or light: without black, the light colors first.
+ON_IMAGES = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
+
 NO_LABEL = "no label"
 
 
