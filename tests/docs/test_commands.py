@@ -200,6 +200,7 @@ def test_every_page_is_looked_at():
         "README.md",
         "pretraining.md",
         "transfer.md",
+        "dense_tasks.md",
         "sharing.md",
         "other_formats.md",
         "scaling.md",
@@ -220,6 +221,7 @@ def test_links_lead_somewhere(page):
 PROGRAMS = [
     *("pretrain", "finetune", "evaluate", "compare", "compare-methods", "embed", "tile", "convert", "push"),
     *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
+    *("visualize detections", "visualize segmentation"),
     *(
         f"benchmarks/{name}"
         for name in (
