@@ -1,5 +1,6 @@
 """iBOT: DINO, and which prototypes the teacher assigns to the patches that are hidden from the student (arXiv 2111.07832)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -118,7 +119,8 @@ class IBOT(DINO):
         flags ([`PretrainingFlags`]): What the user asked for.
 
     Raises:
-        [`SiTError`]: If another feature is asked for than the token.
+        [`SiTError`]: If another feature is asked for than the token, or a batch may have one masked patch only and the head
+            has batch norm.
     """
 
     losses = ("loss", "token_loss", "patch_loss")
@@ -146,6 +148,14 @@ class IBOT(DINO):
             )
         super().__init__(config, processor, flags)
         self.grid = self.student.vit.embeddings.grid
+        num_masked_views = math.ceil(self.arguments.masked_views * 2 * flags.run.per_device_train_batch_size)
+        fewest = num_masked_views * max(1, round(self.arguments.patch_mask_ratio[0] * math.prod(self.grid)))
+        if self.arguments.head_batch_norm and fewest < 2:
+            raise SiTError(
+                "batch norm needs two rows, and a batch may have a single masked patch",
+                argument="head_batch_norm",
+                remedy="raise `per_device_train_batch_size`, or set it to false",
+            )
         self.patch_center = Center(self.arguments.num_prototypes)
 
     @torch.no_grad()

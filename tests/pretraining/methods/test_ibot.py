@@ -156,3 +156,9 @@ def test_values_out_of_range(name, value):
 def test_other_features_than_the_token_are_refused(refused):
     error = refused(**SETTINGS, patch_size=4, overrides={"pooling": "mean"})
     assert error.argument == "config_overrides" and "pooling=mean" in str(error)
+
+
+def test_batch_norm_of_a_single_masked_patch_is_refused(refused):
+    settings = {**SETTINGS, "masked_views": 0.01, "patch_mask_ratio": [0.05, 0.5], "head_batch_norm": True}
+    error = refused(**settings, patch_size=4)
+    assert error.argument == "head_batch_norm" and "per_device_train_batch_size" in error.remedy
