@@ -109,6 +109,23 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def add_step_flags(parser: argparse.ArgumentParser, steps: int) -> None:
+    """Flags of a benchmark that times steps."""
+    parser.add_argument("--batch_size", type=positive, default=32, help="images in a batch")
+    parser.add_argument("--image_size", type=positive, default=64, help="side of the images in pixels")
+    parser.add_argument("--steps", type=positive, default=steps, help="timed steps of each, after three to warm up")
+    parser.add_argument("--threads", type=positive, default=1, help="PyTorch's threads")
+    parser.add_argument("--output", type=Path, default=None, help="JSON file for every step's time")
+
+
+def write_figures(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    """Write what was measured, and on which machine."""
+    report = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    report |= {"threads": arguments.threads, "batch_size": arguments.batch_size, "results": results}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Time a step of each pretraining method on a CPU.",
@@ -116,11 +133,7 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="beside SiT")
-    parser.add_argument("--batch_size", type=positive, default=32, help="images in a batch")
-    parser.add_argument("--image_size", type=positive, default=64, help="side of the images in pixels")
-    parser.add_argument("--steps", type=positive, default=9, help="timed steps of each, after three to warm up")
-    parser.add_argument("--threads", type=positive, default=1, help="PyTorch's threads")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file for every step's time")
+    add_step_flags(parser, steps=9)
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
@@ -128,10 +141,7 @@ def main() -> None:
     results = measure(methods, arguments.batch_size, arguments.image_size, arguments.steps)
     print(table(results))
     if arguments.output is not None:
-        report = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-        report |= {"threads": arguments.threads, "batch_size": arguments.batch_size, "results": results}
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_figures(arguments, results)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,21 @@ both equally, and CPU time is measured, reading excluded. The ratio is the media
 """
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from cpu_step import NUM_WARMUP_STEPS, positive, take_step
-from method_steps import prepare_runs
+from cpu_step import NUM_WARMUP_STEPS, take_step
+from method_steps import add_step_flags, prepare_runs, write_figures
 from transformers import PreTrainedModel, ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
 
 from modeling_sit import SiTConfig
 from modeling_sit.pretraining.loop import Run
 from modeling_sit.pretraining.method import Method
+from modeling_sit.runtime.products import restore_linear_layers
 
 
 def mae_of_transformers(method: Method) -> PreTrainedModel:
@@ -77,11 +75,13 @@ def step_of_transformers(name: str, run: Run) -> Callable[[torch.Tensor], float]
     return take
 
 
-def measure(batch_size: int, side: int, steps: int) -> list[dict[str, Any]]:
+def measure(batch_size: int, side: int, steps: int, plain_products: bool = False) -> list[dict[str, Any]]:
     """For each method CPU seconds of every step, `ours` and `transformers`, and the ratio of their times."""
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for name, run in prepare_runs(list(TWINS), batch_size, side, folder).items():
+            if plain_products:
+                restore_linear_layers(run.method)
             batches = run.data.batches(0, run.num_batches)
             theirs = step_of_transformers(name, run)
             views = torch.randn(batch_size, 3, *run.method.config.image_shape)
@@ -110,21 +110,15 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--batch_size", type=positive, default=32, help="images in a batch")
-    parser.add_argument("--image_size", type=positive, default=64, help="side of the images in pixels")
-    parser.add_argument("--steps", type=positive, default=15, help="timed steps of each, after three to warm up")
-    parser.add_argument("--threads", type=positive, default=1, help="PyTorch's threads")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file for every step's time")
+    add_step_flags(parser, steps=15)
+    parser.add_argument("--plain_products", action="store_true", help="PyTorch's own products of matrices, no oneDNN")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
-    results = measure(arguments.batch_size, arguments.image_size, arguments.steps)
+    results = measure(arguments.batch_size, arguments.image_size, arguments.steps, arguments.plain_products)
     print(table(results))
     if arguments.output is not None:
-        report = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-        report |= {"threads": arguments.threads, "batch_size": arguments.batch_size, "results": results}
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_figures(arguments, results)
 
 
 if __name__ == "__main__":
