@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
-from finetuning_runs import COLORS, assert_equal, results_of
+from finetuning_runs import assert_equal, results_of, write_colors
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from modeling_sit.finetuning import run
@@ -31,15 +29,7 @@ def vit(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def colors(tmp_path_factory) -> Path:
     """A folder of noisy images of one color each: 20, 10 and 10 to train, 4 a class to validate."""
-    folder = tmp_path_factory.mktemp("colors")
-    generator = np.random.default_rng(0)
-    for split, counts in (("train", (20, 10, 10)), ("test", (4, 4, 4))):
-        for (name, color), count in zip(COLORS.items(), counts, strict=True):
-            (folder / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = np.clip(color + generator.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
-                PIL.Image.fromarray(pixels).save(folder / split / name / f"{index:02}.png")
-    return folder
+    return write_colors(tmp_path_factory.mktemp("colors"))
 
 
 @pytest.fixture

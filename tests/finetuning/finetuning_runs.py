@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
@@ -25,6 +27,18 @@ EVERYTHING_RANDOM = {
 }
 CHECKPOINTS = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "warmup_steps": 0}
 ON_THE_WAY = {"eval_strategy": "epoch", "save_strategy": "epoch", "learning_rate": 0.01}
+
+
+def write_colors(folder: Path) -> Path:
+    """Images of noise around one color each, a folder a class: 20, 10 and 10 to train, 4 a class to validate."""
+    generator = np.random.default_rng(0)
+    for split, counts in (("train", (20, 10, 10)), ("test", (4, 4, 4))):
+        for (name, color), count in zip(COLORS.items(), counts, strict=True):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(color + generator.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / split / name / f"{index:02}.png")
+    return folder
 
 
 def results_of(folder: Path) -> dict:

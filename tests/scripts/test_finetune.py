@@ -7,14 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
+from finetuning_runs import write_colors
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "finetune.py"
-COLORS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 30)}
 
 
 @pytest.fixture
@@ -25,15 +23,7 @@ def sit(save_tiny_sit, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def colors(tmp_path_factory) -> Path:
     """A folder of noisy images of one color each: 20, 10 and 10 to train, 4 a class to validate."""
-    folder = tmp_path_factory.mktemp("colors")
-    generator = np.random.default_rng(0)
-    for split, counts in (("train", (20, 10, 10)), ("test", (4, 4, 4))):
-        for (name, color), count in zip(COLORS.items(), counts, strict=True):
-            (folder / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = np.clip(color + generator.normal(0, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
-                PIL.Image.fromarray(pixels).save(folder / split / name / f"{index:02}.png")
-    return folder
+    return write_colors(tmp_path_factory.mktemp("colors"))
 
 
 def flags_for(model, dataset, output_dir, *flags, steps: int = 2, batch_size: int = 16) -> list[str]:
