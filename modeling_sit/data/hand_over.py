@@ -4,9 +4,12 @@ missing. A batch that cannot be handed over is an error at once, where PyTorch w
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import tempfile
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import context, process, queues
 from typing import Any
 
@@ -116,10 +119,26 @@ def kill_workers(workers: list[process.BaseProcess] | None = None) -> None:
     """
     if workers is None:
         workers = [child for child in multiprocessing.active_children() if isinstance(child, _Worker)]
-    for act in (lambda worker: worker.kill(), lambda worker: worker.join(LEAVING_SECONDS)):
+    with _deaths_untold():
         for worker in workers:
-            with suppress(RuntimeError):  # PyTorch raises it here for each that was killed
-                act(worker)
+            worker.kill()
+        for worker in workers:
+            worker.join(LEAVING_SECONDS)
+
+
+@contextmanager
+def _deaths_untold() -> Iterator[None]:
+    """A block that PyTorch does not break off for each worker that is killed. Anywhere else it raises in the main thread, so
+    also where Python has just taken note of an end, which it would then never know of."""
+    before = signal.getsignal(signal.SIGCHLD)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def try_hand_over(batch_bytes: int = 1) -> None:

@@ -200,6 +200,23 @@ class TestWorkers:
         worker.join(10)
         assert not worker.is_alive()
 
+    def test_are_all_killed_whatever_is_raised_of_their_deaths(self):
+        """PyTorch raises in the main thread wherever that is, so also where Python takes note of an end."""
+
+        def tell(*_):
+            raise RuntimeError("a worker has died")
+
+        for _ in range(5):
+            workers = [hand_over.reporting_context("fork").Process(target=hang, daemon=True) for _ in range(4)]
+            for worker in workers:
+                worker.start()
+            before = signal.signal(signal.SIGCHLD, tell)
+            try:
+                hand_over.kill_workers(workers)
+            finally:
+                assert signal.signal(signal.SIGCHLD, before) is tell
+            assert not any(worker.is_alive() for worker in workers)
+
     def test_in_another_thread(self):
         errors = []
         thread = threading.Thread(target=lambda: errors.append(error_of(hang, limit=1)))

@@ -226,7 +226,7 @@ PROGRAMS = [
         f"benchmarks/{name}"
         for name in (
             *("augmentation", "corruption", "evaluation_memory", "gpu_session", "initialization"),
-            *("pretraining_throughput", "scaling", "timed_training", "witness"),
+            *("pretraining_throughput", "scaling", "timed_training", "transformers_steps", "witness"),
         )
     ),
 ]
