@@ -13,6 +13,31 @@ WHITE_IS_ZERO = 0  # TIFF's photometric interpretation
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # numbers of TIFF's tags
 
 
+class Level:
+    """
+    One end of an intensity range: a stored value, or a percentile of the image's own values, as text such as `"0.5%"`.
+
+    Args:
+        value (`float` or `str`): A number, also as text, or a percentage from `"0%"` to `"100%"`.
+
+    Returns:
+        `float` or `str`: The number, or the percentage.
+
+    Raises:
+        `ValueError`: If it is neither.
+    """
+
+    takes_text = True
+
+    def __new__(cls, value: float | str) -> float | str:
+        if not isinstance(value, str) or not value.strip().endswith("%"):
+            return float(value)
+        percentage = float(value.strip().removesuffix("%"))
+        if not 0 <= percentage <= 100:
+            raise ValueError(f"a percentage is from 0% to 100%, not {value}")
+        return f"{percentage:g}%"
+
+
 class WrongChannels(ValueError):
     """An image with other channels than the model takes."""
 
@@ -30,17 +55,18 @@ class PixelFormat:
         num_channels (`int`, *optional*, defaults to 3):
             1 for gray, 3 for RGB, 4 for RGBA or four channels that are no colors, 2 and 5 to 16 for channels that are no
             colors.
-        intensity_range (sequence of `float`, *optional*):
+        intensity_range (sequence of `float` or `str`, *optional*):
             The stored values that become 0 and 255, of images of more than 8 bits: a pair, or a pair for each channel,
-            one after the other. Values beyond them are clipped. Images of 8 bits stay as they are. Default: the range of
-            the type, see [`to_8_bits`].
+            one after the other. Values beyond them are clipped. Images of 8 bits stay as they are, unless a value is a
+            percentage, such as `"0.5%"`: that percentile of the image's own values. Default: the range of the type, see
+            [`to_8_bits`].
 
     Raises:
         `ValueError`: If there is no such number of channels, or the range is none.
     """
 
     num_channels: int = 3
-    intensity_range: tuple[float, ...] | None = None
+    intensity_range: tuple[float | str, ...] | None = None
 
     def __post_init__(self):
         if not isinstance(self.num_channels, int) or not 1 <= self.num_channels <= MAX_CHANNELS:
@@ -50,7 +76,7 @@ class PixelFormat:
         if self.intensity_range is not None:
             check_intensity_range(self.intensity_range, self.num_channels)
             # Settings come from JSON as lists, and a format is a key of caches.
-            object.__setattr__(self, "intensity_range", tuple(map(float, self.intensity_range)))
+            object.__setattr__(self, "intensity_range", tuple(map(Level, self.intensity_range)))
 
     @classmethod
     def of(cls, format_or_channels: "PixelFormat | int") -> "PixelFormat":
@@ -61,6 +87,11 @@ class PixelFormat:
     def of_model(cls, config, processor) -> "PixelFormat":
         """What a model reads, by its configuration and its image processor. Those of other models have no range."""
         return cls(getattr(config, "num_channels", 3), getattr(processor, "intensity_range", None))
+
+    @property
+    def has_percentiles(self) -> bool:
+        """Whether the range depends on the image's own values, so that those of 8 bits follow it too."""
+        return has_percentiles(self.intensity_range)
 
     @property
     def has_mode(self) -> bool:
@@ -74,21 +105,33 @@ class PixelFormat:
         return np.full((size[1], size[0], self.num_channels), 128, np.uint8)
 
 
-def check_intensity_range(values: Sequence[float], num_channels: int | None = None) -> None:
+def has_percentiles(intensity_range: Sequence[float | str] | None) -> bool:
+    """Whether a range holds percentages, as of [`PixelFormat`]."""
+    return any(isinstance(value, str) for value in intensity_range or ())
+
+
+def check_intensity_range(values: Sequence[float | str], num_channels: int | None = None) -> None:
     """Raise `ValueError` if the values are neither a range nor one for each channel.
 
     Args:
-        values (sequence of `float`): Pairs, one after the other.
+        values (sequence of `float` or `str`): Pairs, one after the other.
         num_channels (`int`, *optional*): Number of channels. Default: not known yet.
     """
-    pairs = np.asarray(values, dtype=np.float64)
-    if pairs.ndim != 1 or len(pairs) < 2 or len(pairs) % 2:
+    if isinstance(values, str) or np.ndim(values) != 1 or len(values) < 2 or len(values) % 2:
         raise ValueError(f"intensity_range must be pairs of a low and a high value, got {values}")
-    if not np.isfinite(pairs).all() or not (pairs[::2] < pairs[1::2]).all():
-        raise ValueError(f"intensity_range must have low values below the high ones, got {values}")
-    if num_channels is not None and len(pairs) not in (2, 2 * num_channels):
+    try:
+        levels = list(map(Level, values))
+    except ValueError as problem:
+        raise ValueError(f"intensity_range must be numbers or percentages such as 0.5%, got {values}") from problem
+    for low, high in zip(levels[::2], levels[1::2], strict=True):
+        # Values and percentages are compared in each image.
+        of_one_kind = isinstance(low, str) == isinstance(high, str)
+        numbers = [float(level.removesuffix("%")) if isinstance(level, str) else level for level in (low, high)]
+        if not np.isfinite(numbers).all() or (of_one_kind and numbers[0] >= numbers[1]):
+            raise ValueError(f"intensity_range must have low values below the high ones, got {values}")
+    if num_channels is not None and len(levels) not in (2, 2 * num_channels):
         raise ValueError(
-            f"intensity_range must be one pair, or one for each of {num_channels} channels, got {len(pairs) // 2} pairs"
+            f"intensity_range must be one pair, or one for each of {num_channels} channels, got {len(levels) // 2} pairs"
         )
 
 
@@ -118,7 +161,7 @@ def convert_image(
         values = to_8_bits(np.asarray(image)[..., None], pixel_format.intensity_range, bit_depth)
         image = as_image(255 - values if white_is_zero else values)
     if pixel_format.num_channels == 2 and image.mode == "LA":
-        return np.asarray(image)
+        return to_8_bits(np.asarray(image), pixel_format.intensity_range)
     if not pixel_format.has_mode:
         raise WrongChannels(len(image.getbands()), pixel_format.num_channels)
     mode = MODES[pixel_format.num_channels]
@@ -130,7 +173,17 @@ def convert_image(
             image = PIL.Image.alpha_composite(white, image)
     elif image.mode == "LAB":  # Pillow converts it to nothing but RGB
         image = image.convert("RGB")
-    return image if image.mode == mode else image.convert(mode)
+    image = image if image.mode == mode else image.convert(mode)
+    return _stretched(image, pixel_format.intensity_range) if pixel_format.has_percentiles else image
+
+
+def _stretched(image: PIL.Image.Image, intensity_range: Sequence[float | str]) -> PIL.Image.Image:
+    """An 8-bit image by a range with percentiles; its alpha channel stays. Of a stretched image it changes nothing."""
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
+    colors = pixels[..., :3]
+    if len(intensity_range) == 2 * pixels.shape[-1]:  # the alpha channel has a pair of its own
+        intensity_range = intensity_range[: 2 * colors.shape[-1]]
+    return as_image(np.concatenate([to_8_bits(colors, intensity_range), pixels[..., 3:]], axis=-1))
 
 
 def tiff_depth(image: PIL.Image.Image) -> tuple[int, bool]:
@@ -144,7 +197,7 @@ def tiff_depth(image: PIL.Image.Image) -> tuple[int, bool]:
 
 
 def to_8_bits(
-    values: np.ndarray, intensity_range: Sequence[float] | None = None, bit_depth: int | None = None
+    values: np.ndarray, intensity_range: Sequence[float | str] | None = None, bit_depth: int | None = None
 ) -> np.ndarray:
     """Scale values of any type to 8 bits.
 
@@ -155,18 +208,20 @@ def to_8_bits(
 
     Args:
         values (`np.ndarray` of shape `(height, width, channels)`): Booleans, integers or floats.
-        intensity_range (sequence of `float`, *optional*): As of [`PixelFormat`]. Values of 8 bits do not follow it.
+        intensity_range (sequence of `float` or `str`, *optional*): As of [`PixelFormat`]. Values of 8 bits follow it only
+            if it holds percentages. One pair of percentages is of the values of all channels together, so that colors keep
+            their hue. Of values that are all alike, all become 0.
         bit_depth (`int`, *optional*): Bits of an integer. Default: 16.
 
     Returns:
         `np.ndarray`: uint8, of the same shape; of gray values with several ranges, a channel for each.
     """
-    if values.dtype == np.uint8:
+    if values.dtype == np.uint8 and not has_percentiles(intensity_range):
         return values
     if values.dtype == bool:
         return values.astype(np.uint8) * np.uint8(255)
     if intensity_range is not None:
-        low, high = np.asarray(intensity_range, dtype=np.float64).reshape(-1, 2).T
+        low, high = _ends(values, intensity_range)
         scaled = (np.nan_to_num(values.astype(np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf) - low) / (
             high - low
         )
@@ -181,6 +236,23 @@ def to_8_bits(
     else:
         values, full_scale = values.astype(np.float64) - low, (high - low) or 1
     return np.rint(values * (255 / full_scale)).astype(np.uint8)
+
+
+def _ends(values: np.ndarray, intensity_range: Sequence[float | str]) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high values of a range, of all channels `(1,)` or of each `(channels,)`; the high ones are above the low ones."""
+    levels = list(map(Level, intensity_range))
+    ends = np.empty(len(levels))
+    for place, level in enumerate(levels):
+        if isinstance(level, str):
+            # Values that the image has, so that a stretched image stays as it is.
+            method = "lower" if place % 2 == 0 else "higher"
+            # Gray values that several pairs make channels of have one channel themselves.
+            chosen = values if len(levels) == 2 or values.shape[-1] == 1 else values[..., place // 2]
+            finite = chosen[np.isfinite(chosen)]
+            level = np.percentile(finite, float(level.removesuffix("%")), method=method) if finite.size else 0
+        ends[place] = level
+    low, high = ends.reshape(-1, 2).T
+    return low, np.where(high > low, high, low + 1)
 
 
 def as_image(pixels: np.ndarray) -> PIL.Image.Image:

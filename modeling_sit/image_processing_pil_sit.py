@@ -19,15 +19,16 @@ from transformers.processing_utils import ImagesKwargs
 from .dense_outputs import SiTDenseOutputsMixin
 from .dense_processing import SiTDenseInputsMixin
 from .gmml import CorruptionSettings, corrupt
-from .image_modes import MODES, PixelFormat, check_intensity_range, convert_image, to_8_bits
+from .image_modes import MODES, PixelFormat, check_intensity_range, convert_image, has_percentiles, to_8_bits
 
 
 class SiTImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
-    intensity_range (list of `float`, *optional*):
+    intensity_range (list of `float` or `str`, *optional*):
         The stored values that become black and white, of images of more than 8 bits: a low and a high one, such as
         `[0, 4095]` of 12-bit data, or one such pair after the other for each channel. Values beyond them are clipped.
-        Arrays and tensors of another type than uint8 follow it too, if `do_rescale`. Images of 8 bits stay as they are.
+        Arrays and tensors of another type than uint8 follow it too, if `do_rescale`. Images of 8 bits stay as they are,
+        unless a value is a percentage, such as `["0.5%", "99.5%"]`: these percentiles of each image's own values.
         Default: the range of the type. The number of channels is that of `image_mean`, from 1 to 16.
     do_corrupt (`bool`, *optional*, defaults to `False`):
         Whether to corrupt the images for pretraining: `pixel_values` are the corrupted images then, with
@@ -56,7 +57,7 @@ class SiTImageProcessorKwargs(ImagesKwargs, total=False):
         Whether 0 in `segmentation_maps` is no class: 1 becomes the first class, and 0 becomes 255.
     """
 
-    intensity_range: tuple[float | int, ...] | list[float | int] | None
+    intensity_range: tuple[float | int | str, ...] | list[float | int | str] | None
     do_corrupt: bool | None
     generator: torch.Generator | None
     corruption: str | None
@@ -218,10 +219,10 @@ def _number(image_mean: float | Sequence[float] | None) -> int:
     return len(image_mean) if isinstance(image_mean, (list, tuple)) else 3
 
 
-def _scaled(image: np.ndarray | torch.Tensor, intensity_range: Sequence[float], data_format: str | None):
-    """An array or a tensor of deep values, scaled to 8 bits by a range; one of 8 bits as it is."""
+def _scaled(image: np.ndarray | torch.Tensor, intensity_range: Sequence[float | str], data_format: str | None):
+    """An array or a tensor scaled to 8 bits by a range; one of 8 bits as it is, unless the range has percentiles."""
     values = image.cpu().numpy() if isinstance(image, torch.Tensor) else image
-    if values.dtype == np.uint8:
+    if values.dtype == np.uint8 and not has_percentiles(intensity_range):
         return image
     if values.ndim == 2:
         scaled = to_8_bits(values[..., None], intensity_range)[..., 0]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from modeling_sit.image_modes import check_intensity_range
+from modeling_sit.image_modes import Level, check_intensity_range
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -42,11 +42,12 @@ class DatasetArguments:
         default=None,
         metadata={"help": "Split to measure on. Default: `validation` if there is one, else `test`."},
     )
-    intensity_range: list[float] | None = field(
+    intensity_range: list[Level] | None = field(
         default=None,
         metadata={
             "help": "Stored values that become black and white, of images of more than 8 bits: 0 4095 for 12 bits in "
-            "files of 16; or a pair for each channel, one after the other. What is beyond is clipped. Default: that of "
+            "files of 16; or a pair for each channel, one after the other. What is beyond is clipped. 0.5% 99.5% are "
+            "percentiles of each image, of 8 bits too: for images that are dark or differ in exposure. Default: that of "
             "the model; in a new one the range of the type."
         },
     )

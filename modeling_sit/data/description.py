@@ -80,7 +80,7 @@ class Description:
         sample ([`ImageSample`]): Images that were looked at.
         duplicates (`list[Duplicates]`, *optional*): Images that are in two splits; `None` if they were not searched.
         notes (`list[str]`): Lines of the reader.
-        intensity_range (sequence of `float`, *optional*): The stored values that become black and white, if it is asked for.
+        intensity_range (sequence of `float` or `str`, *optional*): The stored values that become black and white, if it is asked for.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Description:
     sample: ImageSample
     duplicates: list[Duplicates] | None
     notes: list[str] = field(default_factory=list)
-    intensity_range: Sequence[float] | None = None
+    intensity_range: Sequence[float | str] | None = None
 
     def lines(self) -> list[str]:
         """The dataset in a line, and what else there is to tell in lines below it."""
@@ -179,14 +179,14 @@ class Description:
 
 
 def describe(
-    images: ImageDatasets, *more: datasets.Dataset, intensity_range: Sequence[float] | None = None
+    images: ImageDatasets, *more: datasets.Dataset, intensity_range: Sequence[float | str] | None = None
 ) -> Description:
     """What the reader understood of a dataset. Only a sample of the images is opened.
 
     Args:
         images ([`ImageDatasets`]): The dataset.
         more: Other splits of it that are used.
-        intensity_range (sequence of `float`, *optional*): As of [`~modeling_sit.image_modes.PixelFormat`].
+        intensity_range (sequence of `float` or `str`, *optional*): As of [`~modeling_sit.image_modes.PixelFormat`].
     """
     splits = {}
     for split in (images.train, images.validation, *more):
@@ -214,7 +214,7 @@ def describe(
     )
 
 
-def tell(images: ImageDatasets, *more: datasets.Dataset, intensity_range: Sequence[float] | None = None) -> None:
+def tell(images: ImageDatasets, *more: datasets.Dataset, intensity_range: Sequence[float | str] | None = None) -> None:
     """Print what [`describe`] gives, in the main process, unless it is told already."""
     if not _is_told.get() and os.environ.get("RANK", "0") == "0":
         print("\n".join(describe(images, *more, intensity_range=intensity_range).lines()), flush=True)
@@ -268,7 +268,7 @@ def _note_on_one_class(images: ImageDatasets) -> Iterator[str]:
 
 
 def describe_sample(
-    sample: ImageSample, is_streamed: bool, intensity_range: Sequence[float] | None = None
+    sample: ImageSample, is_streamed: bool, intensity_range: Sequence[float | str] | None = None
 ) -> Iterator[str]:
     """What the images of a sample are, in lines."""
     images, number = sample.images, len(sample.images) + len(sample.problems)

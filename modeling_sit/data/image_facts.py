@@ -47,12 +47,12 @@ class ImageFacts:
         return self.num_channels == 1
 
 
-def read_image_facts(images: ImageDatasets, intensity_range: Sequence[float] | None = None) -> ImageFacts | None:
+def read_image_facts(images: ImageDatasets, intensity_range: Sequence[float | str] | None = None) -> ImageFacts | None:
     """Read some evenly spaced training images, of a stream the first ones.
 
     Args:
         images ([`ImageDatasets`]): The images.
-        intensity_range (sequence of `float`, *optional*): As of [`PixelFormat`].
+        intensity_range (sequence of `float` or `str`, *optional*): As of [`PixelFormat`].
 
     Returns:
         [`ImageFacts`], *optional*: `None` if none of them can be read.
@@ -88,7 +88,7 @@ def read_image_facts(images: ImageDatasets, intensity_range: Sequence[float] | N
     return ImageFacts(images.num_train, height, width, most, _rounded(first), _rounded(std))
 
 
-def _moments(image: dict, num_channels: int, intensity_range: Sequence[float] | None) -> np.ndarray | None:
+def _moments(image: dict, num_channels: int, intensity_range: Sequence[float | str] | None) -> np.ndarray | None:
     """The means `(2, channels)` of the values in [0, 1] of an image, and of their squares; `None` if it cannot be read."""
     try:
         pixels = np.asarray(decode_image(image, PixelFormat(num_channels, intensity_range))) / 255

@@ -3,18 +3,19 @@
 from collections.abc import Iterator, Sequence
 
 from modeling_sit.data.image_sample import SampledImage
+from modeling_sit.image_modes import has_percentiles
 
 MAX_16_BIT, MAX_8_BIT = 65535, 255
 # A 16-bit image of so many bits or fewer, of which 64 gray levels or fewer are left, and an 8-bit one that looks black.
 FEW_OF_16_BITS, FEW_OF_8_BITS = 14, 4
 
 
-def warnings_of_ranges(images: Sequence[SampledImage], intensity_range: Sequence[float] | None) -> Iterator[str]:
+def warnings_of_ranges(images: Sequence[SampledImage], intensity_range: Sequence[float | str] | None) -> Iterator[str]:
     """Warnings, each a line.
 
     Args:
         images (sequence of [`SampledImage`]): A sample of a dataset.
-        intensity_range (sequence of `float`, *optional*): As of [`~modeling_sit.image_modes.PixelFormat`].
+        intensity_range (sequence of `float` or `str`, *optional*): As of [`~modeling_sit.image_modes.PixelFormat`].
     """
     seen = [image for image in images if image.largest is not None]
     deep = [image for image in seen if image.bits > 8]
@@ -31,7 +32,7 @@ def warnings_of_ranges(images: Sequence[SampledImage], intensity_range: Sequence
         yield from _clipped(deep, intensity_range)
 
 
-def _not_finite(deep: Sequence[SampledImage], intensity_range: Sequence[float] | None) -> Iterator[str]:
+def _not_finite(deep: Sequence[SampledImage], intensity_range: Sequence[float | str] | None) -> Iterator[str]:
     found = [image.num_not_finite for image in deep if image.num_not_finite]
     if found:
         become = "each counts as 0"
@@ -43,7 +44,9 @@ def _not_finite(deep: Sequence[SampledImage], intensity_range: Sequence[float] |
         )
 
 
-def _clipped(deep: Sequence[SampledImage], intensity_range: Sequence[float]) -> Iterator[str]:
+def _clipped(deep: Sequence[SampledImage], intensity_range: Sequence[float | str]) -> Iterator[str]:
+    if has_percentiles(intensity_range):  # they clip on purpose
+        return
     # Each channel may have a range of its own, but of a sample only the values of all channels are known.
     low, high = min(intensity_range[::2]), max(intensity_range[1::2])
     smallest = min((image.smallest for image in deep), default=low)

@@ -29,7 +29,7 @@ class DenseSplits(Splits):
 
     notes: list[str] = field(default_factory=list)
 
-    def tell(self, intensity_range: Sequence[float] | None) -> None:
+    def tell(self, intensity_range: Sequence[float | str] | None) -> None:
         if os.environ.get("RANK", "0") == "0":
             print("\n".join(self.lines()), flush=True)
 

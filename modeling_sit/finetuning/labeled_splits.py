@@ -30,7 +30,7 @@ class LabeledSplits(Splits):
     multi_label: bool
     images: ImageDatasets | None = None
 
-    def tell(self, intensity_range: Sequence[float] | None) -> None:
+    def tell(self, intensity_range: Sequence[float | str] | None) -> None:
         tell(self.images, *self.measured, intensity_range=intensity_range)
 
     def hold_out(self, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:

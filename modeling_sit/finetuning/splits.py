@@ -51,7 +51,7 @@ class Splits(ABC):
     measured: list[datasets.Dataset] = field(default_factory=list)
 
     @abstractmethod
-    def tell(self, intensity_range: Sequence[float] | None) -> None:
+    def tell(self, intensity_range: Sequence[float | str] | None) -> None:
         """Print what is known of the dataset, whatever part of it the run uses."""
 
     @abstractmethod

@@ -290,7 +290,7 @@ def read_normalization(model_name_or_path: str) -> dict[str, list[float]]:
     }
 
 
-def range_of(model_name_or_path: str | None, intensity_range: Sequence[float] | None) -> Sequence[float] | None:
+def range_of(model_name_or_path: str | None, intensity_range: Sequence[float | str] | None) -> Sequence[float] | None:
     """The range of values that a run reads images by: the one that is given, or else the model's own, if it has one."""
     if intensity_range is not None or model_name_or_path is None:
         return intensity_range

@@ -97,8 +97,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     Args:
         name (`str`): The argument, for messages.
         value: What was given.
-        hint: The argument's type. Of types other than `bool`, `int`, `float`, `str`, `Literal` and lists of these, any
-            value is taken as it is. An object in memory is taken for a `str`, such as a dataset for its name.
+        hint: The argument's type. A type with `takes_text` is called with the value, as argparse does with text. Of types
+            other than these, `bool`, `int`, `float`, `str`, `Literal` and lists of them, any value is taken as it is. An object in memory is taken for a `str`, such as a dataset for its name.
 
     Raises:
         [`SiTError`]: If the value cannot be of this type.
@@ -124,6 +124,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
             raise SiTError(f"{value!r} is none of {', '.join(map(repr, choices))}", argument=name)
         return value
     try:
+        if getattr(kind, "takes_text", False):
+            return kind(value)
         if kind is bool:
             return string_to_bool(value if isinstance(value, bool) else str(value))
         if kind in (int, float) and not isinstance(value, bool):
@@ -136,7 +138,7 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     except (TypeError, ValueError, OverflowError, argparse.ArgumentTypeError):
         pass
     is_simple = value is None or type(value) in (bool, list, tuple, dict)  # a `datasets.DatasetDict` is a dict, too
-    if kind in (bool, int, float) or (kind is str and is_simple):
+    if kind in (bool, int, float) or getattr(kind, "takes_text", False) or (kind is str and is_simple):
         remedy = f"for a word, write '{str(value).lower()}' in quotes" if kind is str and value is True else None
         if isinstance(value, dict):
             remedy = "give one value, and no others below it"

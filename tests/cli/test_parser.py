@@ -116,6 +116,8 @@ def test_defaults(parse):
         (["--max_train_steps", "-1"], "max_train_steps", -1),
         (["--protocols", "knn", "linear"], "protocols", ["knn", "linear"]),
         (["--zeros_ratio", "0.5", "0.7"], "zeros_ratio", [0.5, 0.7]),
+        (["--intensity_range", "-1000", "4e2"], "intensity_range", [-1000.0, 400.0]),
+        (["--intensity_range", "0.50%", "99.5%"], "intensity_range", ["0.5%", "99.5%"]),
         (["--corruption", "noise"], "corruption", "noise"),
         (["--streaming"], "streaming", True),
         (["--streaming", "true"], "streaming", True),

@@ -10,6 +10,7 @@ import pytest
 import transformers
 from transformers.trainer_utils import IntervalStrategy
 
+from modeling_sit.image_modes import Level
 from modeling_sit.runtime.arguments import argument_name, build_arguments, coerce, did_you_mean
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import YesOrNo
@@ -222,9 +223,12 @@ GOOD = [
     ("a", Path, "a"),
     (False, str | dict, "no"),
     (False, bool | str, False),
+    (["0.5%", 3, "4e3"], list[Level], ["0.5%", 3.0, 4000.0]),
 ]
 
 BAD = [
+    ("low", Level),
+    (["0%", {}], list[Level]),
     ("abc", float),
     (None, float),
     (True, float),

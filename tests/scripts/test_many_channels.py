@@ -130,7 +130,13 @@ def test_other_channels(bands, tmp_path, forget_accelerators, channels, argument
         assert "`num_channels` 12" in error.value.problem
 
 
-@pytest.mark.parametrize("values", [[4095, 0], [0], [0, 1, 0, 1]])
+def test_percentiles_of_each_image(bands, tmp_path, forget_accelerators):
+    forget_accelerators()
+    run(bands, tmp_path / "out", preset="auto", max_steps=1, intensity_range=["1%", "99%"])
+    assert json.loads((tmp_path / "out/preprocessor_config.json").read_text())["intensity_range"] == ["1%", "99%"]
+
+
+@pytest.mark.parametrize("values", [[4095, 0], [0], [0, 1, 0, 1], ["99%", "1%"], ["1%", "all"]])
 def test_ranges_that_are_none(bands, model, tmp_path, forget_accelerators, values):
     forget_accelerators()
     with pytest.raises(SiTError) as error:
