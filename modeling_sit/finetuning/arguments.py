@@ -9,7 +9,7 @@ from modeling_sit.hub.arguments import CardArguments
 from modeling_sit.interop.arguments import WeightsFileArguments
 from modeling_sit.runtime.errors import SiTError
 
-PROBABILITIES = ("horizontal_flip_probability", "random_erasing_probability")
+PROBABILITIES = ("horizontal_flip_probability", "vertical_flip_probability", "random_erasing_probability")
 AT_LEAST_ZERO = ("mixup_alpha", "cutmix_alpha", "color_jitter", "lora_rank", "randaugment_num_ops")
 ABOVE_ZERO = ("image_size", "early_stopping_patience", "lora_alpha", "tuning_steps", "max_tuning_steps")
 
@@ -160,6 +160,13 @@ class FinetuningArguments(DenseArguments, CardArguments, WeightsFileArguments, D
     horizontal_flip_probability: float | None = field(
         default=None,
         metadata={"help": "Probability of a horizontal flip. Default: 0.5; 0 for gray images of 32 pixels or less."},
+    )
+    vertical_flip_probability: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability of a vertical flip, for images without above and below, such as of a microscope or from the "
+            "air."
+        },
     )
     randaugment_num_ops: int = field(
         default=2, metadata=only_for(CLASSIFICATION, "Number of operations of RandAugment on each image.")

@@ -47,6 +47,8 @@ def create_augmentation(
         v2.RandomResizedCrop(image_shape, scale=tuple(arguments.crop_scale), interpolation=InterpolationMode.BICUBIC),
         v2.RandomHorizontalFlip(arguments.horizontal_flip_probability),
     ]
+    if arguments.vertical_flip_probability > 0:  # with 0 it would use up random numbers
+        steps.append(v2.RandomVerticalFlip(arguments.vertical_flip_probability))
     if arguments.augmentation == "3-augment":
         steps += three_augment(arguments.color_jitter, num_channels)
     elif arguments.augmentation == "randaugment":

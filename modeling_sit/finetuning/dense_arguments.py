@@ -92,12 +92,6 @@ class DenseArguments:
             "Default: 0.5 to 2 for long runs, else 0.8 to 1.25.",
         ),
     )
-    vertical_flip_probability: float = field(
-        default=0.0,
-        metadata=only_for(
-            DENSE, "Probability of a vertical flip, for images without above and below, such as of a microscope."
-        ),
-    )
     photometric_distortion: bool = field(
         default=False,
         metadata=only_for(
@@ -110,10 +104,6 @@ class DenseArguments:
         jitter = self.scale_jitter
         if jitter is not None and (len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]):
             raise SiTError(f"must be a range 0 < low <= high, got {jitter}", argument="scale_jitter")
-        if not 0 <= self.vertical_flip_probability <= 1:
-            raise SiTError(
-                f"must be in [0, 1], got {self.vertical_flip_probability}", argument="vertical_flip_probability"
-            )
         if self.anchor_sizes is not None and (len(self.anchor_sizes) != 5 or min(self.anchor_sizes) <= 0):
             raise SiTError(f"must be 5 numbers above 0, got {self.anchor_sizes}", argument="anchor_sizes")
         if self.detections_per_image is not None and self.detections_per_image < 1:

@@ -75,6 +75,8 @@ def test_plain_is_crop_and_mirroring():
     kept = augmented(0, **settings, horizontal_flip_probability=0)
     np.testing.assert_array_equal(kept, np.asarray(square))
     np.testing.assert_array_equal(augmented(0, **settings, horizontal_flip_probability=1), kept[:, ::-1])
+    turned = augmented(0, **settings, horizontal_flip_probability=0, vertical_flip_probability=1)
+    np.testing.assert_array_equal(turned, kept[::-1])
 
 
 def test_crop_scale_is_a_share_of_the_area():

@@ -422,6 +422,7 @@ class TestMistakes:
             {"crop_scale": 0.5},
             {"crop_scale": [0.5, 1.5]},
             {"horizontal_flip_probability": 2},
+            {"vertical_flip_probability": -1},
             {"pooling": "sum"},
             {"validation_fraction": 1},
             {"ema_decay": 1},
