@@ -279,11 +279,12 @@ class FinetuningArguments(DenseArguments, CardArguments, WeightsFileArguments, D
             self.tuning_learning_rates = sorted(set(self.tuning_learning_rates))
             if not self.tuning_learning_rates or self.tuning_learning_rates[0] <= 0:
                 raise SiTError("must be above 0", argument="tuning_learning_rates")
-        if self.freeze_backbone and self.from_scratch:
+        # A linear head on random features is the measure of an encoder without training.
+        if self.freeze_backbone and self.from_scratch and self.segmentation_head != "linear":
             raise SiTError(
                 "with `from_scratch`, random weights would stay random",
                 argument="freeze_backbone",
-                remedy="leave one of them out",
+                remedy="leave one of them out; for the value of an untrained encoder, segment with `segmentation_head=linear`",
             )
         if self.freeze_backbone and self.lora_rank:
             raise SiTError(

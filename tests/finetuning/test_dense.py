@@ -135,6 +135,20 @@ def test_frozen_backbone(finetune, sit):
     assert not any(name.startswith("pyramid.") for name in after)
 
 
+def test_frozen_random_backbone_is_the_measure_of_an_untrained_one(finetune, sit):
+    settings = {"freeze_backbone": True, "segmentation_head": "linear", "from_scratch": True}
+    first, second = (
+        weights_in(finetune("semantic_segmentation", name, learning_rate=rate, **settings).output_dir)
+        for name, rate in (("first", 0.0), ("second", 0.1))
+    )
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert changed and not any(name.startswith("vit.") for name in changed)
+    assert not torch.equal(
+        first["vit.embeddings.patch_embeddings.projection.weight"],
+        weights_in(sit)["vit.embeddings.patch_embeddings.projection.weight"],
+    )
+
+
 def test_adapters(finetune, sit):
     pytest.importorskip("peft")
     before, after = weights_in(sit), weights_in(finetune("detection", lora_rank=2, learning_rate=0.01).output_dir)
