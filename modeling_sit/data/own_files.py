@@ -25,7 +25,7 @@ MARKS = (
     {"settings.json", "results.json"},
 )
 # Figures in such a folder.
-FIGURES = ("loss_curve.png", "results.png", "reconstructions.png")
+FIGURES = ("loss_curve.png", "examples.png", "results.png", "reconstructions.png")
 PREVIEW = re.compile(r"step-\d+\.png")
 ENTRIES_AT_A_TIME = 1000
 

@@ -11,7 +11,7 @@ from typing import Any
 from modeling_sit.evaluation.results import RESULTS_FILE, read_results
 from modeling_sit.finetuning.checkpoints import delete_finetuning
 from modeling_sit.hub.card_file import CARD_FILE
-from modeling_sit.hub.card_writing import LOSS_CURVE
+from modeling_sit.hub.card_writing import EXAMPLES, LOSS_CURVE
 from modeling_sit.pretraining.output_folder import delete_pretraining
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.run_folders import (
@@ -85,7 +85,7 @@ def delete_run(run_dir: Path) -> None:
     """Delete what a run of pretraining, fine-tuning or evaluation has written, and its folder, if nothing else is in it."""
     delete_pretraining(run_dir)
     delete_finetuning(run_dir)
-    delete_files(run_dir, find_files(run_dir, (*MODEL_FILES, LOSS_CURVE, CARD_FILE, RESULTS_FILE)))
+    delete_files(run_dir, find_files(run_dir, (*MODEL_FILES, LOSS_CURVE, EXAMPLES, CARD_FILE, RESULTS_FILE)))
     # Last: as long as there is something of the run, it is one.
     delete_files(run_dir, [run_dir / MARK])
 

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from matplotlib.figure import Figure
 
 from modeling_sit.hub.card_file import read_written_card
 from modeling_sit.hub.card_results import FINETUNING_TASKS, finetuning_results
-from modeling_sit.hub.card_writing import describe_commands, describe_hardware_of, license_of, save_curves, write_card
+from modeling_sit.hub.card_writing import (
+    EXAMPLES,
+    describe_commands,
+    describe_hardware_of,
+    license_of,
+    save_curves,
+    save_shown,
+    write_card,
+)
 from modeling_sit.hub.markdown import code, escaped, table
 from modeling_sit.hub.provenance import Start, describe_duration, describe_versions, hub_id, public_name
 
@@ -32,6 +41,8 @@ PURPOSES = {
     "instance_segmentation": ("finds objects in images, each with a box, a mask and a class", "segment"),
     "semantic_segmentation": ("gives each pixel of an image a class", "segment"),
 }
+# From which of the measured images examples are chosen.
+CHOSEN_FROM = {"detection": " from those with objects", "instance_segmentation": " from those with objects"}
 
 
 @dataclass
@@ -47,6 +58,7 @@ class FinetuningFacts:
         seconds (`float`): Duration of all starts together.
         license (`str`, *optional*): Identifier of the license. Default: that of an earlier card, or `apache-2.0`.
         model_id (`str`, *optional*): The model's id on the Hub. Default: the folder's name.
+        examples (`Figure`, *optional*): What the model finds in a few of the measured images.
     """
 
     report: dict[str, Any]
@@ -56,12 +68,13 @@ class FinetuningFacts:
     seconds: float
     license: str | None = None
     model_id: str | None = None
+    examples: Figure | None = None
 
 
 def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results: bool = False) -> Path:
     """
-    Write `README.md` of a fine-tuned model, and the `loss_curve.png` that it shows. In a card that is there
-    already, the text that people have written stays.
+    Write `README.md` of a fine-tuned model, and the figures that it shows, `loss_curve.png` and `examples.png`. In a card
+    that is there already, the text that people have written stays.
 
     Args:
         output_dir (`Path`): The model's folder, with its `config.json`.
@@ -107,6 +120,9 @@ def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results
         start=_describe_start(report),
         chosen_by=escaped(report["chosen_by"]) if report["chosen_by"] else None,
         measures_what_chose=validation is not None and validation["split"] == report["split"],
+        examples=save_shown(output_dir, EXAMPLES, facts.examples),
+        shown=f"{report['num_validation']:,} measured images ({escaped(report['split'])}), chosen at random"
+        + CHOSEN_FROM.get(task, ""),
         loss_curve=save_curves(output_dir, facts.log, CURVES),
         commands=describe_commands(facts.starts),
         facts=table(

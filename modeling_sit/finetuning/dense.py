@@ -3,9 +3,11 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -13,6 +15,7 @@ from modeling_sit.data.dense.loading import Kind
 from modeling_sit.dense_processing import padded_size, resized_size
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.dense_augmentation import DenseAugmentation
+from modeling_sit.finetuning.dense_examples import draw_examples
 from modeling_sit.finetuning.dense_images import (
     AugmentedDenseImages,
     DenseCollator,
@@ -65,7 +68,7 @@ class DenseTask(Task):
                 argument="label_smoothing_factor",
                 remedy="leave it out",
             )
-        self.arguments, self.splits = arguments, splits
+        self.arguments, self.splits, self.seed = arguments, splits, training_arguments.seed
         self.notes: list[str] = []
         self.image_size = arguments.image_size
         if self.image_size is None:
@@ -160,6 +163,10 @@ class DenseTask(Task):
     @abstractmethod
     def no_labels(self, pixel_values: torch.Tensor) -> Any:
         """Labels of a batch of one image in which nothing is labeled."""
+
+    def examples(self, folder: Path) -> Figure | None:
+        measured = self.splits.test if self.splits.test is not None else self.splits.validation
+        return draw_examples(folder, measured, self.splits.label_names, self.model.device, self.seed)
 
     @abstractmethod
     def measurement(self, dataset: DenseImages) -> Measurement:

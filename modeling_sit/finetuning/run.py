@@ -21,6 +21,7 @@ from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.finetuning.tuning import Tuning, tune
 from modeling_sit.hub.arguments import HubArguments
+from modeling_sit.hub.card_writing import EXAMPLES, LOSS_CURVE
 from modeling_sit.hub.provenance import Start, describe_call, describe_start
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.interop.convert_in import range_of
@@ -154,7 +155,7 @@ def _check_output_dir(output_dir: str, model_name_or_path: str) -> None:
         )
     # `Trainer` has always left its arguments beside a model.
     if not is_marked(Path(output_dir), "finetune") and not (Path(output_dir) / "training_args.bin").exists():
-        check_foreign(Path(output_dir), MODEL_FILES)
+        check_foreign(Path(output_dir), (*MODEL_FILES, LOSS_CURVE, EXAMPLES))
 
 
 def _tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments) -> Tuning:
@@ -272,6 +273,7 @@ def _write(trainer: ReproducibleTrainer, facts: FinetuningFacts) -> None:
     if trainer.is_world_process_zero():
         # Other results that were measured with the same weights are still true.
         keep_results = weights.exists() and digest(weights) == earlier_weights
+        facts.examples = trainer.task.examples(output_dir)
         write_finetuning_card(output_dir, facts, keep_results)
         written = write_results(output_dir, {"finetune": report})
         metric = trainer.task.metric_names[0]

@@ -11,7 +11,7 @@ defines
 - `preset_class` and `facts`, where its defaults are others than a classifier's, and `lines`, what it tells at the start,
 - `training_loss`, `validation_loss` and `compute_metrics`; or instead of the last one, with `measures_batches`,
   `measurement` and `eval_batches`,
-- `sampling_weights`, where an epoch does not draw each image once.
+- `sampling_weights`, where an epoch does not draw each image once; `examples`, where its card shows some.
 """
 
 import copy
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
@@ -153,6 +154,11 @@ class Task(ABC):
 
     def sampling_weights(self) -> torch.Tensor | None:
         """How likely an epoch draws each training image, `(num_images,)`; `None` for each of them once."""
+        return None
+
+    def examples(self, folder: Path) -> Figure | None:
+        """What the finished model in a folder finds in a few of the measured images, for its card; `None` for nothing. Called
+        in the main process, when the run is over."""
         return None
 
 

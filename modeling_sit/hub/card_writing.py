@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
+from matplotlib.figure import Figure
 
 from modeling_sit.hub.card_file import Card, DamagedCard, read_card
 from modeling_sit.hub.card_results import put_results
@@ -16,7 +17,8 @@ from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.visualization.charts import curves_figure
 
 DEFAULT_LICENSE = "apache-2.0"
-LOSS_CURVE = "loss_curve.png"
+# Figures that cards show.
+LOSS_CURVE, EXAMPLES = "loss_curve.png", "examples.png"
 # The section that shows how to load the model, and in it the name of the model.
 USAGE, REPOSITORY = "usage", re.compile(r'^repository = ("[^"\n]*")', re.MULTILINE)
 # The metadata that a run updates. Once the card is written, the rest belongs to its readers.
@@ -104,9 +106,18 @@ def save_curves(output_dir: Path, lines: Sequence[Mapping[str, Any]], titles: Ma
     Raises:
         [`SiTError`]: If it cannot be written.
     """
-    figure, path = curves_figure(lines, titles), output_dir / LOSS_CURVE
+    return save_shown(output_dir, LOSS_CURVE, curves_figure(lines, titles))
+
+
+def save_shown(output_dir: Path, name: str, figure: Figure | None) -> str | None:
+    """Write a figure that a card shows as a PNG in its folder. Returns its name, or `None` if there is no figure.
+
+    Raises:
+        [`SiTError`]: If it cannot be written.
+    """
     if figure is None:
         return None
+    path = output_dir / name
     with write_errors(path, "free some space there"), replace_file(path) as unfinished:
         figure.savefig(unfinished, dpi=110, format="png")
-    return path.name
+    return name

@@ -118,7 +118,7 @@ def save(path):
 RUNS = {
     "pretraining": ["run_state.json", "config.json", "loss_curve.png", "previews/step-00000002.png"],
     "pretraining that was cut off": ["metrics.jsonl", "previews/step-00000002.png"],
-    "finetuning": ["config.json", "model.safetensors", "loss_curve.png"],
+    "finetuning": ["config.json", "model.safetensors", "loss_curve.png", "examples.png"],
     "evaluation": ["eval_results.json", "figure.png"],
     "run with a mark": [".modeling_sit_run", "figure.png"],
     "comparison": ["settings.json", "results.json", "results.png"],
@@ -150,10 +150,10 @@ def test_a_run_in_the_folder_itself(tmp_path, caplog):
     """Of a run whose output folder was the dataset's; a folder of the user's that is called like a run's is read."""
     save(tmp_path / "0.png")
     (tmp_path / "run_state.json").touch()
-    for name in ("previews/step-00000002.png", "previews/step-00000004.png", "loss_curve.png"):
+    for name in ("previews/step-00000002.png", "previews/step-00000004.png", "loss_curve.png", "examples.png"):
         save(tmp_path / name)
     assert len(load_images(str(tmp_path)).train) == 1
-    assert any(told.endswith(": loss_curve.png, previews") for told in caplog.messages)
+    assert any(told.endswith(": examples.png, loss_curve.png, previews") for told in caplog.messages)
     save(tmp_path / "previews" / "mine.png")
     assert len(load_images(str(tmp_path)).train) == 4
 

@@ -17,6 +17,7 @@ def put(folder, names) -> None:
 def write_run(folder) -> None:
     """What runs of pretraining, fine-tuning and evaluation leave."""
     put(folder, ("model.safetensors", "config.json", "modeling_sit.py", "README.md", "loss_curve.png", "tuning.json"))
+    put(folder, ("examples.png",))
     put(folder, ("metrics.jsonl", "previews/step-00000001.png", "logs/sit/events.out.tfevents.1", "training_args.bin"))
     put(folder, ("checkpoint-3/model.safetensors", "checkpoint-3/optimizer.pt", "runs/a/events.out.tfevents.1"))
     for name in ("checkpoint-3/trainer_state.json", "checkpoints/step-00000001/run_state.json"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from transformers import ViTConfig
 
 from modeling_sit import SiTForImageClassification
@@ -45,7 +46,7 @@ def write(tmp_path, tiny_config):
         folder.mkdir(exist_ok=True)
         (config or tiny_config()).save_pretrained(folder)
         keep_results = others.pop("keep_results", False)
-        given = {name: others.pop(name) for name in ("license", "model_id") if name in others}
+        given = {name: others.pop(name) for name in ("license", "model_id", "examples") if name in others}
         assert others.keys() <= {*REPORT, "task", "map", "macro_f1", "mean_average_precision"}
         facts = FinetuningFacts(
             report={**REPORT, **others},
@@ -131,6 +132,15 @@ def test_says_what_was_run_and_measured(write, page):
 def test_nothing_to_draw(write, page):
     shown = page(write())
     assert not shown.images and "How it went" not in shown.headings
+
+
+def test_examples(write, page):
+    folder = write(task="semantic_segmentation", examples=Figure(), split="10 % of train, held back")
+    shown = page(folder)
+    assert list(shown.images) == ["examples.png"] and PIL.Image.open(folder / "examples.png").format == "PNG"
+    assert "Some of the 360 measured images (10 % of train, held back), chosen at random." in words_of(shown)
+    write(task="semantic_segmentation")
+    assert not page(folder).images and "chosen at random" not in page(folder).text
 
 
 def test_from_scratch(write, page):

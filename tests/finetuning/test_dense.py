@@ -19,6 +19,7 @@ from modeling_sit import (
 )
 from modeling_sit.finetuning import run
 from modeling_sit.finetuning.layer_decay import depth_of
+from modeling_sit.hub.repository_files import find_model_files
 from modeling_sit.runtime.errors import SiTError
 
 MODELS = {
@@ -94,7 +95,11 @@ def test_writes_a_measured_model(finetune, task, page):
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in result.model.state_dict().items())
     processor = SiTImageProcessor.from_pretrained(folder)
     assert processor.size.longest_edge == 64 and processor.do_pad
-    figures = {row[2] for row in page(folder).tables[0][1:]}
+    shown = page(folder)
+    assert list(shown.images) == ["examples.png", "loss_curve.png"] and "Some of the 3 measured images" in shown.text
+    assert ("chosen at random from those with objects." in shown.text) is (task != "semantic_segmentation")
+    assert "examples.png" in find_model_files(folder)
+    figures = {row[2] for row in shown.tables[0][1:]}
     assert f"finetune {FIRST[task]}" in figures and not any("red" in figure for figure in figures)
     assert ModelCard.load(folder / "README.md").data.pipeline_tag == (
         "object-detection" if task == "detection" else "image-segmentation"
@@ -193,6 +198,13 @@ class TestRefusals:
         with pytest.raises(SiTError) as error:
             finetune("detection", **{argument: value})
         assert error.value.argument == argument
+
+    def test_a_figure_of_the_user_is_not_replaced(self, finetune, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "examples.png").write_text("mine")
+        with pytest.raises(SiTError, match=r"examples.png of something else") as error:
+            finetune("detection")
+        assert error.value.argument == "output_dir"
 
     def test_a_metric_that_is_not_measured(self, finetune):
         with pytest.raises(SiTError, match="accuracy is not measured, only map,"):
