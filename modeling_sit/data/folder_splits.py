@@ -13,7 +13,7 @@ Sub-folders that lie side by side are splits, not classes, if
 
 So `train`, `car` and `test_tube` are classes. Splits may lie deeper, `images/train` and `images/val`, and in different folders
 ([`scattered_splits`]). What lies beside the splits is left out, and told; so are `train_masks` beside `train`, what comes with
-images ([`leave_out_beside`]), and the whole set once more beside itself. Where it is not clear which sub-folders are meant, as in
+images ([`leave_out_beside`]), masks among them ([`leave_out_masks`]), and the whole set once more beside itself. Where it is not clear which sub-folders are meant, as in
 `fine/train` and `coarse/train`, there is an error that names them.
 """
 
@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from modeling_sit.data.beside_images import leave_out_beside
-from modeling_sit.data.file_names import tell_masks_in_file_names, tell_splits_in_file_names
+from modeling_sit.data.file_names import leave_out_masks, tell_splits_in_file_names
 from modeling_sit.data.folder_tree import Part, group_by_sub_folder
 from modeling_sit.data.scattered_splits import scattered_splits, tell_held_out_inside
 from modeling_sit.data.split_names import (
@@ -87,10 +87,7 @@ def split_folders(folder: str, paths: list[str], asked: Iterable[str] = ()) -> d
         tell_splits_in_file_names(folder, paths)
     _tell_doubtful_classes(folder, splits)
     tell_held_out_inside(folder, splits)
-    for parts in splits.values():
-        for _, inside in parts:
-            tell_masks_in_file_names(folder, inside)
-    return splits
+    return leave_out_masks(folder, splits)
 
 
 def _scattered(folder: str, paths: list[str]) -> _Layer | None:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from modeling_sit.data.decoding import Image, UnreadableImage
-from modeling_sit.data.dense.image_sizes import upright_size
 from modeling_sit.data.dense.mask_values import check_values, read_mask
 from modeling_sit.data.dense.rows import annotations_of
 from modeling_sit.data.image_datasets import image_name, read_row
+from modeling_sit.data.image_sizes import upright_size
 from modeling_sit.dense_processing import resized_size
 from modeling_sit.finetuning.sampling import seeded
 from modeling_sit.image_modes import PixelFormat

@@ -1,5 +1,7 @@
-"""What file names tell, and are not read by."""
+"""What file names tell: masks, which are left out, and splits, which they do not make."""
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from modeling_sit.data.folder_splits import split_folders
@@ -38,23 +40,69 @@ def test_splits_in_file_names_are_told(told, names, expected):
     assert len(messages) == expected and all("file names tell splits" in message for message in messages)
 
 
+@pytest.fixture
+def split(caplog):
+    """The images that are read of a folder with these files, and what is told of it."""
+    tell_once.cache_clear()
+
+    def split(names, folder="/d"):
+        paths = sorted(f"{folder}/{name}" for name in names.split(" "))
+        parts = split_folders(str(folder), paths)
+        return [path.removeprefix(f"{folder}/") for found in parts.values() for _, inside in found for path in inside]
+
+    return lambda *given: (split(*given), caplog.messages)
+
+
 @pytest.mark.parametrize(
-    ("names", "mask", "image"),
+    ("names", "kept", "told"),
     [
-        ("a a_mask b b_mask", "a_mask", "a"),
-        ("benign/x(1) benign/x(1)_mask benign/x(1)_mask_1 normal/y", "benign/x(1)_mask", "x(1)"),
-        ("img1 img1-GT", "img1-GT", "img1"),
-        ("0001 0001_segmentation", "0001_segmentation", "0001"),
-        ("with_mask_1 without_mask_1", None, None),
-        ("mask1 mask2", None, None),
-        ("a/1 b/1_mask", None, None),
-        ("unmask un", None, None),
+        (
+            "a.jpg a_mask.png b.jpg b_mask.png",
+            "a.jpg b.jpg",
+            "are not read: 2, such as a_mask.png",
+        ),
+        ("x(1).png x(1)_mask.png x(1)_mask_1.png y.png", "x(1).png y.png", "are not read: 2, such"),
+        ("1.tif 1-GT.tif", "1.tif", "are not read: 1, such as 1-GT.tif beside 1.tif;"),
+        ("a.jpg a_seg.png", "a.jpg", "are not read: 1, such"),
+        (
+            "train/a.rf.1.jpg train/a.rf.1_mask.png valid/b.jpg valid/b_label.png",
+            "train/a.rf.1.jpg valid/b.jpg",
+            "are not read: 2, such as train/a.rf.1_mask.png beside a.rf.1.jpg;",
+        ),
+        ("cat/1.png cat/1_mask.png dog/2.png dog/2_mask.png", "cat/1.png dog/2.png", "are not read: 2, such"),
     ],
 )
-def test_masks_among_the_images_are_told(told, names, mask, image):
-    messages = told(names)
-    assert len(messages) == (mask is not None)
-    assert mask is None or f"such as {mask}.png beside {image};" in messages[0]
+def test_masks_beside_their_images_are_left_out(split, names, kept, told):
+    found, messages = split(names)
+    assert found == kept.split(" ") and len(messages) == 1 and told in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("a.jpg a_mask.png b_mask.png", True),
+        ("a.jpg a_mask.jpg b.jpg b_mask.jpg", True),
+        ("train/a.jpg train/a_mask.png test/b_mask.png", True),
+        ("with_mask_1.png without_mask_1.png", False),
+        ("mask1.png mask2.png", False),
+        ("a/1.png b/1_mask.png", False),
+        ("unmask.png un.png", False),
+        ("a_mask.png a_mask_mask.png", False),
+    ],
+)
+def test_what_may_be_images_stays(split, names, told):
+    found, messages = split(names)
+    assert sorted(found) == sorted(names.split(" ")) and len(messages) == told
+    assert not told or "all are read as images" in messages[0]
+
+
+@pytest.mark.parametrize("kind", ["mask", "another size", "photograph"])
+def test_a_mask_has_the_size_of_its_image_and_few_colors(split, tmp_path, kind):
+    pixels = np.random.default_rng(0).integers(0, 3 if kind == "mask" else 256, (20, 20), dtype=np.uint8)
+    PIL.Image.new("RGB", (20, 20)).save(tmp_path / "bottle.png")
+    PIL.Image.fromarray(pixels[:10] // 64 if kind == "another size" else pixels).save(tmp_path / "bottle_label.png")
+    both = ["bottle.png", "bottle_label.png"]
+    assert split(" ".join(both), tmp_path)[0] == (both[:1] if kind == "mask" else both)
 
 
 def test_of_many_files_some_are_looked_at(told):

@@ -13,8 +13,8 @@ import datasets
 from modeling_sit.data.dataset_forms import arrow_images, reader_errors
 from modeling_sit.data.dense.annotations import AnnotationCheck, ImageOfObjects
 from modeling_sit.data.dense.coco_files import CocoFile, indices_of, label_names_of, looks_like_coco, read_coco_file
-from modeling_sit.data.dense.image_sizes import is_turned, some_rows, upright_size
 from modeling_sit.data.dense.rows import object_columns, object_features, table_of
+from modeling_sit.data.image_sizes import is_turned, some_rows, upright_size
 from modeling_sit.data.label_encoding import join
 from modeling_sit.data.own_files import list_folder
 from modeling_sit.data.split_names import split_of_name, words_of

@@ -9,11 +9,11 @@ import datasets
 
 from modeling_sit.data.dataset_forms import load_splits, reader_errors
 from modeling_sit.data.dense.annotations import AnnotationCheck, ImageOfObjects
-from modeling_sit.data.dense.image_sizes import is_turned, some_rows, upright_size
 from modeling_sit.data.dense.mask_values import find_label_names
 from modeling_sit.data.dense.masks import MaskReader
 from modeling_sit.data.dense.rows import ENCODED, object_columns, object_features, table_of
 from modeling_sit.data.image_datasets import image_name
+from modeling_sit.data.image_sizes import is_turned, some_rows, upright_size
 from modeling_sit.data.label_encoding import MASK_COLUMNS, find_image_column, image_columns, join, type_name
 from modeling_sit.data.unread_splits import SplitStream, UnreadSplit
 from modeling_sit.runtime.errors import SiTError
@@ -248,7 +248,7 @@ class MaskColumns(_Columns):
         names, colors = classes[0], None
         if isinstance(dataset, (str, os.PathLike)):
             folder = os.path.abspath(os.path.expanduser(dataset))
-            found, colors, _ = find_label_names(folder if os.path.isdir(folder) else os.path.dirname(folder))
+            found, colors = find_label_names(folder if os.path.isdir(folder) else os.path.dirname(folder))
             names = names or found
         self.reader = MaskReader(names, colors, classes[1])
         self.notes = self.reader.notes

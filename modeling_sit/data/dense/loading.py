@@ -63,7 +63,8 @@ def open_dense(
             and with a class for each pixel one of
 
             - a folder of images and masks of the same names, `images/` and `masks/`, `train/images/` and `train/masks/`, or
-              `images/train/` and `annotations/train/`; names of the classes in `id2label.json` or `classes.txt` there;
+              `images/train/` and `annotations/train/`, or `a.jpg` and `a_mask.png` side by side; names of the classes in
+              `id2label.json` or `classes.txt` there;
             - parquet files and the like with a column of masks, called such as `label`, `annotation` or `mask`.
         kind (`str`):
             `"boxes"` for objects with boxes, and masks where there are some; `"masks"` for objects that all have masks;

@@ -3,14 +3,14 @@
 A file is a mask if a folder on its way is called like one: `masks`, `annotations`, `train_labels`, `trainannot`. Its image has
 the same path without such words, and without `images` and the like: `train/images/a.jpg` and `train/masks/a.png`, or
 `images/train/a.jpg` and `annotations/train/a.png`, or `train/a.jpg` and `train_masks/a_mask.gif`. The names of the folders tell
-the splits.
+the splits. Where no folder is called so, masks lie beside their images: `train/a.jpg` and `train/a_mask.png`.
 """
 
 import itertools
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 
@@ -18,16 +18,16 @@ from modeling_sit.data.beside_images import HOLDERS, IMAGES
 from modeling_sit.data.dataset_forms import arrow_images, reader_errors
 from modeling_sit.data.dense.mask_values import find_label_names
 from modeling_sit.data.dense.masks import MaskReader
+from modeling_sit.data.file_names import MASKS, masks_beside
 from modeling_sit.data.label_encoding import join
 from modeling_sit.data.opening import image_extensions
 from modeling_sit.data.own_files import walk
-from modeling_sit.data.split_names import BESIDE_IMAGES, KINDS, split_of_name, words_of
+from modeling_sit.data.split_names import KINDS, split_of_name, words_of
 from modeling_sit.runtime.errors import SiTError
 
-# Words for masks, and in one word with that of a split: `trainannot`.
-MASKS = BESIDE_IMAGES - {"pred", "unlabeled", "unlabelled", "unsupervised"} | {"annot", "annots", "seg", "labelids"}
 # Words that do not tell where a file belongs: `SegmentationClass` of the Pascal sets is that of `JPEGImages`.
 NAMES_OF_FOLDERS = MASKS | IMAGES | HOLDERS | {"class"}
+# A word for masks in one word with that of a split: `trainannot`.
 IN_ONE_WORD = re.compile(rf"^({'|'.join(KINDS)})({'|'.join(sorted(MASKS, key=len, reverse=True))})$", re.IGNORECASE)
 # What the names of masks may have behind those of the images.
 SUFFIX = re.compile(rf"[-_. ](?:{'|'.join(sorted(MASKS, key=len, reverse=True))}|l|p|pixels?)$", re.IGNORECASE)
@@ -70,7 +70,11 @@ def find_pairs(folder: str) -> dict[str, Pairs]:
         paths = [path for path in walk(folder, []) if path.lower().endswith(extensions)]
     places = {path: _place_of(os.path.relpath(path, folder)) for path in paths}
     if not any(place.is_mask for place in places.values()):
-        return {}
+        beside, _ = masks_beside(paths)
+        if not beside:
+            return {}
+        for mask, image in beside.items():
+            places[mask] = replace(places[image], is_mask=True)
     found: dict[str, Pairs] = {}
     for split in dict.fromkeys(place.split for place in places.values()):
         images = {path: place for path, place in places.items() if place.split == split and not place.is_mask}
@@ -141,7 +145,8 @@ class MaskFolder:
     Args:
         folder (`str`): The folder.
         pairs (`dict` of `str` to [`Pairs`]): Those of each split.
-        label_names (`list[str]`, *optional*): Names of the classes. Default: those in a file of the folder, or else numbers.
+        label_names (`list[str]`, *optional*):
+            Names of the classes. Default: those in a file of the folder, or of the folders of the masks, or else numbers.
         reduce_labels (`bool`, *optional*, defaults to `False`): Whether 0 stands for no class.
     """
 
@@ -149,7 +154,8 @@ class MaskFolder:
         self, folder: str, pairs: dict[str, Pairs], label_names: list[str] | None = None, reduce_labels: bool = False
     ):
         self.pairs = pairs
-        named, colors, _ = find_label_names(folder)
+        of_masks = {os.path.dirname(mask) for found in pairs.values() for mask in found.masks}
+        named, colors = find_label_names(folder, sorted(of_masks))
         self.reader = MaskReader(label_names or named, colors, reduce_labels)
         self.notes = self.reader.notes
         for split, found in pairs.items():

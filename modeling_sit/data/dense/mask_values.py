@@ -17,7 +17,8 @@ from modeling_sit.runtime.errors import SiTError
 # Pillow's modes of one channel of 8 bits or less. Values of "P" are indices into a palette: the classes themselves.
 INDEX_MODES = ("1", "L", "P")
 LOSSY_FORMATS = ("JPEG", "MPO")
-NAME_FILES = ("id2label.json", "classes.txt", "labels.txt", "label_names.txt")
+# The last one is of Roboflow.
+NAME_FILES = ("id2label.json", "classes.txt", "labels.txt", "label_names.txt", "_classes.csv")
 COLOR_FILES = ("class_dict.csv", "labelmap.txt", "label_colors.txt")
 REMEDY = "save each mask as a PNG of one channel and 8 bits, whose values are the classes, 255 for none"
 
@@ -128,33 +129,50 @@ def check_values(present: np.ndarray, label_names: Sequence[str], name: str) -> 
         )
 
 
-def find_label_names(folder: str) -> tuple[list[str] | None, np.ndarray | None, str | None]:
-    """Names of classes, and their colors `(classes, 3)`, of a file in a folder that tells them; and the file's name.
+def find_label_names(folder: str, others: Sequence[str] = ()) -> tuple[list[str] | None, np.ndarray | None]:
+    """Names of classes, and their colors `(classes, 3)`, of a file in a folder that tells them.
+
+    Args:
+        folder (`str`): The folder.
+        others (sequence of `str`, *optional*): Folders to look in if it has no such file. Several of them must tell the same.
 
     Raises:
-        [`SiTError`]: If there is such a file, and it does not.
+        [`SiTError`]: If there is such a file, and it does not tell them.
     """
-    for name in COLOR_FILES:
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            return *_read_colors(path), name
-    for name in NAME_FILES:
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            return _read_names(path), None, name
-    return None, None, None
+    path = _find_file(folder)
+    found = [path] if path is not None else [path for other in others if (path := _find_file(other)) is not None]
+    told = [_read_file(path) for path in found]
+    for (names, _), path in zip(told, found, strict=True):
+        if names != told[0][0]:
+            raise _error(
+                f"{found[0]} and {path} name other classes", "write one such file into the folder of the dataset"
+            )
+    return told[0] if told else (None, None)
+
+
+def _find_file(folder: str) -> str | None:
+    paths = (os.path.join(folder, name) for name in (*COLOR_FILES, *NAME_FILES))
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _read_file(path: str) -> tuple[list[str], np.ndarray | None]:
+    if os.path.basename(path) in COLOR_FILES:
+        return _read_colors(path)
+    return _read_names(path), None
 
 
 def _read_names(path: str) -> list[str]:
     text = _text_of(path)
-    if not path.endswith(".json"):
+    if path.endswith(".txt"):
         names = [line.strip() for line in text.splitlines() if line.strip()]
     else:
         try:
-            content = json.loads(text)
-            by_index = {int(index): str(name) for index, name in content.items()}
+            by_index = _read_json(text) if path.endswith(".json") else _read_csv(text)
         except (ValueError, AttributeError) as error:
-            raise _error(f"{path} is no table of indices and names", 'write {"0": "sky", "1": "road"}') from error
+            remedy = (
+                'write {"0": "sky", "1": "road"}' if path.endswith(".json") else "write a line `0, sky` for each class"
+            )
+            raise _error(f"{path} is no table of indices and names", remedy) from error
         if sorted(by_index) != list(range(len(by_index))):
             raise _error(
                 f"{path}: the indices are {join(map(str, sorted(by_index)[:10]))}, and not 0, 1, ... without gaps"
@@ -166,6 +184,16 @@ def _read_names(path: str) -> list[str]:
         repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
         raise _error(f"{path}: several classes are called {join(repeated[:5])}", "give each a name of its own")
     return names
+
+
+def _read_json(text: str) -> dict[int, str]:
+    return {int(index): str(name) for index, name in json.loads(text).items()}
+
+
+def _read_csv(text: str) -> dict[int, str]:
+    """Lines such as `0, background`, below a line of titles."""
+    lines = [line.split(",", 1) for line in text.splitlines() if line.strip()]
+    return {int(value): name.strip() for value, name in lines[1:]}
 
 
 def _read_colors(path: str) -> tuple[list[str], np.ndarray]:

@@ -6,10 +6,10 @@ import datasets
 import numpy as np
 
 from modeling_sit.data.dataset_forms import arrow_images
-from modeling_sit.data.dense.image_sizes import is_turned, some_rows, upright_size
 from modeling_sit.data.dense.mask_values import check_values, encode_mask, is_black_and_white, read_mask, recode
 from modeling_sit.data.dense.rows import IGNORED_PIXEL, pixel_features
 from modeling_sit.data.image_datasets import image_name
+from modeling_sit.data.image_sizes import is_turned, some_rows, upright_size
 from modeling_sit.runtime.errors import SiTError
 
 # So many masks of a split are decoded beforehand, if the classes are named; else all are.

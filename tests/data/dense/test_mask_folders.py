@@ -57,6 +57,9 @@ def values_of(rows):
         ("train/{}.png", "train_labels/{}_L.png"),
         ("leftImg8bit/images/{}.png", "leftImg8bit/gt/{}_labelIds.png"),
         ("JPEGImages/{}.jpg", "SegmentationClass/{}.png"),
+        ("{}.jpg", "{}_mask.png"),
+        ("train/{}.rf.c0ffee.jpg", "train/{}.rf.c0ffee_mask.png"),
+        ("pile/{}.jpg", "pile/{}-gt.png"),
     ],
 )
 def test_layouts(tmp_path, image, masks):
@@ -89,6 +92,33 @@ def test_names_of_classes(tmp_path):
     (tmp_path / "id2label.json").write_text(json.dumps({"0": "a", "2": "c"}))
     with pytest.raises(SiTError, match="the indices are 0, 2, and not"):
         read(tmp_path)
+
+
+def test_masks_beside_their_images_with_their_classes(tmp_path):
+    """Roboflow's folders."""
+    for split, count in (("train", 3), ("valid", 1), ("test", 2)):
+        write_pairs(tmp_path / split, "{}_jpg.rf.1.jpg", "{}_jpg.rf.1_mask.png", count, values=(0, 1))
+        (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cell, round\n")
+    opened, rows = read(tmp_path)
+    assert opened.label_names == ["background", "cell, round"] and not opened.notes
+    assert {split: len(opened.read(split)) for split in opened.splits} == {"train": 3, "valid": 1, "test": 2}
+    assert len(rows) == len(load_images(str(tmp_path)).train) == 3
+    (tmp_path / "test" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, crack\n")
+    with pytest.raises(SiTError, match=r"test/_classes.csv and .*train/_classes.csv name other classes"):
+        read(tmp_path)
+    (tmp_path / "classes.txt").write_text("none\ncell\n")
+    assert read(tmp_path)[0].label_names == ["none", "cell"]
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / "test" / "_classes.csv").write_text("filename, cell, crack\na.jpg, 0, 1\n")
+    with pytest.raises(SiTError, match=r"test/_classes.csv is no table of indices and names"):
+        read(tmp_path)
+
+
+def test_two_masks_beside_an_image(tmp_path):
+    write_pairs(tmp_path, "{}.png", "{}_mask.png")
+    save(tmp_path / "0_mask_1.png", mask(0, 1))
+    with pytest.raises(SiTError, match=r"not clear which mask belongs to which image: .*/0_mask.png, .*/0_mask_1.png"):
+        open_dense(tmp_path, "pixels")
 
 
 def test_black_and_white_masks_are_of_two_classes(tmp_path):
