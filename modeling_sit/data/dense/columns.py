@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
 
 import datasets
 
@@ -18,7 +19,6 @@ from modeling_sit.data.label_encoding import MASK_COLUMNS, find_image_column, im
 from modeling_sit.data.unread_splits import SplitStream, UnreadSplit
 from modeling_sit.runtime.errors import SiTError
 
-OBJECTS = ("objects", "annotations", "object")
 BOXES = ("bbox", "bboxes", "boxes", "box")
 CATEGORIES = ("category", "categories", "category_id", "label", "labels", "class", "classes")
 SEGMENTATIONS = ("segmentation", "segmentations", "mask", "masks")
@@ -26,11 +26,26 @@ CROWDS = ("iscrowd", "is_crowd")
 SIZES = ("image_id", "width", "height")
 
 
-class _Columns:
-    """Splits of which some columns are read."""
+class _Columns(ABC):
+    """
+    Splits of which the column of images is read, and one that says what is true of them.
 
-    def __init__(self, dataset: Any, config_name: str | None, image_column: str | None, asked: Sequence[str]):
-        found = load_splits(dataset, config_name, False, image_column, asked)
+    Attributes:
+        kind (`str`): What that column holds, such as `masks`.
+        usual (collection of `str`): What it is called, in lower case, if nobody names it.
+        other_form (`str`): The other form of such a dataset, which was not found.
+        remedy (`str`): What to give.
+    """
+
+    kind: ClassVar[str]
+    usual: ClassVar[Collection[str]]
+    other_form: ClassVar[str]
+    remedy: ClassVar[str]
+
+    def __init__(
+        self, dataset: Any, config_name: str | None, columns: tuple[str | None, str | None], asked: Sequence[str]
+    ):
+        found = load_splits(dataset, config_name, False, columns[0], asked)
         if any(isinstance(rows, SplitStream) for rows in found.values()):
             raise SiTError(
                 "it is streamed, and objects and masks must be known beforehand",
@@ -38,35 +53,70 @@ class _Columns:
                 remedy="give a `datasets.Dataset` or files",
             )
         self.found: dict[str, datasets.Dataset | UnreadSplit] = found
-        self.image_column = image_column
         self.notes: list[str] = []
         self.features: dict[str, Any] = {}
         for rows in reversed(list(found.values())):
             self.features |= rows.features
+        self.truth = self._find_truth(columns[1])
+        others = {name: feature for name, feature in self.features.items() if name != self.truth}
+        self.image = find_image_column(others, columns[0])
 
     @property
     def splits(self) -> list[str]:
         return list(self.found)
 
-    def rows(self, split: str, image: str, others: Sequence[str]) -> datasets.Dataset:
-        """A split with the column `image`, and others by their own names.
+    @staticmethod
+    @abstractmethod
+    def holds(feature: Any) -> bool:
+        """Whether a column of this type may be the one that says what is true."""
+
+    def _find_truth(self, asked: str | None) -> str:
+        """The column that is asked for, or the only one that is called as usual.
+
+        Raises:
+            [`SiTError`]: If there is none, or several.
+        """
+        if asked is not None and asked not in self.features:
+            raise SiTError(f"no column {asked}, only {join(self.features)}", argument="label_column")
+        if asked is not None and not self.holds(self.features[asked]):
+            raise SiTError(
+                f"column {asked} holds {type_name(self.features[asked])}, and no {self.kind}",
+                argument="label_column",
+                remedy=self.remedy,
+            )
+        called = [name for name in self.features if name == asked or (asked is None and name.lower() in self.usual)]
+        found = [name for name in called if self.holds(self.features[name])]
+        if len(found) > 1:
+            raise SiTError(
+                f"several columns of {self.kind}: {join(found)}", argument="label_column", remedy="choose one"
+            )
+        if not found:
+            raise SiTError(
+                f"no {self.other_form}, and no column of {self.kind} among {join(self.features)}",
+                argument="dataset",
+                remedy=self.remedy,
+            )
+        return found[0]
+
+    def rows(self, split: str, *others: str) -> datasets.Dataset:
+        """A split with the column `image`, that of what is true, and others, by their own names.
 
         Raises:
             [`SiTError`]: If it has no such columns, or no row.
         """
         rows = self.found[split]
-        for column in (image, *others):
-            if column not in rows.features and column not in SIZES:
+        for column in (self.image, self.truth):
+            if column not in rows.features:
                 raise SiTError(f"split {split} has no column {column}, only {join(rows.features)}", argument="dataset")
-        others = [column for column in others if column in rows.features]
+        read = [self.truth, *(column for column in others if column in rows.features)]
         if isinstance(rows, UnreadSplit):
             with reader_errors(f"split {split} cannot be read"):
-                rows = rows.read(image, list(others))
+                rows = rows.read(self.image, read)
         if len(rows) == 0:
             raise SiTError(f"split {split} is empty", argument="dataset")
-        rows = rows.select_columns([image, *others])
+        rows = rows.select_columns([self.image, *read])
         rows = rows if rows._indices is None else rows.flatten_indices()  # only then columns can be put beside it
-        rows = rows.rename_column(image, "image") if image != "image" else rows
+        rows = rows.rename_column(self.image, "image") if self.image != "image" else rows
         rows = rows.cast_column("image", ENCODED)
         return datasets.Dataset(rows.data, info=rows.info, split=datasets.NamedSplit(split.replace("-", "_")))
 
@@ -82,6 +132,10 @@ class ObjectColumns(_Columns):
         classes (pair): Names of the classes, if they are known, and whether every object must have a mask.
     """
 
+    kind, usual = "objects", ("objects", "annotations", "object")
+    other_form = "file of annotations (.json)"
+    remedy = "give a folder with train.json and images/, or a dataset with a column `objects` of bbox and category"
+
     def __init__(
         self,
         dataset: Any,
@@ -90,16 +144,14 @@ class ObjectColumns(_Columns):
         asked: Sequence[str],
         classes: tuple[list[str] | None, bool],
     ):
-        super().__init__(dataset, config_name, columns[0], asked)
+        super().__init__(dataset, config_name, columns, asked)
         self.label_names, self.needs_masks = classes
-        self.image = find_image_column(self.features, columns[0])
-        self.objects = self._find_objects(columns[1])
-        of_objects = _fields(self.features[self.objects])
+        of_objects = _fields(self.features[self.truth])
         self.boxes = _named(of_objects, BOXES)
         self.categories = _named(of_objects, CATEGORIES)
         if self.categories is None or (self.boxes is None and _named(of_objects, SEGMENTATIONS) is None):
             raise SiTError(
-                f"column {self.objects} has the fields {join(of_objects)}: boxes (bbox) and categories (category) are needed",
+                f"column {self.truth} has the fields {join(of_objects)}: boxes (bbox) and categories (category) are needed",
                 argument="label_column",
             )
         self.feature = of_objects[self.categories]
@@ -108,24 +160,13 @@ class ObjectColumns(_Columns):
         else:
             self.stored_names = None
 
-    def _find_objects(self, asked: str | None) -> str:
-        if asked is not None and asked not in self.features:
-            raise SiTError(f"no column {asked}, only {join(self.features)}", argument="label_column")
-        found = [asked] if asked is not None else [name for name in OBJECTS if name in self.features]
-        found = [name for name in found if _fields(self.features[name])]
-        if not found:
-            raise SiTError(
-                f"no file of annotations (.json) and no column of objects among {join(self.features)}"
-                if asked is None
-                else f"column {asked} holds {type_name(self.features[asked])}, and no objects",
-                argument="dataset" if asked is None else "label_column",
-                remedy="give a folder with train.json and images/, or a dataset with a column `objects` of bbox and category",
-            )
-        return found[0]
+    @staticmethod
+    def holds(feature: Any) -> bool:
+        return bool(_fields(feature))
 
     def read(self, split: str) -> datasets.Dataset:
         """The rows of a split, as of [`~modeling_sit.data.dense.rows.object_features`]."""
-        rows = self.rows(split, self.image, [self.objects, *SIZES])
+        rows = self.rows(split, *SIZES)
         told = rows.select_columns([name for name in rows.column_names if name != "image"])
         if self.label_names is None:
             self.label_names = self.stored_names or self._count_classes(told)
@@ -135,7 +176,7 @@ class ObjectColumns(_Columns):
         for row, entry in enumerate(told):
             image = ImageOfObjects(f"row {row}", *sizes[row])
             of_image = []
-            for annotation in _of_image(entry[self.objects]):
+            for annotation in _of_image(entry[self.truth]):
                 number += 1
                 index = self._index(annotation.get(self.categories), f"{rows.split}: row {row}")
                 found = check.read(self._as_coco(annotation, number), index, number, image)
@@ -181,11 +222,9 @@ class ObjectColumns(_Columns):
         return {name: index for index, name in enumerate(self.label_names)}
 
     def _count_classes(self, rows: datasets.Dataset) -> list[str]:
-        found = {annotation.get(self.categories) for row in rows for annotation in _of_image(row[self.objects])} - {
-            None
-        }
+        found = {annotation.get(self.categories) for row in rows for annotation in _of_image(row[self.truth])} - {None}
         if not found:
-            raise SiTError(f"column {self.objects} of {rows.split} holds no object", argument="label_column")
+            raise SiTError(f"column {self.truth} of {rows.split} holds no object", argument="label_column")
         self.notes.append(f"the categories have no names: there are {len(found)}, and their values are their names")
         return [str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value))]
 
@@ -232,6 +271,10 @@ class MaskColumns(_Columns):
         classes (pair): Names of the classes, if they are known, and whether 0 stands for no class.
     """
 
+    kind, usual = "masks", MASK_COLUMNS
+    other_form = "folder of masks beside the images"
+    remedy = "give a folder with images/ and masks/, or a dataset with the columns `image` and `label`, both images"
+
     def __init__(
         self,
         dataset: Any,
@@ -240,11 +283,7 @@ class MaskColumns(_Columns):
         asked: Sequence[str],
         classes: tuple[list[str] | None, bool],
     ):
-        super().__init__(dataset, config_name, columns[0], asked)
-        self.masks = self._find_masks(columns[1])
-        self.image = find_image_column(
-            {name: feature for name, feature in self.features.items() if name != self.masks}, columns[0]
-        )
+        super().__init__(dataset, config_name, columns, asked)
         names, colors = classes[0], None
         if isinstance(dataset, (str, os.PathLike)):
             folder = os.path.abspath(os.path.expanduser(dataset))
@@ -257,27 +296,16 @@ class MaskColumns(_Columns):
     def label_names(self) -> list[str] | None:
         return self.reader.label_names
 
-    def _find_masks(self, asked: str | None) -> str:
-        known = [name for name, feature in self.features.items() if image_columns({name: feature})]
-        found = [asked] if asked is not None else [name for name in known if name.lower() in MASK_COLUMNS]
-        if len(found) > 1:
-            raise SiTError(f"several columns of masks: {join(found)}", argument="label_column", remedy="choose one")
-        if not found or found[0] not in known:
-            raise SiTError(
-                f"no folder of masks beside the images, and no column of masks among {join(self.features)}"
-                if asked is None
-                else f"no column {asked} of masks among {join(self.features)}",
-                argument="dataset" if asked is None else "label_column",
-                remedy="give a folder with images/ and masks/, or a dataset with the columns `image` and `label`, both images",
-            )
-        return found[0]
+    @staticmethod
+    def holds(feature: Any) -> bool:
+        return bool(image_columns({"": feature}))
 
     def read(self, split: str) -> datasets.Dataset:
         """The rows of a split, as of [`~modeling_sit.data.dense.rows.pixel_features`]."""
-        rows = self.rows(split, self.image, [self.masks])
-        rows = rows.rename_column(self.masks, "label") if self.masks != "label" else rows
+        rows = self.rows(split)
+        rows = rows.rename_column(self.truth, "label") if self.truth != "label" else rows
         others = [] if self.label_names is not None else [name for name in self.splits if name != split]
-        masks = [mask for name in others for mask in self.rows(name, self.image, [self.masks])[self.masks]]
+        masks = [mask for name in others for mask in self.rows(name)[self.truth]]
         return self.reader.read(rows.cast_column("label", ENCODED), masks)
 
 

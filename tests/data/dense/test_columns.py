@@ -124,6 +124,15 @@ def test_no_objects_and_no_masks():
         open_dense(rows, "boxes", label_column="label")
 
 
+def test_several_columns_of_objects():
+    others = [{"bbox": [[4, 4, 8, 8]], "category": ["c"]}, {"bbox": [], "category": []}]
+    rows = dataset(OBJECTS, Annotations=others)
+    with pytest.raises(SiTError, match="several columns of objects: objects, Annotations") as error:
+        open_dense(rows, "boxes")
+    assert error.value.argument == "label_column"
+    assert read(rows, label_column="Annotations")[0].label_names == ["c"]
+
+
 @pytest.mark.parametrize("column", ["label", "annotation", "mask"])
 def test_columns_of_masks(column):
     masks = [np.full((HEIGHT, WIDTH), value, np.uint8) for value in (0, 2)]
