@@ -17,8 +17,11 @@ CUT = "{} boxes that reach beyond their image are cut at its border"
 FEW_POINTS = "{} polygons of fewer than three points are left out"
 NO_MASK = "{} objects without a mask are left out"
 EMPTY_MASK = "{} masks without a pixel are left out"
-# Of so many boxes that are read as corner and size, more than this fraction reach beyond their image if they are two corners.
-MANY_BEYOND = 0.1
+# Of boxes that are read as corner and size, more than this fraction reach beyond their image if nearly all are two corners.
+MANY_BEYOND, NEARLY_ALL = 0.1, 0.95
+# More than this fraction of them, and so many, if they are anything else, such as centers and sizes. Boxes of objects that are
+# partly outside of their image would reach beyond its left and upper borders too.
+MOST_BEYOND, ENOUGH_BEYOND = 0.25, 10
 
 
 class AnnotatedObject(NamedTuple):
@@ -70,7 +73,8 @@ class AnnotationCheck:
     num_read: int = 0
     num_boxes: int = 0
     num_beyond: int = 0
-    may_be_corners: bool = True
+    num_before: int = 0
+    num_corners: int = 0
     may_be_fractions: bool = True
 
     def read(
@@ -144,14 +148,16 @@ class AnnotationCheck:
     def _note_form(self, x: float, y: float, width: float, height: float, image: ImageOfObjects) -> None:
         self.num_boxes += 1
         self.num_beyond += x + width > image.width + ROUNDING or y + height > image.height + ROUNDING
-        self.may_be_corners &= x < width <= image.width + ROUNDING and y < height <= image.height + ROUNDING
+        self.num_before += min(x, y) < -ROUNDING
+        self.num_corners += x < width <= image.width + ROUNDING and y < height <= image.height + ROUNDING
         self.may_be_fractions &= max(x, y, width, height) <= 1 < min(image.width, image.height)
 
     def notes(self) -> list[str]:
         """What was left out or changed, a line each.
 
         Raises:
-            [`SiTError`]: If masks are needed and there are none, or the boxes are two corners, or fractions of the image.
+            [`SiTError`]: If masks are needed and there are none; or the boxes are two corners, or fractions of the image, or
+                otherwise not in pixels from a corner on.
         """
         without = len(self.counts.get(NO_MASK, ()))
         if without and without == self.num_read:
@@ -167,11 +173,19 @@ class AnnotationCheck:
                 argument="dataset",
                 remedy="multiply them by the size of the image",
             )
-        if self.num_boxes and self.may_be_corners and self.num_beyond > MANY_BEYOND * self.num_boxes:
+        are_corners = self.num_corners >= NEARLY_ALL * self.num_boxes
+        if are_corners and self.num_beyond > MANY_BEYOND * self.num_boxes:
             raise SiTError(
                 f"{self.source}: the boxes are two corners (x1, y1, x2, y2), not {wanted}",
                 argument="dataset",
                 remedy="subtract the first corner from the second",
+            )
+        if self.num_beyond > max(MOST_BEYOND * self.num_boxes, ENOUGH_BEYOND - 1) and not self.num_before:
+            raise SiTError(
+                f"{self.source}: the boxes are not {wanted}: read so, {self.num_beyond:,} of {self.num_boxes:,} reach beyond "
+                "the right or lower border of their image, and none beyond the others",
+                argument="dataset",
+                remedy="write them so; or, if they are, cut them at the border",
             )
         return [
             f"{self.source}: {reason.format(f'{len(names):,}')}, such as that of {names[0]}"

@@ -24,6 +24,8 @@ CATEGORIES = ("category", "categories", "category_id", "label", "labels", "class
 SEGMENTATIONS = ("segmentation", "segmentations", "mask", "masks")
 CROWDS = ("iscrowd", "is_crowd")
 SIZES = ("image_id", "width", "height")
+# If a larger fraction of the images is of another size than their rows say, something is wrong with all of them.
+MANY_WRONG = 0.1
 
 
 class _Columns(ABC):
@@ -170,13 +172,13 @@ class ObjectColumns(_Columns):
         told = rows.select_columns([name for name in rows.column_names if name != "image"])
         if self.label_names is None:
             self.label_names = self.stored_names or self._count_classes(told)
-        sizes = self._sizes(rows, told)
+        sizes, wrong = self._sizes(rows, told)
         check = AnnotationCheck(str(rows.split), self.needs_masks, box_name=self.boxes or "bbox")
         number, objects = 0, []
         for row, entry in enumerate(told):
             image = ImageOfObjects(f"row {row}", *sizes[row])
             of_image = []
-            for annotation in _of_image(entry[self.truth]):
+            for annotation in _of_image(entry[self.truth]) if row not in wrong else ():
                 number += 1
                 index = self._index(annotation.get(self.categories), f"{rows.split}: row {row}")
                 found = check.read(self._as_coco(annotation, number), index, number, image)
@@ -187,7 +189,8 @@ class ObjectColumns(_Columns):
         columns = object_columns(self._image_ids(told), sizes, objects)
         features = object_features(self.label_names)
         others = table_of(columns, datasets.Features({name: features[name] for name in columns}), str(rows.split))
-        return datasets.concatenate_datasets([rows.select_columns(["image"]), others], axis=1, split=rows.split)
+        rows = datasets.concatenate_datasets([rows.select_columns(["image"]), others], axis=1, split=rows.split)
+        return rows.select([row for row in range(len(rows)) if row not in wrong]) if wrong else rows
 
     def _as_coco(self, annotation: dict[str, Any], number: int) -> dict[str, Any]:
         segmentation = next((annotation[name] for name in SEGMENTATIONS if annotation.get(name) is not None), None)
@@ -225,7 +228,10 @@ class ObjectColumns(_Columns):
         found = {annotation.get(self.categories) for row in rows for annotation in _of_image(row[self.truth])} - {None}
         if not found:
             raise SiTError(f"column {self.truth} of {rows.split} holds no object", argument="label_column")
-        self.notes.append(f"the categories have no names: there are {len(found)}, and their values are their names")
+        if not all(isinstance(value, str) for value in found):
+            self.notes.append(
+                f"the categories have no names: there are {len(found)}, and their values are their names"
+            )
         return [str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value))]
 
     def _image_ids(self, rows: datasets.Dataset) -> list[int]:
@@ -233,14 +239,20 @@ class ObjectColumns(_Columns):
         is_usable = bool(ids) and all(isinstance(id, int) for id in ids) and len(set(ids)) == len(ids)
         return ids if is_usable else list(range(len(rows)))
 
-    def _sizes(self, rows: datasets.Dataset, told: datasets.Dataset) -> list[tuple[int, int]]:
-        """Width and height of each image. Those that are told are compared with the images'."""
+    def _sizes(self, rows: datasets.Dataset, told: datasets.Dataset) -> tuple[list[tuple[int, int]], set[int]]:
+        """Width and height of each image. Those that are told are compared with the images'; the rows where they differ, whose
+        objects are therefore nowhere, are given too.
+
+        Raises:
+            [`SiTError`]: If many differ, or a size is not known.
+        """
         sizes: list[tuple[int, int] | None] = [None] * len(rows)
         if {"width", "height"} <= set(told.column_names):
             pairs = zip(told["width"], told["height"], strict=True)
             sizes = [(int(width), int(height)) if width and height else None for width, height in pairs]
         checked = set(some_rows(len(rows)))
         images = rows.select_columns(["image"])
+        wrong: dict[int, str] = {}
         for row, size in enumerate(sizes):
             if size is not None and row not in checked:
                 continue
@@ -251,14 +263,23 @@ class ObjectColumns(_Columns):
                 )
             if None not in (real, size) and real != size:
                 turned = "; its EXIF turns it" if is_turned(real, size) else ""
-                raise SiTError(
+                wrong[row] = (
                     f"{image_name(rows, row)} is of {real[0]} x {real[1]} pixels, and its row says {size[0]} x {size[1]}"
-                    f"{turned}",
-                    argument="dataset",
-                    remedy="give the images that were annotated, in their size",
+                    f"{turned}"
                 )
             sizes[row] = size or real
-        return sizes
+        if len(wrong) > MANY_WRONG * len(checked):
+            raise SiTError(
+                f"{len(wrong):,} of {len(checked):,} images are of another size than their row says: {next(iter(wrong.values()))}",
+                argument="dataset",
+                remedy="give the images that were annotated, in their size",
+            )
+        if wrong:
+            self.notes.append(
+                f"{rows.split}: {len(wrong):,} images of another size than their row says are left out: "
+                f"{next(iter(wrong.values()))}"
+            )
+        return sizes, set(wrong)
 
 
 class MaskColumns(_Columns):

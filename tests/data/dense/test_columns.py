@@ -92,6 +92,91 @@ def test_what_is_read_from_coco_is_read_again(tmp_path):
             assert {**one, "id": 0} == {**other, "id": 0}
 
 
+NAMES = ["Coverall", "Face_Shield", "Mask"]
+LABEL, INTEGER, BOX = datasets.ClassLabel(names=NAMES), datasets.Value("int64"), datasets.Value("float32")
+
+
+def of_objects(category, id="id", as_structs=False):
+    """Features of a column of objects as a dataset of the Hub has it, and the objects of two images."""
+    fields = {id: INTEGER, "area": INTEGER, "bbox": datasets.List(BOX, length=4), "category": category}
+    lists = {id: [114, 115], "area": [300, 48], "bbox": [[3, 2, 20, 15], [1, 5, 6, 8]], "category": [2, 0]}
+    if not isinstance(category, datasets.ClassLabel):
+        lists["category"] = [NAMES[index] for index in lists["category"]]
+    if as_structs:
+        return datasets.List(fields), [[{name: values[n] for name, values in lists.items()} for n in range(2)], []]
+    return {name: datasets.List(field) for name, field in fields.items()}, [lists, {name: [] for name in lists}]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        of_objects(LABEL),  # cppe-5
+        of_objects(LABEL, as_structs=True),  # as older versions of the library wrote it
+        of_objects(LABEL, id="bbox_id"),  # fashionpedia
+        of_objects(datasets.Value("string")),
+    ],
+    ids=["lists", "structs", "bbox_id", "texts"],
+)
+def test_forms_of_the_hub(tmp_path, form):
+    feature, objects = form
+    features = datasets.Features(
+        {
+            "image_id": INTEGER,
+            "image": datasets.Image(),
+            "width": datasets.Value("int32"),
+            "height": datasets.Value("int32"),
+            "objects": feature,
+        }
+    )
+    rows = dataset(objects, features, image_id=[15, 16], width=[WIDTH] * 2, height=[HEIGHT] * 2)
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "files" / "data").mkdir(parents=True)
+    rows.to_parquet(tmp_path / "files" / "data" / "train-00000-of-00001.parquet")
+    for place in ("saved", "files"):
+        opened, found = read(tmp_path / place)
+        assert [opened.label_names[index] for index in found[0]["objects"]["category"]] == ["Mask", "Coverall"]
+        assert found[0]["objects"]["bbox"] == [[3, 2, 20, 15], [1, 5, 6, 8]]
+        assert found[0]["objects"]["area"] == [300, 48] and found[1]["objects"]["id"] == []
+        assert list(found["image_id"]) == [15, 16] and opened.notes == []
+
+
+def test_few_images_of_another_size_are_left_out():
+    """Who reads a dataset of the Hub cannot mend it."""
+    objects = [{"bbox": [[n, 1, 2, 2]], "category": ["a"]} for n in range(12)]
+    rows = dataset(objects, width=[WIDTH] * 12, height=[*[HEIGHT] * 3, 9, *[HEIGHT] * 8], image_id=list(range(12)))
+    opened, found = read(rows)
+    assert list(found["image_id"]) == [0, 1, 2, *range(4, 12)]
+    assert [each["bbox"][0][0] for each in found["objects"]] == list(found["image_id"])
+    (note,) = (note for note in opened.notes if "another size" in note)
+    assert (
+        note.startswith("train: 1 images of")
+        and "row 3 of train is of 24 x 20 pixels, and its row says 24 x 9" in note
+    )
+
+
+INSIDE = [[n, n, 6, 5] for n in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "problem"),
+    [
+        ([[n, n, n + 9, n + 8] for n in range(10)] * 2 + [[10, 8, 27, 18]], "the boxes are two corners"),
+        ([[18 + n % 4, 15, 8, 9] for n in range(12)] + INSIDE, "12 of 20 reach beyond the right or lower border"),
+        ([[18 + n % 4, 15, 8, 9] for n in range(12)] + INSIDE + [[-4, 3, 9, 9]], None),
+        ([[20, 15, 8, 9]] * 4 + INSIDE, None),
+    ],
+    ids=["corners, one beyond the image", "centers", "objects at all borders", "few"],
+)
+def test_boxes_in_another_format(boxes, problem):
+    rows = dataset([{"bbox": boxes, "category": ["a"] * len(boxes)}])
+    if problem is None:
+        assert any("cut at its border" in note for note in read(rows)[0].notes)
+        return
+    with pytest.raises(SiTError, match=problem) as error:
+        read(rows)
+    assert error.value.argument == "dataset" and error.value.remedy and "\n" not in str(error.value)
+
+
 def test_selected_rows():
     rows = dataset(OBJECTS * 3).select([4, 1, 0])
     assert [len(objects["id"]) for objects in read(rows)[1]["objects"]] == [2, 0, 2]
