@@ -69,7 +69,7 @@ def load_dense_splits(arguments: FinetuningArguments, kind: Kind, seed: int, eva
         seed (`int`), evaluates (`bool`, *optional*): As of [`~labeled_splits.load_splits`].
 
     Raises:
-        [`SiTError`]: If there is no such dataset or split, or two are the same.
+        [`SiTError`]: If there is no such dataset or split, two are the same, or there is no object to learn from.
     """
     arguments.check_intensity_range()
     asked = [arguments.train_split, arguments.validation_split, arguments.test_split]
@@ -116,6 +116,14 @@ def load_dense_splits(arguments: FinetuningArguments, kind: Kind, seed: int, eva
             )
         validation_name = name_held_back(train, arguments)
         train, validation = hold_out(train, arguments.validation_fraction, seed)
+    if OBJECTS in train.column_names and not any(
+        each["category"] for each in train.select_columns([OBJECTS])[OBJECTS]
+    ):
+        raise SiTError(
+            f"none of the {len(train):,} images of {train.split} to learn from has an object",
+            argument="dataset" if arguments.label_fraction == 1 else "label_fraction",
+            remedy=None if arguments.label_fraction == 1 else "give a larger one",
+        )
     return DenseSplits(
         name=dataset_name(arguments.dataset),
         label_names=list(dataset.label_names),

@@ -1,5 +1,7 @@
 """Which images of a dense dataset a run trains on, chooses by and measures."""
 
+import json
+
 import numpy as np
 import pytest
 from dense_sets import write_halves, write_squares
@@ -57,6 +59,21 @@ def test_without_others_some_are_held_back_to_measure(tmp_path):
     with pytest.raises(SiTError) as error:
         load(write_squares(tmp_path / "squares", train=1))
     assert error.value.argument == "validation_split"
+
+
+def test_images_to_learn_from_have_objects(tmp_path):
+    folder = write_squares(tmp_path / "squares", train=4, test=2)
+    content = json.loads((folder / "train.json").read_text())
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] == 1]
+    (folder / "train.json").write_text(json.dumps(content))
+    assert len(load(folder).train) == 4
+    with pytest.raises(SiTError, match="none of the 1 images of train to learn from has an object") as error:
+        load(folder, label_fraction=0.25)
+    assert error.value.argument == "label_fraction" and error.value.remedy
+    (folder / "train.json").write_text(json.dumps({**content, "annotations": []}))
+    with pytest.raises(SiTError, match="none of the 4 images") as error:
+        load(folder)
+    assert error.value.argument == "dataset"
 
 
 def test_a_larger_fraction_has_all_images_of_a_smaller_one(squares):

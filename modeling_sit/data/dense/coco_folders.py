@@ -40,7 +40,8 @@ def find_coco_files(folder: str, asked: Iterable[str] = ()) -> dict[str, str]:
     Raises:
         [`SiTError`]: If several files are of one split.
     """
-    paths = [path for path in json_files(folder) if looks_like_coco(path)]
+    every = json_files(folder)
+    paths = [path for path in every if looks_like_coco(path)]
     known = [path for path in paths if not OTHER_ANNOTATIONS & set(_words(path))]
     instances = [path for path in known if OBJECTS in _words(path)]
     asked = set(asked)
@@ -50,6 +51,11 @@ def find_coco_files(folder: str, asked: Iterable[str] = ()) -> dict[str, str]:
         above = os.path.relpath(os.path.dirname(path), folder).split(os.sep)
         split = next((told for name in (stem, *reversed(above)) if (told := split_of_name(name)) is not None), None)
         splits.setdefault(stem if stem in asked else split.name.lower() if split else "train", []).append(path)
+    for path in every if splits else ():
+        # Beside such files, a `train.json` that is none is damaged: without it, another split would be trained on.
+        split = split_of_name(_stem(path))
+        if split is not None and split.is_bare:
+            splits.setdefault(split.name.lower(), [path])
     for name, files in splits.items():
         if len(files) > 1:
             raise SiTError(
@@ -154,7 +160,7 @@ class CocoFolder:
         missing = [name for name, path in zip(names, paths, strict=True) if path not in there]
         if not missing:
             return paths
-        where = best[0] if found[best] else join(os.path.relpath(folder, self.folder) for folder in folders)
+        where = best[0] if found[best] else join(folders[:3]) + (", ..." if len(folders) > 3 else "")
         raise SiTError(
             f"{file.path}: {len(missing):,} of its {len(names):,} images are not in {where}, such as {missing[0]}",
             argument="dataset",

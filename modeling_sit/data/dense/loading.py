@@ -103,9 +103,22 @@ def open_dense(
     except SiTError as error:
         if is_folder and kind != "pixels":
             _check_no_other_json(folder)
+        other = _other_kind(folder, kind) if is_folder else None
+        if other is not None:
+            raise SiTError(f"{folder}: {other}", argument="dataset") from error
         name = dataset_name(dataset)
         problem = error.problem if error.problem.startswith(f"{name}: ") else f"{name}: {error.problem}"
         raise SiTError(problem, argument=error.argument or "dataset", remedy=error.remedy) from error
+
+
+def _other_kind(folder: str, kind: Kind) -> str | None:
+    """What a folder holds in place of what is wanted."""
+    if kind == "pixels":
+        files = find_coco_files(folder)
+        path = next(iter(files.values()), None)
+        return f"it has objects ({path}), and no class for each pixel" if path is not None else None
+    pairs = next(iter(find_pairs(folder).values()), None)
+    return f"it has a class for each pixel ({pairs.masks[0]}), and no objects" if pairs is not None else None
 
 
 def _check_no_other_json(folder: str) -> None:

@@ -228,10 +228,22 @@ def test_files_that_are_none(tmp_path, text, problem):
         open_dense(tmp_path, "boxes").read("train")
 
 
+@pytest.mark.parametrize("text", ["{}", "[1]", "nothing"])
+def test_a_damaged_file_beside_others_is_no_other_file(tmp_path, text):
+    """Without it, the images of the test would be trained on."""
+    folder = write_set(tmp_path, content(1, [annotation()]), "test.json")
+    (folder / "train.json").write_text(text)
+    (folder / "train_colors.json").write_text("{}")
+    opened = open_dense(folder, "boxes")
+    assert sorted(opened.splits) == ["test", "train"]
+    with pytest.raises(SiTError, match=r"train.json is"):
+        opened.read("train")
+
+
 def test_no_image_is_there(tmp_path):
     folder = write_set(tmp_path, content(2, [annotation()]))
     shutil.rmtree(folder / "images")
-    with pytest.raises(SiTError, match="2 of its 2 images are not in"):
+    with pytest.raises(SiTError, match=f"2 of its 2 images are not in {folder}, such as"):
         read(folder)
 
 
@@ -257,6 +269,12 @@ def test_two_files_of_one_split(tmp_path):
     name = "instances_train2017"
     _, rows = read(tmp_path, asked=(name,), split=name)
     assert rows[0]["image"]["path"] == str(tmp_path / "train2017" / "0.png")
+
+
+def test_a_class_for_each_pixel_is_wanted_and_there_are_objects(tmp_path):
+    folder = write_set(tmp_path, content(1, [annotation()]))
+    with pytest.raises(SiTError, match=r"it has objects \(.*/train.json\), and no class for each pixel"):
+        open_dense(folder, "pixels")
 
 
 def test_pretraining_reads_the_images_of_the_same_folder(tmp_path):

@@ -208,6 +208,11 @@ def test_folder_without_masks(tmp_path):
         open_dense(tmp_path, "pixels")
 
 
+def test_objects_are_wanted_and_there_are_masks(tmp_path):
+    with pytest.raises(SiTError, match=r"it has a class for each pixel \(.*/masks/0.png\), and no objects"):
+        open_dense(write_pairs(tmp_path), "masks")
+
+
 @pytest.mark.parametrize(("image", "masks"), [("images", "masks"), ("train/images", "train/masks")])
 def test_pretraining_leaves_masks_out(tmp_path, image, masks):
     write_pairs(tmp_path, f"{image}/{{}}.jpg", f"{masks}/{{}}.png", count=3)
