@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_sit import SiTConfig
 from .losses import contrastive_loss, nt_xent_loss, reconstruction_loss, rotation_loss
@@ -479,13 +479,13 @@ class SiTModel(SiTPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         token_only: bool = False,
         bool_masked_pos: torch.Tensor | None = None,
         mask_token: torch.Tensor | None = None,
@@ -499,7 +499,7 @@ class SiTModel(SiTPreTrainedModel):
                 Whether to interpolate the positions for images of another size than `config.image_size`.
             output_hidden_states (`bool`, *optional*): Whether to return every block's output.
             output_attentions (`bool`, *optional*): Whether to return attention weights (computed eagerly then).
-            return_dict (`bool`, *optional*): Whether to return an output object rather than a tuple.
+            return_dict (`bool`, *optional*): Whether to return an output object rather than a tuple. Only by its name.
             token_only (`bool`, *optional*, defaults to `False`):
                 Whether the last block computes the contrastive token only, and `last_hidden_state` has no other. The
                 block then costs about a sixth. It has no effect with another `config.pooling` than `"token"`, and
@@ -523,8 +523,6 @@ class SiTModel(SiTPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        if return_dict is None:
-            return_dict = self.config.return_dict
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         embeddings = self.embeddings(pixel_values, interpolate_pos_encoding, bool_masked_pos, mask_token, kept_patches)
         # What else computes attention may want as many queries as keys.
@@ -533,13 +531,12 @@ class SiTModel(SiTPreTrainedModel):
         )
         encoded = self.encoder(embeddings, output_hidden_states, output_attentions, token_only)
         last_hidden_state = self.layernorm(encoded.last_hidden_state)
-        output = BaseModelOutputWithPooling(
+        return BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state,
             pooler_output=pool(last_hidden_state, self.config.pooling),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-        return output if return_dict else output.to_tuple()
 
 
 def pool(last_hidden_state: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -593,6 +590,7 @@ class SiTForPreTraining(SiTPreTrainedModel):
         """Projections `(batch, projection_size)` of images, and nothing else: what a teacher has to give."""
         return self.encode(pixel_values)[1]
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -603,7 +601,6 @@ class SiTForPreTraining(SiTPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         rotation_labels: torch.Tensor | None = None,
         num_corrupted_pixels: torch.Tensor | None = None,
         gather_projections: Callable[[torch.Tensor], tuple[torch.Tensor, int]] | None = None,
@@ -642,8 +639,6 @@ class SiTForPreTraining(SiTPreTrainedModel):
             `TypeError`: If there is no argument of a given name.
         """
         check_unused(kwargs)
-        if return_dict is None:
-            return_dict = self.config.return_dict
         encoded = self.vit(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -687,7 +682,7 @@ class SiTForPreTraining(SiTPreTrainedModel):
             "contrastive": self.config.contrastive_weight,
             "rotation": self.config.rotation_weight,
         }
-        output = SiTForPreTrainingOutput(
+        return SiTForPreTrainingOutput(
             loss=sum(weights[name] * loss for name, loss in losses.items()) if losses else None,
             reconstruction_loss=losses.get("reconstruction"),
             contrastive_loss=losses.get("contrastive"),
@@ -697,7 +692,6 @@ class SiTForPreTraining(SiTPreTrainedModel):
             attentions=encoded.attentions,
             rotation_loss=losses.get("rotation"),
         )
-        return output if return_dict else output.to_tuple()
 
 
 def check_unused(arguments: dict) -> None:
@@ -727,14 +721,12 @@ class SiTForImageClassification(SiTPreTrainedModel):
         self.classifier = nn.Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs,
     ) -> ImageClassifierOutput | tuple:
         r"""
@@ -745,25 +737,17 @@ class SiTForImageClassification(SiTPreTrainedModel):
                 0 or 1 `(batch, num_labels)` for `"multi_label_classification"` (binary cross-entropy), numbers `(batch,)`
                 or `(batch, num_labels)` for `"regression"` (mean squared error). Where it is `None`, one label means
                 regression, whole numbers single label, other numbers multi-label.
-            interpolate_pos_encoding, output_hidden_states, output_attentions, return_dict: As for [`SiTModel`].
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): As for [`SiTModel`].
+            kwargs: `output_hidden_states`, `output_attentions` and `return_dict` of [`SiTModel`].
         """
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        encoded = self.vit(
-            pixel_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
+        encoded = self.vit(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs)
         logits = self.classifier(encoded.pooler_output)
-        output = ImageClassifierOutput(
+        return ImageClassifierOutput(
             loss=None if labels is None else self.loss_function(labels, logits, self.config, **kwargs),
             logits=logits,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-        return output if return_dict else output.to_tuple()
 
 
 __all__ = [

@@ -3,6 +3,7 @@
 import torch
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
+from transformers.utils import can_return_tuple
 
 from .configuration_sit import SiTConfig
 from .feature_pyramid import patch_map
@@ -56,12 +57,12 @@ class SiTBackbone(BackboneMixin, SiTModel):
     def out_indices(self, out_indices: list[int]) -> None:
         self.config.out_indices = out_indices
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs,
     ) -> BackboneOutput | tuple:
         r"""
@@ -75,8 +76,6 @@ class SiTBackbone(BackboneMixin, SiTModel):
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if return_dict is None:
-            return_dict = self.config.return_dict
         encoded = SiTModel.forward(
             self,
             pixel_values,
@@ -86,7 +85,7 @@ class SiTBackbone(BackboneMixin, SiTModel):
             return_dict=True,
         )
         size, patch_shape = tuple(pixel_values.shape[-2:]), self.config.patch_shape
-        output = BackboneOutput(
+        return BackboneOutput(
             feature_maps=tuple(
                 patch_map(self.layernorm(tokens), size, patch_shape).contiguous()
                 for stage, tokens in zip(self.stage_names, encoded.hidden_states, strict=True)
@@ -95,7 +94,6 @@ class SiTBackbone(BackboneMixin, SiTModel):
             hidden_states=encoded.hidden_states if output_hidden_states else None,
             attentions=encoded.attentions,
         )
-        return output if return_dict else output.to_tuple()
 
 
 __all__ = ["SiTBackbone"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput, requires_backends
+from transformers.utils import ModelOutput, can_return_tuple, requires_backends
 
 from .configuration_sit import SiTConfig
 from .detection_heads import (
@@ -112,15 +112,13 @@ class SiTForObjectDetection(SiTPreTrainedModel):
         for head in (self.pyramid, self.rpn, self.roi_heads):
             head.float()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         labels: list[dict[str, torch.Tensor]] | None = None,
         interpolate_pos_encoding: bool = True,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs,
     ) -> SiTDetectionOutput | tuple:
         r"""
@@ -136,22 +134,14 @@ class SiTForObjectDetection(SiTPreTrainedModel):
                 without area do not count.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `True`):
                 Whether to interpolate the positions for images of another size than `config.image_size`.
-            output_hidden_states, output_attentions, return_dict: As for [`SiTModel`].
+            kwargs: `output_hidden_states`, `output_attentions` and `return_dict` of [`SiTModel`].
 
         Raises:
             `ValueError`: If the images' size does not fit the model, or the labels do not fit the images.
         """
-        if return_dict is None:
-            return_dict = self.config.return_dict
         size = tuple(pixel_values.shape[-2:])
         self.pyramid.check_size(*size)
-        encoded = self.vit(
-            pixel_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
+        encoded = self.vit(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs)
         patches = patch_map(encoded.last_hidden_state, size, self.config.patch_shape)
         image_sizes = _image_sizes(pixel_values, pixel_mask)
         with torch.autocast(patches.device.type, enabled=False):
@@ -161,14 +151,13 @@ class SiTForObjectDetection(SiTPreTrainedModel):
             if labels is None or not self.training:
                 found, _ = self._run_heads(levels, image_sizes, None)
                 detections = stack_detections(found, image_sizes, self.config.detections_per_image)
-        output = SiTDetectionOutput(
+        return SiTDetectionOutput(
             loss=sum(losses.values()) if losses else None,
             **losses,
             **detections,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-        return output if return_dict else output.to_tuple()
 
     def _losses(
         self,

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.utils import can_return_tuple
 
 from .configuration_sit import SiTConfig
 from .feature_pyramid import PYRAMID_STRIDES, SiTFeaturePyramid, patch_map
@@ -36,15 +37,13 @@ class SiTForSemanticSegmentation(SiTPreTrainedModel):
         self.segmentation_head = nn.Conv2d(channels, config.num_labels, kernel_size=1)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = True,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs,
     ) -> SemanticSegmenterOutput | tuple:
         r"""
@@ -57,7 +56,7 @@ class SiTForSemanticSegmentation(SiTPreTrainedModel):
                 Which pixels are of the image and not of its padding. It has no effect: the labels say what counts.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `True`):
                 Whether to interpolate the positions for images of another size than `config.image_size`.
-            output_hidden_states, output_attentions, return_dict: As for [`SiTModel`].
+            kwargs: `output_hidden_states`, `output_attentions` and `return_dict` of [`SiTModel`].
 
         Returns:
             `SemanticSegmenterOutput`: `logits` `(batch, num_labels, height / 4, width / 4)`; `loss`, the cross-entropy of the
@@ -66,17 +65,9 @@ class SiTForSemanticSegmentation(SiTPreTrainedModel):
         Raises:
             `ValueError`: If the images' size does not fit the model.
         """
-        if return_dict is None:
-            return_dict = self.config.return_dict
         size = tuple(pixel_values.shape[-2:])
         self._check_size(*size)
-        encoded = self.vit(
-            pixel_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
+        encoded = self.vit(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs)
         patches = patch_map(encoded.last_hidden_state, size, self.config.patch_shape)
         finest = tuple(side // PYRAMID_STRIDES[0] for side in size)
         if self.pyramid is None:
@@ -85,13 +76,12 @@ class SiTForSemanticSegmentation(SiTPreTrainedModel):
             levels = self.pyramid(patches)
             summed = levels[0] + sum(_upsample(level, finest) for level in levels[1:])
             logits = self.segmentation_head(nn.functional.gelu(summed))
-        output = SemanticSegmenterOutput(
+        return SemanticSegmenterOutput(
             loss=None if labels is None else self._loss(logits, labels.to(logits.device)),
             logits=logits,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-        return output if return_dict else output.to_tuple()
 
     def _check_size(self, height: int, width: int) -> None:
         if self.pyramid is not None:

@@ -71,6 +71,16 @@ def some_labels(height: int = 64, width: int = 96) -> list[dict[str, torch.Tenso
     ]
 
 
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_outputs_of_the_backbone_are_handed_on(model_class, images):
+    model = make(model_class, attn_implementation="eager").eval()
+    encoded = model.vit(images, interpolate_pos_encoding=True, output_hidden_states=True, output_attentions=True)
+    output = model(images, output_hidden_states=True, output_attentions=True, return_dict=False)
+    assert type(output) is tuple
+    for given, expected in zip(output[-2:], (encoded.hidden_states, encoded.attentions), strict=True):
+        assert len(given) == len(expected) and all(map(torch.equal, given, expected))
+
+
 PARTS = {
     SiTForObjectDetection: {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"},
     SiTForInstanceSegmentation: {

@@ -52,6 +52,17 @@ def test_a_batch_of_one_trains_and_images_do_not_mix(head, images):
     assert torch.allclose(model(images[:1]).logits, together[:1], atol=1e-5)
 
 
+def test_outputs_of_the_backbone_are_handed_on(images):
+    model = SiTForSemanticSegmentation(config(attn_implementation="eager")).eval()
+    encoded = model.vit(images, interpolate_pos_encoding=True, output_hidden_states=True, output_attentions=True)
+    logits, hidden_states, attentions = model(
+        images, output_hidden_states=True, output_attentions=True, return_dict=False
+    )
+    assert torch.equal(logits, model(images).logits)
+    for given, expected in ((hidden_states, encoded.hidden_states), (attentions, encoded.attentions)):
+        assert len(given) == len(expected) and all(map(torch.equal, given, expected))
+
+
 def test_no_pixel_with_a_class_is_no_loss(images):
     model = SiTForSemanticSegmentation(config(semantic_loss_ignore_index=0))
     loss = model(images, labels=torch.zeros(2, 64, 96, dtype=torch.int64)).loss
