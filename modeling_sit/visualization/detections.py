@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from modeling_sit.run_length_encoding import decode_mask
 from modeling_sit.visualization.page import text_width
@@ -28,6 +29,8 @@ from modeling_sit.visualization.truth_sheet import (
 LINE_STYLES = ("solid", (0, (3, 1.2)), (0, (1, 1)))
 CROWD, CROWD_COLOR, CROWD_LINE = "crowd (not measured)", "#FFFFFF", (0, (1, 1.5))
 FILL = 0.35
+# A dark rim on both sides of the lines of boxes, in points: light colors are lost on light images without it.
+RIM, RIM_COLOR = 0.5, (0, 0, 0, 0.45)
 # Of more objects in an image, lines are thin, and scores are not written.
 FEW_OBJECTS = 12
 SCORE_SIZE = 5.5
@@ -145,7 +148,8 @@ def draw_objects(axes: Axes, objects: ShownObjects, styles: Mapping[str, tuple],
         else:
             left, top, right, bottom = objects.boxes[number]
             box = Rectangle((left, top), right - left, bottom - top, linewidth=width, linestyle=line_style, fill=False)
-            box.set_edgecolor(color)
+            rim = withStroke(linewidth=width + 2 * RIM, foreground=RIM_COLOR)
+            box.set(edgecolor=color, path_effects=[rim])
             axes.add_patch(box)
             corner = (left, top)
         texts = [name] if are_named and not crowd else []
@@ -160,7 +164,13 @@ def _write(axes: Axes, corner: tuple[float, float], text: str, color: str) -> No
     has_space = top > 0.08 * abs(axes.dataLim.height)
     label = {"boxstyle": "square,pad=0.15", "facecolor": color, "edgecolor": "none", "alpha": 0.8}
     place = {"va": "bottom" if has_space else "top", "clip_on": True, "parse_math": False}
-    axes.text(left, top, text, fontsize=SCORE_SIZE, bbox=label, **place)
+    axes.text(left, top, text, fontsize=SCORE_SIZE, bbox=label, color=text_color(color), **place)
+
+
+def text_color(background: str) -> str:
+    """Black or white: the one with more contrast to a color, by its relative luminance (WCAG 2)."""
+    red, green, blue = (value**2.2 for value in to_rgb(background))
+    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179 else "black"
 
 
 def _draw_mask(axes: Axes, mask: np.ndarray, style: dict) -> tuple[float, float] | None:

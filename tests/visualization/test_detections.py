@@ -2,12 +2,21 @@
 
 import numpy as np
 import PIL.Image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from modeling_sit.run_length_encoding import encode_mask
-from modeling_sit.visualization.detections import CROWD, ImageWithObjects, ShownObjects, detections_figure, styles_of
+from modeling_sit.visualization.detections import (
+    CROWD,
+    ImageWithObjects,
+    ShownObjects,
+    detections_figure,
+    draw_objects,
+    styles_of,
+    text_color,
+)
 from modeling_sit.visualization.palette import ON_IMAGES
 
 NAMES = ["cell", "a class with a name that is much longer than there is space for"]
@@ -49,6 +58,24 @@ def test_boxes_in_the_colors_of_their_classes(texts_on, assert_texts_stay_on_the
     texts = texts_on(figure)
     assert {"image", "truth", "prediction (score ≥ 0.5)", "a.jpg", "cell", "0.90", "0.50"} <= set(texts)
     assert "0.30" not in texts and texts["2 objects: 2 cell"]
+
+
+def test_boxes_have_a_dark_rim():
+    """Light blue on white: what is darker than the color itself is the rim."""
+    figure = Figure(figsize=(1, 1), dpi=200)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 60), ylim=(60, 0))
+    axes.set_axis_off()
+    draw_objects(axes, ShownObjects([NAMES[0]], boxes(20)), {NAMES[0]: ("#56B4E9", "solid")}, are_few=False)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    brightness = np.asarray(canvas.buffer_rgba())[..., :3].mean(axis=-1)
+    assert brightness.min() < 150 < np.mean([0x56, 0xB4, 0xE9]) and brightness[0, 0] == 255
+
+
+def test_texts_are_read_on_their_color():
+    assert [text_color(color) for color in ("#FFFFFF", "#56B4E9", "#E69F00", "#0072B2", "#000000")] == [
+        *("black", "black", "black", "white", "white")
+    ]
 
 
 def test_masks_and_crowds(texts_on, assert_texts_stay_on_the_page):
