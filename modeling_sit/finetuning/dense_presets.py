@@ -38,10 +38,10 @@ class DensePreset(Preset):
         return max(MIN_STEPS, int(round(steps, -1)))
 
     def usual_learning_rate(self) -> float:
-        """Peak rate of AdamW: 5e-4 for narrow backbones, 1e-4 for others; 1e-3 for heads or adapters alone."""
+        """Peak rate of AdamW: 1e-3 for narrow backbones, 1e-4 for others; 1e-3 for heads or adapters alone."""
         if not self.facts.trains_backbone:
             return 1e-3
-        return 5e-4 if self.facts.hidden_size <= NARROW else 1e-4
+        return 1e-3 if self.facts.hidden_size <= NARROW else 1e-4
 
     def _choose_average(self) -> None:
         self._choose("ema_decay", 0.0, "detection and segmentation train without an average")

@@ -14,8 +14,8 @@ def preset(num_train: int, given: dict | None = None, **facts) -> DensePreset:
     ("num_train", "facts", "steps", "batch_size", "rate", "jitter"),
     [
         # nuclei on a CPU: no more than it can do
-        (498, {"hidden_size": 128, "image_size": 160, "on_cpu": True}, 2000, 4, 5e-4, [0.8, 1.25]),
-        (367, {"hidden_size": 128, "image_size": 256, "on_cpu": True}, 780, 4, 5e-4, [0.8, 1.25]),
+        (498, {"hidden_size": 128, "image_size": 160, "on_cpu": True}, 2000, 4, 1e-3, [0.8, 1.25]),
+        (367, {"hidden_size": 128, "image_size": 256, "on_cpu": True}, 780, 4, 1e-3, [0.8, 1.25]),
         # on a GPU 50 epochs, half as many again from scratch
         (498, {"hidden_size": 384, "image_size": 640}, 1560, 16, 1e-4, [0.5, 2.0]),
         (498, {"hidden_size": 384, "image_size": 640, "from_scratch": True}, 2330, 16, 1e-4, [0.5, 2.0]),
