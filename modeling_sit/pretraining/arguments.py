@@ -32,6 +32,7 @@ AT_LEAST_ZERO = (
     "dataloader_num_workers",
     "preview_steps",
     "checkpoints_total_limit",
+    "export_steps",
 )
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
@@ -298,6 +299,13 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     )
     checkpoints_total_limit: int = field(
         default=2, metadata={"help": "Number of checkpoints to keep; the oldest are deleted. 0 keeps all."}
+    )
+    export_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps between models in `exports/step-N/` of the output folder, each as the run's model is at that step: to "
+            "measure how the features grow. 0 for none."
+        },
     )
     resume_from_checkpoint: str | None = field(
         default=None,

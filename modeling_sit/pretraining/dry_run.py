@@ -127,6 +127,7 @@ def describe_plan(dry_run: DryRun, run: Run) -> str:
         f"  monitors.jsonl: {_count_rounds(monitor_steps, schedules)} lines"
         if monitor_steps != 0
         else "  no monitors.jsonl",
+        *([f"  exports/: {_describe_exports(run, model_bytes)}"] if arguments.export_steps else []),
         *(["  logs/: of trackers that keep files"] if arguments.report_to else []),
         "dry run: nothing was written",
     ]
@@ -152,6 +153,10 @@ def _describe_checkpoints(arguments: PretrainingArguments, checkpoint_bytes: int
     when = "every epoch" if every == "epoch" else f"every {int(every):,} steps"
     kept = "all of them" if limit == 0 else f"the newest {limit}"
     return f"{when} and at the end, {_size(checkpoint_bytes)} each, {kept} kept"
+
+
+def _describe_exports(run: Run, model_bytes: int) -> str:
+    return f"{run.schedules.num_steps // run.flags.run.export_steps:,} models, {_size(model_bytes)} each"
 
 
 def _describe_previews(run: Run) -> str:

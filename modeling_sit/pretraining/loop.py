@@ -28,7 +28,7 @@ from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.metric_logger import MetricLogger, NonFiniteLoss
 from modeling_sit.pretraining.monitors import OnlineMonitors
-from modeling_sit.pretraining.outputs import export_model, preview_path, save_preview
+from modeling_sit.pretraining.outputs import export_model, export_path, preview_path, save_preview
 from modeling_sit.pretraining.resolve import Resolved
 from modeling_sit.pretraining.schedules import Schedules, is_due
 from modeling_sit.pretraining.stopping import interruption, stopped_waits
@@ -162,7 +162,8 @@ def train(run: Run, state: RunState, checkpoint: Path | None) -> None:
             is_last = step == schedules.num_steps
             saves = is_last or stopped_by or is_due(step, flags.checkpointing_steps, schedules)
             logs = is_last or step % flags.logging_steps == 0
-            if saves or logs:
+            exports = is_due(step, flags.export_steps, schedules)
+            if saves or logs or exports:
                 with sync_errors(accelerator):
                     check_losses(run, logger)
                     unreadable.check()
@@ -175,6 +176,8 @@ def train(run: Run, state: RunState, checkpoint: Path | None) -> None:
                     values = run.monitors.run(run.method)
                     signs = {name: values[name] for name in run.method.collapse_signs if name in values}
                     logger.log_monitors(epoch, values, collapse_warning(signs))
+                if exports:  # before a checkpoint, from which none would come again
+                    export_model(accelerator, run.method, export_path(run.output_dir, step), flags.export)
                 if saves:
                     save_step(step)
             if stopped_by and not is_last:

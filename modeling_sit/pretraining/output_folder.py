@@ -45,6 +45,7 @@ RUN_FILES = (
     *LOGS,
     *("model.safetensors", STATE_FILE),
     f"previews/step-{'[0-9]' * 8}.png",
+    *(f"exports/step-{'[0-9]' * 8}/{name}" for name in MODEL_FILES),
     *(f"logs/{PROJECT}/{path}" for path in ("events.out.tfevents.*", "*/events.out.tfevents.*", "*/hparams.yml")),
 )
 # What a killed process leaves.
@@ -56,6 +57,7 @@ UNFINISHED_FILES = (
 # What a run would replace of a user's.
 REPLACED_FILES = (
     *(*MODEL_FILES, *LOGS, STATE_FILE, f"previews/step-{'[0-9]' * 8}.png"),
+    *(f"exports/step-{'[0-9]' * 8}/{name}" for name in MODEL_FILES),
     *(f"checkpoints/step-{'[0-9]' * 8}/{name}" for name in (*CHECKPOINT_FILES, STATE_FILE)),
 )
 CONSEQUENCE = "a second run in the same folder would not be noticed"

@@ -33,6 +33,11 @@ def export_model(accelerator: Accelerator, method: Method, output_dir: Path, exp
                 method.processor.save_pretrained(unfinished)
 
 
+def export_path(output_dir: Path, step: int) -> Path:
+    """Where the model of a step lies, of a run with `export_steps`."""
+    return output_dir / "exports" / f"step-{step:08d}"
+
+
 def preview_path(output_dir: Path, step: int) -> Path:
     """Where the preview of a step lies."""
     return output_dir / "previews" / f"step-{step:08d}.png"

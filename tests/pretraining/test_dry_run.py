@@ -147,6 +147,7 @@ class TestPlan:
             ({"preview_steps": 300}, "previews/: 4 images"),
             ({}, "previews/: 10 images"),
             ({"report_to": ["tensorboard"]}, "logs/"),
+            ({"export_steps": 300}, "exports/: 3 models"),
             ({}, "monitors.jsonl: 10 lines"),
             ({"monitor_steps": 300}, "monitors.jsonl: 4 lines"),
         ],

@@ -7,7 +7,9 @@ import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
+from pretraining_runs import assert_equal, checkpoint, weights_in
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from modeling_sit.pretraining.outputs import export_model, preview_path, save_preview
 from modeling_sit.runtime.errors import SiTError
@@ -131,3 +133,18 @@ class TestPreview:
         path = preview_path(tmp_path, 1)
         with pytest.raises(SiTError, match=f"{path} cannot be written"):
             save_preview(Accelerator(cpu=True), Sheets(PIL.Image.new("L", (1, 1))), self.crops, path, seed=7)
+
+
+def test_models_on_the_way(pretrain):
+    """Each is the model of its step, loads like any other, and goes when the run starts again."""
+    arguments = {"checkpointing_steps": 1, "checkpoints_total_limit": 0, "base_learning_rate": 0.05}
+    folder = pretrain(**arguments, export_steps=2, max_steps=4, export="student")
+    exports = sorted((folder / "exports").iterdir())
+    assert [path.name for path in exports] == ["step-00000002", "step-00000004"]
+    for step, path in zip((2, 4), exports, strict=True):
+        assert_equal(weights_in(path), weights_in(checkpoint(folder, step)))
+    assert_equal(weights_in(exports[1]), weights_in(folder))
+    assert AutoModel.from_pretrained(exports[0]).config.hidden_size == 16
+    (exports[0] / "notes.txt").write_text("mine")
+    pretrain(max_steps=1, overwrite_output_dir=True)
+    assert [path.name for path in folder.glob("exports/*/*")] == ["notes.txt"]

@@ -27,7 +27,14 @@ HARMLESS = {
     *("output_dir", "overwrite_output_dir", "export", "dataloader_num_workers", "on_bad_image", "logging_steps"),
     "dataloader_timeout",
     *("preview_steps", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "report_to"),
-    *("allow_changed_settings", "dry_run", "model_name_or_path", "attn_implementation", "gradient_checkpointing"),
+    *(
+        "allow_changed_settings",
+        "dry_run",
+        "export_steps",
+        "model_name_or_path",
+        "attn_implementation",
+        "gradient_checkpointing",
+    ),
     *("preset", "time_budget"),  # in the values that they give
     *("license", "model_size", "config_overrides", "network"),  # in the configuration's fields
 }
