@@ -604,6 +604,7 @@ class SiTForPreTraining(SiTPreTrainedModel):
         rotation_labels: torch.Tensor | None = None,
         num_corrupted_pixels: torch.Tensor | None = None,
         gather_projections: Callable[[torch.Tensor], tuple[torch.Tensor, int]] | None = None,
+        contrastive_pixel_values: torch.Tensor | None = None,
         **kwargs,
     ) -> SiTForPreTrainingOutput | tuple:
         r"""
@@ -631,6 +632,8 @@ class SiTForPreTraining(SiTPreTrainedModel):
                 With several processes and no teacher, gives for this process's projections those of all processes, view
                 1 of all of them first and with gradients, and which of their images is this process's first; NT-Xent's
                 candidates. Default: this process's own.
+            contrastive_pixel_values (`torch.Tensor` like `pixel_values`, *optional*):
+                Views to contrast, in another pass through the encoder, such as clean ones. Default: `pixel_values`.
 
         A weight of 0 in the configuration leaves out its loss and its head.
 
@@ -664,7 +667,10 @@ class SiTForPreTraining(SiTPreTrainedModel):
                     num_corrupted_pixels if counts_corrupted else None,
                 )
         if self.config.contrastive_weight > 0:
-            projection = self.projection_head(encoded.last_hidden_state[:, 0]).to(device)
+            if contrastive_pixel_values is None:
+                projection = self.projection_head(encoded.last_hidden_state[:, 0]).to(device)
+            else:
+                projection = self.project(contrastive_pixel_values).to(device)
             if not self.config.use_teacher:
                 # Outside training an odd number of images is no mistake: who reconstructs them has no second views.
                 if self.training or len(projection) % 2 == 0:

@@ -1,9 +1,9 @@
 """SiT: reconstruct corrupted views, and tell images apart by a teacher (arXiv 2104.03602)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import PIL.Image
 import torch
@@ -35,6 +35,19 @@ CITATION = """@article{atito2021sit,
 }"""
 
 
+@dataclass
+class SiTArguments:
+    """What is contrasted."""
+
+    contrast_views: Literal["corrupted", "clean"] | None = field(
+        default=None,
+        metadata={
+            "help": "views of the student that are contrasted: corrupted, which it reconstructs too; or clean, which takes another "
+            "pass through the encoder. Default: corrupted."
+        },
+    )
+
+
 class SiT(Method):
     """
     The student reads corrupted views, the teacher clean ones. The loss is reconstruction of the corrupted pixels plus contrast
@@ -46,6 +59,7 @@ class SiT(Method):
         flags ([`PretrainingFlags`]): What the user asked for.
     """
 
+    Arguments = SiTArguments
     forward_methods = ("encode",)
     title = (
         "SiT (group masked model learning and contrast between views, "
@@ -98,6 +112,13 @@ class SiT(Method):
     def settings_have_teacher(cls, settings: Mapping[str, Any]) -> bool:
         return settings["use_teacher"] and settings["contrastive_weight"] > 0
 
+    @classmethod
+    def encoder_tokens(cls, settings: Mapping[str, Any]) -> int:
+        tokens = super().encoder_tokens(settings)
+        if settings.get("contrast_views") == "clean" and settings["contrastive_weight"] > 0:
+            tokens += 3 * tokens // (3 + cls.settings_have_teacher(settings))
+        return tokens
+
     @property
     def contrasts(self) -> bool:
         return self.config.contrastive_weight > 0
@@ -116,6 +137,8 @@ class SiT(Method):
         # View 1 and view 2 apart: what replaces a place comes from another image, not from its other view.
         corrupted, mask = self.processor.corrupt(clean, num_views=2)
         inputs |= {"pixel_values": corrupted, "target_pixel_values": clean}
+        if self.arguments.contrast_views == "clean" and self.contrasts:
+            inputs["contrastive_pixel_values"] = clean
         if self.corrupts:  # else the loss counts all pixels
             inputs["corruption_mask"] = mask
             inputs["num_corrupted_pixels"] = mean_num_corrupted_pixels(accelerator, mask)
@@ -167,11 +190,13 @@ class SiT(Method):
 
     def describe_losses(self) -> str:
         config = self.config
+        contrast = "to a teacher" if config.use_teacher else "without a teacher"
+        contrast += ", clean views" if self.arguments.contrast_views == "clean" else ""
         weights = {
             f"reconstruction ({config.reconstruction_norm}, {config.reconstruction_region} pixels)": (
                 config.reconstruction_weight
             ),
-            f"contrast ({'to a teacher' if config.use_teacher else 'without a teacher'})": config.contrastive_weight,
+            f"contrast ({contrast})": config.contrastive_weight,
             "rotation": config.rotation_weight,
         }
         return " + ".join(f"{weight:g} x {name}" for name, weight in weights.items() if weight > 0)

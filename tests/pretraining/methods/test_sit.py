@@ -20,6 +20,9 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
 import modeling_sit.losses
+from modeling_sit import SiTForPreTraining
+from modeling_sit.pretraining.checkpoints import read_output_state
+from modeling_sit.pretraining.methods.sit import SiT
 
 
 def images(seed: int = 0) -> torch.Tensor:
@@ -157,6 +160,26 @@ class TestLosses:
         assert run.logged("loss") == run.logged("contrastive_loss")
         for batch in run.batches:
             assert mask_of(batch).mean() > 0.2, "the student's views are corrupted all the same"
+
+    @pytest.mark.parametrize(("use_teacher", "slow_loss"), [("true", "teacher"), ("false", "nt_xent")])
+    def test_clean_views_to_the_contrast(self, recorded, use_teacher, slow_loss):
+        """The student reconstructs corrupted views, and its projections are those of the clean ones."""
+        settings = {"contrast_views": "clean", "base_learning_rate": 0, "min_learning_rate": 0}
+        run = recorded(settings, use_teacher=use_teacher, drop_path_rate=0)
+        student = SiTForPreTraining.from_pretrained(run.folder).train()  # batch norm takes a batch's own statistics
+        for batch, line in zip(run.batches, run.log, strict=True):
+            clean, corrupted = (batch[name] for name in ("target_pixel_values", "pixel_values"))
+            assert not torch.equal(clean, corrupted)
+            with torch.no_grad():
+                torch.testing.assert_close(batch["projection"], student.project(clean), rtol=1e-4, atol=1e-4)
+            contrast = {"teacher": slow_contrastive_loss, "nt_xent": slow_nt_xent_loss}[slow_loss](batch)
+            reconstruction = slow_reconstruction_loss(batch, "l1", "corrupted")
+            assert line["loss"] == pytest.approx(5 * reconstruction + contrast, abs=1e-4)
+        settings = read_output_state(run.folder).determined_by
+        passes = {"true": 3 + 3 + 1, "false": 3 + 3}[use_teacher]
+        assert SiT.encoder_tokens(settings) == 2 * 5 * passes
+        assert SiT.encoder_tokens({**settings, "contrast_views": None}) == 2 * 5 * (passes - 3)
+        assert SiT.encoder_tokens({**settings, "contrastive_weight": 0.0}) == 2 * 5 * 3
 
     def test_rotation(self, recorded):
         """All views are rotated, clean and corrupted alike, and the loss is a third term."""
