@@ -34,7 +34,18 @@ def plain_no(word: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML, with the text of a bare `no`."""
+    """YAML, with the text of a bare `no`, and an error for a key that is there twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value!r} is there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _read_boolean(loader: _Loader, node: yaml.Node) -> bool | YesOrNo:
@@ -56,7 +67,12 @@ def _with_booleans(value: Any) -> Any:
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that the package ships."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return shipped_names(FOLDER)
+
+
+def shipped_names(folder: Path) -> list[str]:
+    """Names of the YAML files that the package ships in a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def read_recipe(name: str | Path) -> dict[str, Any]:
@@ -71,18 +87,32 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     Raises:
         [`SiTError`]: If there is no such file or name, or it does not hold `key: value` lines.
     """
+    return read_shipped(name, FOLDER, "recipe")
+
+
+def read_shipped(name: str | Path, folder: Path, argument: str) -> dict[str, Any]:
+    """The values of a YAML file, as [`read_recipe`] reads a recipe.
+
+    Args:
+        name (`str` or `Path`): Path of the file, or the name of one that the package ships.
+        folder (`Path`): Where the shipped ones are.
+        argument (`str`): The argument that names the file, for messages.
+
+    Raises:
+        [`SiTError`]: If there is no such file or name, or it does not hold `key: value` lines.
+    """
     path = Path(os.path.expanduser(name))
-    if not path.is_file() and str(name) in shipped_recipes():
-        path = FOLDER / f"{name}.yaml"
+    if not path.is_file() and str(name) in shipped_names(folder):
+        path = folder / f"{name}.yaml"
     try:
-        recipe = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as problem:
         reason = problem.strerror or problem
         raise SiTError(
-            f"{name}: {reason}", argument="recipe", remedy=f"give a path, or one of {', '.join(shipped_recipes())}"
+            f"{name}: {reason}", argument=argument, remedy=f"give a path, or one of {', '.join(shipped_names(folder))}"
         ) from problem
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise SiTError(f"{path} is not valid YAML: {' '.join(str(problem).split())}", argument="recipe") from problem
-    if not isinstance(recipe, dict):
-        raise SiTError(f"{path} must hold `key: value` lines, one for each argument", argument="recipe")
-    return {key: _with_booleans(value) if isinstance(value, dict) else value for key, value in recipe.items()}
+        raise SiTError(f"{path} is not valid YAML: {' '.join(str(problem).split())}", argument=argument) from problem
+    if not isinstance(values, dict):
+        raise SiTError(f"{path} must hold `key: value` lines, one for each argument", argument=argument)
+    return {key: _with_booleans(value) if isinstance(value, dict) else value for key, value in values.items()}

@@ -85,3 +85,12 @@ def test_mistakes(tmp_path, content, fact):
 def test_folder(tmp_path):
     with pytest.raises(SiTError, match="directory"):
         read_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2\n", "a:\n  b: 1\n  b: 2\n"])
+def test_a_key_that_is_there_twice(tmp_path, text):
+    """YAML would keep the last one."""
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SiTError, match="is there twice") as error:
+        read_recipe(tmp_path / "mine.yaml")
+    assert error.value.argument == "recipe"
