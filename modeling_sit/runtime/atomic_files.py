@@ -4,6 +4,7 @@ They get the mode that the umask gives to new files, whoever wrote them: safeten
 read, and copies have the mode of what they are copies of.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -20,6 +21,7 @@ from modeling_sit.runtime.run_folders import delete_if_empty, is_marked, mark_ru
 
 TEMPORARY_PREFIX = ".unfinished-"
 PROBE = f"{TEMPORARY_PREFIX}mode-*"
+FULL, NO_SPACE = (errno.ENOSPC, errno.EDQUOT), os.strerror(errno.ENOSPC)
 
 
 @contextmanager
@@ -136,6 +138,17 @@ def write_errors(path: Path, remedy: str) -> Iterator[None]:
             raise
         reason = getattr(problem, "strerror", None) or (str(problem) or type(problem).__name__).splitlines()[0]
         raise SiTError(f"{path} cannot be written: {reason}", remedy=remedy) from problem
+
+
+def is_of_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, says that a disk is full, or that a user has used up the room on it."""
+    while error is not None:
+        text = str(error)
+        # PyTorch's and safetensors' errors have no number; the first does not even say why a file could not be written.
+        if getattr(error, "errno", None) in FULL or NO_SPACE in text or "PytorchStreamWriter" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def digest(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Files are whole or not there, whatever fails on the way."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from modeling_sit.runtime.atomic_files import (
     finish_files,
     fsync,
+    is_of_full_disk,
     replace_file,
     replace_files,
     write_errors,
@@ -227,3 +229,23 @@ class TestWriteErrors:
         with pytest.raises(type(problem)) as error, write_errors(Path("a"), "make room"):
             raise problem
         assert error.value is problem
+
+
+def _raised(error: Exception, cause: Exception | None = None) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), True),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), True),
+        (OSError(errno.EACCES, os.strerror(errno.EACCES)), False),
+        (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0: file write failed"), True),
+        (_raised(ValueError("x"), OSError(errno.ENOSPC, "full")), True),
+        (_raised(ValueError("x"), KeyError("y")), False),
+    ],
+)
+def test_errors_of_a_full_disk(error, is_full):
+    assert is_of_full_disk(error) == is_full

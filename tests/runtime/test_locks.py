@@ -3,10 +3,12 @@
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 
 import pytest
 
-from modeling_sit.runtime.locks import LockHeld, take_lock, warn_without_lock
+from modeling_sit.runtime.locks import LockHeld, take_lock, taken, warn_without_lock
 
 NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 
@@ -48,3 +50,33 @@ def test_there_are_none_is_said_once(tmp_path, capsys, number):
             assert take_lock(file, NOW, "a second run would not be noticed", failing(number)) is False
     (line,) = capsys.readouterr().err.splitlines()
     assert os.strerror(number) in line and "a second run would not be noticed" in line
+
+
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "a") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_work_that_another_process_does_is_not_ours_until_it_is_gone(tmp_path):
+    path = tmp_path / "locks" / "work.lock"
+    with taken(path, "trouble") as is_ours:
+        assert is_ours
+    other = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with other:
+        assert other.stdout.readline() == b"held\n"
+        with taken(path, "trouble") as is_ours:
+            assert not is_ours
+        other.kill()
+    with taken(path, "trouble") as is_ours:
+        assert is_ours
+
+
+def test_work_is_ours_where_there_are_no_locks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fcntl, "lockf", failing(errno.ENOLCK))
+    with taken(tmp_path / "lock", "two may do the same") as is_ours:
+        assert is_ours
+    assert "two may do the same" in capsys.readouterr().err
