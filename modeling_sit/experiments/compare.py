@@ -132,7 +132,7 @@ def run_comparison(
         "pretraining": asdict(cost) if cost is not None else None,
         "verdict": words,
     }
-    write_report(output_dir, [*tables, "\n".join(words)], results, chart)
+    write_report(output_dir, [*tables, "\n".join(words)], results, {"results.png": chart})
     return ComparisonResult(fine_tuned, pixels, frozen, chosen, cost, tables, words, chart, output_dir)
 
 

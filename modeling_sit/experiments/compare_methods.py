@@ -21,8 +21,9 @@ from modeling_sit.experiments.comparison_runs import RUN_FOLDERS, Choice, FineTu
 from modeling_sit.experiments.comparison_tables import ROWS, choices_table, main_table, tuned_table
 from modeling_sit.experiments.grid import claim_folder
 from modeling_sit.experiments.method_maps import write_maps
-from modeling_sit.experiments.method_runs import FACTORS, OTHER_WEIGHTS, PRETRAINING, MethodRuns
+from modeling_sit.experiments.method_runs import FACTORS, OTHER_WEIGHTS, MethodRuns
 from modeling_sit.experiments.methods_arguments import MethodsComparisonArguments
+from modeling_sit.experiments.pretraining_runs import PRETRAINING, cost_of
 from modeling_sit.experiments.progress import Progress
 from modeling_sit.experiments.report import write_report
 from modeling_sit.experiments.trials import Trial
@@ -114,9 +115,7 @@ def run_methods_comparison(arguments: MethodsComparisonArguments) -> MethodsComp
                 _settle_length(runs, fraction)
             fine_tuned.append(runs.fine_tune(start, fraction))
     costs = {
-        method: [
-            cost for model in starts[method].models.values() if (cost := MethodRuns.cost(Path(model))) is not None
-        ]
+        method: [cost for model in starts[method].models.values() if (cost := cost_of(Path(model))) is not None]
         for method in arguments.methods
     }
     found = _report(arguments, images, fine_tuned, pixels, frozen, tuned, dict(runs.chosen), costs)
@@ -197,7 +196,7 @@ def _report(
         "ranking": words,
     }
     output_dir = Path(arguments.output_dir)
-    write_report(output_dir, [*tables, "\n".join(words)], results, chart)
+    write_report(output_dir, [*tables, "\n".join(words)], results, {"results.png": chart})
     return MethodsComparisonResult(
         fine_tuned, pixels, dict(frozen), dict(tuned), choices, dict(costs), tables, words, chart, output_dir
     )

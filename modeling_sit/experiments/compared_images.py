@@ -1,14 +1,14 @@
 """The images of a comparison: every run trains on the same ones and is measured on the same ones."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.description import tell
-from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets
+from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, dataset_name
 from modeling_sit.data.labeled import labeled_splits, labels_of
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import train_validation_split
@@ -35,6 +35,15 @@ class ComparedImages:
     label_names: list[str]
     test_name: str
     arguments: Mapping[str, Any]
+
+    def in_memory(self, train: datasets.Dataset, test: datasets.Dataset) -> "ComparedImages":
+        """The same with other splits, such as a part of each, which runs find in memory."""
+        splits = datasets.DatasetDict(train=train, test=test)
+        for split in splits.values():
+            split.info.dataset_name = dataset_name(self.arguments["dataset"])  # what results and cards call it
+        kept = {name: value for name, value in self.arguments.items() if name == "intensity_range"}
+        arguments = {**dict.fromkeys(self.arguments), "dataset": splits, "validation_split": "test", **kept}
+        return replace(self, train=train, test=test, arguments=arguments)
 
 
 def compared_images(arguments: DatasetArguments, model_name_or_path: str | None = None) -> ComparedImages:
@@ -65,15 +74,8 @@ def compared_images(arguments: DatasetArguments, model_name_or_path: str | None 
 
     name = f"{100 * TEST_FRACTION:g} % of {train.split}, {{:,}} images, held back"
     train, test = train_validation_split(train, TEST_FRACTION, TEST_SEED)
-    for split in (train, test):
-        split.info.dataset_name = images.name  # what results and cards call it
-    found = {
-        **dict.fromkeys(given),
-        "dataset": datasets.DatasetDict(train=train, test=test),
-        "validation_split": "test",
-        **intensities,
-    }
-    return ComparedImages(train, test, images.label_names, name.format(len(test)), found)
+    found = ComparedImages(train, test, images.label_names, name.format(len(test)), given | intensities)
+    return found.in_memory(train, test)
 
 
 def _measured_split(given: Mapping[str, Any], images: ImageDatasets) -> tuple[str | None, ImageDatasets]:

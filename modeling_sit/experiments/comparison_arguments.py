@@ -1,5 +1,6 @@
 """Arguments of comparisons."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +74,7 @@ class MeasuringArguments(DatasetArguments):
         for name in ("label_fractions", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise SiTError(f"{getattr(self, name)} has a value twice", argument=name)
-            if not getattr(self, name):
+            if not getattr(self, name) and name in self.needed:
                 raise SiTError("names none", argument=name)
         for name in ("num_train_epochs", "max_steps"):
             lengths = getattr(self, name)
@@ -89,6 +90,16 @@ class MeasuringArguments(DatasetArguments):
         for name in self.raw_pixels:
             if name not in CLASSIFIERS:
                 raise SiTError(f"no classifier {name!r}, only {', '.join(CLASSIFIERS)}", argument="raw_pixels")
+
+    @property
+    def needed(self) -> Collection[str]:
+        """Lists that cannot be empty."""
+        return ("label_fractions", "seeds")
+
+    @property
+    def pixel_fractions(self) -> list[float]:
+        """Fractions of the labels that the classifiers of raw pixels get."""
+        return self.label_fractions
 
     def length_of(self, fraction: float) -> dict[str, Any]:
         """The arguments of fine-tuning that say how long it takes with this fraction of the labels, one of them `None`, so

@@ -49,14 +49,18 @@ class Start:
     Args:
         models (mapping from `int` to `str`): Folder or Hub id of the pretrained model by seed.
         from_scratch (`bool`, *optional*, defaults to `False`): Whether only its architecture counts, with new weights.
-        pooling (`str`, *optional*, defaults to `"token"`): Of the frozen features.
+        pooling (`str`, *optional*, defaults to `"token"`): Of the frozen features. `None` for the model's own.
         finetuning (mapping, *optional*): Arguments of fine-tuning that this start has of its own.
+        evaluation (mapping, *optional*): The same of the protocols.
+        key (`str`, *optional*): Its name in those of folders. Default: its name.
     """
 
     models: Mapping[int, str]
     from_scratch: bool = False
-    pooling: str = "token"
+    pooling: str | None = "token"
     finetuning: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -190,13 +194,25 @@ class Runs:
     def fine_tune(self, start: str, fraction: float) -> FineTuned:
         """Fine-tune with each seed."""
         choice = self.choose(start, fraction)
-        results = [self._fine_tune(start, fraction, seed, choice) for seed in self.arguments.seeds]
-        metric = "accuracy" if "accuracy" in results[0] else "mean_average_precision"
+        results = [self.fine_tune_once(start, fraction, seed, choice) for seed in self.arguments.seeds]
+        metric = metric_of(results[0])
         values = [result[metric] for result in results]
         return FineTuned(fraction, start, metric, values, results[0]["num_validation"])
 
-    def _fine_tune(self, start: str, fraction: float, seed: int, choice: Choice | None) -> dict[str, Any]:
-        run_dir = self.output_dir / f"finetuned-{start}-{percent(fraction)}-seed{seed}"
+    def finetuned_dir(self, start: str, fraction: float, seed: int) -> Path:
+        """The folder of a fine-tuned model."""
+        return self.output_dir / f"finetuned-{self._key(start)}-{percent(fraction)}-seed{seed}"
+
+    def frozen_dir(self, start: str, seed: int | None = None) -> Path:
+        """The folder of the results of frozen features."""
+        return self.output_dir / (f"frozen-{self._key(start)}" + ("" if seed is None else f"-seed{seed}"))
+
+    def _key(self, start: str) -> str:
+        return self.starts[start].key or start
+
+    def fine_tune_once(self, start: str, fraction: float, seed: int, choice: Choice | None = None) -> dict[str, Any]:
+        """Results of the model that is fine-tuned with a seed."""
+        run_dir = self.finetuned_dir(start, fraction, seed)
         given = self._finetuning(start, fraction, seed, run_dir) | self.arguments.length_of(fraction)
         if choice is not None:
             given |= {} if choice.learning_rate is None else {"learning_rate": choice.learning_rate}
@@ -248,7 +264,7 @@ class Runs:
             start (`str`): What starts.
             seed (`int`, *optional*): Of several models. Default: there is one.
         """
-        run_dir = self.output_dir / (f"frozen-{start}" + ("" if seed is None else f"-seed{seed}"))
+        run_dir = self.frozen_dir(start, seed)
         of_seed = {} if seed is None else {"seed": seed}
 
         def run(missing: list[str]) -> None:
@@ -259,6 +275,7 @@ class Runs:
                 "from_scratch": self.starts[start].from_scratch,
                 "pooling": self.starts[start].pooling,
                 "protocols": missing,
+                **self.starts[start].evaluation,
                 **of_seed,
             }
             classes = (EvaluationArguments, DatasetArguments, ProtocolArguments)
@@ -274,11 +291,12 @@ class Runs:
     def raw_pixels(self) -> list[OfPixels]:
         """Results of the classifiers of raw pixels, with the labels that the fine-tuned models of the same fraction and seed
         get."""
-        run_dir = self.output_dir / "raw-pixels"
+        key = self.starts[next(iter(self.starts))].key
+        run_dir = self.output_dir / ("raw-pixels" if key is None else f"raw-pixels-{key}")
         names = {
             (classifier, fraction): [_pixel_run(classifier, fraction, seed) for seed in self._drawing_seeds(fraction)]
             for classifier in self.arguments.raw_pixels
-            for fraction in self.arguments.label_fractions
+            for fraction in self.arguments.pixel_fractions
         }
 
         def run(missing: list[str]) -> None:
@@ -303,7 +321,7 @@ class Runs:
         pixel_format = PixelFormat.of_model(encoder.config, processor)
         sizes = pixel_sizes(images.train, pixel_format, min(image_shape(processor)))
         limit, drawn, num_labeled = largest_number(sizes, pixel_format.num_channels), {}, {}
-        for fraction in self.arguments.label_fractions:
+        for fraction in self.arguments.pixel_fractions:
             for seed in self._drawing_seeds(fraction):
                 rows = torch.arange(len(labels))
                 if fraction < 1:
@@ -329,6 +347,11 @@ class Runs:
 def _pixel_run(classifier: str, fraction: float, seed: int | None) -> str:
     """Name of a result in the folder of raw pixels; no seed where it draws no labels."""
     return f"{classifier}-{percent(fraction)}" + (f"-seed{seed}" if seed is not None else "")
+
+
+def metric_of(result: Mapping[str, Any]) -> str:
+    """The metric that tells models of an image's labels apart, of those in a result."""
+    return "accuracy" if "accuracy" in result else "mean_average_precision"
 
 
 def percent(fraction: float) -> str:

@@ -57,11 +57,11 @@ def main_table(
         features = [NONE] * len(protocols)
         if start != "scratch" and protocols:
             features = _frozen_cells(frozen[start], protocols, metric)
-        rows.append([title, *features, *(cells[fraction] for fraction in fractions), *_cost_cells(costs.get(start))])
+        rows.append([title, *features, *(cells[fraction] for fraction in fractions), *cost_cells(costs.get(start))])
     header = ["", *(COLUMNS[name][0] for name in protocols), *map(labels, fractions)]
     header += ["epochs", "encoder tokens", "seconds"] if any(costs.values()) else []
     rows = [row + [NONE] * (len(header) - len(row)) for row in rows]
-    notes = _notes(pixels, bool(protocols), [cost for each in costs.values() for cost in each])
+    notes = notes_of(pixels, bool(protocols), [cost for each in costs.values() for cost in each])
     caption = f"{metric.replace('_', ' ').capitalize()} on {test_name}, {over_seeds(len(fine_tuned[0].values))}:"
     return "\n\n".join([caption, table(header, rows), " ".join(notes)]).strip()
 
@@ -114,13 +114,12 @@ def _pixel_row(
     everything = mean_and_std(cells[1.0].values) if 1.0 in cells else NONE
     of_protocols = [everything if COLUMNS[name][1] == classifier else NONE for name in protocols]
     of_fractions = [
-        mean_and_std(cells[fraction].values) + ("\\*" if _is_partial(cells[fraction]) else "")
-        for fraction in fractions
+        mean_and_std(cells[fraction].values) + ("\\*" if is_partial(cells[fraction]) else "") for fraction in fractions
     ]
     return [f"raw pixels, {CLASSIFIERS[classifier]}", *of_protocols, *of_fractions]
 
 
-def _is_partial(cell: OfPixels) -> bool:
+def is_partial(cell: OfPixels) -> bool:
     return any(settings["num_fitted"] < settings["num_labeled"] for settings in cell.settings)
 
 
@@ -130,7 +129,7 @@ def _frozen_cells(
     return [mean_and_std([each[name][metric] for each in results]) for name in protocols]
 
 
-def _cost_cells(costs: Sequence[PretrainingCost] | None) -> list[str]:
+def cost_cells(costs: Sequence[PretrainingCost] | None) -> list[str]:
     """The mean over the seeds."""
     if not costs:
         return []
@@ -148,7 +147,7 @@ def _rounded(number: int) -> str:
     return str(number)
 
 
-def _notes(pixels: Sequence[OfPixels], has_protocols: bool, costs: Sequence[PretrainingCost]) -> list[str]:
+def notes_of(pixels: Sequence[OfPixels], has_protocols: bool, costs: Sequence[PretrainingCost]) -> list[str]:
     notes = []
     if has_protocols:
         notes.append("kNN and linear: frozen features, all labels.")

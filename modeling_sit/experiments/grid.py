@@ -31,7 +31,11 @@ REPORT_FILES = (SETTINGS_FILE, "results.md", "results.json", "results.png")
 
 
 def claim_folder(
-    output_dir: Path, settings: Mapping[str, Any], run_folders: Collection[str], overwrite: bool = False
+    output_dir: Path,
+    settings: Mapping[str, Any],
+    run_folders: Collection[str],
+    overwrite: bool = False,
+    report_files: Collection[str] = (),
 ) -> None:
     """Make the folder of an experiment, or check that the runs in it belong to the same experiment.
 
@@ -41,6 +45,7 @@ def claim_folder(
             are not among them.
         run_folders (collection of `str`): Patterns of the names of the runs' folders, such as `finetuned-*`.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to delete what the runs that are there have written.
+        report_files (collection of `str`, *optional*): Patterns of files of the report, beside those of every experiment.
 
     Raises:
         [`SiTError`]: If the folder holds runs with other settings, or files that the experiment would replace, or cannot be
@@ -51,9 +56,9 @@ def claim_folder(
         runs = [run for pattern in run_folders for run in output_dir.glob(pattern) if _is_run(run)]
         if not runs and not is_marked(output_dir, "experiment"):
             if overwrite:
-                keep_foreign(output_dir, REPORT_FILES)
+                keep_foreign(output_dir, (*REPORT_FILES, *report_files))
             else:
-                check_foreign(output_dir, REPORT_FILES)
+                check_foreign(output_dir, (*REPORT_FILES, *report_files))
         if runs and overwrite:
             for run in runs:
                 delete_run(run)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,50 +19,34 @@ from modeling_sit.experiments.compared_images import TEST_FRACTION, TEST_SEED, C
 from modeling_sit.experiments.comparison_runs import Announce, going_on
 from modeling_sit.experiments.grid import results_of
 from modeling_sit.experiments.methods_arguments import MethodsComparisonArguments
+from modeling_sit.experiments.pretraining_runs import (
+    DEFAULTS,
+    OURS,
+    PRETRAINING,
+    PlannedRun,
+    plan_run,
+    pretrain_in,
+    read_pretraining_recipe,
+)
 from modeling_sit.experiments.trials import Trial
 from modeling_sit.pretraining.checkpoints import read_output_state
-from modeling_sit.pretraining.cost import PretrainingCost, pretraining_cost
-from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.methods import METHODS
 from modeling_sit.pretraining.metric_logger import NonFiniteLoss
 from modeling_sit.pretraining.model_setup import parse_config_overrides
-from modeling_sit.pretraining.prepare import prepare
 from modeling_sit.pretraining.resolve import settings_of_others
-from modeling_sit.pretraining.resume_check import run_fingerprint
 from modeling_sit.pretraining.run import pretrain
-from modeling_sit.runtime.accelerator import choose_device, create_accelerator
-from modeling_sit.runtime.arguments import build_arguments
-from modeling_sit.runtime.errors import SiTError, argument_names
-from modeling_sit.runtime.recipes import read_recipe
+from modeling_sit.runtime.accelerator import choose_device
+from modeling_sit.runtime.errors import SiTError
 
 # Of the preset's learning rate. The first is the one that is kept where the others are not better.
 FACTORS = (1.0, 1 / 3, 3.0)
 # The protocols that choose; their mean decides. A linear probe with one penalty: to choose that too would take most of the time.
 CHOOSING = ("knn", "linear")
 OTHER_WEIGHTS = "other-weights"
-PRETRAINING = "pretraining"
-# What a recipe says otherwise: where the images and the models are is ours, and each run needs its last checkpoint.
-OURS = (
-    "dataset",
-    "output_dir",
-    "method",
-    "seed",
-    "time_budget",
-    "max_steps",
-    "num_train_epochs",
-    "overwrite_output_dir",
-)
+# What a recipe says otherwise: the methods and their budget are ours, too.
+OURS_OF_METHODS = (*OURS, "method", "max_steps", "num_train_epochs")
 SIZES = ("model_size", "per_device_train_batch_size")
 NOTED = ("method", "seed", "base_learning_rate")
-DEFAULTS: Mapping[str, Any] = {"monitors": ["none"], "logging_steps": 50, "checkpoints_total_limit": 1}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the preset makes of a method: what a step takes, and the learning rate for a batch of 256."""
-
-    step: StepSize
-    base_learning_rate: float
 
 
 class MethodRuns:
@@ -142,12 +125,6 @@ class MethodRuns:
         self._run(run_dir, method, seed, own)
         return run_dir
 
-    @staticmethod
-    def cost(model: Path) -> PretrainingCost | None:
-        """What the pretraining of a model has cost, without the time in which its other weights were written."""
-        cost, noted = pretraining_cost(model), read_results(model)[PRETRAINING]
-        return cost if cost is None else replace(cost, seconds=noted["seconds"])
-
     def _take_over(self, method: str, seed: int, choice: Trial) -> None:
         """The search's run with the chosen rate is the run of the first seed."""
         if seed != self.arguments.seeds[0] or self.pretrained(method, seed).exists():
@@ -223,14 +200,13 @@ class MethodRuns:
                 f", learning rate {own['base_learning_rate']:g} x batch / 256" if "base_learning_rate" in own else ""
             )
             weights = f", weights of the {own['export']}" if "export" in own else ""
-            given = {**self._given(method), **self.length(method), **own, "seed": seed, "output_dir": run_dir}
+            given = {**self._given(method), **self.length(method), **own, "seed": seed}
             kind, verb = (PRETRAINING, "Pretraining") if missing else (OTHER_WEIGHTS, "Writing other weights of")
             with self.announce(kind, f"{verb} {method}, seed {seed}{rate}{weights}"), told():
-                pretrain(**given, resume_from_checkpoint="auto")
-            if missing:
-                state = read_output_state(run_dir)
-                noted = {name: state.settings[name] for name in NOTED}
-                write_results(run_dir, {PRETRAINING: {**noted, "seconds": state.seconds}})
+                if missing:
+                    pretrain_in(run_dir, given, NOTED)
+                else:
+                    pretrain(**given, output_dir=run_dir, resume_from_checkpoint="auto")
 
         with going_on(run_dir):
             if is_trained:
@@ -246,30 +222,13 @@ class MethodRuns:
         step = StepSize(1, 1, 1) if budget == "steps" else self.plan(method).step
         return {"max_steps": steps_within(budget, value, method, step)}
 
-    def _plan(self, method: str) -> Plan:
-        """From a run that is prepared and not started."""
-        given = {**self._given(method), "max_steps": 1, "output_dir": self.output_dir}
-        flags = PretrainingFlags(*build_arguments(PretrainingFlags.classes(), given, function="pretrain"))
-        accumulated = flags.run.gradient_accumulation_steps
-        accelerator = create_accelerator(gradient_accumulation_steps=accumulated)
-        with told():
-            run = prepare(flags, accelerator)
-        settings = run_fingerprint(run.flags, run.method, run.schedules, run.data, accelerator)
-        batch = settings["per_device_train_batch_size"] * settings["num_processes"]
-        step = StepSize(
-            images=batch * accumulated,
-            tokens=METHODS[method].encoder_tokens(settings),
-            images_per_epoch=int(run.schedules.batches_per_epoch * batch),
-        )
-        accelerator.free_memory()
-        return Plan(step, settings["base_learning_rate"])
+    def _plan(self, method: str) -> PlannedRun:
+        return plan_run({**self._given(method), "max_steps": 1, "output_dir": self.output_dir})
 
     def _given(self, method: str) -> dict[str, Any]:
         """The arguments of every run of a method, but for its length, rate and seed."""
         recipe = self.arguments.pretraining_recipe
         values = {} if recipe is None else recipe_of(recipe, method)
-        if values.get("checkpointing_steps") in ("no", False):
-            del values["checkpointing_steps"]
         return {
             **DEFAULTS,
             **values,
@@ -291,10 +250,7 @@ def recipe_of(recipe: str, method: str) -> dict[str, Any]:
     Raises:
         [`SiTError`]: If there is no such recipe, or it has an unknown key or a value of the wrong type.
     """
-    with argument_names(recipe="pretraining_recipe"):
-        needed = {"dataset": "", "output_dir": ""}
-        build_arguments(PretrainingFlags.classes(), needed, recipe, "pretrain")
-        values = {name: value for name, value in read_recipe(recipe).items() if name not in OURS}
+    values = read_pretraining_recipe(recipe, OURS_OF_METHODS)
     others = settings_of_others(METHODS[method])
     values = {name: value for name, value in values.items() if name not in others}
     if values.get("config_overrides"):

@@ -1,6 +1,9 @@
-"""Tables of an experiment, and the files that report it: `results.md`, `results.json` and `results.png`."""
+"""Tables of an experiment, and the files that report it: `results.md`, `results.json`, `results.png`, `results.csv`."""
 
+import csv
+import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -8,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from modeling_sit.runtime.atomic_files import replace_file
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -28,25 +32,44 @@ def over_seeds(num_seeds: int) -> str:
     return f"mean and standard deviation over {num_seeds} seeds" if num_seeds > 1 else "one seed"
 
 
-def write_report(output_dir: Path, tables: Sequence[str], results: Mapping[str, Any], chart: Figure) -> None:
-    """Write the tables, the results and the chart, and print the tables.
+def write_report(
+    output_dir: Path,
+    tables: Sequence[str],
+    results: Mapping[str, Any],
+    charts: Mapping[str, Figure],
+    lines: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Write the tables, the results and the charts, and print the tables. Each file is replaced as a whole.
 
     Args:
         output_dir (`Path`): The folder of the experiment.
         tables (sequence of `str`): Markdown, each with its caption.
         results (mapping from `str`): The same values in full, as JSON has them.
-        chart (`matplotlib.figure.Figure`): The chart.
+        charts (mapping from `str` to `matplotlib.figure.Figure`): The charts, by the names of their files.
+        lines (sequence of mappings, *optional*): A line for each value, for `results.csv`; the first has all columns.
 
     Raises:
         [`SiTError`]: If a file cannot be written.
     """
+    texts = {"results.md": "\n\n".join(tables) + "\n", "results.json": json.dumps(results, indent=2) + "\n"}
+    if lines is not None:
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(lines[0]) if lines else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        texts["results.csv"] = table.getvalue()
+    process = f"{os.getpid()}-"
     try:
-        (output_dir / "results.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
-        (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        chart.savefig(output_dir / "results.png", dpi=120)
+        for name, text in texts.items():
+            with replace_file(output_dir / name, process) as path:
+                path.write_text(text, encoding="utf-8")
+        for name, chart in charts.items():
+            with replace_file(output_dir / name, process) as path:
+                chart.savefig(path, dpi=120, format="png")
     except OSError as problem:
         reason = problem.strerror or problem
         raise SiTError(f"{output_dir} cannot be written: {reason}", argument="output_dir") from problem
     finally:
         print("\n" + "\n\n".join(tables))
-    print(f"\nwritten to {output_dir}/results.md, results.json and results.png")
+    names = [*texts, *charts]
+    print(f"\nwritten to {output_dir}/{', '.join(names[:-1])} and {names[-1]}")

@@ -116,16 +116,31 @@ def ranking(
         scratch (sequence of `float`): The same from scratch.
         num_images (`int`): Test images.
     """
-    best = max(methods, key=lambda name: mean(methods[name]))
-    others = {name: difference(methods[best], values, num_images) for name, values in methods.items() if name != best}
+    text = f"{_labels(label_fraction)}, {best_of(methods, num_images)} {against('From scratch', methods, scratch, num_images)}"
+    return text + (ONE_SEED if len(scratch) == 1 else "")
+
+
+def best_of(rivals: Mapping[str, Sequence[float]], num_images: int) -> str:
+    """
+    Which of some rivals is best, and which others are not told from it.
+
+    Args:
+        rivals (mapping from `str` to sequence of `float`): A metric in [0, 1] of each seed, by their names.
+        num_images (`int`): Test images.
+    """
+    best = max(rivals, key=lambda name: mean(rivals[name]))
+    others = {name: difference(rivals[best], values, num_images) for name, values in rivals.items() if name != best}
     alike = [name for name, found in others.items() if not found.is_clear]
-    from_scratch = difference(methods[best], scratch, num_images)
-    text = f"{_labels(label_fraction)}, {best} is best on these test images: {_percent(mean(methods[best]))}"
+    text = f"{best} is best on these test images: {_percent(mean(rivals[best]))}"
     if alike:
         text += f", and {', '.join(alike)} {'is' if len(alike) == 1 else 'are'} not clearly worse"
-    return f"{text}. From scratch: {_percent(from_scratch.other_mean)} (difference {from_scratch.in_words()})." + (
-        ONE_SEED if len(scratch) == 1 else ""
-    )
+    return f"{text}."
+
+
+def against(name: str, rivals: Mapping[str, Sequence[float]], values: Sequence[float], num_images: int) -> str:
+    """What the best of some rivals is compared with, such as `From scratch: 55.4 % (difference +9.5, ...)`."""
+    found = difference(max(rivals.values(), key=mean), values, num_images)
+    return f"{name}: {_percent(found.other_mean)} (difference {found.in_words()})."
 
 
 def _labels(fraction: float) -> str:

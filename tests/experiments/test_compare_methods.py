@@ -10,13 +10,14 @@ import yaml
 
 from modeling_sit.data.sources import load_images
 from modeling_sit.experiments import compare_methods as module
-from modeling_sit.experiments import comparison_runs, method_runs
+from modeling_sit.experiments import comparison_runs, method_runs, pretraining_runs
 from modeling_sit.experiments.budgets import StepSize
 from modeling_sit.experiments.compare_methods import MethodsComparisonResult, compare_methods
 from modeling_sit.experiments.compared_images import compared_images
 from modeling_sit.experiments.comparison_runs import announce
 from modeling_sit.experiments.method_runs import MethodRuns, recipe_of
 from modeling_sit.experiments.methods_arguments import PROFILES, MethodsComparisonArguments
+from modeling_sit.experiments.pretraining_runs import PlannedRun
 from modeling_sit.experiments.trials import Trial
 from modeling_sit.pretraining.checkpoints import read_output_state
 from modeling_sit.pretraining.methods import METHODS
@@ -165,7 +166,8 @@ def test_the_search_sees_no_test_image(method_runs_of, digits, monkeypatch):
     state = read_output_state(folder)
     assert state.exported == "student" and state.settings["base_learning_rate"] == choice.base_learning_rate
     # Nothing is trained again.
-    monkeypatch.setattr(method_runs, "pretrain", None)
+    for each in (method_runs, pretraining_runs):
+        monkeypatch.setattr(each, "pretrain", None)
     assert runs.choose("sit") == choice and runs.pretrain("sit", 0, choice) == folder
 
 
@@ -175,7 +177,7 @@ def searched(method_runs_of, monkeypatch):
 
     def search(method: str, score_of, diverges=()) -> list[Trial]:
         runs = method_runs_of(tune=True)
-        monkeypatch.setattr(runs, "plan", lambda method: method_runs.Plan(StepSize(1, 1, 1), 1e-3))
+        monkeypatch.setattr(runs, "plan", lambda method: PlannedRun(StepSize(1, 1, 1), 1e-3))
         monkeypatch.setattr(method_runs, "write_results", lambda folder, results: found.update(results))
         monkeypatch.setattr(method_runs, "results_of", lambda folder, names, run: run(names) or found)
         found, now = {}, {}

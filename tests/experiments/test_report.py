@@ -1,5 +1,6 @@
 """Numbers as tables show them, and the files of a report."""
 
+import csv
 import json
 
 import pytest
@@ -17,11 +18,20 @@ def test_numbers():
 
 
 def test_files(tmp_path, capsys):
-    write_report(tmp_path, ["first", "second"], {"values": [1]}, Figure())
+    lines = [{"cell": "a, b", "value": 0.1 + 0.2}, {"cell": "c"}]
+    write_report(tmp_path, ["first", "second"], {"values": [1]}, {"results.png": Figure()}, lines)
     assert (tmp_path / "results.md").read_text() == "first\n\nsecond\n"
     assert json.loads((tmp_path / "results.json").read_text()) == {"values": [1]}
     assert (tmp_path / "results.png").stat().st_size > 100
+    with (tmp_path / "results.csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert (
+        [row["cell"] for row in read] == ["a, b", "c"]
+        and float(read[0]["value"]) == 0.1 + 0.2
+        and read[1]["value"] == ""
+    )
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert "first\n\nsecond" in capsys.readouterr().out
     with pytest.raises(SiTError, match="nowhere") as error:
-        write_report(tmp_path / "nowhere", ["first"], {}, Figure())
+        write_report(tmp_path / "nowhere", ["first"], {}, {"results.png": Figure()})
     assert error.value.argument == "output_dir"
