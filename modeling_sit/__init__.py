@@ -65,6 +65,7 @@ __all__ = [
     "SiTModel",
     "SiTPreTrainedModel",
     "TrainingInterrupted",
+    "ablate",
     "compare",
     "compare_methods",
     "embed",
@@ -77,6 +78,7 @@ __all__ = [
 _LAZY = {
     "SiTError": ".runtime.errors",
     "TrainingInterrupted": ".runtime.errors",
+    "ablate": ".experiments.ablate",
     "compare": ".experiments.compare",
     "compare_methods": ".experiments.compare_methods",
     "embed": ".evaluation.embed",

@@ -13,7 +13,7 @@ VIT = (
     "from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, "
     "AutoModelForImageClassification, ViTConfig, ViTModel, ViTForImageClassification, ViTImageProcessor, ViTImageProcessorPil)"
 )
-FUNCTIONS = ("compare", "compare_methods", "embed", "evaluate", "finetune", "pretrain")
+FUNCTIONS = ("ablate", "compare", "compare_methods", "embed", "evaluate", "finetune", "pretrain")
 
 
 def in_a_process(program: str) -> subprocess.CompletedProcess:

@@ -56,9 +56,9 @@ def pip(*arguments) -> None:
 
 
 def test_files(wheel):
-    """All of the package, its recipes and its templates; neither tests nor scripts."""
+    """All of the package, its plans, its recipes and its templates; neither tests nor scripts."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    for pattern in ("*.py", "recipes/*.yaml", "templates/*.md"):
+    for pattern in ("*.py", "plans/*.yaml", "recipes/*.yaml", "templates/*.md"):
         sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "modeling_sit").rglob(pattern)}
         assert sources and sources <= names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"modeling_sit"}

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "Measure the frozen features of a pretrained model, or what a fine-tuned model finds in images.",
     "compare": "Measure whether pretraining helps: the same fine-tuning from pretrained weights and from scratch.",
     "compare-methods": "Measure which pretraining method suits your images, at the same budget.",
+    "ablate": "Answer a question about the method on your images: a plan of settings, each pretrained and measured.",
     "embed": "Write the features of all images of a dataset to parquet files.",
     "visualize": "Draw reconstructions, attention, maps of the features, neighbors, detections and segmentations.",
     "convert": "Write a checkpoint in another format, and check that the outputs are the same.",

@@ -39,6 +39,10 @@ SMALL = {
         *("--label_fractions", "1", "--num_train_epochs", "1", "--seeds", "0", "--protocols", "none"),
         *("--raw_pixels", "knn", "--tune", "no"),
     ],
+    "ablate": [
+        *("--cells", "zeros", "--steps", "2", "--seeds", "0", "--protocols", "knn", "--label_fractions", "none"),
+        *("--raw_pixels", "knn", "--profile", "smoke"),
+    ],
     "compare-methods": [
         *(
             *BATCH,
@@ -154,7 +158,9 @@ def small_functions(monkeypatch):
     def small(function, flags):
         def call(*arguments, **keywords):
             for folder in (
-                arguments[-1:] if function.__name__ in ("pretrain", "finetune", "compare", "compare_methods") else ()
+                arguments[-1:]
+                if function.__name__ in ("pretrain", "finetune", "compare", "compare_methods", "ablate")
+                else ()
             ):
                 shutil.rmtree(folder, ignore_errors=True)
             small = keywords_of(flags)
@@ -199,6 +205,7 @@ def test_every_page_is_looked_at():
     assert {page.name for page in PAGES} >= {
         "README.md",
         "pretraining.md",
+        "ablations.md",
         "transfer.md",
         "dense_tasks.md",
         "sharing.md",
@@ -219,7 +226,7 @@ def test_links_lead_somewhere(page):
 
 # Each command and benchmark.
 PROGRAMS = [
-    *("pretrain", "finetune", "evaluate", "compare", "compare-methods", "embed", "tile", "convert", "push"),
+    *("pretrain", "finetune", "evaluate", "compare", "compare-methods", "ablate", "embed", "tile", "convert", "push"),
     *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
     *("visualize detections", "visualize segmentation"),
     *(
