@@ -25,6 +25,7 @@ COMMANDS = {
     "convert": "Write a checkpoint in another format, and check that the outputs are the same.",
     "push": "Push the output folder of a finished run to the Hugging Face Hub.",
     "tile": "Make a multi-label dataset: tile images with one label into images with several labels.",
+    "doctor": "Look at this machine and at a dataset: what to paste into a report of trouble.",
     "quickstart": "Show that pretraining helps: on built-in images, in minutes on a CPU.",
 }
 DESCRIPTION = "Self-supervised pretraining of Vision Transformers on your own images."

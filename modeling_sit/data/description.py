@@ -172,6 +172,10 @@ class Description:
         for found in self.duplicates or ():
             names = [_below(name, self.name) for name in found.names]
             are = "image is" if found.number == 1 else "images are"
+            if found.split == found.other:
+                copies = "image is a copy" if found.number == 1 else "images are copies"
+                yield f"{found.number:,} {copies} of others in {found.split}, such as {names[0]} of {names[1]}"
+                continue
             yield (
                 f"warning: {found.number:,} {are} in {found.split} and in {found.other} too, byte for byte, such as "
                 f"{names[0]} and {names[1]}; results on them are too good"
@@ -179,7 +183,10 @@ class Description:
 
 
 def describe(
-    images: ImageDatasets, *more: datasets.Dataset, intensity_range: Sequence[float | str] | None = None
+    images: ImageDatasets,
+    *more: datasets.Dataset,
+    intensity_range: Sequence[float | str] | None = None,
+    is_thorough: bool = False,
 ) -> Description:
     """What the reader understood of a dataset. Only a sample of the images is opened.
 
@@ -187,6 +194,8 @@ def describe(
         images ([`ImageDatasets`]): The dataset.
         more: Other splits of it that are used.
         intensity_range (sequence of `float` or `str`, *optional*): As of [`~modeling_sit.image_modes.PixelFormat`].
+        is_thorough (`bool`, *optional*, defaults to `False`): Whether to take more time: for a larger sample, which is
+            decoded, and for images that a split has more than once.
     """
     splits = {}
     for split in (images.train, images.validation, *more):
@@ -207,8 +216,8 @@ def describe(
         unused=[name for name in images.splits if re.sub(r"\W+", "_", name).lower() not in used],
         is_streamed=is_streamed,
         label_names=images.label_names,
-        sample=read_sample(images),
-        duplicates=None if is_streamed else find_duplicates(list(splits.values())),
+        sample=read_sample(images, is_thorough),
+        duplicates=None if is_streamed else find_duplicates(list(splits.values()), is_thorough),
         notes=notes,
         intensity_range=intensity_range,
     )

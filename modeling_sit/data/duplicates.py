@@ -1,8 +1,9 @@
-"""The same image in two splits of a dataset: byte for byte, where looking is cheap."""
+"""The same image in two splits of a dataset, or twice in one: byte for byte, where looking is cheap."""
 
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,18 +17,21 @@ from modeling_sit.data.opening import UnreadableImage, opened
 # Larger datasets are not searched, nor is any for longer than these seconds.
 MAX_IMAGES = 5000
 MAX_SECONDS = 1.0
+# The same for a search that the user waits for.
+MAX_IMAGES_THOROUGH = 200_000
+MAX_SECONDS_THOROUGH = 20.0
 
 
 @dataclass(frozen=True)
 class Duplicates:
     """
-    Images of a split that are in another split too.
+    Images of a split that are in another split too, or are in it more than once.
 
     Args:
-        number (`int`): Of such images.
+        number (`int`): Of such images. Of those that are in a split more than once, the first of each does not count.
         split (`str`): Name of the split that they are counted in.
-        other (`str`): Name of the other split.
-        names (`tuple[str, str]`): One of them, as it is called in the two splits.
+        other (`str`): Name of the other split; that of the same split for images that it has more than once.
+        names (`tuple[str, str]`): One of them, as it is called in the two places.
     """
 
     number: int
@@ -36,30 +40,32 @@ class Duplicates:
     names: tuple[str, str]
 
 
-def find_duplicates(splits: Sequence[datasets.Dataset]) -> list[Duplicates] | None:
+def find_duplicates(splits: Sequence[datasets.Dataset], is_thorough: bool = False) -> list[Duplicates] | None:
     """The images of each split that are byte for byte the same as one of an earlier split.
 
     Args:
         splits (sequence of `datasets.Dataset`): Column `image`, encoded.
+        is_thorough (`bool`, *optional*, defaults to `False`): Whether to take more time, and to find images that one split
+            has more than once, too.
 
     Returns:
-        `list[Duplicates]`: Of each two splits that share images. `None` if the dataset has more than `MAX_IMAGES`, or the
-        search took too long.
+        `list[Duplicates]`: Of each two splits that share images. `None` if the dataset has more than `MAX_IMAGES`
+        (`MAX_IMAGES_THOROUGH`), or the search took too long.
     """
-    if sum(map(len, splits)) > MAX_IMAGES:
+    if sum(map(len, splits)) > (MAX_IMAGES_THOROUGH if is_thorough else MAX_IMAGES):
         return None
-    end = time.monotonic() + MAX_SECONDS
+    end = time.monotonic() + (MAX_SECONDS_THOROUGH if is_thorough else MAX_SECONDS)
     sizes = []
     for split in splits:
         sizes.append(_sizes(split))
         if time.monotonic() > end:
             return None
     # Only files of one size can be the same.
-    owners: dict[int, set[int]] = {}
-    for place, of_split in enumerate(sizes):
-        for size in np.unique(of_split[of_split > 0]).tolist():
-            owners.setdefault(size, set()).add(place)
-    shared = [size for size, places in owners.items() if len(places) > 1]
+    owners: Counter[int] = Counter()
+    for of_split in sizes:
+        each, counts = np.unique(of_split[of_split > 0], return_counts=True)
+        owners.update(dict(zip(each.tolist(), counts.tolist() if is_thorough else [1] * len(each), strict=True)))
+    shared = [size for size, number in owners.items() if number > 1]
     digests: list[dict[bytes, list[int]]] = []
     for split, of_split in zip(splits, sizes, strict=True):
         rows: dict[bytes, list[int]] = {}
@@ -70,6 +76,11 @@ def find_duplicates(splits: Sequence[datasets.Dataset]) -> list[Duplicates] | No
         digests.append(rows)
     found = []
     for place, rows in enumerate(digests):
+        more = [same for same in rows.values() if len(same) > 1] if is_thorough else []
+        if more:
+            names = (image_name(splits[place], more[0][1]), image_name(splits[place], more[0][0]))
+            name = str(splits[place].split)
+            found.append(Duplicates(sum(map(len, more)) - len(more), name, name, names))
         for earlier in range(place):
             same = [digest for digest in rows if digest in digests[earlier]]
             if same:

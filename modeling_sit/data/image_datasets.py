@@ -59,6 +59,7 @@ class ImageDatasets:
             Whether the user gave an object of the `datasets` library, whose name does not identify its images.
         notes (`list[str]`, *optional*):
             What its reader understood or left out that the user may not expect, a line each.
+        image_column, label_column (`str`, *optional*): Where the dataset has them: what was asked for, or chosen.
         first_of_stream (`list`, *optional*):
             First images of a stream, encoded, once [`~modeling_sit.data.image_sample.first_encoded`] has read them.
     """
@@ -73,6 +74,8 @@ class ImageDatasets:
     multi_label: bool = False
     in_memory: bool = False
     notes: list[str] = field(default_factory=list)
+    image_column: str | None = None
+    label_column: str | None = None
     first_of_stream: list[dict | None] | None = field(default=None, repr=False, compare=False)
 
 

@@ -1,5 +1,6 @@
 """Some of a dataset's images, and what their files hold: sizes, modes, bit depths, ranges of values."""
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ NUM_READ_IMAGES = 16
 # Of so many in all only the header is read, as long as it takes no more than these seconds.
 NUM_SAMPLED_IMAGES = 6 * NUM_READ_IMAGES
 MAX_SECONDS = 1.0
+# The same for a sample that the user waits for. All of it is decoded.
+NUM_SAMPLED_THOROUGH = 5_000
+MAX_SECONDS_THOROUGH = 20.0
 # Enough pixels to tell gray from color. JPEGs decode several times as fast at a fraction of their size.
 REDUCED = DraftScale(views=((32, 1.0),), crop_ratio=(1.0, 1.0))
 TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # values of the EXIF tag
@@ -82,30 +86,39 @@ def first_encoded(images: ImageDatasets) -> list[dict | None]:
     return images.first_of_stream
 
 
-def read_sample(images: ImageDatasets) -> ImageSample:
+def read_sample(images: ImageDatasets, is_thorough: bool = False) -> ImageSample:
     """Read [`first_encoded`], and of a dataset that is no stream the headers of more images between them.
 
     The first ones are decoded, and as many of more than 8 bits as the time allows.
+
+    Args:
+        images ([`ImageDatasets`]): The dataset.
+        is_thorough (`bool`, *optional*, defaults to `False`): Whether to take more time for more images, and to decode all
+            of them.
     """
     found, problems = [], []
-    end = time.monotonic() + MAX_SECONDS
-    for number, image in enumerate(_encoded(images)):
+    end = time.monotonic() + (MAX_SECONDS_THOROUGH if is_thorough else MAX_SECONDS)
+    for number, image in enumerate(_encoded(images, NUM_SAMPLED_THOROUGH if is_thorough else NUM_SAMPLED_IMAGES)):
         is_late = time.monotonic() > end
-        if number >= NUM_READ_IMAGES and is_late:
+        is_first = number < NUM_READ_IMAGES
+        if is_late and not is_first:
             break
         try:
-            found.append(_read(image, is_decoded=number < NUM_READ_IMAGES, reads_values=not is_late))
+            found.append(_read(image, is_decoded=is_first or is_thorough, reads_values=not is_late))
         except UnreadableImage as problem:
             problems.append(str(problem))
     return ImageSample(found, problems)
 
 
-def _encoded(images: ImageDatasets) -> Iterator[dict | None]:
+def _encoded(images: ImageDatasets, number: int) -> Iterator[dict | None]:
     yield from first_encoded(images)
     split = images.train if images.train is not None else images.validation
     if isinstance(split, datasets.Dataset):
         read = set(_rows(len(split), NUM_READ_IMAGES))
-        for row in _rows(len(split), NUM_SAMPLED_IMAGES):
+        rows = _rows(len(split), number)
+        # In an order that has seen all parts of the dataset whenever the time is over.
+        step = max(1, math.isqrt(len(rows)))
+        for row in (row for first in range(step) for row in rows[first::step]):
             if row not in read:
                 yield split[row]["image"]  # not all at once, which would read all encoded images of a table
 

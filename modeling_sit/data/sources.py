@@ -161,6 +161,8 @@ def load_images(
         train_shards=train.shards if isinstance(train, SplitStream) else None,
         multi_label=found is not None and found.multi_label,
         in_memory=in_memory,
+        image_column=image_column,
+        label_column=find_label_column(features, label_column) if found is not None else None,
         notes=notes + (found.notes if isinstance(found, EncodedLabels) else []),
     )
 

@@ -28,7 +28,7 @@ from modeling_sit.pretraining.checkpoints import (
     read_run_state,
     write_run_state,
 )
-from modeling_sit.pretraining.dry_run import describe_plan, measure_steps, num_dry_run_steps
+from modeling_sit.pretraining.dry_run import DryRun, describe_plan, measure_steps, num_dry_run_steps
 from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.loop import Run, train, training_step
 from modeling_sit.pretraining.output_folder import PROGRAM, check_output_dir, lock_output_dir, prepare_output_dir
@@ -163,7 +163,7 @@ def start_run(run: Run, command: str | None) -> PretrainingResult:
         checkpoint = broadcast_from_main(accelerator, lambda: check_output_dir(output_dir, flags.run))
         if checkpoint is not None:
             resume(run, checkpoint, state)
-        accelerator.print(dry_run_plan(run))
+        accelerator.print(describe_plan(measure_run(run), run))
         return PretrainingResult(output_dir, {})
     with running_alone(accelerator, output_dir), pushing_to_the_end(run):
         execute(run, state, command)
@@ -324,9 +324,8 @@ def finish(run: Run, state: RunState) -> None:
             write_run_state(run.output_dir, state)
 
 
-def dry_run_plan(run: Run) -> str:
-    """What a few steps say of the whole run."""
+def measure_run(run: Run) -> DryRun:
+    """Train on the first few batches of a run, and measure."""
     batches = run.data.batches(0, num_dry_run_steps(run.schedules) * run.schedules.batches_per_step)
     with closing(batches):
-        measured = measure_steps(batches, partial(training_step, run), run.schedules, run.accelerator)
-    return describe_plan(measured, run)
+        return measure_steps(batches, partial(training_step, run), run.schedules, run.accelerator)

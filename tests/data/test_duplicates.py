@@ -72,3 +72,17 @@ def test_large_and_slow_datasets_are_not_searched(monkeypatch):
     monkeypatch.setattr(duplicates, "MAX_IMAGES", 4)
     monkeypatch.setattr(duplicates, "MAX_SECONDS", -1)
     assert find_duplicates(splits) is None
+
+
+@pytest.mark.parametrize("are_files", [False, True])
+def test_images_that_a_split_has_more_than_once(tmp_path, are_files):
+    folder = tmp_path if are_files else None
+    splits = [
+        split_of([b"aa", b"bb", b"aa", b"aa", b"ccc", b"bb", None], "train", folder),
+        split_of([b"aa", b"dddd"], "test", folder),
+    ]
+    found = {(each.split, each.other): each for each in find_duplicates(splits, is_thorough=True)}
+    assert {name: each.number for name, each in found.items()} == {("train", "train"): 3, ("test", "train"): 1}
+    second, first = found["train", "train"].names
+    assert ("02" in second and "00" in first) if are_files else (second, first) == ("row 2 of train", "row 0 of train")
+    assert len(find_duplicates(splits)) == 1

@@ -43,6 +43,7 @@ SMALL = {
         *("--cells", "zeros", "--steps", "2", "--seeds", "0", "--protocols", "knn", "--label_fractions", "none"),
         *("--raw_pixels", "knn", "--profile", "smoke"),
     ],
+    "doctor": ["--measure", "no"],
     "compare-methods": [
         *(
             *BATCH,
@@ -226,7 +227,8 @@ def test_links_lead_somewhere(page):
 
 # Each command and benchmark.
 PROGRAMS = [
-    *("pretrain", "finetune", "evaluate", "compare", "compare-methods", "ablate", "embed", "tile", "convert", "push"),
+    *("pretrain", "finetune", "evaluate", "compare", "compare-methods", "ablate"),
+    *("embed", "tile", "convert", "push", "doctor"),
     *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
     *("visualize detections", "visualize segmentation"),
     *(
