@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-gpu lint clean
+.PHONY: help install quickstart test test-slow test-gpu test-demo lint clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ quickstart: install ## Pretrain on the built-in digits, fine-tune, compare; minu
 
 # One thread a worker: workers that each use all cores get in one another's way.
 test: $(VENV)/installed-for-tests ## Run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not browser"
 
 test-slow: $(VENV)/installed-for-tests ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -37,9 +37,20 @@ test-slow: $(VENV)/installed-for-tests ## Run the tests that take minutes
 test-gpu: $(VENV)/installed-for-tests ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu -n 0
 
+# An environment of its own: gradio holds back the release of Pillow that the other tests run with.
+$(VENV)-demo/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-demo
+	$(VENV)-demo/bin/python -m pip install --quiet --editable ".[train,test,demo,browser]"
+# With Chromium's own libraries, where this user may install them.
+	$(VENV)-demo/bin/playwright install --with-deps chromium || $(VENV)-demo/bin/playwright install chromium
+	@touch $@
+
+test-demo: $(VENV)-demo/installed ## Run the tests of the demo, also in a browser
+	OMP_NUM_THREADS=1 $(VENV)-demo/bin/python -m pytest tests/demo -m "not slow"
+
 lint: $(VENV)/installed-for-tests ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean: ## Remove the environment and what was made
-	rm -rf $(VENV) outputs build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-demo outputs build dist *.egg-info

@@ -17,6 +17,7 @@ ROOMS = (
     {"evaluation"},
     {"visualization"},
     {"hub"},
+    {"demo"},
     {"pretraining", "finetuning"},
     {"experiments"},
     {"cli"},

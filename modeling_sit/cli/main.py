@@ -22,6 +22,7 @@ COMMANDS = {
     "ablate": "Answer a question about the method on your images: a plan of settings, each pretrained and measured.",
     "embed": "Write the features of all images of a dataset to parquet files.",
     "visualize": "Draw reconstructions, attention, maps of the features, neighbors, detections and segmentations.",
+    "demo": "Show what a checkpoint makes of images, on a page in the browser.",
     "convert": "Write a checkpoint in another format, and check that the outputs are the same.",
     "push": "Push the output folder of a finished run to the Hugging Face Hub.",
     "tile": "Make a multi-label dataset: tile images with one label into images with several labels.",

@@ -104,7 +104,7 @@ def read_sample(images: ImageDatasets, is_thorough: bool = False) -> ImageSample
         if is_late and not is_first:
             break
         try:
-            found.append(_read(image, is_decoded=is_first or is_thorough, reads_values=not is_late))
+            found.append(read_facts(image, is_decoded=is_first or is_thorough, reads_values=not is_late))
         except UnreadableImage as problem:
             problems.append(str(problem))
     return ImageSample(found, problems)
@@ -128,8 +128,13 @@ def _rows(number: int, count: int) -> list[int]:
     return sorted({place * number // count for place in range(count)}) if number else []
 
 
-def _read(image: dict | None, is_decoded: bool, reads_values: bool) -> SampledImage:
+def read_facts(image: dict | None, is_decoded: bool = False, reads_values: bool = False) -> SampledImage:
     """The facts of an image.
+
+    Args:
+        image (`dict`, *optional*): Encoded: `bytes` and `path`.
+        is_decoded (`bool`, *optional*, defaults to `False`): Whether to decode an image of 8 bits, for its range of values.
+        reads_values (`bool`, *optional*, defaults to `False`): Whether to read the range of values of more bits.
 
     Raises:
         [`UnreadableImage`]: If it cannot be read.

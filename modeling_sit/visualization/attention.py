@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit.evaluation.features import evaluation_mode
@@ -106,6 +106,28 @@ def attention_maps(model: PreTrainedModel, pixel_values: torch.Tensor, layer: in
     return (weights[:, :, 0, num_front:] * weights.shape[-1]).unflatten(2, grid).float().cpu()
 
 
+def attention_overlays(image: torch.Tensor, maps: torch.Tensor) -> list[Image]:
+    """Each map in color over the image in faint gray, as [`attention_figure`] has them, without a page around them.
+
+    Args:
+        image (`torch.Tensor` of shape `(channels, height, width)`): Uint8.
+        maps (`torch.Tensor` of shape `(maps, grid_height, grid_width)`): Of [`attention_maps`], of one image. All have one scale.
+
+    Returns:
+        `list[PIL.Image.Image]`: In RGB, of the image's size.
+    """
+    scale, size = _scale_of(maps), tuple(image.shape[1:])
+    gray = flattened(image[shown_channels(len(image))].float().mean(dim=0).numpy())[..., None]
+    smooth = torch.nn.functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+    colored = [ATTENTION_COLORS(scale(weights.numpy()))[..., :3] for weights in smooth]
+    return [fromarray(((OPACITY * one + (1 - OPACITY) * gray) * 255).round().astype(np.uint8)) for one in colored]
+
+
+def _scale_of(maps: torch.Tensor) -> TwoSlopeNorm:
+    """One scale for all images; a few extreme patches do not dim the rest."""
+    return TwoSlopeNorm(1, 0, max(2.0, float(np.quantile(maps.numpy(), 0.98))))
+
+
 def attention_figure(images: torch.Tensor, maps: torch.Tensor, captions: Sequence[str], layer: int) -> Figure:
     """One row an image: as the model sees it, the mean over the heads, then each head, over the image in faint gray.
 
@@ -135,8 +157,7 @@ def attention_figure(images: torch.Tensor, maps: torch.Tensor, captions: Sequenc
     bar_label = f"attention in layer {layer} (1 = even)"
     figure = Figure(figsize=(right + MARGIN, bottom + 0.14 + bar_height + 3 * line_height(CAPTION_SIZE) + MARGIN))
 
-    # One scale for all images; a few extreme patches do not dim the rest.
-    scale = TwoSlopeNorm(1, 0, max(2.0, float(np.quantile(maps.numpy(), 0.98))))
+    scale = _scale_of(maps)
     extent = (0, width, height, 0)
     for column, title in enumerate(titles):
         center = left + column * (IMAGE_INCHES + GAP) + IMAGE_INCHES / 2

@@ -161,9 +161,9 @@ def thumbnail(split: datasets.Dataset, row: int, size: int, pixel_format: PixelF
     return image
 
 
-def data_uri(image: PIL.Image.Image) -> str:
-    """An image as a `data:` URI: JPEG, or PNG where it is small."""
+def data_uri(image: PIL.Image.Image, is_exact: bool = False) -> str:
+    """An image as a `data:` URI: JPEG, or PNG where it is small, or asked to have its exact pixels."""
     buffer = io.BytesIO()
-    kind = "png" if max(image.size) < SMALL_IMAGE else "jpeg"
+    kind = "png" if is_exact or max(image.size) < SMALL_IMAGE else "jpeg"
     image.save(buffer, kind, **({"quality": 80} if kind == "jpeg" else {}))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

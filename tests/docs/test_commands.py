@@ -209,6 +209,7 @@ def test_every_page_is_looked_at():
         "ablations.md",
         "transfer.md",
         "dense_tasks.md",
+        "demo.md",
         "sharing.md",
         "other_formats.md",
         "scaling.md",
@@ -228,7 +229,7 @@ def test_links_lead_somewhere(page):
 # Each command and benchmark.
 PROGRAMS = [
     *("pretrain", "finetune", "evaluate", "compare", "compare-methods", "ablate"),
-    *("embed", "tile", "convert", "push", "doctor"),
+    *("embed", "tile", "convert", "push", "doctor", "demo"),
     *(f"visualize {kind}" for kind in ("reconstructions", "embeddings", "attention", "neighbours")),
     *("visualize detections", "visualize segmentation"),
     *(

@@ -1,0 +1,182 @@
+"""The demo as a folder that is a Space of the Hugging Face Hub, and needs nothing else."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import datasets
+from packaging.requirements import Requirement
+
+import modeling_sit
+from modeling_sit.data.opening import UnreadableImage, opened
+from modeling_sit.data.own_files import check_outside_dataset
+from modeling_sit.data.sources import load_images
+from modeling_sit.demo.arguments import RANDOM, DemoArguments
+from modeling_sit.demo.checkpoints import load_shown
+from modeling_sit.demo.gallery import Gallery
+from modeling_sit.hub.repository_files import LOGS, find_model_files
+from modeling_sit.runtime.atomic_files import write_errors
+from modeling_sit.runtime.errors import SiTError, argument_names
+from modeling_sit.visualization.run import title_of
+
+# A Space is a repository of moderate size, and its machine has two cores.
+MAX_IMAGES_OF_A_SPACE = 200
+# The release that the demo is tested with, and what the package takes.
+GRADIO_VERSION, GRADIO = "6.31.0", "gradio>=6.0,<7"
+PACKAGE, MODEL, COMPARED, IMAGES = "modeling_sit", "model", "compared", "images"
+REMEDY = "give another folder"
+APP = '''"""The page of {title}. Written by modeling-sit demo."""
+
+import os
+
+from modeling_sit.demo.arguments import DemoArguments
+from modeling_sit.demo.run import run_demo
+
+run_demo(
+    DemoArguments(
+{arguments}
+        host="0.0.0.0",
+        port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+    )
+)
+'''
+CARD = """---
+title: {title}
+sdk: gradio
+sdk_version: {version}
+app_file: app.py
+pinned: false
+---
+
+# {title}
+
+{description}
+
+The page reconstructs corrupted images, shows attention, {with_images}and predicts, if the checkpoint has the head of a task.
+
+| file | what it is |
+|---|---|
+| `app.py` | starts the page |
+| `requirements.txt` | what it needs |
+| `{package}/` | the package that reads the checkpoint |
+{files}
+"""
+
+
+def write_space(arguments: DemoArguments) -> Path:
+    """Write the folder: the page, its requirements, its card, the package, the checkpoint, and some images of the dataset.
+
+    Args:
+        arguments ([`DemoArguments`]): With `export_space`, a folder that is new or empty.
+
+    Raises:
+        [`SiTError`]: If the folder holds something or cannot be written, or a checkpoint or the dataset cannot be used.
+    """
+    folder = Path(os.path.expanduser(arguments.export_space))
+    check_outside_dataset(folder, arguments.dataset, "export_space")
+    with write_errors(folder, REMEDY):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise SiTError(f"{folder} is there and not empty", argument="export_space", remedy=REMEDY)
+    shown = load_shown(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads)
+    lines = requirement_lines()
+    given = {"model_name_or_path": arguments.model_name_or_path}
+    if arguments.compare_with is not None:
+        given["compare_with"] = arguments.compare_with
+        if arguments.compare_with != RANDOM:
+            with argument_names(model_name_or_path="compare_with"):
+                load_shown(arguments.compare_with)
+    files = []
+    with write_errors(folder, REMEDY):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, place in (("model_name_or_path", MODEL), ("compare_with", COMPARED)):
+            if given.get(name, RANDOM) != RANDOM:
+                given[name] = _copy_checkpoint(given[name], folder, place)
+                files.append(f"| `{given[name]}` | {'the checkpoint' if place == MODEL else 'the one beside it'} |")
+        if arguments.dataset is not None:
+            images = load_images(**arguments.for_loading)
+            gallery = Gallery.of(images, min(arguments.max_images, MAX_IMAGES_OF_A_SPACE), arguments.seed)
+            _write_images(gallery, folder / IMAGES)
+            given["dataset"] = IMAGES
+            files.append(f"| `{IMAGES}/` | {len(gallery):,} images of {Path(images.name).name} |")
+        for name in ("network", "num_attention_heads", "intensity_range", "seed"):
+            if getattr(arguments, name) not in (None, 0):
+                given[name] = getattr(arguments, name)
+        _copy_package(folder / PACKAGE)
+        title = title_of(arguments.model_name_or_path)
+        keywords = "\n".join(f"        {name}={value!r}," for name, value in given.items())
+        (folder / "app.py").write_text(APP.format(title=title, arguments=keywords), encoding="utf-8")
+        (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        card = CARD.format(
+            title=title,
+            version=GRADIO_VERSION,
+            description=f"What {shown.describe()} makes of images.",
+            with_images="finds the nearest images, draws a map of them, " if arguments.dataset is not None else "",
+            package=PACKAGE,
+            files="\n".join(files),
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def requirement_lines() -> list[str]:
+    """What a Space installs: the requirements of the package for training and measuring, and gradio.
+
+    Raises:
+        [`SiTError`]: If the package is not installed, so that nobody knows them.
+    """
+    try:
+        found = [Requirement(line) for line in requires("modeling-sit") or ()]
+    except PackageNotFoundError as problem:
+        raise SiTError(
+            "the package is not installed, so that its requirements are not known", remedy="pip install -e . first"
+        ) from problem
+    kept = [each for each in found if each.marker is None or each.marker.evaluate({"extra": "train"})]
+    lines = {f"{each.name}{each.specifier}" for each in kept if each.name != "gradio"}
+    return [*sorted(lines), GRADIO]
+
+
+def _copy_checkpoint(name: str, folder: Path, place: str) -> str:
+    """Copy a checkpoint, and give its path in the Space. One of the Hub stays there."""
+    source = Path(os.path.expanduser(name))
+    if source.is_file():
+        copy = folder / f"{place}{source.suffix}"
+        shutil.copyfile(source, copy)
+        return copy.name
+    if not source.is_dir():
+        return name
+    for path, file in find_model_files(source, is_finished=False).items():
+        if path not in LOGS:
+            (folder / place / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / place / path)
+    return place
+
+
+def _copy_package(folder: Path) -> None:
+    source = Path(modeling_sit.__file__).parent
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+
+
+def _write_images(gallery: Gallery, folder: Path) -> None:
+    """Write the images as they are, encoded, with their labels, and without the paths that they had."""
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    if "label" in gallery.split.column_names:
+        features["label"] = gallery.split.features["label"]
+    rows = datasets.Dataset.from_list(list(_rows(gallery, list(features))), features=features)
+    folder.mkdir()
+    rows.to_parquet(folder / "train-00000-of-00001.parquet")
+
+
+def _rows(gallery: Gallery, columns: list[str]) -> Iterator[dict]:
+    for row in gallery.split:
+        image = row["image"] or {"bytes": None, "path": None}
+        content = image["bytes"]
+        if content is None:
+            try:
+                with opened(image["path"]) as file:
+                    content = file.read()
+            except (OSError, UnreadableImage):
+                continue
+        values = {"image": {"bytes": content, "path": os.path.basename(image["path"] or "") or None}}
+        yield {**values, **({"label": row["label"]} if "label" in columns else {})}

@@ -1,0 +1,117 @@
+"""The folder that is a Space: it holds all that it needs, and nothing of this machine."""
+
+import configparser
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from serving import free_port
+
+from modeling_sit.demo.arguments import DemoArguments
+from modeling_sit.demo.space import GRADIO, requirement_lines, write_space
+from modeling_sit.runtime.errors import SiTError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def export(save_tiny_sit, flat_images, tmp_path):
+    """Write the Space of a tiny SiT and the flat images, with other arguments on request; gives its folder."""
+
+    def export(**arguments) -> Path:
+        given = {
+            "model_name_or_path": str(save_tiny_sit(tmp_path / "model")),
+            "dataset": str(flat_images),
+            "export_space": str(tmp_path / "space"),
+        }
+        return write_space(DemoArguments(**{**given, **arguments}))
+
+    return export
+
+
+def test_what_is_in_it(export, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "metrics.jsonl").write_text("{}\n")
+    folder = export(compare_with="random")
+    assert {path.name for path in folder.iterdir()} == {
+        *("app.py", "requirements.txt", "README.md", "modeling_sit", "model", "images")
+    }
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= set(os.listdir(folder / "model"))
+    assert "metrics.jsonl" not in os.listdir(folder / "model") and not list(folder.rglob("__pycache__"))
+    head = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    assert head["sdk"] == "gradio" and head["app_file"] == "app.py"
+    assert Requirement(f"gradio=={head['sdk_version']}").specifier
+    for path in ("app.py", "README.md", "requirements.txt", "model/config.json"):
+        assert str(tmp_path) not in (folder / path).read_text()
+
+
+def test_images_are_the_same_without_their_paths(export, flat_images):
+    (file,) = (export() / "images").iterdir()
+    rows = datasets.Dataset.from_parquet(str(file), cache_dir=str(file.parent)).cast_column(
+        "image", datasets.Image(decode=False)
+    )
+    assert len(rows) == 8 and rows.features["label"].names == ["blue", "red"]
+    for row in rows:
+        name = rows.features["label"].names[row["label"]]
+        assert row["image"]["bytes"] == (flat_images / name / row["image"]["path"]).read_bytes()
+
+
+def test_a_folder_that_holds_something(export, tmp_path):
+    (tmp_path / "space").mkdir()
+    (tmp_path / "space" / "mine.txt").touch()
+    with pytest.raises(SiTError) as error:
+        export()
+    assert error.value.argument == "export_space" and os.listdir(tmp_path / "space") == ["mine.txt"]
+
+
+def test_a_folder_in_the_dataset(export, flat_images):
+    with pytest.raises(SiTError) as error:
+        export(export_space=str(flat_images / "space"))
+    assert error.value.argument == "export_space"
+
+
+def test_requirements_are_the_packages():
+    """Of `setup.cfg`: what the package needs everywhere, to train, and for the demo. All are installed here, but gradio."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    options = [setup["options"]["install_requires"], setup["options.extras_require"]["train"]]
+    wanted = {
+        Requirement(line).name for text in options for line in text.split("\n") if line and not line.startswith("#")
+    }
+    lines = requirement_lines()
+    names = {Requirement(line).name for line in lines}
+    # What the environment was installed from may be a day older than the file.
+    assert {"torch", "transformers", "accelerate", "datasets", "scikit-learn"} < names <= {*wanted, "gradio"}
+    assert setup["options.extras_require"]["demo"].strip() == GRADIO
+    for each in map(Requirement, lines):
+        if each.name != "gradio":
+            assert each.specifier.contains(version(each.name)), each
+
+
+def test_it_starts_by_itself(export, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install modeling-sit[demo]")
+    folder, port = export(), free_port()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
+    with subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=environment) as process:
+        try:
+            for _ in range(3000):
+                assert process.poll() is None
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=5) as answer:
+                        config = json.load(answer)
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            assert config["title"] == "What the model sees"
+        finally:
+            process.terminate()
