@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-gpu test-demo lint clean
+.PHONY: help install quickstart test test-slow test-gpu test-demo lint docs docs-serve clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,5 +52,17 @@ lint: $(VENV)/installed-for-tests ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+$(VENV)/installed-for-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[train,docs]"
+	@touch $@
+
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+
+docs: $(VENV)/installed-for-docs ## Build the docs as a site, in site/
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/installed-for-docs ## Show the docs at http://127.0.0.1:8000 while you write
+	$(BIN)/mkdocs serve --strict --livereload
+
 clean: ## Remove the environment and what was made
-	rm -rf $(VENV) $(VENV)-demo outputs build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-demo outputs site build dist *.egg-info
