@@ -72,7 +72,7 @@ def test_every_command_begins_so(use_ascii):
 class Chart:
     """One that is saved as Matplotlib's are."""
 
-    def savefig(self, path, dpi):
+    def savefig(self, path, dpi, format):
         path.write_bytes(b"chart")
 
 
@@ -81,12 +81,12 @@ def test_a_report_is_written_before_it_is_printed(use_ascii, tmp_path):
     use_ascii()
     table = "| 37.5 ± 17.7 % – Ångström |"
     with pytest.raises(UnicodeEncodeError):
-        report.write_report(tmp_path, [table], {"mean": 37.5}, Chart())
+        report.write_report(tmp_path, [table], {"mean": 37.5}, {"results.png": Chart()})
     assert (tmp_path / "results.md").read_bytes().decode("utf-8") == table + "\n"
     assert {path.name for path in tmp_path.iterdir()} == {"results.md", "results.json", "results.png"}
 
 
 def test_a_report_that_cannot_be_written_is_printed(capsys, tmp_path):
     with pytest.raises(report.SiTError):
-        report.write_report(tmp_path / "nowhere", ["| a table |"], {}, Chart())
+        report.write_report(tmp_path / "nowhere", ["| a table |"], {}, {"results.png": Chart()})
     assert "| a table |" in capsys.readouterr().out

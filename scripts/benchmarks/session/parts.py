@@ -114,6 +114,8 @@ def run_within(
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            # A session in a shell's background ignores SIGINT, and its parts would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **settings,
         )
         was_stopped = False

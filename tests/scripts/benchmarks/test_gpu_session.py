@@ -74,7 +74,9 @@ def test_a_part_that_fails_says_why(tmp_path, code, read, reason):
     assert result.status == "failed" and reason in result.reason and result.tail == ["because"]
 
 
-def test_a_part_that_is_too_slow_may_still_write_what_it_knows(tmp_path, out_of_time):
+@pytest.mark.parametrize("of_session", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_part_that_is_too_slow_may_still_write_what_it_knows(tmp_path, out_of_time, of_session):
+    """Also where the session ignores SIGINT, as in a shell's background."""
     code = """
 import pathlib, time
 try:
@@ -84,7 +86,11 @@ except KeyboardInterrupt:
     pathlib.Path('known').write_text('42')
 """
     part = python(code, read=lambda: ({"known": (tmp_path / "known").read_text()}, None))
-    result = run(part, 60, tmp_path)
+    before = signal.signal(signal.SIGINT, of_session)
+    try:
+        result = run(part, 60, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.status == "out of time" and result.results == {"known": "42"} and result.tail == ["begun"]
 
 
