@@ -41,8 +41,11 @@ test-gpu: $(VENV)/installed-for-tests ## Run the tests that need a GPU
 $(VENV)-demo/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)-demo
 	$(VENV)-demo/bin/python -m pip install --quiet --editable ".[train,test,demo,browser]"
-# With Chromium's own libraries, where this user may install them.
-	$(VENV)-demo/bin/playwright install --with-deps chromium || $(VENV)-demo/bin/playwright install chromium
+# A browser that the system has is enough. Else Chromium with its own libraries, where this user may install them.
+	command -v chromium chromium-browser google-chrome \
+		|| $(VENV)-demo/bin/playwright install --with-deps chromium \
+		|| $(VENV)-demo/bin/playwright install chromium \
+		|| echo "There is no Chromium, and it cannot be downloaded: the tests in a browser are skipped."
 	@touch $@
 
 test-demo: $(VENV)-demo/installed ## Run the tests of the demo, also in a browser
