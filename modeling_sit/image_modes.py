@@ -123,12 +123,12 @@ def check_intensity_range(values: Sequence[float | str], num_channels: int | Non
         levels = list(map(Level, values))
     except ValueError as problem:
         raise ValueError(f"intensity_range must be numbers or percentages such as 0.5%, got {values}") from problem
-    for low, high in zip(levels[::2], levels[1::2], strict=True):
-        # Values and percentages are compared in each image.
-        of_one_kind = isinstance(low, str) == isinstance(high, str)
-        numbers = [float(level.removesuffix("%")) if isinstance(level, str) else level for level in (low, high)]
-        if not np.isfinite(numbers).all() or (of_one_kind and numbers[0] >= numbers[1]):
-            raise ValueError(f"intensity_range must have low values below the high ones, got {values}")
+    if len({type(level) for level in levels}) > 1:
+        # A stretched image is stretched once more where it meets the image processor, which stored values would not allow.
+        raise ValueError(f"intensity_range must be all numbers or all percentages, got {values}")
+    ends = np.array([float(level.removesuffix("%")) if isinstance(level, str) else level for level in levels])
+    if not np.isfinite(ends).all() or not (ends[::2] < ends[1::2]).all():
+        raise ValueError(f"intensity_range must have low values below the high ones, got {values}")
     if num_channels is not None and len(levels) not in (2, 2 * num_channels):
         raise ValueError(
             f"intensity_range must be one pair, or one for each of {num_channels} channels, got {len(levels) // 2} pairs"
@@ -161,7 +161,7 @@ def convert_image(
         values = to_8_bits(np.asarray(image)[..., None], pixel_format.intensity_range, bit_depth)
         image = as_image(255 - values if white_is_zero else values)
     if pixel_format.num_channels == 2 and image.mode == "LA":
-        return to_8_bits(np.asarray(image), pixel_format.intensity_range)
+        return _stretched(image, pixel_format.intensity_range) if pixel_format.has_percentiles else np.asarray(image)
     if not pixel_format.has_mode:
         raise WrongChannels(len(image.getbands()), pixel_format.num_channels)
     mode = MODES[pixel_format.num_channels]
@@ -177,13 +177,14 @@ def convert_image(
     return _stretched(image, pixel_format.intensity_range) if pixel_format.has_percentiles else image
 
 
-def _stretched(image: PIL.Image.Image, intensity_range: Sequence[float | str]) -> PIL.Image.Image:
-    """An 8-bit image by a range with percentiles; its alpha channel stays. Of a stretched image it changes nothing."""
+def _stretched(image: PIL.Image.Image, intensity_range: Sequence[str]) -> PIL.Image.Image | np.ndarray:
+    """An 8-bit image by a range of percentiles; its alpha channel stays. Of a stretched image it changes nothing."""
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
-    colors = pixels[..., :3]
+    count = pixels.shape[-1] - (image.mode in ("LA", "RGBA"))
     if len(intensity_range) == 2 * pixels.shape[-1]:  # the alpha channel has a pair of its own
-        intensity_range = intensity_range[: 2 * colors.shape[-1]]
-    return as_image(np.concatenate([to_8_bits(colors, intensity_range), pixels[..., 3:]], axis=-1))
+        intensity_range = intensity_range[: 2 * count]
+    pixels = np.concatenate([to_8_bits(pixels[..., :count], intensity_range), pixels[..., count:]], axis=-1)
+    return pixels if image.mode == "LA" else as_image(pixels)
 
 
 def tiff_depth(image: PIL.Image.Image) -> tuple[int, bool]:

@@ -39,7 +39,19 @@ def test_levels_that_are_none(text):
         Level(text)
 
 
-@pytest.mark.parametrize("values", [("60%", "40%"), ("5%", "5%"), ("5%",), ("0%", "200%"), ("low", "high"), "5%"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("60%", "40%"),
+        ("5%", "5%"),
+        ("5%",),
+        ("0%", "200%"),
+        ("low", "high"),
+        "5%",
+        (0, "90%"),
+        (1, 2, *PERCENTILES, 1, 2),
+    ],
+)
 def test_ranges_that_are_none(values):
     with pytest.raises(ValueError, match="intensity_range"):
         PixelFormat(3, values)
@@ -79,11 +91,11 @@ class TestImages:
         for channel in range(3):
             np.testing.assert_array_equal(found[..., channel], stretched(values[..., channel]))
 
-    def test_from_a_stored_value_to_a_percentile(self):
-        values = dark(30, 20, 1)
-        top = np.sort(values.ravel())[-(-599 * 90 // 100)]
-        expected = np.rint((values / top).clip(0, 1) * 255)
-        np.testing.assert_array_equal(to_8_bits(values, (0, "90%")), expected)
+    def test_of_gray_with_transparency(self):
+        values = dark(30, 20, 2)
+        found = convert_image(PIL.Image.fromarray(values, "LA"), PixelFormat(2, PERCENTILES))
+        np.testing.assert_array_equal(found[..., 1], values[..., 1])
+        np.testing.assert_array_equal(found[..., 0], stretched(values[..., 0]))
 
     def test_of_one_value(self):
         assert (to_8_bits(np.full((4, 4, 1), 90, np.uint8), PERCENTILES) == 0).all()
