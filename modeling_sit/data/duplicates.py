@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from modeling_sit.data.image_datasets import image_name
-from modeling_sit.data.opening import UnreadableImage, opened
+from modeling_sit.data.opening import content_of
 
 # Larger datasets are not searched, nor is any for longer than these seconds.
 MAX_IMAGES = 5000
@@ -108,12 +108,6 @@ def _sizes(split: datasets.Dataset) -> np.ndarray:
 
 def _contents(split: datasets.Dataset, rows: np.ndarray) -> Iterator[tuple[int, bytes]]:
     for row in rows.tolist():
-        image = split[row]["image"]
-        content = image["bytes"]
-        if content is None:
-            try:
-                with opened(image["path"]) as file:
-                    content = file.read()
-            except (OSError, UnreadableImage):
-                continue
-        yield row, content
+        content = content_of(split[row]["image"])
+        if content is not None:
+            yield row, content

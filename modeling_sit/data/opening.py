@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from multiprocessing import parent_process
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import PIL.Image
 from PIL import PngImagePlugin
@@ -121,6 +121,17 @@ def opened(image: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
                 yield file
     except WaitTooLong as problem:
         raise UnreadableImage(LATE.format(problem.seconds)) from None
+
+
+def content_of(image: dict[str, Any]) -> bytes | None:
+    """The encoded bytes of a row of `datasets.Image(decode=False)`; `None` if its file cannot be read."""
+    if image["bytes"] is not None:
+        return image["bytes"]
+    try:
+        with opened(image["path"]) as file:
+            return file.read()
+    except (OSError, UnreadableImage):
+        return None
 
 
 def read_image(file: BinaryIO, read: Callable[[PIL.Image.Image], Result]) -> Result:

@@ -10,7 +10,7 @@ import datasets
 from packaging.requirements import Requirement
 
 import modeling_sit
-from modeling_sit.data.opening import UnreadableImage, opened
+from modeling_sit.data.opening import content_of
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.demo.arguments import RANDOM, DemoArguments
@@ -170,13 +170,9 @@ def _write_images(gallery: Gallery, folder: Path) -> None:
 
 def _rows(gallery: Gallery, columns: list[str]) -> Iterator[dict]:
     for row in gallery.split:
-        image = row["image"] or {"bytes": None, "path": None}
-        content = image["bytes"]
+        image = row["image"]
+        content = content_of(image) if image is not None else None
         if content is None:
-            try:
-                with opened(image["path"]) as file:
-                    content = file.read()
-            except (OSError, UnreadableImage):
-                continue
+            continue
         values = {"image": {"bytes": content, "path": os.path.basename(image["path"] or "") or None}}
         yield {**values, **({"label": row["label"]} if "label" in columns else {})}
