@@ -156,12 +156,13 @@ def convert_image(
         `ValueError`: If the image has too few channels ([`WrongChannels`]), or there is no such number.
     """
     pixel_format = PixelFormat.of(pixel_format)
+    is_scaled = not pixel_format.has_percentiles
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         bit_depth, white_is_zero = depth or tiff_depth(image)
         values = to_8_bits(np.asarray(image)[..., None], pixel_format.intensity_range, bit_depth)
-        image = as_image(255 - values if white_is_zero else values)
+        image, is_scaled = as_image(255 - values if white_is_zero else values), True
     if pixel_format.num_channels == 2 and image.mode == "LA":
-        return _stretched(image, pixel_format.intensity_range) if pixel_format.has_percentiles else np.asarray(image)
+        return np.asarray(image) if is_scaled else _stretched(image, pixel_format.intensity_range)
     if not pixel_format.has_mode:
         raise WrongChannels(len(image.getbands()), pixel_format.num_channels)
     mode = MODES[pixel_format.num_channels]
@@ -174,7 +175,7 @@ def convert_image(
     elif image.mode == "LAB":  # Pillow converts it to nothing but RGB
         image = image.convert("RGB")
     image = image if image.mode == mode else image.convert(mode)
-    return _stretched(image, pixel_format.intensity_range) if pixel_format.has_percentiles else image
+    return image if is_scaled else _stretched(image, pixel_format.intensity_range)
 
 
 def _stretched(image: PIL.Image.Image, intensity_range: Sequence[str]) -> PIL.Image.Image | np.ndarray:

@@ -256,9 +256,9 @@ def read_array(
     if has_alpha:
         alpha = turn(to_8_bits(values[..., -1:], None, depth))
         image = PIL.Image.merge("LA" if count == 1 else "RGBA", [*as_image(pixels).split(), as_image(alpha)])
-        return convert_image(image, pixel_format)
+        return convert_image(image, wanted)  # the range is done
     if count in (1, 3):
-        return convert_image(as_image(np.ascontiguousarray(pixels)), pixel_format)
+        return convert_image(as_image(np.ascontiguousarray(pixels)), wanted)  # the range is done
     return np.ascontiguousarray(pixels)
 
 
