@@ -19,7 +19,8 @@ from modeling_sit.visualization.arguments import (
     ResolutionArguments,
 )
 from modeling_sit.visualization.dense_run import run_detections, run_segmentation
-from modeling_sit.visualization.run import run_attention, run_embeddings, run_neighbours, run_reconstructions
+from modeling_sit.visualization.embeddings_run import run_embeddings
+from modeling_sit.visualization.run import run_attention, run_neighbours, run_reconstructions
 
 SPLIT_RULE = """The images are from the validation split, or from the training split if there is no other. --train_split or
 --validation_split names another split."""
@@ -56,7 +57,7 @@ KINDS = {
         run_embeddings,
         (FigureArguments, ResolutionArguments, EmbeddingsArguments, FeatureArguments, DatasetArguments),
         MAP_RULE,
-        " [--compare_with random] [--html FILE.html]",
+        " [--compare_with random OTHER] [--html FILE.html]",
     ),
     "attention": Kind(
         "Where the contrastive token looks, for each head.",

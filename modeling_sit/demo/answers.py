@@ -20,10 +20,10 @@ from modeling_sit.image_modes import as_shown
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.attention import attention_maps, attention_overlays
 from modeling_sit.visualization.dense_run import ShownRows, draw_detections, draw_segmentation
-from modeling_sit.visualization.embeddings import map_embeddings
+from modeling_sit.visualization.embeddings import Panel, map_embeddings
+from modeling_sit.visualization.model_maps import page_of
 from modeling_sit.visualization.neighbours import nearest_images
 from modeling_sit.visualization.reconstructions import channels_note, to_uint8
-from modeling_sit.visualization.run import page_of
 from modeling_sit.visualization.selection import label_sets, thumbnail
 
 SMALLEST_BLOCK = 0.05
@@ -237,7 +237,7 @@ def map_page(checkpoint: ShownCheckpoint, gallery: Gallery, method: str = "tsne"
     labels = label_sets(shown, gallery.label_names)
     is_single = all(names is None or len(names) == 1 for names in labels)
     embedded = map_embeddings(
-        [(checkpoint.name, found.features)],
+        [Panel(checkpoint.name, found.features)],
         labels,
         gallery.label_names,
         color_by=None if is_single else "cluster",

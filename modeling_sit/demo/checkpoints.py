@@ -4,18 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageClassification, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from modeling_sit import SiTForPreTraining
+from modeling_sit.evaluation.classifiers import load_classifier
 from modeling_sit.evaluation.dense_models import ARCHITECTURES, DenseModel, load_dense_model
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.image_modes import PixelFormat
-from modeling_sit.interop.load import load_checkpoint
 from modeling_sit.runtime.errors import SiTError
-from modeling_sit.visualization.models import load_reconstructing_model
-from modeling_sit.visualization.run import title_of
-
-CLASSIFIER = "ForImageClassification"
+from modeling_sit.visualization.models import load_reconstructing_model, title_of
 
 
 @dataclass(frozen=True)
@@ -120,14 +117,11 @@ def untrained_twin(checkpoint: ShownCheckpoint, model_name_or_path: str, seed: i
 
 
 def _load_predicting(name: str, device: torch.device | str) -> PreTrainedModel | DenseModel | None:
-    # A file of weights has no head of a task.
+    classifier = load_classifier(name)
+    if classifier is not None:
+        return classifier.to(device)
     config = {} if Path(name).is_file() else PreTrainedConfig.get_config_dict(name)[0]
-    architecture = (config.get("architectures") or [""])[0]
-    if architecture.endswith(CLASSIFIER):
-        loaded = load_checkpoint(name, AutoModelForImageClassification)
-        if not loaded.missing_keys:
-            return loaded.model.to(device)
-    elif architecture.endswith(tuple(ARCHITECTURES)):
+    if (config.get("architectures") or [""])[0].endswith(tuple(ARCHITECTURES)):
         dense = load_dense_model(name)
         dense.model.to(device)
         return dense

@@ -19,7 +19,7 @@ from modeling_sit.demo.gallery import Gallery
 from modeling_sit.hub.repository_files import LOGS, find_model_files
 from modeling_sit.runtime.atomic_files import write_errors
 from modeling_sit.runtime.errors import SiTError, argument_names
-from modeling_sit.visualization.run import title_of
+from modeling_sit.visualization.models import title_of
 
 # A Space is a repository of moderate size, and its machine has two cores.
 MAX_IMAGES_OF_A_SPACE = 200

@@ -15,6 +15,7 @@ MAX_IMAGES_OF_A_GALLERY = 20000
 NUM_QUERIES = 6
 # Beside each stands the truth and what a model finds.
 NUM_DENSE_IMAGES = 4
+MAX_MODELS_OF_A_MAP = 12
 
 
 @dataclass
@@ -133,11 +134,25 @@ class EmbeddingsArguments:
     method: Literal["tsne", "umap", "pca"] = field(
         default="tsne", metadata={"help": "How to reduce features to two dimensions; umap needs umap-learn."}
     )
-    compare_with: str | None = field(
+    compare_with: list[str] | None = field(
         default=None,
         metadata={
-            "help": "A second model, drawn on the left: a folder, a Hub id, or `random` for the same model before "
-            "any training."
+            "help": "Other models, whose maps come before that of `model_name_or_path`, in this order: folders, Hub ids, or "
+            "`random` for the same model before any training."
+        },
+    )
+    titles: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What the figure calls the models: those of `compare_with`, and then `model_name_or_path`. Default: the "
+            "names of their folders."
+        },
+    )
+    knn: bool = field(
+        default=False,
+        metadata={
+            "help": "Write the accuracy of kNN below each map, as the command `evaluate` measures it. This reads the training "
+            "split too. The accuracy of a classifier is always there, if it knows the classes."
         },
     )
     color_by: Literal["label", "cluster"] | None = field(
@@ -164,6 +179,17 @@ class EmbeddingsArguments:
     )
 
     def __post_init__(self):
+        if isinstance(self.compare_with, str):  # in Python, where there is one
+            self.compare_with = [self.compare_with]
+        num_models = 1 + len(self.compare_with or ())
+        if num_models > MAX_MODELS_OF_A_MAP:
+            raise SiTError(f"{num_models} models are more than {MAX_MODELS_OF_A_MAP}", argument="compare_with")
+        if self.titles is not None and len(self.titles) != num_models:
+            raise SiTError(
+                f"{len(self.titles)} for {num_models} models", argument="titles", remedy="give one for each"
+            )
+        if self.titles is not None and len(set(self.titles)) < num_models:
+            raise SiTError("two are the same", argument="titles", remedy="give each model its own")
         if self.max_images < 4:
             raise SiTError(f"must be at least 4, got {self.max_images}", argument="max_images")
         if self.num_clusters is not None and self.num_clusters < 2:

@@ -30,7 +30,7 @@ from modeling_sit.visualization.arguments import (
     ResolutionArguments,
 )
 from modeling_sit.visualization.detections import ImageWithObjects, ShownObjects, detections_figure
-from modeling_sit.visualization.run import SavedFigure, check_writable, save_figure
+from modeling_sit.visualization.saving import SavedFigure, check_writable, save_figure
 from modeling_sit.visualization.segmentation import ImageWithPixels, segmentation_figure
 from modeling_sit.visualization.selection import (
     file_name,

@@ -1,9 +1,11 @@
 """Maps of the features: thousands of dimensions brought down to two, colored by class or by cluster."""
 
 import importlib.util
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
 from modeling_sit.runtime.errors import SiTError
-from modeling_sit.visualization.page import fitted, text_width
+from modeling_sit.visualization.page import fitted, text_width, wrapped
 from modeling_sit.visualization.palette import Group, shortened_apart, style_groups
 from modeling_sit.visualization.selection import label_text
 
@@ -24,8 +26,23 @@ TSNE_COMPONENTS = 50
 PERPLEXITY = 30
 MIN_IMAGES = 4
 LEGEND_ROWS = 16
-PANEL_INCHES, MAX_PANELS_IN_A_ROW = 3.9, 4
+PANEL_INCHES, MAX_PANELS_IN_A_ROW = 3.9, 3
 TITLE_SIZE, LEGEND_SIZE = 8, 8
+
+
+class Panel(NamedTuple):
+    """
+    What a map is made of.
+
+    Args:
+        title (`str`): Which model's features these are.
+        features (`torch.Tensor` of shape `(num_images, width)`): Of all images.
+        result (`str`, *optional*): A line below the map, such as the accuracies of the model.
+    """
+
+    title: str
+    features: torch.Tensor
+    result: str | None = None
 
 
 @dataclass
@@ -38,12 +55,14 @@ class FeatureMap:
         points (`numpy.ndarray` of shape `(num_images, 2)`): Float64.
         axes (pair of `str`): What the two axes are.
         note (`str`, *optional*): A second line below the title.
+        result (`str`, *optional*): A line below the map.
     """
 
     title: str
     points: np.ndarray
     axes: tuple[str, str]
     note: str | None = None
+    result: str | None = None
 
 
 @dataclass
@@ -63,13 +82,13 @@ class EmbeddingMaps:
     legend_title: str
     classes: list[str | None]
 
-    def figure(self) -> Figure:
-        """The [`embedding_figure`]."""
-        return embedding_figure(self.maps, self.groups, self.legend_title)
+    def figure(self, caption: str | None = None) -> Figure:
+        """The [`embedding_figure`], with a line below all maps."""
+        return embedding_figure(self.maps, self.groups, self.legend_title, caption)
 
 
 def map_embeddings(
-    panels: Sequence[tuple[str, torch.Tensor]],
+    panels: Sequence[Panel],
     labels: Sequence[tuple[str, ...] | None],
     label_names: Sequence[str] | None = None,
     *,
@@ -83,8 +102,8 @@ def map_embeddings(
     Map the features of some images by one or several models, colored by class or by cluster.
 
     Args:
-        panels (sequence of pairs of `str` and `torch.Tensor` of shape `(num_images, width)`):
-            For each map its title and the features, all of the same images. Clusters are those of the last.
+        panels (sequence of [`Panel`]): For each map its title and the features, all of the same images. Clusters are those
+            of the last.
         labels (sequence): For each image a `tuple` of the names of its classes, or `None` if it has no label.
         label_names (sequence of `str`, *optional*): All classes, in the order of the legend.
         color_by (`str`, *optional*): `"label"` or `"cluster"`. Default: the label, if there are any.
@@ -97,23 +116,24 @@ def map_embeddings(
         [`EmbeddingMaps`]: Each map has a note with its [`NeighbourAgreement`], where there are labels.
 
     Raises:
-        [`SiTError`]: As [`map_features`] and [`cluster_features`].
+        [`SiTError`]: As [`map_features`] and [`cluster_features`]; of several panels with its title.
     """
     is_single = all(names is None or len(names) == 1 for names in labels)
     kind = "of the same class" if is_single else "shares a class"
     maps = []
-    for title, features in panels:
-        points, axes = map_features(features, method, seed)
+    for title, features, result in panels:
+        with errors_of(title if len(panels) > 1 else None):
+            points, axes = map_features(features, method, seed)
         agreement, note = neighbour_agreement(features, labels), None
         if agreement is not None:
             note = f"nearest neighbor {kind}: {agreement.fraction:.0%} (by chance {agreement.chance:.0%})"
-        maps.append(FeatureMap(title, points, axes, note))
+        maps.append(FeatureMap(title, points, axes, note, result))
 
     if color_by == "cluster" or all(names is None for names in labels):
         num_clusters = num_clusters or default_num_clusters(len(labels), len(label_names or ()))
         order = [str(number + 1) for number in range(num_clusters)]
         classes = [order[number] for number in cluster_features(features, num_clusters, seed)]
-        legend_title = "cluster (k-means)" if len(maps) == 1 else "cluster (k-means) on the right"
+        legend_title = "cluster (k-means)" if len(maps) == 1 else "cluster (k-means) of the last map"
     elif color_label is not None:
         order, legend_title = [color_label, f"without {color_label}"], "label"
         classes = [None if names is None else order[color_label not in names] for names in labels]
@@ -121,6 +141,17 @@ def map_embeddings(
         order, legend_title = label_names, "class"
         classes = [label_text(names) for names in labels]
     return EmbeddingMaps(maps, style_groups(classes, order), legend_title, classes)
+
+
+@contextmanager
+def errors_of(title: str | None) -> Iterator[None]:
+    """Begin every [`SiTError`] that the block raises with the title of the model that it is about, if there is one."""
+    try:
+        yield
+    except SiTError as error:
+        if title is None:
+            raise
+        raise SiTError(f"{title}: {error.problem}", argument=error.argument, remedy=error.remedy) from error
 
 
 def map_features(features: torch.Tensor, method: str, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
@@ -241,19 +272,22 @@ def default_num_clusters(num_images: int, num_classes: int | None) -> int:
     return max(2, min(num_classes or 10, num_images // 5))
 
 
-def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend_title: str) -> Figure:
-    """The maps side by side, four in a row, with one legend.
+def embedding_figure(
+    maps: Sequence[FeatureMap], groups: Sequence[Group], legend_title: str, caption: str | None = None
+) -> Figure:
+    """The maps in rows of up to three, or about as many rows as columns, with one legend.
 
     Args:
         maps (sequence of [`FeatureMap`]): Of the same images.
         groups (sequence of [`Group`]): Which points have which color and shape.
         legend_title (`str`): What the colors mean.
+        caption (`str`, *optional*): At most two lines below all maps.
     """
     columns = -(-len(groups) // LEGEND_ROWS)
     names = shortened_apart([group.name for group in groups], 28 if columns == 1 else 18)
     legend_width = columns * (0.45 + max(text_width(name, LEGEND_SIZE) for name in names))
     legend_width = max(legend_width, 0.3 + text_width(legend_title, LEGEND_SIZE))
-    num_columns = min(len(maps), MAX_PANELS_IN_A_ROW)
+    num_columns = len(maps) if len(maps) <= MAX_PANELS_IN_A_ROW else math.ceil(math.sqrt(len(maps)))
     num_rows = -(-len(maps) // num_columns)
     size = (PANEL_INCHES * num_columns + legend_width, PANEL_INCHES * num_rows)
     figure = Figure(figsize=size, layout="constrained")
@@ -278,13 +312,18 @@ def embedding_figure(maps: Sequence[FeatureMap], groups: Sequence[Group], legend
         lines = [line for line in (feature_map.title, feature_map.note) if line]
         title = "\n".join(fitted(line, TITLE_SIZE, PANEL_INCHES - 0.4) for line in lines)
         axes.set_title(title, fontsize=TITLE_SIZE, parse_math=False)
-        axes.set_xlabel(feature_map.axes[0], fontsize=8)
+        lines = [line for line in (feature_map.axes[0], feature_map.result) if line]
+        label = "\n".join(fitted(line, TITLE_SIZE, PANEL_INCHES - 0.4) for line in lines)
+        axes.set_xlabel(label, fontsize=8, parse_math=False)
         axes.set_ylabel(feature_map.axes[1], fontsize=8)
         # The numbers of such a map have no meaning; PCA's have no unit.
         axes.set(xticks=[], yticks=[])
         axes.set_box_aspect(1)
         axes.margins(0.04)
         axes.spines[["top", "right"]].set_visible(False)
+    if caption:
+        width = figure.get_size_inches()[0] - 0.4
+        figure.supxlabel(wrapped(caption, TITLE_SIZE, width, 2), fontsize=TITLE_SIZE, parse_math=False)
     legend = figure.legend(
         handles,
         [str(number) for number in range(len(groups))],

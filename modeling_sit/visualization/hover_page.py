@@ -28,11 +28,14 @@ body { font: 14px/1.4 system-ui, sans-serif; color: #222; background: #fff; marg
 h1 { font-size: 1.2rem; margin: 0; }
 p { margin: .2rem 0 1rem; color: #555; }
 main { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
-figure { margin: 0; flex: 1 1 340px; max-width: 640px; }
-figcaption { font-weight: 600; min-height: 2.8em; }
+section { flex: 1 1 340px; max-width: $maps_width; display: grid; gap: 1.5rem;
+ grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }
+figure { margin: 0; max-width: 640px; display: flex; flex-direction: column; }
+figcaption { font-weight: 600; min-height: 2.8em; flex: 1; }
 figcaption small { display: block; font-weight: 400; color: #555; }
 svg.map { width: 100%; border: 1px solid #ccc; touch-action: none; cursor: crosshair; }
 .axes { color: #555; font-size: 12px; }
+.result { min-height: 1.4em; }
 svg path { stroke: #fff; stroke-width: .04; fill-opacity: .85; cursor: pointer; }
 svg path.open { fill: none; stroke: #999; stroke-width: .12; }
 svg path.faded { opacity: .07; }
@@ -53,7 +56,9 @@ li svg { width: 1em; height: 1em; flex: none; }
 <p>$subtitle Hover over a point for its image; the same image is marked in every map. Click a name to see its points
 alone. Turn the wheel to zoom, drag to move, double-click for all.</p>
 <main>
+<section>
 $panels
+</section>
 <ul aria-label="$legend_title"><li><strong>$legend_title</strong></li>
 $legend
 </ul>
@@ -186,6 +191,7 @@ def hover_page(
         legend=legend,
         columns=columns,
         legend_width=f"{16 * columns}em",
+        maps_width=f"{660 * len(maps)}px",
         # A name could hold "</script>".
         points=json.dumps(points, ensure_ascii=False).replace("<", "\\u003c"),
     )
@@ -210,7 +216,8 @@ def _panel(feature_map: FeatureMap, groups: Sequence[Group]) -> str:
         f'<svg class="map" data-size="{size:.1f}" viewBox="0 0 {PANEL_SIDE} {PANEL_SIDE}">\n'
         + "\n".join(marks)
         + "\n</svg>"
-        f'<div class="axes">→ {horizontal}, ↑ {vertical}</div></figure>'
+        f'<div class="axes">→ {horizontal}, ↑ {vertical}</div>'
+        f'<div class="result">{html.escape(feature_map.result or "")}</div></figure>'
     )
 
 

@@ -1,10 +1,60 @@
-"""The model that reconstructs, which figures need beside the frozen encoder."""
+"""Models as figures need them: their names, their features, and the one that reconstructs."""
 
-from transformers import BaseImageProcessor
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import torch
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit import SiTForPreTraining
+from modeling_sit.evaluation.feature_arguments import FeatureArguments
+from modeling_sit.evaluation.features import Features, frozen_features
 from modeling_sit.interop.load import load_checkpoint
 from modeling_sit.runtime.errors import SiTError
+
+RANDOM = "random"
+UNTRAINED = "before training (random weights)"
+
+
+def title_of(model_name_or_path: str) -> str:
+    """What a figure calls a model."""
+    return Path(model_name_or_path).name or model_name_or_path
+
+
+def titles_of(models: Sequence[str]) -> list[str]:
+    """What a figure calls several models, different ones.
+
+    Args:
+        models (sequence of `str`): Different folders, Hub ids or files of weights, or `random`. With `random` and one
+            other, that one is called `after training`.
+
+    Returns:
+        `list[str]`: Names, with as many of the folders above as tell them apart.
+    """
+    if len(models) == 2 and models[0] == RANDOM:
+        return [UNTRAINED, "after training"]
+    titles = [UNTRAINED if model == RANDOM else title_of(model) for model in models]
+    for title in {title for title in titles if titles.count(title) > 1}:
+        alike = [number for number, other in enumerate(titles) if other == title]
+        parts = [Path(models[number]).parts for number in alike]
+        depth = next(
+            depth for depth in range(2, 1 + max(map(len, parts))) if len({p[-depth:] for p in parts}) == len(parts)
+        )
+        for number, part in zip(alike, parts, strict=True):
+            titles[number] = str(Path(*part[-depth:]))
+    return titles
+
+
+def features_of(
+    model: PreTrainedModel,
+    split: datasets.Dataset,
+    processor: BaseImageProcessor,
+    arguments: FeatureArguments,
+    device: torch.device,
+) -> Features:
+    """The [`frozen_features`] of a split, without its labels: they may be missing."""
+    return frozen_features(model, split.select_columns("image"), processor, arguments, device=device)
 
 
 def load_reconstructing_model(

@@ -85,6 +85,11 @@ def short_name(split: datasets.Dataset, row: int, folder: str | Path) -> str:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
 
 
+def dataset_title(dataset: str) -> str:
+    """What a figure calls a dataset: the last part of its path or of its Hub id."""
+    return Path(dataset).name or dataset
+
+
 def file_name(split: datasets.Dataset, row: int) -> str:
     """Name of an image's file without its extension; empty where it has none."""
     return Path((split[row]["image"] or {}).get("path") or "").stem

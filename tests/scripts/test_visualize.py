@@ -11,11 +11,12 @@ import torch
 from matplotlib.figure import Figure
 from transformers import ResNetConfig, ResNetModel
 
-from modeling_sit import SiTForImageClassification
+from modeling_sit import SiTForImageClassification, evaluate
 from modeling_sit.data.sources import load_images
 from modeling_sit.image_modes import PixelFormat
-from modeling_sit.visualization import embeddings, neighbours, run
+from modeling_sit.visualization import embeddings, embeddings_run, neighbours, run
 from modeling_sit.visualization.arguments import ChosenImagesArguments
+from modeling_sit.visualization.models import titles_of
 
 COMMANDS = ("reconstructions", "embeddings", "attention", "neighbours")
 
@@ -143,7 +144,8 @@ class TestEmbeddings:
     def test_before_and_after_with_a_page(self, draw, drawn, flowers, tmp_path, capsys):
         page = tmp_path / "pages" / "map.html"
         assert draw("embeddings", "--compare_with", "random", "--html", page, "--method", "pca").exists()
-        ((maps, groups, legend_title),) = drawn
+        ((maps, groups, legend_title, caption),) = drawn
+        assert caption == "12 images of flowers, split val"
         assert [feature_map.title for feature_map in maps] == ["before training (random weights)", "after training"]
         assert (maps[0].points != maps[1].points).any()
         assert [group.name for group in groups] == ["rose", "tulip"] and legend_title == "class"
@@ -156,14 +158,48 @@ class TestEmbeddings:
         }
         assert str(tmp_path) not in page.read_text()
 
-    def test_another_checkpoint(self, draw, drawn, save_tiny_sit, tmp_path):
+    def test_several_checkpoints(self, draw, drawn, model, flowers, save_tiny_sit, tiny_config, tmp_path, capsys):
+        """Of other sizes, and a classifier; accuracies as the commands measure them."""
+        other = save_tiny_sit(tmp_path / "other", seed=1, num_hidden_layers=1, image_size=24)
+        classifier = save_tiny_sit(tmp_path / "classifier")
+        labels = {0: "tulip", 1: "rose"}
+        SiTForImageClassification(tiny_config(id2label=labels)).save_pretrained(classifier)
+        strange = save_tiny_sit(tmp_path / "strange", seed=2)
+        SiTForImageClassification(tiny_config(id2label={0: "oak", 1: "elm"})).save_pretrained(strange)
+        compared = ["random", other, classifier, strange]
+        page = tmp_path / "map.html"
+        assert draw("embeddings", "--compare_with", *compared, "--knn", "--method", "pca", "--html", page).exists()
+        output = capsys.readouterr().out
+        ((maps, _, _, caption),) = drawn
+        assert [each.title for each in maps] == [
+            titles_of(["random", "x"])[0],
+            "other",
+            "classifier",
+            "strange",
+            "model",
+        ]
+        assert {len(each.points) for each in maps} == {
+            12
+        } and "12 nearest of 12 labeled images of split train" in caption
+        for each, folder in zip(maps, [None, *compared[1:], model], strict=True):
+            untrained = {"from_scratch": True} if folder is None else {}
+            found = evaluate(
+                str(folder or model), str(flowers), knn_k=12, output_dir=str(tmp_path / "of"), **untrained
+            )
+            assert f"accuracy: kNN {found['knn']['accuracy']:.1%}" in each.result
+            assert ("classifier" in each.result) == (each.title == "classifier")
+            assert each.result in output and each.result in page.read_text()
+        assert "strange: the classifier does not know the class rose" in output
+
+    def test_titles(self, draw, drawn, save_tiny_sit, tmp_path):
         other = save_tiny_sit(tmp_path / "other", seed=1, num_hidden_layers=1)
-        draw("embeddings", "--compare_with", other, "--train_split", "train", "--method", "pca")
-        assert [feature_map.title for feature_map in drawn[0][0]] == ["other", "model"]
+        flags = ["--compare_with", other, "--titles", "(a) one", "(b) two", "--train_split", "train"]
+        draw("embeddings", *flags, "--method", "pca")
+        assert [feature_map.title for feature_map in drawn[0][0]] == ["(a) one", "(b) two"]
 
     def test_clusters(self, draw, drawn):
         draw("embeddings", "--color_by", "cluster", "--num_clusters", 3, "--method", "pca")
-        _, groups, legend_title = drawn[0]
+        _, groups, legend_title, _ = drawn[0]
         assert [group.name for group in groups] == ["1", "2", "3"] and "cluster" in legend_title
 
     def test_a_pile_without_labels_and_with_a_damaged_image(self, draw, drawn, save_images, tmp_path, caplog):
@@ -171,7 +207,7 @@ class TestEmbeddings:
         (pile / "03.png").write_bytes(b"broken")
         page = tmp_path / "map.html"
         draw("embeddings", "--method", "pca", "--compare_with", "random", "--html", page, dataset=pile)
-        maps, groups, _ = drawn[0]
+        maps, groups, *_ = drawn[0]
         assert [len(feature_map.points) for feature_map in maps] == [7, 7]
         assert sum(len(group.members) for group in groups) == 7 and len(groups) == 2
         assert caplog.text.count("03.png") == 1 and "03.png" not in page.read_text()
@@ -264,6 +300,9 @@ def test_command_line_mistakes(one_line_error, arguments, messages):
         ("reconstructions", ["--dataset", "digits", "--image_size", "0"], "--image_size: "),
         ("embeddings", ["--dataset", "digits", "--html", "page.pdf"], "--html: page.pdf"),
         ("embeddings", ["--dataset", "digits", "--max_images", "3"], "--max_images: "),
+        ("embeddings", ["--dataset", "digits", "--compare_with", *map(str, range(12))], "--compare_with: 13 models"),
+        ("embeddings", ["--dataset", "digits", "--titles", "a", "b"], "--titles: 2 for 1"),
+        ("embeddings", ["--dataset", "digits", "--compare_with", "random", "--titles", "a", "a"], "--titles: two"),
         ("embeddings", ["--dataset", "digits", "--color_by", "label", "--num_clusters", "3"], "--num_clusters: "),
         ("embeddings", ["--dataset", "digits", "--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size: "),
         ("neighbours", ["--dataset", "digits", "--num_queries", "0"], "--num_queries: "),
@@ -286,6 +325,7 @@ def test_mistakes_with_images(error, flowers, save_images, tmp_path):
     one = flowers / "val" / "rose" / "00.png"
     assert "--corruption noise" in error("reconstructions", "--images", one)
     pile = save_images(tmp_path / "pile", 5)
+    assert error("embeddings", "--dataset", pile, "--knn").startswith("--validation_split: ")
     assert "--label_column" in error("embeddings", "--dataset", pile, "--color_by", "label")
     for path in pile.iterdir():
         path.write_bytes(b"broken")
@@ -297,7 +337,8 @@ def test_mistakes_with_models(error, flowers, model, save_tiny_sit, tiny_config,
     data = ["--dataset", flowers]
     for command in COMMANDS:
         assert "no such folder" in error(command, *data, model=tmp_path / "nowhere")
-    assert "--compare_with" in error("embeddings", *data, "--compare_with", tmp_path / "nowhere")
+    for others in ([tmp_path / "nowhere"], ["random", "random"], ["random", f"{model}/"]):
+        assert error("embeddings", *data, "--compare_with", *others).startswith("--compare_with: ")
     (tmp_path / "empty").mkdir()
     assert "no config.json" in error("reconstructions", *data, model=tmp_path / "empty")
     plain = save_tiny_sit(tmp_path / "plain", reconstruction_weight=0.0)
@@ -313,7 +354,7 @@ def test_mistakes_with_models(error, flowers, model, save_tiny_sit, tiny_config,
 def test_places_that_cannot_be_written_are_found_before_anything_is_computed(
     error, flowers, monkeypatch, tmp_path, flag
 ):
-    monkeypatch.delattr(run, "load_encoder")
+    monkeypatch.delattr(embeddings_run, "load_encoder")
     (tmp_path / "file").write_text("in the way")
     ending = {"--output": ".png", "--html": ".html"}[flag]
     (tmp_path / f"folder{ending}").mkdir()

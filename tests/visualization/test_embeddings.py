@@ -9,6 +9,7 @@ from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization import embeddings
 from modeling_sit.visualization.embeddings import (
     FeatureMap,
+    Panel,
     cluster_features,
     default_num_clusters,
     embedding_figure,
@@ -132,8 +133,8 @@ class TestFigure:
     def figure(self):
         generator = np.random.default_rng(0)
         self.maps = [
-            FeatureMap(title, generator.normal(size=(12, 2)), ("across", "up"), "a note")
-            for title in ("one $x$", "two")
+            FeatureMap(title, generator.normal(size=(12, 2)), ("across", "up"), "a note", result)
+            for title, result in (("one $x$", None), ("two", "accuracy: 5%"))
         ]
         self.groups = style_groups([self.names[number % 3] for number in range(12)], self.names)
         return embedding_figure(self.maps, self.groups, "class")
@@ -141,7 +142,8 @@ class TestFigure:
     def test_all_points_are_there_in_their_colors(self, figure):
         assert len(figure.axes) == 2
         for axes, feature_map in zip(figure.axes, self.maps, strict=True):
-            assert axes.get_xlabel() == "across" and axes.get_ylabel() == "up"
+            assert axes.get_xlabel() == "across" + (f"\n{feature_map.result}" if feature_map.result else "")
+            assert axes.get_ylabel() == "up"
             assert axes.get_title() == f"{feature_map.title}\na note"
             drawn = np.concatenate([scatter.get_offsets() for scatter in axes.collections])
             expected = np.concatenate([feature_map.points[group.members] for group in self.groups])
@@ -163,15 +165,28 @@ class TestFigure:
         assert box.x0 > figure.axes[0].get_window_extent().x1
         assert box.x1 <= figure.bbox.x1 + 1 and box.y0 >= -1
 
-    @pytest.mark.parametrize("num_maps", [1, 2])
+    @pytest.mark.parametrize("num_maps", [1, 2, 4])
     def test_texts_stay_on_the_page(self, num_maps, assert_texts_stay_on_the_page, texts_on):
         names = ["an exceedingly long name of a class indeed", "W" * 40, "b"] * 4
         points = np.random.default_rng(0).normal(size=(12, 2))
         note = "nearest neighbor of the same class: 100% (by chance 100%)"
-        maps = [FeatureMap("a rather long name of a model " * 3, points, ("across", "up"), note)] * num_maps
-        figure = embedding_figure(maps, style_groups(names), "cluster (k-means) on the right")
+        result = "accuracy: kNN 100.0%, classifier 100.0%"
+        maps = [FeatureMap("a rather long name of a model " * 3, points, ("across", "up"), note, result)] * num_maps
+        figure = embedding_figure(maps, style_groups(names), "cluster (k-means) of the last map", "images " * 28)
         assert_texts_stay_on_the_page(figure)
-        assert any(note in text for text in texts_on(figure))  # whole
+        texts = texts_on(figure)
+        assert any(note in text for text in texts) and any(result in text for text in texts)  # whole
+
+    @pytest.mark.parametrize(
+        ("num_maps", "rows", "columns"), [(1, 1, 1), (3, 1, 3), (4, 2, 2), (5, 2, 3), (9, 3, 3), (12, 3, 4)]
+    )
+    def test_maps_are_of_one_size_in_rows(self, num_maps, rows, columns):
+        maps = [FeatureMap(str(number), np.eye(4, 2), ("x", "y")) for number in range(num_maps)]
+        figure = embedding_figure(maps, style_groups(["a"] * 4), "class")
+        figure.draw_without_rendering()
+        boxes = [axes.get_window_extent() for axes in figure.axes[:num_maps]]
+        assert len({round(box.y0) for box in boxes}) == rows and len({round(box.x0) for box in boxes}) == columns
+        assert np.ptp([(box.width, box.height) for box in boxes]) < 2
 
 
 class TestMapEmbeddings:
@@ -181,7 +196,7 @@ class TestMapEmbeddings:
 
     def test_by_class_with_agreement(self, blobs, labels):
         features, _ = blobs
-        embedded = map_embeddings([("before", features.flip(0)), ("after", features)], labels, method="pca")
+        embedded = map_embeddings([Panel("before", features.flip(0)), Panel("after", features)], labels, method="pca")
         assert [each.title for each in embedded.maps] == ["before", "after"] and embedded.legend_title == "class"
         np.testing.assert_array_equal(embedded.maps[1].points, map_features(features, "pca", 0)[0])
         assert embedded.maps[1].note.startswith("nearest neighbor of the same class: 100%")
@@ -189,18 +204,25 @@ class TestMapEmbeddings:
         assert len(embedded.figure().axes) == 2
 
     def test_two_maps_of_one_title(self, blobs, labels):
-        assert len(map_embeddings([("model", blobs[0]), ("model", blobs[0])], labels, method="pca").maps) == 2
+        assert (
+            len(map_embeddings([Panel("model", blobs[0]), Panel("model", blobs[0])], labels, method="pca").maps) == 2
+        )
+
+    def test_a_mistake_names_the_model(self, blobs, labels):
+        panels = [Panel("fine", blobs[0]), Panel("collapsed one", torch.ones(len(labels), 4))]
+        with pytest.raises(SiTError, match="collapsed one: the features"):
+            map_embeddings(panels, labels, method="pca")
 
     def test_by_cluster_of_the_last_map(self, blobs, labels):
         features, truth = blobs
         for given, color_by in ((labels, "cluster"), ([None] * len(labels), None)):
-            maps = [("noise", torch.randn(features.shape)), ("model", features)]
+            maps = [Panel("noise", torch.randn(features.shape)), Panel("model", features)]
             embedded = map_embeddings(maps, given, color_by=color_by, num_clusters=3, method="pca")
             assert adjusted_rand_score(truth, embedded.classes) == 1
-            assert embedded.legend_title == "cluster (k-means) on the right"
+            assert embedded.legend_title == "cluster (k-means) of the last map"
 
     def test_one_label_of_several(self, blobs):
         labels = [("a", "b"), ("b",), (), None] * 7 + [("a",)] * 2
-        embedded = map_embeddings([("model", blobs[0])], labels, ["a", "b"], color_label="a", method="pca")
+        embedded = map_embeddings([Panel("model", blobs[0])], labels, ["a", "b"], color_label="a", method="pca")
         assert embedded.classes[:4] == ["a", "without a", "without a", None]
         assert "nearest neighbor shares a class" in embedded.maps[0].note

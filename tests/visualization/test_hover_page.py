@@ -41,7 +41,10 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture
 def text() -> str:
     return hover_page(
-        [FeatureMap("before", POINTS, ("x", "y")), FeatureMap("after <i>", 2 * POINTS, ("x", "y"), "a note")],
+        [
+            FeatureMap("before", POINTS, ("x", "y")),
+            FeatureMap("after <i>", 2 * POINTS, ("x", "y"), "a note", "accuracy < 9%"),
+        ],
         style_groups(CLASSES),
         "class",
         names=[f"{number} </script>.png" for number in range(12)],
@@ -82,7 +85,7 @@ def test_names_are_text_and_not_markup(text):
     page = Page(text)
     assert not page.all("b") and not page.all("i")
     assert text.count("<script") == text.count("</script>") == 2
-    assert "images &amp; &lt;b&gt;" in text and "after &lt;i&gt;" in text
+    assert "images &amp; &lt;b&gt;" in text and "after &lt;i&gt;" in text and ">accuracy &lt; 9%<" in text
 
 
 def test_legend_looks_like_the_points(text):
