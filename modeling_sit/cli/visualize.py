@@ -50,7 +50,7 @@ KINDS = {
         run_reconstructions,
         (FigureArguments, ReconstructionArguments, ChosenImagesArguments),
         FIRST_RULE,
-        " [--images a.jpg b.jpg]",
+        " [--splits train test] [--other_datasets FOREIGN]",
     ),
     "embeddings": Kind(
         "A map of the features, colored by label or by cluster. Similar images are close to each other.",

@@ -105,7 +105,7 @@ class DetectionsArguments:
 
 @dataclass
 class ReconstructionArguments:
-    """How the images are corrupted, and drawn."""
+    """How the images are corrupted, and drawn, and which other images are drawn below them."""
 
     corruption: Literal[CORRUPTIONS] | None = field(
         default=None, metadata={"help": "How to corrupt the images. Default: as in pretraining."}
@@ -114,10 +114,36 @@ class ReconstructionArguments:
         default=96,
         metadata={"help": "Smallest size of the longer side of an image, in pixels. Smaller images are enlarged."},
     )
+    splits: list[str] | None = field(
+        default=None,
+        metadata={"help": "Splits of the dataset to show below each other, such as `train test`. Default: one split."},
+    )
+    other_datasets: list[str] | None = field(
+        default=None,
+        metadata={"help": "Other datasets, whose images are shown below, such as images foreign to the model."},
+    )
+    titles: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Titles of what stands below each other: the splits, and then the other datasets. Default: names of "
+            "dataset and split, if there are several."
+        },
+    )
 
     def __post_init__(self):
         if not 1 <= self.image_size <= 1024:
             raise SiTError(f"must be from 1 to 1024, got {self.image_size}", argument="image_size")
+        if self.titles is not None and len(self.titles) != self.num_groups:
+            raise SiTError(
+                f"{len(self.titles)} for {self.num_groups} groups of images",
+                argument="titles",
+                remedy="give one for each",
+            )
+
+    @property
+    def num_groups(self) -> int:
+        """How many groups of images stand below each other."""
+        return len(self.splits or [None]) + len(self.other_datasets or ())
 
 
 @dataclass

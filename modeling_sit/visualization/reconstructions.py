@@ -16,6 +16,7 @@ ROWS = ("clean", "corrupted", "reconstruction", "pasted")
 MARGIN = 4
 LABEL_WIDTH = 96
 FONT_SIZE = 12
+TITLE_SIZE = 14
 CAPTION_SIZE = 9
 MIN_IMAGE_SIZE = 64
 MAX_COLUMNS = 8
@@ -123,6 +124,32 @@ def sheet_of_rows(
                 image = _to_image(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
                 sheet.paste(image, (label_width + column * cell_width, top))
     return sheet
+
+
+def stacked_sheets(
+    sheets: Sequence[Image.Image], titles: Sequence[str], image_size: int = MIN_IMAGE_SIZE
+) -> Image.Image:
+    """Sheets below each other, each with its title above.
+
+    Args:
+        sheets (sequence of `PIL.Image.Image`): RGB, of any size.
+        titles (sequence of `str`): Of each sheet, cut to the width of the widest.
+        image_size (`int`, *optional*, defaults to 64): As for [`reconstruction_sheet`]: titles grow with it.
+    """
+    size = TITLE_SIZE * image_size // MIN_IMAGE_SIZE
+    font, title_height, gap = ImageFont.load_default(max(1, size)), 2 * size, image_size // 4
+    width = max(sheet.width for sheet in sheets)
+    height = sum(title_height + sheet.height for sheet in sheets) + gap * (len(sheets) - 1)
+    stacked = Image.new("RGB", (width, height), "white")
+    draw, top = ImageDraw.Draw(stacked), 0
+    for sheet, title in zip(sheets, titles, strict=True):
+        if top:
+            draw.line([(0, top - gap // 2), (width, top - gap // 2)], fill="gray")
+        text = _fitted(title, font, width - 2 * MARGIN)
+        draw.text((MARGIN, top + title_height // 2), text, fill="black", anchor="lm", font=font)
+        stacked.paste(sheet, (0, top + title_height))
+        top += title_height + sheet.height + gap
+    return stacked
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

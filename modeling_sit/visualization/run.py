@@ -1,5 +1,6 @@
 """Figures from arguments to files: load the model and the images, draw, save."""
 
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments, settle_features
 from modeling_sit.image_modes import PixelFormat
 from modeling_sit.runtime.accelerator import choose_device
+from modeling_sit.runtime.errors import SiTError, argument_names
 from modeling_sit.visualization.arguments import (
     MAX_IMAGES_OF_A_GALLERY,
     NUM_IMAGES,
@@ -27,11 +29,12 @@ from modeling_sit.visualization.arguments import (
 from modeling_sit.visualization.attention import draw_attention
 from modeling_sit.visualization.models import features_of, load_reconstructing_model
 from modeling_sit.visualization.neighbours import EmbeddedImages, draw_neighbours
-from modeling_sit.visualization.reconstructions import draw_reconstructions
+from modeling_sit.visualization.reconstructions import draw_reconstructions, stacked_sheets
 from modeling_sit.visualization.saving import SavedFigure, check_writable, save, save_figure
 from modeling_sit.visualization.selection import (
     choose_rows,
     choose_split,
+    dataset_title,
     file_name,
     image_files,
     label_sets,
@@ -49,26 +52,36 @@ THUMBNAIL_SIZE = 192
 def run_reconstructions(
     figure: FigureArguments, arguments: ReconstructionArguments, chosen: ChosenImagesArguments
 ) -> SavedFigure:
-    """Save the sheet of [`draw_reconstructions`].
+    """Save the sheet of [`draw_reconstructions`]; of several groups of images with their titles.
+
+    Every group is corrupted as if it were alone, with the same seed.
 
     Raises:
         [`SiTError`]: If an argument is wrong, the model or the images cannot be used, or the file cannot be written.
     """
-    check_writable(figure.output, chosen.dataset)
+    for dataset in (chosen.dataset, *(arguments.other_datasets or ())):
+        check_writable(figure.output, dataset)
     device = choose_device(figure.device)
     model, processor = load_reconstructing_model(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     chosen.set_intensity_range(processor, model.config)
-    images, captions = read_chosen(chosen, figure.seed, PixelFormat.of_model(model.config, processor))
-    sheet = draw_reconstructions(
-        model.to(device),
-        processor,
-        images,
-        captions,
-        corruption=arguments.corruption,
-        seed=figure.seed,
-        image_size=arguments.image_size,
-    )
-    return SavedFigure([save(figure.output, sheet.save)])
+    groups = read_groups(arguments, chosen, figure.seed, PixelFormat.of_model(model.config, processor))
+    model.to(device)
+    sheets = [
+        draw_reconstructions(
+            model,
+            processor,
+            group.images,
+            group.captions,
+            corruption=arguments.corruption,
+            seed=figure.seed,
+            image_size=arguments.image_size,
+        )
+        for group in groups
+    ]
+    if len(sheets) == 1 and arguments.titles is None:
+        return SavedFigure([save(figure.output, sheets[0].save)])
+    titles = arguments.titles or [group.title for group in groups]
+    return SavedFigure([save(figure.output, stacked_sheets(sheets, titles, arguments.image_size).save)])
 
 
 def run_attention(
@@ -86,8 +99,8 @@ def run_attention(
     device = choose_device(figure.device)
     model, processor = load_encoder(figure.model_name_or_path, figure.network, figure.num_attention_heads)
     chosen.set_intensity_range(processor, model.config)
-    images, captions = read_chosen(chosen, figure.seed, PixelFormat.of_model(model.config, processor))
-    drawn = draw_attention(model.to(device), processor, images, captions, arguments.layer)
+    shown = read_chosen(chosen, figure.seed, PixelFormat.of_model(model.config, processor))
+    drawn = draw_attention(model.to(device), processor, shown.images, shown.captions, arguments.layer)
     return SavedFigure([save_figure(figure.output, resolution, drawn)])
 
 
@@ -139,13 +152,59 @@ def run_neighbours(
     return SavedFigure([save_figure(figure.output, resolution, drawn)])
 
 
-def read_chosen(
-    arguments: ChosenImagesArguments, seed: int, pixel_format: PixelFormat
-) -> tuple[list[Image], list[str]]:
-    """The images to show, and a caption of each: the class, or the name of the file."""
+@dataclass(frozen=True)
+class ShownImages:
+    """
+    Images to show together.
+
+    Args:
+        title (`str`): Where they come from.
+        images (`list`): Decoded.
+        captions (`list[str]`): The class of each, or the name of its file.
+    """
+
+    title: str
+    images: list[Image]
+    captions: list[str]
+
+
+def read_groups(
+    arguments: ReconstructionArguments, chosen: ChosenImagesArguments, seed: int, pixel_format: PixelFormat
+) -> list[ShownImages]:
+    """The images of each split that is asked for, or the chosen ones, and then those of the other datasets.
+
+    Raises:
+        [`SiTError`]: If there is no such split or dataset, or none of its images can be read.
+    """
+    if not arguments.splits:
+        groups = [read_chosen(chosen, seed, pixel_format)]
+    else:
+        if chosen.images or chosen.train_split or chosen.validation_split:
+            other = "images" if chosen.images else "train_split" if chosen.train_split else "validation_split"
+            raise SiTError(f"goes with `dataset`, and not with `{other}`", argument="splits")
+        with argument_names(validation_split="splits"):
+            groups = [
+                read_chosen(replace(chosen, validation_split=split), seed, pixel_format) for split in arguments.splits
+            ]
+    with argument_names(dataset="other_datasets", train_split="other_datasets", validation_split="other_datasets"):
+        others = [
+            ChosenImagesArguments(dataset=name, num_images=chosen.num_images)
+            for name in arguments.other_datasets or ()
+        ]
+        return groups + [read_chosen(other, seed, pixel_format) for other in others]
+
+
+def read_chosen(arguments: ChosenImagesArguments, seed: int, pixel_format: PixelFormat) -> ShownImages:
+    """The images to show.
+
+    Raises:
+        [`SiTError`]: If there are no such images, or none can be read.
+    """
     if arguments.images:
         split = image_files(arguments.images)
-        return read_given_files(split, pixel_format), [Path(path).stem for path in arguments.images]
+        return ShownImages(
+            "files", read_given_files(split, pixel_format), [Path(path).stem for path in arguments.images]
+        )
     images = load_images(**arguments.for_loading)
     tell(images, intensity_range=pixel_format.intensity_range)
     split = choose_split(images, arguments.train_split, arguments.validation_split)
@@ -153,5 +212,7 @@ def read_chosen(
     rows, shown = read_first(split, order_of_choice(labels, seed), arguments.num_images, pixel_format)
     warn_shortage("num_images", arguments.num_images, NUM_IMAGES, len(rows))
     if images.label_names is None:
-        return shown, [file_name(split, row) for row in rows]
-    return shown, [label_text(labels[row]) or "" for row in rows]
+        captions = [file_name(split, row) for row in rows]
+    else:
+        captions = [label_text(labels[row]) or "" for row in rows]
+    return ShownImages(f"{dataset_title(images.name)}, {split.split}", shown, captions)

@@ -116,6 +116,26 @@ def test_images_from_outside(draw, flowers, save_images, tmp_path):
     assert draw("neighbours", "--images", *files).exists()
 
 
+def test_groups_of_images(draw, flowers, save_images, tmp_path):
+    """Each is the sheet of its own images, and has a title."""
+    pile = save_images(tmp_path / "pile", 4, seed=9)
+    flags = ["--num_images", 3, "--image_size", 64]
+    sheet = pixels(draw("reconstructions", "--splits", "train", "val", "--other_datasets", pile, *flags))
+    parts = [
+        pixels(draw("reconstructions", *flags, *named, dataset=dataset, output="part.png"))
+        for dataset, named in ((flowers, ["--train_split", "train"]), (flowers, []), (pile, []))
+    ]
+    height = (len(sheet) - sum(map(len, parts)) - 2 * 16) // 3
+    top = 0
+    for part in parts:
+        assert (sheet[top : top + height] < 100).any()
+        np.testing.assert_array_equal(sheet[top + height :][: len(part)], part)
+        top += height + len(part) + 16
+    assert not np.array_equal(parts[0], parts[1])
+    titled = pixels(draw("reconstructions", *flags, "--titles", "mine"))
+    np.testing.assert_array_equal(titled[height:], parts[1])
+
+
 def test_neighbours_of_an_image_from_outside(draw, flowers, monkeypatch):
     """A copy of a training image finds its original first, and no class is made up for it."""
     drawn = []
@@ -251,7 +271,7 @@ def test_more_images_asked_than_there_are(draw, caplog):
 
 def test_images_without_labels_are_called_by_their_files(save_images, tmp_path):
     pile = ChosenImagesArguments(dataset=str(save_images(tmp_path / "pile", 3)))
-    assert sorted(run.read_chosen(pile, 0, PixelFormat(3))[1]) == ["00", "01", "02"]
+    assert sorted(run.read_chosen(pile, 0, PixelFormat(3)).captions) == ["00", "01", "02"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -303,6 +323,7 @@ def test_command_line_mistakes(one_line_error, arguments, messages):
         ("embeddings", ["--dataset", "digits", "--compare_with", *map(str, range(12))], "--compare_with: 13 models"),
         ("embeddings", ["--dataset", "digits", "--titles", "a", "b"], "--titles: 2 for 1"),
         ("embeddings", ["--dataset", "digits", "--compare_with", "random", "--titles", "a", "a"], "--titles: two"),
+        ("reconstructions", ["--dataset", "d", "--splits", "a", "b", "--titles", "a"], "--titles: 1 for 2"),
         ("embeddings", ["--dataset", "digits", "--color_by", "label", "--num_clusters", "3"], "--num_clusters: "),
         ("embeddings", ["--dataset", "digits", "--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size: "),
         ("neighbours", ["--dataset", "digits", "--num_queries", "0"], "--num_queries: "),
@@ -324,6 +345,11 @@ def test_mistakes_with_images(error, flowers, save_images, tmp_path):
     assert "none.jpg: no such file" in error("reconstructions", "--images", tmp_path / "none.jpg")
     one = flowers / "val" / "rose" / "00.png"
     assert "--corruption noise" in error("reconstructions", "--images", one)
+    for flags in (["--images", one], [*data, "--train_split", "train"]):
+        assert error("reconstructions", *flags, "--splits", "val").startswith("--splits: ")
+    assert error("reconstructions", *data, "--splits", "train", "none").startswith("--splits: ")
+    nowhere = ["--other_datasets", tmp_path / "nowhere"]
+    assert error("reconstructions", *data, *nowhere).startswith("--other_datasets: ")
     pile = save_images(tmp_path / "pile", 5)
     assert error("embeddings", "--dataset", pile, "--knn").startswith("--validation_split: ")
     assert "--label_column" in error("embeddings", "--dataset", pile, "--color_by", "label")

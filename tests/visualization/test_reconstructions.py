@@ -16,6 +16,7 @@ from modeling_sit.visualization.reconstructions import (
     masked_sheet,
     preview_sheet,
     reconstruction_sheet,
+    stacked_sheets,
     to_uint8,
 )
 
@@ -258,3 +259,16 @@ def test_masked_places_are_gray_and_labeled_so():
     expected = reconstruction_sheet(**views, image_mean=MEAN, image_std=STD)
     assert sheet.size == expected.size and sheet != expected
     np.testing.assert_array_equal(cells(sheet, 2, (16, 16)), cells(expected, 2, (16, 16)))
+
+
+def test_stacked_sheets_are_whole_below_their_titles():
+    sheets = [PIL.Image.new("RGB", size, color) for size, color in (((90, 30), "red"), ((50, 70), "blue"))]
+    pixels = np.asarray(stacked_sheets(sheets, ["one", "W" * 90]))
+    height = len(pixels) - 100
+    title = (height - MIN_IMAGE_SIZE // 4) // 2
+    tops = [title, 2 * title + 30 + MIN_IMAGE_SIZE // 4]
+    for sheet, top in zip(sheets, tops, strict=True):
+        np.testing.assert_array_equal(pixels[top : top + sheet.height, : sheet.width], np.asarray(sheet))
+        above = pixels[top - title : top]
+        assert (above < 100).any() and (above[:, -1] == 255).all() and (above[0] == 255).all()
+    assert pixels.shape[1] == 90 and (pixels[tops[1] :, 50:] == 255).all()
