@@ -90,7 +90,7 @@ def sharded(launch_once) -> list[dict]:
     """Both processes' results with half of each weight: `fsdp2.yaml`."""
 
     def start(folder: Path) -> list[subprocess.Popen]:
-        command = [str(HERE / "fsdp2_on_cpu.py"), str(HERE / "two_processes.py"), "runs", str(folder)]
+        command = [str(HERE / "fsdp2_on_cpu.py"), str(HERE / "two_processes.py"), "methods,runs", str(folder)]
         return [launch("fsdp2.yaml", ["--num_processes", "2"], command)]
 
     return launch_once("sharded", start)

@@ -2,6 +2,7 @@
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 
 from modeling_sit.data.image_facts import ImageFacts
 from modeling_sit.pretraining.flags import PretrainingFlags
@@ -10,8 +11,8 @@ from modeling_sit.pretraining.methods import METHODS
 from modeling_sit.pretraining.model_setup import create_config, create_processor
 from modeling_sit.pretraining.presets import Facts, choose
 from modeling_sit.pretraining.resolve import settings_of_others, settled, with_values
+from modeling_sit.runtime.accelerator import prepare_student
 from modeling_sit.runtime.arguments import build_arguments
-from modeling_sit.runtime.batch_norm import synchronize_batch_norm
 
 NUM_PROCESSES, BATCH_SIZE = 2, 4
 SIZES = {
@@ -81,15 +82,17 @@ class SameForAllImages:
 
 
 def compute_method(accelerator, name: str) -> dict[str, torch.Tensor]:
-    """Loss, gradients and the method's own state after one batch: this process's, or everything if `accelerator` is `None`."""
+    """Loss, gradients, the method's own state and, where there are any, prototypes after one batch that leaves them as they were:
+    of this process's images, or of all if `accelerator` is `None`."""
     method = create_method(name)
     wrapped_student = method.student
     if accelerator is not None:
         accelerator.free_memory()
         method.synchronize_batch_norm()
+        optimizer = torch.optim.SGD(method.student.parameters())
+        wrapped_student, _ = prepare_student(accelerator, method.student, optimizer, method.forward_methods)
         if method.teacher is not None:
-            synchronize_batch_norm(method.teacher.model)
-        wrapped_student = accelerator.prepare(method.student)
+            method.teacher.prepare(method.student, method.forward_methods)
     views = views_of(method, None if accelerator is None else accelerator.process_index)
     schedule = {**SCHEDULE, **method.schedules(0.5)}
     torch.manual_seed(2)
@@ -97,10 +100,18 @@ def compute_method(accelerator, name: str) -> dict[str, torch.Tensor]:
         inputs = method.inputs(views, accelerator or Accelerator(cpu=True), schedule)
         output = wrapped_student(**inputs)
     output.loss.backward()
-    gradients = {key: value.grad for key, value in method.student.named_parameters() if value.grad is not None}
-    method.after_step({**schedule, "teacher_momentum": 1.0})
+    parameters = dict(method.student.named_parameters())
+    gradients = {key: whole(value.grad) for key, value in parameters.items() if value.grad is not None}
+    method.after_step({**schedule, "teacher_momentum": 1.0, "frozen_prototypes": 1.0})
+    parameters = dict(method.student.named_parameters())
     return {
         "loss": output.loss.detach(),
         **{f"gradient.{key}": value for key, value in gradients.items()},
         **{f"state.{key}": value.clone() for key, value in method.own_state_dict().items()},
+        **{f"weight.{key}": whole(value).detach() for key, value in parameters.items() if "prototypes" in key},
     }
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of which this process may have a shard."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

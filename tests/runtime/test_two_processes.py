@@ -46,10 +46,11 @@ class TestGradients:
 
 
 class TestMethods:
+    @pytest.mark.parametrize("engine", ["replicated", "sharded"])
     @pytest.mark.parametrize("name", METHODS)
-    def test_gradients_and_state_equal_those_of_one_process_with_the_joined_batch(self, replicated, name):
+    def test_gradients_and_state_equal_those_of_one_process_with_the_joined_batch(self, engine, name, request):
         expected = compute_method(None, name)
-        found = [results[f"methods.{name}"] for results in replicated]
+        found = [results[f"methods.{name}"] for results in request.getfixturevalue(engine)]
         assert found[0].keys() == found[1].keys() == expected.keys()
         assert any(value.any() for key, value in expected.items() if key.startswith("gradient."))
         torch.testing.assert_close((found[0]["loss"] + found[1]["loss"]) / 2, expected["loss"], rtol=1e-4, atol=1e-5)

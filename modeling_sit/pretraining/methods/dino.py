@@ -177,11 +177,11 @@ class DINO(Method):
         if schedule["frozen_prototypes"]:
             # The step is taken back. The optimizer's averages have gone on, so that the first step that counts is no leap;
             # and data-parallel training misses no gradient. The teacher has the prototypes as they were.
-            heads = [model.head for model in (self.student, self.teacher.model)]
             for model in (self.student, self.teacher.model):
                 reshard(model)
-            student, teacher = (list(head.prototypes.parameters()) for head in heads)
-            torch._foreach_copy_(student, teacher)
+            prototypes = (model.head.prototypes.parameters() for model in (self.student, self.teacher.model))
+            for student, teacher in zip(*prototypes, strict=True):  # one by one, as shards know how to be copied
+                student.copy_(teacher)
         super().after_step(schedule)
         self.center.update(self.arguments.center_momentum)
 
