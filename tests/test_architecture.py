@@ -22,7 +22,7 @@ ROOMS = (
     {"experiments"},
     {"cli"},
 )
-MAX_LINES, MAX_PARAMETERS, MAX_LINES_OF_THE_LOOP = 400, 8, 250
+MAX_LINES, MAX_PARAMETERS, MAX_LINES_OF_THE_LOOP, MAX_LINES_OF_A_METHOD = 400, 8, 250, 200
 # The model's layers in one file, as transformers has it.
 LARGE = {"modeling_sit.py"}
 METHODS = ("sit", "simclr", "moco_v3", "moco", "dino", "ibot", "mae", "simmim", "lejepa")
@@ -123,6 +123,8 @@ def cycles(arrows: dict[str, set[str]]) -> list[list[str]]:
 
 def check_size(text: str, name: str) -> Iterator[tuple[int, str]]:
     limit = MAX_LINES_OF_THE_LOOP if name == "pretraining/loop.py" else MAX_LINES
+    if name.startswith("pretraining/methods/"):
+        limit = MAX_LINES_OF_A_METHOD
     count = len(text.splitlines())
     if count > limit and name not in LARGE:
         yield count, f"{count} lines, of {limit} at most"
@@ -231,7 +233,7 @@ def problems(tmp_path):
 
     def check(**files: str) -> list[str]:
         package = tmp_path / "modeling_sit"
-        for room in ("runtime", "data", "interop", "pretraining", "finetuning", "cli"):
+        for room in ("runtime", "data", "interop", "pretraining/methods", "finetuning", "cli"):
             (package / room).mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (package / f"{name.replace('__', '/')}.py").write_text(text, encoding="utf-8")
@@ -303,6 +305,12 @@ def test_a_long_file(problems):
 def test_a_long_loop(problems):
     assert problems(pretraining__loop="x = 1\n" * 251)
     assert not problems(pretraining__loop="x = 1\n" * 250)
+
+
+def test_a_long_method(problems):
+    (problem,) = problems(pretraining__methods__new="x = 1\n" * 201)
+    assert problem.endswith("201 lines, of 200 at most")
+    assert not problems(pretraining__methods__new="x = 1\n" * 200)
 
 
 @pytest.mark.parametrize("parameters", ["a, b, c, d, e, f, g, h, i", "a, b, c, d, /, e, f, g, *, h, i=1"])

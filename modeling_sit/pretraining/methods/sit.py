@@ -24,6 +24,18 @@ from modeling_sit.visualization.reconstructions import preview_sheet
 if TYPE_CHECKING:
     from modeling_sit.pretraining.flags import PretrainingFlags
 
+# Fields of the configuration that the weights of the heads are made for.
+HEADS = frozenset(
+    {
+        "decoder_hidden_size",
+        "decoder_num_hidden_layers",
+        "projection_hidden_size",
+        "projection_first_act",
+        "projection_size",
+        "projection_output_norm",
+        "use_teacher",
+    }
+)
 # Of the image processor. The images' size and patches are the configuration's.
 CORRUPTION = frozenset(item.name for item in fields(CorruptionArguments))
 
@@ -68,33 +80,13 @@ class SiT(Method):
     citation = CITATION
     tags = ("masked-image-modeling", "contrastive-learning")
     loss_weights = ("reconstruction_weight", "contrastive_weight", "rotation_weight")
-    uses = CORRUPTION | {
-        "reconstruction_weight",
-        "contrastive_weight",
-        "rotation_weight",
-        "teacher_momentum",
-        "export",
-        "decoder_hidden_size",
-        "decoder_num_hidden_layers",
-        "projection_hidden_size",
-        "projection_first_act",
-        "projection_size",
-        "projection_output_norm",
-        "temperature",
-        "reconstruction_norm",
-        "reconstruction_region",
-        "use_teacher",
-    }
-    # What the networks' weights are made for.
-    fixed = BACKBONE | {
-        "decoder_hidden_size",
-        "decoder_num_hidden_layers",
-        "projection_hidden_size",
-        "projection_first_act",
-        "projection_size",
-        "projection_output_norm",
-        "use_teacher",
-    }
+    fixed = BACKBONE | HEADS
+    uses = frozenset(
+        {
+            *(*CORRUPTION, *HEADS, *loss_weights),
+            *("teacher_momentum", "export", "temperature", "reconstruction_norm", "reconstruction_region"),
+        }
+    )
 
     def __init__(self, config: SiTConfig, processor: SiTImageProcessor, flags: "PretrainingFlags"):
         super().__init__(config, processor, flags)
