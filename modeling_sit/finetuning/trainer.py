@@ -42,10 +42,12 @@ from modeling_sit.finetuning.presets import Preset, RunFacts, read_facts
 from modeling_sit.finetuning.sampling import EpochOrder
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
-from modeling_sit.runtime.atomic_files import replace_files
+from modeling_sit.runtime.atomic_files import replace_files, write_errors
 from modeling_sit.runtime.distributed import any_process
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 from modeling_sit.runtime.waiting import WaitStopped
+
+REMEDY = 'make room, and go on with `resume_from_checkpoint="auto"`'
 
 
 class Task(ABC):
@@ -340,7 +342,8 @@ class ReproducibleTrainer(Trainer):
         """Write the finished model, and in a checkpoint also the weights that training resumes from."""
         folder = Path(output_dir or self.args.output_dir)
         # In a folder of their own first: in one that holds something, transformers deletes what looks like its weights.
-        with replace_files(folder) if self.args.should_save else nullcontext(folder) as unfinished:
+        place = replace_files(folder) if self.args.should_save else nullcontext(folder)
+        with write_errors(folder, REMEDY), place as unfinished:
             live, self.model = self.model, self.finished_model()
             try:
                 super().save_model(str(unfinished), _internal_call)
@@ -350,7 +353,7 @@ class ReproducibleTrainer(Trainer):
                 save_weights(unfinished, self.model, self._averaged())
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
-        with self._keeping_all_checkpoints() as limit:
+        with write_errors(Path(self.args.output_dir), REMEDY), self._keeping_all_checkpoints() as limit:
             super()._save_checkpoint(*args, **kwargs)
         if limit and self.args.should_save:
             delete_old_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint)

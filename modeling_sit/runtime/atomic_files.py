@@ -22,6 +22,8 @@ from modeling_sit.runtime.run_folders import delete_if_empty, is_marked, mark_ru
 TEMPORARY_PREFIX = ".unfinished-"
 PROBE = f"{TEMPORARY_PREFIX}mode-*"
 FULL, NO_SPACE = (errno.ENOSPC, errno.EDQUOT), os.strerror(errno.ENOSPC)
+# Of PyTorch's errors where a file could not be written to its end. They do not say why.
+WRITTEN_IN_PART = ("PytorchStreamWriter", "unexpected pos ", "iostream error")
 
 
 @contextmanager
@@ -137,18 +139,23 @@ def write_errors(path: Path, remedy: str) -> Iterator[None]:
         if isinstance(problem, RuntimeError) and type(problem) is not RuntimeError:
             raise
         reason = getattr(problem, "strerror", None) or (str(problem) or type(problem).__name__).splitlines()[0]
+        if _is_written_in_part(problem):
+            reason = f"a file is written in part only ({reason}), perhaps the disk is full"
         raise SiTError(f"{path} cannot be written: {reason}", remedy=remedy) from problem
 
 
 def is_of_full_disk(error: BaseException | None) -> bool:
     """Whether an error, or what it was raised from, says that a disk is full, or that a user has used up the room on it."""
     while error is not None:
-        text = str(error)
-        # PyTorch's and safetensors' errors have no number; the first does not even say why a file could not be written.
-        if getattr(error, "errno", None) in FULL or NO_SPACE in text or "PytorchStreamWriter" in text:
+        # PyTorch's and safetensors' errors have no number.
+        if getattr(error, "errno", None) in FULL or NO_SPACE in str(error) or _is_written_in_part(error):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _is_written_in_part(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in WRITTEN_IN_PART)
 
 
 def digest(path: Path) -> str:

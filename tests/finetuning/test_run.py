@@ -65,6 +65,20 @@ class TestOutputFolder:
         assert error.argument == "output_dir" and name in error.problem
         assert (tmp_path / "refused" / name).read_text() == "pretrained for days"
 
+    def test_a_full_disk(self, refused, sit, colors, tmp_path, monkeypatch):
+        """The first file of a checkpoint that PyTorch itself writes, and the finished model."""
+
+        def full(*args, **kwargs):
+            raise RuntimeError("basic_ios::clear: iostream error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", full)
+            error = refused(sit, colors, save_strategy="steps", save_steps=1)
+        assert str(tmp_path / "refused") in error.problem and "disk is full" in error.problem
+        assert "`resume_from_checkpoint" in error.remedy
+        monkeypatch.setattr(ReproducibleTrainer, "finished_model", full)
+        assert "disk is full" in refused(sit, colors, name="other").problem
+
 
 class TestResults:
     def test_of_a_sit_folder(self, finetune, save_tiny_sit, tmp_path, capsys):

@@ -209,7 +209,10 @@ class TestWriteErrors:
         [
             (OSError(28, "No space left on device"), "No space left on device"),
             (PermissionError(13, "Permission denied", "a file inside"), "Permission denied"),
-            (RuntimeError("unexpected pos 64 vs 0\nand where in PyTorch"), "unexpected pos 64 vs 0"),
+            (
+                RuntimeError("unexpected pos 64 vs 0\nand where in PyTorch"),
+                "a file is written in part only (unexpected pos 64 vs 0), perhaps the disk is full",
+            ),
             (SafetensorError("I/O error: File too large (os error 27)"), "I/O error: File too large (os error 27)"),
             (RuntimeError(), "RuntimeError"),
             (OSError(), "OSError"),
@@ -243,6 +246,9 @@ def _raised(error: Exception, cause: Exception | None = None) -> Exception:
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), True),
         (OSError(errno.EACCES, os.strerror(errno.EACCES)), False),
         (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0: file write failed"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 9024 vs 8916"), True),
+        (RuntimeError("basic_ios::clear: iostream error"), True),
+        (RuntimeError("PytorchStreamReader failed reading zip archive"), False),
         (_raised(ValueError("x"), OSError(errno.ENOSPC, "full")), True),
         (_raised(ValueError("x"), KeyError("y")), False),
     ],
