@@ -20,7 +20,7 @@ from modeling_sit.experiments.ablation_report import CHARTS, report
 from modeling_sit.experiments.ablation_results import Findings, collect
 from modeling_sit.experiments.ablation_runs import CONSEQUENCE, LOCKS, RUN_FOLDERS, AblationRuns
 from modeling_sit.experiments.compared_images import TEST_SEED, ComparedImages, compared_images
-from modeling_sit.experiments.grid import claim_folder
+from modeling_sit.experiments.grid import claim_folder, refuse_launcher
 from modeling_sit.experiments.plan import Cell, choose_cells, read_plan
 from modeling_sit.experiments.pretraining_runs import PRETRAINING
 from modeling_sit.experiments.progress import Progress
@@ -76,6 +76,7 @@ def ablate(plan: str | Path, dataset: Any, output_dir: str | Path, **arguments: 
 
 def run_ablation(arguments: AblationArguments) -> AblationResult:
     """Run what is missing, and write the report. Raises as [`ablate`]."""
+    refuse_launcher()
     output_dir = Path(arguments.output_dir)
     plan = read_plan(arguments.plan)
     measures = settle_measures(arguments, plan)
@@ -92,6 +93,7 @@ def run_ablation(arguments: AblationArguments) -> AblationResult:
     settings = {
         "plan": plan.name,
         "dataset": dataset_fingerprint(arguments.dataset),
+        "images": images.fingerprint(),
         "profile": arguments.profile,
         "device": choose_device(None).type,
     }

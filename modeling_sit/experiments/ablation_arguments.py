@@ -121,6 +121,8 @@ class AblationArguments(DatasetArguments):
     def __post_init__(self):
         if self.cells is not None:
             self.cells = names_in(self.cells)
+            if not self.cells:
+                raise SiTError("names none", argument="cells", remedy="leave it out for all cells")
         if self.steps is not None and self.steps < 1:
             raise SiTError(f"must be at least 1, got {self.steps}", argument="steps")
 

@@ -15,6 +15,9 @@ from modeling_sit.experiments.plan import Cell
 from modeling_sit.experiments.pretraining_runs import PRETRAINING, cost_of
 from modeling_sit.pretraining.cost import PretrainingCost
 
+# Of `results.csv`, beside the factors.
+COLUMNS_OF_LINES = ("cell", "seed", "measure", "metric", "value", "test_images", "steps", "seconds", "model")
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -229,6 +232,9 @@ def as_lines(findings: Findings, factors: Mapping[str, Any], seeds: Sequence[int
         factors (mapping): The plan's.
         seeds (sequence of `int`): The seeds that drew labels for raw pixels.
     """
+    # A factor may be called as another column is. Where it is the only one, and names the cells, their names are there already.
+    names = [] if list(factors) == ["cell"] else list(factors)
+    titles = {name: f"factor {name}" if name in COLUMNS_OF_LINES else name for name in names}
     lines = []
     for row in [*findings.cells, *findings.untrained]:
         place = row.cell.place if row.cell is not None else {}
@@ -238,7 +244,7 @@ def as_lines(findings: Findings, factors: Mapping[str, Any], seeds: Sequence[int
                 lines.append(
                     {
                         "cell": row.name,
-                        **{factor: place.get(factor, "") for factor in factors},
+                        **{title: place.get(name, "") for name, title in titles.items()},
                         "seed": seed,
                         "measure": measure.name,
                         "metric": measure.metric,

@@ -95,8 +95,10 @@ def run_comparison(
     """
     output_dir = Path(arguments.output_dir)
     check_outside_dataset(output_dir, arguments.dataset)
-    claim_folder(output_dir, _settings(arguments, choices), RUN_FOLDERS, arguments.overwrite_output_dir)
+    settings = _settings(arguments, choices)
     images = compared_images(arguments, arguments.model_name_or_path)
+    settings["images"] = images.fingerprint()
+    claim_folder(output_dir, settings, RUN_FOLDERS, arguments.overwrite_output_dir)
     models = dict.fromkeys(arguments.seeds, arguments.model_name_or_path)
     starts = {start: Start(models, from_scratch=start == "scratch") for start in STARTS}
     runs = Runs(arguments, images, starts, choices)

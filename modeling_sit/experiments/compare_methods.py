@@ -19,7 +19,7 @@ from modeling_sit.experiments.budgets import in_words
 from modeling_sit.experiments.compared_images import ComparedImages, compared_images
 from modeling_sit.experiments.comparison_runs import RUN_FOLDERS, Choice, FineTuned, OfPixels, Runs, Start, percent
 from modeling_sit.experiments.comparison_tables import ROWS, choices_table, main_table, tuned_table
-from modeling_sit.experiments.grid import claim_folder
+from modeling_sit.experiments.grid import claim_folder, refuse_launcher
 from modeling_sit.experiments.method_maps import write_maps
 from modeling_sit.experiments.method_runs import FACTORS, OTHER_WEIGHTS, MethodRuns
 from modeling_sit.experiments.methods_arguments import MethodsComparisonArguments
@@ -29,6 +29,7 @@ from modeling_sit.experiments.report import write_report
 from modeling_sit.experiments.trials import Trial
 from modeling_sit.experiments.verdict import ranking
 from modeling_sit.pretraining.cost import PretrainingCost
+from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import argument_names
 from modeling_sit.runtime.fingerprints import dataset_fingerprint
@@ -96,10 +97,12 @@ def compare_methods(
 
 def run_methods_comparison(arguments: MethodsComparisonArguments) -> MethodsComparisonResult:
     """Run what is missing, and write the report. Raises as [`compare_methods`]."""
+    refuse_launcher()
     output_dir = Path(arguments.output_dir)
     check_outside_dataset(output_dir, arguments.dataset)
     settings = _settings(arguments)
     images = compared_images(arguments)
+    settings["images"] = images.fingerprint()
     claim_folder(output_dir, settings, (*RUN_FOLDERS, "pretrained-*"), arguments.overwrite_output_dir)
     progress = Progress(_missing(arguments))
     with told():
@@ -129,6 +132,9 @@ def _pretrain(
     """Pretrain all that is missing; what was chosen by method, and what the measures start from, from scratch first."""
     pretraining = MethodRuns(arguments, images, progress)
     tuned, starts = {}, {}
+    for method in arguments.methods:  # what one of them cannot do is known before hours of the others
+        pretraining.plan(method)
+        pretraining.length(method)
     recipe = {} if arguments.finetuning_recipe is None else read_recipe(arguments.finetuning_recipe)
     steps = {name: value for name, value in arguments.profile["finetuning"].items() if name not in recipe}
     for method in arguments.methods:
@@ -219,6 +225,7 @@ def _settings(arguments: MethodsComparisonArguments) -> dict[str, Any]:
     settings["budget_value"] = arguments.amount
     settings["first_seed"] = arguments.seeds[0]
     settings["dataset"] = dataset_fingerprint(arguments.dataset)
+    settings["device"] = choose_device(None).type  # the presets choose by it
     for name in ("pretraining_recipe", "finetuning_recipe"):
         if settings[name] is not None:
             with argument_names(recipe=name):

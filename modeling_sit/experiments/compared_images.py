@@ -1,5 +1,6 @@
 """The images of a comparison: every run trains on the same ones and is measured on the same ones."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +36,13 @@ class ComparedImages:
     label_names: list[str]
     test_name: str
     arguments: Mapping[str, Any]
+
+    def fingerprint(self) -> str:
+        """A short checksum that differs where images were added, removed or labeled otherwise."""
+        checksum = hashlib.blake2b("\n".join(self.label_names).encode(), digest_size=8)
+        for split in (self.train, self.test):
+            checksum.update(f"\n{len(split)} ".encode() + labels_of(split).numpy().tobytes())
+        return checksum.hexdigest()
 
     def in_memory(self, train: datasets.Dataset, test: datasets.Dataset) -> "ComparedImages":
         """The same with other splits, such as a part of each, which runs find in memory."""

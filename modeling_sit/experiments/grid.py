@@ -4,6 +4,7 @@ Each run has a folder below the experiment's, with its results in `eval_results.
 """
 
 import json
+import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from modeling_sit.finetuning.checkpoints import delete_finetuning
 from modeling_sit.hub.card_file import CARD_FILE
 from modeling_sit.hub.card_writing import EXAMPLES, LOSS_CURVE
 from modeling_sit.pretraining.output_folder import delete_pretraining
+from modeling_sit.runtime.atomic_files import replace_file
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.run_folders import (
     MARK,
@@ -26,6 +28,8 @@ from modeling_sit.runtime.run_folders import (
 )
 
 SETTINGS_FILE = "settings.json"
+# Settings that folders of earlier versions do not say.
+LATER_SETTINGS = ("images", "device")
 # What an experiment leaves beside its runs.
 REPORT_FILES = (SETTINGS_FILE, "results.md", "results.json", "results.png")
 
@@ -64,7 +68,8 @@ def claim_folder(
                 delete_run(run)
         elif runs:
             earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            differing = [name for name in settings if earlier.get(name) != settings[name]]
+            known = [name for name in settings if name in earlier or name not in LATER_SETTINGS]
+            differing = [name for name in known if earlier.get(name) != settings[name]]
             if differing:
                 raise SiTError(
                     f"{output_dir} holds runs with another {', another '.join(differing)}",
@@ -72,9 +77,22 @@ def claim_folder(
                     remedy="name another folder, or delete those runs with `overwrite_output_dir=True`",
                 )
         mark_run(output_dir, "experiment")
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        # Whole at any time: another process may read it, and a full disk must not cost the runs that are there.
+        with replace_file(path, f"{os.getpid()}-") as unfinished:
+            unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     except (OSError, ValueError) as problem:
         raise SiTError(f"{output_dir} cannot be used: {problem}", argument="output_dir") from problem
+
+
+def refuse_launcher() -> None:
+    """Raise [`SiTError`] if a launcher started several processes, which train together: they would not agree which run is next, and
+    cannot find one another for many runs in turn."""
+    num_launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_launched > 1:
+        raise SiTError(
+            f"{num_launched} processes were launched to train together, and an experiment of many runs is one process",
+            remedy="start the command without a launcher",
+        )
 
 
 def _is_run(folder: Path) -> bool:

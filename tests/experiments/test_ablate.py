@@ -266,6 +266,7 @@ def test_errors_before_anything_runs(run, one_line_error, tmp_path):
         ({"pretraining_recipe": "nowhere"}, "pretraining_recipe"),
         ({"finetuning_recipe": "nowhere"}, "finetuning_recipe"),
         ({"cells": ["x"]}, "cells"),
+        ({"cells": [""]}, "cells"),
         ({"protocols": ["kn"]}, "protocols"),
         ({"protocols": ["none"]}, "protocols"),
         ({"label_fractions": ["all"]}, "label_fractions"),
@@ -276,6 +277,15 @@ def test_errors_before_anything_runs(run, one_line_error, tmp_path):
             run(SHORT, **arguments)
         assert error.value.argument == argument, arguments
     assert not run.output_dir.exists()
+
+
+@pytest.mark.parametrize("command", ["ablate", "compare-methods"])
+def test_processes_of_a_launcher_are_refused(one_line_error, monkeypatch, tmp_path, command):
+    """They would wait for one another in different runs."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    plan = ["loss"] if command == "ablate" else []
+    line = one_line_error(command, *plan, "--dataset", "digits", "--output_dir", tmp_path / "out")
+    assert line.startswith("2 processes") and "without a launcher" in line and not (tmp_path / "out").exists()
 
 
 def test_the_command_ends_with_code_1_where_a_cell_failed(one_line_error, monkeypatch, tmp_path):

@@ -1,5 +1,7 @@
 """What a report says of values that are known."""
 
+from dataclasses import replace
+
 import pytest
 
 from modeling_sit.experiments.ablation_report import draw_charts, in_words, main_table, trouble
@@ -104,3 +106,20 @@ def test_charts_draw_the_encoder_that_each_series_began_as(findings):
     assert rank["kind: replace"] == [6, 6] and "raw pixels, kNN" not in rank
     assert "n = 1,000" in charts["results-side.png"].axes[0].get_title()
     assert "2 seeds (0, 1)" in charts["results-side.png"].get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("factors", "columns"),
+    [(["cell"], ()), (["cell", "steps"], ("factor cell", "factor steps")), (["kind"], ("kind",))],
+)
+def test_factors_that_are_called_as_other_columns(findings, factors, columns):
+    for row in findings.cells:
+        row.cell = replace(row.cell, place=dict.fromkeys(factors, "x"))
+    lines = as_lines(findings, dict.fromkeys(factors), [0, 1])
+    assert {line["cell"] for line in lines if line["measure"] == "knn"} == {
+        *(row.name for row in findings.cells),
+        *(row.name for row in findings.untrained),
+    }
+    assert list(lines[0])[1 : 2 + len(columns)] == [*columns, "seed"] and all(
+        lines[0][name] == "x" for name in columns
+    )

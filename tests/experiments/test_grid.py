@@ -1,5 +1,8 @@
 """The folder of an experiment: claimed once, and nothing is run twice."""
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from modeling_sit.evaluation.results import write_results
@@ -36,6 +39,30 @@ class TestClaimFolder:
         with pytest.raises(SiTError, match="another recipe, another dataset") as error:
             claim_folder(tmp_path, {"recipe": {"a": 1}, "dataset": "e"}, ["run-*"])
         assert error.value.argument == "output_dir"
+
+    def test_a_full_disk_costs_no_settings(self, tmp_path, monkeypatch):
+        """Where the same command starts again before there is room."""
+        claim_folder(tmp_path, {"a": 1}, ["run-*"])
+        (tmp_path / "run-0").mkdir()
+
+        def full(path, text, **arguments):
+            path.write_bytes(b"")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", full)
+            with pytest.raises(SiTError, match="No space left"):
+                claim_folder(tmp_path, {"a": 1}, ["run-*"])
+        claim_folder(tmp_path, {"a": 1}, ["run-*"])
+        with pytest.raises(SiTError, match="another a"):
+            claim_folder(tmp_path, {"a": 2}, ["run-*"])
+
+    def test_other_images_and_folders_of_before_they_were_noted(self, tmp_path):
+        claim_folder(tmp_path, {"a": 1}, ["run-*"])
+        (tmp_path / "run-0").mkdir()
+        claim_folder(tmp_path, {"a": 1, "images": "x", "device": "cpu"}, ["run-*"])
+        with pytest.raises(SiTError, match="another images"):
+            claim_folder(tmp_path, {"a": 1, "images": "y", "device": "cpu"}, ["run-*"])
 
     def test_overwrites_runs_and_nothing_else(self, tmp_path):
         claim_folder(tmp_path, {"a": 1}, ["run-*"])
