@@ -23,7 +23,7 @@ from modeling_sit.evaluation.results import read_results, write_results
 from modeling_sit.experiments.ablation_arguments import PROFILES, AblationArguments, PlannedMeasures
 from modeling_sit.experiments.ablation_pretrainings import Pretraining, Pretrainings
 from modeling_sit.experiments.compared_images import ComparedImages
-from modeling_sit.experiments.comparison_runs import Announce, OfPixels, Runs, Start, announce, going_on
+from modeling_sit.experiments.comparison_runs import MAKE_ROOM, Announce, OfPixels, Runs, Start, announce, going_on
 from modeling_sit.experiments.grid import results_of
 from modeling_sit.experiments.plan import COMMANDS, NEEDED, Cell, Plan, merged
 from modeling_sit.experiments.pretraining_runs import PRETRAINING, pretrain_in
@@ -239,9 +239,7 @@ class AblationRuns:
         except Exception as error:
             if is_of_full_disk(error):
                 problem = error.problem if isinstance(error, SiTError) else str(error)
-                raise SiTError(
-                    problem, argument="output_dir", remedy="make room, and start the same command again: it goes on"
-                ) from error
+                raise SiTError(problem, argument="output_dir", remedy=MAKE_ROOM) from error
             if not isinstance(error, SiTError):  # not a user's mistake, and no reason to lose a night
                 traceback.print_exc()
             text = " ".join(str(error).split()) if isinstance(error, SiTError) else f"{type(error).__name__}: {error}"

@@ -35,10 +35,13 @@ from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.image_modes import PixelFormat
 from modeling_sit.interop.resize import image_shape
 from modeling_sit.runtime.arguments import build_arguments
-from modeling_sit.runtime.errors import TrainingInterrupted, argument_names
+from modeling_sit.runtime.atomic_files import is_of_full_disk
+from modeling_sit.runtime.errors import SiTError, TrainingInterrupted, argument_names
+from modeling_sit.runtime.signals import unanswered_signal
 
 STARTS = ("scratch", "pretrained")
 RUN_FOLDERS = ("finetuned-*", "frozen-*", "tuned-*", "raw-pixels")
+MAKE_ROOM = "make room, and start the same command again: it goes on"
 
 
 @dataclass(frozen=True)
@@ -283,7 +286,8 @@ class Runs:
             with self.announce("frozen features", text):
                 run_evaluation(*build_arguments(classes, given, function="evaluate"))
 
-        return results_of(run_dir, self.arguments.protocols, run)
+        with going_on(run_dir):
+            return results_of(run_dir, self.arguments.protocols, run)
 
     def _model(self, start: str, seed: int | None = None) -> str:
         return self.starts[start].models[self.arguments.seeds[0] if seed is None else seed]
@@ -303,7 +307,8 @@ class Runs:
             with self.announce("raw pixels", "Classifying raw pixels"):
                 self._classify_pixels(run_dir, missing)
 
-        results = results_of(run_dir, [name for group in names.values() for name in group], run)
+        with going_on(run_dir):
+            results = results_of(run_dir, [name for group in names.values() for name in group], run)
         found = []
         for (classifier, fraction), group in names.items():
             values = [results[name]["value"] for name in group]
@@ -361,9 +366,19 @@ def percent(fraction: float) -> str:
 
 @contextmanager
 def going_on(run_dir: Path) -> Iterator[None]:
-    """Say in [`TrainingInterrupted`] that the comparison goes on where it stopped."""
+    """Say in [`TrainingInterrupted`], and in the [`SiTError`] of a full disk, that the comparison goes on where it stopped. The first is
+    raised, too, where a signal came so late that the run went on to its end."""
+    unanswered_signal()  # of what was before
+    message = f"stopped in {run_dir}; the same comparison goes on there when it starts again"
     try:
         yield
     except TrainingInterrupted as interruption:
-        message = f"stopped in {run_dir}; the same comparison goes on there when it starts again"
         raise TrainingInterrupted(interruption.signal, message) from interruption
+    except (SiTError, OSError) as error:
+        if not is_of_full_disk(error):
+            raise
+        problem = error.problem if isinstance(error, SiTError) else f"{run_dir} cannot be written: {error.strerror}"
+        raise SiTError(problem, argument="output_dir", remedy=MAKE_ROOM) from error
+    stopped_by = unanswered_signal()
+    if stopped_by is not None:
+        raise TrainingInterrupted(stopped_by, message)

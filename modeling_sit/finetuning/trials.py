@@ -194,6 +194,7 @@ class Trials:
                 stop = StopAtSignal(request, saves=False)
                 trainer.add_callback(stop)
                 trainer.train()
+                stop.received = stop.received or request.any_rank()  # one that came after the last step
             if stop.received is not None:
                 trainer.accelerator.end_training()
                 message = (

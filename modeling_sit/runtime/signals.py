@@ -31,9 +31,14 @@ class StopSignal:
 
     Python handles signals in the main thread only. Entered in another thread, it notes none.
 
+    A signal in the last step, or after it, does not keep a run from its end. [`unanswered_signal`] gives it to who would start another
+    run.
+
     Args:
         accelerator (`Accelerator`): Knows the processes. The signal may reach them at different steps, or only one.
     """
+
+    _unanswered = 0
 
     def __init__(self, accelerator: Accelerator):
         self._received, self._received_at = 0, 0.0
@@ -53,7 +58,9 @@ class StopSignal:
             self._handlers = {number: signal.signal(number, self._note) for number in noted}
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, *exception) -> None:
+        if kind is None and self._received:
+            StopSignal._unanswered = self._received
         for number, handler in self._handlers.items():
             # `None` is a handler that was not installed from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -84,6 +91,12 @@ class StopSignal:
             torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=self._group)
             number = int(highest)
         return signal.Signals(number) if number else None
+
+
+def unanswered_signal() -> signal.Signals | None:
+    """A signal that came in a block of [`StopSignal`] which went on to its end; each only once."""
+    number, StopSignal._unanswered = StopSignal._unanswered, 0
+    return signal.Signals(number) if number else None
 
 
 def _is_ignored_hangup(number: int) -> bool:

@@ -1,11 +1,14 @@
 """Comparing: every run is what it is called, tables say what the runs say, and a second call goes on."""
 
+import errno
 import json
+import signal
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 import yaml
+from accelerate import Accelerator
 
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import select_label_fraction
@@ -13,6 +16,7 @@ from modeling_sit.experiments import comparison_runs as module
 from modeling_sit.experiments.compare import ComparisonArguments, ComparisonResult, compare
 from modeling_sit.finetuning import splits, tuning
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
+from modeling_sit.runtime.signals import StopSignal
 
 RECIPE = {"num_train_epochs": 0.05, "eval_strategy": "no", "save_strategy": "no", "use_cpu": True}
 
@@ -244,6 +248,36 @@ def test_other_settings_need_another_folder(run):
     result = run(overwrite_output_dir=True)
     assert kept.stat().st_mtime_ns > before
     assert result.frozen == {} and len(result.tables) == 1
+
+
+def test_a_signal_in_the_last_step_of_a_run_ends_the_comparison(tmp_path):
+    """The run itself goes on to its end. What came before, in a run of something else, is no reason."""
+    for _ in range(2):
+        with StopSignal(Accelerator(cpu=True)):
+            signal.raise_signal(signal.SIGTERM)
+        with module.going_on(tmp_path):
+            pass
+        run = StopSignal(Accelerator(cpu=True))
+        with pytest.raises(TrainingInterrupted, match="goes on there") as interruption, module.going_on(tmp_path), run:
+            signal.raise_signal(signal.SIGTERM)
+        assert interruption.value.signal is signal.SIGTERM
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_told_in_a_line(tmp_path, wrapped):
+    def full():
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as problem:
+            if wrapped:
+                raise SiTError("x cannot be written", remedy="another") from problem
+            raise
+
+    with pytest.raises(SiTError, match="cannot be written") as error, module.going_on(tmp_path):
+        full()
+    assert error.value.argument == "output_dir" and "same command" in error.value.remedy
+    with pytest.raises(OSError, match="gone"), module.going_on(tmp_path):
+        raise OSError(errno.ENOENT, "gone")
 
 
 def test_a_run_that_was_cut_off_goes_on(run):

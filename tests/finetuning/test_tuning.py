@@ -293,6 +293,17 @@ class TestRuns:
         assert what == [(each.learning_rate, each.max_steps, each.metric, each.loss) for each in whole.trials]
         assert (again.learning_rate, again.max_steps) == (whole.learning_rate, whole.max_steps)
 
+    def test_stops_at_a_signal_after_the_last_step_of_a_trial(self, given, monkeypatch):
+        train = ReproducibleTrainer.train
+
+        def late(trainer, *args, **kwargs):
+            train(trainer, *args, **kwargs)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(ReproducibleTrainer, "train", late)
+        with pytest.raises(TrainingInterrupted):
+            self.tuned(given)
+
     def test_trials_of_other_settings_are_of_no_use(self, given, trained):
         given |= {"learning_rate": 0.01, "max_steps": 2}
         first = self.tuned(given)
