@@ -204,7 +204,7 @@ class MethodRuns:
             kind, verb = (PRETRAINING, "Pretraining") if missing else (OTHER_WEIGHTS, "Writing other weights of")
             with self.announce(kind, f"{verb} {method}, seed {seed}{rate}{weights}"), told():
                 if missing:
-                    pretrain_in(run_dir, given, NOTED)
+                    self._pretrain_in(run_dir, given)
                 else:
                     pretrain(**given, output_dir=run_dir, resume_from_checkpoint="auto")
 
@@ -213,6 +213,13 @@ class MethodRuns:
                 run([])
             else:
                 results_of(run_dir, [PRETRAINING], run)
+
+    def _pretrain_in(self, run_dir: Path, given: Mapping[str, Any]) -> None:
+        try:
+            pretrain_in(run_dir, given, NOTED)
+        except SiTError as error:
+            # By its cause the search knows a loss that is not finite.
+            raise error.renamed({"time_budget": "budget_value"}) from error.__cause__
 
     def length(self, method: str) -> dict[str, Any]:
         """The arguments that say how long a run takes."""
@@ -223,7 +230,10 @@ class MethodRuns:
         return {"max_steps": steps_within(budget, value, method, step)}
 
     def _plan(self, method: str) -> PlannedRun:
-        return plan_run({**self._given(method), "max_steps": 1, "output_dir": self.output_dir})
+        try:
+            return plan_run({**self._given(method), "max_steps": 1, "output_dir": self.output_dir})
+        except SiTError as error:
+            raise SiTError(f"{method}: {error.problem}", argument=error.argument, remedy=error.remedy) from error
 
     def _given(self, method: str) -> dict[str, Any]:
         """The arguments of every run of a method, but for its length, rate and seed."""

@@ -106,6 +106,8 @@ class MethodsComparisonArguments(MeasuringArguments):
             )
         if self.budget_value is not None and not 0 < self.budget_value < float("inf"):
             raise SiTError(f"must be above 0, got {self.budget_value:g}", argument="budget_value")
+        if self.budget == "steps" and self.budget_value is not None and self.budget_value < 1:
+            raise SiTError(f"must be a step at least, got {self.budget_value:g}", argument="budget_value")
 
     @property
     def profile(self) -> Mapping[str, Any]:

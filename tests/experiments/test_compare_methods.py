@@ -131,6 +131,7 @@ def test_a_comparison_that_is_cut_off_goes_on_and_its_table_has_all(compare, mon
     assert saved["budget"] == {"kind": "steps", "value": 2} and len(saved["fine_tuned"]) == 3
     for name in ("results.md", "results.png", "embeddings.png", "embeddings.html"):
         assert (compare.output_dir / name).stat().st_size > 100
+    assert "features of untrained, sit, simclr" in (compare.output_dir / "embeddings.html").read_text()
 
     with pytest.raises(SiTError, match="another budget_value"):
         compare(budget_value=3)
@@ -261,6 +262,7 @@ def test_a_recipe_is_for_all_methods(tmp_path):
         ({"methods": ["none"]}, "methods", "names none"),
         ({"budget_value": 0}, "budget_value", "above 0, got 0"),
         ({"budget": "tokens", "budget_value": -5}, "budget_value", "above 0"),
+        ({"budget_value": 0.5}, "budget_value", "a step at least, got 0.5"),
         ({"budget": "epochs"}, "budget_value", "epochs have no default"),
         ({"seeds": [1, 1]}, "seeds", "twice"),
     ],
@@ -279,6 +281,23 @@ def test_one_class_and_a_batch_larger_than_the_dataset(compare, digits):
         SiTError, match=r"100 images, fewer than one batch of 128.*`per_device_train_batch_size` to 100"
     ):
         compare(per_device_train_batch_size=128)
+
+
+def test_what_a_method_cannot_do_is_known_before_the_others_run(compare, tmp_path):
+    (tmp_path / "mean.yaml").write_text(yaml.safe_dump({"config_overrides": f"{OVERRIDES},pooling=mean"}))
+    with pytest.raises(SiTError, match="ibot: pooling=mean"):
+        compare(["sit", "ibot"], pretraining_recipe=str(tmp_path / "mean.yaml"))
+    assert not list(tmp_path.rglob("pretrained-*"))
+
+
+def test_too_few_seconds(compare, monkeypatch):
+    def refuse(*arguments):
+        raise SiTError("6 seconds are too short", argument="time_budget")
+
+    monkeypatch.setattr(method_runs, "pretrain_in", refuse)
+    with pytest.raises(SiTError, match="too short") as error:
+        compare(budget="seconds", budget_value=6, max_steps=None)
+    assert error.value.argument == "budget_value"
 
 
 def test_defaults(monkeypatch):
