@@ -96,6 +96,21 @@ def save_tiny_sit(tiny_config):
 
 
 @pytest.fixture
+def ipython(tmp_path, monkeypatch):
+    """IPython in this process, as a console has it: what is shown can be captured."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
+    # What it changes in the process.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    InteractiveShell.clear_instance()
+    yield InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
 def page():
     """[`rendering.render`]."""
     from rendering import render

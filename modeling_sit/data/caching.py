@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,7 +18,6 @@ import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from modeling_sit.data.crops import CropsDataset, DecodedImages
 from modeling_sit.data.decoded_cache import (
@@ -38,6 +36,7 @@ from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.hugging_face_cache import check_place, datasets_cache
 from modeling_sit.runtime.locks import LockHeld, take_lock
+from modeling_sit.runtime.progress import write_line
 
 Result = TypeVar("Result")
 
@@ -181,7 +180,7 @@ class CacheBuilder:
                 if error.argument == "dataset":  # no other place would help
                     raise
                 reason = error.problem
-        _log(f"no image cache, every epoch decodes the images again: {reason}")
+        write_line(f"no image cache, every epoch decodes the images again: {reason}")
         return "none", None, self.key
 
     def _build(self, kind: str, fraction: float) -> Path:
@@ -224,12 +223,12 @@ class CacheBuilder:
             try:
                 is_locked = take_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, CONSEQUENCE)
             except LockHeld:
-                _log(f"image cache: waiting for another process that makes one in {self.folder}")
+                write_line(f"image cache: waiting for another process that makes one in {self.folder}")
                 is_locked = self._wait_for_other(lock)
             if self._is_usable():
                 with suppress(PermissionError):  # of another user
                     os.utime(self.path)
-                _log(f"image cache: {self.path}, made before")
+                write_line(f"image cache: {self.path}, made before")
                 return self.path
             # Without locks, others may be writing, and caches in use cannot be told.
             if is_locked:
@@ -284,7 +283,7 @@ class CacheBuilder:
             raise _error(kind, f"decoded images take more than {_size(room)}, for which there is room") from None
         place = {"disk": str(self.path), "memory": "in memory", "device": f"for {self.device}"}[kind]
         made = f"made in {time.perf_counter() - started:.1f} s"
-        _log(f"image cache: {len(self.images):,} images, {_size(file.tell())}, {place}, {made}")
+        write_line(f"image cache: {len(self.images):,} images, {_size(file.tell())}, {place}, {made}")
 
 
 def _call_on_each_machine(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
@@ -326,10 +325,6 @@ def _delete_oldest(paths: list[Path]) -> None:
 def _error(kind: str, problem: str) -> SiTError:
     other = "another `image_cache_dir`" if kind == "disk" else '`image_cache="disk"`'
     return SiTError(f"{kind}: {problem}", argument="image_cache", remedy=f'choose {other} or `image_cache="none"`')
-
-
-def _log(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
 
 
 def _size(num_bytes: float) -> str:

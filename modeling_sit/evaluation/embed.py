@@ -28,6 +28,7 @@ from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.hugging_face_cache import check_datasets_cache
+from modeling_sit.runtime.progress import quiet_transformers
 
 # Fields of a model's config that do not change its features.
 IRRELEVANT_CONFIG = {
@@ -98,6 +99,7 @@ class EmbeddedSplit:
     num_reused: int
 
 
+@quiet_transformers()
 def embed(
     model_name_or_path: str,
     dataset: str | datasets.Dataset | datasets.DatasetDict,

@@ -8,8 +8,27 @@ from typing import Any
 
 from modeling_sit.evaluation.metric_results import ProtocolResult
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.markdown import escaped, table
 
 RESULTS_FILE = "eval_results.json"
+
+
+class EvaluationResults(dict):
+    """
+    Results by protocol, as `eval_results.json` has them. A notebook shows their metrics as a table.
+
+    Args:
+        results (`dict[str, dict[str, Any]]`): The results.
+        protocols (`dict[str, ProtocolResult]`): What they were made of.
+    """
+
+    def __init__(self, results: dict[str, dict[str, Any]], protocols: dict[str, ProtocolResult]):
+        super().__init__(results)
+        self._rows = table_rows(protocols)
+
+    def _repr_markdown_(self) -> str:
+        header, *rows = self._rows
+        return table(header, [[escaped(cell) for cell in row] for row in rows])
 
 
 def as_result(protocol: ProtocolResult) -> dict[str, Any]:
@@ -37,9 +56,9 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def as_table(protocols: dict[str, ProtocolResult]) -> str:
-    """The results of protocols, by name, as a table with a line for each metric that is a number, and a column for what any
-    of them has."""
+def table_rows(protocols: dict[str, ProtocolResult]) -> list[tuple[str, ...]]:
+    """The results of protocols, by name, as the header and the rows of a table: a row for each metric that is a number, and a
+    column for what any of them has."""
     rows = [("protocol", "metric", "value", "95 % interval", "std", "chance")]
     for name, protocol in protocols.items():
         for metric in protocol.metrics:
@@ -49,7 +68,12 @@ def as_table(protocols: dict[str, ProtocolResult]) -> str:
             std = "" if metric.std is None else f"{metric.std:.4f}"
             chance = "" if metric.chance is None else f"{metric.chance:.4f}"
             rows.append((name, metric.name, f"{metric.value:.4f}", interval, std, chance))
-    rows = list(zip(*(column for column in zip(*rows, strict=True) if any(column[1:])), strict=True))
+    return list(zip(*(column for column in zip(*rows, strict=True) if any(column[1:])), strict=True))
+
+
+def as_table(protocols: dict[str, ProtocolResult]) -> str:
+    """The [`table_rows`] of the results as text."""
+    rows = table_rows(protocols)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -21,11 +21,12 @@ from modeling_sit.evaluation.features import frozen_features
 from modeling_sit.evaluation.metric_results import Measured, ProtocolResult
 from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.evaluation.protocols import PROTOCOLS
-from modeling_sit.evaluation.results import as_result, read_results, write_results
+from modeling_sit.evaluation.results import EvaluationResults, as_result, read_results, write_results
 from modeling_sit.runtime.accelerator import choose_device, forget_settings, patient_processes
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.progress import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,14 @@ class Evaluation:
         }
 
 
+@quiet_transformers()
 def evaluate(
     model_name_or_path: str,
     dataset: str | datasets.Dataset | datasets.DatasetDict,
     *,
     recipe: str | Path | None = None,
     **arguments,
-) -> dict[str, dict[str, Any]] | None:
+) -> EvaluationResults | None:
     """
     Measure the frozen features of a pretrained encoder on labeled images; or what a model finds that was fine-tuned for
     detection or segmentation, with `protocols=["detection"]` or `["segmentation"]`.
@@ -88,7 +90,7 @@ def evaluate(
             `protocols=["knn", "linear"]`.
 
     Returns:
-        `dict[str, dict[str, Any]]`: For each protocol its metrics in [0, 1], their intervals and the settings, all
+        [`EvaluationResults`]: A `dict` with the results of each protocol: its metrics in [0, 1], their intervals and the settings, all
         JSON-able. They are also written to `eval_results.json` in `output_dir`, or in the model's folder, if there is
         either. `None` in all processes but the main one.
 
@@ -100,7 +102,7 @@ def evaluate(
     classes = (EvaluationArguments, DatasetArguments, ProtocolArguments)
     with told():  # printing is the command's part
         evaluation = run_evaluation(*build_arguments(classes, keywords, recipe, "evaluate"))
-    return None if evaluation is None else evaluation.results
+    return None if evaluation is None else EvaluationResults(evaluation.results, evaluation.protocols)
 
 
 def run_evaluation(

@@ -30,6 +30,8 @@ from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.fingerprints import dataset_fingerprint
 from modeling_sit.runtime.locks import taken
+from modeling_sit.runtime.notebook import show
+from modeling_sit.runtime.progress import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,12 @@ class AblationResult:
     charts: dict[str, Figure]
     output_dir: Path
 
+    def _ipython_display_(self) -> None:
+        """In a notebook: the tables and the charts."""
+        show(*self.tables, *self.charts.values())
 
+
+@quiet_transformers()
 def ablate(plan: str | Path, dataset: Any, output_dir: str | Path, **arguments: Any) -> AblationResult:
     """Pretrain and measure each cell of a plan, and write one table, and a chart for each factor.
 

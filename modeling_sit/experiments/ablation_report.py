@@ -17,7 +17,7 @@ from modeling_sit.experiments.comparison_tables import NONE, cost_cells, is_part
 from modeling_sit.experiments.plan import Plan
 from modeling_sit.experiments.report import mean_and_std, write_report
 from modeling_sit.experiments.verdict import ONE_SEED, against, best_of
-from modeling_sit.hub.markdown import escaped, table
+from modeling_sit.runtime.markdown import escaped, table
 from modeling_sit.runtime.run_folders import find_files
 from modeling_sit.visualization.factor_chart import Panel, factor_chart
 

@@ -22,6 +22,8 @@ from modeling_sit.pretraining.cost import PretrainingCost, pretraining_cost
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import argument_names
 from modeling_sit.runtime.fingerprints import dataset_fingerprint, model_fingerprint
+from modeling_sit.runtime.notebook import show
+from modeling_sit.runtime.progress import quiet_transformers
 from modeling_sit.runtime.recipes import read_recipe
 from modeling_sit.visualization.charts import comparison_chart
 
@@ -53,7 +55,12 @@ class ComparisonResult:
     chart: Figure
     output_dir: Path
 
+    def _ipython_display_(self) -> None:
+        """In a notebook: the tables, the verdict, and the chart."""
+        show(*self.tables, "\n\n".join(self.verdict), self.chart)
 
+
+@quiet_transformers()
 def compare(
     model_name_or_path: str,
     dataset: Any,

@@ -20,7 +20,7 @@ from modeling_sit.experiments.compared_images import ComparedImages, compared_im
 from modeling_sit.experiments.comparison_runs import RUN_FOLDERS, Choice, FineTuned, OfPixels, Runs, Start, percent
 from modeling_sit.experiments.comparison_tables import ROWS, choices_table, main_table, tuned_table
 from modeling_sit.experiments.grid import claim_folder, refuse_launcher
-from modeling_sit.experiments.method_maps import write_maps
+from modeling_sit.experiments.method_maps import FIGURE, write_maps
 from modeling_sit.experiments.method_runs import FACTORS, OTHER_WEIGHTS, MethodRuns
 from modeling_sit.experiments.methods_arguments import MethodsComparisonArguments
 from modeling_sit.experiments.pretraining_runs import PRETRAINING, cost_of
@@ -33,6 +33,8 @@ from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import argument_names
 from modeling_sit.runtime.fingerprints import dataset_fingerprint
+from modeling_sit.runtime.notebook import show
+from modeling_sit.runtime.progress import quiet_transformers
 from modeling_sit.runtime.recipes import read_recipe
 from modeling_sit.visualization.charts import comparison_chart
 
@@ -68,7 +70,12 @@ class MethodsComparisonResult:
     chart: Figure
     output_dir: Path
 
+    def _ipython_display_(self) -> None:
+        """In a notebook: the tables, the ranking, the chart, and the maps."""
+        show(*self.tables, "\n\n".join(self.ranking), self.chart, self.output_dir / FIGURE)
 
+
+@quiet_transformers()
 def compare_methods(
     methods: list[str], dataset: Any, output_dir: str | Path, *, recipe: str | Path | None = None, **arguments: Any
 ) -> MethodsComparisonResult:

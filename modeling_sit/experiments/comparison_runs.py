@@ -163,6 +163,7 @@ class Runs:
         self.starts = starts
         self.announce = announce
         self.chosen = dict(chosen or {})
+        self.told: set[tuple[str, float]] = set()  # what was chosen for these is printed
         self.output_dir = Path(arguments.output_dir)
 
     def choose(self, start: str, fraction: float) -> Choice | None:
@@ -232,7 +233,9 @@ class Runs:
             text = f"Fine-tuning with {percent(fraction)} of the labels, {start}, seed {seed}"
             with self.announce("fine-tuning", text), self._renamed_errors():
                 *groups, _ = self._build(given)
-                run_finetuning(*groups, HubArguments())  # none of many runs is the one to share
+                # None of many runs is the one to share.
+                run_finetuning(*groups, HubArguments(), is_told=(start, fraction) in self.told)
+                self.told.add((start, fraction))
 
         with going_on(run_dir):
             return results_of(run_dir, ["finetune"], run)["finetune"]

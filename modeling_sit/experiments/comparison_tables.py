@@ -8,8 +8,8 @@ from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
 from modeling_sit.experiments.comparison_runs import STARTS, Choice, FineTuned, OfPixels
 from modeling_sit.experiments.report import mean_and_std, over_seeds, with_interval
 from modeling_sit.experiments.trials import Trial
-from modeling_sit.hub.markdown import table
 from modeling_sit.pretraining.cost import PretrainingCost
+from modeling_sit.runtime.markdown import table
 
 Frozen = Mapping[str, Mapping[str, Mapping[str, Any]]]
 

@@ -20,8 +20,8 @@ from modeling_sit.hub.card_writing import (
     save_shown,
     write_card,
 )
-from modeling_sit.hub.markdown import code, escaped, table
 from modeling_sit.hub.provenance import Start, describe_duration, describe_versions, hub_id, public_name
+from modeling_sit.runtime.markdown import code, escaped, table
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "finetuning_card.md"
 MAX_LISTED_LABELS = 20

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.finetuning.tuning import Tuning, tune
 from modeling_sit.hub.arguments import HubArguments
+from modeling_sit.hub.card_results import FINETUNING_METRICS
 from modeling_sit.hub.card_writing import EXAMPLES, LOSS_CURVE
 from modeling_sit.hub.provenance import Start, describe_call, describe_start
 from modeling_sit.hub.pushing import HubPusher
@@ -29,7 +30,10 @@ from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
+from modeling_sit.runtime.markdown import code, escaped, table
+from modeling_sit.runtime.notebook import show
 from modeling_sit.runtime.products import fast_products
+from modeling_sit.runtime.progress import quiet_transformers
 from modeling_sit.runtime.run_folders import MODEL_FILES, check_foreign, is_marked, mark_run
 from modeling_sit.runtime.signals import StopSignal
 
@@ -46,12 +50,25 @@ class FinetuningResult:
         output_dir (`Path`): The model repository.
     """
 
-    model: PreTrainedModel
-    processor: Any
+    model: PreTrainedModel = field(repr=False)
+    processor: Any = field(repr=False)
     metrics: dict[str, Any]
     output_dir: Path
 
+    def _ipython_display_(self) -> None:
+        """In a notebook: the metrics, the curve, and examples of boxes or masks."""
+        names = [*FINETUNING_METRICS[self.metrics["task"]], "loss"]
+        measured = {name: self.metrics[name] for name in names if self.metrics.get(name) is not None}
+        show(
+            f"The model is in {code(self.output_dir)}. On {self.metrics['num_validation']:,} images of "
+            f"{escaped(self.metrics['split'])}:",
+            table([escaped(name) for name in measured], [[f"{value:.4g}" for value in measured.values()]]),
+            self.output_dir / LOSS_CURVE,
+            self.output_dir / EXAMPLES,
+        )
 
+
+@quiet_transformers()
 def finetune(
     model_name_or_path: str,
     dataset: Any,
@@ -86,12 +103,14 @@ def run_finetuning(
     training_arguments: FinetuningTrainingArguments,
     hub_arguments: HubArguments,
     command: str | None = None,
+    is_told: bool = False,
 ) -> FinetuningResult:
     """Fine-tune as the arguments say. Every process of a run calls it, and the main one writes.
 
     Args:
         arguments, training_arguments, hub_arguments: What the user asked for.
         command (`str`, *optional*): What started the run, for the model card. Default: the command line.
+        is_told (`bool`, *optional*, defaults to `False`): Whether the user has read of a run like this one what was chosen.
 
     Raises:
         [`SiTError`]: If the dataset, the model or an argument is wrong.
@@ -110,7 +129,7 @@ def run_finetuning(
     if tuning is None:
         splits.tell(range_of(arguments.model_name_or_path, arguments.intensity_range))
     trainer, preset = prepare_trainer(arguments, training_arguments, splits)
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and not is_told:
         print("\n".join([splits.summary(), *trainer.task.lines(), *preset.lines()]), flush=True)
     history = RunHistory.read(checkpoint, started)
     history.starts.append(

@@ -1,5 +1,6 @@
 """Arguments of fine-tuning: how long and how fast it learns, and when it logs, measures and writes."""
 
+import sys
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -9,6 +10,7 @@ from transformers.trainer_utils import IntervalStrategy
 from modeling_sit.data.loaders import DEFAULT_TIMEOUT, TIMEOUT_HELP
 from modeling_sit.runtime.accelerator import GROUP_MARGIN, join_cpu_processes
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.progress import shows_bar
 from modeling_sit.runtime.recipes import plain_no
 from modeling_sit.runtime.trackers import NONE
 
@@ -124,6 +126,12 @@ class FinetuningTrainingArguments(TrainingArguments):
             "accuracy; mean_average_precision with several labels per image."
         },
     )
+    disable_tqdm: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to print lines in place of a progress bar. Default: no on a terminal and in a notebook, else yes."
+        },
+    )
     # No arguments here: `hub.arguments.HubArguments` has those of the Hub. `Trainer` would push before the model's card
     # is written, and a token that was typed stays in shells' histories.
     push_to_hub: bool = field(default=False, init=False)
@@ -140,6 +148,8 @@ class FinetuningTrainingArguments(TrainingArguments):
             raise SiTError("required", argument="output_dir", remedy="name a folder for the model")
         for name in ("logging_strategy", "eval_strategy", "save_strategy"):
             setattr(self, name, plain_no(getattr(self, name)))
+        if self.disable_tqdm is None:  # transformers would have it depend on its own log level
+            self.disable_tqdm = not shows_bar(sys.stderr)
         self.learning_rate = _number("learning_rate", self.learning_rate, float)
         self.max_steps = _number("max_steps", self.max_steps, int)
         if self.max_steps == -1:  # transformers' word for none

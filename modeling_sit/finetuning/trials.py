@@ -5,15 +5,12 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback
-from transformers.utils import logging
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import StopAtSignal
@@ -25,6 +22,7 @@ from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.runtime.errors import TrainingInterrupted
 from modeling_sit.runtime.fingerprints import dataset_fingerprint, model_fingerprint
 from modeling_sit.runtime.products import fast_products
+from modeling_sit.runtime.progress import quiet_transformers
 from modeling_sit.runtime.signals import StopSignal
 
 TUNING_FILE = "tuning.json"
@@ -101,7 +99,7 @@ class Trials:
         self.prints = training_arguments.process_index == 0
         task = TASKS[arguments.task](arguments, training_arguments, draws[0])
         self.metric_name = task.metric_names[0]
-        with _quiet():
+        with quiet_transformers():
             task.load_model()
         facts = task.facts(num_train, training_arguments)
         given = vars(arguments) | vars(training_arguments)
@@ -186,7 +184,7 @@ class Trials:
         training_arguments.save_strategy = training_arguments.logging_strategy = "no"
         training_arguments.report_to, training_arguments.disable_tqdm = [], True
         training_arguments.evaluate_never()
-        with _quiet():
+        with quiet_transformers():
             trainer, _ = prepare_trainer(arguments, training_arguments, splits)
         trainer.remove_callback(PrinterCallback)
         try:
@@ -210,17 +208,3 @@ class Trials:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         return {"metric": results[f"eval_{self.metric_name}"], "loss": results["eval_loss"]}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """In this block, transformers does not say again for each trial which weights are new."""
-    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shows_bars:
-            logging.enable_progress_bar()

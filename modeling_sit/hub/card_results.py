@@ -9,9 +9,9 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from modeling_sit.evaluation.metric_results import ProtocolResult
 from modeling_sit.hub.card_file import Card, DamagedCard, card_to_update
-from modeling_sit.hub.markdown import escaped, table
 from modeling_sit.hub.provenance import public_name
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.markdown import escaped, table
 
 SECTION = "results"
 # The Hub's names of tasks other than image classification.

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from modeling_sit.hub.card_file import Card, DamagedCard, read_card
 from modeling_sit.hub.card_results import put_results
-from modeling_sit.hub.markdown import code_block
 from modeling_sit.hub.provenance import Start
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
+from modeling_sit.runtime.markdown import code_block
 from modeling_sit.visualization.charts import curves_figure
 
 DEFAULT_LICENSE = "apache-2.0"

@@ -13,7 +13,6 @@ from modeling_sit.data.streaming import StreamingArguments
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.hub.card_file import read_written_card
 from modeling_sit.hub.card_writing import describe_commands, describe_hardware_of, license_of, save_curves, write_card
-from modeling_sit.hub.markdown import code, escaped, table
 from modeling_sit.hub.provenance import (
     Start,
     describe_duration,
@@ -28,6 +27,7 @@ from modeling_sit.pretraining.flags import MethodArguments
 from modeling_sit.pretraining.method import Method
 from modeling_sit.pretraining.presets import PAPER
 from modeling_sit.pretraining.schedules import Schedules
+from modeling_sit.runtime.markdown import code, escaped, table
 from modeling_sit.runtime.trackers import read_metrics
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "pretraining_card.md"

@@ -1,21 +1,20 @@
 """What a run logs while it goes: its losses, its speed, and what it waits for."""
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-from tqdm.notebook import tqdm as tqdm_notebook
 from transformers.utils import ModelOutput
 
 from modeling_sit.hub.provenance import describe_duration
+from modeling_sit.runtime.progress import shows_bar, write_line
 from modeling_sit.runtime.trackers import MetricsLog, log_image
 
 # The figures first: on a narrow terminal it is the bar that gives way.
@@ -70,7 +69,7 @@ class MetricLogger:
         self.accelerator = accelerator
         self.losses = losses
         self.first_step, self.step, self.num_steps = first_step, first_step, num_steps
-        is_main_process, shows_bar = accelerator.is_main_process, _shows_bar(sys.stderr)
+        is_main_process, has_bar = accelerator.is_main_process, shows_bar(sys.stderr)
         self.metrics_log = MetricsLog(output_dir / "metrics.jsonl", first_step) if is_main_process else None
         self.monitor_log = (
             MetricsLog(output_dir / "monitors.jsonl", first_step) if is_main_process and monitored else None
@@ -80,9 +79,9 @@ class MetricLogger:
             initial=first_step,
             bar_format=BAR,
             dynamic_ncols=True,
-            disable=not (is_main_process and shows_bar),
+            disable=not (is_main_process and has_bar),
         )
-        self._writes_lines = is_main_process and not shows_bar
+        self._writes_lines = is_main_process and not has_bar
         self._started = time.perf_counter()
         self._pace_started: tuple[int, float] | None = None  # step and time from which the pace is measured
         self._has_told_time = False
@@ -176,7 +175,7 @@ class MetricLogger:
         if self._writes_lines:
             seconds_left = (now - self._started) / (self.step - self.first_step) * (self.num_steps - self.step)
             left = tqdm.format_interval(seconds_left)
-            _write_line(f"step {self.step:,}/{self.num_steps:,}, epoch {epoch:.4g}: {values}, {left} left")
+            write_line(f"step {self.step:,}/{self.num_steps:,}, epoch {epoch:.4g}: {values}, {left} left")
         self.accelerator.log(metrics, step=self.step)
         self._start_window()
 
@@ -186,9 +185,9 @@ class MetricLogger:
             return
         if self.monitor_log is not None:
             self.monitor_log.write({"step": self.step, "epoch": round(epoch, 4), **values})
-            _write_line(f"step {self.step:,}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            write_line(f"step {self.step:,}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
             if warning is not None:
-                _write_line(f"step {self.step:,}: {warning}")
+                write_line(f"step {self.step:,}: {warning}")
         self.accelerator.log({f"monitors/{name}": value for name, value in values.items()}, step=self.step)
 
     def log_preview(self, path: Path) -> None:
@@ -233,7 +232,7 @@ class MetricLogger:
             self._has_told_time = True
             pace, left = (now - started) / measured, self.num_steps - self.step
             if left > 0 and self.metrics_log is not None:
-                _write_line(
+                write_line(
                     f"expected: about {describe_duration(pace * left)} for the other {left:,} steps on "
                     f"{self.accelerator.device.type} ({pace:.2g} s a step), monitors and previews not counted"
                 )
@@ -246,22 +245,3 @@ class MetricLogger:
 
     def __exit__(self, *exception) -> None:
         self.close()
-
-
-def _shows_bar(stream: TextIO) -> bool:
-    """Whether a progress bar is shown: in a notebook, and on a terminal. Some streams call themselves terminals and have no
-    width."""
-    if issubclass(tqdm, tqdm_notebook):
-        return True
-    if not stream.isatty():
-        return False
-    try:
-        return os.get_terminal_size(stream.fileno()).columns > 0
-    except OSError:  # it has no number that the system knows
-        return True
-
-
-def _write_line(line: str) -> None:
-    # Nobody may be listening any more: Ctrl-C ends a `| tee` before the checkpoint that it asks for is written.
-    with suppress(BrokenPipeError):
-        tqdm.write(line, sys.stderr)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, Pre
 
 import modeling_sit
 from modeling_sit.data.own_files import check_outside_dataset
+from modeling_sit.hub.card_writing import LOSS_CURVE
 from modeling_sit.hub.provenance import Start, describe_call, describe_start
 from modeling_sit.pretraining.arguments import parse_time
 from modeling_sit.pretraining.card import RunFacts, write_pretraining_card
@@ -40,8 +41,14 @@ from modeling_sit.runtime.accelerator import create_accelerator, forget_settings
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.markdown import code, escaped, table
+from modeling_sit.runtime.notebook import show
+from modeling_sit.runtime.progress import quiet_transformers
 from modeling_sit.runtime.run_folders import mark_run
 from modeling_sit.runtime.trackers import choose_trackers, read_metrics, start_trackers
+
+# Of the last line of the log, beside each loss.
+SHOWN = ("step", "epoch", "loss")
 
 
 @dataclass
@@ -61,14 +68,28 @@ class PretrainingResult:
     def model(self) -> PreTrainedModel:
         """The pretrained model, with its heads where the method exports them, on the CPU, in evaluation mode."""
         config = AutoConfig.from_pretrained(self.output_dir)
-        return getattr(modeling_sit, config.architectures[0]).from_pretrained(self.output_dir).eval()
+        with quiet_transformers():
+            return getattr(modeling_sit, config.architectures[0]).from_pretrained(self.output_dir).eval()
 
     @cached_property
     def processor(self) -> BaseImageProcessor:
         """The image processor."""
         return AutoImageProcessor.from_pretrained(self.output_dir)
 
+    def _ipython_display_(self) -> None:
+        """In a notebook: the last losses, the curve, and the newest preview."""
+        last = {name: f"{self.metrics[name]:.4g}" for name in self.metrics if name in SHOWN or name.endswith("_loss")}
+        if not last:
+            return
+        show(
+            f"The model is in {code(self.output_dir)}. The last line of its log:",
+            table([escaped(name) for name in last], [list(last.values())]),
+            self.output_dir / LOSS_CURVE,
+            *sorted((self.output_dir / "previews").glob("*.png"))[-1:],
+        )
 
+
+@quiet_transformers()
 def pretrain(
     dataset: str | datasets.Dataset | datasets.DatasetDict | datasets.IterableDataset,
     output_dir: str | Path,

@@ -28,10 +28,10 @@ from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import ExampleHelpFormatter, RecipeArgumentParser
 from modeling_sit.experiments.grid import claim_folder, results_of
 from modeling_sit.experiments.report import mean_and_std, over_seeds
-from modeling_sit.hub.markdown import escaped, table
 from modeling_sit.hub.provenance import typed_command
 from modeling_sit.pretraining.checkpoints import delete_checkpoint, list_checkpoints
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.markdown import escaped, table
 from modeling_sit.runtime.trackers import read_metrics
 
 INITIALIZATIONS = {

@@ -21,9 +21,9 @@ import modeling_sit
 from modeling_sit.cli.errors import one_line_errors
 from modeling_sit.cli.parser import ExampleHelpFormatter, RecipeArgumentParser
 from modeling_sit.experiments.grid import claim_folder, results_of
-from modeling_sit.hub.markdown import table
 from modeling_sit.hub.provenance import typed_command
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.markdown import table
 from modeling_sit.runtime.recipes import read_recipe
 
 RECIPE = "digits"

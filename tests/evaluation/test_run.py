@@ -37,6 +37,12 @@ def test_results_are_returned_and_written_to_the_models_folder(model, flowers, c
     assert results["knn"]["k"] == 3 and results["linear"]["c"] == 0.1 and results["knn"]["split"] == "val"
     assert json.loads((model / "eval_results.json").read_text()) == results
     assert capsys.readouterr().out == ""  # printing is the command's part
+    # As a notebook shows them.
+    header, _, *rows = (line.strip("| ").split(" | ") for line in results._repr_markdown_().splitlines())
+    assert header == ["protocol", "metric", "value", "95 % interval"]
+    shown = {(protocol, metric): value for protocol, metric, value, _ in rows}
+    assert shown["knn", "accuracy"] == f"{results['knn']['accuracy']:.4f}"
+    assert {protocol for protocol, _ in shown} == {"knn", "linear"}
 
 
 def test_a_recipe_gives_defaults_and_keywords_override_it(model, flowers, tmp_path):

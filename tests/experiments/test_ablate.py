@@ -66,7 +66,7 @@ def fine_tuned(monkeypatch):
     """Models that would be fine-tuned: folder and start. They are not, for that takes long; their results follow from the seed."""
     started = []
 
-    def fine_tune(arguments, training, hub):
+    def fine_tune(arguments, training, hub, is_told):
         started.append((Path(training.output_dir).name, arguments.model_name_or_path, arguments.from_scratch))
         results = {"finetune": {"accuracy": 0.5 + training.seed / 10, "num_validation": 30}}
         comparison_runs.write_results(Path(training.output_dir), results)

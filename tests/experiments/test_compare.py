@@ -201,7 +201,7 @@ def test_a_length_that_is_given_replaces_that_of_the_recipe(run, monkeypatch, tu
     build = module.Runs._build
     monkeypatch.setattr(module.Runs, "_build", built)
     monkeypatch.setattr(module, "tune", chosen)
-    monkeypatch.setattr(module, "run_finetuning", lambda groups, training, hub: write(training.output_dir))
+    monkeypatch.setattr(module, "run_finetuning", lambda groups, training, hub, is_told: write(training.output_dir))
 
     def write(folder):
         module.write_results(Path(folder), {"finetune": {"accuracy": 0.5, "num_validation": 360}})
@@ -216,7 +216,7 @@ def test_one_label_of_each_class_leaves_none_to_choose_by(run):
     assert run(tune=True, label_fractions=[0.001]).choices == {}
 
 
-def test_without_a_test_split_the_same_images_are_held_back_from_all_runs(run, save_tiny_sit, tmp_path):
+def test_without_a_test_split_the_same_images_are_held_back_from_all_runs(run, tmp_path, capsys):
     digits = load_images("digits", labels="required").train
     result = compare(
         *(tmp_path / "model", digits.select(range(200)), tmp_path / "held back"),
@@ -233,6 +233,7 @@ def test_without_a_test_split_the_same_images_are_held_back_from_all_runs(run, s
     runs = [*(tmp_path / "held back").glob("finetuned-*"), tmp_path / "held back" / "frozen-pretrained"]
     measured = [next(iter(results_in(folder).values())) for folder in runs]
     assert {(each["num_train"], each["num_validation"]) for each in measured} == {(200 - num_test, num_test)}
+    assert capsys.readouterr().out.count("chosen for this run") == 2  # of the two seeds of a start once
     assert len(runs) == 5 and result.raw_pixels[0].settings[0]["num_labeled"] == 200 - num_test
 
 
@@ -294,7 +295,7 @@ def test_a_run_that_was_cut_off_goes_on(run):
 
 
 def test_signal_ends_the_comparison(run, monkeypatch):
-    def interrupted(*arguments):
+    def interrupted(*arguments, is_told):
         raise TrainingInterrupted(15, 'after step 3, and `resume_from_checkpoint="auto"` goes on')
 
     monkeypatch.setattr(module, "run_finetuning", interrupted)

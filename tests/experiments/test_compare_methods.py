@@ -93,7 +93,7 @@ def rows_of(table: str) -> dict[str, dict[str, str]]:
 
 
 def test_a_comparison_that_is_cut_off_goes_on_and_its_table_has_all(compare, monkeypatch, capsys):
-    def interrupted(*arguments):
+    def interrupted(*arguments, is_told):
         raise TrainingInterrupted(15, "after step 3")
 
     with monkeypatch.context() as patch:
@@ -314,7 +314,7 @@ def test_scratch_says_how_long_all_train(compare, monkeypatch):
     """Each method with its usual rate."""
     seen = []
 
-    def fine_tune(groups, training, hub):
+    def fine_tune(groups, training, hub, is_told):
         seen.append((Path(training.output_dir).name, training.max_steps, training.learning_rate))
         comparison_runs.write_results(Path(training.output_dir), {"finetune": {"accuracy": 0.5, "num_validation": 40}})
 

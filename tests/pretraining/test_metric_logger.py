@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from modeling_sit import SiTForPreTrainingOutput
 from modeling_sit.pretraining import metric_logger
 from modeling_sit.pretraining.metric_logger import MetricLogger, NonFiniteLoss
+from modeling_sit.runtime import progress
 from modeling_sit.runtime.errors import SiTError
 
 LOSSES = ("loss", "reconstruction_loss", "contrastive_loss")
@@ -168,6 +169,18 @@ def test_a_run_that_goes_on_drops_lines_beyond(tmp_path):
         logger.count_step()
         assert logger.bar.n == 3
     assert lines(tmp_path) == [{"step": 2}]
+
+
+def test_a_notebook_has_a_bar_and_no_line_for_each_log(tmp_path, monkeypatch, capsys):
+    """Without ipywidgets, too: then tqdm writes the bar as on a terminal."""
+    monkeypatch.setattr(progress, "is_in_notebook", lambda: True)
+    with create_logger(tmp_path, monitored=True) as logger:
+        logger.update(output(), 4)
+        log(logger)
+        logger.log_monitors(0.5, {"rankme": 7.0})
+    captured = capsys.readouterr()
+    assert "1/10" in captured.err and "epoch" not in captured.err
+    assert captured.out == "step 1: rankme 7\n"
 
 
 class TestWindow:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modeling_sit.hub.markdown import escaped, table
+from modeling_sit.runtime.markdown import escaped, table
 from throughput.measuring import OTHER, TOTAL
 
 STAGES = (

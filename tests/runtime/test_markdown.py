@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling_sit.hub.markdown import code, code_block, escaped, table
+from modeling_sit.runtime.markdown import code, code_block, escaped, table
 
 TEXTS = [
     "plain words",
