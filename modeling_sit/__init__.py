@@ -73,6 +73,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "pretrain",
+    "visualize",
 ]
 
 # Where each function is, so that importing this package costs no more than importing transformers' ViT.
@@ -87,6 +88,7 @@ _LAZY = {
     "evaluate": ".evaluation.run",
     "finetune": ".finetuning.run",
     "pretrain": ".pretraining.run",
+    "visualize": ".visualization.visualize",
 }
 
 AutoConfig.register(SiTConfig.model_type, SiTConfig)

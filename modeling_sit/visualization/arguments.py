@@ -20,7 +20,7 @@ MAX_MODELS_OF_A_MAP = 12
 
 @dataclass
 class FigureArguments(WeightsFileArguments):
-    """The model, and the figure's file.
+    """The model, and the figure's file, if it gets one.
 
     Raises:
         [`SiTError`]: If the file is of another kind.
@@ -29,8 +29,8 @@ class FigureArguments(WeightsFileArguments):
     model_name_or_path: str = field(
         metadata={"help": "Folder, Hub id or file of weights of the pretrained model. Required."}
     )
-    output: str = field(
-        metadata={"help": "File for the figure, .png or .pdf. An existing file is replaced. Required."}
+    output: str | None = field(
+        default=None, metadata={"help": "File for the figure, .png or .pdf. An existing file is replaced."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the choice of images, and of all other random numbers."})
     device: str | None = field(
@@ -38,7 +38,7 @@ class FigureArguments(WeightsFileArguments):
     )
 
     def __post_init__(self):
-        if Path(self.output).suffix.lower() not in (".png", ".pdf"):
+        if self.output is not None and Path(self.output).suffix.lower() not in (".png", ".pdf"):
             raise SiTError(f"{self.output} does not end in .png or .pdf", argument="output")
 
 

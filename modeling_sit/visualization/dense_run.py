@@ -30,7 +30,7 @@ from modeling_sit.visualization.arguments import (
     ResolutionArguments,
 )
 from modeling_sit.visualization.detections import ImageWithObjects, ShownObjects, detections_figure
-from modeling_sit.visualization.saving import SavedFigure, check_writable, save_figure
+from modeling_sit.visualization.saving import Visualization, check_writable, finish
 from modeling_sit.visualization.segmentation import ImageWithPixels, segmentation_figure
 from modeling_sit.visualization.selection import (
     file_name,
@@ -66,8 +66,8 @@ def run_detections(
     resolution: ResolutionArguments,
     arguments: DetectionsArguments,
     chosen: DenseImagesArguments,
-) -> SavedFigure:
-    """Save the [`detections_figure`] of a model that finds boxes or masks of objects.
+) -> Visualization:
+    """Draw the [`detections_figure`] of a model that finds boxes or masks of objects.
 
     Raises:
         [`SiTError`]: If an argument is wrong, the model or the images cannot be used, or the file cannot be written.
@@ -76,13 +76,13 @@ def run_detections(
     dense.require(("masks", "boxes"), "detections", "model_name_or_path")
     shown, notes = read_chosen(dense, "boxes", chosen, figure.seed)
     drawn = draw_detections(dense, shown, arguments.threshold)
-    return SavedFigure([save_figure(figure.output, resolution, drawn)], notes)
+    return finish(drawn, figure.output, resolution, notes)
 
 
 def run_segmentation(
     figure: FigureArguments, resolution: ResolutionArguments, chosen: DenseImagesArguments
-) -> SavedFigure:
-    """Save the [`segmentation_figure`] of a model that finds a class for each pixel.
+) -> Visualization:
+    """Draw the [`segmentation_figure`] of a model that finds a class for each pixel.
 
     Raises:
         [`SiTError`]: As [`run_detections`].
@@ -90,7 +90,7 @@ def run_segmentation(
     dense = _load(figure, chosen)
     dense.require(("pixels",), "segmentation", "model_name_or_path")
     shown, notes = read_chosen(dense, "pixels", chosen, figure.seed)
-    return SavedFigure([save_figure(figure.output, resolution, draw_segmentation(dense, shown))], notes)
+    return finish(draw_segmentation(dense, shown), figure.output, resolution, notes)
 
 
 def draw_detections(dense: DenseModel, shown: ShownRows, threshold: float = 0.5) -> Figure:

@@ -31,7 +31,7 @@ from modeling_sit.visualization.arguments import (
 from modeling_sit.visualization.embeddings import errors_of
 from modeling_sit.visualization.model_maps import ImagesByModels, MappedModel
 from modeling_sit.visualization.models import RANDOM, titles_of
-from modeling_sit.visualization.saving import SavedFigure, check_writable, save, save_figure
+from modeling_sit.visualization.saving import Visualization, check_writable, finish, save
 from modeling_sit.visualization.selection import choose_rows, choose_split, label_sets, warn_shortage
 
 
@@ -41,15 +41,14 @@ def run_embeddings(
     arguments: EmbeddingsArguments,
     feature_arguments: FeatureArguments,
     dataset_arguments: DatasetArguments,
-) -> SavedFigure:
-    """Save the figure, and the page, of the [`ModelMaps`].
+) -> Visualization:
+    """Draw the figure, and write the page, of the [`ModelMaps`].
 
     Raises:
         [`SiTError`]: If an argument is wrong, a model or the images cannot be used, or a file cannot be written.
     """
     for argument, path in (("output", figure.output), ("html", arguments.html)):
-        if path is not None:
-            check_writable(path, dataset_arguments.dataset, argument)
+        check_writable(path, dataset_arguments.dataset, argument)
     device = choose_device(figure.device)
     models = list(load_models(figure, arguments, feature_arguments, dataset_arguments))
     images = load_images(**dataset_arguments.for_loading)
@@ -78,10 +77,10 @@ def run_embeddings(
             notes.append(f"{each.title}: {facts}")
     if gallery is not None:
         maps.note = f"kNN: votes of the {num_neighbors(gallery)} nearest of {len(gallery):,} labeled images of split {gallery.split}"
-    paths = [save_figure(figure.output, resolution, maps.figure())]
+    drawn = finish(maps.figure(), figure.output, resolution, notes)
     if arguments.html is not None:
-        paths.append(save(arguments.html, lambda path: path.write_text(maps.page(), encoding="utf-8")))
-    return SavedFigure(paths, notes)
+        drawn.paths.append(save(arguments.html, lambda path: path.write_text(maps.page(), encoding="utf-8")))
+    return drawn
 
 
 def load_models(

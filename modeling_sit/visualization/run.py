@@ -1,4 +1,4 @@
-"""Figures from arguments to files: load the model and the images, draw, save."""
+"""Figures from arguments: load the model and the images, draw, and write the file that is asked for."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,7 @@ from modeling_sit.visualization.attention import draw_attention
 from modeling_sit.visualization.models import features_of, load_reconstructing_model
 from modeling_sit.visualization.neighbours import EmbeddedImages, draw_neighbours
 from modeling_sit.visualization.reconstructions import draw_reconstructions, stacked_sheets
-from modeling_sit.visualization.saving import SavedFigure, check_writable, save, save_figure
+from modeling_sit.visualization.saving import Visualization, check_writable, finish
 from modeling_sit.visualization.selection import (
     choose_rows,
     choose_split,
@@ -51,8 +51,8 @@ THUMBNAIL_SIZE = 192
 
 def run_reconstructions(
     figure: FigureArguments, arguments: ReconstructionArguments, chosen: ChosenImagesArguments
-) -> SavedFigure:
-    """Save the sheet of [`draw_reconstructions`]; of several groups of images with their titles.
+) -> Visualization:
+    """Draw the sheet of [`draw_reconstructions`]; of several groups of images with their titles.
 
     Every group is corrupted as if it were alone, with the same seed.
 
@@ -79,9 +79,9 @@ def run_reconstructions(
         for group in groups
     ]
     if len(sheets) == 1 and arguments.titles is None:
-        return SavedFigure([save(figure.output, sheets[0].save)])
+        return finish(sheets[0], figure.output)
     titles = arguments.titles or [group.title for group in groups]
-    return SavedFigure([save(figure.output, stacked_sheets(sheets, titles, arguments.image_size).save)])
+    return finish(stacked_sheets(sheets, titles, arguments.image_size), figure.output)
 
 
 def run_attention(
@@ -89,8 +89,8 @@ def run_attention(
     resolution: ResolutionArguments,
     arguments: AttentionArguments,
     chosen: ChosenImagesArguments,
-) -> SavedFigure:
-    """Save the figure of [`draw_attention`].
+) -> Visualization:
+    """Draw the figure of [`draw_attention`].
 
     Raises:
         [`SiTError`]: As [`run_reconstructions`].
@@ -101,7 +101,7 @@ def run_attention(
     chosen.set_intensity_range(processor, model.config)
     shown = read_chosen(chosen, figure.seed, PixelFormat.of_model(model.config, processor))
     drawn = draw_attention(model.to(device), processor, shown.images, shown.captions, arguments.layer)
-    return SavedFigure([save_figure(figure.output, resolution, drawn)])
+    return finish(drawn, figure.output, resolution)
 
 
 def run_neighbours(
@@ -110,8 +110,8 @@ def run_neighbours(
     arguments: NeighboursArguments,
     feature_arguments: FeatureArguments,
     dataset_arguments: DatasetArguments,
-) -> SavedFigure:
-    """Save the figure of [`draw_neighbours`].
+) -> Visualization:
+    """Draw the figure of [`draw_neighbours`].
 
     Raises:
         [`SiTError`]: As [`run_reconstructions`].
@@ -149,7 +149,7 @@ def run_neighbours(
     embedded_gallery, rows = embedded(gallery)
     own_rows = [rows.index(row) for row in chosen] if of_gallery else None
     drawn = draw_neighbours(embedded_queries, embedded_gallery, arguments.num_neighbours, own_rows)
-    return SavedFigure([save_figure(figure.output, resolution, drawn)])
+    return finish(drawn, figure.output, resolution)
 
 
 @dataclass(frozen=True)
