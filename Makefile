@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-gpu test-demo lint docs docs-serve clean
+.PHONY: help install quickstart notebooks notebooks-open test test-slow test-gpu test-demo lint docs docs-serve clean
 
 help: ## Say what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## Make the environment in .venv, with all that the programs need
 
@@ -25,6 +25,16 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 # The model is too small for several threads to help, and a second core is of more use to the one that reads images.
 quickstart: install ## Pretrain on the built-in digits, fine-tune, compare; minutes on a CPU
 	OMP_NUM_THREADS=1 $(BIN)/modeling-sit quickstart
+
+$(VENV)/installed-for-notebooks: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[train,detection,notebooks]"
+	@touch $@
+
+notebooks: $(VENV)/installed-for-notebooks ## Run every notebook, and write it with its figures to outputs/notebooks
+	OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --execute --to html --output-dir outputs/notebooks notebooks/*.ipynb
+
+notebooks-open: $(VENV)/installed-for-notebooks ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
 
 # One thread a worker: workers that each use all cores get in one another's way.
 test: $(VENV)/installed-for-tests ## Run the test suite
@@ -68,4 +78,4 @@ docs-serve: $(VENV)/installed-for-docs ## Show the docs at http://127.0.0.1:8000
 	$(BIN)/mkdocs serve --strict --livereload
 
 clean: ## Remove the environment and what was made
-	rm -rf $(VENV) $(VENV)-demo outputs site build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-demo outputs notebooks/outputs site build dist *.egg-info
