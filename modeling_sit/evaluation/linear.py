@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 # Fewer steps of stochastic gradients than these end far from the optimum, however small the set is.
 MIN_STEPS = 2000
@@ -123,6 +121,8 @@ def standardization(features: torch.Tensor, chunk_size: int = 16384) -> tuple[to
     Mean and standard deviation of every dimension, `(hidden_size,)` each, float64, on the CPU, by scikit-learn's
     `StandardScaler`. A constant dimension has standard deviation 1.
     """
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler()
     for chunk in features.detach().split(chunk_size):
         scaler.partial_fit(chunk.double().cpu().numpy())
@@ -204,6 +204,8 @@ def _fit_path(
 ) -> list[tuple[np.ndarray, np.ndarray, bool]]:
     """Weights and biases for each strength, of the classes that occur (of two, the second's), and whether the fit
     ended."""
+    from sklearn.linear_model import LogisticRegression
+
     num_classes = len(np.unique(target))
     if num_classes == 1:
         # Nothing to tell apart: all images are of this class, or all or none have this label.

@@ -4,10 +4,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult
-from matplotlib.figure import Figure
 
 from modeling_sit.hub.card_file import Card, DamagedCard, read_card
 from modeling_sit.hub.card_results import put_results
@@ -15,6 +14,9 @@ from modeling_sit.hub.provenance import Start
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.runtime.markdown import code_block
 from modeling_sit.visualization.charts import curves_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DEFAULT_LICENSE = "apache-2.0"
 # Figures that cards show.
@@ -109,7 +111,7 @@ def save_curves(output_dir: Path, lines: Sequence[Mapping[str, Any]], titles: Ma
     return save_shown(output_dir, LOSS_CURVE, curves_figure(lines, titles))
 
 
-def save_shown(output_dir: Path, name: str, figure: Figure | None) -> str | None:
+def save_shown(output_dir: Path, name: str, figure: "Figure | None") -> str | None:
     """Write a figure that a card shows as a PNG in its folder. Returns its name, or `None` if there is no figure.
 
     Raises:

@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from modeling_sit.visualization.palette import COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # More points than this are drawn as means of neighbors: nobody sees them apart, and noise hides the trend.
 MAX_POINTS = 300
@@ -20,7 +21,7 @@ FEW_KINDS, BAR_INCHES = 3, 0.32
 WIDE_LEGEND_INCHES, LOW_BAR = 9, 20
 
 
-def curves_figure(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Figure | None:
+def curves_figure(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> "Figure | None":
     """One panel for each metric, against the step, side by side: each has its own scale, and no legend is needed.
 
     Args:
@@ -31,6 +32,9 @@ def curves_figure(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str])
         `matplotlib.figure.Figure`, *optional*: `None` if no metric has a value. A metric without values, or with zeros
         alone, such as a loss that the run does not use, has no panel.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     drawn = {}
     for name in titles:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
@@ -75,7 +79,7 @@ def comparison_chart(
     x_label: str,
     metric: str,
     levels: Mapping[tuple[float, str], float] | None = None,
-) -> Figure:
+) -> "Figure":
     """Bars of a metric's mean with a dot for each seed, and lines at the levels of others.
 
     Args:
@@ -88,6 +92,8 @@ def comparison_chart(
         `matplotlib.figure.Figure`: One group of bars a fraction, one color for each thing compared, and across each group a
         line for each level.
     """
+    from matplotlib.figure import Figure
+
     levels = levels or {}
     fractions = list(dict.fromkeys(fraction for fraction, _ in values))
     kinds = list(dict.fromkeys(kind for _, kind in values))
