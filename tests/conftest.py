@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import io
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 from functools import partial, wraps
 from multiprocessing import resource_sharer
 from pathlib import Path
+from types import SimpleNamespace
 
 # Before anything imports the Hub's client: no test needs the network, and none should wait for it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +29,7 @@ from accelerate.state import AcceleratorState, GradientState
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
 from modeling_sit.cli.main import COMMANDS, main
 from modeling_sit.data import dataset_forms, opening
+from modeling_sit.hub import card_writing
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # Files of that folder that are called otherwise than their commands.
@@ -70,6 +73,25 @@ def digits_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset_forms, "_load_digits", load_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def curves_once():
+    """The chart of a run's losses, a third of the time of a tiny run, is drawn at the first run of a process that has these
+    losses; later runs take its file. What it shows is tested in `visualization/test_charts.py`."""
+    draw, files = card_writing.curves_figure, {}
+
+    def draw_once(lines, titles):
+        shown = tuple(title for name, title in titles.items() if any(line.get(name) for line in lines))
+        if shown and shown not in files:
+            buffer = io.BytesIO()
+            draw(lines, titles).savefig(buffer, dpi=110, format="png")
+            files[shown] = buffer.getvalue()
+        return SimpleNamespace(savefig=lambda path, **_: Path(path).write_bytes(files[shown])) if shown else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card_writing, "curves_figure", draw_once)
         yield
 
 
