@@ -1,11 +1,11 @@
 """Flags, recipes and one-line errors: what a user may write, and what he hears when it is wrong."""
 
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+from forked_python import run_forked
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling_sit.cli.errors import one_line_errors
@@ -590,16 +590,16 @@ def test_nothing_happens_without_an_error(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_no_traceback_in_a_process():
+def test_no_traceback_in_a_process(tmp_path):
     program = (
         "from modeling_sit.cli.errors import one_line_errors\n"
         "from modeling_sit.runtime.errors import SiTError\n"
         "with one_line_errors():\n"
         "    raise SiTError('the problem', remedy='the remedy')\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr == "error: the problem; the remedy\n"
+    ended = run_forked(["-c", program], tmp_path / "log")
+    assert ended.exitcode == 1
+    assert ended.said == "error: the problem; the remedy\n"
 
 
 def test_an_error_names_its_arguments_as_flags(capsys):

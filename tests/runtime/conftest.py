@@ -3,20 +3,19 @@
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
+from forked_python import ForkedPython
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 CONFIGS = REPOSITORY / "scripts" / "accelerate_configs"
 
 
-def launch(config: str, flags: list[str], command: list[str]) -> subprocess.Popen:
+def launch(config: str, flags: list[str], command: list[str], log: Path) -> ForkedPython:
     """`accelerate launch` with a ready configuration, on the CPU: what goes through it is set up as it would be on GPUs."""
     paths = [str(REPOSITORY), str(HERE.parent / "finetuning"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {
@@ -25,27 +24,24 @@ def launch(config: str, flags: list[str], command: list[str]) -> subprocess.Pope
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
     }
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), *flags]
-    return subprocess.Popen(
-        [*launcher, *command], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), *flags]
+    return ForkedPython([*launcher, *command], log, environment=environment)
 
 
-def torchrun(command: list[str]) -> subprocess.Popen:
+def torchrun(command: list[str], log: Path) -> ForkedPython:
     """`torchrun` with two processes, on a machine without GPUs, as a user types it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.Popen(
-        [*launcher, *command], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return ForkedPython([*launcher, *command], log, environment=environment)
 
 
-def wait_for(*launched: subprocess.Popen) -> None:
+def wait_for(*launched: ForkedPython) -> None:
+    for process in launched:
+        process.start()
     try:
         for process in launched:
-            output, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, output
+            assert process.wait(timeout=300) == 0, process.said
     finally:
         for process in launched:
             process.terminate()  # a launcher that is killed leaves those running that it started
@@ -78,9 +74,9 @@ def launch_once(tmp_path_factory):
 def replicated(launch_once) -> list[dict]:
     """Both processes' results on one machine, each with the whole model: `multi_gpu.yaml`."""
 
-    def start(folder: Path) -> list[subprocess.Popen]:
+    def start(folder: Path) -> list[ForkedPython]:
         command = [str(HERE / "two_processes.py"), "gather,batch_norm,gradients,methods,measures,runs", str(folder)]
-        return [launch("multi_gpu.yaml", ["--num_processes", "2"], command)]
+        return [launch("multi_gpu.yaml", ["--num_processes", "2"], command, folder / "log")]
 
     return launch_once("replicated", start)
 
@@ -89,9 +85,9 @@ def replicated(launch_once) -> list[dict]:
 def sharded(launch_once) -> list[dict]:
     """Both processes' results with half of each weight: `fsdp2.yaml`."""
 
-    def start(folder: Path) -> list[subprocess.Popen]:
+    def start(folder: Path) -> list[ForkedPython]:
         command = [str(HERE / "fsdp2_on_cpu.py"), str(HERE / "two_processes.py"), "methods,runs", str(folder)]
-        return [launch("fsdp2.yaml", ["--num_processes", "2"], command)]
+        return [launch("fsdp2.yaml", ["--num_processes", "2"], command, folder / "log")]
 
     return launch_once("sharded", start)
 
@@ -100,12 +96,15 @@ def sharded(launch_once) -> list[dict]:
 def on_two_machines(launch_once) -> list[dict]:
     """The results of one process on each of two machines, both of which are this one: `multi_node.yaml`."""
 
-    def start(folder: Path) -> list[subprocess.Popen]:
+    def start(folder: Path) -> list[ForkedPython]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             flags = ["--num_processes", "2", "--main_process_port", str(free.getsockname()[1])]
         command = [str(HERE / "two_processes.py"), "gather", str(folder)]
-        return [launch("multi_node.yaml", [*flags, "--machine_rank", str(rank)], command) for rank in range(2)]
+        return [
+            launch("multi_node.yaml", [*flags, "--machine_rank", str(rank)], command, folder / f"log-{rank}")
+            for rank in range(2)
+        ]
 
     return launch_once("on_two_machines", start)
 
@@ -113,6 +112,8 @@ def on_two_machines(launch_once) -> list[dict]:
 @pytest.fixture(scope="session")
 def without_gpus(launch_once) -> list[dict]:
     """Both processes' results on a machine without GPUs, which no environment variable tells to use its CPU."""
-    return launch_once(
-        "without_gpus", lambda folder: [torchrun([str(HERE / "two_processes.py"), "gather", str(folder)])]
-    )
+
+    def start(folder: Path) -> list[ForkedPython]:
+        return [torchrun([str(HERE / "two_processes.py"), "gather", str(folder)], folder / "log")]
+
+    return launch_once("without_gpus", start)

@@ -5,27 +5,15 @@ import multiprocessing
 import os
 import pkgutil
 import resource
-import runpy
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 
 import psutil
+from forked_python import forking, run_as_program, write_to
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-# All that `scripts/pretrain.py` imports, at once or on its way.
-LIBRARIES = (
-    "modeling_sit.cli.parser",
-    "modeling_sit.pretraining.run",
-    "sklearn.datasets",
-    "sklearn.model_selection",
-    "torch.utils.tensorboard",
-)
-
-forking = multiprocessing.get_context("forkserver")
-forking.set_forkserver_preload([*LIBRARIES, __name__])
 
 
 class ProgramProcess(forking.Process):
@@ -135,15 +123,9 @@ def run(
     os.environ.update(environment)
     # Its dataloader workers start as those of a program do that was called from a shell.
     multiprocessing.set_start_method(None, force=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(descriptor, stream.fileno())
+    write_to(log, log)
     if max_file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size))
     if at is not None:
         send_before_call(*at)
-    script = SCRIPTS / f"{name}.py"
-    sys.argv = [str(script), *flags]
-    sys.path.insert(0, str(SCRIPTS))  # as Python does for a program
-    runpy.run_path(str(script), run_name="__main__")
+    run_as_program([str(SCRIPTS / f"{name}.py"), *flags])

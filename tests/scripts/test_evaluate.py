@@ -1,11 +1,8 @@
 """scripts/evaluate.py from flags to `eval_results.json`, and its errors."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -13,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from forked_python import run_forked
 from huggingface_hub import ModelCard
 from program_process import start_together
 from sklearn.metrics import accuracy_score, f1_score
@@ -69,16 +67,12 @@ def results_in(folder: Path) -> dict:
 
 
 def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_path):
-    finished = subprocess.run(
-        [sys.executable, SCRIPT, "--model_name_or_path", "model", "--dataset", "digits", "--device", "cpu"],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert re.search(r"^knn +accuracy +0\.\d{4} +0\.\d{4} to 0\.\d{4}$", finished.stdout, re.MULTILINE)
-    assert all(line.startswith("features:") for line in finished.stderr.splitlines() if line), finished.stderr
+    command = [SCRIPT, "--model_name_or_path", "model", "--dataset", "digits", "--device", "cpu"]
+    ended = run_forked(command, tmp_path / "log", errors=tmp_path / "errors", folder=tmp_path)
+    errors = (tmp_path / "errors").read_text()
+    assert ended.exitcode == 0, errors
+    assert re.search(r"^knn +accuracy +0\.\d{4} +0\.\d{4} to 0\.\d{4}$", ended.said, re.MULTILINE)
+    assert all(line.startswith("features:") for line in errors.splitlines() if line), errors
 
     images = load_images("digits")
     processor = ViTImageProcessor.from_pretrained(model_folder)

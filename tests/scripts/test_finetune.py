@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from finetuning_runs import write_colors
+from forked_python import run_forked
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "finetune.py"
@@ -173,12 +174,8 @@ def test_from_any_folder_beside_the_other_programs(save_tiny_sit, tmp_path):
     """scripts/ comes first on the path then, and its `evaluate.py` must not stand in for the library `evaluate`."""
     sit = save_tiny_sit(tmp_path / "sit", num_channels=1)
     flags = flags_for(sit, "digits", "out", "--eval_strategy", "epoch", steps=2)
-    finished = subprocess.run(
-        [sys.executable, SCRIPT, *flags],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 0, finished.stderr
+    # Where it is not imported yet.
+    assert run_forked(["-c", "import sys; sys.exit('evaluate' in sys.modules)"], tmp_path / "before").exitcode == 0
+    ended = run_forked([SCRIPT, *flags], tmp_path / "log", folder=tmp_path)
+    assert ended.exitcode == 0, ended.said
     assert results_of(tmp_path / "out")["num_validation"] == 360
