@@ -64,26 +64,36 @@ def test_files(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"modeling_sit"}
 
 
-def test_the_console_script_pretrains_by_the_name_of_a_recipe(run, installed, tmp_path):
-    run(
-        *(installed / "bin" / "modeling-sit", "pretrain", "digits", "--output_dir", "o", "--max_steps", "20"),
-        *("--config_overrides", TINY, "--per_device_train_batch_size", "8", "--monitors", "none"),
-    )
+PROGRAM = f"""
+import contextlib, runpy, sys
+
+script, *flags = sys.argv[1:]
+sys.argv = [script, *flags]
+with contextlib.suppress(SystemExit):  # of a failure, the files that it does not write tell
+    runpy.run_path(script, run_name="__main__")
+
+import modeling_sit
+
+print(modeling_sit.__file__)
+run = modeling_sit.pretrain(
+    "digits", "p", recipe="digits", max_train_steps=2, config_overrides={TINY!r}, per_device_train_batch_size=8, monitors="none"
+)
+print(type(run.model).__name__, run.output_dir)
+
+sys.argv = [str(modeling_sit.__file__).replace("__init__", "__main__"), "--help"]
+runpy.run_module("modeling_sit", run_name="__main__")
+"""
+
+
+def test_its_console_script_its_function_and_its_module(run, installed, tmp_path):
+    """All in one process, for it takes seconds to start one: the script and the function pretrain by the name of a recipe."""
+    flags = ["pretrain", "digits", "--output_dir", "o", "--max_steps", "20", "--config_overrides", TINY]
+    flags += ["--per_device_train_batch_size", "8", "--monitors", "none"]
+    said = run(sys.executable, "-c", PROGRAM, installed / "bin" / "modeling-sit", *flags)
     assert (tmp_path / "o" / "model.safetensors").is_file()
     assert (tmp_path / "o" / "README.md").read_text().startswith("---")
-
-
-def test_the_module_is_the_program(run):
-    help_text = run(sys.executable, "-m", "modeling_sit", "--help")
+    lines = said.splitlines()
+    end = lines.index("SiTForPreTraining p")
+    assert str(installed / "modeling_sit" / "__init__.py") in lines[:end]
+    help_text = "\n".join(lines[end + 1 :])
     assert "python -m modeling_sit COMMAND" in help_text and "pretrain" in help_text
-
-
-def test_python_pretrains(run, installed, tmp_path):
-    program = (
-        "import modeling_sit\n"
-        f"assert modeling_sit.__file__.startswith({str(installed)!r})\n"
-        f"run = modeling_sit.pretrain('digits', 'o', recipe='digits', max_train_steps=2, config_overrides={TINY!r}, "
-        "per_device_train_batch_size=8, monitors='none')\n"
-        "print(type(run.model).__name__, run.output_dir)\n"
-    )
-    assert run(sys.executable, "-c", program).splitlines()[-1] == "SiTForPreTraining o"

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
-from forked_python import run_forked
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling_sit.cli.errors import one_line_errors
@@ -588,18 +587,6 @@ def test_nothing_happens_without_an_error(capsys):
         value = 1
     assert value == 1
     assert capsys.readouterr().err == ""
-
-
-def test_no_traceback_in_a_process(tmp_path):
-    program = (
-        "from modeling_sit.cli.errors import one_line_errors\n"
-        "from modeling_sit.runtime.errors import SiTError\n"
-        "with one_line_errors():\n"
-        "    raise SiTError('the problem', remedy='the remedy')\n"
-    )
-    ended = run_forked(["-c", program], tmp_path / "log")
-    assert ended.exitcode == 1
-    assert ended.said == "error: the problem; the remedy\n"
 
 
 def test_an_error_names_its_arguments_as_flags(capsys):
