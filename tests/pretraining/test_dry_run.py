@@ -180,6 +180,7 @@ MODEL = {"hidden_size": 16, "decoder_hidden_size": 64, "projection_hidden_size":
 
 def dry_arguments(folder: Path, **arguments) -> dict:
     arguments = {"logging_steps": 2, "preview_steps": 2, "checkpointing_steps": 2, "monitor_steps": None, **arguments}
+    arguments = {"monitor_images": 100, **arguments}
     return arguments_of(folder, overrides=MODEL, max_steps=5, **arguments)
 
 

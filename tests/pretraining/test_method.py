@@ -38,6 +38,19 @@ def views_of(recorded, ramps):
     return views_of
 
 
+@pytest.fixture(scope="module")
+def views_of_earlier_tests() -> dict:
+    return {}
+
+
+@pytest.fixture
+def clean(views_of_earlier_tests, views_of) -> torch.Tensor:
+    """The views without augmentation: the first test that needs them makes them."""
+    if not views_of_earlier_tests:
+        views_of_earlier_tests["clean"] = views_of({}, "clean")
+    return views_of_earlier_tests["clean"]
+
+
 def crop_sizes(views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Widths and heights of the crops in pixels, by the slopes of red and green."""
     width = (views[:, 0, :, 11] - views[:, 0, :, 4]).mean(dim=1) * 255 / 10 / 7 * 16
@@ -117,8 +130,7 @@ class TestViews:
     @pytest.mark.parametrize(
         ("argument", "settings", "is_as_asked"), EFFECTS, ids=[str(effect[1]) for effect in EFFECTS]
     )
-    def test_every_augmentation_by_its_argument(self, views_of, argument, settings, is_as_asked):
-        clean = views_of({}, "clean")
+    def test_every_augmentation_by_its_argument(self, views_of, clean, argument, settings, is_as_asked):
         width, height = crop_sizes(clean)
         torch.testing.assert_close(
             torch.stack([width, height], dim=1), torch.tensor([[24.0, 20.0]] * 8), rtol=0, atol=1

@@ -180,8 +180,16 @@ def with_groups(*numbers_and_sizes):
     return view_groups
 
 
-@pytest.mark.parametrize("groups", [[(1, 16)], [(2, 16), (3, 8)]])
-@pytest.mark.parametrize("arguments", [{}, {"streaming": True}, {"image_cache": "device"}])
+LARGE_AND_SMALL = [(2, 16), (3, 8)]
+
+
+@pytest.mark.parametrize(
+    ("groups", "arguments"),
+    [
+        ([(1, 16)], {}),
+        *((LARGE_AND_SMALL, arguments) for arguments in ({}, {"streaming": True}, {"image_cache": "device"})),
+    ],
+)
 def test_views_of_any_number_and_size(run, monkeypatch, groups, arguments):
     """One view, or large and small ones: the method gets what it asks for, and goes on bit for bit."""
     seen, inputs = [], Toy.inputs
@@ -192,6 +200,7 @@ def test_views_of_any_number_and_size(run, monkeypatch, groups, arguments):
 
     monkeypatch.setattr(Toy, "view_groups", with_groups(*groups))
     monkeypatch.setattr(Toy, "inputs", seeing)
+    arguments = {"monitor_steps": 0, **arguments}
     whole = run("whole", **arguments)
     assert seen == [[(number * 8, 1, size, size) for number, size in groups]] * NUM_STEPS
     other = run("other", resume_from_checkpoint=str(checkpoint(whole, 4)), **arguments)

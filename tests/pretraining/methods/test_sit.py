@@ -13,7 +13,6 @@ from pretraining_runs import (
     checkpoint,
     is_equal,
     lines_of,
-    losses_of,
     weights_in,
 )
 from safetensors.torch import load_file
@@ -246,16 +245,11 @@ class TestLosses:
             expected = 2 * slow_reconstruction_loss(batch, "l1", "corrupted") + 0.5 * slow_contrastive_loss(batch)
             assert loss == pytest.approx(expected, abs=1e-4)
 
-    @pytest.mark.parametrize(
-        ("settings", "overrides"),
-        [
-            ({"rotation_weight": 0.5}, {}),
-            ({}, {"use_teacher": "false"}),
-            ({"corruption": "none", "contrastive_weight": 0}, {"reconstruction_norm": "l2"}),
-            ({"reconstruction_weight": 0, "crop_scale": [0.5, 1.0]}, {}),
-        ],
-    )
-    def test_a_recipe_does_what_its_arguments_do(self, recorded, settings, overrides):
+    def test_a_recipe_does_what_its_arguments_do(self, recorded):
+        """Numbers, lists, words and fields of the configuration: the losses are equal only if none is left out."""
+        settings = {"rotation_weight": 0.5, "reconstruction_weight": 2, "contrastive_weight": 0.5}
+        settings |= {"corruption": "zeros", "crop_scale": [0.5, 1.0]}
+        overrides = {"use_teacher": "false", "reconstruction_norm": "l2"}
         by_arguments = recorded(settings, "arguments", **overrides)
         by_recipe = recorded(settings, "recipe", by_recipe=True, **overrides)
         assert by_arguments.logged("loss") == by_recipe.logged("loss")
@@ -271,16 +265,11 @@ class TestSettings:
         assert processor.corruption == corruption
 
     def test_plain_autoencoder(self, pretrain):
-        """Without corruption the loss counts all pixels: there is no corrupted one to count."""
-        arguments = {"contrastive_weight": 0, "base_learning_rate": 0.3}
-        folder = pretrain(corruption="none", **arguments, max_steps=60)
+        """It learns; that its loss counts all pixels is tested above."""
+        folder = pretrain(corruption="none", contrastive_weight=0, base_learning_rate=0.3, max_steps=60)
         reconstruction_losses = [line["reconstruction_loss"] for line in lines_of(folder)]
         assert reconstruction_losses[0] > 0.1
         assert reconstruction_losses[-1] < 0.9 * reconstruction_losses[0]
-        all_pixels = pretrain(
-            name="all", corruption="none", **arguments, max_steps=60, overrides={"reconstruction_region": "all"}
-        )
-        assert losses_of(all_pixels) == losses_of(folder)
 
     def test_fractions_of_none(self, pretrain):
         """A range of 0 to 0 corrupts nothing either."""
