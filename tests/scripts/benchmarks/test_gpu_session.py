@@ -160,8 +160,8 @@ def test_the_whole_time_holds(session, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "look_at_machine", lambda *_: {"error": "nobody knows"})
     started = time.monotonic()
     parts = [python(FOREVER, name=name) for name in ("tests", "throughput", "flowers12", "cifar10")]
-    assert session.run_session(arguments_for(tmp_path, minutes=0.1), parts, dict(os.environ), started) == 1
-    assert time.monotonic() - started < 6 + 1
+    assert session.run_session(arguments_for(tmp_path, minutes=0.03), parts, dict(os.environ), started) == 1
+    assert time.monotonic() - started < 1.8 + 1
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {part["status"] for part in report["parts"]} <= {"out of time", "left out"} and len(report["parts"]) == 4
 
