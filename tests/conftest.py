@@ -25,6 +25,7 @@ import pytest
 import torch
 import transformers
 from accelerate.state import AcceleratorState, GradientState
+from disk import check_descriptor
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor
 from modeling_sit.cli.main import COMMANDS, main
@@ -73,6 +74,15 @@ def digits_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset_forms, "_load_digits", load_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """`os.fsync` returns at once. A tiny run calls it 40 times, and waits twice as long for it as it computes; it is of use
+    where the power fails, which no test sees. Tests of what is synced, and when, look at the calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", check_descriptor)
         yield
 
 

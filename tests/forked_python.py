@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from disk import check_descriptor
 
 # All that `scripts/pretrain.py`, the checks of two processes and launchers import, at once or on their way.
 LIBRARIES = (
@@ -126,6 +127,7 @@ def write_to(log: str, errors: str) -> None:
 
 def run_as_program(arguments: list[str]) -> None:
     """Run `-c PROGRAM`, `-m MODULE` or a file as `__main__`; its folder comes first on the path, as Python has it."""
+    os.fsync = check_descriptor
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     first, *rest = arguments
     sys.argv = [first, *rest[1:]] if first in ("-c", "-m") else arguments
