@@ -36,9 +36,10 @@ notebooks: $(VENV)/installed-for-notebooks ## Run every notebook, and write it w
 notebooks-open: $(VENV)/installed-for-notebooks ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-# One thread a worker: workers that each use all cores get in one another's way.
+# One thread a worker: workers that each use all cores get in one another's way. Each worker has half of the files, and takes
+# tests of the other's when it is done: so most fixtures of a file are made in one worker only.
 test: $(VENV)/installed-for-tests ## Run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not browser"
 
 test-slow: $(VENV)/installed-for-tests ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
