@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
+# Two pips in one environment get in each other's way, and tests use all cores by themselves.
+.NOTPARALLEL:
 .PHONY: help install quickstart notebooks notebooks-open test test-slow test-gpu test-demo lint docs docs-serve clean
 
 help: ## Say what there is to make
@@ -48,19 +50,22 @@ test-slow: $(VENV)/installed-for-tests ## Run the tests that take minutes
 test-gpu: $(VENV)/installed-for-tests ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu -n 0
 
-# An environment of its own: gradio holds back the release of Pillow that the other tests run with.
-$(VENV)-demo/installed: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)-demo
-	$(VENV)-demo/bin/python -m pip install --quiet --editable ".[train,test,demo,browser]"
-# A browser that the system has is enough. Else Chromium with its own libraries, where this user may install them.
-	command -v chromium chromium-browser google-chrome \
-		|| $(VENV)-demo/bin/playwright install --with-deps chromium \
-		|| $(VENV)-demo/bin/playwright install chromium \
+# An environment of its own, for gradio holds back the release of Pillow that the other tests run with. It sees the packages of
+# $(VENV) behind its own, pip among them: what is there already is not installed a second time. Of lightly, pip knows that it is
+# there without what it asks for.
+$(VENV)-demo/installed: $(VENV)/installed-for-tests
+	$(BIN)/python -m venv --clear --without-pip $(VENV)-demo
+	packages='import sysconfig; print(sysconfig.get_path("purelib"))' \
+		&& $(BIN)/python -c "$$packages" >"$$($(VENV)-demo/bin/python -c "$$packages")/packages_of_tests.pth"
+	$(VENV)-demo/bin/python -m pip install --quiet --no-warn-conflicts --editable ".[demo,browser]"
+# A browser that the system has is enough. A download may wait for a host that does not answer.
+	for name in chromium chromium-browser google-chrome; do command -v $$name && exit; done; \
+		$(if $(shell command -v timeout),timeout 300) $(VENV)-demo/bin/playwright install chromium \
 		|| echo "There is no Chromium, and it cannot be downloaded: the tests in a browser are skipped."
 	@touch $@
 
 test-demo: $(VENV)-demo/installed ## Run the tests of the demo, also in a browser
-	OMP_NUM_THREADS=1 $(VENV)-demo/bin/python -m pytest tests/demo -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)-demo/bin/python -m pytest tests/demo -n 2 -m "not slow"
 
 lint: $(VENV)/installed-for-tests ## Check style
 	$(BIN)/ruff check .

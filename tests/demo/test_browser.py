@@ -26,13 +26,15 @@ PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1200, "height": 900}
 @pytest.fixture(scope="module")
 def chromium():
     with playwright.sync_playwright() as library:
-        try:
-            browser = library.chromium.launch(args=ARGUMENTS)
-        except playwright.Error:
-            path = next(filter(None, map(shutil.which, CHROMIUM)), None)
-            if path is None:
-                pytest.skip("there is no Chromium: playwright install chromium")
-            browser = library.chromium.launch(args=ARGUMENTS, executable_path=path)
+        # Its own first, then what the system calls so, which may be no browser but an advice to install one.
+        for path in (None, *filter(None, map(shutil.which, CHROMIUM))):
+            try:
+                browser = library.chromium.launch(args=ARGUMENTS, executable_path=path)
+                break
+            except playwright.Error as error:
+                problem = error.message.strip().splitlines()[0]
+        else:
+            pytest.skip(f"there is no Chromium that starts: playwright install chromium ({problem})")
         yield browser
         browser.close()
 
