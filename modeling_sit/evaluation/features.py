@@ -1,5 +1,6 @@
 """Features of a frozen encoder, which every protocol measures."""
 
+import inspect
 import logging
 import math
 from collections import Counter
@@ -168,7 +169,7 @@ def extract_features(
     Raises:
         [`SiTError`]: If there is no such pooling or layer, or the model gives no tokens.
     """
-    encoder = model.base_model
+    encoder = _encoder_of(model)
     arguments = settle_features(arguments or FeatureArguments(), encoder.config)
     num_processes, process_index = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     is_main = process_index == 0
@@ -275,6 +276,12 @@ def distributed_batches(num_images: int, batch_size: int, num_processes: int, pr
         first = start * num_processes + process_index * size
         batches.append([index % num_images for index in range(first, first + size)])
     return batches
+
+
+def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The encoder of a model with heads; of an encoder, itself. That of DINOv3 calls its blocks alone its base."""
+    base = model.base_model
+    return model if next(iter(inspect.signature(base.forward).parameters)) == "hidden_states" else base
 
 
 def _pooled_features(

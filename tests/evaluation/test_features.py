@@ -10,6 +10,8 @@ import torch
 from transformers import (
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ResNetConfig,
     ResNetModel,
     ViTConfig,
@@ -206,6 +208,15 @@ def test_register_tokens_are_no_patches(images, processor):
         inputs = processor(PIL.Image.open(io.BytesIO(images[0])), return_tensors="pt")
         patches = model(**inputs).last_hidden_state[:, -16:]
     torch.testing.assert_close(result.features, patches.mean(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_that_calls_its_blocks_its_base(images, processor):
+    model = DINOv3ViTModel(DINOv3ViTConfig(**TINY_VIT, num_register_tokens=2)).eval()
+    result = extract_features(model, make_dataset(images[:1]), processor, progress=False)
+    with torch.no_grad():
+        inputs = processor(PIL.Image.open(io.BytesIO(images[0])), return_tensors="pt")
+        token = model(**inputs).last_hidden_state[:, 0]
+    torch.testing.assert_close(result.features, token, rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_while_it_runs_and_as_it_was_after(images, processor):
