@@ -124,9 +124,8 @@ def reconstruct(
     Raises:
         [`SiTError`]: If the model reconstructs nothing, an image cannot be read, there is no donor, or nothing is painted.
     """
+    checkpoint.require("reconstruct")
     model = checkpoint.reconstructing
-    if model is None:
-        raise SiTError(checkpoint.no_reconstruction or "the model reconstructs nothing")
     if corruption.kind == "replace" and donor is None:
         raise SiTError(
             "replace takes pixels of another image, and there is no dataset", remedy="choose noise or zeros"
@@ -179,8 +178,10 @@ def attend(
         `list[Shown]`: The image, the mean of the heads, and each head.
 
     Raises:
-        [`SiTError`]: If there is no such layer or head, or the image cannot be read.
+        [`SiTError`]: If the model has no such attention, layer or head, or the image cannot be read.
     """
+    checkpoint.require("encode")
+    checkpoint.require("attend")
     if isinstance(layer, float):  # as JSON may give it
         layer = int(layer)
     chosen = list(range(1, checkpoint.num_heads + 1)) if not heads else [int(head) for head in heads]
@@ -208,8 +209,11 @@ def neighbours(checkpoint: ShownCheckpoint, query: Query, gallery: Gallery, coun
         count (`int`, *optional*, defaults to 8): How many; fewer in a smaller gallery.
 
     Raises:
-        [`SiTError`]: If the image cannot be read.
+        [`SiTError`]: If the model has no encoder, the count is below 1, or the image cannot be read.
     """
+    checkpoint.require("encode")
+    if not count >= 1:
+        raise SiTError(f"count must be at least 1, got {count}")
     query.read(checkpoint.pixel_format)  # says what is wrong with it
     found = gallery.features(checkpoint)
     rows = found.rows.tolist()
@@ -230,8 +234,9 @@ def map_page(checkpoint: ShownCheckpoint, gallery: Gallery, method: str = "tsne"
     """The map of a gallery's features as a page of its own, in HTML.
 
     Raises:
-        [`SiTError`]: If there are too few images, or there is no such method.
+        [`SiTError`]: If the model has no encoder, there are too few images, or there is no such method.
     """
+    checkpoint.require("encode")
     found = gallery.features(checkpoint)
     shown = gallery.split.select(found.rows.tolist())
     labels = label_sets(shown, gallery.label_names)
@@ -254,7 +259,7 @@ def classify(checkpoint: ShownCheckpoint, query: Query) -> dict[str, float]:
     """
     model = checkpoint.predicting
     if checkpoint.task != "classification":
-        raise SiTError(checkpoint.no_prediction or "the model is no classifier")
+        raise SiTError(checkpoint.missing.get("predict", "the model is no classifier"))
     pixel_values = pixel_values_of(checkpoint, [query.read(checkpoint.pixel_format)])
     with evaluation_mode(model), torch.no_grad():
         logits = model(pixel_values=pixel_values).logits[0].float()
@@ -277,7 +282,7 @@ def find_objects(checkpoint: ShownCheckpoint, query: Query, threshold: float = 0
     """
     dense = checkpoint.predicting
     if not isinstance(dense, DenseModel):
-        raise SiTError(checkpoint.no_prediction or "the model finds no objects and no classes of pixels")
+        raise SiTError(checkpoint.missing.get("predict", "the model finds no objects and no classes of pixels"))
     rows = ShownRows([query.read(dense.pixel_format)], [query.name], [None])
     is_pixels = checkpoint.task == "segmentation"
     figure = draw_segmentation(dense, rows) if is_pixels else draw_detections(dense, rows, float(threshold))
@@ -295,7 +300,7 @@ def as_seen(checkpoint: ShownCheckpoint, image: Image) -> PIL.Image.Image:
 def pixel_values_of(checkpoint: ShownCheckpoint, images: Sequence[Image]) -> torch.Tensor:
     """Normalized images `(images, channels, height, width)`, on the checkpoint's device."""
     values = checkpoint.processor(images=list(images), return_tensors="pt")["pixel_values"]
-    return values.to(checkpoint.encoder.device)
+    return values.to(checkpoint.model.device)
 
 
 def enlarged(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -120,9 +120,18 @@ def _answer(button: gr.Button, name: str, answer: Callable, inputs: list, output
     button.click(_told(answer), inputs, output, api_name=name, **ONE_AT_A_TIME)
 
 
-def _reason(text: str | None) -> None:
+def _reason(text: str) -> None:
     """Why a tab is empty."""
-    gr.HTML(f"<p>{html.escape(text or 'There is nothing to show.')}</p>")
+    gr.HTML(f"<p>{html.escape(text)}</p>")
+
+
+def _says_why(demonstration: Demonstration, *abilities: str) -> bool:
+    """Whether the checkpoint cannot do one of these, so that its tab says why and is empty."""
+    missing = demonstration.checkpoint.missing
+    lacking = next((ability for ability in abilities if ability in missing), None)
+    if lacking is not None:
+        _reason(missing[lacking])
+    return lacking is not None
 
 
 def _corruption_controls(gallery_is_there: bool) -> tuple[gr.Radio, gr.Slider, gr.Slider]:
@@ -134,8 +143,7 @@ def _corruption_controls(gallery_is_there: bool) -> tuple[gr.Radio, gr.Slider, g
 
 
 def _reconstruct_tab(demonstration: Demonstration, chosen: list) -> gr.ImageEditor | None:
-    if demonstration.checkpoint.reconstructing is None:
-        _reason(demonstration.checkpoint.no_reconstruction)
+    if _says_why(demonstration, "reconstruct"):
         return None
     with gr.Row():
         kind, ratio, seed = _corruption_controls(demonstration.gallery is not None)
@@ -167,6 +175,8 @@ def _reconstruct_tab(demonstration: Demonstration, chosen: list) -> gr.ImageEdit
 
 
 def _attention_tab(demonstration: Demonstration, chosen: list) -> None:
+    if _says_why(demonstration, "encode", "attend"):
+        return
     checkpoint = demonstration.checkpoint
     with gr.Row():
         layer = gr.Slider(1, max(2, checkpoint.num_layers), value=checkpoint.num_layers, step=1, label="Layer")
@@ -184,6 +194,8 @@ def _neighbours_tab(demonstration: Demonstration, chosen: list) -> None:
     if demonstration.gallery is None:
         _reason("Neighbors are sought among the images of a dataset. Start the demo with one.")
         return
+    if _says_why(demonstration, "encode"):
+        return
     most = min(MAX_NEIGHBOURS, max(2, len(demonstration.gallery) - 1))
     count = gr.Slider(1, most, value=min(NUM_NEIGHBOURS, most), step=1, label="How many")
     button = gr.Button("Find neighbors", variant="primary")
@@ -196,6 +208,8 @@ def _map_tab(demonstration: Demonstration) -> None:
     if demonstration.gallery is None:
         _reason("The map is of the images of a dataset. Start the demo with one.")
         return
+    if _says_why(demonstration, "encode"):
+        return
     methods = [method for method in METHODS if method != "umap" or importlib.util.find_spec("umap") is not None]
     method = gr.Radio(methods, value=METHODS[0], label="How features become two numbers")
     button = gr.Button("Draw the map", variant="primary")
@@ -204,10 +218,9 @@ def _map_tab(demonstration: Demonstration) -> None:
 
 
 def _predict_tab(demonstration: Demonstration, chosen: list) -> None:
-    task = demonstration.checkpoint.task
-    if task is None:
-        _reason(demonstration.checkpoint.no_prediction)
+    if _says_why(demonstration, "predict"):
         return
+    task = demonstration.checkpoint.task
     inputs = list(chosen)
     if task == "detection":
         inputs.append(gr.Slider(0, 1, value=0.5, step=0.05, label="Lowest score of what is drawn"))

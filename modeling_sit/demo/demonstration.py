@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,19 @@ class Demonstration:
         device = choose_device(arguments.device)
         name = arguments.model_name_or_path
         checkpoint = load_shown(name, arguments.network, arguments.num_attention_heads, device)
-        arguments.set_intensity_range(checkpoint.processor, checkpoint.encoder.config)
+        arguments.set_intensity_range(checkpoint.processor, checkpoint.model.config)
         compared = None
         if arguments.compare_with == RANDOM:
             compared = untrained_twin(checkpoint, name, arguments.seed)
         elif arguments.compare_with is not None:
             with argument_names(model_name_or_path="compare_with"):
                 compared = load_shown(arguments.compare_with, device=device)
-            arguments.set_intensity_range(compared.processor, compared.encoder.config)
+            arguments.set_intensity_range(compared.processor, compared.model.config)
+            if compared.name == checkpoint.name:
+                checkpoint, compared = (
+                    replace(each, name="/".join(Path(path).parts[-2:]))
+                    for each, path in ((checkpoint, name), (compared, arguments.compare_with))
+                )
         gallery = None
         if arguments.dataset is not None:
             gallery = Gallery.of(load_images(**arguments.for_loading), arguments.max_images, arguments.seed)
@@ -91,7 +97,7 @@ class Demonstration:
             lines.append(f"{len(self.gallery):,} images of {Path(self.gallery.name).name}")
         lines.append(
             f"Files of up to {self.arguments.max_upload_megabytes:g} MB and {self.arguments.max_upload_pixels / 1e6:g} "
-            f"million pixels; of animations the first frame. Computed on {self.checkpoint.encoder.device.type}."
+            f"million pixels; of animations the first frame. Computed on {self.checkpoint.model.device.type}."
         )
         return lines
 

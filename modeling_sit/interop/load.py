@@ -324,6 +324,9 @@ class _Repository:
         return config_class.from_pretrained(self.name, **settings)
 
     def load_model(self, model_class: type, config: PreTrainedConfig) -> tuple[PreTrainedModel, _Report]:
+        if is_auto_class(model_class) and type(config) not in model_class._model_mapping:
+            # Transformers would import all the hundreds that it knows, and list them.
+            raise ValueError(f"transformers' {model_class.__name__} knows no {config.model_type}")
         model, info = model_class.from_pretrained(
             self.name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import PIL.Image
 import pytest
+from foreign import save_detr
 from pages import captions_of, images_of
 from serving import free_port, served
 
@@ -117,6 +118,15 @@ def test_a_tab_that_can_show_nothing_says_why(demonstrate):
     app = page_of_gradio.create_app(demonstrate(dataset=None))
     texts = " ".join(str(each.value) for each in app.blocks.values() if each.get_block_name() == "html")
     assert texts.count("Start the demo with one") == 3 and "fine-tune it first" in texts
+
+
+def test_a_model_without_an_encoder_says_so_in_each_tab(demonstrate, tmp_path):
+    app = page_of_gradio.create_app(demonstrate(model_name_or_path=str(save_detr(tmp_path / "detr"))))
+    texts = " ".join(str(each.value) for each in app.blocks.values() if each.get_block_name() == "html")
+    assert texts.count("The model (detr) has no encoder") == 3 and texts.count("reconstructs nothing") == 1
+    assert [each.label for each in app.blocks.values() if each.get_block_name() == "slider"][-1].startswith(
+        "Lowest score"
+    )
 
 
 def test_a_port_in_use():

@@ -498,6 +498,14 @@ class TestReport:
                 load(name)
             assert error.value.argument == "model_name_or_path"
 
+    def test_a_model_that_is_never_without_its_head(self, tmp_path):
+        """Transformers would list all the models that it knows."""
+        transformers.UperNetConfig(backbone_config=transformers.ResNetConfig()).save_pretrained(tmp_path)
+        with pytest.raises(SiTError) as error:
+            load_checkpoint(tmp_path, transformers.AutoModel)
+        assert error.value.argument == "model_name_or_path"
+        assert len(error.value.problem.removeprefix(str(tmp_path))) < 200
+
     def test_the_configuration_alone(self, sit, authors):
         assert read_config(str(sit))["hidden_size"] == 16
         assert read_config(authors, num_attention_heads=3)["projection_first_act"] == "relu"
