@@ -133,15 +133,14 @@ class Demonstration:
 
     def neighbours(self, file: str | None, number: Any, count: int) -> str:
         """The nearest images of the dataset."""
-        query = self.query(file, number)
-        return figures(neighbours(self.checkpoint, query, self._gallery(), count))
+        return figures(self._nearest(self.checkpoint, self.query(file, number), count))
 
     def map(self, method: str = "tsne") -> str:
         """The map of the dataset, in a frame. It is drawn once."""
         gallery = self._gallery()
         with self._lock:
             if method not in self._maps:
-                page = map_page(self.checkpoint, gallery, method)
+                page = gallery.answer(lambda: map_page(self.checkpoint, gallery, method))
                 self._maps[method] = framed(page, f"map of the features of {len(gallery):,} images")
             return self._maps[method]
 
@@ -169,13 +168,15 @@ class Demonstration:
                 ("Attention, mean of the heads", lambda: attend(checkpoint, query)[1:2]),
             ]
             if self.gallery is not None:
-                parts.append(("Nearest images", lambda: neighbours(checkpoint, query, self.gallery, NUM_COMPARED)))
+                parts.append(("Nearest images", lambda: self._nearest(checkpoint, query, NUM_COMPARED)))
             found = []
             for title, answer in parts:
                 try:
                     found += [paragraph(title), figures(answer())]
                 except SiTError as error:  # one of the two may have no decoder
                     found += [paragraph(title), paragraph(error.problem)]
+            if checkpoint.task is not None:
+                found.append(paragraph("Prediction"))
             if checkpoint.task == "classification":
                 found.append(probabilities(classify(checkpoint, query)))
             elif checkpoint.task is not None:
@@ -183,6 +184,10 @@ class Demonstration:
             return found
 
         return side_by_side([(each.name, blocks(each)) for each in (self.checkpoint, self.compared)])
+
+    def _nearest(self, checkpoint: ShownCheckpoint, query: Query, count: int) -> list[Shown]:
+        gallery = self._gallery()
+        return gallery.answer(lambda: neighbours(checkpoint, query, gallery, count))
 
     def _gallery(self) -> Gallery:
         if self.gallery is None:

@@ -2,18 +2,19 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 
-from modeling_sit.data.decoding import Image, UnreadableImage, remedy
+from modeling_sit.data.decoding import Image, UnreadableImage
 from modeling_sit.data.image_datasets import ImageDatasets, read_row
 from modeling_sit.data.image_sample import SampledImage, read_facts
+from modeling_sit.data.opening import PIXEL_LIMIT, TOO_LARGE
 from modeling_sit.demo.arguments import MEGABYTE
 from modeling_sit.demo.checkpoints import ShownCheckpoint
 from modeling_sit.evaluation.features import Features, frozen_features
@@ -23,6 +24,7 @@ from modeling_sit.visualization.selection import choose_rows, label_sets, label_
 
 # Pillow would have Ghostscript run it.
 POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
+Answer = TypeVar("Answer")
 IMAGE = datasets.Features({"image": datasets.Image(decode=False)})
 
 
@@ -78,7 +80,7 @@ class Gallery:
     whole: datasets.Dataset
     rows: Sequence[int]
     label_names: Sequence[str] | None = None
-    _features: dict[str, Features] = field(default_factory=dict, repr=False)
+    _features: dict[ShownCheckpoint, Features] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
@@ -118,10 +120,38 @@ class Gallery:
             [`SiTError`]: If none can be read, or the checkpoint gives none.
         """
         with self._lock:  # of several users at once, one computes them
-            if checkpoint.name not in self._features:
+            if checkpoint not in self._features:
                 images = self.split.select_columns("image")
-                self._features[checkpoint.name] = frozen_features(checkpoint.encoder, images, checkpoint.processor)
-            return self._features[checkpoint.name]
+                try:
+                    self._features[checkpoint] = frozen_features(checkpoint.encoder, images, checkpoint.processor)
+                except SiTError as error:  # it names the first image
+                    raise SiTError(self._without_folder(error.problem), remedy=error.remedy) from error
+            return self._features[checkpoint]
+
+    def answer(self, ask: Callable[[], Answer]) -> Answer:
+        """What a function gives that reads neighbors and their images. If one is gone since the features were computed, they
+        are computed again, without it.
+
+        Raises:
+            [`SiTError`]: As the function, or if images go while it reads them.
+        """
+        try:
+            return ask()
+        except UnreadableImage:
+            with self._lock:
+                self._features.clear()
+        try:
+            return ask()
+        except UnreadableImage as error:
+            problem = f"the dataset changes while it is read: {self._without_folder(str(error))}"
+            raise SiTError(problem, remedy="try again when it is complete") from error
+
+    def _without_folder(self, text: str) -> str:
+        """A text that does not say where the dataset lies on this machine."""
+        given = self.name.rstrip(os.sep)
+        for folder in (os.path.abspath(os.path.expanduser(given)), given):
+            text = text.replace(f"{folder}{os.sep}", "")
+        return text
 
 
 def uploaded(path: str | os.PathLike, max_megabytes: float) -> Query:
@@ -155,4 +185,7 @@ def _named(name: str) -> Iterator[None]:
         yield
     except UnreadableImage as error:
         reason = str(error).partition(": ")[2] or str(error)
-        raise SiTError(f"{name}: {reason}", remedy=remedy(str(error)) or "give another image") from error
+        # Whoever gives an image of their own sets no variables where the page is served.
+        reason = reason.replace(f" ({PIXEL_LIMIT} raises it)", "")
+        kind = "a smaller" if reason.startswith(TOO_LARGE) else "another"
+        raise SiTError(f"{name}: {reason}", remedy=f"give {kind} image") from error

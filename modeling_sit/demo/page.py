@@ -15,7 +15,7 @@ STYLE = """
 .sit-figures figcaption { font-size: .85rem; overflow-wrap: anywhere; padding-top: 4px; }
 @media (max-width: 640px) { .sit-figures:not(.wide) { grid-template-columns: 1fr 1fr; } }
 .sit-sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 24px; }
-.sit-sides .sit-figures { grid-template-columns: repeat(auto-fill, minmax(min(110px, 100%), 1fr)); }
+.sit-sides .sit-figures:not(.wide) { grid-template-columns: repeat(auto-fill, minmax(min(110px, 100%), 1fr)); }
 .sit-sides h3 { margin: 0 0 8px; overflow-wrap: anywhere; }
 .sit-sides p { margin: 8px 0; }
 .sit-map { width: 100%; height: 760px; border: 1px solid #8888; background: #fff; }

@@ -1,11 +1,13 @@
 """The demo from arguments to a page that is served, or to a folder that serves it elsewhere."""
 
 import importlib.util
+import os
 import socket
 import warnings
 
 import PIL.Image
 
+from modeling_sit.data.opening import PIXEL_LIMIT
 from modeling_sit.demo.arguments import DemoArguments
 from modeling_sit.demo.demonstration import Demonstration
 from modeling_sit.demo.space import write_space
@@ -26,6 +28,7 @@ def run_demo(arguments: DemoArguments) -> None:
     check_port(arguments.host, arguments.port)
     # Of this process, which is the demo alone. Readers take no larger image, and Pillow none of twice the size.
     PIL.Image.MAX_IMAGE_PIXELS = arguments.max_upload_pixels
+    os.environ[PIXEL_LIMIT] = str(arguments.max_upload_pixels)
     warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
     demonstration = Demonstration.load(arguments)
     from modeling_sit.demo.app import create_app, launch_settings

@@ -60,11 +60,21 @@ def test_the_page_alive_with_every_input(client_of_page, own_file, tmp_path, fla
         with pytest.raises(AppError, match=word) as error:
             client.predict(gradio_client.handle_file(str(tmp_path / bad)), 0, api_name="/look")
         assert "<" not in str(error.value) and str(tmp_path) not in str(error.value)
-    with pytest.raises(AppError, match="maximum value 7"):  # gradio checks it first
-        client.predict(None, 8, api_name="/look")
+    # Gradio checks first what the controls can give.
+    for values, name, word in (
+        ((None, 8), "look", "maximum value 7"),
+        ((None, 0, 99, []), "attend", "maximum value 2"),
+        ((None, 0, 1, [3]), "attend", "list of choices"),
+        ((None, 0, -5), "neighbours", "minimum value 1"),
+        ((None, 0, "noise", 5, 0.25, 0), "reconstruct", "maximum value 0.9"),
+        (("mds",), "map", "list of choices"),
+    ):
+        with pytest.raises(AppError, match=word):
+            client.predict(*values, api_name=f"/{name}")
 
     # No file but the uploaded ones: not of the machine, of the checkpoint, nor of the dataset as a file.
-    for path in ("/etc/passwd", str(tmp_path / "model" / "config.json"), str(flat_images / "red" / "0.png")):
+    files = (str(tmp_path / "model" / "config.json"), str(flat_images / "red" / "0.png"))
+    for path in ("/etc/passwd", f"{tmp_path}/gradio/../model/config.json", "%2e%2e/%2e%2e/etc/passwd", *files):
         for route in ("gradio_api/file=", "file=", "gradio_api/file/"):
             assert httpx.get(f"{url}{route}{path}").status_code in (403, 404)
         # Gradio's client would upload it as its own file.

@@ -1,5 +1,6 @@
 """What the page answers, without a browser and without gradio: pixels, neighbors, and a message for each bad input."""
 
+import shutil
 import warnings
 
 import numpy as np
@@ -121,6 +122,18 @@ class TestNeighbours:
     def test_more_than_there_are(self, demonstrate):
         assert len(captions_of(demonstrate().neighbours(None, 0, 100))) == 7
 
+    def test_a_dataset_that_changes(self, demonstrate, flat_images):
+        demonstration = demonstrate()
+        assert captions_of(demonstration.neighbours(None, 0, 1))[0].startswith("blue")
+        for number in range(1, 4):
+            (flat_images / "blue" / f"{number}.png").unlink()
+        assert [text[:3] for text in captions_of(demonstration.neighbours(None, 0, 9))] == ["red"] * 4
+        assert demonstration.map("pca").count("data:image/png;base64,") == 5
+        shutil.rmtree(flat_images)
+        with pytest.raises(SiTError) as error:
+            demonstration.map("tsne")
+        assert "blue/0.png" in error.value.problem and str(flat_images) not in str(error.value)
+
     def test_without_a_dataset(self, demonstrate, own_file):
         demonstration = demonstrate(dataset=None)
         for ask in (lambda: demonstration.neighbours(own_file(PIL.Image.new("L", (9, 9))), 0, 3), demonstration.map):
@@ -186,6 +199,18 @@ class TestCompare:
         one, two = images_of(left), images_of(right)
         assert (one["corrupted"] == two["corrupted"]).all() and (one["reconstruction"] != two["reconstruction"]).any()
 
+    def test_two_of_one_name(self, demonstrate, save_tiny_sit, tmp_path):
+        """As the last folders of two runs often have."""
+        one, two = (str(save_tiny_sit(tmp_path / run / "last", seed)) for seed, run in enumerate(("one", "two")))
+        left, right = (
+            demonstrate(model_name_or_path=one, compare_with=two)
+            .compare(None, 0, "zeros", 0.5, 0)
+            .split("<section>")[1:]
+        )
+        assert "<h3>one/last</h3>" in left and "<h3>two/last</h3>" in right
+        cosines = [[text for text in captions_of(side) if "cosine" in text] for side in (left, right)]
+        assert len(cosines[0]) == 6 and cosines[0] != cosines[1]
+
     def test_with_the_network_before_training(self, demonstrate):
         page = demonstrate(compare_with="random").compare(None, 0, "zeros", 0.5, 0)
         assert "before training" in page and page.count("Attention") == 2 and "no trained head" in page
@@ -222,7 +247,7 @@ class TestBadInput:
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
             for side in (1200, 3000):  # below twice the limit Pillow warns, beyond it refuses
                 path = own_file(PIL.Image.new("1", (side, side)), f"{side}.png")
-                self.told(demonstrate(), path, f"{side}.png", "too large", tmp_path=tmp_path)
+                self.told(demonstrate(), path, f"{side}.png", "too large", "smaller", tmp_path=tmp_path)
 
     def test_too_many_bytes(self, demonstrate, own_file, tmp_path):
         pixels = np.random.default_rng(0).integers(0, 255, (50, 50, 3), dtype=np.uint8)
