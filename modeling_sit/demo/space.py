@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import datasets
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 import modeling_sit
@@ -14,7 +15,7 @@ from modeling_sit.data.opening import content_of
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.data.sources import load_images
 from modeling_sit.demo.arguments import RANDOM, DemoArguments
-from modeling_sit.demo.checkpoints import load_shown
+from modeling_sit.demo.checkpoints import ShownCheckpoint, load_shown
 from modeling_sit.demo.gallery import Gallery
 from modeling_sit.hub.repository_files import LOGS, find_model_files
 from modeling_sit.runtime.atomic_files import write_errors
@@ -79,14 +80,14 @@ def write_space(arguments: DemoArguments) -> Path:
     with write_errors(folder, REMEDY):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise SiTError(f"{folder} is there and not empty", argument="export_space", remedy=REMEDY)
-    shown = load_shown(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads)
-    lines = requirement_lines()
+    shown = [load_shown(arguments.model_name_or_path, arguments.network, arguments.num_attention_heads)]
     given = {"model_name_or_path": arguments.model_name_or_path}
     if arguments.compare_with is not None:
         given["compare_with"] = arguments.compare_with
         if arguments.compare_with != RANDOM:
             with argument_names(model_name_or_path="compare_with"):
-                load_shown(arguments.compare_with)
+                shown.append(load_shown(arguments.compare_with))
+    lines = requirement_lines({extra for each in shown for extra in _extras_of(each)})
     files = []
     with write_errors(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ def write_space(arguments: DemoArguments) -> Path:
         card = CARD.format(
             title=title,
             version=GRADIO_VERSION,
-            description=f"What {shown.describe()} makes of images.",
+            description=f"What {shown[0].describe()} makes of images.",
             with_images="finds the nearest images, draws a map of them, " if arguments.dataset is not None else "",
             package=PACKAGE,
             files="\n".join(files),
@@ -120,8 +121,11 @@ def write_space(arguments: DemoArguments) -> Path:
     return folder
 
 
-def requirement_lines() -> list[str]:
+def requirement_lines(extras: Collection[str] = ()) -> list[str]:
     """What a Space installs: the requirements of the package for training and measuring, and gradio.
+
+    Args:
+        extras (collection of `str`, *optional*): Extras of the package that are needed, too.
 
     Raises:
         [`SiTError`]: If the package is not installed, so that nobody knows them.
@@ -132,9 +136,23 @@ def requirement_lines() -> list[str]:
         raise SiTError(
             "the package is not installed, so that its requirements are not known", remedy="pip install -e . first"
         ) from problem
-    kept = [each for each in found if each.marker is None or each.marker.evaluate({"extra": "train"})]
+    kept = [each for each in found if each.marker is None or _is_of(each.marker, {"train", *extras})]
     lines = {f"{each.name}{each.specifier}" for each in kept if each.name != "gradio"}
     return [*sorted(lines), GRADIO]
+
+
+def _is_of(marker: Marker, extras: Collection[str]) -> bool:
+    return any(marker.evaluate({"extra": extra}) for extra in extras)
+
+
+def _extras_of(shown: ShownCheckpoint) -> Iterator[str]:
+    """Extras of the package that a checkpoint and its images need."""
+    networks = (shown.model, getattr(shown.predicting, "model", None))
+    modules = (module for network in networks if network is not None for module in network.modules())
+    if any(type(module).__module__.startswith("timm.") for module in modules):
+        yield "timm"
+    if not shown.pixel_format.has_mode:
+        yield "scientific"
 
 
 def _copy_checkpoint(name: str, folder: Path, place: str) -> str:

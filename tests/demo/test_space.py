@@ -13,9 +13,12 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
+from foreign import save_classifier_file, save_detr
 from packaging.requirements import Requirement
 from serving import free_port
+from transformers import TimmBackboneConfig
 
+from modeling_sit import SiTImageProcessor
 from modeling_sit.demo.arguments import DemoArguments
 from modeling_sit.demo.space import GRADIO, requirement_lines, write_space
 from modeling_sit.runtime.errors import SiTError
@@ -97,11 +100,33 @@ def test_requirements_are_the_packages():
             assert each.specifier.contains(version(each.name)), each
 
 
+def test_requirements_are_the_checkpoints(export, save_tiny_sit, tmp_path):
+    """A backbone of timm needs timm, images of many channels the readers of such."""
+    pytest.importorskip("timm", reason="timm is not installed: pip install modeling-sit[timm]")
+    detr = save_detr(tmp_path / "detr", TimmBackboneConfig(backbone="test_resnet", out_indices=[-1]))
+    many = save_tiny_sit(tmp_path / "many", num_channels=5)
+    SiTImageProcessor(
+        size={"height": 16, "width": 16}, patch_size=8, image_mean=[0.5] * 5, image_std=[0.5] * 5
+    ).save_pretrained(many)
+    for name, needed, other in ((detr, "timm", "tifffile"), (many, "tifffile", "timm")):
+        folder = export(model_name_or_path=str(name), dataset=None, export_space=str(tmp_path / f"space_{needed}"))
+        names = [Requirement(line).name for line in (folder / "requirements.txt").read_text().splitlines()]
+        assert needed in names and other not in names
+
+
 def test_it_starts_by_itself(export, tmp_path):
-    pytest.importorskip("gradio", reason="gradio is not installed: pip install modeling-sit[demo]")
-    folder, port = export(), free_port()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    """A classifier, and beside it a detector of another library, where all that the list asks for is installed."""
+    gradio_client = pytest.importorskip(
+        "gradio_client", reason="gradio is not installed: pip install modeling-sit[demo]"
+    )
+    classifier, detector = save_classifier_file(tmp_path / "classifier"), save_detr(tmp_path / "detr")
+    folder, port = export(model_name_or_path=str(classifier), compare_with=str(detector)), free_port()
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONPATH" and not name.startswith("PIP_")
+    }
     environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
+    install = ("-m", "pip", "--isolated", "install", "--quiet", "--no-index", "--dry-run", "-r", "requirements.txt")
+    subprocess.run([sys.executable, *install], cwd=folder, env=environment, check=True)
     with subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=environment) as process:
         try:
             for _ in range(3000):
@@ -113,5 +138,9 @@ def test_it_starts_by_itself(export, tmp_path):
                 except OSError:
                     time.sleep(0.1)
             assert config["title"] == "What the model sees"
+            client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False, download_files=False)
+            found = client.predict(None, 0, api_name="/classify")["confidences"]
+            assert {each["label"] for each in found} == {"red", "blue"}
+            assert "objects in" in client.predict(None, 0, "zeros", 0.5, 0, api_name="/compare")
         finally:
             process.terminate()
