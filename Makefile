@@ -60,7 +60,7 @@ $(VENV)-demo/installed: $(VENV)/installed-for-tests
 	$(VENV)-demo/bin/python -m pip install --quiet --no-warn-conflicts --editable ".[demo,browser]"
 # A browser that the system has is enough. A download may wait for a host that does not answer.
 	for name in chromium chromium-browser google-chrome; do command -v $$name && exit; done; \
-		$(if $(shell command -v timeout),timeout 300) $(VENV)-demo/bin/playwright install chromium \
+		$(if $(shell command -v timeout),timeout 120) $(VENV)-demo/bin/playwright install chromium \
 		|| echo "There is no Chromium, and it cannot be downloaded: the tests in a browser are skipped."
 	@touch $@
 
