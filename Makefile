@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 # Two pips in one environment get in each other's way, and tests use all cores by themselves.
 .NOTPARALLEL:
-.PHONY: help install quickstart notebooks notebooks-open test test-slow test-gpu test-demo lint docs docs-serve clean
+.PHONY: help install quickstart demo notebooks notebooks-open test test-slow test-gpu test-demo lint docs docs-serve clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,13 +50,23 @@ test-slow: $(VENV)/installed-for-tests ## Run the tests that take minutes
 test-gpu: $(VENV)/installed-for-tests ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu -n 0
 
-# An environment of its own, for gradio holds back the release of Pillow that the other tests run with. It sees the packages of
-# $(VENV) behind its own, pip among them: what is there already is not installed a second time. Of lightly, pip knows that it is
-# there without what it asks for.
-$(VENV)-demo/installed: $(VENV)/installed-for-tests
+# An environment of its own, for gradio holds back the release of Pillow that the tests run with. It sees the packages of $(VENV)
+# behind its own, pip among them: what is there already is not installed a second time.
+$(VENV)-demo/installed: $(VENV)/installed
 	$(BIN)/python -m venv --clear --without-pip $(VENV)-demo
 	packages='import sysconfig; print(sysconfig.get_path("purelib"))' \
-		&& $(BIN)/python -c "$$packages" >"$$($(VENV)-demo/bin/python -c "$$packages")/packages_of_tests.pth"
+		&& $(BIN)/python -c "$$packages" >"$$($(VENV)-demo/bin/python -c "$$packages")/packages_of_other.pth"
+	$(VENV)-demo/bin/python -m pip install --quiet --no-warn-conflicts --editable ".[demo]"
+	@touch $@
+
+outputs/quickstart/results.md:
+	$(MAKE) quickstart
+
+demo: $(VENV)-demo/installed outputs/quickstart/results.md ## Open a page in the browser on what the quickstart learned
+	$(VENV)-demo/bin/modeling-sit demo outputs/quickstart/pretrained --dataset digits
+
+# Of lightly, pip knows that it is there without what it asks for.
+$(VENV)-demo/installed-for-tests: $(VENV)-demo/installed $(VENV)/installed-for-tests
 	$(VENV)-demo/bin/python -m pip install --quiet --no-warn-conflicts --editable ".[demo,browser]"
 # A browser that the system has is enough. A download may wait for a host that does not answer.
 	for name in chromium chromium-browser google-chrome; do command -v $$name && exit; done; \
@@ -64,7 +74,7 @@ $(VENV)-demo/installed: $(VENV)/installed-for-tests
 		|| echo "There is no Chromium, and it cannot be downloaded: the tests in a browser are skipped."
 	@touch $@
 
-test-demo: $(VENV)-demo/installed ## Run the tests of the demo, also in a browser
+test-demo: $(VENV)-demo/installed-for-tests ## Run the tests of the demo, also in a browser
 	OMP_NUM_THREADS=1 $(VENV)-demo/bin/python -m pytest tests/demo -n 2 -m "not slow"
 
 lint: $(VENV)/installed-for-tests ## Check style
