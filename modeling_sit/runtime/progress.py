@@ -33,13 +33,13 @@ def write_line(line: str) -> None:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """In this block, transformers shows no bar for each file of weights that it reads or writes, and does not report which
-    weights are new: this package logs what is important of that. A decorator, too."""
-    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    weights are new: this package logs what is important of that. Downloads and uploads keep their bars. A decorator, too."""
+    verbosity = logging.get_verbosity()
+    # `disable_progress_bar` would take the bars of the Hub away, too.
+    hook = logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if shows_bars:
-            logging.enable_progress_bar()
+        logging.set_tqdm_hook(hook)
