@@ -2,7 +2,9 @@
 
 import json
 import signal
+import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,14 @@ class FindBestCheckpoint(TrainerCallback):
             argument="resume_from_checkpoint",
             remedy=f"put {Path(best).name} there, or give `load_best_model_at_end=False`",
         )
+
+
+class ShowLogs(TrainerCallback):
+    """Shows each log at once: transformers prints it, and a file or a pipe would get it only with many others."""
+
+    def on_log(self, args, state, control, **kwargs):
+        with suppress(BrokenPipeError):  # nobody reads it any more
+            sys.stdout.flush()
 
 
 class PushCheckpoints(TrainerCallback):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.evaluation.results import write_results
 from modeling_sit.finetuning.arguments import FinetuningArguments
-from modeling_sit.finetuning.callbacks import PushCheckpoints, RunHistory, StopAtSignal
+from modeling_sit.finetuning.callbacks import PushCheckpoints, RunHistory, ShowLogs, StopAtSignal
 from modeling_sit.finetuning.card import FinetuningFacts, write_finetuning_card
 from modeling_sit.finetuning.checkpoints import find_checkpoint, step_of
 from modeling_sit.finetuning.prepare import TASKS, prepare_trainer
@@ -136,6 +136,7 @@ def run_finetuning(
         describe_start(step_of(checkpoint), training_arguments.device, training_arguments.world_size, command)
     )
     trainer.add_callback(history)
+    trainer.add_callback(ShowLogs())
     with fast_products(trainer.model), _pusher(trainer, hub_arguments) as pusher:
         _train(trainer, checkpoint, pusher)
         log = list(trainer.state.log_history)  # before the evaluation of the finished model adds to it

@@ -1,5 +1,6 @@
-"""The history of a run."""
+"""The history of a run, and its log."""
 
+import sys
 import time
 from types import SimpleNamespace
 
@@ -41,3 +42,13 @@ def test_a_checkpoint_that_tells_of_none(tmp_path, content):
 
 def test_a_run_from_the_start():
     assert RunHistory.read(None, started=time.time()).starts == []
+
+
+def test_a_file_has_each_log_at_once(finetune, sit, colors, tmp_path, monkeypatch):
+    """Not only when the program ends, or a buffer is full."""
+    read = []
+    monkeypatch.setattr(RunHistory, "on_train_end", lambda *args, **_: read.append((tmp_path / "log").read_text()))
+    with (tmp_path / "log").open("w") as log, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", log)
+        finetune(sit, colors, logging_strategy="steps", logging_steps=1, disable_tqdm=True)
+    assert read[0].count("'loss'") == 2
