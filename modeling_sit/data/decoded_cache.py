@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL
 import pyarrow as pa
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from modeling_sit.data.crops import DecodedImages
 from modeling_sit.data.decoding import UnreadableImage, decoded_size
