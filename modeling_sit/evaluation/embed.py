@@ -23,7 +23,7 @@ from modeling_sit.evaluation.feature_arguments import FeatureArguments, settle_f
 from modeling_sit.evaluation.feature_files import cut_into_shards, feature_table, missing_shards, write_shard
 from modeling_sit.evaluation.features import Features, frozen_features
 from modeling_sit.interop.arguments import WeightsFileArguments
-from modeling_sit.runtime.accelerator import choose_device, forget_settings
+from modeling_sit.runtime.accelerator import choose_device, end_training, forget_settings
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
@@ -134,7 +134,7 @@ def embed(
         with told():  # printing is the command's part
             embedder = _Embedder(embedding, features, images)
         tables = {name: embedder.embed_split(split) for name, split in embedder.splits.items()}
-        embedder.accelerator.end_training()
+        end_training(embedder.accelerator)
         if not embedder.accelerator.is_main_process:
             return None
         rows = {name: datasets.Dataset(datasets.table.InMemoryTable(table)) for name, table in tables.items()}
@@ -186,7 +186,7 @@ def run_embedding(
                 shards[number].split, rows=shards[number].rows, progress=accelerator.is_main_process
             )
             write_shard(shards[number], found.features, found.rows, settings)
-    accelerator.end_training()
+    end_training(accelerator)
     if not accelerator.is_main_process:
         return None
     embedded = {}

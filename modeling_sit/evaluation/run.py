@@ -22,7 +22,7 @@ from modeling_sit.evaluation.metric_results import Measured, ProtocolResult
 from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.evaluation.protocols import PROTOCOLS
 from modeling_sit.evaluation.results import EvaluationResults, as_result, read_results, write_results
-from modeling_sit.runtime.accelerator import choose_device, forget_settings, patient_processes
+from modeling_sit.runtime.accelerator import choose_device, end_training, forget_settings, patient_processes
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
@@ -130,7 +130,7 @@ def run_evaluation(
             read_results(output_dir)  # before anything is computed
     measure = measure_whole_model if protocol_arguments.measures_whole_models else measure_features
     measured = measure(arguments, dataset_arguments, protocol_arguments, accelerator, device)
-    accelerator.end_training()
+    end_training(accelerator)
     if not accelerator.is_main_process:
         return None
     protocols, settings = measured()

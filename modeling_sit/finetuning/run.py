@@ -26,6 +26,7 @@ from modeling_sit.hub.card_writing import EXAMPLES, LOSS_CURVE
 from modeling_sit.hub.provenance import Start, describe_call, describe_start
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.interop.convert_in import range_of
+from modeling_sit.runtime.accelerator import end_training
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.distributed import sync_errors
@@ -228,7 +229,7 @@ def _train(trainer: ReproducibleTrainer, checkpoint: str | None, pusher: HubPush
         # With `save_strategy="best"`, `Trainer` writes none where it evaluates at that very step and finds it worse.
         is_written = (Path(trainer.args.output_dir) / f"checkpoint-{step}").is_dir()
         which = "its checkpoint is written" if is_written else "the checkpoint is an earlier one"
-        trainer.accelerator.end_training()
+        end_training(trainer.accelerator)
         raise TrainingInterrupted(
             stop.received,
             f'stopped by {stop.received.name} after step {step}: {which}, and `resume_from_checkpoint="auto"` goes on',

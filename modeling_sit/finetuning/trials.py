@@ -18,6 +18,7 @@ from modeling_sit.finetuning.prepare import TASKS, prepare_trainer
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.trainer import LossNotFinite
 from modeling_sit.finetuning.training_arguments import AUTO, FinetuningTrainingArguments
+from modeling_sit.runtime.accelerator import end_training
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.runtime.errors import TrainingInterrupted
 from modeling_sit.runtime.fingerprints import dataset_fingerprint, model_fingerprint
@@ -194,7 +195,7 @@ class Trials:
                 trainer.train()
                 stop.received = stop.received or request.any_rank()  # one that came after the last step
             if stop.received is not None:
-                trainer.accelerator.end_training()
+                end_training(trainer.accelerator)
                 message = (
                     f"stopped by {stop.received.name} in a trial; the same command goes on with the trials in "
                     f"{self.path}"

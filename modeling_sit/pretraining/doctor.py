@@ -23,7 +23,7 @@ from modeling_sit.pretraining.methods import METHODS
 from modeling_sit.pretraining.prepare import prepare
 from modeling_sit.pretraining.resolve import default_precision
 from modeling_sit.pretraining.run import measure_run
-from modeling_sit.runtime.accelerator import create_accelerator, forget_settings
+from modeling_sit.runtime.accelerator import create_accelerator, end_training, forget_settings
 from modeling_sit.runtime.arguments import build_arguments, did_you_mean
 from modeling_sit.runtime.errors import SiTError
 
@@ -285,7 +285,7 @@ def _plan(arguments: DoctorArguments) -> dict[str, Any]:
                 "peak_memory": measured.peak_memory,
             }
     finally:
-        accelerator.end_training()
+        end_training(accelerator)
         forget_settings()
     return plan
 

@@ -37,7 +37,7 @@ from modeling_sit.pretraining.prepare import describe_run, prepare
 from modeling_sit.pretraining.resolve import default_precision, recall_choices
 from modeling_sit.pretraining.resume_check import check_resume_compatible, run_fingerprint
 from modeling_sit.pretraining.time_budget import fit_into_time
-from modeling_sit.runtime.accelerator import create_accelerator, forget_settings, patient_processes
+from modeling_sit.runtime.accelerator import create_accelerator, end_training, forget_settings, patient_processes
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, sync_errors
 from modeling_sit.runtime.errors import SiTError
@@ -146,7 +146,7 @@ def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> Pret
         result = start_run(prepare_in_time(flags, accelerator, started, chosen), command)
     finally:
         torch.set_float32_matmul_precision(precision)
-        accelerator.end_training()
+        end_training(accelerator)
     forget_settings()  # not after an error: who reports it asks for the rank of this process
     return result
 

@@ -1,6 +1,7 @@
 """Devices, and engines that train on several processes: which of them work, and what sharded models (FSDP2) need
 beside Accelerate."""
 
+import atexit
 import os
 import warnings
 from collections.abc import Mapping
@@ -86,6 +87,24 @@ def forget_settings() -> None:
     have others. Accelerators from before cannot be used any more."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """Finish what an accelerator reports to. Its processes stay joined until they end, for the next run in this program.
+
+    `Accelerator.end_training` has them part. To join again they would look each other's addresses up in the launcher's store,
+    and now and then find those of before. So the patience of the first run ([`patient_processes`]) is that of all.
+    """
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if dist.is_initialized():
+        atexit.unregister(_part)  # once, however many runs there are
+        atexit.register(_part)
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def join_cpu_processes() -> None:

@@ -114,6 +114,6 @@ def without_gpus(launch_once) -> list[dict]:
     """Both processes' results on a machine without GPUs, which no environment variable tells to use its CPU."""
 
     def start(folder: Path) -> list[ForkedPython]:
-        return [torchrun([str(HERE / "two_processes.py"), "gather", str(folder)], folder / "log")]
+        return [torchrun([str(HERE / "two_processes.py"), "gather,later_runs", str(folder)], folder / "log")]
 
     return launch_once("without_gpus", start)

@@ -135,6 +135,10 @@ class TestLaunches:
             for name, value in expected["gather"].items():
                 assert torch.equal(found["gather"][name], value), name
 
+    def test_they_know_each_other_in_later_runs_of_a_program(self, without_gpus):
+        for process in without_gpus:
+            assert process["later_runs"] == [1 + 2] * 20
+
 
 def test_default_heads_are_what_is_checked():
     """The output norm and both hidden norms: the configuration leaves the heads' defaults alone but for their widths."""

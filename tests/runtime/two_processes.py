@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from methods_on_two_processes import compute_method
 from torch import nn
 
@@ -17,6 +18,7 @@ from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.accelerator import (
     clip_gradients,
     create_accelerator,
+    end_training,
     full_state_dict,
     load_full_state_dict,
     prepare_student,
@@ -209,6 +211,16 @@ def compute_gather(accelerator) -> dict[str, torch.Tensor]:
     }
 
 
+def compute_later_runs(accelerator) -> list[int]:
+    """The processes that know each other in each of many runs in one program."""
+    found = []
+    for _ in range(20):
+        end_training(accelerator)
+        accelerator = create_accelerator(mixed_precision="no")
+        found.append(sum(gather_object([accelerator.process_index + 1])))
+    return found
+
+
 class Run:
     """A short pretraining, as the training loop does it, with two batches a step."""
 
@@ -311,8 +323,10 @@ def main(checks: list[str], folder: Path) -> None:
         results["measures"] = compute_measures(accelerator)
         # Last: the trainer's accelerator shares its state with this one.
         results["evaluation"] = compute_evaluation(accelerator, folder)
+    if "later_runs" in checks:
+        results["later_runs"] = compute_later_runs(accelerator)
     torch.save(results, folder / f"process-{process}.pt")
-    accelerator.end_training()
+    end_training(accelerator)
 
 
 if __name__ == "__main__":
