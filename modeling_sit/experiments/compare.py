@@ -15,7 +15,7 @@ from modeling_sit.experiments.compared_images import compared_images
 from modeling_sit.experiments.comparison_arguments import ComparisonArguments
 from modeling_sit.experiments.comparison_runs import RUN_FOLDERS, STARTS, Choice, FineTuned, OfPixels, Runs, Start
 from modeling_sit.experiments.comparison_tables import ROWS, choices_table, frozen_table, main_table
-from modeling_sit.experiments.grid import claim_folder
+from modeling_sit.experiments.grid import claim_folder, refuse_launcher
 from modeling_sit.experiments.report import write_report
 from modeling_sit.experiments.verdict import verdict
 from modeling_sit.pretraining.cost import PretrainingCost, pretraining_cost
@@ -100,6 +100,7 @@ def run_comparison(
         choices (mapping, *optional*): Learning rate and steps by start (`"scratch"` or `"pretrained"`) and fraction, where
             they are known before.
     """
+    refuse_launcher()
     output_dir = Path(arguments.output_dir)
     check_outside_dataset(output_dir, arguments.dataset)
     settings = _settings(arguments, choices)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modeling_sit.experiments.compare import ComparisonArguments, ComparisonResult, run_comparison
 from modeling_sit.experiments.comparison_runs import Choice
+from modeling_sit.experiments.grid import refuse_launcher
 from modeling_sit.pretraining.run import pretrain
 
 SEEDS = (0, 1, 2)
@@ -41,6 +42,7 @@ def run_quickstart(arguments: QuickstartArguments) -> ComparisonResult:
         [`SiTError`]: If the folder cannot be written.
         [`TrainingInterrupted`]: If a signal ended a run.
     """
+    refuse_launcher()
     started = time.time()
     output_dir = Path(arguments.output_dir)
     pretrained = output_dir / "pretrained"

@@ -279,12 +279,20 @@ def test_errors_before_anything_runs(run, one_line_error, tmp_path):
     assert not run.output_dir.exists()
 
 
-@pytest.mark.parametrize("command", ["ablate", "compare-methods"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ablate", "loss", "--dataset", "digits"],
+        ["compare-methods", "--dataset", "digits"],
+        ["compare", "--dataset", "digits", "--model_name_or_path", "outputs/digits"],
+        ["quickstart"],
+    ],
+    ids=lambda command: command[0],
+)
 def test_processes_of_a_launcher_are_refused(one_line_error, monkeypatch, tmp_path, command):
     """They would wait for one another in different runs."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    plan = ["loss"] if command == "ablate" else []
-    line = one_line_error(command, *plan, "--dataset", "digits", "--output_dir", tmp_path / "out")
+    line = one_line_error(*command, "--output_dir", tmp_path / "out")
     assert line.startswith("2 processes") and "without a launcher" in line and not (tmp_path / "out").exists()
 
 
