@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import mmap
 import os
-import sys
 import threading
 from bisect import bisect_right
 from collections import deque
@@ -25,12 +24,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL
 import pyarrow as pa
-from tqdm.auto import tqdm
 
 from modeling_sit.data.crops import DecodedImages
 from modeling_sit.data.decoding import UnreadableImage, decoded_size
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.locks import take_lock
+from modeling_sit.runtime.progress import bar_of_images
 
 COLUMNS = pa.schema({"pixels": pa.large_binary(), "height": pa.int64(), "width": pa.int64(), "problem": pa.string()})
 # A record batch of the file ends at either; it is in memory while it is written.
@@ -175,12 +174,13 @@ def write_images(file: BinaryIO, images: DecodedImages, key: str, max_bytes: int
         max_bytes (`int`): If the pixels take more, [`CacheTooLarge`] is raised.
     """
     metadata = {"key": key, "num_images": str(len(images)), "num_channels": str(images.pixel_format.num_channels)}
-    progress = tqdm(
-        _decode_all(images), "decoding images", len(images), unit="image", leave=False, delay=2, file=sys.stderr
-    )
     rows, batch_bytes, all_bytes = [], 0, 0
-    with pa.ipc.new_stream(file, schema := COLUMNS.with_metadata(metadata)) as writer:
-        for number, row in enumerate(progress, start=1):
+    with (
+        pa.ipc.new_stream(file, schema := COLUMNS.with_metadata(metadata)) as writer,
+        bar_of_images(len(images), "decoding images", leave=False) as bar,
+    ):
+        for number, row in enumerate(_decode_all(images), start=1):
+            bar.update()
             rows.append(row)
             batch_bytes += len(row["pixels"])
             if all_bytes + batch_bytes > max_bytes:

@@ -43,6 +43,7 @@ from modeling_sit.image_modes import PixelFormat, as_image, map_channels
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.atomic_files import replace_files, write_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.progress import bar_of_images
 
 IMAGES_IN_A_FILE = 10_000
 IMAGES_IN_A_ROW_GROUP = 100
@@ -270,7 +271,7 @@ def write_split(
     num_files = -(-len(tilings) // IMAGES_IN_A_FILE)
     rows = tiled_rows(split, tilings, arguments, pixel_format)
     labels = []
-    with tqdm(total=len(tilings), desc=name, unit=" images") as bar:
+    with bar_of_images(len(tilings), name) as bar:
         for number in range(num_files):
             path = folder / f"{name}-{number:05}-of-{num_files:05}.parquet"
             num_rows = min(IMAGES_IN_A_FILE, len(tilings) - number * IMAGES_IN_A_FILE)

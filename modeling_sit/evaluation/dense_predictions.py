@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from modeling_sit.data.decoding import Image, UnreadableImage, decode_image
@@ -19,6 +18,7 @@ from modeling_sit.evaluation.dense_models import DenseModel, Output
 from modeling_sit.evaluation.features import evaluation_mode
 from modeling_sit.run_length_encoding import encode_mask
 from modeling_sit.runtime.products import fast_products
+from modeling_sit.runtime.progress import bar_of_images
 
 # What a model may be given of an image.
 INPUTS = ("pixel_values", "pixel_mask")
@@ -104,7 +104,7 @@ class DensePredictions:
             # A loader draws a seed for its workers, by default from the global generator.
             generator=torch.Generator(),
         )
-        bar = tqdm(total=len(rows), desc=" and ".join(self.outputs), unit=" images", disable=not self.progress)
+        bar = bar_of_images(len(rows), " and ".join(self.outputs), shown=self.progress)
         with worker_deaths(), evaluation_mode(model), fast_products(model), torch.no_grad(), bar:
             for images, skipped in loader:
                 self.skipped |= skipped

@@ -13,7 +13,6 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit.data.decoding import UnreadableImage, decode_image
@@ -27,6 +26,7 @@ from modeling_sit.runtime.accelerator import reshard
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.products import fast_products
+from modeling_sit.runtime.progress import bar_of_images
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def extract_features(
         evaluation_mode(encoder),
         fast_products(encoder),
         torch.no_grad(),
-        tqdm(total=len(dataset), desc="features", unit=" images", disable=not (progress and is_main)) as bar,
+        bar_of_images(len(dataset), "features", shown=progress and is_main) as bar,
     ):
         for pixel_values, is_readable, batch_unreadable in loader:
             unreadable += batch_unreadable

@@ -23,6 +23,28 @@ def shows_bar(stream: TextIO) -> bool:
         return True
 
 
+def bar_of_images(total: int, description: str, *, shown: bool = True, leave: bool = True) -> tqdm:
+    """A bar that counts images, on a terminal and in a notebook. In a log it is a line a minute, and none of what takes less.
+
+    Args:
+        total (`int`): Images.
+        description (`str`): What is done with them.
+        shown (`bool`, *optional*, defaults to `True`): Whether there is one at all.
+        leave (`bool`, *optional*, defaults to `True`): Whether a terminal keeps it.
+    """
+    seconds = 0 if shows_bar(sys.stderr) else 60
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=" images",
+        disable=not shown,
+        leave=leave,
+        delay=seconds,
+        mininterval=max(0.1, seconds),
+        maxinterval=max(10, seconds),
+    )
+
+
 def write_line(line: str) -> None:
     """Write a line above the bars: to stderr, or in a notebook to stdout, for it shows stderr as trouble."""
     # Nobody may be listening any more: Ctrl-C ends a `| tee` before the checkpoint that it asks for is written.

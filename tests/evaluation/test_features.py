@@ -261,7 +261,8 @@ def test_half_precision_encoder_gives_float32(vit, images, processor):
     torch.testing.assert_close(result.features, patches.float().mean(dim=1))
 
 
-def test_progress_counts_images(vit, images, processor, capsys):
+def test_progress_counts_images(vit, images, processor, monkeypatch, capsys):
+    monkeypatch.setattr("modeling_sit.runtime.progress.shows_bar", lambda stream: True)
     extract_features(vit, make_dataset([*images, b""]), processor, FeatureArguments(per_device_eval_batch_size=5))
     assert "12/12" in (shown := capsys.readouterr().err) and "images/s" in shown
     extract_features(vit, make_dataset(images), processor, progress=False)
