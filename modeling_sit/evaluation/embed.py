@@ -28,6 +28,7 @@ from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.hugging_face_cache import check_datasets_cache
+from modeling_sit.runtime.memory import memory_errors
 from modeling_sit.runtime.progress import quiet_transformers
 
 # Fields of a model's config that do not change its features.
@@ -40,6 +41,8 @@ IRRELEVANT_CONFIG = {
     "label2id",
     "transformers_version",
 }
+
+TAKES_LESS = "a smaller `per_device_eval_batch_size` takes less"
 
 
 @dataclass(kw_only=True)
@@ -100,6 +103,7 @@ class EmbeddedSplit:
 
 
 @quiet_transformers()
+@memory_errors(TAKES_LESS)
 def embed(
     model_name_or_path: str,
     dataset: str | datasets.Dataset | datasets.DatasetDict,
@@ -151,6 +155,7 @@ def embed(
     return datasets.concatenate_datasets(named)
 
 
+@memory_errors(TAKES_LESS)
 def run_embedding(
     arguments: EmbeddingArguments, feature_arguments: FeatureArguments, dataset_arguments: DatasetArguments
 ) -> dict[str, EmbeddedSplit] | None:

@@ -26,6 +26,7 @@ from modeling_sit.runtime.accelerator import choose_device, end_training, forget
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.memory import memory_errors
 from modeling_sit.runtime.progress import quiet_transformers
 
 
@@ -105,6 +106,7 @@ def evaluate(
     return None if evaluation is None else EvaluationResults(evaluation.results, evaluation.protocols)
 
 
+@memory_errors("a smaller `per_device_eval_batch_size` takes less")
 def run_evaluation(
     arguments: EvaluationArguments, dataset_arguments: DatasetArguments, protocol_arguments: ProtocolArguments
 ) -> Evaluation | None:

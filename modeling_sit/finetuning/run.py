@@ -32,6 +32,7 @@ from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.distributed import sync_errors
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 from modeling_sit.runtime.markdown import code, escaped, table
+from modeling_sit.runtime.memory import memory_errors
 from modeling_sit.runtime.notebook import show
 from modeling_sit.runtime.products import fast_products
 from modeling_sit.runtime.progress import quiet_transformers
@@ -99,6 +100,7 @@ def finetune(
     return run_finetuning(*groups, command=describe_call("finetune", given))
 
 
+@memory_errors("a smaller `per_device_train_batch_size`, or `image_size`, takes less")
 def run_finetuning(
     arguments: FinetuningArguments,
     training_arguments: FinetuningTrainingArguments,

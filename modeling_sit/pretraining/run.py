@@ -42,6 +42,7 @@ from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.markdown import code, escaped, table
+from modeling_sit.runtime.memory import memory_errors
 from modeling_sit.runtime.notebook import show
 from modeling_sit.runtime.progress import quiet_transformers
 from modeling_sit.runtime.run_folders import mark_run
@@ -122,6 +123,9 @@ def pretrain(
     return run_pretraining(PretrainingFlags(*groups), describe_call("pretrain", given))
 
 
+@memory_errors(
+    "a smaller `per_device_train_batch_size`, model or `image_size`, or `gradient_checkpointing=True`, takes less"
+)
 def run_pretraining(flags: PretrainingFlags, command: str | None = None) -> PretrainingResult:
     """As [`pretrain`], for arguments that are built.
 

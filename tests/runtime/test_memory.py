@@ -1,0 +1,36 @@
+"""What a run says where memory is short."""
+
+import pytest
+import torch
+
+from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.memory import memory_errors
+
+
+def allocate_on_the_cpu():
+    torch.empty(2**50)  # 4 bytes each
+
+
+def allocate_on_a_gpu():
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8.00 GiB"
+    )
+
+
+@pytest.mark.parametrize("allocate, asked", [(allocate_on_the_cpu, "4,194,304.0 GiB"), (allocate_on_a_gpu, "2.5 GiB")])
+def test_full_memory_is_one_line_with_a_remedy(allocate, asked):
+    with pytest.raises(SiTError) as error, memory_errors("take less"):
+        allocate()
+    assert asked in error.value.problem and error.value.remedy == "take less"
+    assert isinstance(error.value.__cause__, RuntimeError)
+
+
+def test_other_errors_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors("take less"):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+
+def test_model_that_does_not_fit(one_line_error, tmp_path):
+    flags = ["--method", "dino", "--num_prototypes", 10**13, "--max_steps", 1, "--output_dir", tmp_path / "out"]
+    line = one_line_error("pretrain", "--dataset", "digits", *flags)
+    assert "not enough memory" in line and "GiB" in line and not (tmp_path / "out").exists()
