@@ -20,7 +20,7 @@ from modeling_sit.experiments.ablation_report import CHARTS, report
 from modeling_sit.experiments.ablation_results import Findings, collect
 from modeling_sit.experiments.ablation_runs import CONSEQUENCE, LOCKS, RUN_FOLDERS, AblationRuns
 from modeling_sit.experiments.compared_images import TEST_SEED, ComparedImages, compared_images
-from modeling_sit.experiments.grid import claim_folder, refuse_launcher
+from modeling_sit.experiments.grid import check_writable, claim_folder, refuse_launcher
 from modeling_sit.experiments.plan import Cell, choose_cells, read_plan
 from modeling_sit.experiments.pretraining_runs import PRETRAINING
 from modeling_sit.experiments.progress import Progress
@@ -28,6 +28,7 @@ from modeling_sit.hub.provenance import counted, describe_duration
 from modeling_sit.pretraining.cost import pretraining_cost
 from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.arguments import build_arguments
+from modeling_sit.runtime.errors import argument_names
 from modeling_sit.runtime.fingerprints import dataset_fingerprint
 from modeling_sit.runtime.locks import taken
 from modeling_sit.runtime.notebook import show
@@ -88,8 +89,12 @@ def run_ablation(arguments: AblationArguments) -> AblationResult:
     plan = read_plan(arguments.plan)
     measures = settle_measures(arguments, plan)
     cells = choose_cells(plan, arguments.cells)
-    for folder in (output_dir, arguments.runs):
-        check_outside_dataset(folder, arguments.dataset)
+    check_outside_dataset(output_dir, arguments.dataset)
+    # What is wrong with the folder of a run is wrong with the argument that names it.
+    of_runs = {} if arguments.runs_dir is None else {"output_dir": "runs_dir"}
+    with argument_names(**of_runs):
+        check_writable(arguments.runs)
+        check_outside_dataset(arguments.runs, arguments.dataset)
     images = _part_of(compared_images(arguments), arguments.profile)
     ablation = AblationRuns(plan, arguments, measures, images)
     missing = ablation.missing(cells)  # with it, all that is to be run is known and checked
@@ -107,7 +112,7 @@ def run_ablation(arguments: AblationArguments) -> AblationResult:
     folders = [f"runs/{pattern}" for pattern in RUN_FOLDERS]
     claim_folder(output_dir, settings, folders, arguments.overwrite_output_dir, ("results.csv", CHARTS))
     ablation.announce = Progress(missing)
-    with told():
+    with told(), argument_names(**of_runs):
         pixels = ablation.run(cells)
     # Of several processes, the last one to report has the results of all.
     with taken(arguments.runs / LOCKS / "report.lock", CONSEQUENCE, waits=True):

@@ -84,6 +84,13 @@ def claim_folder(
         raise SiTError(f"{output_dir} cannot be used: {problem}", argument="output_dir") from problem
 
 
+def check_writable(output_dir: Path) -> None:
+    """Raise [`SiTError`] if a folder cannot be written, or be made where there is none."""
+    nearest = next(folder for folder in (output_dir, *output_dir.absolute().parents) if os.path.exists(folder))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise SiTError(f"{nearest} is no folder that can be written", argument="output_dir")
+
+
 def refuse_launcher() -> None:
     """Raise [`SiTError`] if a launcher started several processes, which train together: they would not agree which run is next, and
     cannot find one another for many runs in turn."""

@@ -279,6 +279,13 @@ def test_errors_before_anything_runs(run, one_line_error, tmp_path):
     assert not run.output_dir.exists()
 
 
+def test_folder_of_the_runs_that_cannot_be(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SiTError) as error:
+        run(SHORT, runs_dir=tmp_path / "file" / "runs")
+    assert error.value.argument == "runs_dir"
+
+
 @pytest.mark.parametrize(
     "command",
     [
