@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from modeling_sit.cli.errors import one_line_errors
+from modeling_sit.cli.errors import one_line_errors, raise_failures
 from modeling_sit.cli.parser import RecipeArgumentParser
-from modeling_sit.experiments.ablate import AblationResult, run_ablation
+from modeling_sit.experiments.ablate import run_ablation
 from modeling_sit.experiments.ablation_arguments import AblationArguments
-from modeling_sit.runtime.errors import SiTError
 
 DESCRIPTION = """Answer a question about the method on your images: pretrain and measure each cell of a plan, with several seeds.
 
@@ -26,12 +25,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     (arguments,) = parser.parse(argv)
     with one_line_errors(parser.flags):
-        _raise_failures(run_ablation(arguments))
-
-
-def _raise_failures(result: AblationResult) -> None:
-    """Raise [`SiTError`] if something has failed, so that the exit code says it."""
-    if result.failed:
-        (name, problem), *others = result.failed.items()
-        more = f", and {len(others)} more" if others else ""
-        raise SiTError(f"failed: {name} ({problem}){more}; {result.output_dir}/results.md has all else")
+        result = run_ablation(arguments)
+        raise_failures(result.failed, result.output_dir)

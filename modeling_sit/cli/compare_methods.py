@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from modeling_sit.cli.errors import one_line_errors
+from modeling_sit.cli.errors import one_line_errors, raise_failures
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.experiments.compare_methods import run_methods_comparison
 from modeling_sit.experiments.methods_arguments import MethodsComparisonArguments
@@ -15,7 +15,7 @@ DESCRIPTION = """Measure which pretraining method suits your images: each gets t
 Each method is pretrained with each seed. Then frozen features are measured, and the models are fine-tuned with some of the labels
 and with all of them; raw pixels, the untrained encoder and training from scratch are measured beside them. The tables go to
 results.md, all values to results.json, charts to results.png and embeddings.html. If the command is interrupted, the same
-command goes on.
+command goes on. A pretraining whose loss is not finite is named, the others go on, and the exit code is 1.
 """
 
 
@@ -23,4 +23,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = RecipeArgumentParser((MethodsComparisonArguments,), command="compare-methods", description=DESCRIPTION)
     (arguments,) = parser.parse(argv)
     with one_line_errors(parser.flags):
-        run_methods_comparison(arguments)
+        result = run_methods_comparison(arguments)
+        raise_failures(result.failed, result.output_dir)

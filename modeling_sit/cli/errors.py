@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -34,6 +35,19 @@ def one_line_errors(flags: Collection[str] = ()) -> Iterator[None]:
     except KeyboardInterrupt:
         tqdm.write("error: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def raise_failures(failed: Mapping[str, str], output_dir: Path) -> None:
+    """Raise [`SiTError`] if some runs of an experiment have failed, so that the exit code says it.
+
+    Args:
+        failed (mapping from `str` to `str`): The problem of each.
+        output_dir (`Path`): Where the results of the others are.
+    """
+    if failed:
+        (name, problem), *others = failed.items()
+        more = f", and {len(others)} more" if others else ""
+        raise SiTError(f"failed: {name} ({problem}){more}; {output_dir}/results.md has all else")
 
 
 def with_flags(error: SiTError, flags: Collection[str]) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
 from modeling_sit.evaluation.results import read_results
-from modeling_sit.experiments.ablation_runs import DIVERGED, AblationRuns, encoder_key
+from modeling_sit.experiments.ablation_runs import AblationRuns, encoder_key
 from modeling_sit.experiments.comparison_runs import OfPixels, metric_of
 from modeling_sit.experiments.comparison_tables import COLUMNS, labels
 from modeling_sit.experiments.plan import Cell
-from modeling_sit.experiments.pretraining_runs import PRETRAINING, cost_of
+from modeling_sit.experiments.pretraining_runs import DIVERGED, PRETRAINING, cost_of
 from modeling_sit.pretraining.cost import PretrainingCost
 
 # Of `results.csv`, beside the factors.

@@ -19,18 +19,17 @@ from typing import Any
 import torch
 
 from modeling_sit.data.image_datasets import dataset_name
-from modeling_sit.evaluation.results import read_results, write_results
+from modeling_sit.evaluation.results import read_results
 from modeling_sit.experiments.ablation_arguments import PROFILES, AblationArguments, PlannedMeasures
 from modeling_sit.experiments.ablation_pretrainings import Pretraining, Pretrainings
 from modeling_sit.experiments.compared_images import ComparedImages
 from modeling_sit.experiments.comparison_runs import MAKE_ROOM, Announce, OfPixels, Runs, Start, announce, going_on
 from modeling_sit.experiments.grid import results_of
 from modeling_sit.experiments.plan import COMMANDS, NEEDED, Cell, Plan, merged
-from modeling_sit.experiments.pretraining_runs import PRETRAINING, pretrain_in
+from modeling_sit.experiments.pretraining_runs import DIVERGED, PRETRAINING, check_diverged, pretrain_in
 from modeling_sit.hub.provenance import public_name
 from modeling_sit.pretraining.checkpoints import delete_checkpoint, list_checkpoints
 from modeling_sit.pretraining.method import BACKBONE
-from modeling_sit.pretraining.metric_logger import NonFiniteLoss
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.atomic_files import is_of_full_disk
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted, argument_names
@@ -41,7 +40,6 @@ from modeling_sit.runtime.run_folders import delete_if_empty
 RUN_FOLDERS = ("pretrained-*", "frozen-*", "finetuned-*", "raw-pixels-*")
 LOCKS = "locks"
 CONSEQUENCE = "two processes that start at once may do the same run twice"
-DIVERGED = "diverged"
 # What an encoder without training, and how it reads images, follow from.
 OF_ENCODERS = (
     *sorted(BACKBONE),
@@ -174,20 +172,12 @@ class AblationRuns:
 
     def _pretrain(self, pretraining: Pretraining, seed: int) -> None:
         run_dir = self.pretrainings.run_dir(pretraining, seed)
-        problem = read_results(run_dir).get(DIVERGED)
-        if problem is not None:
-            raise SiTError(problem["problem"])
+        check_diverged(run_dir)
 
         def run(missing: list[str]) -> None:
             names = ", ".join(cell.name for cell in pretraining.cells)
             with self.announce(PRETRAINING, f"Pretraining {names}, seed {seed}"):
-                try:
-                    pretrain_in(run_dir, {**pretraining.given, "seed": seed})
-                except SiTError as error:
-                    if isinstance(error.__cause__, NonFiniteLoss):
-                        # It would be so again.
-                        write_results(run_dir, {DIVERGED: {"problem": f"{error.problem}; {run_dir} holds the run"}})
-                    raise
+                pretrain_in(run_dir, {**pretraining.given, "seed": seed})
 
         with going_on(run_dir):
             results_of(run_dir, [PRETRAINING], run)

@@ -2,7 +2,8 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -23,7 +24,7 @@ from modeling_sit.experiments.grid import claim_folder, refuse_launcher
 from modeling_sit.experiments.method_maps import FIGURE, write_maps
 from modeling_sit.experiments.method_runs import FACTORS, OTHER_WEIGHTS, MethodRuns
 from modeling_sit.experiments.methods_arguments import MethodsComparisonArguments
-from modeling_sit.experiments.pretraining_runs import PRETRAINING, cost_of
+from modeling_sit.experiments.pretraining_runs import PRETRAINING, Diverged, cost_of
 from modeling_sit.experiments.progress import Progress
 from modeling_sit.experiments.report import write_report
 from modeling_sit.experiments.trials import Trial
@@ -31,7 +32,7 @@ from modeling_sit.experiments.verdict import ranking
 from modeling_sit.pretraining.cost import PretrainingCost
 from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.arguments import build_arguments
-from modeling_sit.runtime.errors import argument_names
+from modeling_sit.runtime.errors import SiTError, argument_names
 from modeling_sit.runtime.fingerprints import dataset_fingerprint
 from modeling_sit.runtime.notebook import show
 from modeling_sit.runtime.progress import quiet_transformers
@@ -55,6 +56,8 @@ class MethodsComparisonResult:
         costs (`dict[str, list[PretrainingCost]]`): What pretraining cost, by method, of each seed.
         tables (`list[str]`): All this as Markdown, with captions, the main table first.
         ranking (`list[str]`): For each fraction, which method is best and which are not told from it, in words.
+        failed (`dict[str, str]`): Why a method, or a seed of one, was not measured: its loss was not finite. Such runs are in
+            `ranking`, too.
         chart (`matplotlib.figure.Figure`): The metric for each fraction of the labels.
         output_dir (`Path`): The folder of the runs and the report.
     """
@@ -67,6 +70,7 @@ class MethodsComparisonResult:
     costs: dict[str, list[PretrainingCost]]
     tables: list[str]
     ranking: list[str]
+    failed: dict[str, str]
     chart: Figure
     output_dir: Path
 
@@ -95,7 +99,7 @@ def compare_methods(
 
     Raises:
         `TypeError`: If there is no such argument.
-        [`SiTError`]: If the folder holds another comparison, or a run fails by a user's mistake.
+        [`SiTError`]: If the folder holds another comparison, a run fails by a user's mistake, or every pretraining diverged.
         [`TrainingInterrupted`]: If a signal ended a run.
     """
     given = {**arguments, "methods": methods, "dataset": dataset, "output_dir": output_dir}
@@ -113,12 +117,12 @@ def run_methods_comparison(arguments: MethodsComparisonArguments) -> MethodsComp
     claim_folder(output_dir, settings, (*RUN_FOLDERS, "pretrained-*"), arguments.overwrite_output_dir)
     progress = Progress(_missing(arguments))
     with told():
-        tuned, starts = _pretrain(arguments, images, progress)
+        tuned, starts, failed = _pretrain(arguments, images, progress)
         runs = Runs(arguments, images, starts, announce=progress)
         pixels = runs.raw_pixels() if arguments.raw_pixels else []
         frozen = {}
         if arguments.protocols:
-            frozen = {start: [runs.frozen(start, seed) for seed in arguments.seeds] for start in starts}
+            frozen = {name: [runs.frozen(name, seed) for seed in start.models] for name, start in starts.items()}
         fine_tuned = []
         for fraction, start in itertools.product(arguments.label_fractions, starts):
             if start == SCRATCH:
@@ -126,34 +130,54 @@ def run_methods_comparison(arguments: MethodsComparisonArguments) -> MethodsComp
             fine_tuned.append(runs.fine_tune(start, fraction))
     costs = {
         method: [cost for model in starts[method].models.values() if (cost := cost_of(Path(model))) is not None]
-        for method in arguments.methods
+        for method in tuned
     }
-    found = _report(arguments, images, fine_tuned, pixels, frozen, tuned, dict(runs.chosen), costs)
+    found = _report(arguments, images, fine_tuned, pixels, frozen, tuned, dict(runs.chosen), costs, failed)
     write_maps(output_dir, images, starts, arguments)
     return found
 
 
 def _pretrain(
     arguments: MethodsComparisonArguments, images: ComparedImages, progress: Progress
-) -> tuple[dict[str, Trial], dict[str, Start]]:
-    """Pretrain all that is missing; what was chosen by method, and what the measures start from, from scratch first."""
+) -> tuple[dict[str, Trial], dict[str, Start], dict[str, str]]:
+    """Pretrain all that is missing; what was chosen by method, what the measures start from, from scratch first, and which runs
+    diverged. A method is measured with the seeds that are left."""
     pretraining = MethodRuns(arguments, images, progress)
-    tuned, starts = {}, {}
+    tuned, starts, failed = {}, {}, {}
+
+    @contextmanager
+    def surviving(name: str) -> Iterator[None]:
+        try:
+            yield
+        except Diverged as error:
+            failed[name] = error.problem
+            print(f"{name}: {error.problem}", flush=True)
+
     for method in arguments.methods:  # what one of them cannot do is known before hours of the others
         pretraining.plan(method)
         pretraining.length(method)
     recipe = {} if arguments.finetuning_recipe is None else read_recipe(arguments.finetuning_recipe)
     steps = {name: value for name, value in arguments.profile["finetuning"].items() if name not in recipe}
     for method in arguments.methods:
-        tuned[method] = pretraining.choose(method)
-        models = {seed: str(pretraining.pretrain(method, seed, tuned[method])) for seed in arguments.seeds}
-        pooling = tuned[method].pooling
-        starts[method] = Start(models, pooling=pooling, finetuning={"pooling": pooling, **steps})
+        with surviving(method):
+            choice, models = pretraining.choose(method), {}
+            for seed in arguments.seeds:
+                with surviving(f"{method}, seed {seed}"):
+                    models[seed] = str(pretraining.pretrain(method, seed, choice))
+            if models:
+                tuned[method] = choice
+                starts[method] = Start(models, pooling=choice.pooling, finetuning={"pooling": choice.pooling, **steps})
+    if not starts:
+        raise SiTError(
+            f"no pretraining is left to measure: {'; '.join(f'{name}: {each}' for name, each in failed.items())}",
+            argument="pretraining_recipe",
+            remedy="give a lower `base_learning_rate` there",
+        )
     # All methods have the same backbone; from scratch it has both kinds of tokens, so that none is chosen for it wrongly.
-    first = starts[arguments.methods[0]].models[arguments.seeds[0]]
+    first = next(iter(next(iter(starts.values())).models.values()))
     pooling = recipe.get("pooling", POOLINGS[-1])
     scratch = Start(dict.fromkeys(arguments.seeds, first), True, pooling, finetuning={"pooling": pooling, **steps})
-    return tuned, {SCRATCH: scratch, **starts}
+    return tuned, {SCRATCH: scratch, **starts}, failed
 
 
 def _settle_length(runs: Runs, fraction: float) -> None:
@@ -168,7 +192,7 @@ def _settle_length(runs: Runs, fraction: float) -> None:
         choice = runs.chosen[SCRATCH, fraction] = Choice(None, longest)
     if choice is not None:
         others = Choice(None, choice.max_steps, "as from scratch")
-        runs.chosen |= {(method, fraction): others for method in arguments.methods}
+        runs.chosen |= {(method, fraction): others for method in runs.starts if method != SCRATCH}
 
 
 def _report(
@@ -180,14 +204,16 @@ def _report(
     tuned: Mapping[str, Trial],
     choices: dict[tuple[str, float], Choice],
     costs: Mapping[str, list[PretrainingCost]],
+    failed: dict[str, str],
 ) -> MethodsComparisonResult:
     """Write tables, values and chart."""
-    rows = {SCRATCH: ROWS[SCRATCH], **{method: method for method in arguments.methods}}
+    rows = {SCRATCH: ROWS[SCRATCH], **{method: method for method in tuned}}
     budget = f"Each method is pretrained for {in_words(arguments.budget, arguments.amount)}, with each seed."
     tables = [f"{budget} {main_table(images.test_name, rows, fine_tuned, frozen, pixels, costs)}"]
     tables += [tuned_table(tuned)] if arguments.tune else []
     tables += [choices_table(choices)] if choices else []
-    words = [_ranking(fraction, fine_tuned) for fraction in arguments.label_fractions]
+    words = [f"Not measured: {name}: {problem}." for name, problem in failed.items()]
+    words += [_ranking(fraction, fine_tuned) for fraction in arguments.label_fractions]
     chart = comparison_chart(
         {(cell.label_fraction, cell.start): cell.values for cell in fine_tuned},
         "fraction of the labels",
@@ -207,11 +233,12 @@ def _report(
         ],
         "pretraining": {method: [asdict(cost) for cost in each] for method, each in costs.items()},
         "ranking": words,
+        "failed": failed,
     }
     output_dir = Path(arguments.output_dir)
     write_report(output_dir, [*tables, "\n".join(words)], results, {"results.png": chart})
     return MethodsComparisonResult(
-        fine_tuned, pixels, dict(frozen), dict(tuned), choices, dict(costs), tables, words, chart, output_dir
+        fine_tuned, pixels, dict(frozen), dict(tuned), choices, dict(costs), tables, words, failed, chart, output_dir
     )
 
 

@@ -167,7 +167,7 @@ class Runs:
         self.output_dir = Path(arguments.output_dir)
 
     def choose(self, start: str, fraction: float) -> Choice | None:
-        """Learning rate and steps, chosen on held-out training images with the first seed. `None` for those of the recipe: if
+        """Learning rate and steps, chosen on held-out training images with the first model. `None` for those of the recipe: if
         the arguments say so, or no class has two images, of which one could be held out."""
         if (start, fraction) in self.chosen:
             return self.chosen[start, fraction]
@@ -175,7 +175,7 @@ class Runs:
             return None
         run_dir = self.output_dir / f"tuned-{start}-{percent(fraction)}"
         length = self.arguments.length_of(fraction) or {"max_steps": "auto"}
-        seed = self.arguments.seeds[0]
+        seed = next(iter(self.starts[start].models))
         given = self._finetuning(start, fraction, seed, run_dir) | length | {"learning_rate": "auto"}
         labeled = self.images.train if fraction == 1 else select_label_fraction(self.images.train, fraction, seed)
         if class_counts(labeled).max() < 2:
@@ -196,9 +196,9 @@ class Runs:
         return self.chosen[start, fraction]
 
     def fine_tune(self, start: str, fraction: float) -> FineTuned:
-        """Fine-tune with each seed."""
+        """Fine-tune with each seed that there is a model of."""
         choice = self.choose(start, fraction)
-        results = [self.fine_tune_once(start, fraction, seed, choice) for seed in self.arguments.seeds]
+        results = [self.fine_tune_once(start, fraction, seed, choice) for seed in self.starts[start].models]
         metric = metric_of(results[0])
         values = [result[metric] for result in results]
         return FineTuned(fraction, start, metric, values, results[0]["num_validation"])

@@ -23,7 +23,7 @@ FIGURE, PAGE = "embeddings.png", "embeddings.html"
 def write_maps(
     output_dir: Path, images: ComparedImages, starts: Mapping[str, Start], arguments: MethodsComparisonArguments
 ) -> None:
-    """Write t-SNE maps of test images, a panel for each start, with the first seed. They choose nothing.
+    """Write t-SNE maps of test images, a panel for each start that has a model of the first seed. They choose nothing.
 
     Args:
         output_dir (`Path`): The folder of the experiment.
@@ -36,6 +36,8 @@ def write_maps(
 
     def models() -> Iterator[MappedModel]:
         for name, start in starts.items():
+            if seed not in start.models:
+                continue
             encoder, processor = load_encoder(start.models[seed])
             arguments.set_intensity_range(processor, encoder.config)
             title = name

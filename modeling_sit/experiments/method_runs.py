@@ -23,7 +23,9 @@ from modeling_sit.experiments.pretraining_runs import (
     DEFAULTS,
     OURS,
     PRETRAINING,
+    Diverged,
     PlannedRun,
+    check_diverged,
     plan_run,
     pretrain_in,
     read_pretraining_recipe,
@@ -31,7 +33,6 @@ from modeling_sit.experiments.pretraining_runs import (
 from modeling_sit.experiments.trials import Trial
 from modeling_sit.pretraining.checkpoints import read_output_state
 from modeling_sit.pretraining.methods import METHODS
-from modeling_sit.pretraining.metric_logger import NonFiniteLoss
 from modeling_sit.pretraining.model_setup import parse_config_overrides
 from modeling_sit.pretraining.resolve import settings_of_others
 from modeling_sit.pretraining.run import pretrain
@@ -78,11 +79,7 @@ class MethodRuns:
         trials = self.search(method)
         best = max(trials, key=lambda trial: trial.score)  # the first one of equals
         if best.score < 0:
-            raise SiTError(
-                f"{method}: the loss was not finite with any learning rate",
-                argument="pretraining_recipe",
-                remedy="give a lower `base_learning_rate` there, or leave the method out",
-            )
+            raise Diverged("the loss was not finite with any learning rate")
         return best
 
     def search(self, method: str) -> list[Trial]:
@@ -146,9 +143,7 @@ class MethodRuns:
         def run(missing: list[str]) -> None:
             try:
                 self._run(run_dir, method, self.arguments.seeds[0], own)
-            except SiTError as error:
-                if not isinstance(error.__cause__, NonFiniteLoss):
-                    raise
+            except Diverged as error:
                 print(f"{error.problem}: this rate is out", flush=True)
                 rate = own.get("base_learning_rate") or self.plan(method).base_learning_rate
                 found = {"base_learning_rate": rate, "export": None, "scores": {}}
@@ -191,6 +186,7 @@ class MethodRuns:
 
     def _run(self, run_dir: Path, method: str, seed: int, own: Mapping[str, Any]) -> None:
         """Pretrain in a folder, or go on there, unless its model is of these weights already."""
+        check_diverged(run_dir)
         state, is_trained = read_output_state(run_dir), PRETRAINING in read_results(run_dir)
         if is_trained and state.exported == own.get("export", state.exported):
             return
@@ -217,9 +213,10 @@ class MethodRuns:
     def _pretrain_in(self, run_dir: Path, given: Mapping[str, Any]) -> None:
         try:
             pretrain_in(run_dir, given, NOTED)
+        except Diverged:
+            raise
         except SiTError as error:
-            # By its cause the search knows a loss that is not finite.
-            raise error.renamed({"time_budget": "budget_value"}) from error.__cause__
+            raise error.renamed({"time_budget": "budget_value"}) from error
 
     def length(self, method: str) -> dict[str, Any]:
         """The arguments that say how long a run takes."""

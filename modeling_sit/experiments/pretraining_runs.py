@@ -16,15 +16,16 @@ from modeling_sit.pretraining.dry_run import measure_steps, num_dry_run_steps
 from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.loop import training_step
 from modeling_sit.pretraining.methods import METHODS
+from modeling_sit.pretraining.metric_logger import NonFiniteLoss
 from modeling_sit.pretraining.prepare import prepare
 from modeling_sit.pretraining.resume_check import run_fingerprint
 from modeling_sit.pretraining.run import pretrain
 from modeling_sit.runtime.accelerator import create_accelerator
 from modeling_sit.runtime.arguments import build_arguments
-from modeling_sit.runtime.errors import argument_names
+from modeling_sit.runtime.errors import SiTError, argument_names
 from modeling_sit.runtime.recipes import read_recipe
 
-PRETRAINING = "pretraining"
+PRETRAINING, DIVERGED = "pretraining", "diverged"
 # What a recipe says otherwise: where the images and the models are is ours, and each run needs its last checkpoint.
 OURS = (
     "dataset",
@@ -89,6 +90,17 @@ def plan_run(given: Mapping[str, Any], measures: bool = False) -> PlannedRun:
     return PlannedRun(step, rate, run.schedules.num_steps, batch_size, seconds)
 
 
+class Diverged(SiTError):
+    """The loss of a pretraining was not finite. It would be so again."""
+
+
+def check_diverged(run_dir: Path) -> None:
+    """Raise [`Diverged`] if the pretraining in a folder has ended so."""
+    found = read_results(run_dir).get(DIVERGED)
+    if found is not None:
+        raise Diverged(found["problem"])
+
+
 def pretrain_in(run_dir: Path, given: Mapping[str, Any], noted: Sequence[str] = ("seed",)) -> None:
     """Pretrain in a folder, or go on there, and note in its results that it is done.
 
@@ -96,9 +108,20 @@ def pretrain_in(run_dir: Path, given: Mapping[str, Any], noted: Sequence[str] = 
         run_dir (`Path`): The folder.
         given (mapping): Arguments of [`pretrain`], without the folder.
         noted (sequence of `str`, *optional*): Arguments whose values the results name.
+
+    Raises:
+        [`Diverged`]: If a loss is not finite. That is noted, too.
+        [`SiTError`]: As [`pretrain`].
     """
-    with told():
-        pretrain(**given, output_dir=run_dir, resume_from_checkpoint="auto")
+    try:
+        with told():
+            pretrain(**given, output_dir=run_dir, resume_from_checkpoint="auto")
+    except SiTError as error:
+        if not isinstance(error.__cause__, NonFiniteLoss):
+            raise
+        problem = f"{error.problem}; {run_dir} holds the run"
+        write_results(run_dir, {DIVERGED: {"problem": problem}})
+        raise Diverged(problem) from error
     state = read_output_state(run_dir)
     found = {name: state.settings[name] for name in noted}
     write_results(run_dir, {PRETRAINING: {**found, "seconds": state.seconds}})

@@ -17,7 +17,7 @@ from modeling_sit.experiments.compared_images import compared_images
 from modeling_sit.experiments.comparison_runs import announce
 from modeling_sit.experiments.method_runs import MethodRuns, recipe_of
 from modeling_sit.experiments.methods_arguments import PROFILES, MethodsComparisonArguments
-from modeling_sit.experiments.pretraining_runs import PlannedRun
+from modeling_sit.experiments.pretraining_runs import Diverged, PlannedRun
 from modeling_sit.experiments.trials import Trial
 from modeling_sit.pretraining.checkpoints import read_output_state
 from modeling_sit.pretraining.methods import METHODS
@@ -186,7 +186,7 @@ def searched(method_runs_of, monkeypatch):
         def train(run_dir, method, seed, own):
             rate = own.get("base_learning_rate", 1e-3)
             if rate in diverges:
-                raise SiTError("loss not finite at step 3") from NonFiniteLoss(0, ["loss"])
+                raise Diverged("loss not finite at step 3")
             now.update(base_learning_rate=rate, export=own.get("export", "student"))
 
         class State:
@@ -209,8 +209,31 @@ def test_a_rate_that_diverges_is_out(searched):
 
 def test_no_rate_is_left(searched):
     runs = searched("sit", lambda **_: 1.0, diverges=(1e-3, 3e-3, 0.000333333))
-    with pytest.raises(SiTError, match="sit: the loss was not finite with any learning rate"):
+    with pytest.raises(Diverged, match="not finite with any learning rate"):
         runs.choose("sit")
+
+
+def test_others_go_on_where_a_seed_and_a_method_diverge(compare, monkeypatch, capsys):
+    pretrain, diverging = pretraining_runs.pretrain, {("sit", 0), ("sit", 1), ("simclr", 1)}
+
+    def diverge(*, method, seed, **arguments):
+        if (method, seed) in diverging:
+            raise SiTError("loss not finite at step 2") from NonFiniteLoss(0, ["loss"])
+        return pretrain(method=method, seed=seed, **arguments)
+
+    monkeypatch.setattr(pretraining_runs, "pretrain", diverge)
+    arguments = {"methods": ("sit", "simclr", "mae"), "seeds": [0, 1]}
+    result = compare(**arguments)
+    assert list(result.failed) == ["sit", "simclr, seed 1"] and "step 2" in result.failed["sit"]
+    assert {cell.start: len(cell.values) for cell in result.fine_tuned} == {"scratch": 2, "simclr": 1, "mae": 2}
+    assert {name: len(each) for name, each in result.frozen.items()} == {"scratch": 2, "simclr": 1, "mae": 2}
+    assert "sit" not in rows_of(result.tables[0]) and "Not measured: sit: loss" in result.ranking[0]
+    # It would diverge again, so it does not start again; the other seed of it was not tried.
+    monkeypatch.setattr(pretraining_runs, "pretrain", None)
+    assert compare(**arguments).failed == result.failed
+    with pytest.raises(SiTError) as error:
+        compare(methods=("sit",), seeds=[0])
+    assert error.value.argument == "pretraining_recipe" and "step 2" in error.value.problem
 
 
 def test_the_teacher_is_measured_with_the_best_rate(searched):
@@ -331,7 +354,8 @@ def test_scratch_says_how_long_all_train(compare, monkeypatch):
 def test_where_nothing_can_be_held_out_all_train_as_long_as_the_search_might(method_runs_of):
     arguments = method_runs_of(methods=["sit"]).arguments
     scratch = comparison_runs.Start({0: "m"}, from_scratch=True, finetuning={"max_tuning_steps": 9})
-    runs = comparison_runs.Runs(arguments, None, {"scratch": scratch})
+    starts = {"scratch": scratch, "sit": comparison_runs.Start({0: "m"})}
+    runs = comparison_runs.Runs(arguments, None, starts)
     runs.choose = lambda *cell: None
     module._settle_length(runs, 0.01)
     assert {cell: choice.max_steps for cell, choice in runs.chosen.items()} == {("scratch", 0.01): 9, ("sit", 0.01): 9}
