@@ -9,7 +9,7 @@ from modeling_sit.interop.convert import ConversionArguments, run_conversion
 DESCRIPTION = """Write a checkpoint in another format, and check that the outputs are the same.
 
     modeling-sit convert FROM TO --format vit                      transformers' own ViT: a folder that needs no other code
-    modeling-sit convert FROM TO --format timm                     a folder for timm.create_model("local-dir:TO")
+    modeling-sit convert FROM TO --format timm                     a folder for timm.create_model("local-dir:TO", pretrained=True)
     modeling-sit convert FROM TO.onnx --format onnx                a graph for ONNX Runtime, batches of any size
     modeling-sit convert FROM TO.pt2 --format torch_export         a graph that PyTorch loads without this package
     modeling-sit convert FROM TO.safetensors --format torchvision  weights of torchvision's vit_b_16
