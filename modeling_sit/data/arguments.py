@@ -45,10 +45,10 @@ class DatasetArguments:
     intensity_range: list[Level] | None = field(
         default=None,
         metadata={
-            "help": "Stored values that become black and white, of images of more than 8 bits: 0 4095 for 12 bits in "
-            "files of 16; or a pair for each channel, one after the other. What is beyond is clipped. 0.5% 99.5% are "
-            "percentiles of each image, of 8 bits too: for images that are dark or differ in exposure. Default: that of "
-            "the model; in a new one the range of the type."
+            "help": "Stored values that become black and white, for images of more than 8 bits: 0 4095 for 12 bits in "
+            "files of 16; or a pair for each channel, one after the other. Values beyond are clipped. 0.5% 99.5% are "
+            "percentiles of each image (also of 8 bits), for images that are dark or differ in exposure. Default: the "
+            "range of the model; for a new model the range of the type."
         },
     )
 

@@ -66,7 +66,8 @@ class AblationArguments(DatasetArguments):
     cells: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Cells of the plan to run, separated by spaces or commas. Default: all. Tables have all that is there."
+            "help": "Cells of the plan to run, separated by spaces or commas. Default: all. The tables also have the cells "
+            "that earlier commands have run."
         },
     )
     profile: Literal[tuple(PROFILES)] = field(

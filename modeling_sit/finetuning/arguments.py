@@ -63,9 +63,9 @@ class FinetuningArguments(DenseArguments, CardArguments, WeightsFileArguments, D
     validation_fraction: float = field(
         default=0.1,
         metadata={
-            "help": "Fraction in (0, 1) of the training images (of each class) that is held back if there is no "
-            'validation split. With `eval_strategy="no"` nothing is chosen, so nothing is held back if there'
-            " is a test split. Nor is it below 5,000 training images, unless `eval_strategy` is given."
+            "help": "Fraction in (0, 1) of the training images of each class that is held back if there is no "
+            "validation split. If there is a test split, nothing is held back below 5,000 training images, unless "
+            '`eval_strategy` is given; and never with `eval_strategy="no"`, because nothing is chosen then.'
         },
     )
     model_name_or_path: str = field(

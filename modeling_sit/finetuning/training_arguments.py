@@ -82,10 +82,9 @@ class FinetuningTrainingArguments(TrainingArguments):
     eval_strategy: str | None = field(
         default=None,
         metadata={
-            "help": "When to evaluate: no, steps or epoch. Default: every epoch, if the run counts epochs, else "
-            "every `eval_steps`; never, if there is no validation split and holding images back costs too much (see "
-            "`validation_fraction`), or if there is no test split either: held-back images then measure the finished "
-            "model and choose nothing."
+            "help": "When to evaluate: no, steps or epoch. Default with a validation split, or with a test split and at "
+            "least 5,000 training images: every epoch, if the run counts epochs, else every `eval_steps`. Default "
+            "otherwise: only the finished model, on the test split or on images that are held back."
         },
     )
     eval_steps: float | None = field(

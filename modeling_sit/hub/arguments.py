@@ -45,7 +45,8 @@ class RepositoryArguments:
     hub_private_repo: bool = field(
         default=False,
         metadata={
-            "help": "Whether a new repository is private. If not given, the Hub's default for your account is used."
+            "help": "Whether the repository must be private. An existing public one is refused. If not given, a new one "
+            "is as your account's default on the Hub says."
         },
     )
     hub_strategy: Literal["end", "checkpoint"] = field(

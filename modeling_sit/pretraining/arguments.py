@@ -53,8 +53,8 @@ class ModelArguments(WeightsFileArguments):
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint to start from: a SiT, a plain ViT, DeiT, DINO or MAE of transformers or timm, or a "
-            ".pth file of the authors' code. The model gets its sizes."
+            "help": "Checkpoint to start from: a SiT; a plain ViT of transformers (ViT, DeiT, DINO, DINOv2, MAE, MSN) or "
+            "timm; or a .pth file of the authors' code. The model gets its sizes."
         },
     )
     image_size: int | None = field(
@@ -160,15 +160,15 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     method: str = field(
         default="sit",
         metadata={
-            "help": "Pretraining method: sit, or one of its peers, which train the same backbone: simclr, moco_v3, dino, ibot, "
-            "mae, simmim, lejepa."
+            "help": "Pretraining method: sit, or another one that trains the same backbone: simclr, moco_v3, dino, ibot, mae, "
+            "simmim, lejepa."
         },
     )
     preset: Literal["auto", "paper"] = field(
         default="auto",
         metadata={
-            "help": "What neither an argument nor a recipe says. auto: values that fit the number and size of the images,"
-            " the device and the time; each is printed with its reason. paper: the paper's (ViT-S/16, 224 pixels, 800 "
+            "help": "Values of all arguments that neither you nor a recipe gives. auto: they fit the number and size of the "
+            "images, the device and the time; each is printed with its reason. paper: the paper's (ViT-S/16, 224 pixels, 800 "
             "epochs), for large datasets on GPUs."
         },
     )
@@ -259,7 +259,8 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     mixed_precision: Literal["no", "bf16", "fp16"] | None = field(
         default=None,
         metadata={
-            "help": "Precision of the networks. Default: the setting of `accelerate launch`, else by `preset`, else `no`."
+            "help": "Precision of the networks; no is float32. Default: the setting of `accelerate launch`, else by `preset`, "
+            "else no."
         },
     )
     tf32: bool = field(
@@ -303,8 +304,8 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     export_steps: int = field(
         default=0,
         metadata={
-            "help": "Steps between models in `exports/step-N/` of the output folder, each as the run's model is at that step: to "
-            "measure how the features grow. 0 for none."
+            "help": "Steps between copies of the model in `exports/step-N/` of the output folder, to measure later how the "
+            "features change during the run. 0 for none."
         },
     )
     resume_from_checkpoint: str | None = field(
@@ -314,8 +315,9 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     allow_changed_settings: bool = field(
         default=False,
         metadata={
-            "help": "Whether a resumed run may differ from the checkpoint's run where that is safe: length, rates, weights of "
-            "losses, batch, augmentation, corruption, images, processes. The schedules follow the new settings."
+            "help": "Whether a run that resumes may have other settings than its checkpoint, of those that are safe to change: "
+            "length, rates, weights of losses, batch, augmentation, corruption, images, processes. The schedules follow the new "
+            "settings."
         },
     )
     dry_run: bool = field(

@@ -53,7 +53,7 @@ MONITORS = {
     "projection_rankme": "effective rank of the projections",
     "embedding_std": "standard deviation of the normalized features, 0 (collapsed) to 1",
     "teacher_agreement": "cosine between the student's and the teacher's projections of an image",
-    "knn_accuracy": "nearest neighbours' votes for the labels, on few images",
+    "knn_accuracy": "nearest neighbors' votes for the labels, on few images",
     "linear_accuracy": "logistic regression for the labels, on few images",
 }
 

@@ -53,20 +53,23 @@ class PrototypeArguments(LocalCropArguments):
     """
 
     num_prototypes: int | None = field(
-        default=None, metadata={"help": "Outputs of the head. Default: 1,024 to 65,536, by the number of images."}
+        default=None,
+        metadata={
+            "help": "Number of prototypes, the outputs of the head. Default: 1,024 to 65,536, by the number of images."
+        },
     )
     unit_prototypes: bool | None = field(
         default=None,
         metadata={
             "help": "Whether prototypes keep length 1, which is safer; learned lengths are better in long runs on many "
-            "images. Default: true."
+            "images. Default: yes."
         },
     )
     head_batch_norm: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether the head has batch norm between its layers, which keeps it from a collapse in short runs. "
-            "Default: by `preset`; the paper's of ViTs have none."
+            "help": "Whether the head has batch norm between its layers, which prevents a collapse in short runs. "
+            "Default: by `preset`; the paper's ViTs have none."
         },
     )
     student_temperature: float | None = field(

@@ -1,5 +1,6 @@
 """The docs as a site: every page can be found, the strict build passes, and each link leads somewhere."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -110,6 +111,20 @@ def test_site_loads_nothing_from_elsewhere(built, site):
     assert not [(page.name, each) for page, content in built.items() for each in content.loaded if "//" in each]
     for sheet in site.rglob("*.css"):
         assert not re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", sheet.read_text()), sheet.name
+
+
+def test_reference_has_every_argument():
+    """Every dataclass whose fields have help texts, but for those of the command line alone."""
+    package = ROOT / "modeling_sit"
+    arguments = {
+        ".".join(("modeling_sit", *path.relative_to(package).with_suffix("").parts, node.name))
+        for path in package.rglob("*.py")
+        if path.parent.name != "cli" and "metadata" in (text := path.read_text(encoding="utf-8"))
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef) and any("metadata=" in ast.unparse(each) for each in node.body[1:])
+    }
+    named = set(re.findall(r"^::: ([\w.]+)$", (DOCS / "reference" / "arguments.md").read_text(), re.MULTILINE))
+    assert len(arguments) > 30 and named == arguments
 
 
 def test_reference_has_every_public_name(site, built):

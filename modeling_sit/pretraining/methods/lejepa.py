@@ -51,8 +51,8 @@ class LeJEPAArguments(LocalCropArguments):
     sigreg_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of SIGReg, which spreads the projections, between 0 and 1; invariance has the rest. Default: by "
-            "`preset`; the paper's is 0.05."
+            "help": "Weight of SIGReg, which keeps the projections of images apart, between 0 and 1; invariance has the rest. "
+            "Default: by `preset`; the paper's is 0.05."
         },
     )
     num_slices: int | None = field(

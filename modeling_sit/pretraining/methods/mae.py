@@ -49,7 +49,7 @@ class MAEArguments(MaskArguments):
         default=None, metadata={"help": "Number of the decoder's blocks. Default: by `preset`; the paper's is 8."}
     )
     normalize_targets: bool | None = field(
-        default=None, metadata={"help": "Whether each patch is predicted up to its mean and deviation. Default: yes."}
+        default=None, metadata={"help": "Whether the pixels to predict are normalized in each patch. Default: yes."}
     )
 
     def __post_init__(self):

@@ -40,15 +40,15 @@ class MoCoV3Arguments:
     use_predictor: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether the student predicts the teacher's projection by two layers more, which the teacher has not. "
-            "Default: yes."
+            "help": "Whether the student's projection goes through a predictor of two more layers, which the teacher does not "
+            "have. Default: yes."
         },
     )
     freeze_patch_embedding: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether the patch embedding stays as it begins, which steadies training in large batches. Default: by "
-            "`preset`; the paper's is yes."
+            "help": "Whether the patch embedding keeps its random weights, which makes training in large batches more stable. "
+            "Default: by `preset`; the paper's is yes."
         },
     )
 

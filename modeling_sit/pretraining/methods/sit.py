@@ -54,8 +54,8 @@ class SiTArguments:
     contrast_views: Literal["corrupted", "clean"] | None = field(
         default=None,
         metadata={
-            "help": "views of the student that are contrasted: corrupted, which it reconstructs too; or clean, which takes another "
-            "pass through the encoder. Default: corrupted."
+            "help": "Views of the student that are contrasted: the corrupted ones, which it also reconstructs; or the clean "
+            "ones, which take another pass through the encoder. Default: corrupted."
         },
     )
 
