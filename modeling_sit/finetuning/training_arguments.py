@@ -194,6 +194,12 @@ class FinetuningTrainingArguments(TrainingArguments):
         """Whether something of the run is chosen on images that are held out of training."""
         return AUTO in (self.learning_rate, self.max_steps)
 
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: one at most. A launcher starts a process for each; with more in one process `Trainer` would copy the
+        model to each of them in every step, in place of the model that this package trains."""
+        return min(1, super().n_gpu)
+
     def evaluate_never(self) -> None:
         """Measure nothing while the run trains, so that it ends with its last weights."""
         self.eval_strategy, self.load_best_model_at_end = IntervalStrategy.NO, False

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers.training_args import ParallelMode
 
 from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.finetuning.arguments import FinetuningArguments
@@ -143,6 +144,13 @@ def test_the_best_is_chosen_where_there_is_a_choice(parse, flags, chooses):
 def test_no_workers_are_kept_alive_where_there_are_none(parse, workers, persistent):
     flags = ["--dataloader_persistent_workers", "yes", "--dataloader_num_workers", workers]
     assert parse(*flags)[1].dataloader_persistent_workers is persistent
+
+
+def test_one_process_uses_one_gpu(parse):
+    _, arguments = parse("--per_device_train_batch_size", "8")
+    arguments._n_gpu = 4  # as transformers counts them
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 8
+    assert arguments.parallel_mode == ParallelMode.NOT_PARALLEL
 
 
 def test_higher_is_better_but_for_the_loss(parse):
