@@ -337,7 +337,7 @@ def _read_tiff(file: BinaryIO, header: ArrayHeader) -> np.ndarray:
         series = tiff.series[0]
         axes = series.axes
         if axes.count("C") != 1 or not axes.endswith("YX"):
-            raise UnfitArray(f"its pages are stacked as {axes}, of which no channels can be told")
+            raise UnfitArray(f"its pages are stacked as {axes}, which does not say where the channels are")
         place, pages = axes.index("C"), list(series.pages)
         step = math.prod(series.shape[place + 1 : -2])
         if len(pages) > step * (series.shape[place] - 1):

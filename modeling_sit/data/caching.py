@@ -230,7 +230,7 @@ class CacheBuilder:
                     os.utime(self.path)
                 write_line(f"image cache: {self.path}, made before")
                 return self.path
-            # Without locks, others may be writing, and caches in use cannot be told.
+            # Without locks, others may be writing, and nothing says which caches are in use.
             if is_locked:
                 for leftover in self.folder.glob(f"{TEMPORARY_PREFIX}{CACHE_FILE}"):  # of a process that was killed
                     leftover.unlink()

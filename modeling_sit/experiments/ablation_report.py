@@ -153,7 +153,7 @@ def _pixels_of(findings: Findings, measure: Measure, classifier: str) -> OfPixel
 
 
 def in_words(findings: Findings) -> list[str]:
-    """For each measure in [0, 1], which cell is best, which are not told from it, and what it is compared with; from the seeds
+    """For each measure in [0, 1], which cell is best, which are not clearly worse, and what it is compared with; from the seeds
     that all cells have."""
     lines, seeds = [], findings.seeds
     for measure in findings.measures:

@@ -55,7 +55,7 @@ class MethodsComparisonResult:
         choices (`dict`): Learning rate and steps of fine-tuning by start and fraction, where they are not the recipe's.
         costs (`dict[str, list[PretrainingCost]]`): What pretraining cost, by method, of each seed.
         tables (`list[str]`): All this as Markdown, with captions, the main table first.
-        ranking (`list[str]`): For each fraction, which method is best and which are not told from it, in words.
+        ranking (`list[str]`): For each fraction, which method is best and which are not clearly worse, in words.
         failed (`dict[str, str]`): Why a method, or a seed of one, was not measured: its loss was not finite. Such runs are in
             `ranking`, too.
         chart (`matplotlib.figure.Figure`): The metric for each fraction of the labels.

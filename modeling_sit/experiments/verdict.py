@@ -108,7 +108,7 @@ def ranking(
     label_fraction: float, methods: Mapping[str, Sequence[float]], scratch: Sequence[float], num_images: int
 ) -> str:
     """
-    Which method is best with a fraction of the labels, which others are not told from it, and what scratch reaches.
+    Which method is best with a fraction of the labels, which others are not clearly worse, and what scratch reaches.
 
     Args:
         label_fraction (`float`): In (0, 1].
@@ -122,7 +122,7 @@ def ranking(
 
 def best_of(rivals: Mapping[str, Sequence[float]], num_images: int) -> str:
     """
-    Which of some rivals is best, and which others are not told from it.
+    Which of some rivals is best, and which others are not clearly worse.
 
     Args:
         rivals (mapping from `str` to sequence of `float`): A metric in [0, 1] of each seed, by their names.
@@ -149,7 +149,7 @@ def _labels(fraction: float) -> str:
 
 def _effect(found: Difference) -> str:
     if found.is_noise:
-        return "pretraining makes no difference that can be told from noise"
+        return "pretraining makes no difference that is larger than the noise"
     effect = "helps" if found.value > 0 else "does harm"
     return f"pretraining {effect}" if found.is_clear else f"pretraining perhaps {effect}"
 
