@@ -180,7 +180,9 @@ class DenseCollator:
             )
             features["labels"] = [dict(label) for label in features["labels"]]
         else:
+            # Where 0 in the masks is no class, they were read so.
+            label_maps = [item.label_map for item in readable]
             features = self.processor(
-                images, segmentation_maps=[item.label_map for item in readable], return_tensors="pt"
+                images, segmentation_maps=label_maps, do_reduce_labels=False, return_tensors="pt"
             )
         return dict(features) | {"items": [(item.image_id, item.size, item.label_map) for item in readable]}

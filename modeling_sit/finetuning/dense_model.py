@@ -82,6 +82,7 @@ def load_dense_model(
     if arguments.freeze_backbone:
         loaded.model.base_model.requires_grad_(False)
     processor = dense_processor(loaded.require_processor(), loaded.model.config, image_size)
+    processor.do_reduce_labels = arguments.do_reduce_labels  # what measures the model reads masks as it learned them
     arguments.set_intensity_range(processor, loaded.model.config)
     return processor, loaded.model
 

@@ -3,7 +3,10 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from dense_sets import write_halves, write_squares
@@ -17,7 +20,9 @@ from modeling_sit import (
     SiTForSemanticSegmentation,
     SiTImageProcessor,
 )
+from modeling_sit.evaluation.run import evaluate
 from modeling_sit.finetuning import run
+from modeling_sit.finetuning.detection import Detection
 from modeling_sit.finetuning.layer_decay import depth_of
 from modeling_sit.hub.repository_files import find_model_files
 from modeling_sit.runtime.errors import SiTError
@@ -130,6 +135,28 @@ def test_heads_learn_at_the_full_rate(finetune):
     model = finetune("instance_segmentation", layer_decay=0.5).model
     for name, _ in model.named_parameters():
         assert (depth_of(name, 2) == 0) is (not name.startswith(("vit.encoder.", "vit.embeddings."))), name
+
+
+def test_evaluation_reads_masks_as_the_model_learned_them(finetune, tmp_path):
+    """Where 0 is no class, 2 would be beyond the two classes."""
+    folder = write_halves(tmp_path / "halves", train=2, test=2)
+    for path in folder.glob("*/masks/*.png"):
+        mask = np.array(PIL.Image.open(path))
+        PIL.Image.fromarray(np.where(mask == 255, 0, mask + 1).astype(np.uint8)).save(path)
+    result = finetune("semantic_segmentation", dataset=folder, do_reduce_labels=True)
+    (measured,) = evaluate(result.output_dir, folder, protocols="segmentation", device="cpu").values()
+    assert measured["mean_iou"] == pytest.approx(result.metrics["mean_iou"])
+    assert measured["classes"]["red"]["iou"] == pytest.approx(result.metrics["iou_red"])
+
+
+def test_a_class_that_is_called_as_a_size_of_objects():
+    arguments, training = SimpleNamespace(task="detection", image_size=64), SimpleNamespace(label_smoothing_factor=0)
+    training.seed = 0
+    task = Detection(arguments, training, SimpleNamespace(label_names=["small", "cell"]))
+    assert set(task.class_metric_names) == {
+        *("map_class_small", "mar_100_class_small", "map_cell", "mar_100_cell"),
+    }
+    assert "map_small" in task.metric_names
 
 
 def test_frozen_backbone(finetune, sit):

@@ -80,7 +80,10 @@ def test_batch_of_objects(processor, with_masks):
             assert not with_masks or label["masks"].shape == (len(label["boxes"]), 64, 64)
 
 
-def test_batch_of_classes_of_pixels(processor):
+@pytest.mark.parametrize("reduces", [False, True])
+def test_batch_of_classes_of_pixels(processor, reduces):
+    """Masks are read as the processor says, and not a second time."""
+    processor.do_reduce_labels = reduces
     images = DenseImages(masks(), PixelFormat(3))
     augmented = AugmentedDenseImages(images, DenseAugmentation(processor.size, ARGUMENTS, [0] * 3, False))
     batch = DenseCollator(processor, False)([augmented[index, index] for index in range(3)])

@@ -23,14 +23,18 @@ class MaskReader:
     Args:
         label_names (`list[str]`, *optional*): Names of the classes. Default: numbers, up to the largest value.
         colors (`np.ndarray` of shape `(classes, 3)`, *optional*): Colors of the classes, for masks in RGB.
-        reduce_labels (`bool`): Whether 0 stands for no class.
+        reduce_labels (`bool`): Whether 0 stands for no class. The name that goes with the first color is then left out.
     """
 
     def __init__(self, label_names: list[str] | None, colors: np.ndarray | None, reduce_labels: bool):
+        if reduce_labels and label_names is not None and colors is not None and len(colors) == len(label_names):
+            label_names = label_names[1:]
         self.label_names = label_names
         self.colors = colors
         self.reduce_labels = reduce_labels
         self.notes: list[str] = []
+        if reduce_labels and label_names:
+            self.notes.append(f"0 in the masks is no class, and 1 is {label_names[0]}")
         self._is_black_and_white: bool | None = None
 
     def read(self, rows: datasets.Dataset, others: Sequence[dict] = ()) -> datasets.Dataset:

@@ -143,6 +143,16 @@ def test_reduced_labels(tmp_path):
     assert opened.label_names == ["0", "1"] and values_of(rows) == [[0, 1, 255]] * 2
 
 
+def test_reduced_colors_lose_the_name_of_the_first(tmp_path):
+    colors = np.array([[0, 0, 0], [128, 0, 64], [255, 255, 255]], np.uint8)
+    write_pairs(tmp_path, count=1)
+    save(tmp_path / "masks" / "0.png", colors[mask(0, 1, 2)])
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nvoid,0,0,0\nsky,128,0,64\ntree,255,255,255\n")
+    opened, rows = read(tmp_path, reduce_labels=True)
+    assert opened.label_names == ["sky", "tree"] and values_of(rows) == [[0, 1, 255]]
+    assert any(note.endswith("1 is sky") for note in opened.notes)
+
+
 def test_colors_of_classes(tmp_path):
     colors = np.array([[128, 0, 64], [0, 0, 0], [255, 255, 255]], np.uint8)
     write_pairs(tmp_path, count=1)
