@@ -1,5 +1,6 @@
 """Detection and instance segmentation: objects with boxes and classes, and with masks."""
 
+import itertools
 from typing import Any, ClassVar
 
 import datasets
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from modeling_sit import SiTForInstanceSegmentation, SiTForObjectDetection
 from modeling_sit.dense_outputs import detections_of
 from modeling_sit.evaluation.coco_evaluation import MASKS_PREFIX, CocoEvaluation, IouType, check_pycocotools
+from modeling_sit.evaluation.metrics import metric_module
 from modeling_sit.finetuning.anchors import describe_anchors, fitting_anchors, object_sizes
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.dense import DenseTask
@@ -35,7 +37,8 @@ class Detection(DenseTask):
         super().__init__(arguments, training_arguments, splits)
         # Those of masks come first: the first one compares models.
         prefixes = (MASKS_PREFIX, "") if "segm" in self.iou_types else ("",)
-        of_classes = [f"{figure}_{name}" for figure in FIGURES_OF_CLASSES for name in splits.label_names]
+        keys = map(metric_module("coco_average_precision").key_of, splits.label_names)
+        of_classes = [f"{figure}_{key}" for key, figure in itertools.product(keys, FIGURES_OF_CLASSES)]
         self.metric_names = tuple(f"{prefix}{name}" for prefix in prefixes for name in FIGURES)
         self.class_metric_names = tuple(f"{prefix}{name}" for prefix in prefixes for name in of_classes)
 
