@@ -163,7 +163,7 @@ def resolve(
         if time_budget is not None and images.num_train is None:  # its epochs are no length until steps are measured
             kind = "cpu" if accelerator.device.type == "cpu" else "gpu"
             values["max_steps"] = look_up(STEPS[kind], EVERYTHING)
-        return Resolved(with_values(flags, {**method.defaults, **values}), dict(chosen), [])
+        return Resolved(with_values(flags, {**_defaults(method, flags.model), **values}), dict(chosen), [])
     facts = Facts(
         images=read_image_facts(images, intensity_range=flags.run.intensity_range)
         or ImageFacts(images.num_train, UNKNOWN_SIZE, UNKNOWN_SIZE, 3),
@@ -175,7 +175,18 @@ def resolve(
     )
     choices = choose(facts, settled(flags), method, settings_of_others(method))
     values = {choice.name: choice.value for choice in choices}
-    return Resolved(with_values(flags, {**method.defaults, **values}), {**chosen, **values}, choices)
+    values_of_all = {**_defaults(method, flags.model), **values}
+    return Resolved(with_values(flags, values_of_all), {**chosen, **values}, choices)
+
+
+def _defaults(method: type[Method], arguments: ModelArguments) -> dict[str, Any]:
+    """The method's own defaults. Where a run starts from a model whose features are the mean of the patches, as those of masked
+    image modeling are, and the method trains the token, the features are of the token again."""
+    name, defaults = arguments.model_name_or_path, dict(method.defaults)
+    is_open = name is not None and "pooling" not in defaults
+    if is_open and find_format(name) == SiTConfig.model_type and read_config(name).get("pooling") == "mean":
+        defaults["pooling"] = SiTConfig.pooling
+    return defaults
 
 
 def settings_of_others(method: type[Method]) -> frozenset[str]:

@@ -133,6 +133,18 @@ def test_sizes_are_the_checkpoints(digits, tmp_path):
     assert create_config(larger.flags.model, 100).image_size == 64
 
 
+@pytest.mark.parametrize("preset", ["auto", "paper"])
+@pytest.mark.parametrize(
+    ("method", "given", "pooling"),
+    [("sit", None, "token"), ("ibot", None, "token"), ("mae", None, "mean"), ("dino", "pooling=mean", "mean")],
+)
+def test_features_are_of_what_the_method_trains(digits, tmp_path, preset, method, given, pooling):
+    """Whatever those of the model are that it starts from, unless the user says so."""
+    SiTConfig(**TINY, image_size=32, patch_size=8, num_channels=1, pooling="mean").save_pretrained(tmp_path)
+    flags = flags_by(method=method, preset=preset, model_name_or_path=str(tmp_path), config_overrides=given)
+    assert create_config(resolve(flags, digits, CPU, {}).flags.model, 100).pooling == pooling
+
+
 class TestStreams:
     images = SimpleNamespace(num_train=None, train=None)
 
