@@ -153,11 +153,13 @@ def write_pretraining_card(output_dir: Path, facts: RunFacts) -> Path:
 def _facts_rows(facts: RunFacts, dataset: str, num_images: str) -> list[tuple[str, str]]:
     settings, start = facts.settings, facts.settings["model_name_or_path"]
     total_batch = settings["per_device_train_batch_size"] * facts.num_processes * facts.schedules.batches_per_step
+    tokens = facts.step * total_batch * facts.method.encoder_tokens(facts.method.fingerprint())
     return [
         ("data", _describe_data(facts, dataset, num_images)),
         *([("went on from", code(public_name(start)))] if start is not None else []),
         ("steps, epochs", _describe_length(facts.schedules, facts.step)),
         ("total batch", f"{total_batch:,} images"),
+        ("encoder tokens", f"{tokens:,}; the student's count three times, forward and backward, a teacher's once"),
         ("losses", facts.method.describe_losses()),
         ("weights in this folder", settings["export"]),
         ("hardware", escaped(describe_hardware_of(facts.starts))),

@@ -151,6 +151,8 @@ def test_says_what_was_run(write, page):
     assert facts["data"].startswith("some/images: 12,345 images, of split train (its splits: train, test)")
     assert facts["steps, epochs"] == "76,800, 800"
     assert facts["total batch"] == "128 images"
+    of_an_image = 2 * 5 * (3 + 1)  # two views of four patches and the token, for the student and the teacher
+    assert facts["encoder tokens"].startswith(f"{76_800 * 128 * of_an_image:,};")
     assert facts["losses"] == "1 x reconstruction (l1, corrupted pixels) + 1 x contrast (to a teacher)"
     assert facts["weights in this folder"] == "teacher"
     assert facts["hardware"] == "2 x GPU" and facts["precision"] == "float32"
