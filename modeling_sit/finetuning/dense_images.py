@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -94,10 +95,19 @@ class DenseImages(torch.utils.data.Dataset):
     def size_of(self, index: int) -> tuple[int, int] | None:
         """Height and width of an image in pixels, without decoding it; `None` if it cannot be read."""
         if self.has_objects:
-            row = self.split.select_columns(["height", "width"])[index]
-            return row["height"], row["width"]
-        size = upright_size(self.split.select_columns(["image"])[index]["image"])
+            return self._sizes[index]
+        size = upright_size(self._encoded_images[index]["image"])
         return None if size is None else size[::-1]
+
+    # Once, for to select columns takes a millisecond, and each image is asked for.
+    @cached_property
+    def _sizes(self) -> list[tuple[int, int]]:
+        columns = self.split.select_columns(["height", "width"])[:]
+        return list(zip(columns["height"], columns["width"], strict=True))
+
+    @cached_property
+    def _encoded_images(self) -> datasets.Dataset:
+        return self.split.select_columns(["image"])
 
 
 def check_image_sizes(images: DenseImages, processor: Any) -> None:

@@ -174,13 +174,14 @@ class ObjectColumns(_Columns):
             self.label_names = self.stored_names or self._count_classes(told)
         sizes, wrong = self._sizes(rows, told)
         check = AnnotationCheck(str(rows.split), self.needs_masks, box_name=self.boxes or "bbox")
+        by_name = {name: index for index, name in enumerate(self.label_names)}
         number, objects = 0, []
         for row, entry in enumerate(told):
             image = ImageOfObjects(f"row {row}", *sizes[row])
             of_image = []
             for annotation in _of_image(entry[self.truth]) if row not in wrong else ():
                 number += 1
-                index = self._index(annotation.get(self.categories), f"{rows.split}: row {row}")
+                index = self._index(annotation.get(self.categories), by_name, f"{rows.split}: row {row}")
                 found = check.read(self._as_coco(annotation, number), index, number, image)
                 if found is not None:
                     of_image.append(found)
@@ -203,26 +204,22 @@ class ObjectColumns(_Columns):
         box = annotation.get(self.boxes) if self.boxes is not None else None
         return {"id": id, "bbox": box, "area": annotation.get("area"), "iscrowd": crowd, "segmentation": segmentation}
 
-    def _index(self, category: Any, name: str) -> int:
-        """The index of an object's class.
+    def _index(self, category: Any, by_name: dict[str, int], name: str) -> int:
+        """The index of an object's class, of the indices by their names.
 
         Raises:
             [`SiTError`]: If there is no such class.
         """
         if self.stored_names is not None and isinstance(category, int) and 0 <= category < len(self.stored_names):
             category = self.stored_names[category]
-        if str(category) not in self._by_name:
+        if str(category) not in by_name:
             known = join(self.label_names[:10]) + (", ..." if len(self.label_names) > 10 else "")
             raise SiTError(
                 f"{name} has an object of category {category}, and the classes are {known}",
                 argument="dataset",
                 remedy="correct it or take it out",
             )
-        return self._by_name[str(category)]
-
-    @property
-    def _by_name(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.label_names)}
+        return by_name[str(category)]
 
     def _count_classes(self, rows: datasets.Dataset) -> list[str]:
         found = {annotation.get(self.categories) for row in rows for annotation in _of_image(row[self.truth])} - {None}
