@@ -93,7 +93,7 @@ def describe_plan(dry_run: DryRun, run: Run) -> str:
     parts = {name: _count(child) for name, child in student.named_children()}
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     total = _count(student)
-    model_bytes = BYTES_PER_WEIGHT * total
+    model_bytes = BYTES_PER_WEIGHT * _count(method.exported(arguments.export))
     networks = BYTES_PER_WEIGHT * sum(map(_count, method.networks))
     states = BYTES_PER_WEIGHT * trained
     checkpoint_bytes = networks + 2 * states

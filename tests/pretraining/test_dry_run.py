@@ -13,6 +13,7 @@ from pretraining_runs import arguments_of, lines_of, weights_in
 
 from modeling_sit.pretraining import dry_run
 from modeling_sit.pretraining.dry_run import DryRun, describe_plan, measure_steps, num_dry_run_steps
+from modeling_sit.pretraining.methods.sit import SiT
 from modeling_sit.pretraining.run import pretrain as pretrain_images
 from modeling_sit.pretraining.schedules import Schedules
 from modeling_sit.runtime.errors import SiTError
@@ -105,6 +106,12 @@ class TestPlan:
         assert float(whole) == pytest.approx(sum(p.numel() for p in student.parameters()) / 1e6, abs=0.005)
         figures = [float(figure) for figure in re.findall(r"([\d.]+) M", parts)]
         assert len(figures) == 4 and sum(figures) == pytest.approx(float(whole), abs=0.03)
+
+    def test_a_method_may_export_the_backbone_alone(self, plan, monkeypatch):
+        monkeypatch.setattr(SiT, "exported", lambda self, export: self.student.vit)
+        lines, student = plan()
+        num_bytes = 4 * sum(parameter.numel() for parameter in student.vit.parameters())
+        assert size("\n".join(lines), r"model\.safetensors \(SIZE\)") == pytest.approx(num_bytes, rel=0.005)
 
     def test_speed_and_time(self, plan):
         lines, _ = plan()
