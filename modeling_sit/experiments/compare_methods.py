@@ -1,6 +1,7 @@
 """Which pretraining method, on these images, for this budget? Each gets the same budget, search and measures."""
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -165,6 +166,8 @@ def _pretrain(
                 with surviving(f"{method}, seed {seed}"):
                     models[seed] = str(pretraining.pretrain(method, seed, choice))
             if models:
+                if not starts:
+                    steps |= _stochastic_depth(next(iter(models.values())), recipe)
                 tuned[method] = choice
                 starts[method] = Start(models, pooling=choice.pooling, finetuning={"pooling": choice.pooling, **steps})
     if not starts:
@@ -178,6 +181,15 @@ def _pretrain(
     pooling = recipe.get("pooling", POOLINGS[-1])
     scratch = Start(dict.fromkeys(arguments.seeds, first), True, pooling, finetuning={"pooling": pooling, **steps})
     return tuned, {SCRATCH: scratch, **starts}, failed
+
+
+def _stochastic_depth(model: str, recipe: Mapping[str, Any]) -> dict[str, float]:
+    """Stochastic depth of fine-tuning, if the recipe does not say it: that of the first method's model for all of them. Else each would
+    have that of its pretraining, which is 0 for some methods in long runs, and 0.1 for others."""
+    if recipe.get("drop_path_rate") is not None:
+        return {}
+    config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    return {"drop_path_rate": config["drop_path_rate"]}
 
 
 def _settle_length(runs: Runs, fraction: float) -> None:

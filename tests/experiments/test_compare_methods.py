@@ -8,6 +8,7 @@ import datasets
 import pytest
 import yaml
 
+from modeling_sit import SiTConfig
 from modeling_sit.data.sources import load_images
 from modeling_sit.experiments import compare_methods as module
 from modeling_sit.experiments import comparison_runs, method_runs, pretraining_runs
@@ -339,6 +340,7 @@ def test_scratch_says_how_long_all_train(compare, monkeypatch):
 
     def fine_tune(groups, training, hub, is_told):
         seen.append((Path(training.output_dir).name, training.max_steps, training.learning_rate))
+        assert groups.drop_path_rate == 0
         comparison_runs.write_results(Path(training.output_dir), {"finetune": {"accuracy": 0.5, "num_validation": 40}})
 
     found = comparison_runs.Choice(0.01, 7, "some")
@@ -349,6 +351,12 @@ def test_scratch_says_how_long_all_train(compare, monkeypatch):
     result = compare(["simclr"], **given)
     assert seen == [("finetuned-scratch-100%-seed0", 7, 0.01), ("finetuned-simclr-100%-seed0", 7, None)]
     assert rows_of(result.tables[-1])["simclr"]["learning rate"] == "usual"
+
+
+def test_all_methods_are_fine_tuned_with_one_stochastic_depth(tmp_path):
+    SiTConfig(drop_path_rate=0.1).save_pretrained(tmp_path)
+    assert module._stochastic_depth(str(tmp_path), {}) == {"drop_path_rate": 0.1}
+    assert module._stochastic_depth(str(tmp_path), {"drop_path_rate": 0.3}) == {}
 
 
 def test_where_nothing_can_be_held_out_all_train_as_long_as_the_search_might(method_runs_of):
