@@ -513,8 +513,8 @@ class SiTModel(SiTPreTrainedModel):
 
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state` `(batch, 1 + patches, hidden_size)` after the last layer
-            norm, contrastive token first (`1 + kept` tokens with `kept_patches`); `pooler_output` `(batch, hidden_size)` (twice that for `"token_mean"`), what
-            `config.pooling` says; `hidden_states` before the last layer norm.
+            norm, contrastive token first (`1 + kept` tokens with `kept_patches`); `pooler_output` `(batch, hidden_size)`
+            (twice that for `"token_mean"`), what `config.pooling` says; `hidden_states` before the last layer norm.
 
         Raises:
             `ValueError`: If the images' size or number of channels is not the model's.

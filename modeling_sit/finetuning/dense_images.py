@@ -161,8 +161,8 @@ class AugmentedDenseImages(torch.utils.data.Dataset):
 class DenseCollator:
     """
     Makes a batch of items: `pixel_values`, `pixel_mask` and `labels`, as the image processor gives them, and `items`, of
-    each image its id, its height and width, and its label map, if it has one. Prints a line for each image that could not be read, and leaves it out; where none
-    could be read, the batch has one gray image without labels.
+    each image its id, its height and width, and its label map, if it has one. Prints a line for each image that could not be
+    read, and leaves it out; where none could be read, the batch has one gray image without labels.
 
     Args:
         processor: The model's image processor.

@@ -98,7 +98,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         name (`str`): The argument, for messages.
         value: What was given.
         hint: The argument's type. A type with `takes_text` is called with the value, as argparse does with text. Of types
-            other than these, `bool`, `int`, `float`, `str`, `Literal` and lists of them, any value is taken as it is. An object in memory is taken for a `str`, such as a dataset for its name.
+            other than these, `bool`, `int`, `float`, `str`, `Literal` and lists of them, any value is taken as it is. An
+            object in memory is taken for a `str`, such as a dataset for its name.
 
     Raises:
         [`SiTError`]: If the value cannot be of this type.

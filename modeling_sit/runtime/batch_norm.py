@@ -86,8 +86,7 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
         model (`nn.Module`): On the device of its training. With one process it stays as it is.
 
     Returns:
-        `nn.Module`: The model, changed in place: `nn.SyncBatchNorm` on accelerators, [`SynchronizedBatchNorm1d`] on
-            the
+        `nn.Module`: The model, changed in place: `nn.SyncBatchNorm` on accelerators, [`SynchronizedBatchNorm1d`] on the
         CPU, which `nn.SyncBatchNorm` refuses.
     """
     if not has_several_processes():
