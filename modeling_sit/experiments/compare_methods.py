@@ -20,7 +20,7 @@ from modeling_sit.evaluation.results import read_results
 from modeling_sit.experiments.budgets import in_words
 from modeling_sit.experiments.compared_images import ComparedImages, compared_images
 from modeling_sit.experiments.comparison_runs import RUN_FOLDERS, Choice, FineTuned, OfPixels, Runs, Start, percent
-from modeling_sit.experiments.comparison_tables import ROWS, choices_table, main_table, tuned_table
+from modeling_sit.experiments.comparison_tables import ROWS, choices_table, labels, main_table, tuned_table
 from modeling_sit.experiments.grid import claim_folder, refuse_launcher
 from modeling_sit.experiments.method_maps import FIGURE, write_maps
 from modeling_sit.experiments.method_runs import FACTORS, OTHER_WEIGHTS, MethodRuns
@@ -129,11 +129,7 @@ def run_methods_comparison(arguments: MethodsComparisonArguments) -> MethodsComp
             if start == SCRATCH:
                 _settle_length(runs, fraction)
             fine_tuned.append(runs.fine_tune(start, fraction))
-    costs = {
-        method: [cost for model in starts[method].models.values() if (cost := cost_of(Path(model))) is not None]
-        for method in tuned
-    }
-    found = _report(arguments, images, fine_tuned, pixels, frozen, tuned, dict(runs.chosen), costs, failed)
+    found = _report(runs, fine_tuned, pixels, frozen, tuned, failed)
     write_maps(output_dir, images, starts, arguments)
     return found
 
@@ -208,17 +204,19 @@ def _settle_length(runs: Runs, fraction: float) -> None:
 
 
 def _report(
-    arguments: MethodsComparisonArguments,
-    images: ComparedImages,
+    runs: Runs,
     fine_tuned: list[FineTuned],
     pixels: list[OfPixels],
     frozen: Mapping[str, list[dict[str, dict[str, Any]]]],
     tuned: Mapping[str, Trial],
-    choices: dict[tuple[str, float], Choice],
-    costs: Mapping[str, list[PretrainingCost]],
     failed: dict[str, str],
 ) -> MethodsComparisonResult:
     """Write tables, values and chart."""
+    arguments, images, choices = runs.arguments, runs.images, dict(runs.chosen)
+    costs = {
+        method: [cost for model in runs.starts[method].models.values() if (cost := cost_of(Path(model))) is not None]
+        for method in tuned
+    }
     rows = {SCRATCH: ROWS[SCRATCH], **{method: method for method in tuned}}
     budget = f"Each method is pretrained for {in_words(arguments.budget, arguments.amount)}, with each seed."
     tables = [f"{budget} {main_table(images.test_name, rows, fine_tuned, frozen, pixels, costs)}"]
@@ -255,9 +253,17 @@ def _report(
 
 
 def _ranking(fraction: float, fine_tuned: list[FineTuned]) -> str:
-    cells = {cell.start: cell for cell in fine_tuned if cell.label_fraction == fraction}
-    scratch = cells.pop(SCRATCH)
-    return ranking(fraction, {start: cell.values for start, cell in cells.items()}, scratch.values, scratch.num_images)
+    """By the seeds that all have: where one of a method has diverged, the others' values of it are left out, too."""
+    cells = [cell for cell in fine_tuned if cell.label_fraction == fraction]
+    seeds = set.intersection(*(set(cell.seeds) for cell in cells))
+    if not seeds:
+        return f"{labels(fraction)}: nothing is compared, because no seed is left of all methods.".capitalize()
+    values = {
+        cell.start: [value for seed, value in zip(cell.seeds, cell.values, strict=True) if seed in seeds]
+        for cell in cells
+    }
+    scratch = values.pop(SCRATCH)
+    return ranking(fraction, values, scratch, cells[0].num_images)
 
 
 def _settings(arguments: MethodsComparisonArguments) -> dict[str, Any]:

@@ -97,6 +97,7 @@ class FineTuned:
         metric (`str`): What was measured.
         values (`list[float]`): The metric in [0, 1], in the order of the seeds.
         num_images (`int`): Test images that it was measured on.
+        seeds (`list[int]`, *optional*): The seeds of the values.
     """
 
     label_fraction: float
@@ -104,6 +105,7 @@ class FineTuned:
     metric: str
     values: list[float]
     num_images: int
+    seeds: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,9 @@ class Runs:
         results = [self.fine_tune_once(start, fraction, seed, choice) for seed in self.starts[start].models]
         metric = metric_of(results[0])
         values = [result[metric] for result in results]
-        return FineTuned(fraction, start, metric, values, results[0]["num_validation"])
+        return FineTuned(
+            fraction, start, metric, values, results[0]["num_validation"], list(self.starts[start].models)
+        )
 
     def finetuned_dir(self, start: str, fraction: float, seed: int) -> Path:
         """The folder of a fine-tuned model."""

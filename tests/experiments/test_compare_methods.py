@@ -237,6 +237,19 @@ def test_others_go_on_where_a_seed_and_a_method_diverge(compare, monkeypatch, ca
     assert error.value.argument == "pretraining_recipe" and "step 2" in error.value.problem
 
 
+def test_methods_are_ranked_by_the_seeds_that_all_have():
+    """The third is the best of SiT, and SimCLR has diverged with it."""
+
+    def cell(start: str, **values: float) -> comparison_runs.FineTuned:
+        seeds = [int(name.removeprefix("seed")) for name in values]
+        return comparison_runs.FineTuned(0.1, start, "accuracy", list(values.values()), 100, seeds)
+
+    scratch, sit = cell("scratch", seed0=0.2, seed1=0.2, seed2=0.2), cell("sit", seed0=0.4, seed1=0.4, seed2=1.0)
+    text = module._ranking(0.1, [scratch, sit, cell("simclr", seed0=0.5, seed1=0.5)])
+    assert "simclr is best" in text and "50.0 %" in text
+    assert "no seed is left" in module._ranking(0.1, [scratch, cell("sit", seed0=0.4), cell("simclr", seed1=0.5)])
+
+
 def test_the_teacher_is_measured_with_the_best_rate(searched):
     runs = searched("sit", lambda base_learning_rate, export: base_learning_rate * (2 if export == "teacher" else 1))
     trials = runs.search("sit")
