@@ -11,6 +11,7 @@ from modeling_sit.hub.card_file import Card
 
 FOLDER = Path(__file__).parents[2] / "model_cards"
 CARDS = [path for path in sorted(FOLDER.glob("*.md")) if not path.stem.endswith("_template")]
+SHOW_NO_IMAGES = {"camvid_classes"}  # whose license allows research only
 SECTIONS = ["about", "results", "usage", "training", "license"]
 
 
@@ -39,7 +40,7 @@ class TestCard:
     def test_images_are_there(self, path):
         rendered = MarkdownIt("commonmark").enable("table").render(Card.parse(path.read_text()).body)
         images = re.findall(r'<img src="([^"]+)"', rendered)
-        assert len(images) >= 2 and all((FOLDER / image).is_file() for image in images)
+        assert len(images) >= 2 - (path.stem in SHOW_NO_IMAGES) and all((FOLDER / image).is_file() for image in images)
 
     def test_tells_of_no_machine(self, path):
         assert not re.search(r"/(home|tmp|work|root)/", path.read_text())
