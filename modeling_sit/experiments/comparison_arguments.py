@@ -35,7 +35,7 @@ class MeasuringArguments(DatasetArguments):
         metadata={"help": "Fine-tuning recipe for all runs: a YAML file, or the name of a recipe of the package."},
     )
     label_fractions: list[float] = field(
-        default_factory=lambda: [0.1, 1.0],
+        default_factory=lambda: [0.01, 0.1, 1.0],
         metadata={"help": "Fractions of the training labels to train with, each in (0, 1]."},
     )
     num_train_epochs: list[float] | None = field(

@@ -79,10 +79,6 @@ class MethodsComparisonArguments(MeasuringArguments):
             "and steps, which takes long; or no, the recipe's."
         },
     )
-    label_fractions: list[float] = field(
-        default_factory=lambda: [0.01, 0.1, 1.0],
-        metadata={"help": "Fractions of the training labels to train with, each in (0, 1]."},
-    )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2],
         metadata={"help": "Seeds. Each pretrains every method anew, and draws other labels."},

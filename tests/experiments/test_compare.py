@@ -345,6 +345,12 @@ def test_protocols(protocols, expected):
     assert arguments.protocols == expected
 
 
+def test_defaults():
+    arguments = ComparisonArguments(dataset="d", model_name_or_path="m", output_dir="o")
+    assert arguments.label_fractions == [0.01, 0.1, 1.0] and arguments.seeds == [0, 1, 2]
+    assert arguments.raw_pixels == ["knn", "logistic", "svm"] and arguments.protocols == ["knn", "linear"]
+
+
 def test_as_a_program(run, run_program, tmp_path):
     flags = ["--label_fractions", 0.05, "--seeds", 0, "--protocols", "none", "--raw_pixels", "none", "--tune", "no"]
     given = ["--model_name_or_path", tmp_path / "model", "--dataset", "digits", "--output_dir", run.output_dir]
