@@ -306,7 +306,12 @@ def _add_labels(
     selected = table._indices.column(0).to_numpy()
     place = np.zeros(len(table.data), dtype=np.int64)
     place[selected] = np.arange(len(selected))
-    whole = datasets.Dataset(table.data, info=table.info)
+    data = table.data
+    if isinstance(data, datasets.table.ConcatenationTable):
+        # Parts of a table from which every column was taken would count as tables of no rows.
+        parts = [[block for block in row if block.num_columns > 0] for row in data.blocks]
+        data = datasets.table.ConcatenationTable.from_blocks(parts)
+    whole = datasets.Dataset(data, info=table.info)
     whole = whole.add_column("label", labels.take(pa.array(place)), feature=feature)
     return datasets.Dataset(whole.data, info=whole.info, indices_table=table._indices)
 

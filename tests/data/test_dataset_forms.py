@@ -533,6 +533,15 @@ def test_a_selection_in_memory_keeps_its_rows():
         assert labels_in(streamed.train) == images.train["label"][:]
 
 
+def test_a_selection_of_files_with_labels_in_memory(tmp_path):
+    """As a fifth of a saved dataset that is held back to measure: its images are in a file, its labels are not."""
+    saved_splits().save_to_disk(tmp_path)
+    images = load(tmp_path)
+    assert labels_in(load_object(images.train.select([4, 2, 0])).train) == [
+        images.train["label"][row] for row in (4, 2, 0)
+    ]
+
+
 def test_selections_in_memory_of_lists():
     one_class = datasets.ClassLabel(names=["a", "b"])
     features = datasets.Features({"image": IMAGE, "labels": datasets.List(one_class)})
