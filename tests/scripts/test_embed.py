@@ -108,7 +108,7 @@ def test_shards_are_shared_out_and_do_not_depend_on_the_processes(run_program, f
             (),
             {"num_processes": 3, "process_index": index, "is_main_process": False, "device": torch.device("cpu")},
         )()
-        accelerator.end_training = lambda: None
+        accelerator.trackers = []
         with monkeypatch.context() as patch:
             patch.setattr(embedding, "Accelerator", lambda accelerator=accelerator, **settings: accelerator)
             patch.setattr(embedding, "main_process_first", lambda _, function: function())
