@@ -91,7 +91,7 @@ def plan_run(given: Mapping[str, Any], measures: bool = False) -> PlannedRun:
 
 
 class Diverged(SiTError):
-    """The loss of a pretraining was not finite. It would be so again."""
+    """The loss of a pretraining was not finite. A second try would end in the same way."""
 
 
 def check_diverged(run_dir: Path) -> None:

@@ -99,7 +99,7 @@ class DenseImages(torch.utils.data.Dataset):
         size = upright_size(self._encoded_images[index]["image"])
         return None if size is None else size[::-1]
 
-    # Once, for to select columns takes a millisecond, and each image is asked for.
+    # Cached, because selecting columns takes a millisecond, and each image is asked for.
     @cached_property
     def _sizes(self) -> list[tuple[int, int]]:
         columns = self.split.select_columns(["height", "width"])[:]

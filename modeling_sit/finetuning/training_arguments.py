@@ -196,8 +196,8 @@ class FinetuningTrainingArguments(TrainingArguments):
 
     @property
     def n_gpu(self) -> int:
-        """GPUs of this process: one at most. A launcher starts a process for each; with more in one process `Trainer` would copy the
-        model to each of them in every step, in place of the model that this package trains."""
+        """GPUs of this process: one at most. For more, a launcher starts a process for each GPU. `Trainer` would use all GPUs from one
+        process, and copy the model to each in every step, which this package does not support."""
         return min(1, super().n_gpu)
 
     def evaluate_never(self) -> None:

@@ -4,13 +4,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from modeling_sit.runtime.errors import SiTError
 
 # What PyTorch's allocators say: `Tried to allocate 2.00 GiB` of a GPU, `you tried to allocate 4096 bytes` of the CPU.
 ASKED = re.compile(r"tried to allocate ([\d.]+) (\w+)", re.IGNORECASE)
-ON_CPU = "DefaultCPUAllocator"
 GIBIBYTE = 2**30
 
 
@@ -24,7 +23,7 @@ def memory_errors(remedy: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:
-        if not isinstance(problem, torch.OutOfMemoryError) and ON_CPU not in str(problem):
+        if not should_reduce_batch_size(problem):
             raise
         found = ASKED.search(str(problem))
         asked = "" if found is None else f", for {_in_words(float(found[1]), found[2])} more"
