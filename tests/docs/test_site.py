@@ -44,12 +44,12 @@ def test_every_task_begins_with_the_command():
     assert pages and all(re.match(r"# .+\n\n(<!-- .+ -->\n)?```bash\n", page.read_text()) for page in pages)
 
 
-def test_home_page_has_the_figures_of_the_readme():
-    home, readme = (
+def test_pages_with_the_table_of_results_have_the_same_figures():
+    home, *others = (
         {re.sub(r"\]\([^)]*\)", "]", line) for line in path.read_text().splitlines() if "%" in line and line[0] == "|"}
-        for path in (DOCS / "index.md", ROOT / "README.md")
+        for path in (DOCS / "index.md", ROOT / "README.md", DOCS / "transfer.md")
     )
-    assert home and home <= readme
+    assert home and all(home <= other for other in others)
 
 
 class Built(HTMLParser):
