@@ -121,6 +121,8 @@ def run(
 ) -> None:
     os.setsid()
     os.environ.update(environment)
+    # Where the tests run under `nohup`, it is ignored here, and the program would go on.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # Its dataloader workers start as those of a program do that was called from a shell.
     multiprocessing.set_start_method(None, force=True)
     write_to(log, log)
