@@ -452,7 +452,7 @@ def test_sharded(tmp_path):
     weights, expected = load_file(folder / "model.safetensors"), load_file(whole / "model.safetensors")
     assert all(torch.equal(value, expected[name]) for name, value in weights.items())
     assert sorted(path.name for path in folder.glob("*.py")) == sorted(
-        path.name for path in (Path(modeling_sit.__file__).parent).glob("*.py") if path.name != "__init__.py"
+        path.name for path in Path(modeling_sit.__file__).parent.glob("[!_]*.py")
     )
     launch("multi_gpu", plain)
     others = load_file(plain / "model.safetensors")
