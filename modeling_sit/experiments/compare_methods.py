@@ -29,7 +29,7 @@ from modeling_sit.experiments.pretraining_runs import PRETRAINING, Diverged, cos
 from modeling_sit.experiments.progress import Progress
 from modeling_sit.experiments.report import write_report
 from modeling_sit.experiments.trials import Trial
-from modeling_sit.experiments.verdict import ranking
+from modeling_sit.experiments.verdict import length_remark, ranking
 from modeling_sit.pretraining.cost import PretrainingCost
 from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.arguments import build_arguments
@@ -223,7 +223,10 @@ def _report(
     tables += [tuned_table(tuned)] if arguments.tune else []
     tables += [choices_table(choices)] if choices else []
     words = [f"Not measured: {name}: {problem}." for name, problem in failed.items()]
-    words += [_ranking(fraction, fine_tuned) for fraction in arguments.label_fractions]
+    words += [
+        _ranking(fraction, fine_tuned) + length_remark(choices.get((SCRATCH, fraction)))
+        for fraction in arguments.label_fractions
+    ]
     chart = comparison_chart(
         {(cell.label_fraction, cell.start): cell.values for cell in fine_tuned},
         "fraction of the labels",

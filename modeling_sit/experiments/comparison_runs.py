@@ -77,6 +77,9 @@ class Choice:
         chosen_on (`str`, *optional*): The images that chose them. `None` if that was before the comparison.
         metric (`str`, *optional*): Name of what was measured on them.
         value (`float`, *optional*): Its value, in [0, 1].
+        is_length_searched (`bool`, *optional*, defaults to `False`): Whether the number of steps was searched, too.
+        still_rises (`bool`, *optional*, defaults to `False`): Whether the metric still rose at the largest number of steps
+            that was allowed.
     """
 
     learning_rate: float | None
@@ -84,6 +87,8 @@ class Choice:
     chosen_on: str | None = None
     metric: str | None = None
     value: float | None = None
+    is_length_searched: bool = False
+    still_rises: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,9 @@ class Runs:
                 found = tune(*groups)
             best = (found.learning_rate, found.max_steps)
             value = next(each.metric for each in found.trials if (each.learning_rate, each.max_steps) == best)
-            write_results(run_dir, {"chosen": asdict(Choice(*best, found.chosen_on, found.metric, value))})
+            searched = length == {"max_steps": "auto"}
+            choice = Choice(*best, found.chosen_on, found.metric, value, searched, found.still_rises)
+            write_results(run_dir, {"chosen": asdict(choice)})
 
         with going_on(run_dir):
             self.chosen[start, fraction] = Choice(**results_of(run_dir, ["chosen"], run)["chosen"])

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, variance
 
+from modeling_sit.experiments.comparison_runs import Choice
+
 ONE_SEED = " There is one seed, so the noise is that of the test images alone, and too small."
+NOT_SEARCHED = (
+    " The number of steps from scratch was not searched, so more steps may give a better result from scratch."
+)
+STILL_RISES = (
+    " From scratch the result on held-out images still rose at the largest number of steps that was allowed, so more "
+    "steps may give a better result from scratch."
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,17 @@ def verdict(
     if len(pretrained) == 1:
         text += ONE_SEED
     return text
+
+
+def length_remark(scratch: Choice | None) -> str:
+    """A sentence that says why training from scratch may have stopped too early, or nothing if it has not.
+
+    Args:
+        scratch ([`Choice`], *optional*): Rate and length from scratch. `None` if they were not chosen.
+    """
+    if scratch is None or not scratch.is_length_searched:
+        return NOT_SEARCHED
+    return STILL_RISES if scratch.still_rises else ""
 
 
 def ranking(

@@ -35,6 +35,8 @@ class Tuning:
         max_steps (`int`): Number of steps.
         metric (`str`): Name of the metric that chose them, such as `accuracy`.
         chosen_on (`str`): What was held out, such as `20 % of train, 144 images`.
+        still_rises (`bool`): Whether the number of steps was searched, and the metric still rose at the largest one that was
+            allowed.
         trials (`list` of [`Trial`]): All of them, in the order in which they ran.
     """
 
@@ -42,6 +44,7 @@ class Tuning:
     max_steps: int
     metric: str
     chosen_on: str
+    still_rises: bool
     trials: list[Trial]
 
 
@@ -112,7 +115,8 @@ def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingA
     trials.write(best, chosen_on)
     if trials.prints:
         print(f"chosen: {best.describe(trials.metric_name)}", flush=True)
-    return Tuning(best.learning_rate, best.max_steps, trials.metric_name, chosen_on, trials.finished)
+    rises = doubles and best.max_steps >= limit and is_rise(best, trials.finished, num_held_out)
+    return Tuning(best.learning_rate, best.max_steps, trials.metric_name, chosen_on, rises, trials.finished)
 
 
 def search(
@@ -195,6 +199,12 @@ def worth_noticing(metric: float, num_held_out: int) -> float:
     standard error. Both trials are measured on the same images, so their difference varies less than each of them."""
     standard_error = math.sqrt(max(0.0, metric * (1 - metric)) / num_held_out)
     return max(1 / num_held_out, standard_error / 2)
+
+
+def is_rise(best: Trial, trials: Iterable[Trial], num_held_out: int) -> bool:
+    """Whether a trial is better than every shorter one by more than noise; true if there is none."""
+    shorter = [trial.metric for trial in trials if trial.max_steps < best.max_steps]
+    return all(best.metric > metric + worth_noticing(metric, num_held_out) for metric in shorter)
 
 
 def _best(trials: Iterable[Trial], num_held_out: int) -> Trial:

@@ -14,6 +14,7 @@ from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import select_label_fraction
 from modeling_sit.experiments import comparison_runs as module
 from modeling_sit.experiments.compare import ComparisonArguments, ComparisonResult, compare
+from modeling_sit.experiments.verdict import NOT_SEARCHED, STILL_RISES
 from modeling_sit.finetuning import splits, tuning
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 from modeling_sit.runtime.signals import StopSignal
@@ -196,7 +197,7 @@ def test_a_length_that_is_given_replaces_that_of_the_recipe(run, monkeypatch, tu
         return groups
 
     def chosen(*groups):
-        return tuning.Tuning(0.01, 1, "accuracy", "some", [tuning.Trial(0.01, 1, 0.5, 0.5, 0)])
+        return tuning.Tuning(0.01, 1, "accuracy", "some", True, [tuning.Trial(0.01, 1, 0.5, 0.5, 0)])
 
     build = module.Runs._build
     monkeypatch.setattr(module.Runs, "_build", built)
@@ -207,9 +208,10 @@ def test_a_length_that_is_given_replaces_that_of_the_recipe(run, monkeypatch, tu
         module.write_results(Path(folder), {"finetune": {"accuracy": 0.5, "num_validation": 360}})
 
     run.write_recipe(**{"num_train_epochs": None, **recipe})
-    run(tune=tune, **given)
+    result = run(tune=tune, **given)
     searched = length if given else (9, "auto")
     assert seen == [searched, (None, 1)] * 2 if tune else seen == [length] * 2
+    assert result.verdict[0].endswith(NOT_SEARCHED if given or not tune else STILL_RISES)
 
 
 def test_one_label_of_each_class_leaves_none_to_choose_by(run):

@@ -4,7 +4,8 @@ from math import sqrt
 
 import pytest
 
-from modeling_sit.experiments.verdict import difference, verdict
+from modeling_sit.experiments.comparison_runs import Choice
+from modeling_sit.experiments.verdict import NOT_SEARCHED, STILL_RISES, difference, length_remark, verdict
 
 
 def test_noise_is_the_standard_error_of_the_difference():
@@ -76,3 +77,17 @@ def test_more_than_the_noise_but_not_twice():
 
 def test_one_seed_says_so():
     assert "one seed" in verdict(1.0, [0.9], [0.8], {}, 1000)
+
+
+@pytest.mark.parametrize(
+    ("scratch", "remark"),
+    [
+        (None, NOT_SEARCHED),
+        (Choice(1e-3, 500), NOT_SEARCHED),
+        (Choice(1e-3, 500, "20 % of train", "accuracy", 0.8), NOT_SEARCHED),  # the rate alone was searched
+        (Choice(1e-3, 500, "20 % of train", "accuracy", 0.8, True, True), STILL_RISES),
+        (Choice(1e-3, 500, "20 % of train", "accuracy", 0.8, True, False), ""),
+    ],
+)
+def test_training_from_scratch_that_may_have_stopped_too_early(scratch, remark):
+    assert length_remark(scratch) == remark

@@ -20,7 +20,7 @@ from modeling_sit.finetuning.splits import MAX_DRAWS, held_out_draws
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.finetuning.trials import Trial
-from modeling_sit.finetuning.tuning import remaining_steps, search, tune, worth_noticing
+from modeling_sit.finetuning.tuning import is_rise, remaining_steps, search, tune, worth_noticing
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 
 RATES = (0.0003, 0.001, 0.003)
@@ -112,6 +112,19 @@ class TestSearch:
         _, longest = searched(lambda rate, steps: min(0.9, rate + steps / 1000), rates, sweeps=sweeps, limit=limit)
         trained = tuple(sum(steps for _, steps in tried[1:]) for tried in (shortest, longest))
         assert remaining_steps(len(rates), 100, sweeps=sweeps, limit=limit) == trained
+
+    @pytest.mark.parametrize(
+        ("lengths", "rises"),
+        [
+            ({100: 0.5, 200: 0.6, 400: 0.7}, True),
+            ({100: 0.5, 200: 0.7, 400: 0.701}, False),
+            ({100: 0.7, 200: 0.6, 400: 0.69}, False),
+            ({400: 0.5}, True),  # nothing shorter was tried
+        ],
+    )
+    def test_still_rises(self, lengths, rises):
+        tried = [Trial(0.001, steps, metric, 0.0, 0) for steps, metric in lengths.items()]
+        assert is_rise(tried[-1], tried, 1000) == rises
 
     def test_what_is_worth_noticing(self):
         assert worth_noticing(1.0, 20) == pytest.approx(0.05)  # one image
@@ -327,9 +340,10 @@ class TestRuns:
     def test_only_what_is_auto(self, given, trained):
         chosen = self.tuned(given, learning_rate=0.005)
         assert chosen.learning_rate == 0.005 and {rate for rate, *_ in trained} == {0.005}
+        assert chosen.still_rises  # the first length is the longest one that is allowed
         trained.clear()
         chosen = self.tuned(given, max_steps=3)
-        assert chosen.max_steps == 3 and {steps for _, steps, *_ in trained} == {3}
+        assert chosen.max_steps == 3 and {steps for _, steps, *_ in trained} == {3} and not chosen.still_rises
         trained.clear()
         self.tuned(given, max_steps=None, num_train_epochs=1)
         assert {steps for _, steps, *_ in trained} == {5}  # 72 images in batches of 16
