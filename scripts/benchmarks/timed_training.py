@@ -43,6 +43,7 @@ from modeling_sit.evaluation.raw_pixels import classify_pixels, pixel_sizes, rea
 from modeling_sit.evaluation.results import as_result
 from modeling_sit.hub.provenance import typed_command
 from modeling_sit.pretraining.checkpoints import read_output_state
+from modeling_sit.pretraining.presets import MILD_COLOR, MILD_GRAYSCALE, SHORT_RUN_RATIOS
 from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 from modeling_sit.runtime.recipes import read_recipe
@@ -96,7 +97,12 @@ FIELDS = {
 ON_GPU = {"mixed_precision": "bf16", "image_cache": "device"}
 COMMON = {
     "preset": "paper",  # what the settings do not say
-    "export": "student",  # in a short run the teacher stays behind
+    # As the presets have it in a short run.
+    "export": "student",
+    **{f"{kind}_ratio": SHORT_RUN_RATIOS[kind] for kind in ("noise", "replace")},
+    "color_jitter": MILD_COLOR,
+    "grayscale_probability": MILD_GRAYSCALE,
+    "solarize_probability": [0.0, 0.0],
     "monitors": ["none"],
     "preview_steps": 0,
     "checkpointing_steps": "no",

@@ -23,7 +23,7 @@ class Part:
     Args:
         name (`str`): What the report calls it.
         command (callable): From the seconds that it has to the command line.
-        weight (`float`): Its share of the time that is left when it starts, among the weights of the parts from here on.
+        weight (`float`): Its part of the time that is left when it starts, among the weights of the parts from here on.
         max_seconds (`float`): What it gets at most.
         read (callable): Results from the files that it wrote, and a problem or `None`. Called whatever its exit code. Results
             with a true `finished` are complete, also where the program had to be stopped after it wrote them.

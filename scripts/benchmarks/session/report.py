@@ -77,7 +77,7 @@ def describe_throughput(results: dict[str, Any]) -> list[str]:
         total = sum(stages.values())
         rows = [[name, f"{1000 * seconds:.3g}", percent(seconds / total)] for name, seconds in ordered]
         paragraphs += [f"Stages of a step of {results['staged']}, one after the other:"]
-        paragraphs += [table(["stage", "milliseconds", "share"], rows)]
+        paragraphs += [table(["stage", "milliseconds", "fraction"], rows)]
     return paragraphs
 
 

@@ -12,8 +12,11 @@ import pytest
 from learning import hold_out, look_at
 
 import modeling_sit
+from modeling_sit.data.image_facts import ImageFacts
 from modeling_sit.data.labeled import labels_of
 from modeling_sit.data.sources import load_images
+from modeling_sit.pretraining.methods.sit import SiT
+from modeling_sit.pretraining.presets import Facts, choose
 
 PROGRAM = "benchmarks/timed_training"
 
@@ -200,6 +203,10 @@ def test_settings_of_a_gpu_train_on_a_cpu_too(program, save_images, tmp_path, fo
     arguments = program.TimedArguments(dataset="flowers", profile="gpu")
     given = program.settings_of(arguments, side, 3)
     assert given["mixed_precision"] == "bf16" and given["image_cache"] == "device"
+    preset = choose(Facts(ImageFacts(5_000, side, side, 3), "cuda"), {"max_steps": 5_000}, SiT)
+    chosen = {choice.name: choice.value for choice in preset}
+    views = ("noise_ratio", "replace_ratio", "color_jitter", "grayscale_probability", "solarize_probability")
+    assert all(given[name] == chosen[name] for name in (*views, "export"))
     on_cpu = {"per_device_train_batch_size": 2, "mixed_precision": "no", "image_cache": "none", "max_steps": 1}
     images = save_images(tmp_path / "flowers", 4)
     model = modeling_sit.pretrain(str(images), tmp_path / "out", **{**given, **on_cpu}).model
