@@ -24,6 +24,7 @@ from modeling_sit.data.decoding import DraftScale, Image, UnreadableImage
 from modeling_sit.data.image_datasets import read_row
 from modeling_sit.data.labeled import labels_of
 from modeling_sit.evaluation.metrics.mean_average_precision import average_precision
+from modeling_sit.evaluation.predictions import Predictions
 from modeling_sit.evaluation.subsets import draw_fraction
 from modeling_sit.image_modes import PixelFormat, map_channels
 from modeling_sit.runtime.errors import SiTError
@@ -82,10 +83,12 @@ class PixelResult:
         value (`float`): Accuracy, or mean average precision where an image has several labels, in [0, 1].
         settings (`dict`): What was chosen on `num_choice` images, and `num_fitted`, the number of images of the last
             fit.
+        predictions ([`Predictions`], *optional*): For each test image. `None` where an image has several labels.
     """
 
     value: float
     settings: dict[str, Any]
+    predictions: Predictions | None
 
 
 def pixel_sizes(split: datasets.Dataset, pixel_format: PixelFormat | int, model_size: int) -> tuple[int, ...]:
@@ -181,8 +184,11 @@ def classify_pixels(
         choice, num_choice = _choose(classifier, _at_most(CHOICE_IMAGES, train, label_names, seed), seed)
         limit = SVM_IMAGES if classifier == "svm" else len(train.labels)
         fitted = _at_most(limit, train, label_names, seed)
-        value = _fit_and_measure(classifier, choice, fitted, test)
-    return PixelResult(value, {**choice, "num_choice": num_choice, "num_fitted": len(fitted.labels)})
+        outputs = _fit_and_predict(classifier, choice, fitted, test)
+    labels = test.labels.numpy()
+    predictions = Predictions(test.rows.numpy(), labels, outputs) if labels.ndim == 1 else None
+    settings = {**choice, "num_choice": num_choice, "num_fitted": len(fitted.labels)}
+    return PixelResult(_measure(outputs, labels), settings, predictions)
 
 
 def _at_most(limit: int, images: RawPixels, label_names: list[str], seed: int) -> RawPixels:
@@ -258,7 +264,7 @@ def _estimator(classifier: str, multi_label: bool, **settings) -> BaseEstimator:
     return OneVsRestClassifier(estimator) if multi_label else estimator
 
 
-def _fit_and_measure(classifier: str, choice: dict[str, Any], train: RawPixels, test: RawPixels) -> float:
+def _fit_and_predict(classifier: str, choice: dict[str, Any], train: RawPixels, test: RawPixels) -> np.ndarray:
     multi_label, labels = train.labels.ndim == 2, train.labels.numpy()
     settings, size, gamma = dict(choice), choice["size"], choice.get("gamma")
     del settings["size"]
@@ -272,7 +278,7 @@ def _fit_and_measure(classifier: str, choice: dict[str, Any], train: RawPixels, 
         chunk = _standardized(test.pixels[size][start : start + TEST_IMAGES_AT_A_TIME], mean, std)
         inputs = chunk if gamma is None else rbf_kernel(chunk, features, gamma=gamma)
         outputs.append(_outputs(estimator, inputs, multi_label))
-    return _measure(np.concatenate(outputs), test.labels.numpy())
+    return np.concatenate(outputs)
 
 
 def _mean_and_std(pixels: np.ndarray) -> tuple[float, float]:

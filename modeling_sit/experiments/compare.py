@@ -17,7 +17,7 @@ from modeling_sit.experiments.comparison_runs import RUN_FOLDERS, STARTS, Choice
 from modeling_sit.experiments.comparison_tables import ROWS, choices_table, frozen_table, main_table
 from modeling_sit.experiments.grid import claim_folder, refuse_launcher
 from modeling_sit.experiments.report import write_report
-from modeling_sit.experiments.verdict import length_remark, verdict
+from modeling_sit.experiments.verdict import Side, length_remark, verdict
 from modeling_sit.pretraining.cost import PretrainingCost, pretraining_cost
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import argument_names
@@ -124,7 +124,7 @@ def run_comparison(
     tables += [frozen_table(frozen)] if frozen else []
     tables += [choices_table(chosen)] if chosen else []
     words = [
-        _verdict(fraction, fine_tuned, pixels, chosen.get(("scratch", fraction)))
+        _verdict(fraction, fine_tuned, pixels, runs) + length_remark(chosen.get(("scratch", fraction)))
         for fraction in arguments.label_fractions
     ]
     chart = comparison_chart(
@@ -168,9 +168,12 @@ def _settings(arguments: ComparisonArguments, choices: Mapping[tuple[str, float]
     return settings
 
 
-def _verdict(fraction: float, fine_tuned: list[FineTuned], pixels: list[OfPixels], scratch: Choice | None) -> str:
+def _verdict(fraction: float, fine_tuned: list[FineTuned], pixels: list[OfPixels], runs: Runs) -> str:
     cells = {cell.start: cell for cell in fine_tuned if cell.label_fraction == fraction}
-    of_pixels = {CLASSIFIERS[cell.classifier]: cell.values for cell in pixels if cell.label_fraction == fraction}
-    pretrained = cells["pretrained"]
-    text = verdict(fraction, pretrained.values, cells["scratch"].values, of_pixels, pretrained.num_images)
-    return text + length_remark(scratch)
+    sides = {start: Side(cell.values, runs.hits(cell)) for start, cell in cells.items()}
+    of_pixels = {
+        CLASSIFIERS[cell.classifier]: Side(cell.values, runs.pixel_hits(cell))
+        for cell in pixels
+        if cell.label_fraction == fraction
+    }
+    return verdict(fraction, sides["pretrained"], sides["scratch"], of_pixels, cells["pretrained"].num_images)

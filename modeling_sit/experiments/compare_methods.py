@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -29,7 +29,7 @@ from modeling_sit.experiments.pretraining_runs import PRETRAINING, Diverged, cos
 from modeling_sit.experiments.progress import Progress
 from modeling_sit.experiments.report import write_report
 from modeling_sit.experiments.trials import Trial
-from modeling_sit.experiments.verdict import length_remark, ranking
+from modeling_sit.experiments.verdict import Side, length_remark, ranking
 from modeling_sit.pretraining.cost import PretrainingCost
 from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.arguments import build_arguments
@@ -224,7 +224,7 @@ def _report(
     tables += [choices_table(choices)] if choices else []
     words = [f"Not measured: {name}: {problem}." for name, problem in failed.items()]
     words += [
-        _ranking(fraction, fine_tuned) + length_remark(choices.get((SCRATCH, fraction)))
+        _ranking(fraction, fine_tuned, runs) + length_remark(choices.get((SCRATCH, fraction)))
         for fraction in arguments.label_fractions
     ]
     chart = comparison_chart(
@@ -255,18 +255,19 @@ def _report(
     )
 
 
-def _ranking(fraction: float, fine_tuned: list[FineTuned]) -> str:
+def _ranking(fraction: float, fine_tuned: list[FineTuned], runs: Runs) -> str:
     """By the seeds that all have: where one of a method has diverged, the others' values of it are left out, too."""
     cells = [cell for cell in fine_tuned if cell.label_fraction == fraction]
     seeds = set.intersection(*(set(cell.seeds) for cell in cells))
     if not seeds:
         return f"{labels(fraction)}: nothing is compared, because no seed is left of all methods.".capitalize()
-    values = {
-        cell.start: [value for seed, value in zip(cell.seeds, cell.values, strict=True) if seed in seeds]
-        for cell in cells
-    }
-    scratch = values.pop(SCRATCH)
-    return ranking(fraction, values, scratch, cells[0].num_images)
+    sides = {}
+    for cell in cells:
+        values = {seed: value for seed, value in zip(cell.seeds, cell.values, strict=True) if seed in seeds}
+        common = replace(cell, values=list(values.values()), seeds=list(values))
+        sides[cell.start] = Side(common.values, runs.hits(common))
+    scratch = sides.pop(SCRATCH)
+    return ranking(fraction, sides, scratch, cells[0].num_images)
 
 
 def _settings(arguments: MethodsComparisonArguments) -> dict[str, Any]:

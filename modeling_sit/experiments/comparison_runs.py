@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from modeling_sit.data.arguments import DatasetArguments
@@ -13,6 +14,7 @@ from modeling_sit.data.labeled import class_counts, labels_of
 from modeling_sit.data.splits import select_label_fraction
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.evaluation_arguments import EvaluationArguments
+from modeling_sit.evaluation.predictions import PREDICTIONS_FILE, hits_of
 from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.evaluation.raw_pixels import (
     CLASSIFIERS,
@@ -26,7 +28,7 @@ from modeling_sit.evaluation.run import run_evaluation
 from modeling_sit.evaluation.subsets import draw_fraction
 from modeling_sit.experiments.compared_images import ComparedImages
 from modeling_sit.experiments.comparison_arguments import MeasuringArguments
-from modeling_sit.experiments.grid import results_of
+from modeling_sit.experiments.grid import PIXEL_PREDICTIONS, results_of
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.run import run_finetuning
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
@@ -214,6 +216,11 @@ class Runs:
             fraction, start, metric, values, results[0]["num_validation"], list(self.starts[start].models)
         )
 
+    def hits(self, cell: FineTuned) -> np.ndarray | None:
+        """Whether each model of a cell is right on each test image, `(num_seeds, num_images)`, if the runs have written it."""
+        folders = [self.finetuned_dir(cell.start, cell.label_fraction, seed) for seed in cell.seeds]
+        return hits_of([folder / PREDICTIONS_FILE for folder in folders])
+
     def finetuned_dir(self, start: str, fraction: float, seed: int) -> Path:
         """The folder of a fine-tuned model."""
         return self.output_dir / f"finetuned-{self._key(start)}-{percent(fraction)}-seed{seed}"
@@ -309,10 +316,9 @@ class Runs:
     def raw_pixels(self) -> list[OfPixels]:
         """Results of the classifiers of raw pixels, with the labels that the fine-tuned models of the same fraction and seed
         get."""
-        key = self.starts[next(iter(self.starts))].key
-        run_dir = self.output_dir / ("raw-pixels" if key is None else f"raw-pixels-{key}")
+        run_dir = self._pixels_dir()
         names = {
-            (classifier, fraction): [_pixel_run(classifier, fraction, seed) for seed in self._drawing_seeds(fraction)]
+            (classifier, fraction): self._pixel_runs(classifier, fraction)
             for classifier in self.arguments.raw_pixels
             for fraction in self.arguments.pixel_fractions
         }
@@ -329,6 +335,18 @@ class Runs:
             settings = [{key: value for key, value in results[name].items() if key != "value"} for name in group]
             found.append(OfPixels(fraction, classifier, values, settings))
         return found
+
+    def pixel_hits(self, cell: OfPixels) -> np.ndarray | None:
+        """The same as [`Runs.hits`] for a classifier of raw pixels, a row for each of its values."""
+        names = self._pixel_runs(cell.classifier, cell.label_fraction)
+        return hits_of([self._pixels_dir() / _predictions_of(name) for name in names])
+
+    def _pixels_dir(self) -> Path:
+        key = self.starts[next(iter(self.starts))].key
+        return self.output_dir / ("raw-pixels" if key is None else f"raw-pixels-{key}")
+
+    def _pixel_runs(self, classifier: str, fraction: float) -> list[str]:
+        return [_pixel_run(classifier, fraction, seed) for seed in self._drawing_seeds(fraction)]
 
     def _drawing_seeds(self, fraction: float) -> list[int | None]:
         return self.arguments.seeds if fraction < 1 else [None]
@@ -357,6 +375,8 @@ class Runs:
                 name = _pixel_run(classifier, fraction, seed)
                 if name in missing:
                     found = classify_pixels(classifier, labeled, test, images.label_names, seed or 0)
+                    if found.predictions is not None:
+                        found.predictions.write(run_dir / _predictions_of(name), images.label_names)
                     result = {"value": found.value, **found.settings, "num_labeled": num_labeled[fraction, seed]}
                     write_results(run_dir, {name: result})
                     of_seed = f", seed {seed}" if seed is not None else ""
@@ -366,6 +386,10 @@ class Runs:
 def _pixel_run(classifier: str, fraction: float, seed: int | None) -> str:
     """Name of a result in the folder of raw pixels; no seed where it draws no labels."""
     return f"{classifier}-{percent(fraction)}" + (f"-seed{seed}" if seed is not None else "")
+
+
+def _predictions_of(pixel_run: str) -> str:
+    return PIXEL_PREDICTIONS.replace("*", pixel_run)
 
 
 def metric_of(result: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from modeling_sit.runtime.run_folders import (
 )
 
 SETTINGS_FILE = "settings.json"
+PIXEL_PREDICTIONS = "predictions-*.csv"  # of the classifiers of raw pixels
 # Settings that folders of earlier versions do not say.
 LATER_SETTINGS = ("images", "device")
 # What an experiment leaves beside its runs.
@@ -115,7 +116,9 @@ def delete_run(run_dir: Path) -> None:
     """Delete what a run of pretraining, fine-tuning or evaluation has written, and its folder, if nothing else is in it."""
     delete_pretraining(run_dir)
     delete_finetuning(run_dir)
-    delete_files(run_dir, find_files(run_dir, (*MODEL_FILES, LOSS_CURVE, EXAMPLES, CARD_FILE, RESULTS_FILE)))
+    delete_files(
+        run_dir, find_files(run_dir, (*MODEL_FILES, LOSS_CURVE, EXAMPLES, CARD_FILE, RESULTS_FILE, PIXEL_PREDICTIONS))
+    )
     # Last: as long as there is something of the run, it is one.
     delete_files(run_dir, [run_dir / MARK])
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, variance
 
+import numpy as np
+
 from modeling_sit.experiments.comparison_runs import Choice
 
 ONE_SEED = " There is one seed, so the noise is that of the test images alone, and too small."
@@ -18,6 +20,25 @@ STILL_RISES = (
 
 
 @dataclass(frozen=True)
+class Side:
+    """
+    One of two that are compared.
+
+    Args:
+        values (sequence of `float`): A metric in [0, 1], one for each seed, or one in all.
+        hits (`np.ndarray` of shape `(len(values), num_images)`, *optional*): Whether each model is right on each test image, if
+            the metric is the accuracy and this is known.
+    """
+
+    values: Sequence[float]
+    hits: np.ndarray | None = None
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values)
+
+
+@dataclass(frozen=True)
 class Difference:
     """
     The difference of two means over seeds, and its noise.
@@ -27,9 +48,11 @@ class Difference:
     - Seeds: each seed draws the same labels for both sides, so the difference is taken for each seed: its variance over the
       seeds / their number. If one side has a single value, such as a classifier that draws nothing, it is the same for
       all seeds.
-    - Test images: p (1 - p) / their number, of either side, where p is its mean. This is the variance of an accuracy, and a
-      rough one of a mean average precision. It does not get smaller with more seeds, because all are measured on the
-      same images. For the same reason the two sides err together, and the true noise is smaller than this.
+    - Test images: both sides are measured on the same images, and mostly err on the same ones. So the difference is taken
+      for each image, between the means over the seeds of 1 (right) and 0 (wrong): its variance over the images / their
+      number. Where it is not known on which images a side is right, p (1 - p) / number of images is added for either side, p
+      being its mean. That is too much, because it takes the two for independent; of a mean average precision it is a rough
+      guess. Neither gets smaller with more seeds.
 
     A difference counts as clear if it is more than twice the noise.
 
@@ -64,36 +87,46 @@ class Difference:
         return f"{100 * self.value:+.1f}, {size}"
 
 
-def difference(values: Sequence[float], others: Sequence[float], num_images: int) -> Difference:
+def difference(side: Side, other: Side, num_images: int) -> Difference:
     """Compare two sides.
 
     Args:
-        values, others (sequences of `float`): A metric in [0, 1], one for each seed in the same order, or one in all.
-        num_images (`int`): Test images that it was measured on.
+        side, other ([`Side`]): Their seeds are in the same order.
+        num_images (`int`): Test images that they were measured on.
     """
-    num_seeds = max(len(values), len(others))
-    pairs = zip(*(side if len(side) == num_seeds else [*side] * num_seeds for side in (values, others)), strict=True)
-    differences = [value - other for value, other in pairs]
+    num_seeds = max(len(side.values), len(other.values))
+    pairs = zip(
+        *(each.values if len(each.values) == num_seeds else [*each.values] * num_seeds for each in (side, other)),
+        strict=True,
+    )
+    differences = [value - other_value for value, other_value in pairs]
     of_seeds = variance(differences) / num_seeds if num_seeds > 1 else 0.0
-    of_images = sum(mean(side) * (1 - mean(side)) for side in (values, others)) / num_images
-    return Difference(mean(values), mean(others), sqrt(of_seeds + of_images))
+    return Difference(side.mean, other.mean, sqrt(of_seeds + _variance_of_images(side, other, num_images)))
+
+
+def _variance_of_images(side: Side, other: Side, num_images: int) -> float:
+    """What the draw of the test images adds to the variance of a difference."""
+    if side.hits is None or other.hits is None or side.hits.shape[1] != other.hits.shape[1]:
+        return sum(each.mean * (1 - each.mean) for each in (side, other)) / num_images
+    of_images = side.hits.mean(axis=0) - other.hits.mean(axis=0)
+    return float(of_images.var(ddof=1)) / len(of_images) if len(of_images) > 1 else 0.0
 
 
 def verdict(
     label_fraction: float,
-    pretrained: Sequence[float],
-    scratch: Sequence[float],
-    raw_pixels: Mapping[str, Sequence[float]],
+    pretrained: Side,
+    scratch: Side,
+    raw_pixels: Mapping[str, Side],
     num_images: int,
 ) -> str:
     """
-    Whether pretraining helped with a fraction of the labels, in a sentence or two, from the values of each seed.
+    Whether pretraining helped with a fraction of the labels, in a sentence or two.
 
     Args:
         label_fraction (`float`): In (0, 1].
-        pretrained, scratch (sequences of `float`): The metric of the fine-tuned models, in [0, 1].
-        raw_pixels (mapping from `str`): The metric of the classifiers of raw pixels by their names; it may be empty. The
-            best of them is compared, as the test images say, which favors it.
+        pretrained, scratch ([`Side`]): The fine-tuned models.
+        raw_pixels (mapping from `str` to [`Side`]): The classifiers of raw pixels by their names; it may be empty. The best
+            of them is compared, as the test images say, which favors it.
         num_images (`int`): Test images.
     """
     from_scratch = difference(pretrained, scratch, num_images)
@@ -102,13 +135,13 @@ def verdict(
         f"from scratch ({from_scratch.in_words()})."
     )
     if raw_pixels:
-        name, best = max(raw_pixels.items(), key=lambda item: mean(item[1]))
+        name, best = max(raw_pixels.items(), key=lambda item: item[1].mean)
         from_pixels = difference(pretrained, best, num_images)
         text += (
             f" {_place(from_pixels)} the best classifier of raw pixels, {name}: {_percent(from_pixels.other_mean)} "
             f"({from_pixels.in_words()})."
         )
-    if len(pretrained) == 1:
+    if len(pretrained.values) == 1:
         text += ONE_SEED
     return text
 
@@ -124,42 +157,40 @@ def length_remark(scratch: Choice | None) -> str:
     return STILL_RISES if scratch.still_rises else ""
 
 
-def ranking(
-    label_fraction: float, methods: Mapping[str, Sequence[float]], scratch: Sequence[float], num_images: int
-) -> str:
+def ranking(label_fraction: float, methods: Mapping[str, Side], scratch: Side, num_images: int) -> str:
     """
     Which method is best with a fraction of the labels, which others are not clearly worse, and what scratch reaches.
 
     Args:
         label_fraction (`float`): In (0, 1].
-        methods (mapping from `str` to sequence of `float`): The metric of the fine-tuned models in [0, 1], by method.
-        scratch (sequence of `float`): The same from scratch.
+        methods (mapping from `str` to [`Side`]): The fine-tuned models by method.
+        scratch ([`Side`]): The same from scratch.
         num_images (`int`): Test images.
     """
     text = f"{_labels(label_fraction)}, {best_of(methods, num_images)} {against('From scratch', methods, scratch, num_images)}"
-    return text + (ONE_SEED if len(scratch) == 1 else "")
+    return text + (ONE_SEED if len(scratch.values) == 1 else "")
 
 
-def best_of(rivals: Mapping[str, Sequence[float]], num_images: int) -> str:
+def best_of(rivals: Mapping[str, Side], num_images: int) -> str:
     """
     Which of some rivals is best, and which others are not clearly worse.
 
     Args:
-        rivals (mapping from `str` to sequence of `float`): A metric in [0, 1] of each seed, by their names.
+        rivals (mapping from `str` to [`Side`]): By their names.
         num_images (`int`): Test images.
     """
-    best = max(rivals, key=lambda name: mean(rivals[name]))
-    others = {name: difference(rivals[best], values, num_images) for name, values in rivals.items() if name != best}
+    best = max(rivals, key=lambda name: rivals[name].mean)
+    others = {name: difference(rivals[best], side, num_images) for name, side in rivals.items() if name != best}
     alike = [name for name, found in others.items() if not found.is_clear]
-    text = f"{best} is best on these test images: {_percent(mean(rivals[best]))}"
+    text = f"{best} is best on these test images: {_percent(rivals[best].mean)}"
     if alike:
         text += f", and {', '.join(alike)} {'is' if len(alike) == 1 else 'are'} not clearly worse"
     return f"{text}."
 
 
-def against(name: str, rivals: Mapping[str, Sequence[float]], values: Sequence[float], num_images: int) -> str:
+def against(name: str, rivals: Mapping[str, Side], side: Side, num_images: int) -> str:
     """What the best of some rivals is compared with, such as `From scratch: 55.4 % (difference +9.5, ...)`."""
-    found = difference(max(rivals.values(), key=mean), values, num_images)
+    found = difference(max(rivals.values(), key=lambda rival: rival.mean), side, num_images)
     return f"{name}: {_percent(found.other_mean)} (difference {found.in_words()})."
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from modeling_sit.evaluation.predictions import PREDICTIONS_FILE
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.run_folders import MODEL_FILES, delete_files, find_files
 
@@ -25,7 +26,7 @@ CHECKPOINT_FILES = (
     *("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth"),
 )
 # What a run leaves beside its model, its card, its results and its checkpoints.
-RUN_FILES = ("training_args.bin", "tuning.json", "runs/*/events.out.tfevents.*")
+RUN_FILES = ("training_args.bin", "tuning.json", PREDICTIONS_FILE, "runs/*/events.out.tfevents.*")
 
 
 def save_weights(folder: str | Path, model: nn.Module, average: dict[str, torch.Tensor] | None) -> None:

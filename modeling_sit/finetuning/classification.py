@@ -9,6 +9,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from modeling_sit.data.labeled import IGNORED_LABEL, LabeledImageDataset, labels_of
 from modeling_sit.evaluation.metrics import load_metric
+from modeling_sit.evaluation.predictions import Predictions
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.augmentation import AugmentedImages, Collator, create_augmentation, create_erasing
 from modeling_sit.finetuning.classifier import load_classifier
@@ -121,6 +122,10 @@ class Classification(Task):
         return self.unweighted_loss(logits[readable], targets), {"logits": logits}
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        if not self.multi_label:
+            (rows,) = is_readable(torch.as_tensor(prediction.label_ids)).numpy().nonzero()
+            predicted = prediction.predictions[rows].argmax(axis=-1)
+            self.predictions = Predictions(rows, prediction.label_ids[rows], predicted)
         return self.measure(prediction)
 
 

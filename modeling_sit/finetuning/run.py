@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from modeling_sit.data.own_files import check_outside_dataset
+from modeling_sit.evaluation.predictions import PREDICTIONS_FILE
 from modeling_sit.evaluation.results import write_results
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import PushCheckpoints, RunHistory, ShowLogs, StopAtSignal
@@ -298,6 +299,10 @@ def _write(trainer: ReproducibleTrainer, facts: FinetuningFacts) -> None:
         keep_results = weights.exists() and digest(weights) == earlier_weights
         facts.examples = trainer.task.examples(output_dir)
         write_finetuning_card(output_dir, facts, keep_results)
+        predictions_file = output_dir / PREDICTIONS_FILE
+        predictions_file.unlink(missing_ok=True)
+        if trainer.task.predictions is not None:
+            trainer.task.predictions.write(predictions_file, trainer.task.splits.label_names)
         written = write_results(output_dir, {"finetune": report})
         metric = trainer.task.metric_names[0]
         value = "nothing to measure" if report[metric] is None else f"{report[metric]:.4f}"

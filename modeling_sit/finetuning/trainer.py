@@ -31,6 +31,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from modeling_sit.data.hand_over import kill_workers
 from modeling_sit.data.loaders import BatchLoader, timely_batches, worker_deaths
 from modeling_sit.data.sampling import STEP, derive_seed
+from modeling_sit.evaluation.predictions import Predictions
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import FindBestCheckpoint, FollowEpochs
 from modeling_sit.finetuning.checkpoints import STATE, delete_old_checkpoints, load_weights, save_weights
@@ -63,6 +64,7 @@ class Task(ABC):
             Names of what `compute_metrics` or `measurement` gives, without the loss; the first one compares models.
         class_metric_names (`tuple[str, ...]`): Names of metrics of single classes, which are in the results only.
         model (`PreTrainedModel`), processor: Set by [`load_model`].
+        predictions ([`Predictions`], *optional*): Of the last evaluation, if the task is one label for each image.
     """
 
     preset_class: type[Preset] = Preset
@@ -74,6 +76,7 @@ class Task(ABC):
     class_metric_names: tuple[str, ...] = ()
     model: PreTrainedModel
     processor: Any
+    predictions: Predictions | None = None
 
     @staticmethod
     @abstractmethod

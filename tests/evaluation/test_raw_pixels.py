@@ -78,6 +78,10 @@ def test_is_what_scikit_learn_finds(classifier, digits, few):
     assert scores[tuple(chosen.items())] == pytest.approx(search.best_score_, abs=1.01 / len(labels))
     twin = estimator.set_params(**chosen).fit(train, labels)
     assert found.value == pytest.approx(twin.score(test, digits[1].labels.numpy()), abs=1.01 / 360)
+    predictions = found.predictions
+    assert (predictions.predicted != twin.predict(test)).sum() <= 1
+    assert np.array_equal(predictions.labels, digits[1].labels) and np.array_equal(predictions.rows, digits[1].rows)
+    assert found.value == (predictions.predicted == predictions.labels).mean()
     assert found.value > 0.85
     assert (found.settings["num_choice"], found.settings["num_fitted"], found.settings["size"]) == (
         len(labels),
@@ -103,7 +107,7 @@ def test_several_labels(classifier, digits, few):
             OneVsRestClassifier(SVC(**settings)).fit(features[0], train.labels.numpy()).decision_function(features[1])
         )
     assert found.value == pytest.approx(average_precision_score(test.labels.numpy(), scores), abs=5e-3)
-    assert found.value > 0.85
+    assert found.value > 0.85 and found.predictions is None
 
 
 def test_test_labels_choose_nothing(digits, few):

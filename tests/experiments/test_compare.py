@@ -1,10 +1,12 @@
 """Comparing: every run is what it is called, tables say what the runs say, and a second call goes on."""
 
+import csv
 import errno
 import json
 import signal
+from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 
 import pytest
 import yaml
@@ -141,6 +143,24 @@ def test_raw_pixels_get_the_labels_of_the_fine_tuned_models(run, monkeypatch):
     )
     assert rows["raw pixels, kNN"]["all labels"] == f"{100 * cells['knn', 1.0].values[0]:.1f} %"
     assert len(result.verdict) == 2 and "loses to the best classifier of raw pixels" in result.verdict[0]
+
+    def hits(path: str) -> list[bool]:
+        with (run.output_dir / path).open(newline="") as file:
+            return [line["label"] == line["predicted"] for line in csv.DictReader(file)]
+
+    # Each difference is taken image by image.
+    pretrained, scratch = (
+        [hits(f"finetuned-{start}-100%-seed{seed}/predictions.csv") for seed in (0, 2)]
+        for start in ("pretrained", "scratch")
+    )
+    values = {cell.start: cell.values for cell in result.fine_tuned if cell.label_fraction == 1}
+    assert [mean(each) for each in (*pretrained, *scratch)] == [*values["pretrained"], *values["scratch"]]
+    svm = hits("raw-pixels/predictions-svm-100%.csv")
+    for others in (scratch, [svm, svm]):
+        of_seeds = variance([mean(one) - mean(other) for one, other in zip(pretrained, others, strict=True)]) / 2
+        images = zip(*pretrained, *others, strict=True)
+        of_images = variance([(first + second - third - fourth) / 2 for first, second, third, fourth in images]) / 360
+        assert f"noise of {100 * sqrt(of_seeds + of_images):.1f}" in result.verdict[1]
     saved = json.loads((run.output_dir / "results.json").read_text())
     assert saved["raw_pixels"] == [vars(cell) for cell in result.raw_pixels] and saved["verdict"] == result.verdict
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -245,9 +246,13 @@ def test_methods_are_ranked_by_the_seeds_that_all_have():
         return comparison_runs.FineTuned(0.1, start, "accuracy", list(values.values()), 100, seeds)
 
     scratch, sit = cell("scratch", seed0=0.2, seed1=0.2, seed2=0.2), cell("sit", seed0=0.4, seed1=0.4, seed2=1.0)
-    text = module._ranking(0.1, [scratch, sit, cell("simclr", seed0=0.5, seed1=0.5)])
+    seen = []
+    runs = SimpleNamespace(hits=lambda cell: seen.append((cell.start, cell.seeds)))
+    text = module._ranking(0.1, [scratch, sit, cell("simclr", seed0=0.5, seed1=0.5)], runs)
     assert "simclr is best" in text and "50.0 %" in text
-    assert "no seed is left" in module._ranking(0.1, [scratch, cell("sit", seed0=0.4), cell("simclr", seed1=0.5)])
+    assert seen == [(start, [0, 1]) for start in ("scratch", "sit", "simclr")]
+    text = module._ranking(0.1, [scratch, cell("sit", seed0=0.4), cell("simclr", seed1=0.5)], runs)
+    assert "no seed is left" in text
 
 
 def test_the_teacher_is_measured_with_the_best_rate(searched):

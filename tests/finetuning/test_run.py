@@ -1,5 +1,6 @@
 """From a pretrained folder to a classifier: what it learns from, measures, writes, and refuses."""
 
+import csv
 import io
 import json
 import multiprocessing
@@ -239,6 +240,23 @@ class TestUnreadable:
         err = capsys.readouterr().err
         assert str(damaged / "train" / "red" / "99.png") in err
         assert str(damaged / "test" / "red" / "99.png") in err
+
+    def test_has_no_line_among_the_predictions(self, finetune, sit, damaged):
+        """Each line is what the written model says of the image in this row of the test split."""
+        folder = finetune(sit, damaged, learning_rate=0, steps=1, seed=2)
+        with (folder / "predictions.csv").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        images = load_images(str(damaged), validation_split="test", labels="required").validation
+        names = images.features["label"].names
+        readable = [row for row, image in enumerate(images["image"]) if not image["path"].endswith("99.png")]
+        assert [int(line["image"]) for line in lines] == readable and len(readable) == 12
+        classify = pipeline("image-classification", model=str(folder), image_processor=str(folder))
+        for line in lines:
+            image = images[int(line["image"])]
+            assert line["label"] == names[image["label"]]
+            assert line["predicted"] == classify(decode_image(image["image"], 3))[0]["label"]
+        hits = [line["predicted"] == line["label"] for line in lines]
+        assert np.mean(hits) == results_of(folder)["accuracy"]
 
     @pytest.mark.parametrize("smoothing", [0, 0.1])
     def test_alone_in_its_batch(self, finetune, sit, damaged, smoothing):
