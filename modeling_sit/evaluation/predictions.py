@@ -55,11 +55,11 @@ class Predictions:
 
 def read_hits(path: Path) -> dict[int, bool] | None:
     """Whether the predicted class of each image is its label, by the image's row in its split. `None` if there is no such
-    file."""
+    file, or it is not of [`Predictions`]."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return {int(line["image"]): line["label"] == line["predicted"] for line in csv.DictReader(file)}
-    except FileNotFoundError:
+    except (FileNotFoundError, KeyError, ValueError, csv.Error):
         return None
 
 

@@ -32,6 +32,12 @@ def test_several_classifiers_on_the_same_images(written, tmp_path):
     assert hits_of([]) is None
 
 
+@pytest.mark.parametrize("content", [b"file,class\na.png,a\n", b"image,label,predicted\na.png,a,a\n", b"\xff\xfe\x00"])
+def test_a_file_of_another_program(content, tmp_path):
+    (tmp_path / "predictions.csv").write_bytes(content)
+    assert read_hits(tmp_path / "predictions.csv") is None
+
+
 def test_a_folder_that_is_not_there(tmp_path, written):
     with pytest.raises(SiTError) as error:
         written("missing/some.csv", [0], [0], [0])
