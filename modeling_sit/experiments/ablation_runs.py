@@ -23,8 +23,8 @@ from modeling_sit.evaluation.results import read_results
 from modeling_sit.experiments.ablation_arguments import PROFILES, AblationArguments, PlannedMeasures
 from modeling_sit.experiments.ablation_pretrainings import Pretraining, Pretrainings
 from modeling_sit.experiments.compared_images import ComparedImages
-from modeling_sit.experiments.comparison_runs import MAKE_ROOM, Announce, OfPixels, Runs, Start, announce, going_on
-from modeling_sit.experiments.grid import results_of
+from modeling_sit.experiments.comparison_runs import Announce, OfPixels, Runs, Start, announce
+from modeling_sit.experiments.grid import MAKE_ROOM, going_on, results_of
 from modeling_sit.experiments.plan import COMMANDS, NEEDED, Cell, Plan, merged
 from modeling_sit.experiments.pretraining_runs import DIVERGED, PRETRAINING, check_diverged, pretrain_in
 from modeling_sit.hub.provenance import public_name

@@ -28,7 +28,7 @@ from modeling_sit.evaluation.run import run_evaluation
 from modeling_sit.evaluation.subsets import draw_fraction
 from modeling_sit.experiments.compared_images import ComparedImages
 from modeling_sit.experiments.comparison_arguments import MeasuringArguments
-from modeling_sit.experiments.grid import PIXEL_PREDICTIONS, results_of
+from modeling_sit.experiments.grid import PIXEL_PREDICTIONS, going_on, results_of
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.run import run_finetuning
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
@@ -37,13 +37,10 @@ from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.image_modes import PixelFormat
 from modeling_sit.interop.resize import image_shape
 from modeling_sit.runtime.arguments import build_arguments
-from modeling_sit.runtime.atomic_files import is_of_full_disk
-from modeling_sit.runtime.errors import SiTError, TrainingInterrupted, argument_names
-from modeling_sit.runtime.signals import unanswered_signal
+from modeling_sit.runtime.errors import argument_names
 
 STARTS = ("scratch", "pretrained")
 RUN_FOLDERS = ("finetuned-*", "frozen-*", "tuned-*", "raw-pixels")
-MAKE_ROOM = "make room, and start the same command again: it goes on"
 
 
 @dataclass(frozen=True)
@@ -400,23 +397,3 @@ def metric_of(result: Mapping[str, Any]) -> str:
 def percent(fraction: float) -> str:
     """A fraction in the names of folders and in messages, such as `10%`."""
     return f"{100 * fraction:g}%"
-
-
-@contextmanager
-def going_on(run_dir: Path) -> Iterator[None]:
-    """Say in [`TrainingInterrupted`], and in the [`SiTError`] of a full disk, that the comparison goes on where it stopped. The first is
-    raised, too, where a signal came so late that the run went on to its end."""
-    unanswered_signal()  # of what was before
-    message = f"stopped in {run_dir}; the same comparison goes on there when it starts again"
-    try:
-        yield
-    except TrainingInterrupted as interruption:
-        raise TrainingInterrupted(interruption.signal, message) from interruption
-    except (SiTError, OSError) as error:
-        if not is_of_full_disk(error):
-            raise
-        problem = error.problem if isinstance(error, SiTError) else f"{run_dir} cannot be written: {error.strerror}"
-        raise SiTError(problem, argument="output_dir", remedy=MAKE_ROOM) from error
-    stopped_by = unanswered_signal()
-    if stopped_by is not None:
-        raise TrainingInterrupted(stopped_by, message)

@@ -5,7 +5,8 @@ Each run has a folder below the experiment's, with its results in `eval_results.
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from modeling_sit.finetuning.checkpoints import delete_finetuning
 from modeling_sit.hub.card_file import CARD_FILE
 from modeling_sit.hub.card_writing import EXAMPLES, LOSS_CURVE
 from modeling_sit.pretraining.output_folder import delete_pretraining
-from modeling_sit.runtime.atomic_files import replace_file
-from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.atomic_files import is_of_full_disk, replace_file
+from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 from modeling_sit.runtime.run_folders import (
     MARK,
     MODEL_FILES,
@@ -26,8 +27,10 @@ from modeling_sit.runtime.run_folders import (
     keep_foreign,
     mark_run,
 )
+from modeling_sit.runtime.signals import unanswered_signal
 
 SETTINGS_FILE = "settings.json"
+MAKE_ROOM = "make room, and start the same command again: it goes on"
 PIXEL_PREDICTIONS = "predictions-*.csv"  # of the classifiers of raw pixels
 # Settings that folders of earlier versions do not say.
 LATER_SETTINGS = ("images", "device")
@@ -140,3 +143,23 @@ def results_of(run_dir: Path, names: Collection[str], run: Callable[[list[str]],
         run(missing)
     results = read_results(run_dir)
     return {name: results[name] for name in names}
+
+
+@contextmanager
+def going_on(run_dir: Path) -> Iterator[None]:
+    """Say in [`TrainingInterrupted`], and in the [`SiTError`] of a full disk, that the comparison goes on where it stopped. The first is
+    raised, too, where a signal came so late that the run went on to its end."""
+    unanswered_signal()  # of what was before
+    message = f"stopped in {run_dir}; the same comparison goes on there when it starts again"
+    try:
+        yield
+    except TrainingInterrupted as interruption:
+        raise TrainingInterrupted(interruption.signal, message) from interruption
+    except (SiTError, OSError) as error:
+        if not is_of_full_disk(error):
+            raise
+        problem = error.problem if isinstance(error, SiTError) else f"{run_dir} cannot be written: {error.strerror}"
+        raise SiTError(problem, argument="output_dir", remedy=MAKE_ROOM) from error
+    stopped_by = unanswered_signal()
+    if stopped_by is not None:
+        raise TrainingInterrupted(stopped_by, message)

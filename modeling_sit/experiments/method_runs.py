@@ -16,8 +16,8 @@ from modeling_sit.evaluation.results import read_results, write_results
 from modeling_sit.evaluation.subsets import draw_validation, features_of_rows
 from modeling_sit.experiments.budgets import StepSize, steps_within
 from modeling_sit.experiments.compared_images import TEST_FRACTION, TEST_SEED, ComparedImages
-from modeling_sit.experiments.comparison_runs import Announce, going_on
-from modeling_sit.experiments.grid import results_of
+from modeling_sit.experiments.comparison_runs import Announce
+from modeling_sit.experiments.grid import going_on, results_of
 from modeling_sit.experiments.methods_arguments import MethodsComparisonArguments
 from modeling_sit.experiments.pretraining_runs import (
     DEFAULTS,
