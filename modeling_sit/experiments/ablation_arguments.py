@@ -14,7 +14,7 @@ from modeling_sit.runtime.arguments import build_arguments, did_you_mean
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import shipped_names
 
-# Minutes on a CPU, whatever the plan: it shows that all of it runs, and its figures mean nothing.
+# Minutes on a CPU, whatever the plan: it shows that all of it runs, and its results mean nothing.
 SMOKE_MODEL = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,decoder_hidden_size=32,projection_hidden_size=32,projection_size=16"
 PROFILES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -74,7 +74,7 @@ class AblationArguments(DatasetArguments):
         default="full",
         metadata={
             "help": "full: as the plan says. smoke: a tiny model, a few steps and a few images, to see in minutes that all of it "
-            "runs; its figures mean nothing."
+            "runs; its results mean nothing."
         },
     )
     dry_run: bool = field(

@@ -48,7 +48,7 @@ def report(
     head = [f"# {escaped(plan.name)}", f"**Question.** {escaped(plan.question)}"]
     head += [f"**Claim of the paper.** {escaped(plan.claim)}"] if plan.claim else []
     if profile != "full":
-        head.append(f"Profile {profile}: a tiny model, a few steps and a few images. The figures mean nothing.")
+        head.append(f"Profile {profile}: a tiny model, a few steps and a few images. The results mean nothing.")
     tables = [*head, main_table(findings, plan, measured, seeds)]
     tables += ["\n".join(f"- {line}" for line in words)] if words else []
     tables += trouble(findings, ablation.elsewhere)

@@ -78,20 +78,20 @@ def update_card(
             dataset_name=public_name(dataset),
             dataset_config=dataset_config,
             dataset_split=split,
-            metric_type=METRIC_TYPES.get(figure.name, figure.name),
-            metric_name=f"{protocol} {figure.name}",
-            metric_value=round(figure.value, 6),
+            metric_type=METRIC_TYPES.get(metric.name, metric.name),
+            metric_name=f"{protocol} {metric.name}",
+            metric_value=round(metric.value, 6),
             metric_args={
-                **({} if figure.interval is None else {"interval": [round(end, 6) for end in figure.interval]}),
-                **({} if figure.std is None else {"std": round(figure.std, 6)}),
+                **({} if metric.interval is None else {"interval": [round(end, 6) for end in metric.interval]}),
+                **({} if metric.std is None else {"std": round(metric.std, 6)}),
                 **settings,
                 # Tables of classes, and of how a setting was chosen, are in eval_results.json.
                 **{name: value for name, value in measurement.settings.items() if not isinstance(value, dict)},
             },
         )
         for protocol, measurement in measurements.items()
-        for figure in measurement.metrics
-        if not math.isnan(figure.value)
+        for metric in measurement.metrics
+        if not math.isnan(metric.value)
     ]
     try:
         put_results(card, results, folder.resolve().name)
@@ -122,20 +122,20 @@ def finetuning_results(report: dict[str, Any]) -> list[EvalResult]:
             task_type=FINETUNING_TASKS[task],
             dataset_type=dataset,
             dataset_name=dataset,
-            dataset_split=figures["split"],
+            dataset_split=values["split"],
             metric_type=METRIC_TYPES.get(name, name),
             metric_name=f"finetune {name}",
-            metric_value=round(figures[name], 6),
+            metric_value=round(values[name], 6),
             metric_args={
                 "num_train": report["num_train"],
-                "num_validation": figures["num_validation"],
+                "num_validation": values["num_validation"],
                 "epochs": report["epochs"],
                 "seed": report["seed"],
             },
         )
-        for figures in measured
+        for values in measured
         for name in FINETUNING_METRICS[task]
-        if figures.get(name) is not None
+        if values.get(name) is not None
     ]
 
 
@@ -205,7 +205,7 @@ def _table(results: list[dict[str, Any]]) -> str:
                 ", ".join(f"{key} {_setting(value)}".strip() for key, value in settings.items()),
             ]
             rows.append([escaped(cell) for cell in row])
-    return table(["dataset", "split", "figure", "value", "95 % interval", "settings"], rows)
+    return table(["dataset", "split", "metric", "value", "95 % interval", "settings"], rows)
 
 
 def _number(value: Any) -> str:

@@ -32,7 +32,7 @@ def update(folder, accuracy, split="test", protocol="knn", dataset="flowers", co
 def shown(page, folder) -> list[list[str]]:
     """The rows of the table of results."""
     (header, *rows) = page(folder).tables[-1]
-    assert header == ["dataset", "split", "figure", "value", "95 % interval", "settings"]
+    assert header == ["dataset", "split", "metric", "value", "95 % interval", "settings"]
     return rows
 
 
