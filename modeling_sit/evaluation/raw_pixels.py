@@ -223,15 +223,20 @@ def _choose(classifier: str, images: RawPixels, seed: int) -> tuple[dict[str, An
 
 
 def _folds(labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    """Pairs of rows to fit and rows to choose by; `None` if no class has two images."""
+    """Pairs of rows to fit and rows to choose by; `None` if no class has two images.
+
+    Where an image has several labels, the rows to choose by are of a label at least.
+    """
     wanted = CHOICE_FOLDS if len(labels) <= MANY_FOR_CHOICE else FOLDS_OF_MANY
     # More parts than images of the most frequent class is too many.
     most = min(wanted, len(labels) if labels.ndim == 2 else np.bincount(labels).max())
     if most < 2:
         return None
     kind = KFold if labels.ndim == 2 else StratifiedKFold
-    folds = list(kind(most, shuffle=True, random_state=seed).split(np.empty(len(labels)), labels))
-    return [(fit, held_out) for fit, held_out in folds if labels.ndim == 2 or len(np.unique(labels[fit])) > 1]
+    folds = kind(most, shuffle=True, random_state=seed).split(np.empty(len(labels)), labels)
+    if labels.ndim == 2:
+        return [(fit, held_out) for fit, held_out in folds if labels[held_out].any()] or None
+    return [(fit, held_out) for fit, held_out in folds if len(np.unique(labels[fit])) > 1]
 
 
 def _sizes_and_gammas(classifier: str, images: RawPixels) -> Iterator[tuple[int, float | None]]:
@@ -307,7 +312,9 @@ def _outputs(estimator: BaseEstimator, inputs: np.ndarray, multi_label: bool) ->
     if not multi_label or isinstance(estimator, KNeighborsRegressor):
         return estimator.predict(inputs)
     score = estimator.decision_function if isinstance(estimator.estimator, SVC) else estimator.predict_proba
-    return score(inputs)
+    found = score(inputs).reshape(len(inputs), -1)
+    # Of a single label scikit-learn scores both "has it not" and "has it", or the second alone.
+    return found if estimator.multilabel_ else found[:, -1:]
 
 
 def _measure(outputs: np.ndarray, labels: np.ndarray) -> float:

@@ -4,6 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -108,6 +109,31 @@ def test_several_labels(classifier, digits, few):
         )
     assert found.value == pytest.approx(average_precision_score(test.labels.numpy(), scores), abs=5e-3)
     assert found.value > 0.85 and found.predictions is None
+
+
+@pytest.mark.parametrize("classifier", TWINS)
+def test_one_label_that_an_image_has_or_has_not(classifier, digits, few):
+    """Whether a digit is even, as a label of its own and as one of two classes."""
+    train, test = (
+        RawPixels(each.pixels, (each.labels[:, None] % 2 == 0).float(), each.rows) for each in (few, digits[1])
+    )
+    found = classify_pixels(classifier, train, test, ["even"])
+    settings = {name: found.settings[name] for name in TWINS[classifier][1]}
+    features = by_hand(train, test)
+    twin = clone(TWINS[classifier][0]).set_params(**settings).fit(features[0], train.labels[:, 0].numpy())
+    scores = twin.decision_function(features[1]) if classifier == "svm" else twin.predict_proba(features[1])[:, 1]
+    assert found.value == pytest.approx(average_precision_score(test.labels[:, 0].numpy(), scores), abs=5e-3)
+    assert found.value > 0.85
+
+
+@pytest.mark.parametrize("classifier", TWINS)
+@pytest.mark.parametrize("num_labeled", [1, 2])
+def test_hardly_an_image_has_a_label(classifier, num_labeled, digits, few):
+    """So most folds have none to choose by."""
+    train, test = several_labels(few), several_labels(digits[1])
+    train.labels[num_labeled:] = 0
+    train.labels[:num_labeled, 0] = 1
+    assert 0 < classify_pixels(classifier, train, test, ["even", "large", "prime"]).value < 1
 
 
 def test_test_labels_choose_nothing(digits, few):
