@@ -38,12 +38,11 @@ class FeatureShard:
         return self.split.select(self.rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells the images of shards apart: their number and the names of their files."""
-        paths = "\n".join(path or "" for path in paths_of(self.images()).to_pylist())
+        """What tells the images of shards apart: their number, and a hash of their files and labels."""
         return {
             "first_row": self.rows.start,
             "num_rows": len(self.rows),
-            "paths": hashlib.sha256(paths.encode()).hexdigest()[:16],
+            "content": content_hash(self.images()),
         }
 
 
@@ -95,6 +94,23 @@ def read_settings(path: Path) -> dict[str, Any] | None:
         return json.loads(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
     except (OSError, pa.ArrowException, ValueError) as problem:
         raise SiTError(f"{path} cannot be read: {' '.join(str(problem).split())}", remedy="remove it") from problem
+
+
+def content_hash(images: datasets.Dataset) -> str:
+    """A hash that differs where images or labels differ, as far as this is seen without reading every file.
+
+    An image is known by its path and the size of its file if it is in the dataset; without a path, by the bytes of its file.
+    """
+    found = hashlib.sha256()
+    files = images.select_columns("image").with_format("arrow")[:]["image"]
+    for path, content in zip(paths_of(images), pc.struct_field(files, "bytes"), strict=True):
+        path, content = path.as_py(), content.as_buffer()
+        found.update(f"{path} {None if content is None else content.size}\n".encode())
+        if path is None and content is not None:
+            found.update(content)
+    if "label" in images.column_names:
+        found.update(json.dumps(images["label"][:]).encode())
+    return found.hexdigest()[:16]
 
 
 def paths_of(images: datasets.Dataset) -> pa.ChunkedArray:

@@ -1,5 +1,8 @@
 """`embed` from Python: the same rows in memory as in files."""
 
+import pathlib
+
+import datasets
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, GradientState
@@ -57,6 +60,31 @@ def test_the_pooling_is_the_models(save_tiny_sit, flowers, tmp_path):
         for asked in ({}, {"pooling": "mean"}, {"pooling": "token"})
     )
     assert own == mean != token
+
+
+@pytest.mark.parametrize("change", ["images", "labels", "neither"])
+def test_images_without_paths_are_not_taken_for_others(model, flowers, tmp_path, change):
+    """As those of a parquet file: two datasets of as many images."""
+
+    def split_of(images, labels) -> datasets.Dataset:
+        columns = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["rose", "tulip"])})
+        files = [{"bytes": pathlib.Path(image["image"]["path"]).read_bytes(), "path": None} for image in images]
+        return datasets.Dataset.from_dict({"image": files, "label": labels}, features=columns, split="train")
+
+    images = list(load_images(str(flowers)).validation.cast_column("image", datasets.Image(decode=False)))
+    labels = [image["label"] for image in images]
+    first, output_dir = split_of(images, labels), tmp_path / "features"
+    before = embed(model, first, output_dir=output_dir, device="cpu")
+    other_images = [*images[:-1], images[0]] if change == "images" else images
+    other_labels = [*labels[:-1], 0] if change == "labels" else labels
+    second = split_of(other_images, other_labels)
+    if change == "neither":
+        assert embed(model, second, output_dir=output_dir, device="cpu").to_list() == before.to_list()
+        return
+    with pytest.raises(SiTError, match="another content"):
+        embed(model, second, output_dir=output_dir, device="cpu")
+    after = embed(model, second, output_dir=output_dir, device="cpu", overwrite_output_dir=True)
+    assert after.to_list()[:-1] == before.to_list()[:-1] and after.to_list()[-1] != before.to_list()[-1]
 
 
 def test_a_cache_that_cannot_be_written_is_told_before_any_work(model, flowers, tmp_path, monkeypatch):

@@ -170,7 +170,7 @@ def test_several_labels_a_image_and_none(run_program, model, flowers, output_dir
         (["--shard_size", "3"], "another --shard_size"),
         ("weights", "was made with another model"),
         ("images", "another num_rows"),
-        ("names", "was made with another paths"),
+        ("names", "was made with another content"),
     ],
 )
 def test_features_of_other_settings_are_not_mixed(
