@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
-from modeling_sit.finetuning.checkpoints import HISTORY, STATE, WEIGHTS
+from modeling_sit.finetuning.checkpoints import HISTORY, WEIGHTS, read_state
 from modeling_sit.finetuning.sampling import EpochOrder
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.hub.repository_files import BEST_CHECKPOINT
@@ -22,17 +22,19 @@ from modeling_sit.runtime.signals import StopSignal
 @dataclass
 class RunHistory(TrainerCallback):
     """
-    The starts of a run and its duration over all of them, for the model card. Each checkpoint keeps them.
+    The starts of a run and its duration over all of them, for the model card, and its settings. Each checkpoint keeps them.
 
     Args:
         started (`float`): When this start began, in seconds since the epoch.
         starts (`list` of `dict`, *optional*): The starts, as `hub.provenance.describe_start` gives them, oldest first.
         seconds_before (`float`, *optional*, defaults to 0): Duration of the earlier starts.
+        settings (`dict`, *optional*): Of [`run_settings`].
     """
 
     started: float
     starts: list[dict[str, Any]] = field(default_factory=list)
     seconds_before: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, checkpoint: str | None, started: float) -> "RunHistory":
@@ -41,8 +43,8 @@ class RunHistory(TrainerCallback):
             return cls(started)
         try:
             saved = json.loads((Path(checkpoint) / HISTORY).read_text(encoding="utf-8"))
-            return cls(started, saved["starts"], saved["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):  # only the card needs it: no reason not to resume
+            return cls(started, saved["starts"], saved["seconds"], saved.get("settings", {}))
+        except (OSError, ValueError, KeyError, TypeError):  # it may be damaged: no reason not to resume
             return cls(started)
 
     @property
@@ -52,7 +54,7 @@ class RunHistory(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            written = json.dumps({"starts": self.starts, "seconds": self.seconds})
+            written = json.dumps({"starts": self.starts, "seconds": self.seconds, "settings": self.settings})
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / HISTORY).write_text(written, encoding="utf-8")
 
 
@@ -78,7 +80,7 @@ class FindBestCheckpoint(TrainerCallback):
     def __init__(self, resumed: Path):
         self.resumed = resumed
         # `Trainer` forgets a best checkpoint that is not where it was, and would end with the last one instead.
-        self.best = TrainerState.load_from_json(str(resumed / STATE)).best_model_checkpoint
+        self.best = read_state(resumed).best_model_checkpoint
 
     def on_train_begin(self, args, state, control, **kwargs):
         best = self.best

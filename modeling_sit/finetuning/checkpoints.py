@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import TrainerState
 
 from modeling_sit.evaluation.predictions import PREDICTIONS_FILE
 from modeling_sit.runtime.errors import SiTError
@@ -93,11 +94,23 @@ def find_checkpoint(output_dir: str | Path, asked: str | None) -> str | None:
 
 def step_of(checkpoint: str | None) -> int:
     """Steps done at a complete checkpoint; 0 without one."""
-    return (
-        json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["global_step"]
-        if checkpoint is not None
-        else 0
-    )
+    return 0 if checkpoint is None else read_state(checkpoint).global_step
+
+
+def read_state(checkpoint: str | Path) -> TrainerState:
+    """What `Trainer` knew at a complete checkpoint."""
+    return TrainerState.load_from_json(str(Path(checkpoint) / STATE))
+
+
+def is_over(state: TrainerState, num_steps: int, patience: int | None) -> bool:
+    """Whether a run of so many steps was over at a checkpoint: after them, or as it had waited long enough for a better result.
+
+    `Trainer` would train one step more, if the last one is amid an epoch.
+    """
+    waited = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
+    if patience is not None and waited.get("early_stopping_patience_counter", 0) >= patience:
+        return True
+    return state.global_step >= num_steps
 
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:

@@ -18,6 +18,7 @@ from modeling_sit.finetuning.callbacks import PushCheckpoints, RunHistory, ShowL
 from modeling_sit.finetuning.card import FinetuningFacts, write_finetuning_card
 from modeling_sit.finetuning.checkpoints import find_checkpoint, step_of
 from modeling_sit.finetuning.prepare import TASKS, prepare_trainer
+from modeling_sit.finetuning.resume_check import check_same_settings, run_settings
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.finetuning.tuning import Tuning, tune
@@ -136,6 +137,9 @@ def run_finetuning(
     if trainer.is_world_process_zero() and not is_told:
         print("\n".join([splits.summary(), *trainer.task.lines(), *preset.lines()]), flush=True)
     history = RunHistory.read(checkpoint, started)
+    settings = run_settings(arguments, training_arguments, splits)
+    check_same_settings(history.settings, settings, checkpoint)
+    history.settings = settings
     history.starts.append(
         describe_start(step_of(checkpoint), training_arguments.device, training_arguments.world_size, command)
     )

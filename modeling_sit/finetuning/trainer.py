@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import nn
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from modeling_sit.data.hand_over import kill_workers
@@ -34,7 +34,7 @@ from modeling_sit.data.sampling import STEP, derive_seed
 from modeling_sit.evaluation.predictions import Predictions
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import FindBestCheckpoint, FollowEpochs
-from modeling_sit.finetuning.checkpoints import STATE, delete_old_checkpoints, load_weights, save_weights
+from modeling_sit.finetuning.checkpoints import delete_old_checkpoints, is_over, load_weights, read_state, save_weights
 from modeling_sit.finetuning.ema import ModelEma
 from modeling_sit.finetuning.layer_decay import layer_decay_groups
 from modeling_sit.finetuning.lora import Adapters
@@ -217,14 +217,16 @@ class ReproducibleTrainer(Trainer):
         self._step_and_batch = (-1, 0)
 
     def train(self, resume_from_checkpoint: str | None = None) -> None:
-        if resume_from_checkpoint is not None and self._stopped_early(resume_from_checkpoint):
-            self.state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / STATE))
-            self._load_from_checkpoint(resume_from_checkpoint)
-            if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-                self._load_best_model()
-            return
         if resume_from_checkpoint is not None:
-            self.add_callback(FindBestCheckpoint(Path(resume_from_checkpoint)))
+            state, find_best = read_state(resume_from_checkpoint), FindBestCheckpoint(Path(resume_from_checkpoint))
+            if is_over(state, self.args.num_steps(len(self.get_train_dataloader())), self.patience):
+                self.state = state
+                find_best.on_train_begin(self.args, state, self.control)
+                self._load_from_checkpoint(resume_from_checkpoint)
+                if self.args.load_best_model_at_end and state.best_model_checkpoint:
+                    self._load_best_model()
+                return
+            self.add_callback(find_best)
         try:
             with worker_deaths():
                 super().train(resume_from_checkpoint=resume_from_checkpoint)
@@ -235,11 +237,6 @@ class ReproducibleTrainer(Trainer):
                 f"stopped by {name} after step {self.state.global_step}, as no batch came: an earlier checkpoint may be "
                 'there, and `resume_from_checkpoint="auto"` goes on from it',
             ) from stopped
-
-    def _stopped_early(self, checkpoint: str) -> bool:
-        state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
-        saved = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
-        return self.patience is not None and saved.get("early_stopping_patience_counter", 0) >= self.patience
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -344,7 +341,7 @@ class ReproducibleTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the finished model, and in a checkpoint also the weights that training resumes from."""
         folder = Path(output_dir or self.args.output_dir)
-        # In a folder of their own first: in one that holds something, transformers deletes what looks like its weights.
+        # First in an empty folder: in another, transformers deletes what looks like its weights.
         place = replace_files(folder) if self.args.should_save else nullcontext(folder)
         with write_errors(folder, REMEDY), place as unfinished:
             live, self.model = self.model, self.finished_model()

@@ -1,5 +1,6 @@
 """Arguments of fine-tuning: how long and how fast it learns, and when it logs, measures and writes."""
 
+import math
 import sys
 from dataclasses import dataclass, field
 
@@ -199,6 +200,12 @@ class FinetuningTrainingArguments(TrainingArguments):
         """GPUs of this process: one at most. For more, a launcher starts a process for each GPU. `Trainer` would use all GPUs from one
         process, and copy the model to each in every step, which this package does not support."""
         return min(1, super().n_gpu)
+
+    def num_steps(self, batches_per_epoch: int) -> int:
+        """The steps of a run, as `Trainer` counts them, if each process has so many batches in an epoch."""
+        if self.max_steps > 0:
+            return self.max_steps
+        return math.ceil(self.num_train_epochs * math.ceil(batches_per_epoch / self.gradient_accumulation_steps))
 
     def evaluate_never(self) -> None:
         """Measure nothing while the run trains, so that it ends with its last weights."""

@@ -66,6 +66,57 @@ class TestGoingOn:
         arguments = {**EVERYTHING_RANDOM, "dataloader_num_workers": 2}
         assert_equal(weights_in(alone), weights_in(finetune(sit, colors, **arguments, name="workers")))
 
+    @pytest.mark.parametrize("length", [{"steps": 4}, {"steps": None, "num_train_epochs": 1.4}])
+    def test_a_finished_run_stays_as_it_is(self, finetune, sit, colors, length):
+        """Its last step is amid an epoch: 40 images in batches of 16, or 4 of 10."""
+        arguments = {**CHECKPOINTS, **length, "batch_size": 16 if length["steps"] else 10, "ema_decay": 0.9}
+        folder = finetune(sit, colors, **arguments, save_total_limit=9)
+        weights, results = weights_in(folder), results_of(folder)
+        assert results["steps"] == (4 if length["steps"] else 6)
+        finetune(sit, colors, **arguments, resume_from_checkpoint="auto")
+        assert_equal(weights_in(folder), weights)
+        assert results_of(folder) == results
+        assert not (folder / f"checkpoint-{results['steps'] + 1}").exists()
+
+    def test_a_finished_run_that_was_moved(self, finetune, sit, colors, tmp_path):
+        """It ends with its best checkpoint, which is not where it was."""
+        arguments = {**ON_THE_WAY, "learning_rate": 1, "lr_scheduler_type": "constant", "steps": 8}
+        folder = finetune(sit, colors, **arguments)
+        weights, results = weights_in(folder), results_of(folder)
+        folder.rename(tmp_path / "moved")
+        moved = finetune(sit, colors, **arguments, resume_from_checkpoint="auto", name="moved")
+        assert_equal(weights_in(moved), weights)
+        assert results_of(moved) == results
+
+    @pytest.mark.parametrize(
+        ("name", "first", "second"),
+        [
+            ("label_fraction", {"label_fraction": 0.5}, {}),
+            ("seed", {}, {"seed": 7}),
+            ("learning_rate", {}, {"learning_rate": 0.01}),
+            ("total_batch", {"batch_size": 10}, {"batch_size": 5}),
+            ("from_scratch", {"from_scratch": True}, {}),
+        ],
+    )
+    def test_settings_of_another_run(self, finetune, refused, sit, colors, name, first, second):
+        """The results would say of the one what the other was given."""
+        folder = finetune(sit, colors, **CHECKPOINTS, **first)
+        before = results_of(folder)
+        error = refused(sit, colors, **{**CHECKPOINTS, **second}, resume_from_checkpoint="auto", name="out")
+        assert error.argument == "resume_from_checkpoint" and f"{name}: " in error.problem
+        assert results_of(folder) == before
+
+    def test_the_same_total_batch(self, finetune, sit, colors):
+        finetune(sit, colors, **CHECKPOINTS, batch_size=10)
+        arguments = {"batch_size": 5, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "auto"}
+        assert results_of(finetune(sit, colors, **CHECKPOINTS, **arguments, steps=4))["steps"] == 4
+
+    def test_another_pretrained_model(self, finetune, refused, save_tiny_sit, sit, colors, tmp_path):
+        finetune(sit, colors, **CHECKPOINTS)
+        other = save_tiny_sit(tmp_path / "other", seed=1)
+        error = refused(other, colors, **CHECKPOINTS, resume_from_checkpoint="auto", name="out")
+        assert "model: " in error.problem
+
     def test_settings_of_another_model(self, finetune, refused, sit, colors):
         finetune(sit, colors, **CHECKPOINTS, name="stopped")
         arguments = {"resume_from_checkpoint": "auto", "ema_decay": 0.9}
