@@ -18,6 +18,9 @@ from modeling_sit.pretraining.cost import PretrainingCost
 # Of `results.csv`, beside the factors.
 COLUMNS_OF_LINES = ("cell", "seed", "measure", "metric", "value", "test_images", "steps", "seconds", "model")
 
+# What a monitor calls its value, where it is another name.
+MONITOR_VALUES = {"knn": "knn_accuracy", "linear": "linear_accuracy"}
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -143,7 +146,8 @@ class _Reader:
         self.ablation = ablation
         self.measures: dict[str, Measure] = {}
         wanted = ablation.measures
-        self.order = [*wanted.protocols, *map(_finetuned, wanted.label_fractions), *ablation.plan.monitors]
+        self.monitored = [MONITOR_VALUES.get(name, name) for name in ablation.plan.monitors]
+        self.order = [*wanted.protocols, *map(_finetuned, wanted.label_fractions), *self.monitored]
 
     def cell(self, cell: Cell) -> Row:
         ablation, row = self.ablation, Row(cell.name, cell)
@@ -206,7 +210,7 @@ class _Reader:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         for line in map(json.loads, lines):
             if line["step"] == step:
-                yield from ((name, line[name]) for name in self.order if name in line)
+                yield from ((name, line[name]) for name in self.monitored if name in line)
 
 
 def _finetuned(fraction: float) -> str:

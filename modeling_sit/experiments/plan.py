@@ -156,6 +156,7 @@ def read_plan(name: str | Path) -> Plan:
     measures = {key: values[key] for key in MEASURES if values.get(key) is not None}
     monitors = values.get("monitors") or []
     monitors = [monitors] if isinstance(monitors, str) else list(monitors)
+    monitors = [name for names in monitors for name in str(names).split(",")]
     cells = list(_read_cells(given[0], values[given[0]]))
     names = [cell.name for cell in cells]
     twice = next((name for name in names if names.count(name) > 1), None)

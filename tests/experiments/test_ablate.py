@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ PLAN = {
     "protocols": ["knn"],
     "label_fractions": [1.0],
     "raw_pixels": ["knn"],
-    "monitors": ["rankme"],
+    "monitors": "rankme,knn",
     "steps": 4,
     "pretrain": {
         "config_overrides": OVERRIDES,
@@ -79,9 +80,9 @@ def fine_tuned(monkeypatch):
 def run(digits, fine_tuned, forget_accelerators, tmp_path):
     """Ablate tiny models on a few digits."""
 
-    def run(values=PLAN, folder="out", **arguments) -> AblationResult:
+    def run(values=PLAN, folder="out", dataset=digits, **arguments) -> AblationResult:
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-        return ablate(tmp_path / "mine.yaml", digits, tmp_path / folder, **arguments)
+        return ablate(tmp_path / "mine.yaml", dataset, tmp_path / folder, **arguments)
 
     run.output_dir = tmp_path / "out"
     return run
@@ -125,7 +126,12 @@ def test_a_killed_ablation_goes_on_and_gives_the_table_of_one_that_was_not(
     # What the tables say is what the runs say.
     values, lines = values_in(run.output_dir), lines_in(run.output_dir)
     assert list(dict.fromkeys(line["cell"] for line in lines)) == [*NAMES, "untrained encoder", "raw pixels, kNN"]
-    assert {line["measure"] for line in lines if line["cell"] in NAMES} == {"knn", "fine-tuned 100%", "rankme"}
+    assert {line["measure"] for line in lines if line["cell"] in NAMES} == {
+        "knn",
+        "fine-tuned 100%",
+        "rankme",
+        "knn_accuracy",
+    }
     for row in result.findings.cells:
         steps_of = {"noise/half": 2, "replace/whole": 2}.get(row.name, 4)
         model = Path(row.models[0])
@@ -136,7 +142,11 @@ def test_a_killed_ablation_goes_on_and_gives_the_table_of_one_that_was_not(
         assert row.costs[0].steps == steps_of
         assert row.costs[0].epochs == pytest.approx(steps_of / (len(part) // 16))
         monitored = [json.loads(line) for line in (run_dir / "monitors.jsonl").open()]
-        assert row.values["rankme"][0] == next(line["rankme"] for line in monitored if line["step"] == steps_of)
+        measured = next(line for line in monitored if line["step"] == steps_of)
+        assert [row.values[name][0] for name in ("rankme", "knn_accuracy")] == [
+            measured["rankme"],
+            measured["knn_accuracy"],
+        ]
     frozen = {
         json.loads(path.read_text())["knn"]["pooling"]: json.loads(path.read_text())["knn"]["accuracy"]
         for path in run.output_dir.glob("runs/frozen-*/eval_results.json")
@@ -246,6 +256,20 @@ def test_what_another_process_is_at_is_left_to_it(run):
         == values_in(run.output_dir)["noise", "0", "knn"]
     )
     assert set(result.findings.cells[1].models) == {0}
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_runs_of_the_same_folder_with_other_images_are_no_results(run, digits, tmp_path, capsys, changed):
+    """A folder of runs that several plans share: its runs are known by their images too."""
+    images, arguments = tmp_path / "images", {"runs_dir": tmp_path / "runs"}
+    digits.save_to_disk(images)
+    run(SHORT, dataset=images, **arguments)
+    if changed:
+        shutil.rmtree(images)
+        more = digits["train"].select([*range(60), *range(4)])
+        datasets.DatasetDict(train=more, test=digits["test"]).save_to_disk(images)
+    run(SHORT, folder="again", dataset=images, dry_run=True, **arguments)
+    assert f"2 pretrainings, {0 if changed else 2} of them done" in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_there_is_to_do(run, capsys):

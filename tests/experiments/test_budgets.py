@@ -22,6 +22,11 @@ def test_whole_steps_within_the_budget(budget, value, steps):
     assert steps_within(budget, value, "sit", STEP) == steps
 
 
+def test_a_budget_of_whole_steps_in_floats():
+    assert 0.07 * 3200 / 32 > 7
+    assert steps_within("epochs", 0.07, "sit", StepSize(images=32, tokens=136, images_per_epoch=3200)) == 7
+
+
 def test_equal_tokens_give_more_steps_where_an_image_has_fewer():
     few = StepSize(64, 15, 960)
     assert steps_within("tokens", 1e7, "mae", few) == pytest.approx(
