@@ -12,6 +12,10 @@ from modeling_sit.data.labeled import class_counts, is_labeled, join_classes, la
 from modeling_sit.runtime.errors import SiTError
 
 
+class NothingToHoldOut(SiTError):
+    """No image with a class can be held out: each is the only one of a class, or has none."""
+
+
 def select_label_fraction(split: datasets.Dataset, fraction: float, seed: int) -> datasets.Dataset:
     """A random fraction of the images of every class, at least one of each, in their old order.
 
@@ -91,6 +95,43 @@ def train_validation_split(
     counts = num_members - (fraction * num_members.double()).round().clamp(min=1).minimum(num_members - 1)
     is_rest, is_held_back = _choose(labels_of(split), counts, 1 - fraction, np.random.default_rng(seed))
     return split.select(np.flatnonzero(is_rest)), split.select(np.flatnonzero(is_held_back))
+
+
+def hold_out_labeled(split: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """As [`train_validation_split`], but the only image of a class, and all that is on it, is left to train on.
+
+    Args:
+        split (`datasets.Dataset`): Column `label`. Images without a label are left to train on.
+        fraction (`float` in (0, 1)): Fraction of each class's images, rounded.
+        seed (`int`): Seed of the draw.
+
+    Returns:
+        `tuple[datasets.Dataset, datasets.Dataset]`: The rest and the images held out, each in the old order.
+
+    Raises:
+        [`NothingToHoldOut`]: If no image with a class is left to hold out.
+    """
+    rows = np.arange(len(split))
+    while len(rows):
+        part = split.select(rows)
+        is_single = class_counts(part) == 1
+        if not is_single.any():
+            break
+        labels = labels_of(part)
+        is_kept = is_single[labels] if labels.ndim == 1 else (labels[:, is_single] > 0).any(dim=1)
+        rows = rows[~is_kept.numpy()]
+    is_held_out = np.zeros(len(split), dtype=bool)
+    if len(rows):
+        # A new column copies the others.
+        numbered = split.select(rows).select_columns(["label"]).add_column("number", rows)
+        _, chosen = train_validation_split(numbered, fraction, seed)
+        is_held_out[chosen["number"][:]] = True
+    held_out = split.select(np.flatnonzero(is_held_out))
+    if not class_counts(held_out).any():
+        raise NothingToHoldOut(
+            f"split {split.split}: each image is the only one of a class, or has none, so none can be held out"
+        )
+    return split.select(np.flatnonzero(~is_held_out)), held_out
 
 
 def _members(labels: torch.Tensor, label: int) -> np.ndarray:

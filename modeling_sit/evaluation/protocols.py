@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from modeling_sit.data.splits import NothingToHoldOut
 from modeling_sit.evaluation.bootstrap import confidence_interval, mean_of
 from modeling_sit.evaluation.features import Features
 from modeling_sit.evaluation.knn import knn_predict
@@ -65,7 +66,7 @@ def linear(
     training images, without the validation images; the fit is to all training images.
 
     Raises:
-        [`SiTError`]: If a class has one training image, and there are several strengths.
+        [`SiTError`]: If each class has one training image, and there are several strengths.
     """
     solver = _solver(len(train.labels), train, label_names, arguments)
     strengths = sorted(set(arguments.linear_c))
@@ -96,8 +97,14 @@ def _values_held_back(
 ) -> tuple[dict[float, float], dict[str, Any]]:
     """The primary metric of each strength on the held-back part, and what `eval_results.json` says about the
     choice."""
-    _check_can_be_held_back(train, label_names)
-    parts = draw_validation(train.labels, label_names, arguments.linear_held_back, arguments.seed)
+    try:
+        parts = draw_validation(train.labels, label_names, arguments.linear_held_back, arguments.seed)
+    except NothingToHoldOut as error:
+        raise SiTError(
+            f"{error.problem} to choose from several values",
+            argument="linear_c",
+            remedy="give one value, such as 0.1, or add images",
+        ) from error
     fraction = arguments.linear_choice_images / len(train.labels)
     if fraction < 1:
         parts = [rows[draw_fraction(train.labels[rows], label_names, fraction, arguments.seed)] for rows in parts]
@@ -211,17 +218,6 @@ def _fit(
         settings=SgdSettings(arguments.linear_epochs, arguments.linear_batch_size, seed=arguments.seed),
         device=device,
     )
-
-
-def _check_can_be_held_back(train: Features, label_names: list[str]) -> None:
-    counts = _images_of_each(train, label_names)
-    single = [name for name, count in zip(label_names, counts, strict=True) if count == 1]
-    if single:
-        raise SiTError(
-            f"only one training image of {_some(single)}, so none can be held back to choose from several values",
-            argument="linear_c",
-            remedy="give one value, such as 0.1, or add images",
-        )
 
 
 def _few_shots(

@@ -3,7 +3,7 @@
 import datasets
 import torch
 
-from modeling_sit.data.splits import select_label_fraction, select_per_class, train_validation_split
+from modeling_sit.data.splits import hold_out_labeled, select_label_fraction, select_per_class
 from modeling_sit.evaluation.features import Features
 
 
@@ -25,8 +25,8 @@ def draw_per_class(labels: torch.Tensor, label_names: list[str], count: int, see
 def draw_validation(
     labels: torch.Tensor, label_names: list[str], fraction: float, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of images to fit, and of a random fraction of each class to choose by: [`train_validation_split`]."""
-    fitted, validation = train_validation_split(_labeled_rows(labels, label_names), fraction, seed)
+    """Indices of images to fit, and of a random fraction of each class to choose by: [`hold_out_labeled`]."""
+    fitted, validation = hold_out_labeled(_labeled_rows(labels, label_names), fraction, seed)
     return _rows(fitted), _rows(validation)
 
 

@@ -163,7 +163,7 @@ def _pretrain(
                     models[seed] = str(pretraining.pretrain(method, seed, choice))
             if models:
                 if not starts:
-                    steps |= _stochastic_depth(next(iter(models.values())), recipe)
+                    steps |= _stochastic_depth(Path(arguments.output_dir), next(iter(models.values())), recipe)
                 tuned[method] = choice
                 starts[method] = Start(models, pooling=choice.pooling, finetuning={"pooling": choice.pooling, **steps})
     if not starts:
@@ -179,12 +179,14 @@ def _pretrain(
     return tuned, {SCRATCH: scratch, **starts}, failed
 
 
-def _stochastic_depth(model: str, recipe: Mapping[str, Any]) -> dict[str, float]:
+def _stochastic_depth(output_dir: Path, model: str, recipe: Mapping[str, Any]) -> dict[str, float]:
     """Stochastic depth of fine-tuning, if the recipe does not say it: that of the first method's model for all of them. Else each would
-    have that of its pretraining, which is 0 for some methods in long runs, and 0.1 for others."""
+    have that of its pretraining, which is 0 for some methods in long runs, and 0.1 for others. What was fine-tuned before, with another
+    method as the first one, decides for those that are added."""
     if recipe.get("drop_path_rate") is not None:
         return {}
-    config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    earlier = sorted(output_dir.glob("finetuned-*/config.json"))
+    config = json.loads((earlier or [Path(model) / "config.json"])[0].read_text(encoding="utf-8"))
     return {"drop_path_rate": config["drop_path_rate"]}
 
 

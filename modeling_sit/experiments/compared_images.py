@@ -10,9 +10,10 @@ import datasets
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.description import tell
 from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, dataset_name
-from modeling_sit.data.labeled import labeled_splits, labels_of
+from modeling_sit.data.labeled import class_counts, labeled_splits, labels_of
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import train_validation_split
+from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.interop.convert_in import range_of
 
 # Where there are no images to measure, this fraction of the training images is held back, by this seed.
@@ -43,6 +44,11 @@ class ComparedImages:
         for split in (self.train, self.test):
             checksum.update(f"\n{len(split)} ".encode() + labels_of(split).numpy().tobytes())
         return checksum.hexdigest()
+
+    def protocol_arguments(self) -> dict[str, Any]:
+        """Arguments of the protocols of frozen features, where the usual ones need more training images."""
+        few = {"knn_k": len(self.train)} if len(self.train) < ProtocolArguments.knn_k else {}
+        return few | ({"linear_c": [1.0]} if class_counts(self.train).max() < 2 else {})
 
     def in_memory(self, train: datasets.Dataset, test: datasets.Dataset) -> "ComparedImages":
         """The same with other splits, such as a part of each, which runs find in memory."""

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from modeling_sit.data.arguments import DatasetArguments
-from modeling_sit.data.labeled import class_counts, labels_of
-from modeling_sit.data.splits import select_label_fraction
+from modeling_sit.data.labeled import labels_of
+from modeling_sit.data.splits import NothingToHoldOut
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.evaluation_arguments import EvaluationArguments
 from modeling_sit.evaluation.predictions import PREDICTIONS_FILE, hits_of
@@ -174,7 +174,7 @@ class Runs:
 
     def choose(self, start: str, fraction: float) -> Choice | None:
         """Learning rate and steps, chosen on held-out training images with the first model. `None` for those of the recipe: if
-        the arguments say so, or no class has two images, of which one could be held out."""
+        the arguments say so, or no image can be held out, as each is the only one of a class."""
         if (start, fraction) in self.chosen:
             return self.chosen[start, fraction]
         if not self.arguments.tunes(start):
@@ -183,9 +183,6 @@ class Runs:
         length = self.arguments.length_of(fraction) or {"max_steps": "auto"}
         seed = next(iter(self.starts[start].models))
         given = self._finetuning(start, fraction, seed, run_dir) | length | {"learning_rate": "auto"}
-        labeled = self.images.train if fraction == 1 else select_label_fraction(self.images.train, fraction, seed)
-        if class_counts(labeled).max() < 2:
-            return None
 
         def run(missing: list[str]) -> None:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -199,8 +196,11 @@ class Runs:
             choice = Choice(*best, found.chosen_on, found.metric, value, searched, found.still_rises)
             write_results(run_dir, {"chosen": asdict(choice)})
 
-        with going_on(run_dir):
-            self.chosen[start, fraction] = Choice(**results_of(run_dir, ["chosen"], run)["chosen"])
+        try:
+            with going_on(run_dir):
+                self.chosen[start, fraction] = Choice(**results_of(run_dir, ["chosen"], run)["chosen"])
+        except NothingToHoldOut:
+            return None
         return self.chosen[start, fraction]
 
     def fine_tune(self, start: str, fraction: float) -> FineTuned:
@@ -296,6 +296,7 @@ class Runs:
                 "from_scratch": self.starts[start].from_scratch,
                 "pooling": self.starts[start].pooling,
                 "protocols": missing,
+                **self.images.protocol_arguments(),
                 **self.starts[start].evaluation,
                 **of_seed,
             }

@@ -5,16 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import datasets
-import numpy as np
 
 from modeling_sit.data.description import tell
 from modeling_sit.data.image_datasets import ImageDatasets
-from modeling_sit.data.labeled import class_counts, labeled_splits, labels_of
+from modeling_sit.data.labeled import labeled_splits, labels_of
 from modeling_sit.data.sources import load_images
-from modeling_sit.data.splits import select_label_fraction, train_validation_split
+from modeling_sit.data.splits import (
+    NothingToHoldOut,
+    hold_out_labeled,
+    select_label_fraction,
+    train_validation_split,
+)
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.splits import HOLD_BACK_FROM, Splits, choose_names, name_held_back
-from modeling_sit.runtime.errors import SiTError, argument_names
+from modeling_sit.runtime.errors import argument_names
 
 
 @dataclass(kw_only=True)
@@ -34,28 +38,15 @@ class LabeledSplits(Splits):
         tell(self.images, *self.measured, intensity_range=intensity_range)
 
     def hold_out(self, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-        """As [`train_validation_split`], but the only image of a class, and all that is on it, is left to train on."""
-        rows = np.arange(len(self.train))
-        while len(rows):
-            part = self.train.select(rows)
-            is_single = class_counts(part) == 1
-            if not is_single.any():
-                break
-            labels = labels_of(part)
-            is_kept = is_single[labels] if labels.ndim == 1 else (labels[:, is_single] > 0).any(dim=1)
-            rows = rows[~is_kept.numpy()]
-        if not len(rows):
-            raise SiTError(
-                f"split {self.train.split} has only one image of each class, so none can be held out",
+        """As [`hold_out_labeled`]."""
+        try:
+            return hold_out_labeled(self.train, fraction, seed)
+        except NothingToHoldOut as error:
+            raise NothingToHoldOut(
+                error.problem,
                 argument="learning_rate",
                 remedy="give a number and `max_steps` too, a larger `label_fraction`, or a `validation_split`",
-            )
-        # A new column copies the others.
-        numbered = self.train.select(rows).select_columns(["label"]).add_column("row", rows)
-        _, chosen = train_validation_split(numbered, fraction, seed)
-        is_held_out = np.zeros(len(self.train), dtype=bool)
-        is_held_out[chosen["row"][:]] = True
-        return self.train.select(np.flatnonzero(~is_held_out)), self.train.select(np.flatnonzero(is_held_out))
+            ) from error
 
 
 def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | None) -> LabeledSplits:

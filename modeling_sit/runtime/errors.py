@@ -50,7 +50,7 @@ class SiTError(Exception):
                 lambda found: found[0].replace(found[1], names.get(found[1], found[1]), 1), text
             )
 
-        error = SiTError(
+        error = type(self)(
             rename(self.problem), argument=names.get(self.argument, self.argument), remedy=rename(self.remedy)
         )
         error.is_shared = self.is_shared

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from labeled_rows import labeled, multi_labeled, rows_of
 
-from modeling_sit.data.splits import select_label_fraction, select_per_class, train_validation_split
+from modeling_sit.data.splits import (
+    NothingToHoldOut,
+    hold_out_labeled,
+    select_label_fraction,
+    select_per_class,
+    train_validation_split,
+)
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -86,6 +92,31 @@ class TestTrainValidationSplit:
     def test_fractions_out_of_range(self, fraction):
         with pytest.raises(ValueError, match="fraction"):
             train_validation_split(labeled([0, 0]), fraction, seed=0)
+
+
+class TestHoldOutLabeled:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_is_the_usual_draw_where_each_class_has_two_images(self, seed):
+        split = multi_labeled(random_multi_labels(40, [0.5, 0.4, 0.6]))
+        drawn, expected = (each(split, 0.3, seed) for each in (hold_out_labeled, train_validation_split))
+        assert [rows_of(part) for part in drawn] == [rows_of(part) for part in expected]
+
+    def test_the_only_image_of_a_class_is_left(self):
+        rest, held_out = hold_out_labeled(labeled([0, 1, 0, 2, 0, 2]), 0.3, seed=0)
+        assert 1 in rest["label"] and sorted(held_out["label"]) == [0, 2]
+
+    @pytest.mark.parametrize(
+        "split",
+        [
+            labeled([0, 1, 2]),
+            labeled([0, 1, -1, -1]),
+            multi_labeled([[0], [1], [2], [], [], [], None]),
+            multi_labeled([[0, 1], [1, 2], [2]]),  # the second one's only other image is the first one, which stays
+        ],
+    )
+    def test_nothing_to_hold_out(self, split):
+        with pytest.raises(NothingToHoldOut):
+            hold_out_labeled(split, 0.2, seed=0)
 
 
 class TestPerClass:

@@ -98,6 +98,15 @@ def test_of_many_images_the_strength_is_chosen_on_a_fraction(digits, monkeypatch
     assert "num_choice" not in measure("linear", digits, linear_c=[1e-5, 0.1], linear_choice_images=500)[1].settings
 
 
+def test_the_only_image_of_a_class_is_fitted_and_chooses_nothing(digits):
+    train, validation = digits
+    rows = torch.cat([(train.labels != 9).nonzero()[:300, 0], (train.labels == 9).nonzero()[:1, 0]])
+    rare = Features(train.features[rows], train.labels[rows], [])
+    values, result = measure("linear", (rare, validation))
+    assert max(result.settings["held_back"].values()) > 0.8
+    assert values == measure("linear", (rare, validation), linear_c=[result.settings["c"]])[0]
+
+
 def test_choices_before_the_optimum_are_logged(digits, monkeypatch):
     short = protocols.fit_by_lbfgs
     monkeypatch.setattr(protocols, "fit_by_lbfgs", lambda *rest, **named: short(*rest, **named, max_iterations=60))
@@ -225,9 +234,9 @@ def test_mistakes(digits):
 
     error = mistake("knn", (few, validation))
     assert error.argument == "knn_k" and "12 training images" in str(error)
-    error = mistake("linear", (few, validation))
-    assert error.argument == "linear_c" and "2, 3, 4, 5, 6 and 3 more" in str(error)
-    measure("linear", (few, validation), linear_c=[0.1])
+    single = Features(train.features[:10], torch.arange(10), [])
+    assert mistake("linear", (single, validation)).argument == "linear_c"
+    measure("linear", (single, validation), linear_c=[0.1])
     error = mistake("fewshot", (few, validation), fewshot_labels=["2"])
     assert (
         error.argument == "fewshot_labels" and "2, 3, 4, 5, 6 and 3 more" in str(error) and "1 at most" in str(error)

@@ -8,6 +8,7 @@ from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev, variance
 
+import datasets
 import pytest
 import yaml
 from accelerate import Accelerator
@@ -236,6 +237,30 @@ def test_a_length_that_is_given_replaces_that_of_the_recipe(run, monkeypatch, tu
 
 def test_one_label_of_each_class_leaves_none_to_choose_by(run):
     assert run(tune=True, label_fractions=[0.001]).choices == {}
+
+
+@pytest.mark.parametrize("labels", [[0] * 7 + [1] * 6 + [2], [0, 1, 2]])
+def test_few_images_and_classes_of_one(run, tmp_path, labels):
+    """Fewer than kNN asks for, and a class of which none can be held out."""
+    digits = load_images("digits", labels="required", validation_split="test")
+    train, test = (
+        each.filter(lambda label: label < 3, input_columns="label") for each in (digits.train, digits.validation)
+    )
+    rows = [[row for row, label in enumerate(train["label"]) if label == kind] for kind in range(3)]
+    chosen = [rows[label][number] for number, label in enumerate(labels)]
+    result = compare(
+        *(tmp_path / "model", datasets.DatasetDict(train=train.select(chosen), test=test), tmp_path / "few"),
+        finetuning_recipe=tmp_path / "recipe.yaml",
+        tune=True,
+        max_steps=[1],
+        seeds=[0],
+        label_fractions=[1.0],
+        raw_pixels=["knn", "logistic"],
+        protocols=["knn", "linear"],
+    )
+    found = results_in(tmp_path / "few" / "frozen-pretrained")
+    assert found["knn"]["k"] == len(labels) and found["linear"]["num_train"] == len(labels)
+    assert bool(result.choices) == (len(labels) > 3)
 
 
 def test_without_a_test_split_the_same_images_are_held_back_from_all_runs(run, tmp_path, capsys):

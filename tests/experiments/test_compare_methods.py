@@ -372,9 +372,13 @@ def test_scratch_says_how_long_all_train(compare, monkeypatch):
 
 
 def test_all_methods_are_fine_tuned_with_one_stochastic_depth(tmp_path):
-    SiTConfig(drop_path_rate=0.1).save_pretrained(tmp_path)
-    assert module._stochastic_depth(str(tmp_path), {}) == {"drop_path_rate": 0.1}
-    assert module._stochastic_depth(str(tmp_path), {"drop_path_rate": 0.3}) == {}
+    model, output_dir = tmp_path / "model", tmp_path / "out"
+    SiTConfig(drop_path_rate=0.1).save_pretrained(model)
+    assert module._stochastic_depth(output_dir, str(model), {}) == {"drop_path_rate": 0.1}
+    assert module._stochastic_depth(output_dir, str(model), {"drop_path_rate": 0.3}) == {}
+    # As those before, if a method is added in front of them.
+    SiTConfig(drop_path_rate=0).save_pretrained(output_dir / "finetuned-scratch-10%-seed0")
+    assert module._stochastic_depth(output_dir, str(model), {}) == {"drop_path_rate": 0}
 
 
 def test_where_nothing_can_be_held_out_all_train_as_long_as_the_search_might(method_runs_of):

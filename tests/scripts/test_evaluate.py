@@ -216,13 +216,14 @@ def test_classes_without_a_training_image(run, model_folder, colors, tmp_path, c
     assert "--validation_split" in error and "red" in error
 
 
-def test_class_with_one_image(run, model_folder, colors, tmp_path, capsys):
+def test_classes_with_one_image(run, model_folder, colors, tmp_path, capsys):
     shutil.copytree(colors, tmp_path / "colors")
-    for path in sorted((tmp_path / "colors" / "train" / "red").iterdir())[1:]:
-        path.unlink()
+    for folder in (tmp_path / "colors" / "train").iterdir():
+        for path in sorted(folder.iterdir())[1:]:
+            path.unlink()
     flags = ["--model_name_or_path", model_folder, "--dataset", tmp_path / "colors", "--protocols", "linear"]
     error = one_line_error(run, capsys, *flags)
-    assert "one training image of red" in error and "--linear_c" in error
+    assert "--linear_c" in error
     assert run(*flags, "--linear_c", 0.1) == 0
 
 
