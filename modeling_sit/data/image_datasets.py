@@ -9,6 +9,7 @@ import datasets
 
 from modeling_sit.data.decoding import DraftScale, Image, UnreadableImage, decode_image
 from modeling_sit.image_modes import PixelFormat
+from modeling_sit.runtime.errors import SiTError
 
 TRAIN_SPLITS = ("train", "training")
 TEST_SPLITS = ("test", "testing", "eval", "evaluation", "holdout", "heldout")
@@ -77,6 +78,15 @@ class ImageDatasets:
     image_column: str | None = None
     label_column: str | None = None
     first_of_stream: list[dict | None] | None = field(default=None, repr=False, compare=False)
+
+    def refuse_streams(self) -> None:
+        """Raise [`SiTError`] if a split is streamed, for what takes images by their row."""
+        if any(isinstance(split, datasets.IterableDataset) for split in (self.train, self.validation)):
+            raise SiTError(
+                f"{self.name} is streamed, and its images must be known beforehand",
+                argument="dataset",
+                remedy="give a `datasets.Dataset` or files",
+            )
 
 
 def dataset_name(dataset: Any) -> str:

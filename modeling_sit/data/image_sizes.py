@@ -30,7 +30,10 @@ def upright_size(image: dict[str, Any] | None) -> tuple[int, int] | None:
     try:
         with opened(image["path"] if image["bytes"] is None else image["bytes"]) as file:
             header = read_header(file)
-            return read_image(file, size) if header is None else (header.width, header.height)
+            if header is None:
+                return read_image(file, size)
+            stored = (header.width, header.height)
+            return stored[::-1] if header.orientation in TURNED_BY_A_QUARTER else stored
     except Exception:  # whatever it is, whoever decodes the image will say so
         return None
 

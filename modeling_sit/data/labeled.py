@@ -55,12 +55,7 @@ def labeled_splits(
                 argument=argument,
                 remedy="name one, or lay a folder out as train/CLASS/ and test/CLASS/",
             )
-        if isinstance(split, datasets.IterableDataset):
-            raise SiTError(
-                f"{images.name} is streamed, and its labels must be known beforehand",
-                argument="dataset",
-                remedy="give a `datasets.Dataset` or files",
-            )
+    images.refuse_streams()
     if images.label_names is None:
         raise SiTError(f"{images.name} has no labels", argument="label_column", remedy="name their column")
     if images.validation is not None and images.train.split == images.validation.split:

@@ -87,6 +87,7 @@ class Gallery:
     def of(cls, images: ImageDatasets, max_images: int, seed: int) -> "Gallery":
         """The training images of a dataset, or those of the validation split where there are no others; some at random of
         many."""
+        images.refuse_streams()
         split = images.train if images.train is not None else images.validation
         return cls(images.name, split, choose_rows(len(split), max_images, seed), images.label_names)
 

@@ -28,6 +28,8 @@ MAX_IMAGES_OF_A_SPACE = 200
 GRADIO_VERSION, GRADIO = "6.31.0", "gradio>=6.0,<7"
 PACKAGE, MODEL, COMPARED, IMAGES = "modeling_sit", "model", "compared", "images"
 REMEDY = "give another folder"
+# Arguments that the page has, too, where they are not the defaults.
+KEPT = ("network", "num_attention_heads", "intensity_range", "seed", "max_upload_megabytes", "max_upload_pixels")
 APP = '''"""The page of {title}. Written by modeling-sit demo."""
 
 import os
@@ -88,21 +90,22 @@ def write_space(arguments: DemoArguments) -> Path:
             with argument_names(model_name_or_path="compare_with"):
                 shown.append(load_shown(arguments.compare_with))
     lines = requirement_lines({extra for each in shown for extra in _extras_of(each)})
-    files = []
+    files, gallery = [], None
+    if arguments.dataset is not None:
+        images = load_images(**arguments.for_loading)
+        gallery = Gallery.of(images, min(arguments.max_images, MAX_IMAGES_OF_A_SPACE), arguments.seed)
     with write_errors(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         for name, place in (("model_name_or_path", MODEL), ("compare_with", COMPARED)):
             if given.get(name, RANDOM) != RANDOM:
                 given[name] = _copy_checkpoint(given[name], folder, place)
                 files.append(f"| `{given[name]}` | {'the checkpoint' if place == MODEL else 'the one beside it'} |")
-        if arguments.dataset is not None:
-            images = load_images(**arguments.for_loading)
-            gallery = Gallery.of(images, min(arguments.max_images, MAX_IMAGES_OF_A_SPACE), arguments.seed)
+        if gallery is not None:
             _write_images(gallery, folder / IMAGES)
             given["dataset"] = IMAGES
             files.append(f"| `{IMAGES}/` | {len(gallery):,} images of {Path(images.name).name} |")
-        for name in ("network", "num_attention_heads", "intensity_range", "seed"):
-            if getattr(arguments, name) not in (None, 0):
+        for name in KEPT:
+            if getattr(arguments, name) != DemoArguments.__dataclass_fields__[name].default:
                 given[name] = getattr(arguments, name)
         _copy_package(folder / PACKAGE)
         title = title_of(arguments.model_name_or_path)

@@ -71,7 +71,7 @@ class ConversionArguments(WeightsFileArguments, DatasetArguments):
             raise SiTError(f"must be at least {OPSET}, got {self.opset}", argument="opset")
         if self.tolerance is not None and not self.tolerance >= 0:
             raise SiTError(f"must be at least 0, got {self.tolerance}", argument="tolerance")
-        for name in ("dataset_config_name", "image_column", "train_split", "validation_split"):
+        for name in ("dataset_config_name", "image_column", "train_split", "validation_split", "intensity_range"):
             if self.dataset is None and getattr(self, name) is not None:
                 raise SiTError("it needs a `dataset`", argument=name)
         if self.train_split is not None and self.validation_split is not None:
@@ -232,6 +232,7 @@ def images_to_compare(source: LoadedCheckpoint, arguments: ConversionArguments) 
         train_split=arguments.train_split,
         validation_split=arguments.validation_split,
     )
+    found.refuse_streams()
     split = found.train if arguments.train_split is not None or found.validation is None else found.validation
     if split is None:
         splits = ", ".join(found.splits)

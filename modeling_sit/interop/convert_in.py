@@ -3,7 +3,7 @@
 Folders of SiT, and what transformers loads itself, need none of this.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,12 @@ from modeling_sit.interop.encoders import (
     from_transformers_network,
     name_weights,
 )
-from modeling_sit.interop.safetensors import check_describes_itself, is_sit_file, read_sit_file
+from modeling_sit.interop.safetensors import (
+    check_describes_itself,
+    is_sit_file,
+    read_processor_settings,
+    read_sit_file,
+)
 from modeling_sit.interop.weights_files import (
     WEIGHTS_NAMES,
     check_is_state_dict,
@@ -224,7 +229,7 @@ def _read_sit_file(path: Path) -> ConvertedCheckpoint:
     if processor is None:
         notes.append(IMAGENET_NOTE)
     else:
-        normalization = {"image_mean": list(processor.image_mean), "image_std": list(processor.image_std)}
+        normalization = normalization_in(processor.to_dict())
     return ConvertedCheckpoint("", model.config, state_dict, notes, normalization)
 
 
@@ -276,8 +281,9 @@ def read_normalization(model_name_or_path: str) -> dict[str, list[float]]:
     found = find_format(model_name_or_path)
     try:
         if found == WEIGHTS_FILE:
-            return {}
-        if found == TIMM:
+            path = Path(model_name_or_path)
+            settings = read_processor_settings(path) if is_sit_file(path) else {}
+        elif found == TIMM:
             config, _ = PreTrainedConfig.get_config_dict(model_name_or_path)
             described = config.get("pretrained_cfg") or {}
             settings = {"image_mean": described.get("mean"), "image_std": described.get("std")}
@@ -285,6 +291,11 @@ def read_normalization(model_name_or_path: str) -> dict[str, list[float]]:
             settings, _ = SiTImageProcessor.get_image_processor_dict(model_name_or_path)
     except (OSError, ValueError):
         return {}
+    return normalization_in(settings)
+
+
+def normalization_in(settings: Mapping[str, Any]) -> dict[str, list[float]]:
+    """`image_mean`, `image_std` and `intensity_range` among the settings of an image processor, if they are there."""
     return {
         name: list(settings[name]) for name in ("image_mean", "image_std", "intensity_range") if settings.get(name)
     }

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit import SiTForImageClassification, SiTForSemanticSegmentation
-from modeling_sit.interop.plain_vit import plain_processor
+from modeling_sit.interop.plain_vit import plain_processor, range_notes
 from modeling_sit.interop.verification import Predict, input_shape, random_images
 
 INPUT = "pixel_values"
@@ -72,6 +72,7 @@ def graph_notes(model: PreTrainedModel, processor: BaseImageProcessor | None) ->
     return [
         f"{INPUT} (batch, {channels}, {height}, {width}), float32, normalized outside the graph{prepared}",
         f"outputs: {', '.join(output_names(model))}",
+        *range_notes(processor),
     ]
 
 

@@ -144,10 +144,24 @@ def plain_processor(processor: BaseImageProcessor) -> ViTImageProcessor:
 
 
 def processor_notes(processor: BaseImageProcessor | None) -> list[str]:
-    """A line that says what [`plain_processor`] does not do, if it matters."""
-    if processor is None or len(processor.image_mean) != 1:
+    """Lines that say what [`plain_processor`] does not do, if it matters."""
+    if processor is None:
         return []
-    return ["its image processor makes no image gray: give it images of mode L (transformers' pipelines give it RGB)"]
+    notes = []
+    if len(processor.image_mean) == 1:
+        notes.append(
+            "its image processor makes no image gray: give it images of mode L (transformers' pipelines give it RGB)"
+        )
+    return notes + range_notes(processor)
+
+
+def range_notes(processor: BaseImageProcessor | None) -> list[str]:
+    """A line that says how to scale images, where the image processor does it and that of another library does not."""
+    intensity_range = getattr(processor, "intensity_range", None)
+    if intensity_range is None:
+        return []
+    lowest, highest = intensity_range
+    return [f"not in it: intensity_range; scale the values of images from {lowest} to {highest} to 8 bits first"]
 
 
 def training_settings_left_out(config: SiTConfig, kept: tuple[str, ...] = ()) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,6 +47,12 @@ def is_sit_file(path: Path) -> bool:
         return False
 
 
+def read_processor_settings(path: Path) -> dict[str, Any]:
+    """Settings of the image processor in a file of [`write_safetensors`]; empty where it has none."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata().get(PREPROCESSOR, "{}"))
+
+
 def read_sit_file(path: Path) -> tuple[PreTrainedModel, BaseImageProcessor | None]:
     """The model, with all its weights, and the image processor, if it has one, of a file of [`write_safetensors`].
 
@@ -54,6 +61,7 @@ def read_sit_file(path: Path) -> tuple[PreTrainedModel, BaseImageProcessor | Non
     """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
+    described = read_processor_settings(path)
     try:
         config = SiTConfig.from_dict(json.loads(metadata[CONFIG]))
         with torch.random.fork_rng(devices=[]):
@@ -61,8 +69,7 @@ def read_sit_file(path: Path) -> tuple[PreTrainedModel, BaseImageProcessor | Non
         model.load_state_dict(load_file(path), strict=True)
     except (ValueError, KeyError, RuntimeError) as problem:
         raise ValueError(" ".join(str(problem).split())) from problem
-    described = metadata.get(PREPROCESSOR)
-    return model, SiTImageProcessor(**json.loads(described)) if described is not None else None
+    return model, SiTImageProcessor(**described) if described else None
 
 
 def check_describes_itself(network: str | None, num_attention_heads: int | None) -> None:

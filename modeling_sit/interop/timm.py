@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit import SiTConfig, SiTForImageClassification
-from modeling_sit.interop.plain_vit import SINCOS_NOTE, training_settings_left_out
+from modeling_sit.interop.plain_vit import SINCOS_NOTE, range_notes, training_settings_left_out
 from modeling_sit.interop.verification import Predict
 from modeling_sit.runtime.errors import SiTError
 
@@ -171,7 +171,7 @@ def write_timm_folder(model: PreTrainedModel, processor: BaseImageProcessor | No
         notes.append(SINCOS_NOTE)
     if has_classifier and config.problem_type not in (None, "single_label_classification"):
         notes.append(f"not in it: problem_type={config.problem_type}")
-    return notes + training_settings_left_out(config)
+    return notes + training_settings_left_out(config) + range_notes(processor)
 
 
 def timm_config(config: SiTConfig, has_classifier: bool, processor: BaseImageProcessor | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torchvision.models import VisionTransformer
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit import SiTConfig, SiTForImageClassification
-from modeling_sit.interop.plain_vit import SINCOS_NOTE, plain_processor, training_settings_left_out
+from modeling_sit.interop.plain_vit import SINCOS_NOTE, plain_processor, range_notes, training_settings_left_out
 from modeling_sit.interop.verification import Predict
 from modeling_sit.runtime.errors import SiTError
 
@@ -113,7 +113,7 @@ def write_torchvision(model: PreTrainedModel, processor: BaseImageProcessor | No
         notes.append(f"its layer norms have an epsilon of {LAYER_NORM_EPS}, not {config.layer_norm_eps}")
     if config.position_embedding_type == "sincos":
         notes.append(SINCOS_NOTE)
-    return notes + training_settings_left_out(config)
+    return notes + training_settings_left_out(config) + range_notes(processor)
 
 
 def torchvision_settings(config: SiTConfig, has_classifier: bool) -> dict[str, Any]:

@@ -112,8 +112,9 @@ class MaskedImageModeling(Method):
     @torch.no_grad()
     def preview(self, crops: torch.Tensor, seed: int) -> PIL.Image.Image:
         device = self.student.device
-        processed = self.processor(list(crops), do_resize=False, do_convert_rgb=False, return_tensors="pt")
-        clean = processed["pixel_values"].to(device)
+        # They are read by the range already: percentiles of a crop would stretch it once more.
+        settings = {"do_resize": False, "do_convert_rgb": False, "intensity_range": None}
+        clean = self.processor(list(crops), **settings, return_tensors="pt")["pixel_values"].to(device)
         masks = self.draw_masks(len(clean), device, torch.Generator(device).manual_seed(seed))
         with evaluation_mode(self.student):
             output = self.student(clean, **masks)

@@ -33,6 +33,9 @@ from modeling_sit.visualization.detections import ImageWithObjects, ShownObjects
 from modeling_sit.visualization.saving import Visualization, check_writable, finish
 from modeling_sit.visualization.segmentation import ImageWithPixels, segmentation_figure
 from modeling_sit.visualization.selection import (
+    choose_split as split_to_show,
+)
+from modeling_sit.visualization.selection import (
     file_name,
     image_files,
     read_first,
@@ -182,7 +185,8 @@ def read_chosen(
             images = load_images(**arguments.for_loading)
         except SiTError:
             raise problem from None
-        rows, label_names = images.validation if images.validation is not None else images.train, None
+        rows = split_to_show(images, arguments.train_split, arguments.validation_split)
+        label_names = None
         notes = [f"without truth: {problem.problem}"]
     shown = choose_shown(rows, label_names, arguments.num_images, seed, dense.pixel_format)
     warn_shortage("num_images", arguments.num_images, NUM_DENSE_IMAGES, len(shown.images))

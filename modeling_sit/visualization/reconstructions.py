@@ -237,9 +237,9 @@ def preview_sheet(
     if model.config.reconstruction_weight == 0:
         return None
     device = model.device
-    clean = processor(list(crops), do_resize=False, do_convert_rgb=False, return_tensors="pt")["pixel_values"].to(
-        device
-    )
+    # They are read by the range already: percentiles of a crop would stretch it once more.
+    settings = {"do_resize": False, "do_convert_rgb": False, "intensity_range": None}
+    clean = processor(list(crops), **settings, return_tensors="pt")["pixel_values"].to(device)
     corrupted, mask = processor.corrupt(clean, generator=torch.Generator(device).manual_seed(seed))
     with evaluation_mode(model):
         reconstruction = model(corrupted).reconstruction

@@ -123,6 +123,7 @@ def run_neighbours(
     dataset_arguments.set_intensity_range(processor, model.config)
     pixel_format = PixelFormat.of_model(model.config, processor)
     images = load_images(**dataset_arguments.for_loading)
+    images.refuse_streams()
     tell(images, intensity_range=pixel_format.intensity_range)
     gallery = images.train if images.train is not None else images.validation
     of_gallery = arguments.images is None and (images.validation is None or images.validation.split == gallery.split)

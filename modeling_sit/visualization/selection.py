@@ -29,6 +29,7 @@ def choose_split(images: ImageDatasets, train_split: str | None, validation_spli
     Raises:
         [`SiTError`]: If both arguments are given, or there is no such split, or it is empty.
     """
+    images.refuse_streams()
     if train_split is not None and validation_split is not None:
         raise SiTError("only one split is shown", argument="train_split", remedy="give this or `validation_split`")
     split = images.train if train_split is not None or images.validation is None else images.validation

@@ -68,6 +68,17 @@ def test_images_are_the_same_without_their_paths(export, flat_images):
         assert row["image"]["bytes"] == (flat_images / name / row["image"]["path"]).read_bytes()
 
 
+def test_limits_of_uploads_are_the_pages(export):
+    page = (export(max_upload_megabytes=5, max_upload_pixels=10**6) / "app.py").read_text()
+    assert "max_upload_megabytes=5," in page and "max_upload_pixels=1000000," in page
+
+
+def test_a_mistake_leaves_no_folder(export, tmp_path):
+    with pytest.raises(SiTError) as error:
+        export(dataset=str(tmp_path / "nowhere"))
+    assert error.value.argument == "dataset" and not (tmp_path / "space").exists()
+
+
 def test_a_folder_that_holds_something(export, tmp_path):
     (tmp_path / "space").mkdir()
     (tmp_path / "space" / "mine.txt").touch()

@@ -1,5 +1,7 @@
 """Conversion: what is written is there as a whole or not at all, and replaces nothing by mistake."""
 
+import datasets
+import PIL.Image
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from modeling_sit import (
     SiTForPreTraining,
     SiTForSemanticSegmentation,
     SiTImageProcessor,
+    SiTModel,
 )
 from modeling_sit.interop.convert import check_destination, choose_model, convert, staged
 from modeling_sit.interop.formats import FORMATS
@@ -127,6 +130,9 @@ def test_heads_of_dense_tasks(make_model):
             assert error.value.argument == "format" and model_class.__name__ in str(error.value)
 
 
+STREAM = datasets.Dataset.from_dict({"image": [PIL.Image.new("RGB", (16, 16))]}).to_iterable_dataset()
+
+
 class TestConvert:
     """The Python function. Each format is tested with its file, the command with the program."""
 
@@ -171,6 +177,8 @@ class TestConvert:
             ({"image_column": "photo"}, "image_column"),
             ({"dataset": "digits", "train_split": "train", "validation_split": "test"}, "train_split"),
             ({"label_column": "label"}, "label_column"),
+            ({"intensity_range": [0, 1023]}, "intensity_range"),
+            ({"dataset": STREAM}, "dataset"),
         ],
     )
     def test_names_the_argument_that_is_wrong(self, save_tiny_sit, tmp_path, keywords, argument):
@@ -180,6 +188,18 @@ class TestConvert:
             convert(**{**usual, **keywords})
         assert error.value.argument == argument
         assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+    @pytest.mark.parametrize("format", ["vit", "timm", "torch_export"])
+    def test_names_the_range_that_other_libraries_do_not_read(self, tiny_config, tmp_path, format):
+        if format == "timm":
+            pytest.importorskip("timm")
+        torch.manual_seed(0)
+        SiTModel(tiny_config(num_channels=1)).save_pretrained(tmp_path / "source")
+        settings = {"image_mean": [0.5], "image_std": [0.5], "intensity_range": [0, 4095]}
+        SiTImageProcessor(size={"height": 16, "width": 16}, **settings).save_pretrained(tmp_path / "source")
+        suffix = FORMATS[format].suffix or ""
+        result = convert(str(tmp_path / "source"), tmp_path / f"to{suffix}", format=format)
+        assert sum("intensity_range" in note and "4095" in note for note in result.notes) == 1
 
     def test_an_unknown_keyword(self, tmp_path):
         with pytest.raises(TypeError, match=r"num_image.*did you mean num_images"):

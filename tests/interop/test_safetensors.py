@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from modeling_sit import SiTConfig, SiTForImageClassification, SiTForPreTraining, SiTImageProcessor
+from modeling_sit.interop.convert_in import read_checkpoint, read_normalization
 from modeling_sit.interop.formats import load_sit_folder, write_sit_folder
 from modeling_sit.interop.load import load_checkpoint
 from modeling_sit.interop.safetensors import load_safetensors, write_safetensors
@@ -23,6 +24,20 @@ def test_a_folder_keeps_heads_settings_and_corruption(make_model, make_processor
     assert {"last_hidden_state", "reconstruction", "projection"} <= load_sit_folder(tmp_path / "sit")(
         images(model)
     ).keys()
+
+
+def test_a_file_reads_images_as_the_folder_does(make_model, make_processor, tmp_path):
+    """Also where another class loads it, and where it starts a pretraining."""
+    model = make_model(SiTForPreTraining, num_channels=1)
+    path = tmp_path / "weights.safetensors"
+    write_safetensors(model, make_processor(model, intensity_range=[0, 4095]), path)
+    write_sit_folder(model, make_processor(model, intensity_range=[0, 4095]), tmp_path / "sit")
+    expected = {"image_mean": [0.3], "image_std": [0.2], "intensity_range": [0, 4095]}
+    assert read_normalization(str(path)) == read_normalization(str(tmp_path / "sit")) == expected
+    assert read_checkpoint(str(path)).normalization == expected
+    plain = tmp_path / "plain.safetensors"
+    write_safetensors(model, None, plain)
+    assert read_normalization(str(plain)) == {}
 
 
 @pytest.mark.parametrize("model_class", [SiTForPreTraining, SiTForImageClassification])

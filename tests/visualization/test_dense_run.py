@@ -1,5 +1,7 @@
 """`visualize detections` and `visualize segmentation` from the command line."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -7,6 +9,9 @@ import torch
 from coco_sets import annotation, content, write_set
 
 from modeling_sit import SiTForInstanceSegmentation, SiTForSemanticSegmentation, SiTImageProcessor
+from modeling_sit.image_modes import PixelFormat
+from modeling_sit.visualization.arguments import DenseImagesArguments
+from modeling_sit.visualization.dense_run import read_chosen
 
 pytest.importorskip("pycocotools")
 HEADS = {"pyramid_size": 8, "box_head_size": 16, "mask_head_num_layers": 1, "detection_threshold": 0.0}
@@ -45,6 +50,16 @@ def test_detections(model, objects, run_program, tmp_path, capsys):
     assert out.count("without truth: ") == 1 and f"written to {paths[2]}" in out
     (with_truth, _), *without = (PIL.Image.open(path).size for path in paths)
     assert all(width < 0.7 * with_truth for width, _ in without)
+
+
+def test_split_of_images_without_truth(save_images, tmp_path):
+    dense = SimpleNamespace(processor=None, pixel_format=PixelFormat(3))
+    for name, count in (("train", 2), ("test", 3)):
+        save_images(tmp_path / "plain" / name, count)
+    for argument, name, count in (("train_split", "train", 2), ("validation_split", "test", 3)):
+        chosen = DenseImagesArguments(dataset=str(tmp_path / "plain"), **{argument: name})
+        shown, _ = read_chosen(dense, "boxes", chosen, 0)
+        assert len(shown.images) == count
 
 
 def test_segmentation(model, run_program, tmp_path):

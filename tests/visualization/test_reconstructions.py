@@ -179,6 +179,15 @@ class TestPreview:
         clean = cells(preview_sheet(model, processor, self.crops[:, :1], seed=0), 4, (16, 16))[0]
         np.testing.assert_array_equal(clean[..., 0], self.crops[:, 0])
 
+    def test_crops_are_not_stretched_once_more(self, model):
+        """Percentiles are those of the whole image, which is read by them already."""
+        size = {"height": 16, "width": 16}
+        processor = SiTImageProcessor(size=size, patch_size=8, intensity_range=["2%", "98%"])
+        dark = self.crops // 4
+        np.testing.assert_array_equal(
+            cells(preview_sheet(model, processor, dark, seed=0), 4, (16, 16))[0], dark.permute(0, 2, 3, 1)
+        )
+
     def test_nothing_without_a_decoder(self, tiny_config, processor):
         model = SiTForPreTraining(tiny_config(reconstruction_weight=0.0))
         assert preview_sheet(model, processor, self.crops, seed=0) is None

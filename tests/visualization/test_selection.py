@@ -59,6 +59,11 @@ def test_split_that_is_shown():
     with pytest.raises(SiTError) as error:
         chosen(images(train=False, validation=False))
     assert error.value.argument == "validation_split"
+    streamed = images()
+    streamed.train = streamed.train.to_iterable_dataset()
+    with pytest.raises(SiTError) as error:
+        chosen(streamed)
+    assert error.value.argument == "dataset"
 
 
 def test_labels_of_both_kinds():

@@ -12,7 +12,7 @@ from modeling_sit.data.dataset_forms import load_splits, reader_errors
 from modeling_sit.data.dense.annotations import AnnotationCheck, ImageOfObjects
 from modeling_sit.data.dense.mask_values import find_label_names
 from modeling_sit.data.dense.masks import MaskReader
-from modeling_sit.data.dense.rows import ENCODED, object_columns, object_features, table_of
+from modeling_sit.data.dense.rows import ENCODED, object_columns, object_features, split_named, table_of
 from modeling_sit.data.image_datasets import image_name
 from modeling_sit.data.image_sizes import is_turned, some_rows, upright_size
 from modeling_sit.data.label_encoding import MASK_COLUMNS, find_image_column, image_columns, join, type_name
@@ -120,7 +120,7 @@ class _Columns(ABC):
         rows = rows if rows._indices is None else rows.flatten_indices()  # only then columns can be put beside it
         rows = rows.rename_column(self.image, "image") if self.image != "image" else rows
         rows = rows.cast_column("image", ENCODED)
-        return datasets.Dataset(rows.data, info=rows.info, split=datasets.NamedSplit(split.replace("-", "_")))
+        return datasets.Dataset(rows.data, info=rows.info, split=split_named(split))
 
 
 class ObjectColumns(_Columns):
@@ -323,7 +323,7 @@ class MaskColumns(_Columns):
         rows = self.rows(split)
         rows = rows.rename_column(self.truth, "label") if self.truth != "label" else rows
         others = [] if self.label_names is not None else [name for name in self.splits if name != split]
-        masks = [mask for name in others for mask in self.rows(name)[self.truth]]
+        masks = [mask for name in others for mask in self.rows(name).cast_column(self.truth, ENCODED)[self.truth]]
         return self.reader.read(rows.cast_column("label", ENCODED), masks)
 
 

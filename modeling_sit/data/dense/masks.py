@@ -51,7 +51,7 @@ class MaskReader:
         names = [_mask_name(mask, row, str(rows.split or "the dataset")) for row, mask in enumerate(masks)]
         decoded = some_rows(len(rows), NUM_DECODED) if self.label_names is not None else range(len(rows))
         present = {row: np.unique(read_mask(masks[row], names[row], self.colors)) for row in decoded}
-        self._settle(present, others)
+        self._settle(present, others, str(rows.split or "the dataset"))
         for row, values in present.items():
             check_values(np.unique(self._recode(values)), self.label_names, names[row])
         self._check_sizes(rows, masks, names)
@@ -69,9 +69,20 @@ class MaskReader:
     def _recode(self, values: np.ndarray) -> np.ndarray:
         return recode(values, bool(self._is_black_and_white), self.reduce_labels)
 
-    def _settle(self, present: dict[int, np.ndarray], others: Sequence[dict]) -> None:
-        """Set what the values mean, once."""
+    def _settle(self, present: dict[int, np.ndarray], others: Sequence[dict], split: str) -> None:
+        """Set what the values mean, once.
+
+        Raises:
+            [`SiTError`]: If they mean something else here than in the splits before.
+        """
         values = np.unique(np.concatenate(list(present.values())))
+        is_other = self._is_black_and_white is False and is_black_and_white(values) and self.colors is None
+        if is_other and not self.reduce_labels and len(self.label_names) == 2:
+            raise SiTError(
+                f"the masks of {split} have the values 0 and 255 only, and those of another split 0 and 1",
+                argument="dataset",
+                remedy="give the masks of all splits the same values",
+            )
         if self._is_black_and_white is None:
             self._is_black_and_white = is_black_and_white(values) and not self.reduce_labels
             if self._is_black_and_white:

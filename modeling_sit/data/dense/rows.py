@@ -1,5 +1,6 @@
 """The rows of a dataset for dense tasks: images with objects, or with a class for each pixel."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,7 +88,12 @@ def object_columns(
 
 def table_of(columns: dict[str, pa.Array], features: datasets.Features, split: str) -> datasets.Dataset:
     """A dataset of Arrow columns, in memory."""
-    return datasets.Dataset.from_dict(columns, features=features, split=datasets.NamedSplit(split))
+    return datasets.Dataset.from_dict(columns, features=features, split=split_named(split))
+
+
+def split_named(name: str) -> datasets.NamedSplit:
+    """The name of a split as `datasets` takes it, such as `cells_train` for `cells-train`."""
+    return datasets.NamedSplit(re.sub(r"\W+", "_", name))
 
 
 def names_of(rows: datasets.Dataset) -> list[str]:

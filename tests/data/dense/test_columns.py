@@ -218,6 +218,26 @@ def test_several_columns_of_objects():
     assert read(rows, label_column="Annotations")[0].label_names == ["c"]
 
 
+def test_masks_of_several_splits_without_names():
+    """The largest value is in another split than the one that is read."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    rows = {
+        name: datasets.Dataset.from_dict(
+            {"image": [encoded()], "label": [encoded(values=np.full((HEIGHT, WIDTH), value, np.uint8))]},
+            features=features,
+            split=name,
+        )
+        for name, value in (("train", 1), ("validation", 3))
+    }
+    assert read(datasets.DatasetDict(rows), "pixels")[0].label_names == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("split", ["cells-train", "my train"])
+def test_splits_of_any_name(split):
+    opened, rows = read(datasets.DatasetDict({split: dataset(OBJECTS)}), split=split)
+    assert opened.splits == [split] and len(rows) == 2
+
+
 @pytest.mark.parametrize("column", ["label", "annotation", "mask"])
 def test_columns_of_masks(column):
     masks = [np.full((HEIGHT, WIDTH), value, np.uint8) for value in (0, 2)]

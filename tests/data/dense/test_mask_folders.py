@@ -128,6 +128,16 @@ def test_black_and_white_masks_are_of_two_classes(tmp_path):
     assert rows.column_names == ["image", "label"]
 
 
+def test_black_and_white_masks_of_another_split(tmp_path):
+    """In one split 1 is a class, and in the other 255 would be no class, though it stands for the same."""
+    write_pairs(tmp_path / "train", values=(0, 1))
+    write_pairs(tmp_path / "val", values=(0, 255))
+    opened, _ = read(tmp_path)
+    with pytest.raises(SiTError) as error:
+        opened.read("val")
+    assert error.value.argument == "dataset" and "val" in error.value.problem
+
+
 def test_masks_of_one_bit_and_palettes(tmp_path):
     write_pairs(tmp_path, count=1)
     palette = PIL.Image.fromarray(mask(0, 1, 2, 255)).convert("P")
