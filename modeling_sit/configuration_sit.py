@@ -1,5 +1,6 @@
 """Configuration of SiT models."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
@@ -250,8 +251,12 @@ class SiTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must be in [0, 1), got {self.drop_path_rate}")
+        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a number in [0, 1), got {getattr(self, name)!r}")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number from 0 on, got {getattr(self, name)!r}")
 
     def _check_dense(self) -> None:
         for name in ("detection_threshold", "nms_threshold"):
@@ -314,3 +319,7 @@ class SiTConfig(BackboneConfigMixin, PreTrainedConfig):
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

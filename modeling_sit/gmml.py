@@ -121,7 +121,7 @@ def corrupt(
     kinds = corruption.split("+")
     draw_device = device if generator is None else generator.device
     kind = torch.randint(len(kinds), (batch_size,), generator=generator, device=draw_device)
-    fraction = torch.rand(batch_size, generator=generator, device=draw_device, dtype=torch.float64)
+    fraction = torch.rand(batch_size, generator=generator, device=draw_device, dtype=_draw_dtype(draw_device))
     low, high = (torch.zeros_like(fraction) for _ in range(2))
     for number, name in enumerate(kinds):
         # Not from a table on the device: the host would wait for the copy that makes it.
@@ -153,6 +153,11 @@ def corrupt(
     return fill(pixel_values, mask, kinds, kind.to(device), donor.to(device), generator, draw_device), mask
 
 
+def _draw_dtype(device: torch.device) -> torch.dtype:
+    """Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _is_pair(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
 
@@ -177,7 +182,7 @@ def _draw_blocks(
     device: torch.device,
 ) -> torch.Tensor:
     """Blocks `(batch, num_blocks, 4)`, int64: top, left, bottom, right (exclusive), uniform in size, then in place."""
-    draws = torch.rand(4, batch_size, num_blocks, generator=generator, device=device, dtype=torch.float64)
+    draws = torch.rand(4, batch_size, num_blocks, generator=generator, device=device, dtype=_draw_dtype(device))
     edges = []
     for side, size_draw, place_draw in ((height, draws[0], draws[1]), (width, draws[2], draws[3])):
         smallest, largest = _side_range(side, block_size)

@@ -718,6 +718,8 @@ class SiTForImageClassification(SiTPreTrainedModel):
     """
 
     _keys_to_ignore_on_load_unexpected = other_heads("classifier")
+    # The loss is the mean of a batch, which transformers' Trainer is to divide by the batches of a step.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: SiTConfig):
         super().__init__(config)

@@ -1,5 +1,6 @@
 """Arguments of pretraining, and the configuration that they describe."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -340,7 +341,7 @@ class PretrainingArguments(CardArguments, DatasetArguments):
         for names, is_in_range, range_name in (
             (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
             (AT_LEAST_ZERO, lambda value: value >= 0, "at least 0"),
-            (("num_train_epochs",), lambda value: value > 0, "above 0"),
+            (("num_train_epochs",), lambda value: 0 < value < math.inf, "above 0, and finite"),
             (("teacher_momentum",), lambda value: 0 <= value <= 1, "in [0, 1]"),
             (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "in [0, 1)"),
             (("seed",), lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),

@@ -71,9 +71,10 @@ class MetricLogger:
         self.first_step, self.step, self.num_steps = first_step, first_step, num_steps
         is_main_process, has_bar = accelerator.is_main_process, shows_bar(sys.stderr)
         self.metrics_log = MetricsLog(output_dir / "metrics.jsonl", first_step) if is_main_process else None
-        self.monitor_log = (
-            MetricsLog(output_dir / "monitors.jsonl", first_step) if is_main_process and monitored else None
-        )
+        # Without monitors, too, what was measured after the first step is of a run that does not go on.
+        monitors = output_dir / "monitors.jsonl"
+        has_monitors = is_main_process and (monitored or monitors.exists())
+        self.monitor_log = MetricsLog(monitors, first_step) if has_monitors else None
         self.bar = tqdm(
             total=num_steps,
             initial=first_step,

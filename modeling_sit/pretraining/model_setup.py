@@ -217,6 +217,8 @@ def build_student(
         return create(config)
     except (ValueError, ImportError) as problem:
         reason = " ".join(str(problem).split())
+        if arguments.attn_implementation is None:
+            raise SiTError(reason, argument="config_overrides") from problem
         raise SiTError(f"{arguments.attn_implementation}: {reason}", argument="attn_implementation") from problem
 
 

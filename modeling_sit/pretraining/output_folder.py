@@ -56,7 +56,7 @@ UNFINISHED_FILES = (
 )
 # What a run would replace of a user's.
 REPLACED_FILES = (
-    *(*MODEL_FILES, *LOGS, STATE_FILE, f"previews/step-{'[0-9]' * 8}.png"),
+    *(*MODEL_FILES, *LOGS, STATE_FILE, "loss_curve.png", f"previews/step-{'[0-9]' * 8}.png"),
     *(f"exports/step-{'[0-9]' * 8}/{name}" for name in MODEL_FILES),
     *(f"checkpoints/step-{'[0-9]' * 8}/{name}" for name in (*CHECKPOINT_FILES, STATE_FILE)),
 )
@@ -79,6 +79,20 @@ def prepare_output_dir(output_dir: Path, arguments: PretrainingArguments, checkp
         for path in find_files(output_dir, UNFINISHED_FILES):
             path.unlink()
         output_dir.mkdir(parents=True, exist_ok=True)
+
+
+def delete_after(output_dir: Path, step: int) -> None:
+    """Delete previews and exports of what a run did after the step from which it goes on anew; for the main process."""
+    steps = f"step-{'[0-9]' * 8}"
+    later = [
+        path
+        for path in find_files(
+            output_dir, (f"previews/{steps}.png", *(f"exports/{steps}/{name}" for name in MODEL_FILES))
+        )
+        if int((path.stem if path.parent.name == "previews" else path.parent.name).removeprefix("step-")) > step
+    ]
+    with naming_what_cannot_be_deleted(output_dir):
+        delete_files(output_dir, later)
 
 
 def delete_pretraining(output_dir: Path) -> None:

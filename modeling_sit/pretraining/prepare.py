@@ -1,6 +1,7 @@
 """What a run needs before its first batch: images, networks, schedules, monitors. Nothing is written."""
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -54,6 +55,10 @@ def prepare(
     """
     with sync_errors(accelerator):  # before anything is downloaded
         method_class = check_method(flags)
+        if flags.model.attn_implementation == "flex_attention" and accelerator.device.type == "cpu":
+            raise SiTError(
+                "flex_attention has no gradients on a CPU", argument="attn_implementation", remedy="use sdpa or eager"
+            )
     pusher = create_pusher(flags, accelerator)
     images = main_process_first(accelerator, lambda: load_training_images(flags) if data is None else data.images)
     with sync_errors(accelerator):
@@ -142,7 +147,9 @@ def choose_workers(
             asks for.
     """
     asked, device_type = flags.run.dataloader_num_workers, accelerator.device.type
-    num_workers = default_num_workers(asked, device_type, accelerator.num_processes)
+    # Of several machines, each has cores and memory of its own.
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    num_workers = default_num_workers(asked, device_type, num_processes)
     if num_workers == 0:
         return Workers(0, 0)
     batch_size, pinned = flags.run.per_device_train_batch_size, device_type == "cuda"
@@ -151,10 +158,10 @@ def choose_workers(
     places = ("device", "auto") if pinned else ("device",)
     if asked is not None and flags.cache.image_cache in places:
         batch_bytes = 1  # crops that are cut on the device are boxes until then
-    num_workers = usable_workers(num_workers, asked, batch_bytes, accelerator.num_processes, pinned)
+    num_workers = usable_workers(num_workers, asked, batch_bytes, num_processes, pinned)
     free = free_shared_memory()
     if free is not None:
-        free = free // accelerator.num_processes - needed_shared_memory(batch_bytes, num_workers, pinned=pinned)
+        free = free // num_processes - needed_shared_memory(batch_bytes, num_workers, pinned=pinned)
     of_monitors = 4 * batch_size * num_channels * math.prod(groups[0].image_shape)  # float32
     return Workers(num_workers, fitting_workers(of_monitors, num_workers, free))
 

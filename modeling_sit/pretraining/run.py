@@ -32,7 +32,13 @@ from modeling_sit.pretraining.checkpoints import (
 from modeling_sit.pretraining.dry_run import DryRun, describe_plan, measure_steps, num_dry_run_steps
 from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.loop import Run, train, training_step
-from modeling_sit.pretraining.output_folder import PROGRAM, check_output_dir, lock_output_dir, prepare_output_dir
+from modeling_sit.pretraining.output_folder import (
+    PROGRAM,
+    check_output_dir,
+    delete_after,
+    lock_output_dir,
+    prepare_output_dir,
+)
 from modeling_sit.pretraining.prepare import describe_run, prepare
 from modeling_sit.pretraining.resolve import default_precision, recall_choices
 from modeling_sit.pretraining.resume_check import check_resume_compatible, run_fingerprint
@@ -222,6 +228,7 @@ def execute(run: Run, state: RunState, command: str | None = None) -> None:
     broadcast_from_main(accelerator, lambda: prepare_output_dir(output_dir, flags.run, checkpoint))
     broadcast_from_main(accelerator, lambda: mark_run(output_dir, PROGRAM))
     delete_checkpoints_after(accelerator, output_dir, state.step)
+    broadcast_from_main(accelerator, lambda: delete_after(output_dir, state.step))
     start_trackers(accelerator, output_dir, state.settings, state.step)
 
     state.starts.append(describe_start(state.step, accelerator.device, accelerator.num_processes, command))

@@ -16,6 +16,11 @@ from modeling_sit.pretraining.model_setup import build_student, load_start
 StudentType = TypeVar("StudentType", bound="Student")
 
 
+def feature_size(config: SiTConfig) -> int:
+    """How many numbers the features of a view have: those of the tokens that `config.pooling` names."""
+    return config.hidden_size * (2 if config.pooling == "token_mean" else 1)
+
+
 class Student(SiTPreTrainedModel):
     """
     A backbone with a head. Weights of the head begin as the configuration says, like the backbone's.

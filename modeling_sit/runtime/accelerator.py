@@ -156,6 +156,8 @@ def check_supported(accelerator: Accelerator, environment: Mapping[str, str]) ->
         raise SiTError(
             "fp8 replaces layers that the teacher has to copy", argument="mixed_precision", remedy="use bf16"
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise SiTError("fp16 is for GPUs", argument="mixed_precision", remedy="use bf16 or no")
     if accelerator.distributed_type == DistributedType.FSDP:
         _refuse_sharding(accelerator)
 

@@ -67,6 +67,7 @@ class TestRun:
             ("base_learning_rate", -1.0),
             ("base_learning_rate", math.nan),
             ("min_learning_rate", -1.0),
+            ("num_train_epochs", math.inf),
             ("warmup_epochs", -1.0),
             ("warmup_steps", -1),
             ("time_budget", "soon"),

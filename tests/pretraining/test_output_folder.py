@@ -74,7 +74,11 @@ class TestUsersFiles:
         assert not first & {path.name for path in folder.glob("logs/sit/events*")}
 
     @pytest.mark.parametrize(
-        "name", ["model.safetensors", "config.json", "metrics.jsonl", "run_state.json", "losses.py", "README.md"]
+        "name",
+        [
+            *("model.safetensors", "config.json", "metrics.jsonl", "run_state.json", "losses.py", "README.md"),
+            "loss_curve.png",
+        ],
     )
     def test_in_the_place_of_a_runs_are_refused_or_kept_under_another_name(self, pretrain, refused, tmp_path, name):
         put(tmp_path / "out", [name])

@@ -172,6 +172,8 @@ class TestSettings:
             ({"block_size": [0, 0.5]}, "block_size", []),
             ({"attn_implementation": "fast"}, "attn_implementation", ["fast"]),
             ({"attn_implementation": "flash_attention_2"}, "attn_implementation", []),
+            ({"attn_implementation": "flex_attention"}, "attn_implementation", []),
+            ({"overrides": {"hidden_dropout_prob": 2}}, None, ["hidden_dropout_prob"]),
             ({"report_to": "foo"}, "report_to", ["foo"]),
             ({"blur_sigma": [0.1, 300]}, "blur_sigma", []),
         ],
@@ -252,6 +254,17 @@ class TestWorkers:
         with pytest.raises(SiTError) as error:
             choose_workers(flags, accelerator, groups, num_channels=3)
         assert error.value.argument == "dataloader_num_workers"
+
+    def test_are_those_of_one_machine(self, flags_of, monkeypatch):
+        """Of 4 machines with 8 processes each, 8 share the cores and the memory."""
+        groups = [CropGroup(2, (16, 16), (0.2, 1))]
+        accelerator = SimpleNamespace(device=torch.device("cuda"), num_processes=32)
+        flags = flags_of(per_device_train_batch_size=8, image_cache="none")
+        monkeypatch.setattr("joblib.cpu_count", lambda: 96)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+        assert choose_workers(flags, accelerator, groups, num_channels=3).training == 8
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
+        assert choose_workers(flags, accelerator, groups, num_channels=3).training == 3
 
     @pytest.mark.parametrize("arguments", [{}, {"streaming": True}])
     def test_that_hang(self, refused, save_images, tmp_path, hanging_workers, arguments):

@@ -250,6 +250,22 @@ class TestGoingOn:
         settings = json.loads((checkpoint(folder, 2) / "run_state.json").read_text())["settings"]
         assert settings["seed"] == 1
 
+    @pytest.mark.parametrize("monitor_steps", [0, 4])
+    def test_what_was_done_after_its_first_step_is_not_the_runs(self, pretrain, monitor_steps):
+        """Another continuation's previews, exports and monitors would be those of the model in the folder."""
+        every_step = {"preview_steps": 1, "monitor_steps": 1, "monitor_images": 16, "export_steps": 1}
+        folder = pretrain(checkpointing_steps=1, checkpoints_total_limit=0, max_steps=4, **every_step)
+        (folder / "previews" / "mine.png").write_text("mine")
+        again = {"resume_from_checkpoint": checkpoint(folder, 2), "seed": 1, "allow_changed_settings": True}
+        pretrain(checkpointing_steps=1, max_steps=3, **again, monitor_steps=monitor_steps, monitor_images=16)
+        assert sorted(path.name for path in (folder / "previews").iterdir()) == [
+            *("mine.png", "step-00000001.png", "step-00000002.png")
+        ]
+        assert sorted(path.name for path in (folder / "exports").iterdir()) == ["step-00000001", "step-00000002"]
+        steps = [line["step"] for line in lines_of(folder, "monitors.jsonl")]
+        assert steps[:2] == [1, 2] and 4 not in steps
+        assert "previews/step-00000002.png" in (folder / "README.md").read_text()
+
     def test_with_another_model_is_refused(self, pretrain, refused):
         folder = pretrain(max_steps=1)
         error = refused(resume_from_checkpoint=checkpoint(folder, 1), overrides={"hidden_size": 32})

@@ -39,7 +39,9 @@ def launch_environment(config: str, *flags: str) -> dict[str, str]:
     return prepare_multi_gpu_env(arguments)
 
 
-def engine(distributed_type=DistributedType.NO, num_processes=1, mixed_precision="no", **plugin) -> SimpleNamespace:
+def engine(
+    distributed_type=DistributedType.NO, num_processes=1, mixed_precision="no", device="cuda", **plugin
+) -> SimpleNamespace:
     """A stand-in for the accelerator of this engine, with these settings of its FSDP plugin."""
     defaults = {
         "cpu_offload": None,
@@ -52,7 +54,11 @@ def engine(distributed_type=DistributedType.NO, num_processes=1, mixed_precision
         fsdp_plugin=SimpleNamespace(**{**defaults, **plugin}), dynamo_plugin=SimpleNamespace(backend=backend)
     )
     return SimpleNamespace(
-        distributed_type=distributed_type, num_processes=num_processes, mixed_precision=mixed_precision, state=state
+        distributed_type=distributed_type,
+        num_processes=num_processes,
+        mixed_precision=mixed_precision,
+        device=torch.device(device),
+        state=state,
     )
 
 
@@ -173,6 +179,14 @@ class TestRefuseEngine:
     def test_fsdp_that_accelerate_would_leave_out(self):
         with pytest.raises(SiTError, match=r"GPUs only.*multi_gpu\.yaml"):
             check_supported(engine(DistributedType.MULTI_CPU, 2), {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
+
+    def test_fp16_on_a_cpu(self):
+        """Accelerate would compute in float32, and the run would say fp16."""
+        with pytest.raises(SiTError) as error:
+            check_supported(engine(mixed_precision="fp16", device="cpu"), {})
+        assert error.value.argument == "mixed_precision"
+        check_supported(engine(mixed_precision="fp16"), {})
+        check_supported(engine(mixed_precision="bf16", device="cpu"), {})
 
     def test_fp8(self):
         with pytest.raises(SiTError, match=r"fp8.*bf16"):

@@ -21,7 +21,7 @@ from modeling_sit.pretraining.prototypes import (
     different_views_loss,
 )
 from modeling_sit.pretraining.schedules import cosine
-from modeling_sit.pretraining.students import Student, create_peer, without_dropout
+from modeling_sit.pretraining.students import Student, create_peer, feature_size, without_dropout
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.accelerator import reshard
 
@@ -42,8 +42,7 @@ class DINOStudent(Student):
     """The backbone, and a head of prototypes."""
 
     def __init__(self, config: SiTConfig, arguments: PrototypeArguments):
-        width = config.hidden_size * (2 if config.pooling == "token_mean" else 1)
-        sizes = (width, config.projection_hidden_size, config.projection_size)
+        sizes = (feature_size(config), config.projection_hidden_size, config.projection_size)
         super().__init__(config, PrototypeHead(*sizes, arguments))
 
     def forward(

@@ -21,7 +21,7 @@ from modeling_sit.pretraining.local_views import (
 )
 from modeling_sit.pretraining.method import BACKBONE, Method, ViewGroup
 from modeling_sit.pretraining.sigreg import random_directions, sigreg_loss
-from modeling_sit.pretraining.students import Student, create_peer, projector
+from modeling_sit.pretraining.students import Student, create_peer, feature_size, projector
 from modeling_sit.runtime.distributed import mean_over_processes
 from modeling_sit.runtime.errors import SiTError
 
@@ -81,7 +81,7 @@ class LeJEPAStudent(Student):
 
     def __init__(self, config: SiTConfig, sigreg_weight: float):
         width = config.projection_hidden_size
-        head = projector([config.hidden_size, width, width, config.projection_size], output_norm=False)
+        head = projector([feature_size(config), width, width, config.projection_size], output_norm=False)
         head[-1] = nn.Linear(width, config.projection_size)  # no batch norm follows that would take its bias away
         super().__init__(config, head)
         self.sigreg_weight = sigreg_weight

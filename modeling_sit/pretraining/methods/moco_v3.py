@@ -14,7 +14,7 @@ from modeling_sit import SiTConfig, SiTImageProcessor
 from modeling_sit.losses import contrastive_loss
 from modeling_sit.pretraining.method import BACKBONE, DEFAULTS, Method
 from modeling_sit.pretraining.schedules import cosine
-from modeling_sit.pretraining.students import Student, create_peer, projector, without_dropout
+from modeling_sit.pretraining.students import Student, create_peer, feature_size, projector, without_dropout
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.distributed import gather_projections
 
@@ -64,7 +64,7 @@ class MoCoV3Student(Student):
 
     def __init__(self, config: SiTConfig, use_predictor: bool):
         width, size = config.projection_hidden_size, config.projection_size
-        super().__init__(config, projector([config.hidden_size, width, width, size]))
+        super().__init__(config, projector([feature_size(config), width, width, size]))
         self.predictor = projector([size, width, size]) if use_predictor else nn.Identity()
         self.post_init()
 

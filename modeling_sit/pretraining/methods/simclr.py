@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 from modeling_sit import SiTConfig, SiTImageProcessor
 from modeling_sit.losses import nt_xent_loss
 from modeling_sit.pretraining.method import BACKBONE, Method
-from modeling_sit.pretraining.students import Student, create_peer
+from modeling_sit.pretraining.students import Student, create_peer, feature_size
 from modeling_sit.runtime.distributed import gather_projections
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class SimCLRStudent(Student):
 
     def __init__(self, config: SiTConfig):
         width = config.projection_hidden_size
-        super().__init__(config, SimCLRHead(config.hidden_size, width, config.projection_size))
+        super().__init__(config, SimCLRHead(feature_size(config), width, config.projection_size))
 
     def forward(
         self,

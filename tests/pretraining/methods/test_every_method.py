@@ -46,6 +46,12 @@ def test_a_run(pretrain, method):
     )
 
 
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"mae", "simmim", "ibot"}))
+def test_heads_read_token_and_mean(pretrain, method):
+    folder = pretrain(method=method, preset="auto", max_steps=1, overrides={"pooling": "token_mean"})
+    assert all(math.isfinite(line["loss"]) for line in lines_of(folder))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_settings_of_other_methods_are_refused(refused, method):
     """One of each other method: an argument or a field of the configuration that this method does not have."""
