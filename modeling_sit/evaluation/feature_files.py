@@ -17,6 +17,7 @@ from modeling_sit.runtime.errors import SiTError
 
 # The key of a file's metadata that says what its features are of.
 METADATA_KEY = b"modeling_sit"
+CONTENT = "content"
 
 
 @dataclass
@@ -42,7 +43,7 @@ class FeatureShard:
         return {
             "first_row": self.rows.start,
             "num_rows": len(self.rows),
-            "content": content_hash(self.images()),
+            CONTENT: content_hash(self.images()),
         }
 
 
@@ -81,7 +82,12 @@ def missing_shards(shards: list[FeatureShard], settings: dict[str, Any], overwri
         remedy = "choose another `output_dir`, or start over with `overwrite_output_dir=True`"
         if path not in paths:
             raise SiTError(f"{path} is of a run with another `shard_size`, or of other images", remedy=remedy)
-        for name, value in {**settings, **paths[path].fingerprint()}.items():
+        fingerprint = paths[path].fingerprint()
+        if CONTENT not in found and found.get("paths") == hash_of_paths(paths[path].images()):
+            del fingerprint[CONTENT]  # a file of an earlier version
+        if found.get(CONTENT) != fingerprint.get(CONTENT):
+            raise SiTError(f"{path} is of other images or labels", remedy=remedy)
+        for name, value in {**settings, **fingerprint}.items():
             if found.get(name) != value:
                 raise SiTError(f"{path} was made with another {name} ({found.get(name)}, now {value})", remedy=remedy)
     return [number for number, shard in enumerate(shards) if not shard.path.exists()]
@@ -111,6 +117,12 @@ def content_hash(images: datasets.Dataset) -> str:
     if "label" in images.column_names:
         found.update(json.dumps(images["label"][:]).encode())
     return found.hexdigest()[:16]
+
+
+def hash_of_paths(images: datasets.Dataset) -> str:
+    """What earlier versions knew images by."""
+    paths = "\n".join(path or "" for path in paths_of(images).to_pylist())
+    return hashlib.sha256(paths.encode()).hexdigest()[:16]
 
 
 def paths_of(images: datasets.Dataset) -> pa.ChunkedArray:

@@ -115,6 +115,12 @@ def run_methods_comparison(arguments: MethodsComparisonArguments) -> MethodsComp
     settings = _settings(arguments)
     images = compared_images(arguments)
     settings["images"] = images.fingerprint()
+    if arguments.tune and not images.can_hold_out():
+        raise SiTError(
+            "each training image is the only one of a class, or has none, so none can be held out to choose by",
+            argument="tune",
+            remedy="leave the search out with `tune=False`",
+        )
     claim_folder(output_dir, settings, (*RUN_FOLDERS, "pretrained-*"), arguments.overwrite_output_dir)
     progress = Progress(_missing(arguments))
     with told():
@@ -214,7 +220,8 @@ def _report(
     failed: dict[str, str],
 ) -> MethodsComparisonResult:
     """Write tables, values and chart."""
-    arguments, images, choices = runs.arguments, runs.images, dict(runs.chosen)
+    arguments, images = runs.arguments, runs.images
+    choices = {cell: choice for cell, choice in runs.chosen.items() if choice is not None}
     costs = {
         method: [cost for model in runs.starts[method].models.values() if (cost := cost_of(Path(model))) is not None]
         for method in tuned

@@ -10,9 +10,9 @@ import datasets
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.data.description import tell
 from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, dataset_name
-from modeling_sit.data.labeled import class_counts, labeled_splits, labels_of
+from modeling_sit.data.labeled import labeled_splits, labels_of
 from modeling_sit.data.sources import load_images
-from modeling_sit.data.splits import train_validation_split
+from modeling_sit.data.splits import NothingToHoldOut, hold_out_labeled, train_validation_split
 from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.interop.convert_in import range_of
 
@@ -48,7 +48,15 @@ class ComparedImages:
     def protocol_arguments(self) -> dict[str, Any]:
         """Arguments of the protocols of frozen features, where the usual ones need more training images."""
         few = {"knn_k": len(self.train)} if len(self.train) < ProtocolArguments.knn_k else {}
-        return few | ({"linear_c": [1.0]} if class_counts(self.train).max() < 2 else {})
+        return few if self.can_hold_out() else {**few, "linear_c": [1.0]}
+
+    def can_hold_out(self) -> bool:
+        """Whether training images can be held out to choose by."""
+        try:
+            hold_out_labeled(self.train.select_columns(["label"]), TEST_FRACTION, TEST_SEED)
+        except NothingToHoldOut:
+            return False
+        return True
 
     def in_memory(self, train: datasets.Dataset, test: datasets.Dataset) -> "ComparedImages":
         """The same with other splits, such as a part of each, which runs find in memory."""

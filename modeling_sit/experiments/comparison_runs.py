@@ -168,7 +168,7 @@ class Runs:
         self.images = images
         self.starts = starts
         self.announce = announce
-        self.chosen = dict(chosen or {})
+        self.chosen: dict[tuple[str, float], Choice | None] = dict(chosen or {})
         self.told: set[tuple[str, float]] = set()  # what was chosen for these is printed
         self.output_dir = Path(arguments.output_dir)
 
@@ -190,17 +190,17 @@ class Runs:
             with self.announce("search", text), self._renamed_errors():
                 *groups, _ = self._build(given)
                 found = tune(*groups)
-            best = (found.learning_rate, found.max_steps)
+            best, searched = (found.learning_rate, found.max_steps), length == {"max_steps": "auto"}
             value = next(each.metric for each in found.trials if (each.learning_rate, each.max_steps) == best)
-            searched = length == {"max_steps": "auto"}
             choice = Choice(*best, found.chosen_on, found.metric, value, searched, found.still_rises)
             write_results(run_dir, {"chosen": asdict(choice)})
 
         try:
             with going_on(run_dir):
                 self.chosen[start, fraction] = Choice(**results_of(run_dir, ["chosen"], run)["chosen"])
-        except NothingToHoldOut:
-            return None
+        except NothingToHoldOut as error:
+            print(f"{error.problem}: rate and steps are those of the recipe", flush=True)
+            self.chosen[start, fraction] = None
         return self.chosen[start, fraction]
 
     def fine_tune(self, start: str, fraction: float) -> FineTuned:

@@ -1,41 +1,78 @@
 """What the outcome of a fine-tuning follows from: a run that goes on from a checkpoint must have the same."""
 
+import hashlib
+import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from modeling_sit.data.labeled import labels_of
 from modeling_sit.finetuning.arguments import FinetuningArguments
+from modeling_sit.finetuning.labeled_splits import LabeledSplits
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.hub.provenance import public_name
+from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.fingerprints import model_fingerprint
+
+
+def given_settings(arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments) -> dict[str, Any]:
+    """What tells the runs of a folder apart, by name, as far as it is known before the images are read.
+
+    Args:
+        arguments, training_arguments: The run's arguments.
+    """
+    model = arguments.model_name_or_path
+    found = digest(Path(model)) if Path(model).is_file() else model_fingerprint(model)
+    settings = {
+        "task": arguments.task,
+        "label_fraction": arguments.label_fraction,
+        "model": None if arguments.from_scratch else public_name(found),
+        "from_scratch": arguments.from_scratch,
+        "freeze_backbone": arguments.freeze_backbone,
+        "intensity_range": arguments.intensity_range,
+        "do_reduce_labels": arguments.do_reduce_labels,
+        "seed": training_arguments.seed,
+        "weight_decay": training_arguments.weight_decay,
+    }
+    return json.loads(json.dumps(settings))
 
 
 def run_settings(
     arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments, splits: Splits
 ) -> dict[str, Any]:
-    """What tells the runs of a folder apart, by name, as JSON knows it.
+    """All that tells the runs of a folder apart, by name, as JSON knows it.
 
-    The number of steps is not in it: a run may go on for longer. Nor is the place of the dataset, which may move.
+    The number of steps is not in it: a run may go on for longer. Nor are augmentation and schedule, nor the place of the dataset,
+    which may move.
 
     Args:
         arguments, training_arguments: The run's arguments, without any that are left open.
         splits ([`Splits`]): The images.
     """
-    return {
+    batch_size = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
+    settings = {
         "dataset": public_name(splits.name),
         "num_train": len(splits.train),
-        "label_fraction": arguments.label_fraction,
-        "model": None if arguments.from_scratch else model_fingerprint(arguments.model_name_or_path),
-        "from_scratch": arguments.from_scratch,
-        "freeze_backbone": arguments.freeze_backbone,
-        "seed": training_arguments.seed,
+        "labels": _digest_of_labels(splits),
+        # The same weights are another function with others of these.
+        **{name: getattr(arguments, name) for name in ("pooling", "image_size", "lora_alpha", "anchor_sizes")},
         "learning_rate": training_arguments.learning_rate,
-        "weight_decay": training_arguments.weight_decay,
-        "total_batch": training_arguments.train_batch_size
-        * training_arguments.gradient_accumulation_steps
-        * training_arguments.world_size,
+        "total_batch": batch_size * training_arguments.world_size,
     }
+    return {**given_settings(arguments, training_arguments), **json.loads(json.dumps(settings))}
+
+
+def _digest_of_labels(splits: Splits) -> str:
+    """A hash of the names of the classes, and where each image has labels of these.
+
+    Boxes and masks are not read for it.
+    """
+    found = hashlib.blake2b("\n".join(splits.label_names).encode(), digest_size=8)
+    if isinstance(splits, LabeledSplits):
+        found.update(labels_of(splits.train).numpy().tobytes())
+    return found.hexdigest()
 
 
 def check_same_settings(saved: dict[str, Any], current: dict[str, Any], checkpoint: str) -> None:
@@ -54,5 +91,11 @@ def check_same_settings(saved: dict[str, Any], current: dict[str, Any], checkpoi
         raise SiTError(
             f"{Path(checkpoint)} was written by a run with other settings: {differences}",
             argument="resume_from_checkpoint",
-            remedy="give the same settings, or another `output_dir`",
+            remedy=f"give the same settings{_of_batch(names, saved)}, or another `output_dir`",
         )
+
+
+def _of_batch(names: Collection[str], saved: dict[str, Any]) -> str:
+    if "total_batch" not in names:
+        return ""
+    return f" (a total batch of {saved['total_batch']}: `per_device_train_batch_size` x `gradient_accumulation_steps` x processes)"

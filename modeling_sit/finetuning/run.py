@@ -18,7 +18,7 @@ from modeling_sit.finetuning.callbacks import PushCheckpoints, RunHistory, ShowL
 from modeling_sit.finetuning.card import FinetuningFacts, write_finetuning_card
 from modeling_sit.finetuning.checkpoints import find_checkpoint, step_of
 from modeling_sit.finetuning.prepare import TASKS, prepare_trainer
-from modeling_sit.finetuning.resume_check import check_same_settings, run_settings
+from modeling_sit.finetuning.resume_check import check_same_settings, given_settings, run_settings
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.finetuning.tuning import Tuning, tune
@@ -125,6 +125,8 @@ def run_finetuning(
     check_outside_dataset(training_arguments.output_dir, arguments.dataset)
     _check_output_dir(training_arguments.output_dir, arguments.model_name_or_path)
     checkpoint = find_checkpoint(training_arguments.output_dir, training_arguments.resume_from_checkpoint)
+    history = RunHistory.read(checkpoint, started)
+    check_same_settings(history.settings, given_settings(arguments, training_arguments), checkpoint)
     mark_run(Path(training_arguments.output_dir), "finetune")
     tuning = _tune(arguments, training_arguments) if training_arguments.is_tuned else None
     evaluates = training_arguments.evaluates
@@ -136,7 +138,6 @@ def run_finetuning(
     trainer, preset = prepare_trainer(arguments, training_arguments, splits)
     if trainer.is_world_process_zero() and not is_told:
         print("\n".join([splits.summary(), *trainer.task.lines(), *preset.lines()]), flush=True)
-    history = RunHistory.read(checkpoint, started)
     settings = run_settings(arguments, training_arguments, splits)
     check_same_settings(history.settings, settings, checkpoint)
     history.settings = settings

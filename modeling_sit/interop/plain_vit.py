@@ -160,8 +160,9 @@ def range_notes(processor: BaseImageProcessor | None) -> list[str]:
     intensity_range = getattr(processor, "intensity_range", None)
     if intensity_range is None:
         return []
-    lowest, highest = intensity_range
-    return [f"not in it: intensity_range; scale the values of images from {lowest} to {highest} to 8 bits first"]
+    pairs = [f"{low} to {high}" for low, high in zip(intensity_range[::2], intensity_range[1::2], strict=True)]
+    of_channels = " (one pair for each channel)" if len(pairs) > 1 else ""
+    return [f"not in it: intensity_range; scale values from {', '.join(pairs)}{of_channels} to 8 bits first"]
 
 
 def training_settings_left_out(config: SiTConfig, kept: tuple[str, ...] = ()) -> list[str]:

@@ -1,14 +1,18 @@
 """`embed` from Python: the same rows in memory as in files."""
 
+import hashlib
+import json
 import pathlib
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation.embed import embed
+from modeling_sit.evaluation.feature_files import METADATA_KEY
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -81,10 +85,31 @@ def test_images_without_paths_are_not_taken_for_others(model, flowers, tmp_path,
     if change == "neither":
         assert embed(model, second, output_dir=output_dir, device="cpu").to_list() == before.to_list()
         return
-    with pytest.raises(SiTError, match="another content"):
+    with pytest.raises(SiTError, match="other images or labels"):
         embed(model, second, output_dir=output_dir, device="cpu")
     after = embed(model, second, output_dir=output_dir, device="cpu", overwrite_output_dir=True)
     assert after.to_list()[:-1] == before.to_list()[:-1] and after.to_list()[-1] != before.to_list()[-1]
+
+
+def test_files_of_an_earlier_version_are_taken(model, flowers, tmp_path):
+    """They know their images by a hash of the paths."""
+    before = embed(model, flowers, output_dir=tmp_path / "features", device="cpu")
+    for path in (tmp_path / "features" / "data").glob("*.parquet"):
+        table = pq.read_table(path)
+        metadata = dict(table.schema.metadata)
+        settings = json.loads(metadata[METADATA_KEY])
+        del settings["content"]
+        first, count = settings["first_row"], settings["num_rows"]
+        split = (
+            load_images(str(flowers)).train if path.name.startswith("train") else load_images(str(flowers)).validation
+        )
+        names = [image["path"] for image in split.select(range(first, first + count))["image"]]
+        settings["paths"] = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+        metadata[METADATA_KEY] = json.dumps(settings).encode()
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+    times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "features").rglob("*.parquet"))]
+    assert embed(model, flowers, output_dir=tmp_path / "features", device="cpu").to_list() == before.to_list()
+    assert times == [path.stat().st_mtime_ns for path in sorted((tmp_path / "features").rglob("*.parquet"))]
 
 
 def test_a_cache_that_cannot_be_written_is_told_before_any_work(model, flowers, tmp_path, monkeypatch):

@@ -240,7 +240,7 @@ def test_one_label_of_each_class_leaves_none_to_choose_by(run):
 
 
 @pytest.mark.parametrize("labels", [[0] * 7 + [1] * 6 + [2], [0, 1, 2]])
-def test_few_images_and_classes_of_one(run, tmp_path, labels):
+def test_few_images_and_classes_of_one(run, tmp_path, capsys, labels):
     """Fewer than kNN asks for, and a class of which none can be held out."""
     digits = load_images("digits", labels="required", validation_split="test")
     train, test = (
@@ -261,6 +261,7 @@ def test_few_images_and_classes_of_one(run, tmp_path, labels):
     found = results_in(tmp_path / "few" / "frozen-pretrained")
     assert found["knn"]["k"] == len(labels) and found["linear"]["num_train"] == len(labels)
     assert bool(result.choices) == (len(labels) > 3)
+    assert capsys.readouterr().out.count("Choosing rate and steps") == 2
 
 
 def test_without_a_test_split_the_same_images_are_held_back_from_all_runs(run, tmp_path, capsys):

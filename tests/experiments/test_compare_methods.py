@@ -332,6 +332,15 @@ def test_what_a_method_cannot_do_is_known_before_the_others_run(compare, tmp_pat
     assert not list(tmp_path.rglob("pretrained-*"))
 
 
+def test_no_image_can_be_held_out(compare, digits):
+    rows = [digits["train"]["label"].index(label) for label in range(3)]
+    test = digits["test"].filter(lambda label: label < 3, input_columns="label")
+    single = datasets.DatasetDict(train=digits["train"].select(rows), test=test)
+    with pytest.raises(SiTError) as error:
+        compare(dataset=single, tune=True)
+    assert error.value.argument == "tune" and not compare.output_dir.exists()
+
+
 def test_too_few_seconds(compare, monkeypatch):
     def refuse(*arguments):
         raise SiTError("6 seconds are too short", argument="time_budget")

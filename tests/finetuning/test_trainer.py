@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from finetuning_runs import (
 
 from modeling_sit.finetuning import run
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
+from modeling_sit.interop.convert import convert
 from modeling_sit.runtime import waiting
 from modeling_sit.runtime.errors import TrainingInterrupted
 
@@ -96,6 +98,8 @@ class TestGoingOn:
             ("learning_rate", {}, {"learning_rate": 0.01}),
             ("total_batch", {"batch_size": 10}, {"batch_size": 5}),
             ("from_scratch", {"from_scratch": True}, {}),
+            ("pooling", {"pooling": "token"}, {"pooling": "mean"}),
+            ("image_size", {"image_size": 16}, {"image_size": 24}),
         ],
     )
     def test_settings_of_another_run(self, finetune, refused, sit, colors, name, first, second):
@@ -110,6 +114,28 @@ class TestGoingOn:
         finetune(sit, colors, **CHECKPOINTS, batch_size=10)
         arguments = {"batch_size": 5, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "auto"}
         assert results_of(finetune(sit, colors, **CHECKPOINTS, **arguments, steps=4))["steps"] == 4
+
+    def test_other_labels_of_as_many_images(self, finetune, refused, sit, colors, tmp_path):
+        shutil.copytree(colors, tmp_path / "colors")
+        finetune(sit, tmp_path / "colors", **CHECKPOINTS)
+        train = tmp_path / "colors" / "train"
+        (train / "red" / "00.png").rename(train / "green" / "red.png")
+        error = refused(sit, tmp_path / "colors", **CHECKPOINTS, resume_from_checkpoint="auto", name="out")
+        assert error.argument == "resume_from_checkpoint"
+
+    def test_the_search_of_another_run_is_not_begun(self, finetune, refused, sit, colors, monkeypatch):
+        finetune(sit, colors, **CHECKPOINTS)
+        monkeypatch.setattr(run, "tune", None)
+        arguments = {"learning_rate": "auto", "resume_from_checkpoint": "auto", "seed": 7}
+        assert refused(sit, colors, **CHECKPOINTS, **arguments, name="out").argument == "resume_from_checkpoint"
+
+    def test_a_file_of_weights_that_was_moved(self, finetune, sit, colors, tmp_path):
+        arguments = {**CHECKPOINTS, "resume_from_checkpoint": "auto"}
+        path = tmp_path / "weights.safetensors"
+        convert(str(sit), path, format="safetensors")
+        finetune(path, colors, **CHECKPOINTS)
+        path.rename(tmp_path / "moved.safetensors")
+        assert results_of(finetune(tmp_path / "moved.safetensors", colors, **arguments, steps=4))["steps"] == 4
 
     def test_another_pretrained_model(self, finetune, refused, save_tiny_sit, sit, colors, tmp_path):
         finetune(sit, colors, **CHECKPOINTS)

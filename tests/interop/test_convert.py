@@ -190,16 +190,19 @@ class TestConvert:
         assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
     @pytest.mark.parametrize("format", ["vit", "timm", "torch_export"])
-    def test_names_the_range_that_other_libraries_do_not_read(self, tiny_config, tmp_path, format):
+    @pytest.mark.parametrize("intensity_range", [[0, 4095], [0, 4095, 10, 1023]])
+    def test_names_the_range_that_other_libraries_do_not_read(self, tiny_config, tmp_path, format, intensity_range):
         if format == "timm":
             pytest.importorskip("timm")
         torch.manual_seed(0)
-        SiTModel(tiny_config(num_channels=1)).save_pretrained(tmp_path / "source")
-        settings = {"image_mean": [0.5], "image_std": [0.5], "intensity_range": [0, 4095]}
+        channels = len(intensity_range) // 2
+        SiTModel(tiny_config(num_channels=channels)).save_pretrained(tmp_path / "source")
+        settings = {"image_mean": [0.5] * channels, "image_std": [0.5] * channels, "intensity_range": intensity_range}
         SiTImageProcessor(size={"height": 16, "width": 16}, **settings).save_pretrained(tmp_path / "source")
         suffix = FORMATS[format].suffix or ""
         result = convert(str(tmp_path / "source"), tmp_path / f"to{suffix}", format=format)
-        assert sum("intensity_range" in note and "4095" in note for note in result.notes) == 1
+        (note,) = (note for note in result.notes if "intensity_range" in note)
+        assert all(str(value) in note for value in intensity_range)
 
     def test_an_unknown_keyword(self, tmp_path):
         with pytest.raises(TypeError, match=r"num_image.*did you mean num_images"):

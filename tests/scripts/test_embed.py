@@ -169,8 +169,8 @@ def test_several_labels_a_image_and_none(run_program, model, flowers, output_dir
         (["--layer", "1"], "layer (-1, now 1)"),
         (["--shard_size", "3"], "another --shard_size"),
         ("weights", "was made with another model"),
-        ("images", "another num_rows"),
-        ("names", "was made with another content"),
+        ("images", "is of other images or labels"),
+        ("names", "is of other images or labels"),
     ],
 )
 def test_features_of_other_settings_are_not_mixed(

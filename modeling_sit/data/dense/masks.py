@@ -36,6 +36,7 @@ class MaskReader:
         if reduce_labels and label_names:
             self.notes.append(f"0 in the masks is no class, and 1 is {label_names[0]}")
         self._is_black_and_white: bool | None = None
+        self._is_zero_and_one = False
 
     def read(self, rows: datasets.Dataset, others: Sequence[dict] = ()) -> datasets.Dataset:
         """The rows with masks as of [`pixel_features`].
@@ -76,14 +77,15 @@ class MaskReader:
             [`SiTError`]: If they mean something else here than in the splits before.
         """
         values = np.unique(np.concatenate(list(present.values())))
-        is_other = self._is_black_and_white is False and is_black_and_white(values) and self.colors is None
-        if is_other and not self.reduce_labels and len(self.label_names) == 2:
+        if self._is_zero_and_one and is_black_and_white(values):
             raise SiTError(
                 f"the masks of {split} have the values 0 and 255 only, and those of another split 0 and 1",
                 argument="dataset",
                 remedy="give the masks of all splits the same values",
             )
         if self._is_black_and_white is None:
+            is_recoded = self.reduce_labels or self.colors is not None
+            self._is_zero_and_one = not is_recoded and values.tolist() == [0, 1]
             self._is_black_and_white = is_black_and_white(values) and not self.reduce_labels
             if self._is_black_and_white:
                 self.notes.append("the masks have the values 0 and 255 only: 255 is class 1, and no pixel is left out")

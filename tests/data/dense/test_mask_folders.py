@@ -138,6 +138,14 @@ def test_black_and_white_masks_of_another_split(tmp_path):
     assert error.value.argument == "dataset" and "val" in error.value.problem
 
 
+def test_a_split_without_the_one_class(tmp_path):
+    """255 is no class in the other split, and is none here."""
+    write_pairs(tmp_path / "train", values=(0, 1, 255))
+    write_pairs(tmp_path / "val", values=(0, 255))
+    opened, _ = read(tmp_path)
+    assert values_of(opened.read("val")) == [[0, 255]] * 2
+
+
 def test_masks_of_one_bit_and_palettes(tmp_path):
     write_pairs(tmp_path, count=1)
     palette = PIL.Image.fromarray(mask(0, 1, 2, 255)).convert("P")
