@@ -142,17 +142,20 @@ def run_tiling(arguments: TilingArguments, command: str | None = None) -> Path:
     output_dir = Path(arguments.output_dir)
     check_outside_dataset(output_dir, arguments.dataset)
     check_output_dir(output_dir)
-    images = load_images(
+    write_tilings(_load(arguments, arguments.validation_split), output_dir, arguments, command)
+    return output_dir
+
+
+def _load(arguments: TilingArguments, validation_split: str | None) -> ImageDatasets:
+    return load_images(
         arguments.dataset,
         dataset_config_name=arguments.dataset_config_name,
         image_column=arguments.image_column,
         label_column=arguments.label_column,
         train_split=arguments.train_split,
-        validation_split=arguments.validation_split,
+        validation_split=validation_split,
         labels="required",
     )
-    write_tilings(images, output_dir, arguments, command)
-    return output_dir
 
 
 def check_output_dir(output_dir: Path) -> None:
@@ -241,6 +244,9 @@ def choose_splits(images: ImageDatasets, arguments: TilingArguments) -> dict[str
     if other is not None:
         name = str(other.split).lower()
         splits[name if name in VALIDATION_SPLITS else SET_ASIDE] = other
+        unused = [each for each in images.splits if each.lower() in TEST_SPLITS and each.lower() not in splits]
+        if unused and arguments.validation_split is None:
+            splits[unused[0].lower()] = labeled_splits(_load(arguments, unused[0]))[1]
     if arguments.validation_fraction > 0 and set(splits) <= {"train", *TEST_SPLITS}:
         splits["train"], splits[SET_ASIDE] = train_validation_split(
             train, arguments.validation_fraction, arguments.seed

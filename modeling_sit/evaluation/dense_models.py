@@ -161,8 +161,9 @@ def _loading_of(architecture: str, name: str = "the model") -> tuple[str, tuple[
 
 
 def match_labels(id2label: Mapping[int, str], label_names: Sequence[str]) -> np.ndarray:
-    """Which class of a dataset each class of a model is, by its name, in upper or lower case. Where names are numbers only,
-    as those of label maps without names, or the model's are transformers' own (`LABEL_0`), by their order.
+    """Which class of a dataset each class of a model is, by its name, in upper or lower case. By their order, if the model does not
+    know all names of the dataset, and those of one of them are numbers only, as of label maps without names, or transformers'
+    own (`LABEL_0`).
 
     Args:
         id2label (mapping): Names of the model's classes, by number.
@@ -175,8 +176,12 @@ def match_labels(id2label: Mapping[int, str], label_names: Sequence[str]) -> np.
         [`SiTError`]: If the two have no class in common.
     """
     indices = np.full(max(id2label, default=0) + 1, -1)
-    is_numbered = all(name == str(number) for number, name in enumerate(label_names))
-    if is_numbered or all(name in (str(number), f"LABEL_{number}") for number, name in id2label.items()):
+    known = {_normalized(name): index for index, name in enumerate(label_names)}
+    has_names = known.keys() <= {_normalized(name) for name in id2label.values()}
+    is_numbered = all(name == str(number) for number, name in enumerate(label_names)) or all(
+        name in (str(number), f"LABEL_{number}") for number, name in id2label.items()
+    )
+    if is_numbered and not has_names:
         if len(id2label) != len(label_names):
             logger.warning(
                 "the model has %d classes and the dataset %d, not all of them with names: they are matched by their order",
@@ -186,7 +191,6 @@ def match_labels(id2label: Mapping[int, str], label_names: Sequence[str]) -> np.
         for number in id2label:
             indices[number] = number if number < len(label_names) else -1
         return indices
-    known = {_normalized(name): index for index, name in enumerate(label_names)}
     for number, name in id2label.items():
         indices[number] = known.get(_normalized(name), -1)
     missing = [name for index, name in enumerate(label_names) if index not in indices]

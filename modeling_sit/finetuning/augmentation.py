@@ -174,7 +174,11 @@ class Collator:
         for item in items:
             if item["unreadable"] is not None:
                 print(f"skipped an unreadable image: {item['unreadable']}", file=sys.stderr, flush=True)
-        pixel_values = self.processor([item["image"] for item in items], return_tensors="pt")["pixel_values"]
+        settings = {"return_tensors": "pt"}
+        if "seed" in items[0] and getattr(self.processor, "do_center_crop", False):
+            # An augmented image has the model's size already. Its edges would be cut off.
+            settings |= {"do_resize": False, "do_center_crop": False}
+        pixel_values = self.processor([item["image"] for item in items], **settings)["pixel_values"]
         if self.erasing is not None and "seed" in items[0]:
             pixel_values = torch.stack(
                 [self._erase(image, item["seed"]) for image, item in zip(pixel_values, items, strict=True)]

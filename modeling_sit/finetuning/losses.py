@@ -99,7 +99,8 @@ def balanced_class_weights(labels: torch.Tensor, num_labels: int) -> torch.Tenso
 
     Returns:
         For single labels, number of images / (number of classes with images * images of the class), scikit-learn's
-        "balanced"; for several, images without / with the label, for [`MultiLabelLoss`]. 1 for a class without images.
+        "balanced"; for several, images without / with the label, for [`MultiLabelLoss`]. 1 for a class without images, and for a
+        label that all images have, which would count nothing.
     """
     if labels.ndim == 1:
         counts = labels.bincount(minlength=num_labels).float()
@@ -107,6 +108,7 @@ def balanced_class_weights(labels: torch.Tensor, num_labels: int) -> torch.Tenso
     else:
         counts = labels.float().sum(dim=0)
         weights = (len(labels) - counts) / counts
+        counts = torch.where(counts < len(labels), counts, 0)
     return torch.where(counts > 0, weights, torch.ones_like(weights))
 
 

@@ -117,7 +117,9 @@ class Trials:
         runs = [self._run_once(learning_rate, max_steps, draw) for draw in range(len(self.draws))]
         means = {"metric": -math.inf, "loss": math.inf}
         if all(run["metric"] is not None for run in runs):
-            means = {name: statistics.fmean(run[name] for run in runs) for name in means}
+            # Of a draw without any object there is no metric.
+            values = {name: [run[name] for run in runs if not math.isnan(run[name])] for name in means}
+            means = {name: statistics.fmean(found) if found else means[name] for name, found in values.items()}
         trial = Trial(learning_rate, max_steps, **means, seconds=round(sum(run["seconds"] for run in runs), 2))
         self.finished.append(trial)
         if self.prints:

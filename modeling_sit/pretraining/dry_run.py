@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from modeling_sit.data.caching import MIN_EPOCHS
 from modeling_sit.hub.provenance import describe_duration
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.loop import Run
@@ -117,7 +118,7 @@ def describe_plan(dry_run: DryRun, run: Run) -> str:
         f"speed: {dry_run.seconds_per_step:.3g} s a step, {images_per_second:.1f} images/s, data wait "
         f"{dry_run.waited / dry_run.seconds_per_step:.0%} (median of {NUM_MEASURED_STEPS} steps at most)",
         f"steps: {schedules.num_steps:,}, in all about {describe_duration(seconds)}, "
-        "checkpoints, previews and monitors not counted",
+        f"checkpoints, previews and monitors not counted{_describe_cache(run)}",
         f"would write to {run.output_dir}{_what_is_there(run.output_dir)}:",
         f"  model.safetensors ({_size(model_bytes)}), config.json, preprocessor_config.json, README.md, loss_curve.png, "
         "run_state.json, code",
@@ -157,6 +158,13 @@ def _describe_checkpoints(arguments: PretrainingArguments, checkpoint_bytes: int
 
 def _describe_exports(run: Run, model_bytes: int) -> str:
     return f"{run.schedules.num_steps // run.flags.run.export_steps:,} models, {_size(model_bytes)} each"
+
+
+def _describe_cache(run: Run) -> str:
+    epochs = run.schedules.epoch(run.schedules.num_steps)
+    if run.flags.cache.image_cache == "none" or run.data.is_streamed or epochs is None or epochs < MIN_EPOCHS:
+        return ""
+    return ". A dry run decodes each image anew; the run decodes it once, if there is room, and is faster then"
 
 
 def _describe_previews(run: Run) -> str:

@@ -295,7 +295,7 @@ def measure_speed(
         images, output_dir, **{**given, "max_steps": num_steps, "logging_steps": num_steps // 3}
     )
     seconds = time.monotonic() - started
-    step_seconds = given["per_device_train_batch_size"] / result.metrics["images_per_second"]
+    step_seconds = images_of_a_step(given) / result.metrics["images_per_second"]
     measuring = measuring_seconds(output_dir, images, device)
     return Speed(step_seconds, max(0.0, seconds - num_steps * step_seconds), measuring + ENDING)
 
@@ -338,6 +338,10 @@ def fit_steps(speed: Speed, given: dict[str, Any], seconds: float, most: float) 
     }
 
 
+def images_of_a_step(given: dict[str, Any]) -> int:
+    return given["per_device_train_batch_size"] * given.get("gradient_accumulation_steps", 1)
+
+
 def train(images: datasets.DatasetDict, output_dir: Path, given: dict[str, Any], deadline: float) -> dict[str, Any]:
     """Pretrain, and stop at the deadline with the model as it is then."""
     started = time.monotonic()
@@ -353,7 +357,7 @@ def train(images: datasets.DatasetDict, output_dir: Path, given: dict[str, Any],
         raise SiTError("the time is over, and nothing is trained yet", argument="seconds", remedy="give more")
     log = output_dir / "metrics.jsonl"
     lines = read_metrics(log) if log.exists() else []  # none where the end came before the first
-    num_images = state.step * given["per_device_train_batch_size"]
+    num_images = state.step * images_of_a_step(given)
     return {
         "settings": given,
         "steps": state.step,

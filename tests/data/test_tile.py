@@ -1,6 +1,7 @@
 """Tiling: what is where in a tiled image, its labels, and that splits stay apart."""
 
 import io
+import shutil
 from collections import Counter
 
 import datasets
@@ -128,6 +129,14 @@ def test_a_set_with_a_validation_split_keeps_it(tiled, colors, tmp_path):
     assert set(images.splits) == {"train", "validation"} and len(images.train) == 12
     assert all(brightest(row) < 180 for row in images.validation)
     assert "set aside" not in (tmp_path / "tiled" / "README.md").read_text()
+
+
+def test_a_test_split_beside_a_validation_split(tiled, colors, tmp_path):
+    (colors / "test.parquet").rename(colors / "validation.parquet")
+    shutil.copyfile(colors / "validation.parquet", colors / "test.parquet")
+    found = tiled(colors)
+    assert sorted(found.splits) == ["test", "train", "validation"]
+    assert len(load_images(str(tmp_path / "tiled"), validation_split="test").validation) > 0
 
 
 def test_grid(tiled, colors):

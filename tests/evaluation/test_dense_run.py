@@ -268,6 +268,10 @@ class TestMistakes:
 def test_matching_of_classes(caplog):
     assert match_labels({0: "N/A", 1: "Traffic_Light", 3: "car"}, ["car", "traffic light"]).tolist() == [-1, 1, -1, 0]
     assert match_labels({0: "sky", 1: "road"}, ["0", "1"]).tolist() == [0, 1] and not caplog.text
+    # Numbers are names, where the model knows all of the dataset's: there is none of 1 in it.
+    assert (
+        match_labels({0: "0", 1: "1", 2: "2", 3: "3"}, ["0", "2", "3"]).tolist() == [0, -1, 1, 2] and not caplog.text
+    )
     assert match_labels({0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}, ["sky", "road"]).tolist() == [0, 1, -1]
     assert "the model has 3 classes and the dataset 2" in caplog.text
     with caplog.at_level(logging.WARNING):

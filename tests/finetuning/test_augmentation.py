@@ -5,10 +5,12 @@ import random
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from transformers import BitImageProcessor
 
 from modeling_sit import SiTImageProcessor
 from modeling_sit.data.labeled import IGNORED_LABEL, LabeledImageDataset
@@ -172,6 +174,18 @@ class TestBatches:
         assert first["pixel_values"][0].equal(second["pixel_values"][1])
         assert not first["pixel_values"][0].equal(second["pixel_values"][0])
         assert first["labels"].tolist() == [0, 1]
+
+    def test_edges_are_not_cut_off(self):
+        """A processor that scales to 24 pixels and cuts out 16 of them, as those of DINOv2 do: a crop is 16 wide already."""
+        processor = BitImageProcessor(size={"shortest_edge": 24}, crop_size=16, do_normalize=False)
+        image = PIL.Image.new("RGB", (16, 16), (255, 255, 255))
+        item = {"image": image, "label": 0, "unreadable": None}
+        (augmented,) = Collator(processor)([{**item, "seed": 0}])["pixel_values"]
+        assert augmented.shape == (3, 16, 16)
+        framed = PIL.ImageOps.expand(PIL.Image.new("RGB", (14, 14), (255, 255, 255)), 1)
+        (seen,) = Collator(processor)([{**item, "image": framed, "seed": 0}])["pixel_values"]
+        (to_measure,) = Collator(processor)([{**item, "image": framed}])["pixel_values"]
+        assert seen[:, 0].max() == 0 and to_measure[:, 0].min() > 0.9
 
     def test_the_same_from_workers(self, images, collate):
         for alone, by_worker in zip(self.batches(images, collate, 0), self.batches(images, collate, 1), strict=True):

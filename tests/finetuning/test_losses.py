@@ -154,6 +154,8 @@ class TestBalancedClassWeights:
     def test_of_several_labels(self):
         labels = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0.0]])
         assert balanced_class_weights(labels, 3).tolist() == [pytest.approx(1 / 3), 3, 1]
+        # A weight of 0 would leave the first one unlearned.
+        assert balanced_class_weights(labels[:3], 3).tolist() == [1, 2, 1]
 
 
 class TestBalancingWeights:

@@ -19,7 +19,7 @@ from modeling_sit.finetuning.labeled_splits import LabeledSplits
 from modeling_sit.finetuning.splits import MAX_DRAWS, held_out_draws
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
-from modeling_sit.finetuning.trials import Trial
+from modeling_sit.finetuning.trials import Trial, Trials
 from modeling_sit.finetuning.tuning import is_rise, remaining_steps, search, tune, worth_noticing
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 
@@ -142,6 +142,18 @@ def splits(labels, **others) -> LabeledSplits:
     rows = {"image": list(range(len(labels))), "label": labels}
     train = datasets.Dataset.from_dict(rows, features=features, split="train")
     return LabeledSplits(name="some", label_names=list(NAMES), multi_label=several, train=train, **others)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "mean"),
+    [([0.2, math.nan, 0.4], 0.3), ([math.nan, math.nan], -math.inf), ([0.2, None], -math.inf)],
+)
+def test_draws_without_an_object_have_no_metric(metrics, mean):
+    """Of detection, and `None` where the loss was not finite."""
+    given = object.__new__(Trials)
+    given.draws, given.finished, given.prints = metrics, [], False
+    given._run_once = lambda rate, steps, draw: {"metric": metrics[draw], "loss": 1.0, "seconds": 1.0}
+    assert given.measure(0.001, 10).metric == pytest.approx(mean)
 
 
 class TestHeldOut:

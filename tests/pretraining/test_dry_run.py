@@ -94,11 +94,20 @@ class TestPlan:
                 flags=flags,
                 accelerator=Accelerator(cpu=True),
                 monitors=SimpleNamespace(chosen=["rankme"]),
+                data=SimpleNamespace(is_streamed=False),
                 output_dir=Path(flags.run.output_dir),
             )
             return describe_plan(DryRun(2.0, 0.5, 300_000_000), run).splitlines(), method.student
 
         return plan
+
+    def test_says_that_the_run_keeps_decoded_images(self, plan):
+        """Where it has three epochs or more."""
+        speeds = [
+            next(line for line in plan(num_steps=num_steps, **arguments)[0] if "in all about" in line)
+            for num_steps, arguments in ((1000, {}), (1000, {"image_cache": "none"}), (1, {}))
+        ]
+        assert ["decodes it once" in line for line in speeds] == [True, False, False]
 
     def test_parts_are_all_there_is(self, plan):
         lines, student = plan(config={"rotation_weight": 1.0, "hidden_size": 320, "decoder_hidden_size": 2048})
