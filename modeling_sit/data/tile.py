@@ -244,9 +244,13 @@ def choose_splits(images: ImageDatasets, arguments: TilingArguments) -> dict[str
     if other is not None:
         name = str(other.split).lower()
         splits[name if name in VALIDATION_SPLITS else SET_ASIDE] = other
-        unused = [each for each in images.splits if each.lower() in TEST_SPLITS and each.lower() not in splits]
+        taken = {*splits, arguments.train_split}
+        unused = [each for each in images.splits if each.lower() in TEST_SPLITS and not {each, each.lower()} & taken]
         if unused and arguments.validation_split is None:
-            splits[unused[0].lower()] = labeled_splits(_load(arguments, unused[0]))[1]
+            try:
+                splits[unused[0].lower()] = labeled_splits(_load(arguments, unused[0]))[1]
+            except SiTError as error:  # nobody asked for it
+                print(f"split {unused[0]} is left out: {error.problem}")
     if arguments.validation_fraction > 0 and set(splits) <= {"train", *TEST_SPLITS}:
         splits["train"], splits[SET_ASIDE] = train_validation_split(
             train, arguments.validation_fraction, arguments.seed

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from modeling_sit.runtime.errors import SiTError
 # The key of a file's metadata that says what its features are of.
 METADATA_KEY = b"modeling_sit"
 CONTENT = "content"
+IMAGE = datasets.Image()
 
 
 @dataclass
@@ -83,8 +85,8 @@ def missing_shards(shards: list[FeatureShard], settings: dict[str, Any], overwri
         if path not in paths:
             raise SiTError(f"{path} is of a run with another `shard_size`, or of other images", remedy=remedy)
         fingerprint = paths[path].fingerprint()
-        if CONTENT not in found and found.get("paths") == hash_of_paths(paths[path].images()):
-            del fingerprint[CONTENT]  # a file of an earlier version
+        if CONTENT not in found and is_of_paths(path, paths[path].images(), found.get("paths")):
+            del fingerprint[CONTENT]
         if found.get(CONTENT) != fingerprint.get(CONTENT):
             raise SiTError(f"{path} is of other images or labels", remedy=remedy)
         for name, value in {**settings, **fingerprint}.items():
@@ -105,24 +107,41 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 def content_hash(images: datasets.Dataset) -> str:
     """A hash that differs where images or labels differ, as far as this is seen without reading every file.
 
-    An image is known by its path and the size of its file if it is in the dataset; without a path, by the bytes of its file.
+    An image is known by its path and the size and time of its file; in the dataset itself, by its path and its bytes.
     """
     found = hashlib.sha256()
     files = images.select_columns("image").with_format("arrow")[:]["image"]
     for path, content in zip(paths_of(images), pc.struct_field(files, "bytes"), strict=True):
         path, content = path.as_py(), content.as_buffer()
-        found.update(f"{path} {None if content is None else content.size}\n".encode())
-        if path is None and content is not None:
+        if content is None:
+            found.update(f"{path} {_file_state(path)}\n".encode())
+        else:
+            found.update(f"{path} {content.size}\n".encode())
             found.update(content)
-    if "label" in images.column_names:
+    if not isinstance(images.features.get("label", IMAGE), datasets.Image):  # no masks
         found.update(json.dumps(images["label"][:]).encode())
     return found.hexdigest()[:16]
 
 
-def hash_of_paths(images: datasets.Dataset) -> str:
-    """What earlier versions knew images by."""
-    paths = "\n".join(path or "" for path in paths_of(images).to_pylist())
-    return hashlib.sha256(paths.encode()).hexdigest()[:16]
+def _file_state(path: str | None) -> tuple[int, int] | None:
+    try:
+        state = os.stat(path)
+    except (OSError, TypeError):
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
+def is_of_paths(file: Path, images: datasets.Dataset, expected: str | None) -> bool:
+    """Whether a file of an earlier version, which knew images by a hash of their paths, is of these images and labels."""
+    paths = paths_of(images)
+    if paths.null_count or hashlib.sha256("\n".join(paths.to_pylist()).encode()).hexdigest()[:16] != expected:
+        return False
+    if "label" not in images.column_names:
+        return True
+    rows = pq.read_table(file, columns=["row", "label"]).to_pydict()
+    labels, first = images["label"][:], min(rows["row"], default=0)
+    kept = [labels[row - first] for row in rows["row"]] if len(rows["row"]) == len(labels) else None
+    return kept is None or kept == rows["label"]
 
 
 def paths_of(images: datasets.Dataset) -> pa.ChunkedArray:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,24 @@ def read_results(output_dir: str | os.PathLike) -> dict[str, Any]:
     return results
 
 
-def write_results(output_dir: str | os.PathLike, results: dict[str, dict[str, Any]]) -> Path:
+def drop_results(output_dir: str | os.PathLike, names: Collection[str]) -> None:
+    """Delete results of weights that are about to be replaced, by protocol, if there are any."""
+    try:
+        results = read_results(output_dir)
+    except SiTError:
+        return  # a file of a user
+    if results.keys() & set(names):
+        kept = {name: result for name, result in results.items() if name not in names}
+        write_results(output_dir, kept, keep_others=False)
+
+
+def write_results(output_dir: str | os.PathLike, results: dict[str, dict[str, Any]], keep_others: bool = True) -> Path:
     """Add results to those in the folder. They replace earlier ones of the same protocols.
 
     Args:
         output_dir (`str` or `os.PathLike`): The folder; it is created if it is missing.
         results (`dict[str, dict[str, Any]]`): Metrics and settings of each protocol.
+        keep_others (`bool`, *optional*, defaults to `True`): Whether results of other protocols stay.
 
     Returns:
         `Path`: The file. It is replaced as a whole.
@@ -112,7 +125,7 @@ def write_results(output_dir: str | os.PathLike, results: dict[str, dict[str, An
         [`SiTError`]: If the folder cannot be written to, or its file of this name holds no results.
     """
     path = Path(output_dir) / RESULTS_FILE
-    merged = {**read_results(output_dir), **results}
+    merged = {**read_results(output_dir), **results} if keep_others else results
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")

@@ -19,6 +19,7 @@ from modeling_sit.experiments.grid import claim_folder, refuse_launcher
 from modeling_sit.experiments.report import write_report
 from modeling_sit.experiments.verdict import Side, length_remark, verdict
 from modeling_sit.pretraining.cost import PretrainingCost, pretraining_cost
+from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import argument_names
 from modeling_sit.runtime.fingerprints import dataset_fingerprint, model_fingerprint
@@ -161,6 +162,7 @@ def _settings(arguments: ComparisonArguments, choices: Mapping[tuple[str, float]
         del settings["intensity_range"]
     settings["dataset"] = dataset_fingerprint(arguments.dataset)
     settings["model_name_or_path"] = model_fingerprint(arguments.model_name_or_path)
+    settings["device"] = choose_device(None).type  # the presets choose by it
     settings["choices"] = [[*cell, asdict(choice)] for cell, choice in (choices or {}).items()]
     if arguments.finetuning_recipe is not None:
         with argument_names(recipe="finetuning_recipe"):

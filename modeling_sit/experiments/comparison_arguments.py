@@ -71,6 +71,8 @@ class MeasuringArguments(DatasetArguments):
     def __post_init__(self):
         if not all(0 < fraction <= 1 for fraction in self.label_fractions):
             raise SiTError(f"{self.label_fractions}: each must be in (0, 1]", argument="label_fractions")
+        if min(self.seeds, default=0) < 0:
+            raise SiTError(f"must be at least 0, got {min(self.seeds)}", argument="seeds")
         for name in ("label_fractions", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise SiTError(f"{getattr(self, name)} has a value twice", argument=name)

@@ -155,7 +155,7 @@ def read_plan(name: str | Path) -> Plan:
         shared[command] = _checked_names(command, settings, f"`{command}`")
     measures = {key: values[key] for key in MEASURES if values.get(key) is not None}
     monitors = values.get("monitors") or []
-    monitors = [monitors] if isinstance(monitors, str) else list(monitors)
+    monitors = monitors if isinstance(monitors, list) else [monitors]
     monitors = [name for names in monitors for name in str(names).split(",")]
     cells = list(_read_cells(given[0], values[given[0]]))
     names = [cell.name for cell in cells]

@@ -120,6 +120,7 @@ def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results
         start=_describe_start(report),
         chosen_by=escaped(report["chosen_by"]) if report["chosen_by"] else None,
         measures_what_chose=validation is not None and validation["split"] == report["split"],
+        tunes_by_measured=_tunes_by_measured(report),
         examples=save_shown(output_dir, EXAMPLES, facts.examples),
         shown=f"{report['num_validation']:,} measured images ({escaped(report['split'])}), chosen at random"
         + CHOSEN_FROM.get(task, ""),
@@ -163,3 +164,8 @@ def _read_config(folder: Path) -> tuple[bool, str | None]:
     """Whether a model is a SiT, and its pooling."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config["model_type"] == "sit_gmml", config.get("pooling")
+
+
+def _tunes_by_measured(report: dict[str, Any]) -> bool:
+    """Whether the measured images chose the learning rate or the number of steps."""
+    return report["tuned_by"] is not None and f" on {report['split']}, " in report["tuned_by"]

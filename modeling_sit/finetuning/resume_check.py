@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from modeling_sit.data.labeled import labels_of
+from modeling_sit.evaluation.feature_files import paths_of
 from modeling_sit.finetuning.arguments import FinetuningArguments
-from modeling_sit.finetuning.labeled_splits import LabeledSplits
-from modeling_sit.finetuning.splits import Splits
+from modeling_sit.finetuning.trainer import Task
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.hub.provenance import public_name
-from modeling_sit.runtime.atomic_files import digest
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.fingerprints import model_fingerprint
 
@@ -23,12 +24,10 @@ def given_settings(arguments: FinetuningArguments, training_arguments: Finetunin
     Args:
         arguments, training_arguments: The run's arguments.
     """
-    model = arguments.model_name_or_path
-    found = digest(Path(model)) if Path(model).is_file() else model_fingerprint(model)
     settings = {
         "task": arguments.task,
         "label_fraction": arguments.label_fraction,
-        "model": None if arguments.from_scratch else public_name(found),
+        "model": None if arguments.from_scratch else public_name(model_fingerprint(arguments.model_name_or_path)),
         "from_scratch": arguments.from_scratch,
         "freeze_backbone": arguments.freeze_backbone,
         "intensity_range": arguments.intensity_range,
@@ -40,7 +39,7 @@ def given_settings(arguments: FinetuningArguments, training_arguments: Finetunin
 
 
 def run_settings(
-    arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments, splits: Splits
+    arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments, task: Task
 ) -> dict[str, Any]:
     """All that tells the runs of a folder apart, by name, as JSON knows it.
 
@@ -49,29 +48,33 @@ def run_settings(
 
     Args:
         arguments, training_arguments: The run's arguments, without any that are left open.
-        splits ([`Splits`]): The images.
+        task ([`Task`]): The images, and the model.
     """
+    splits, config = task.splits, task.model.config
     batch_size = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
     settings = {
         "dataset": public_name(splits.name),
         "num_train": len(splits.train),
-        "labels": _digest_of_labels(splits),
+        "labels": digest_of_labels(splits.label_names, splits.train),
         # The same weights are another function with others of these.
-        **{name: getattr(arguments, name) for name in ("pooling", "image_size", "lora_alpha", "anchor_sizes")},
+        **{name: getattr(config, name, None) for name in ("pooling", "num_attention_heads", "anchor_sizes")},
+        "image_size": getattr(task, "image_size", getattr(config, "image_size", None)),
+        "lora_alpha": arguments.lora_alpha,
         "learning_rate": training_arguments.learning_rate,
         "total_batch": batch_size * training_arguments.world_size,
     }
     return {**given_settings(arguments, training_arguments), **json.loads(json.dumps(settings))}
 
 
-def _digest_of_labels(splits: Splits) -> str:
-    """A hash of the names of the classes, and where each image has labels of these.
-
-    Boxes and masks are not read for it.
-    """
-    found = hashlib.blake2b("\n".join(splits.label_names).encode(), digest_size=8)
-    if isinstance(splits, LabeledSplits):
-        found.update(labels_of(splits.train).numpy().tobytes())
+def digest_of_labels(label_names: Sequence[str], images: datasets.Dataset) -> str:
+    """A hash of the names of the classes, the names of the images' files and of their folders, and the labels, where each image has
+    some of these classes. Boxes and masks are not read for it."""
+    found = hashlib.blake2b("\n".join(label_names).encode(), digest_size=8)
+    for path in paths_of(images).to_pylist():
+        found.update("/".join(Path(path or "").parts[-2:]).encode())
+    label = images.features.get("label")
+    if label is not None and not isinstance(label, datasets.Image):
+        found.update(labels_of(images).numpy().tobytes())
     return found.hexdigest()
 
 

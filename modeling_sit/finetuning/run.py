@@ -138,7 +138,7 @@ def run_finetuning(
     trainer, preset = prepare_trainer(arguments, training_arguments, splits)
     if trainer.is_world_process_zero() and not is_told:
         print("\n".join([splits.summary(), *trainer.task.lines(), *preset.lines()]), flush=True)
-    settings = run_settings(arguments, training_arguments, splits)
+    settings = run_settings(arguments, training_arguments, trainer.task)
     check_same_settings(history.settings, settings, checkpoint)
     history.settings = settings
     history.starts.append(
@@ -308,7 +308,7 @@ def _write(trainer: ReproducibleTrainer, facts: FinetuningFacts) -> None:
         predictions_file.unlink(missing_ok=True)
         if trainer.task.predictions is not None:
             trainer.task.predictions.write(predictions_file, trainer.task.splits.label_names)
-        written = write_results(output_dir, {"finetune": report})
+        written = write_results(output_dir, {"finetune": report}, keep_others=keep_results)
         metric = trainer.task.metric_names[0]
         value = "nothing to measure" if report[metric] is None else f"{report[metric]:.4f}"
         print(f"{metric} {value} on {report['num_validation']} images of {report['split']}")

@@ -21,6 +21,17 @@ FRACTION_OF_STEPS = 0.1
 FRACTION_OF_STEPS_LOGGED = 0.05
 
 
+RANGES = (
+    (("num_train_epochs",), lambda value: 0 < value < math.inf, "above 0, and finite"),
+    (("learning_rate", "weight_decay", "seed"), lambda value: value >= 0, "at least 0"),
+    (
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+)
+
+
 @dataclass
 class FinetuningTrainingArguments(TrainingArguments):
     """
@@ -158,6 +169,11 @@ class FinetuningTrainingArguments(TrainingArguments):
             raise SiTError(f"must be at least 1, got {self.max_steps}", argument="max_steps")
         if self.label_smoothing_factor is not None and not 0 <= self.label_smoothing_factor < 1:
             raise SiTError(f"must be in [0, 1), got {self.label_smoothing_factor}", argument="label_smoothing_factor")
+        for names, is_in_range, range_name in RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value not in (None, AUTO) and not is_in_range(value):
+                    raise SiTError(f"must be {range_name}, got {value}", argument=name)
         if self.dataloader_timeout < 1:
             raise SiTError(f"must be at least 1, got {self.dataloader_timeout}", argument="dataloader_timeout")
         self.ddp_timeout = max(self.ddp_timeout, self.dataloader_timeout + GROUP_MARGIN)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
+from modeling_sit.evaluation.feature_files import content_hash
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import StopAtSignal
 from modeling_sit.finetuning.prepare import TASKS, prepare_trainer
@@ -156,6 +157,7 @@ class Trials:
         images = {
             "num_train": [len(draw.train) for draw in self.draws],
             "num_held_out": [len(draw.validation) for draw in self.draws],
+            "images": [content_hash(part) for draw in self.draws for part in (draw.train, draw.validation)],
         }
         # As JSON has it, with text for everything that it does not know.
         return json.loads(json.dumps({**arguments, **training, **images}, default=str))

@@ -17,6 +17,8 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, Pre
 
 import modeling_sit
 from modeling_sit.data.own_files import check_outside_dataset
+from modeling_sit.evaluation.protocol_arguments import FEATURE_PROTOCOLS
+from modeling_sit.evaluation.results import drop_results
 from modeling_sit.hub.card_writing import LOSS_CURVE
 from modeling_sit.hub.provenance import Start, describe_call, describe_start
 from modeling_sit.pretraining.arguments import parse_time
@@ -229,6 +231,7 @@ def execute(run: Run, state: RunState, command: str | None = None) -> None:
     broadcast_from_main(accelerator, lambda: mark_run(output_dir, PROGRAM))
     delete_checkpoints_after(accelerator, output_dir, state.step)
     broadcast_from_main(accelerator, lambda: delete_after(output_dir, state.step))
+    broadcast_from_main(accelerator, lambda: drop_results(output_dir, FEATURE_PROTOCOLS))
     start_trackers(accelerator, output_dir, state.settings, state.step)
 
     state.starts.append(describe_start(state.step, accelerator.device, accelerator.num_processes, command))

@@ -8,8 +8,10 @@ from modeling_sit.runtime.atomic_files import digest
 
 
 def model_fingerprint(model_name_or_path: str) -> str:
-    """What tells a pretrained model from another: the digest of its weights, or its name where it is no folder."""
-    weights = Path(model_name_or_path) / "model.safetensors"
+    """What tells a pretrained model from another: the digest of its weights, or its name where it is neither a file of weights nor a
+    folder with one."""
+    path = Path(model_name_or_path)
+    weights = path if path.is_file() else path / "model.safetensors"
     return digest(weights) if weights.is_file() else model_name_or_path
 
 

@@ -112,6 +112,30 @@ def test_files_of_an_earlier_version_are_taken(model, flowers, tmp_path):
     assert times == [path.stat().st_mtime_ns for path in sorted((tmp_path / "features").rglob("*.parquet"))]
 
 
+def test_a_file_of_an_earlier_version_is_not_taken_for_other_images(model, flowers, tmp_path):
+    """Without paths, or with other labels, they were not known."""
+    columns = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    one = (flowers / "val" / "rose" / "00.png").read_bytes()
+    for path, other in ((None, [0, 0]), ("one.png", [0, 1])):
+        rows = {"image": [{"bytes": one, "path": path}] * 2}
+        first, second = (
+            datasets.Dataset.from_dict({**rows, "label": labels}, features=columns, split="train")
+            for labels in ([0, 0], other)
+        )
+        output_dir = tmp_path / f"features of {path}"
+        embed(model, first, output_dir=output_dir, device="cpu")
+        (file,) = (output_dir / "data").glob("*.parquet")
+        table = pq.read_table(file)
+        settings = json.loads(table.schema.metadata[METADATA_KEY])
+        del settings["content"]
+        settings["paths"] = hashlib.sha256("\n".join([path or ""] * 2).encode()).hexdigest()[:16]
+        pq.write_table(
+            table.replace_schema_metadata({**table.schema.metadata, METADATA_KEY: json.dumps(settings)}), file
+        )
+        with pytest.raises(SiTError, match="other images or labels"):
+            embed(model, second, output_dir=output_dir, device="cpu")
+
+
 def test_a_cache_that_cannot_be_written_is_told_before_any_work(model, flowers, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "cache")

@@ -376,6 +376,7 @@ def test_mistakes_of_the_runs_name_our_arguments(run, arguments, argument):
         ({"max_steps": [1], "num_train_epochs": [1]}, "max_steps", "`num_train_epochs`"),
         ({"raw_pixels": ["forest"]}, "raw_pixels", "forest"),
         ({"seeds": []}, "seeds", "none"),
+        ({"seeds": [0, -1]}, "seeds", "at least 0"),
     ],
 )
 def test_values_that_cannot_be(arguments, argument, message):

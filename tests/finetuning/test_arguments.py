@@ -1,5 +1,6 @@
 """Arguments and recipes of fine-tuning."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -91,9 +92,20 @@ def test_a_number_or_auto(parse, flags, rate, steps):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("learning_rate", "fast"), ("max_steps", "1.5"), ("max_steps", "0"), ("max_steps", True), ("learning_rate", [1])],
+    [
+        *(
+            ("learning_rate", "fast"),
+            ("max_steps", "1.5"),
+            ("max_steps", "0"),
+            ("max_steps", True),
+            ("learning_rate", [1]),
+        ),
+        *(("learning_rate", -1e-3), ("weight_decay", -1), ("seed", -1)),
+        *(("num_train_epochs", 0), ("num_train_epochs", -1), ("num_train_epochs", math.inf)),
+        *(("per_device_train_batch_size", 0), ("per_device_eval_batch_size", 0), ("gradient_accumulation_steps", 0)),
+    ],
 )
-def test_neither_a_number_nor_auto(tmp_path, name, value):
+def test_values_that_cannot_be(tmp_path, name, value):
     with pytest.raises(SiTError) as error:
         FinetuningTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
     assert error.value.argument == name

@@ -177,6 +177,16 @@ def test_says_that_figures_are_optimistic(write, page):
     assert len(shown.tables[0]) == 2
 
 
+@pytest.mark.parametrize(
+    ("tuned_by", "is_optimistic"),
+    [("accuracy on validation, 24 images", True), ("accuracy on 20 % of train, 24 images", False), (None, False)],
+)
+def test_says_that_the_measured_images_chose_the_rate(write, page, tuned_by, is_optimistic):
+    measured = {**HELD_BACK, "split": "validation"}
+    shown = page(write(tuned_by=tuned_by, validation=measured, **measured))
+    assert ("chose the learning rate" in words_of(shown)) == is_optimistic == ("optimistic" in shown.text)
+
+
 def test_says_that_nothing_was_chosen(write, page):
     shown = page(write())
     assert "those of the last step; no checkpoint was chosen" in words_of(shown) and "optimistic" not in shown.text

@@ -19,7 +19,9 @@ from finetuning_runs import (
     weights_in,
 )
 
+from modeling_sit.evaluation.results import read_results, write_results
 from modeling_sit.finetuning import run
+from modeling_sit.finetuning import trials as tuning_trials
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.interop.convert import convert
 from modeling_sit.runtime import waiting
@@ -98,8 +100,8 @@ class TestGoingOn:
             ("learning_rate", {}, {"learning_rate": 0.01}),
             ("total_batch", {"batch_size": 10}, {"batch_size": 5}),
             ("from_scratch", {"from_scratch": True}, {}),
-            ("pooling", {"pooling": "token"}, {"pooling": "mean"}),
-            ("image_size", {"image_size": 16}, {"image_size": 24}),
+            ("pooling", {}, {"pooling": "mean"}),
+            ("image_size", {}, {"image_size": 24}),
         ],
     )
     def test_settings_of_another_run(self, finetune, refused, sit, colors, name, first, second):
@@ -109,6 +111,11 @@ class TestGoingOn:
         error = refused(sit, colors, **{**CHECKPOINTS, **second}, resume_from_checkpoint="auto", name="out")
         assert error.argument == "resume_from_checkpoint" and f"{name}: " in error.problem
         assert results_of(folder) == before
+
+    def test_what_is_the_default_may_be_given(self, finetune, sit, colors):
+        finetune(sit, colors, **CHECKPOINTS)
+        arguments = {"pooling": "token", "image_size": 16, "resume_from_checkpoint": "auto"}
+        assert results_of(finetune(sit, colors, **CHECKPOINTS, **arguments, steps=4))["steps"] == 4
 
     def test_the_same_total_batch(self, finetune, sit, colors):
         finetune(sit, colors, **CHECKPOINTS, batch_size=10)
@@ -128,6 +135,29 @@ class TestGoingOn:
         monkeypatch.setattr(run, "tune", None)
         arguments = {"learning_rate": "auto", "resume_from_checkpoint": "auto", "seed": 7}
         assert refused(sit, colors, **CHECKPOINTS, **arguments, name="out").argument == "resume_from_checkpoint"
+
+    def test_results_of_other_weights_go(self, finetune, sit, colors):
+        folder = finetune(sit, colors)
+        write_results(folder, {"knn": {"accuracy": 1.0}})
+        finetune(sit, colors)  # the same weights
+        assert read_results(folder).keys() == {"finetune", "knn"}
+        finetune(sit, colors, seed=7)
+        assert read_results(folder).keys() == {"finetune"}
+
+    def test_trials_of_other_labels_are_not_taken(self, finetune, sit, colors, tmp_path, monkeypatch):
+        """As many images of each class as before."""
+        shutil.copytree(colors, tmp_path / "colors")
+        arguments = {"learning_rate": "auto", "tuning_learning_rates": [1e-3], "validation_fraction": 0.6}
+        finetune(sit, tmp_path / "colors", **arguments)
+        prepare, trials = tuning_trials.prepare_trainer, []
+        monkeypatch.setattr(tuning_trials, "prepare_trainer", lambda *given: trials.append(given) or prepare(*given))
+        finetune(sit, tmp_path / "colors", **arguments)
+        assert not trials, "those of the file are taken"
+        train = tmp_path / "colors" / "train"
+        for old, new in (("red", "x"), ("green", "red"), ("x", "green")):
+            (train / old).rename(train / new)
+        finetune(sit, tmp_path / "colors", **arguments)
+        assert trials
 
     def test_a_file_of_weights_that_was_moved(self, finetune, sit, colors, tmp_path):
         arguments = {**CHECKPOINTS, "resume_from_checkpoint": "auto"}

@@ -34,6 +34,7 @@ import modeling_sit
 from modeling_sit import SiTForPreTraining, SiTImageProcessor, SiTModel
 from modeling_sit.data.decoding import decode_image
 from modeling_sit.data.sources import load_images
+from modeling_sit.evaluation.results import read_results, write_results
 from modeling_sit.pretraining import checkpoints
 from modeling_sit.pretraining.metric_logger import MetricLogger
 from modeling_sit.pretraining.run import pretrain as pretrain_images
@@ -265,6 +266,14 @@ class TestGoingOn:
         steps = [line["step"] for line in lines_of(folder, "monitors.jsonl")]
         assert steps[:2] == [1, 2] and 4 not in steps
         assert "previews/step-00000002.png" in (folder / "README.md").read_text()
+
+    def test_results_of_the_weights_before_are_not_those_of_the_model(self, pretrain):
+        folder = pretrain(max_steps=1)
+        write_results(folder, {"knn": {"accuracy": 1.0}, "mine": {"accuracy": 0.5}})
+        pretrain(max_steps=1, resume_from_checkpoint="auto")  # it is done, and stays
+        assert set(read_results(folder)) == {"knn", "mine"}
+        pretrain(max_steps=2, resume_from_checkpoint="auto", allow_changed_settings=True)
+        assert set(read_results(folder)) == {"mine"}
 
     def test_with_another_model_is_refused(self, pretrain, refused):
         folder = pretrain(max_steps=1)
