@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from modeling_sit.cli.errors import as_flags, is_reporting_rank, with_flags
-from modeling_sit.runtime.arguments import ALIASES, REPLACED_IN_RECIPES, did_you_mean
+from modeling_sit.runtime.arguments import ALIASES, REPLACED_IN_RECIPES, did_you_mean, expand_home
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import YesOrNo, read_recipe
 
@@ -117,7 +117,7 @@ class RecipeArgumentParser(HfArgumentParser):
         if not self._positional_fields and parsed[-2].recipe is not None:
             recipe = parsed[-2].recipe
             self.error(f"unexpected argument {recipe!r}: a recipe comes first, and every flag starts with --")
-        return tuple(parsed[: len(self.dataclass_types)])
+        return expand_home(parsed[: len(self.dataclass_types)])
 
     def _parse_dataclass_field(self, parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
         if field.name in self._positional_fields:

@@ -11,6 +11,7 @@ from modeling_sit.data.split_names import (
     lies_beside_images,
     split_of_name,
     tell_left_out,
+    tell_once,
     tells_only_what_is_beside,
     words_of,
 )
@@ -19,6 +20,7 @@ from modeling_sit.runtime.errors import SiTError
 ENDING = re.compile(r"\.(parquet|tar|tar\.gz|tgz)$", re.IGNORECASE)
 # The number of a shard, and what writers put behind it.
 NUMBER = re.compile(r"[-_. ]*\d+-of-\d+.*$|[-_. ]*\d+$")
+OF_HOW_MANY = re.compile(r"[-_. ]*(\d+)-of-(\d+)")
 
 
 def split_shards(
@@ -50,6 +52,7 @@ def split_shards(
         else:
             told[path] = found
     told, untold = _of_configuration(told, untold, folder, config_name)
+    _tell_missing(folder, [*told, *untold])
 
     splits: dict[str, list[str]] = {}
     for path, (split, _, _) in told.items():
@@ -77,6 +80,19 @@ def split_shards(
     check_training_split(splits, left_out, are_files=True)
     tell_left_out(folder, splits, left_out, "file")
     return splits
+
+
+def _tell_missing(folder: str, paths: Iterable[str]) -> None:
+    """Say which numbered files are not there, as after a download that was cut off."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for path in paths:
+        found = OF_HOW_MANY.search(path)
+        if found is not None:
+            numbers.setdefault((path[: found.start()], int(found[2])), set()).add(int(found[1]))
+    for (beginning, total), there in numbers.items():
+        if len(there) < total:
+            name = os.path.relpath(beginning, folder)
+            tell_once(f"{folder}: {total - len(there)} of {total} files {name}-... are missing")
 
 
 def _comes_with(name: str, others: Collection[str]) -> bool:

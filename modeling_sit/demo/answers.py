@@ -134,7 +134,11 @@ def reconstruct(
         raise SiTError("nothing is painted", remedy="paint on the image first")
     images = [query.read(checkpoint.pixel_format)]
     if donor is not None:
-        images.append(donor.read(checkpoint.pixel_format))
+        try:
+            images.append(donor.read(checkpoint.pixel_format))
+        except SiTError:
+            if corruption.kind == "replace":  # else nothing is taken from it
+                raise
     clean = pixel_values_of(checkpoint, images)
     generator = torch.Generator(model.device).manual_seed(int(corruption.seed))
     if painted is None:

@@ -1,5 +1,6 @@
 """The demo as a folder that is a Space of the Hugging Face Hub, and needs nothing else."""
 
+import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -46,7 +47,7 @@ run_demo(
 )
 '''
 CARD = """---
-title: {title}
+title: {quoted_title}
 sdk: gradio
 sdk_version: {version}
 app_file: app.py
@@ -114,6 +115,7 @@ def write_space(arguments: DemoArguments) -> Path:
         (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         card = CARD.format(
             title=title,
+            quoted_title=json.dumps(title, ensure_ascii=False),
             version=GRADIO_VERSION,
             description=f"What {shown[0].describe()} makes of images.",
             with_images="finds the nearest images, draws a map of them, " if arguments.dataset is not None else "",

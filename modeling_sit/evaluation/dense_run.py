@@ -19,6 +19,7 @@ from modeling_sit.evaluation.metric_results import Measured, ProtocolResult
 from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.private_paths import without_private_paths
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def measure_whole_model(
         settings = {
             "num_validation": measurement.num_images,
             "skipped": len(measurement.skipped),
-            "dataset": dataset_name(dataset_arguments.dataset),
+            "dataset": without_private_paths(dataset_name(dataset_arguments.dataset)),
             "split": str(rows.split),
         }
         return protocols, settings

@@ -27,6 +27,7 @@ from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.memory import memory_errors
+from modeling_sit.runtime.private_paths import without_private_paths
 from modeling_sit.runtime.progress import quiet_transformers
 
 
@@ -136,7 +137,8 @@ def run_evaluation(
     if not accelerator.is_main_process:
         return None
     protocols, settings = measured()
-    settings |= {"model_name_or_path": arguments.model_name_or_path, "from_scratch": arguments.from_scratch}
+    name = without_private_paths(arguments.model_name_or_path)
+    settings |= {"model_name_or_path": name, "from_scratch": arguments.from_scratch}
     evaluation = Evaluation(protocols, settings, dataset_arguments.dataset_config_name)
     if output_dir is None:
         return evaluation
@@ -181,7 +183,7 @@ def measure_features(
             "num_train": len(train.features),
             "num_validation": len(validation.features),
             "skipped": len(train.skipped) + len(validation.skipped),
-            "dataset": images.name,
+            "dataset": without_private_paths(images.name),
             "split": str(splits[1].split),
             "pooling": arguments.pooling,
             "layer": arguments.layer,

@@ -15,7 +15,7 @@ from modeling_sit.experiments.ablation_runs import AblationRuns
 from modeling_sit.experiments.comparison_runs import OfPixels
 from modeling_sit.experiments.comparison_tables import NONE, cost_cells, is_partial, notes_of
 from modeling_sit.experiments.plan import Plan
-from modeling_sit.experiments.report import mean_and_std, write_report
+from modeling_sit.experiments.report import mean_and_std, read_report, write_report
 from modeling_sit.experiments.verdict import ONE_SEED, Side, against, best_of
 from modeling_sit.runtime.markdown import escaped, table
 from modeling_sit.runtime.run_folders import find_files
@@ -67,9 +67,11 @@ def report(
         "raw_pixels": [asdict(each) for each in findings.pixels],
         "words": words,
         "failed": findings.problems,
+        "charts": list(charts),
     }
+    earlier = read_report(output_dir).get("charts", [])
     for path in find_files(output_dir, [CHARTS]):
-        if path.name not in charts:
+        if path.name in earlier and path.name not in charts:
             path.unlink()
     write_report(output_dir, tables, results, charts, as_lines(findings, plan.factors, seeds))
     return tables, charts

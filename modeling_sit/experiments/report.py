@@ -32,6 +32,15 @@ def over_seeds(num_seeds: int) -> str:
     return f"mean and standard deviation over {num_seeds} seeds" if num_seeds > 1 else "one seed"
 
 
+def read_report(output_dir: Path) -> dict[str, Any]:
+    """The `results.json` of an earlier report; empty if there is none, or it cannot be read."""
+    try:
+        found = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_report(
     output_dir: Path,
     tables: Sequence[str],

@@ -21,6 +21,7 @@ from modeling_sit.finetuning.prepare import TASKS, prepare_trainer
 from modeling_sit.finetuning.resume_check import check_same_settings, given_settings, run_settings
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
+from modeling_sit.finetuning.trials import TUNING_FILE
 from modeling_sit.finetuning.tuning import Tuning, tune
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.hub.card_results import FINETUNING_METRICS
@@ -36,6 +37,7 @@ from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 from modeling_sit.runtime.markdown import code, escaped, table
 from modeling_sit.runtime.memory import memory_errors
 from modeling_sit.runtime.notebook import show
+from modeling_sit.runtime.private_paths import without_private_paths
 from modeling_sit.runtime.products import fast_products
 from modeling_sit.runtime.progress import quiet_transformers
 from modeling_sit.runtime.run_folders import MODEL_FILES, check_foreign, is_marked, mark_run
@@ -184,7 +186,7 @@ def _check_output_dir(output_dir: str, model_name_or_path: str) -> None:
         )
     # `Trainer` has always left its arguments beside a model.
     if not is_marked(Path(output_dir), "finetune") and not (Path(output_dir) / "training_args.bin").exists():
-        check_foreign(Path(output_dir), (*MODEL_FILES, LOSS_CURVE, EXAMPLES))
+        check_foreign(Path(output_dir), (*MODEL_FILES, LOSS_CURVE, EXAMPLES, PREDICTIONS_FILE, TUNING_FILE))
 
 
 def _tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments) -> Tuning:
@@ -280,8 +282,8 @@ def _measure(trainer: ReproducibleTrainer, arguments: FinetuningArguments, tunin
         "learning_rate": trainer.args.learning_rate,
         "tuned_by": None if tuning is None else f"{tuning.metric} on {tuning.chosen_on}",
         "seed": trainer.args.seed,
-        "dataset": splits.name,
-        "model_name_or_path": arguments.model_name_or_path,
+        "dataset": without_private_paths(splits.name),
+        "model_name_or_path": without_private_paths(arguments.model_name_or_path),
     }
 
 

@@ -17,6 +17,8 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from modeling_sit.runtime.private_paths import without_private_paths
+
 PACKAGES = ("modeling-sit", "torch", "transformers", "accelerate", "datasets")
 # By the name of the program, or of the module that `python -m` runs.
 LAUNCHERS = {
@@ -150,16 +152,6 @@ def without_tokens(text: str) -> str:
     if token:
         text = text.replace(token, "***")
     return URL_LOGIN.sub(r"\1", ACCESS_TOKEN.sub("***", text))
-
-
-def without_private_paths(text: str) -> str:
-    """Text with `~` for the home folder, which has the user's name."""
-    found = os.path.expanduser("~")
-    if found == "~":  # no home folder
-        return text
-    for home in {found, os.path.realpath(found)} - {"/"}:
-        text = re.sub(rf"(?<![\w.~/-]){re.escape(home)}(?![\w.-])", "~", text)
-    return text
 
 
 def describe_hardware(device: torch.device, num_processes: int) -> str:

@@ -16,7 +16,7 @@ from modeling_sit.data.image_datasets import ImageDatasets, dataset_name
 from modeling_sit.data.image_sample import read_sample
 from modeling_sit.data.sources import load_images
 from modeling_sit.hub.machine import describe_machine, describe_size, machine_lines
-from modeling_sit.hub.provenance import describe_duration, without_private_paths, without_tokens
+from modeling_sit.hub.provenance import describe_duration, without_tokens
 from modeling_sit.pretraining.dry_run import NUM_MEASURED_STEPS
 from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.methods import METHODS
@@ -26,6 +26,7 @@ from modeling_sit.pretraining.run import measure_run
 from modeling_sit.runtime.accelerator import create_accelerator, end_training, forget_settings
 from modeling_sit.runtime.arguments import build_arguments, did_you_mean
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.private_paths import without_private_paths
 
 MAX_PROBLEMS = 5  # unreadable images that are named
 MAX_WIDTH = 119

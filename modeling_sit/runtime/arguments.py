@@ -4,8 +4,9 @@ import argparse
 import dataclasses
 import datetime
 import difflib
+import os
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,6 +23,8 @@ ALIASES = {"max_train_steps": ("max_steps",)}
 # Of two arguments that say the same, the second would win over the first. Where the first is given on top of a recipe, the
 # recipe's second one does not count.
 REPLACED_IN_RECIPES = {"num_train_epochs": "max_steps"}
+# Arguments that name a place to write to, or to go on from.
+PLACES = ("output_dir", "output", "html", "destination", "runs_dir", "resume_from_checkpoint")
 
 
 def build_arguments(
@@ -75,7 +78,18 @@ def build_arguments(
         hints = get_type_hints(each)
         own_names = [item.name for item in own if item.name in values]
         instances.append(each(**{name: coerce(name, values[name], hints[name]) for name in own_names}))
-    return tuple(instances)
+    return expand_home(instances)
+
+
+def expand_home(groups: Iterable[Any]) -> tuple[Any, ...]:
+    """The same arguments, with the home folder in place of a `~` at the beginning of a place to write to."""
+    groups = tuple(groups)
+    for group in groups:
+        for name in PLACES:
+            value = getattr(group, name, None)
+            if isinstance(value, str):
+                setattr(group, name, os.path.expanduser(value))
+    return groups
 
 
 def argument_name(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:

@@ -108,6 +108,22 @@ def test_what_is_not_clear_is_refused(names, argument):
     assert error.value.argument == argument and error.value.remedy and "class" not in error.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        ("train-00000-of-00003.parquet train-00002-of-00003.parquet", "1 of 3 files train-"),
+        ("train-00000-of-00002.parquet train-00001-of-00002.parquet", None),
+        ("data/train-0-of-2-ab.tar data/train-1-of-2-cd.tar data/test-1-of-4.tar", "3 of 4 files data/test-"),
+        ("0-of-2.tar", "1 of 2 files"),
+        ("train-0.tar train-2.tar", None),
+    ],
+)
+def test_shards_that_are_not_there_are_told(names, missing, caplog):
+    split(names)
+    told = [message for message in caplog.messages if "are missing" in message]
+    assert len(told) == (missing is not None) and all(missing in message for message in told)
+
+
 def test_a_configuration_is_named():
     names = "fold0_train.tar fold0_test.tar fold1_train.tar fold1_test.tar more.tar"
     assert split(names, config_name="fold1") == {"test": "fold1_test.tar", "train": "fold1_train.tar"}

@@ -73,6 +73,11 @@ def test_limits_of_uploads_are_the_pages(export):
     assert "max_upload_megabytes=5," in page and "max_upload_pixels=1000000," in page
 
 
+def test_a_title_that_yaml_reads_otherwise(export, save_tiny_sit, tmp_path):
+    folder = export(model_name_or_path=str(save_tiny_sit(tmp_path / "cells: 2024 #1")))
+    assert yaml.safe_load((folder / "README.md").read_text().split("---")[1])["title"] == "cells: 2024 #1"
+
+
 def test_a_mistake_leaves_no_folder(export, tmp_path):
     with pytest.raises(SiTError) as error:
         export(dataset=str(tmp_path / "nowhere"))

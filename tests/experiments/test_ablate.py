@@ -163,7 +163,8 @@ def test_a_killed_ablation_goes_on_and_gives_the_table_of_one_that_was_not(
         "results-measured.png",
     }
 
-    # Nothing is run again, and a run that was not killed says the same.
+    # Nothing is run again, and a run that was not killed says the same. A user's chart stays.
+    (run.output_dir / "results-mine.png").touch()
     before = times_of(run.output_dir)
     with monkeypatch.context() as patch:
         for module, name in ((pretraining_runs, "pretrain"), (comparison_runs, "run_evaluation")):
@@ -172,6 +173,7 @@ def test_a_killed_ablation_goes_on_and_gives_the_table_of_one_that_was_not(
     assert times_of(run.output_dir) == before
     run(folder="other")
     assert values_in(tmp_path / "other") == values
+    assert (run.output_dir / "results-mine.png").exists()
 
 
 SHORT = {

@@ -58,7 +58,7 @@ class TestOutputFolder:
         modes = {path: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*")}
         assert not {path: f"{mode:o}" for path, mode in modes.items() if mode != (0o750 if path.is_dir() else 0o640)}
 
-    @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "predictions.csv", "tuning.json"])
     def test_a_model_of_something_else_is_not_replaced(self, finetune, refused, sit, colors, tmp_path, name):
         (tmp_path / "refused").mkdir()
         (tmp_path / "refused" / name).write_text("pretrained for days")

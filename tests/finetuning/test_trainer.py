@@ -136,6 +136,12 @@ class TestGoingOn:
         arguments = {"learning_rate": "auto", "resume_from_checkpoint": "auto", "seed": 7}
         assert refused(sit, colors, **CHECKPOINTS, **arguments, name="out").argument == "resume_from_checkpoint"
 
+    def test_results_tell_nothing_of_the_home_folder(self, finetune, sit, colors, tmp_path, monkeypatch):
+        shutil.copytree(colors, tmp_path / "colors")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        results = results_of(finetune(sit, tmp_path / "colors"))
+        assert (results["dataset"], results["model_name_or_path"]) == ("~/colors", "~/sit")
+
     def test_results_of_other_weights_go(self, finetune, sit, colors):
         folder = finetune(sit, colors)
         write_results(folder, {"knn": {"accuracy": 1.0}})

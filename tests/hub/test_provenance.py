@@ -19,9 +19,9 @@ from modeling_sit.hub.provenance import (
     hub_id,
     public_name,
     typed_command,
-    without_private_paths,
     without_tokens,
 )
+from modeling_sit.runtime.private_paths import without_private_paths
 
 TOKEN = "hf_" + "aB3" * 11
 

@@ -68,6 +68,12 @@ class TestBuild:
         images, training = build(image_column="img", max_steps=3)
         assert (images.image_column, training.max_steps) == ("img", 3)
 
+    @pytest.mark.parametrize("place", ["~/runs/a", Path("~/runs/a")])
+    def test_places_to_write_to_may_begin_with_the_home_folder(self, monkeypatch, place):
+        monkeypatch.setenv("HOME", "/home/me")
+        (training,) = build_arguments((Training,), {"output_dir": place})
+        assert training.output_dir == "/home/me/runs/a"
+
     def test_lists_of_defaults_are_not_shared(self):
         build()[0].crop_scale.append(3.0)
         assert build()[0].crop_scale == [0.2, 1.0]
