@@ -84,15 +84,16 @@ def split_shards(
 
 def _tell_missing(folder: str, paths: Iterable[str]) -> None:
     """Say which numbered files are not there, as after a download that was cut off."""
-    numbers: dict[tuple[str, int], set[int]] = {}
+    numbers: dict[tuple[str, str, int], set[int]] = {}
     for path in paths:
-        found = OF_HOW_MANY.search(path)
+        above, file = os.path.split(os.path.relpath(path, folder))
+        found = OF_HOW_MANY.search(file)
         if found is not None:
-            numbers.setdefault((path[: found.start()], int(found[2])), set()).add(int(found[1]))
-    for (beginning, total), there in numbers.items():
+            numbers.setdefault((above, file[: found.start()], int(found[2])), set()).add(int(found[1]))
+    for (above, name, total), there in numbers.items():
         if len(there) < total:
-            name = os.path.relpath(beginning, folder)
-            tell_once(f"{folder}: {total - len(there)} of {total} files {name}-... are missing")
+            of_name = f" {os.path.join(above, name)}" if name else f" of {above}" if above else ""
+            tell_once(f"{folder}: {total - len(there)} of {total} files{of_name} are missing")
 
 
 def _comes_with(name: str, others: Collection[str]) -> bool:

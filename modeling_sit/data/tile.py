@@ -248,9 +248,14 @@ def choose_splits(images: ImageDatasets, arguments: TilingArguments) -> dict[str
         unused = [each for each in images.splits if each.lower() in TEST_SPLITS and not {each, each.lower()} & taken]
         if unused and arguments.validation_split is None:
             try:
-                splits[unused[0].lower()] = labeled_splits(_load(arguments, unused[0]))[1]
-            except SiTError as error:  # nobody asked for it
-                print(f"split {unused[0]} is left out: {error.problem}")
+                test = labeled_splits(_load(arguments, unused[0]))[1]
+                problem = "its images do not fill the grid" if len(test) < arguments.num_places else None
+            except SiTError as error:
+                problem = error.problem
+            if problem is None:
+                splits[unused[0].lower()] = test
+            else:  # nobody asked for it
+                print(f"split {unused[0]} is left out: {problem}")
     if arguments.validation_fraction > 0 and set(splits) <= {"train", *TEST_SPLITS}:
         splits["train"], splits[SET_ASIDE] = train_validation_split(
             train, arguments.validation_fraction, arguments.seed

@@ -85,7 +85,9 @@ def missing_shards(shards: list[FeatureShard], settings: dict[str, Any], overwri
         if path not in paths:
             raise SiTError(f"{path} is of a run with another `shard_size`, or of other images", remedy=remedy)
         fingerprint = paths[path].fingerprint()
-        if CONTENT not in found and is_of_paths(path, paths[path].images(), found.get("paths")):
+        if CONTENT not in found and is_of_paths(
+            path, paths[path].images(), paths[path].rows.start, found.get("paths")
+        ):
             del fingerprint[CONTENT]
         if found.get(CONTENT) != fingerprint.get(CONTENT):
             raise SiTError(f"{path} is of other images or labels", remedy=remedy)
@@ -110,9 +112,11 @@ def content_hash(images: datasets.Dataset) -> str:
     An image is known by its path and the size and time of its file; in the dataset itself, by its path and its bytes.
     """
     found = hashlib.sha256()
-    files = images.select_columns("image").with_format("arrow")[:]["image"]
-    for path, content in zip(paths_of(images), pc.struct_field(files, "bytes"), strict=True):
-        path, content = path.as_py(), content.as_buffer()
+    # Fields of the whole column first: of rows one by one, each would copy what tells which values are null.
+    files = images.data.column("image")
+    paths, contents = (pc.struct_field(files, name) for name in ("path", "bytes"))
+    for row in range(len(files)) if images._indices is None else images._indices.column(0).to_pylist():
+        path, content = paths[row].as_py(), contents[row].as_buffer()
         if content is None:
             found.update(f"{path} {_file_state(path)}\n".encode())
         else:
@@ -131,22 +135,22 @@ def _file_state(path: str | None) -> tuple[int, int] | None:
     return state.st_size, state.st_mtime_ns
 
 
-def is_of_paths(file: Path, images: datasets.Dataset, expected: str | None) -> bool:
+def is_of_paths(file: Path, images: datasets.Dataset, first_row: int, expected: str | None) -> bool:
     """Whether a file of an earlier version, which knew images by a hash of their paths, is of these images and labels."""
     paths = paths_of(images)
     if paths.null_count or hashlib.sha256("\n".join(paths.to_pylist()).encode()).hexdigest()[:16] != expected:
         return False
-    if "label" not in images.column_names:
-        return True
-    rows = pq.read_table(file, columns=["row", "label"]).to_pydict()
-    labels, first = images["label"][:], min(rows["row"], default=0)
-    kept = [labels[row - first] for row in rows["row"]] if len(rows["row"]) == len(labels) else None
-    return kept is None or kept == rows["label"]
+    has_labels = "label" in pq.read_schema(file).names
+    if not has_labels or "label" not in images.column_names:
+        return has_labels == ("label" in images.column_names)
+    rows, labels = pq.read_table(file, columns=["row", "label"]).to_pydict(), images["label"][:]
+    return [labels[row - first_row] for row in rows["row"]] == rows["label"]
 
 
 def paths_of(images: datasets.Dataset) -> pa.ChunkedArray:
     """The path of each image's file; null where it is not known."""
-    return pc.struct_field(images.select_columns("image").with_format("arrow")[:]["image"], "path")
+    paths = pc.struct_field(images.data.column("image"), "path")
+    return paths if images._indices is None else paths.take(images._indices.column(0))
 
 
 def feature_table(

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from modeling_sit.data.own_files import check_outside_dataset
 from modeling_sit.evaluation.predictions import PREDICTIONS_FILE
-from modeling_sit.evaluation.results import write_results
+from modeling_sit.evaluation.protocol_arguments import DENSE_PROTOCOLS, FEATURE_PROTOCOLS
+from modeling_sit.evaluation.results import drop_results, write_results
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import PushCheckpoints, RunHistory, ShowLogs, StopAtSignal
 from modeling_sit.finetuning.card import FinetuningFacts, write_finetuning_card
@@ -310,7 +311,9 @@ def _write(trainer: ReproducibleTrainer, facts: FinetuningFacts) -> None:
         predictions_file.unlink(missing_ok=True)
         if trainer.task.predictions is not None:
             trainer.task.predictions.write(predictions_file, trainer.task.splits.label_names)
-        written = write_results(output_dir, {"finetune": report}, keep_others=keep_results)
+        if earlier_weights is not None and not keep_results:
+            drop_results(output_dir, (*FEATURE_PROTOCOLS, *DENSE_PROTOCOLS))
+        written = write_results(output_dir, {"finetune": report})
         metric = trainer.task.metric_names[0]
         value = "nothing to measure" if report[metric] is None else f"{report[metric]:.4f}"
         print(f"{metric} {value} on {report['num_validation']} images of {report['split']}")

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from modeling_sit.evaluation.feature_files import content_hash
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import StopAtSignal
 from modeling_sit.finetuning.prepare import TASKS, prepare_trainer
+from modeling_sit.finetuning.resume_check import digest_of_labels
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.trainer import LossNotFinite
 from modeling_sit.finetuning.training_arguments import AUTO, FinetuningTrainingArguments
@@ -157,7 +157,11 @@ class Trials:
         images = {
             "num_train": [len(draw.train) for draw in self.draws],
             "num_held_out": [len(draw.validation) for draw in self.draws],
-            "images": [content_hash(part) for draw in self.draws for part in (draw.train, draw.validation)],
+            "images": [
+                digest_of_labels(draw.label_names, part)
+                for draw in self.draws
+                for part in (draw.train, draw.validation)
+            ],
         }
         # As JSON has it, with text for everything that it does not know.
         return json.loads(json.dumps({**arguments, **training, **images}, default=str))

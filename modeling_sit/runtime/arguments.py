@@ -23,8 +23,11 @@ ALIASES = {"max_train_steps": ("max_steps",)}
 # Of two arguments that say the same, the second would win over the first. Where the first is given on top of a recipe, the
 # recipe's second one does not count.
 REPLACED_IN_RECIPES = {"num_train_epochs": "max_steps"}
-# Arguments that name a place to write to, or to go on from.
-PLACES = ("output_dir", "output", "html", "destination", "runs_dir", "resume_from_checkpoint")
+# Arguments that name a place to write to or to read a model from.
+PLACES = (
+    *("output_dir", "output", "html", "destination", "runs_dir", "resume_from_checkpoint"),
+    *("model_name_or_path", "compare_with", "source"),
+)
 
 
 def build_arguments(
@@ -82,13 +85,15 @@ def build_arguments(
 
 
 def expand_home(groups: Iterable[Any]) -> tuple[Any, ...]:
-    """The same arguments, with the home folder in place of a `~` at the beginning of a place to write to."""
+    """The same arguments, with the home folder in place of a `~` at the beginning of [`PLACES`]."""
     groups = tuple(groups)
     for group in groups:
         for name in PLACES:
             value = getattr(group, name, None)
             if isinstance(value, str):
                 setattr(group, name, os.path.expanduser(value))
+            elif isinstance(value, list):
+                setattr(group, name, [os.path.expanduser(each) for each in value])
     return groups
 
 

@@ -111,10 +111,11 @@ def test_what_is_not_clear_is_refused(names, argument):
 @pytest.mark.parametrize(
     ("names", "missing"),
     [
-        ("train-00000-of-00003.parquet train-00002-of-00003.parquet", "1 of 3 files train-"),
+        ("train-00000-of-00003.parquet train-00002-of-00003.parquet", "1 of 3 files train are"),
         ("train-00000-of-00002.parquet train-00001-of-00002.parquet", None),
-        ("data/train-0-of-2-ab.tar data/train-1-of-2-cd.tar data/test-1-of-4.tar", "3 of 4 files data/test-"),
-        ("0-of-2.tar", "1 of 2 files"),
+        ("data/train-0-of-2-ab.tar data/train-1-of-2-cd.tar data/test-1-of-4.tar", "3 of 4 files data/test are"),
+        ("0-of-2.tar", "1 of 2 files are"),
+        ("part-1-of-4/train-0-of-1.tar", None),
         ("train-0.tar train-2.tar", None),
     ],
 )

@@ -139,10 +139,11 @@ def test_a_test_split_beside_a_validation_split(tiled, colors, tmp_path):
     assert len(load_images(str(tmp_path / "tiled"), validation_split="test").validation) > 0
 
 
-def test_a_test_split_without_labels_is_left_out(tiled, colors, capsys):
+@pytest.mark.parametrize("labels", [[-1] * 8, [0, 1, 2]])
+def test_a_test_split_without_labels_or_too_small_is_left_out(tiled, colors, capsys, labels):
     (colors / "test.parquet").rename(colors / "validation.parquet")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
-    rows = {"image": [image(row, "test") for row in range(8)], "label": [-1] * 8}
+    rows = {"image": [image(row, "test") for row in range(len(labels))], "label": labels}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(colors / "test.parquet")
     assert sorted(tiled(colors).splits) == ["train", "validation"]
     assert "split test is left out" in capsys.readouterr().out

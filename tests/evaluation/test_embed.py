@@ -134,6 +134,8 @@ def test_a_file_of_an_earlier_version_is_not_taken_for_other_images(model, flowe
         )
         with pytest.raises(SiTError, match="other images or labels"):
             embed(model, second, output_dir=output_dir, device="cpu")
+        with pytest.raises(SiTError, match="other images or labels"):
+            embed(model, second.remove_columns("label"), output_dir=output_dir, device="cpu")
 
 
 def test_a_cache_that_cannot_be_written_is_told_before_any_work(model, flowers, tmp_path, monkeypatch):

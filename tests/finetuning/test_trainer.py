@@ -160,7 +160,7 @@ class TestGoingOn:
         finetune(sit, tmp_path / "colors", **arguments)
         assert not trials, "those of the file are taken"
         train = tmp_path / "colors" / "train"
-        for old, new in (("red", "x"), ("green", "red"), ("x", "green")):
+        for old, new in (("red/00.png", "green/0.png"), ("green/00.png", "red/0.png")):
             (train / old).rename(train / new)
         finetune(sit, tmp_path / "colors", **arguments)
         assert trials
