@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 
@@ -149,7 +150,10 @@ def pretrainings_of(tmp_path):
     def plan(name: str, profile: str = "full") -> Pretrainings:
         arguments = AblationArguments(plan=name, dataset="d", output_dir=str(tmp_path), profile=profile, steps=32)
         plan = read_plan(name)
-        images = ComparedImages(None, None, [], "", {"dataset": "d"})
+        none = datasets.Dataset.from_dict(
+            {"label": []}, features=datasets.Features(label=datasets.ClassLabel(names=[]))
+        )
+        images = ComparedImages(none, none, [], "", {"dataset": "d"})
         planned = Pretrainings(plan, arguments, settle_measures(arguments, plan), images)
         planned.planned = lambda name, given: PlannedRun(StepSize(16, 1, 16), 1e-3, 32, 16)
         planned._images_of = lambda fraction: {"dataset": "d"}
