@@ -96,11 +96,7 @@ class TestGoingOn:
         ("name", "first", "second"),
         [
             ("label_fraction", {"label_fraction": 0.5}, {}),
-            ("seed", {}, {"seed": 7}),
-            ("learning_rate", {}, {"learning_rate": 0.01}),
             ("total_batch", {"batch_size": 10}, {"batch_size": 5}),
-            ("from_scratch", {"from_scratch": True}, {}),
-            ("pooling", {}, {"pooling": "mean"}),
             ("image_size", {}, {"image_size": 24}),
         ],
     )

@@ -189,8 +189,10 @@ class TestConvert:
         assert error.value.argument == argument
         assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
-    @pytest.mark.parametrize("format", ["vit", "timm", "torch_export"])
-    @pytest.mark.parametrize("intensity_range", [[0, 4095], [0, 4095, 10, 1023]])
+    @pytest.mark.parametrize(
+        ("format", "intensity_range"),
+        [("vit", [0, 4095, 10, 1023]), ("timm", [0, 4095]), ("torch_export", [0, 4095])],
+    )
     def test_names_the_range_that_other_libraries_do_not_read(self, tiny_config, tmp_path, format, intensity_range):
         if format == "timm":
             pytest.importorskip("timm")

@@ -46,7 +46,7 @@ def test_a_run(pretrain, method):
     )
 
 
-@pytest.mark.parametrize("method", sorted({*METHODS} - {"mae", "simmim", "ibot"}))
+@pytest.mark.parametrize("method", ["simclr", "moco_v3", "lejepa"])
 def test_heads_read_token_and_mean(pretrain, method):
     folder = pretrain(method=method, preset="auto", max_steps=1, overrides={"pooling": "token_mean"})
     assert all(math.isfinite(line["loss"]) for line in lines_of(folder))
