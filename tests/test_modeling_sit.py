@@ -1114,11 +1114,10 @@ def collate_views(items: list[dict]) -> dict[str, torch.Tensor]:
     }
 
 
-def test_transformers_trainer_trains_it_and_averages_accumulated_batches(tmp_path):
-    """Four batches of two images, or one of eight: the same gradient, where no loss compares images."""
+def gradient_norms(tmp_path, create_model, train_dataset, **others) -> list[float]:
+    """Of a step of transformers' `Trainer`: one batch of eight items, and four accumulated batches of two."""
     norms = []
     for batch_size, accumulated in ((8, 1), (2, 4)):
-        model = randomize(SiTForPreTraining(small_config(contrastive_weight=0.0, drop_path_rate=0.0)))
         arguments = TrainingArguments(
             output_dir=str(tmp_path),
             per_device_train_batch_size=batch_size,
@@ -1133,47 +1132,35 @@ def test_transformers_trainer_trains_it_and_averages_accumulated_batches(tmp_pat
             disable_tqdm=True,
             use_cpu=True,
         )
-        trainer = Trainer(model, arguments, train_dataset=PairsOfViews(), data_collator=collate_views)
+        trainer = Trainer(create_model(), arguments, train_dataset=train_dataset, **others)
         trainer.train()
         norms.append(next(line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line))
-    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    return norms
+
+
+def test_transformers_trainer_trains_it_and_averages_accumulated_batches(tmp_path):
+    """The same gradient, where no loss compares images."""
+
+    def create() -> SiTForPreTraining:
+        return randomize(SiTForPreTraining(small_config(contrastive_weight=0.0, drop_path_rate=0.0)))
+
+    whole, accumulated = gradient_norms(tmp_path, create, PairsOfViews(), data_collator=collate_views)
+    assert accumulated == pytest.approx(whole, rel=1e-4)
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
 def test_transformers_trainer_averages_accumulated_batches_of_a_classifier(tmp_path, problem):
-    norms = []
-    for batch_size, accumulated in ((8, 1), (2, 4)):
-        model = randomize(
+    def create() -> SiTForImageClassification:
+        return randomize(
             SiTForImageClassification(small_config(num_labels=2, problem_type=problem, drop_path_rate=0.0))
         )
-        trainer = Trainer(
-            model,
-            TrainingArguments(
-                output_dir=str(tmp_path),
-                per_device_train_batch_size=batch_size,
-                gradient_accumulation_steps=accumulated,
-                max_steps=1,
-                learning_rate=0.0,
-                logging_steps=1,
-                max_grad_norm=1e9,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                use_cpu=True,
-            ),
-            train_dataset=[
-                {
-                    "pixel_values": images(1, seed=index)[0],
-                    "labels": index % 2
-                    if problem.startswith("single")
-                    else torch.tensor([index % 2, 1.0 - index % 2]),
-                }
-                for index in range(8)
-            ],
-        )
-        trainer.train()
-        norms.append(next(line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line))
-    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+    def label(index: int) -> int | torch.Tensor:
+        return index % 2 if problem.startswith("single") else torch.tensor([index % 2, 1.0 - index % 2])
+
+    items = [{"pixel_values": images(1, seed=index)[0], "labels": label(index)} for index in range(8)]
+    whole, accumulated = gradient_norms(tmp_path, create, items)
+    assert accumulated == pytest.approx(whole, rel=1e-4)
 
 
 def slow_batch_norm(module, x):

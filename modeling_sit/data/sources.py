@@ -23,6 +23,7 @@ from modeling_sit.data.label_encoding import (
     type_name,
 )
 from modeling_sit.data.opening import max_image_pixels
+from modeling_sit.data.split_names import split_named
 from modeling_sit.data.unread_splits import SplitStream, UnreadSplit, notes_on_tars
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.hugging_face_cache import CacheError
@@ -292,7 +293,7 @@ def _only_image_and_label(
     if labels is not None:
         table = _add_labels(table, labels.columns[split], labels.feature)
     # Files and saved datasets do not always know which split they are. The name of a split is one of word characters.
-    name = datasets.NamedSplit(re.sub(r"\W+", "_", split))
+    name = split_named(split)
     return datasets.Dataset(table.data, info=table.info, split=name, indices_table=table._indices)
 
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+import datasets
+
 from modeling_sit.data.image_datasets import TEST_SPLITS, TRAIN_SPLITS, VALIDATION_SPLITS
 from modeling_sit.data.label_encoding import natural_order
 from modeling_sit.runtime.errors import SiTError
@@ -132,6 +134,11 @@ def join_paths(paths: Iterable[str]) -> str:
     """At most ten paths in a list, for a message, in natural order, and how many more there are."""
     paths = natural_order(paths)
     return ", ".join(paths[:10]) + (f" and {len(paths) - 10:,} more" if len(paths) > 10 else "")
+
+
+def split_named(name: str) -> datasets.NamedSplit:
+    """The name of a split as `datasets` takes it, such as `cells_train` for `cells-train`."""
+    return datasets.NamedSplit(re.sub(r"\W+", "_", name))
 
 
 def tell_left_out(dataset: str, splits: Collection[str], left_out: Mapping[str, int], unit: str) -> None:

@@ -12,10 +12,11 @@ from modeling_sit.data.dataset_forms import load_splits, reader_errors
 from modeling_sit.data.dense.annotations import AnnotationCheck, ImageOfObjects
 from modeling_sit.data.dense.mask_values import find_label_names
 from modeling_sit.data.dense.masks import MaskReader
-from modeling_sit.data.dense.rows import ENCODED, object_columns, object_features, split_named, table_of
+from modeling_sit.data.dense.rows import ENCODED, object_columns, object_features, table_of
 from modeling_sit.data.image_datasets import image_name
 from modeling_sit.data.image_sizes import is_turned, some_rows, upright_size
 from modeling_sit.data.label_encoding import MASK_COLUMNS, find_image_column, image_columns, join, type_name
+from modeling_sit.data.split_names import split_named
 from modeling_sit.data.unread_splits import SplitStream, UnreadSplit
 from modeling_sit.runtime.errors import SiTError
 

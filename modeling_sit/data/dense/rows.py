@@ -1,6 +1,5 @@
 """The rows of a dataset for dense tasks: images with objects, or with a class for each pixel."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from modeling_sit.data.dense.annotations import AnnotatedObject
+from modeling_sit.data.split_names import split_named
 
 ENCODED = datasets.Image(decode=False)
 # Of pixels without a class.
@@ -89,11 +89,6 @@ def object_columns(
 def table_of(columns: dict[str, pa.Array], features: datasets.Features, split: str) -> datasets.Dataset:
     """A dataset of Arrow columns, in memory."""
     return datasets.Dataset.from_dict(columns, features=features, split=split_named(split))
-
-
-def split_named(name: str) -> datasets.NamedSplit:
-    """The name of a split as `datasets` takes it, such as `cells_train` for `cells-train`."""
-    return datasets.NamedSplit(re.sub(r"\W+", "_", name))
 
 
 def names_of(rows: datasets.Dataset) -> list[str]:
