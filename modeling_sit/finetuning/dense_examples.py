@@ -7,6 +7,7 @@ import datasets
 import torch
 from matplotlib.figure import Figure
 
+from modeling_sit.data.dense.rows import OBJECTS
 from modeling_sit.evaluation.dense_models import load_dense_model
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.visualization.dense_run import choose_shown, draw_detections, draw_segmentation
@@ -14,7 +15,6 @@ from modeling_sit.visualization.dense_run import choose_shown, draw_detections, 
 logger = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 3
-OBJECTS = "objects"  # the column
 
 
 def draw_examples(

@@ -12,7 +12,7 @@ import torch
 
 from modeling_sit.data.decoding import Image, UnreadableImage
 from modeling_sit.data.dense.mask_values import check_values, read_mask
-from modeling_sit.data.dense.rows import annotations_of
+from modeling_sit.data.dense.rows import OBJECTS, annotations_of
 from modeling_sit.data.image_datasets import image_name, read_row
 from modeling_sit.data.image_sizes import upright_size
 from modeling_sit.dense_processing import resized_size
@@ -63,7 +63,7 @@ class DenseImages(torch.utils.data.Dataset):
         self.split = split
         self.pixel_format = pixel_format
         self.label_names = label_names
-        self.has_objects = "objects" in split.column_names
+        self.has_objects = OBJECTS in split.column_names
 
     def __len__(self) -> int:
         return len(self.split)

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 
 from modeling_sit.data.dense.loading import Kind, open_dense
+from modeling_sit.data.dense.rows import OBJECTS
 from modeling_sit.data.image_datasets import TRAIN_SPLITS, dataset_name
 from modeling_sit.data.label_encoding import join
 from modeling_sit.finetuning.arguments import FinetuningArguments
@@ -15,7 +16,6 @@ from modeling_sit.finetuning.splits import HOLD_BACK_FROM, Splits, called, choos
 from modeling_sit.runtime.errors import SiTError
 
 MAX_LISTED_CLASSES = 10
-OBJECTS = "objects"  # the column
 
 
 @dataclass(kw_only=True)

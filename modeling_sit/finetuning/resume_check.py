@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
+from modeling_sit.data.dense.rows import OBJECTS
 from modeling_sit.data.labeled import labels_of
 from modeling_sit.evaluation.feature_files import paths_of
 from modeling_sit.finetuning.arguments import FinetuningArguments
@@ -56,6 +58,7 @@ def run_settings(
         "dataset": public_name(splits.name),
         "num_train": len(splits.train),
         "labels": digest_of_labels(splits.label_names, splits.train),
+        "objects": digest_of_objects(splits.train),
         # The same weights are another function with others of these.
         **{name: getattr(config, name, None) for name in ("pooling", "num_attention_heads", "anchor_sizes")},
         "image_size": getattr(task, "image_size", getattr(config, "image_size", None)),
@@ -68,13 +71,25 @@ def run_settings(
 
 def digest_of_labels(label_names: Sequence[str], images: datasets.Dataset) -> str:
     """A hash of the names of the classes, the names of the images' files and of their folders, and the labels, where each image has
-    some of these classes. Boxes and masks are not read for it."""
+    some of these classes."""
     found = hashlib.blake2b("\n".join(label_names).encode(), digest_size=8)
     for path in paths_of(images).to_pylist():
         found.update("/".join(Path(path or "").parts[-2:]).encode())
     label = images.features.get("label")
     if label is not None and not isinstance(label, datasets.Image):
         found.update(labels_of(images).numpy().tobytes())
+    return found.hexdigest()
+
+
+def digest_of_objects(images: datasets.Dataset) -> str | None:
+    """A hash of the boxes of images with objects, `(x, y, width, height)` in pixels, and of their classes; `None` without objects.
+    Masks are not read for it."""
+    if OBJECTS not in images.column_names:
+        return None
+    found = hashlib.blake2b(digest_size=8)
+    for objects in images.select_columns([OBJECTS])[OBJECTS]:
+        found.update(np.array([len(objects["category"]), *objects["category"]], dtype=np.int64).tobytes())
+        found.update(np.array(objects["bbox"], dtype=np.float64).tobytes())
     return found.hexdigest()
 
 

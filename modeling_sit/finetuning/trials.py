@@ -15,7 +15,7 @@ from transformers import PrinterCallback
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import StopAtSignal
 from modeling_sit.finetuning.prepare import TASKS, prepare_trainer
-from modeling_sit.finetuning.resume_check import digest_of_labels
+from modeling_sit.finetuning.resume_check import digest_of_labels, digest_of_objects
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.trainer import LossNotFinite
 from modeling_sit.finetuning.training_arguments import AUTO, FinetuningTrainingArguments
@@ -158,7 +158,7 @@ class Trials:
             "num_train": [len(draw.train) for draw in self.draws],
             "num_held_out": [len(draw.validation) for draw in self.draws],
             "images": [
-                digest_of_labels(draw.label_names, part)
+                [digest_of_labels(draw.label_names, part), digest_of_objects(part)]
                 for draw in self.draws
                 for part in (draw.train, draw.validation)
             ],

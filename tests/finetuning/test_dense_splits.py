@@ -1,6 +1,7 @@
 """Which images of a dense dataset a run trains on, chooses by and measures."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from dense_sets import write_halves, write_squares
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.dense_splits import hold_out, load_dense_splits, select_fraction
+from modeling_sit.finetuning.resume_check import digest_of_objects
 from modeling_sit.finetuning.splits import held_out_draws
 from modeling_sit.runtime.errors import SiTError
 
@@ -33,6 +35,21 @@ def test_splits_by_their_names(squares, capsys):
     objects = [category for row in splits.train["objects"] for category in row["category"]]
     assert first == f"{squares}:" and "train: 6 images, 1 without any, 10 objects (" in train
     assert f"blue {objects.count(0)}" in train and f"red {objects.count(1)}" in train
+
+
+def test_boxes_and_classes_tell_runs_apart(squares, tmp_path):
+    """A run with other annotations of the same files is another run."""
+    digest = digest_of_objects(load(squares).train)
+    again, others = (shutil.copytree(squares, tmp_path / name) for name in ("again", "others"))
+    assert digest_of_objects(load(again).train) == digest
+    digests = {digest}
+    for change in ({"bbox": [0, 0, 9, 9]}, {"category_id": 1}, {"category_id": 2}):
+        content = json.loads((squares / "train.json").read_text())
+        content["annotations"][0] |= change
+        (others / "train.json").write_text(json.dumps(content))
+        digests.add(digest_of_objects(load(others).train))
+    assert len(digests) == 3  # one of the two classes is the old one
+    assert digest_of_objects(load(write_halves(tmp_path / "halves", train=4), "pixels").train) is None
 
 
 def test_the_user_has_the_last_word(squares):

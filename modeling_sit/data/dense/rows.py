@@ -11,6 +11,7 @@ from modeling_sit.data.dense.annotations import AnnotatedObject
 from modeling_sit.data.split_names import split_named
 
 ENCODED = datasets.Image(decode=False)
+OBJECTS = "objects"  # the column
 # Of pixels without a class.
 IGNORED_PIXEL = 255
 MAX_PIXEL_CLASSES = IGNORED_PIXEL
@@ -33,7 +34,7 @@ def object_features(label_names: Sequence[str]) -> datasets.Features:
             "image_id": datasets.Value("int64"),
             "width": datasets.Value("int64"),
             "height": datasets.Value("int64"),
-            "objects": {
+            OBJECTS: {
                 "id": datasets.List(datasets.Value("int64")),
                 "bbox": datasets.List(datasets.List(datasets.Value("float64"), length=4)),
                 "category": datasets.List(datasets.ClassLabel(names=list(label_names))),
