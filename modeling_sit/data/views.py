@@ -37,7 +37,9 @@ class ViewArguments:
     )
     crop_ratio: list[float] = field(
         default_factory=lambda: [3 / 4, 4 / 3],
-        metadata={"help": "Range of the width of a crop divided by its height."},
+        metadata={
+            "help": "Range of the width of a crop divided by its height; of views that are not square, a multiple of theirs."
+        },
     )
     horizontal_flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
     vertical_flip_probability: float = field(
@@ -104,6 +106,18 @@ class ViewArguments:
             values = value if isinstance(value, list) else [value]
             if name.endswith("_probability") and not all(0 <= probability <= 1 for probability in values):
                 raise SiTError(f"must be in [0, 1], got {value}", argument=name)
+
+    def crop_ratio_for(self, image_shape: tuple[int, int]) -> tuple[float, float]:
+        """Range of the width of a crop in an image, divided by its height.
+
+        Views that are not square are no more stretched than square ones are: the range is around their own ratio.
+
+        Args:
+            image_shape (pair of `int`): Height and width of the views in pixels.
+        """
+        height, width = image_shape
+        low, high = self.crop_ratio
+        return low * width / height, high * width / height
 
 
 def rotate_views(views: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:

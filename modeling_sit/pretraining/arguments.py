@@ -216,7 +216,7 @@ class PretrainingArguments(CardArguments, DatasetArguments):
     min_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate at the end."})
     warmup_epochs: float | None = field(
         default=None,
-        metadata={"help": "Epochs of linear warm-up, at most a tenth of the run. The paper's are 10."},
+        metadata={"help": "Epochs of linear warm-up, at most a tenth of the run (MoCo-v3: 2/15). The paper's are 10."},
     )
     warmup_steps: int | None = field(
         default=None,

@@ -17,6 +17,7 @@ from modeling_sit.data.augmentation import ViewAugmentation
 from modeling_sit.data.training_data import CropGroup
 from modeling_sit.data.views import ViewArguments
 from modeling_sit.interop.resize import pair
+from modeling_sit.pretraining.schedules import MOST_WARMUP
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.batch_norm import synchronize_batch_norm
 
@@ -90,6 +91,7 @@ class Method(nn.Module):
         defaults (mapping): Values of arguments and fields of the configuration that are neither given nor chosen.
         paper (mapping): Those of the published recipe, for the preset `paper`, where they differ from SiT's.
         learning_rate_factor (`float`): Of the peak learning rate that the preset `auto` has for the width.
+        most_warmup (`float`): Fraction of a run that epochs of warm-up are shortened to.
     """
 
     losses: tuple[str, ...] = ("loss",)
@@ -109,6 +111,7 @@ class Method(nn.Module):
     defaults: Mapping[str, Any] = DEFAULTS
     paper: Mapping[str, Any] = MappingProxyType({})
     learning_rate_factor: float = 1.0
+    most_warmup: float = MOST_WARMUP
 
     student: nn.Module
     teacher: Teacher | None

@@ -80,7 +80,7 @@ def prepare(
                 batch_size=flags.run.per_device_train_batch_size,
                 seed=flags.run.seed,
                 pixel_format=PixelFormat.of_model(config, processor),
-                crop_ratio=tuple(flags.views.crop_ratio),
+                crop_ratio=flags.views.crop_ratio_for(config.image_shape),
                 num_workers=workers.training,
                 process_index=accelerator.process_index,
                 num_processes=accelerator.num_processes,
@@ -90,7 +90,9 @@ def prepare(
             flags.streaming,
             flags.cache,
         )
-        schedules = plan_schedules(flags.run, images.num_train, accelerator.num_processes, data.is_streamed)
+        schedules = plan_schedules(
+            flags.run, images.num_train, accelerator.num_processes, data.is_streamed, method.most_warmup
+        )
         preview_crops = data.preview_crops(NUM_PREVIEW_IMAGES, partial(derive_seed, flags.run.seed, PREVIEW))
         monitors = OnlineMonitors(
             flags.monitors,

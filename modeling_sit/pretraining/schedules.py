@@ -7,6 +7,8 @@ from modeling_sit.data.image_datasets import dataset_name
 from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.runtime.errors import SiTError
 
+MOST_WARMUP = 0.1  # of a run
+
 
 def cosine(start: float, end: float, progress: float) -> float:
     """From `start` at progress 0 to `end` at progress 1 along half a cosine."""
@@ -71,7 +73,11 @@ class Schedules:
 
 
 def plan_schedules(
-    arguments: PretrainingArguments, num_images: int | None, num_processes: int, streaming: bool = False
+    arguments: PretrainingArguments,
+    num_images: int | None,
+    num_processes: int,
+    streaming: bool = False,
+    most_warmup: float = MOST_WARMUP,
 ) -> Schedules:
     """The schedules that the arguments describe.
 
@@ -80,6 +86,8 @@ def plan_schedules(
         num_images (`int`, *optional*): Images of the dataset; `None` for a stream of unknown length.
         num_processes (`int`): How many processes share them.
         streaming (`bool`, *optional*, defaults to `False`): Whether batches go on from one epoch into the next.
+        most_warmup (`float`, *optional*, defaults to 0.1): Fraction of the run that epochs of warm-up are shortened
+            to.
 
     Raises:
         [`SiTError`]: If the images do not fill one batch, or a stream's length would have to be known.
@@ -90,14 +98,14 @@ def plan_schedules(
     if num_images is None:
         batches_per_epoch = None
         num_steps = arguments.max_steps
-        num_warmup_steps = num_steps // 10
+        num_warmup_steps = int(MOST_WARMUP * num_steps)
     else:
         batches_per_epoch = _batches_per_epoch(arguments, num_images, num_processes, streaming)
         steps_per_epoch = batches_per_epoch / batches_per_step
         num_steps = arguments.max_steps or math.ceil(arguments.num_train_epochs * steps_per_epoch)
-        num_warmup_steps = num_steps // 10
+        num_warmup_steps = int(MOST_WARMUP * num_steps)
         if arguments.warmup_epochs is not None:
-            num_warmup_steps = min(round(arguments.warmup_epochs * steps_per_epoch), num_warmup_steps)
+            num_warmup_steps = min(round(arguments.warmup_epochs * steps_per_epoch), int(most_warmup * num_steps))
     if arguments.warmup_steps is not None:
         num_warmup_steps = min(arguments.warmup_steps, num_steps)
     decay_end = arguments.weight_decay if arguments.weight_decay_end is None else arguments.weight_decay_end

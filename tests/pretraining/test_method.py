@@ -30,9 +30,9 @@ def ramps(tmp_path) -> Path:
 def views_of(recorded, ramps):
     """The clean views of a run's first batch, in [0, 1]: with mean 0 and standard deviation 1 nothing is normalized."""
 
-    def views_of(settings: dict, name: str, by_recipe: bool = False) -> torch.Tensor:
+    def views_of(settings: dict, name: str, by_recipe: bool = False, **sizes) -> torch.Tensor:
         settings = {**OFF, "image_mean": [0, 0, 0], "image_std": [1, 1, 1], **settings}
-        run = recorded(settings, name, by_recipe, dataset=ramps, channels=3, steps=1)
+        run = recorded(settings, name, by_recipe, dataset=ramps, channels=3, steps=1, **sizes)
         return run.batches[0]["target_pixel_values"]
 
     return views_of
@@ -136,6 +136,13 @@ class TestViews:
             torch.stack([width, height], dim=1), torch.tensor([[24.0, 20.0]] * 8), rtol=0, atol=1
         )
         assert is_as_asked(views_of(settings, "asked"), clean)
+
+    def test_wide_views_are_of_wide_crops(self, views_of):
+        """They show things as they are, like square views of square crops."""
+        views = views_of({"crop_ratio": [1, 1], "crop_scale": [0.3, 0.3]}, "wide", image_size="[16,32]")
+        width = (views[:, 0, :, 22] - views[:, 0, :, 9]).mean(dim=1) * 255 / 10 / 13 * 32
+        _, height = crop_sizes(views)
+        assert ((width / height - 2).abs() < 0.2).all()
 
     def test_no_argument_is_left_out(self):
         assert {argument for argument, _, _ in EFFECTS} == {field.name for field in fields(ViewArguments)} == set(OFF)

@@ -17,6 +17,7 @@ from modeling_sit.pretraining.schedules import cosine
 from modeling_sit.pretraining.students import Student, create_peer, feature_size, projector, without_dropout
 from modeling_sit.pretraining.teacher import Teacher
 from modeling_sit.runtime.distributed import gather_projections
+from modeling_sit.runtime.errors import SiTError
 
 if TYPE_CHECKING:
     from modeling_sit.pretraining.flags import PretrainingFlags
@@ -57,6 +58,8 @@ class MoCoV3Student(Student):
     """
     The backbone, a projector of three layers, and a predictor of two. Batch norm without affine parameters ends both.
 
+    Batch norm has statistics of view 1 and of view 2, as the authors' code has: the two are augmented differently.
+
     Args:
         config ([`SiTConfig`]): The backbone, and the widths of projector and predictor.
         use_predictor (`bool`): Whether there is a predictor.
@@ -77,7 +80,8 @@ class MoCoV3Student(Student):
             teacher_projections (`torch.Tensor` of shape `(2 * total_batch, size)`): The teacher's of all processes.
             teacher_projections_offset (`int`): Which of their images is this process's first.
         """
-        predictions = self.predictor(self.head(self.features(pixel_values)))
+        views = self.features(pixel_values).chunk(2)
+        predictions = torch.cat([self.predictor(self.head(view)) for view in views])
         loss = contrastive_loss(predictions, teacher_projections, self.config.temperature, teacher_projections_offset)
         return ModelOutput(loss=loss, contrastive_loss=loss)
 
@@ -96,6 +100,9 @@ class MoCoV3(Method):
         config ([`SiTConfig`]): The backbone, the heads' widths, and the temperature.
         processor ([`SiTImageProcessor`]): Normalizes.
         flags ([`PretrainingFlags`]): What the user asked for.
+
+    Raises:
+        [`SiTError`]: If a batch has one image.
     """
 
     losses = ("loss", "contrastive_loss")
@@ -119,8 +126,13 @@ class MoCoV3(Method):
         "freeze_patch_embedding": True,
         "crop_scale": [0.08, 1.0],
     }
+    most_warmup = paper["warmup_epochs"] / paper["num_train_epochs"]
 
     def __init__(self, config: SiTConfig, processor: SiTImageProcessor, flags: "PretrainingFlags"):
+        if flags.run.per_device_train_batch_size < 2:
+            raise SiTError(
+                "MoCo-v3's heads have batch norm, which needs two images", argument="per_device_train_batch_size"
+            )
         super().__init__(config, processor, flags)
         self.momentum = flags.run.teacher_momentum
         create = partial(MoCoV3Student, use_predictor=self.arguments.use_predictor)
@@ -156,7 +168,7 @@ class MoCoV3(Method):
         self, views: Sequence[torch.Tensor], accelerator: Accelerator, schedule: Mapping[str, float]
     ) -> dict[str, Any]:
         with accelerator.autocast():
-            projections = self.teacher.project(views[0])
+            projections = torch.cat([self.teacher.project(view) for view in views[0].chunk(2)])
         projections, offset = gather_projections(accelerator, projections)
         return {
             "pixel_values": views[0],

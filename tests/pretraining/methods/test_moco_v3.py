@@ -9,10 +9,13 @@ from pretraining_runs import assert_equal, checkpoint, lines_of, weights_in
 from torch import nn
 
 from modeling_sit.data.image_facts import ImageFacts
+from modeling_sit.pretraining.arguments import PretrainingArguments
 from modeling_sit.pretraining.dry_run import describe_teacher
 from modeling_sit.pretraining.methods.moco_v3 import MoCoV3
 from modeling_sit.pretraining.model_setup import create_processor
 from modeling_sit.pretraining.presets import Facts, choose
+from modeling_sit.pretraining.schedules import plan_schedules
+from modeling_sit.runtime.errors import SiTError
 
 HEADS = {"projection_hidden_size": 16, "projection_size": 6}
 
@@ -82,16 +85,25 @@ def test_loss(create, use_predictor):
     method = create({"temperature": 0.3}, use_predictor=use_predictor)
     disturb(method, 1)
     inputs = method.inputs([images()], Accelerator(cpu=True), {})
-    keys = method.teacher.model.head(method.teacher.model.vit(images()).last_hidden_state[:, 0])
+    teacher, student = method.teacher.model, method.student
+    one, two = images()[:4], images()[4:]  # a network reads one view after the other, as the authors' code does
+    keys = torch.cat([teacher.head(teacher.vit(view).last_hidden_state[:, 0]) for view in (one, two)])
     torch.testing.assert_close(inputs["teacher_projections"], keys, rtol=1e-4, atol=1e-5)
-    queries = method.student.head(method.student.vit(images()).last_hidden_state[:, 0])
+    queries = [student.head(student.vit(view).last_hidden_state[:, 0]) for view in (one, two)]
     if use_predictor:
-        queries = method.student.predictor(queries)
+        queries = [student.predictor(each) for each in queries]
     else:
-        assert not list(method.student.predictor.parameters())
+        assert not list(student.predictor.parameters())
+    queries = torch.cat(queries)
     output = method.student(**inputs)
     assert output.loss.item() == output.contrastive_loss.item()
     assert output.loss.item() == pytest.approx(slow_loss(queries.detach(), keys.detach(), 0.3), rel=1e-4)
+
+
+def test_a_batch_of_one_image_has_no_batch_norm(create):
+    with pytest.raises(SiTError) as error:
+        create(per_device_train_batch_size=1)
+    assert error.value.argument == "per_device_train_batch_size"
 
 
 def test_teachers_are_the_authors(create):
@@ -148,6 +160,10 @@ def test_published_values(create):
     published = {"base_learning_rate": 1.5e-4, "weight_decay": 0.1, "warmup_epochs": 40, "max_grad_norm": 0}
     published |= {"crop_scale": [0.08, 1.0], "export": "student", "teacher_momentum": 0.99}
     assert {name: values[name] for name in published} == published
+    lengths = {name: values[name] for name in ("num_train_epochs", "warmup_epochs", "base_learning_rate")}
+    run = PretrainingArguments(dataset="some", output_dir="out", per_device_train_batch_size=64, **lengths)
+    plan = plan_schedules(run, 6400, 1, most_warmup=method.most_warmup)
+    assert (plan.num_steps, plan.num_warmup_steps) == (300 * 100, 40 * 100)
 
 
 @pytest.mark.parametrize(("size", "frozen"), [("micro", False), ("tiny", False), ("small", True)])
