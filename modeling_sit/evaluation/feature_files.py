@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,7 @@ def content_hash(images: datasets.Dataset) -> str:
     An image is known by its path and the size and time of its file; in the dataset itself, by its path and its bytes.
     """
     found = hashlib.sha256()
-    # Fields of the whole column first: of rows one by one, each would copy what tells which values are null.
-    files = images.data.column("image")
-    paths, contents = (pc.struct_field(files, name) for name in ("path", "bytes"))
-    for row in range(len(files)) if images._indices is None else images._indices.column(0).to_pylist():
-        path, content = paths[row].as_py(), contents[row].as_buffer()
+    for path, content in encoded_images(images):
         if content is None:
             found.update(f"{path} {_file_state(path)}\n".encode())
         else:
@@ -125,6 +122,15 @@ def content_hash(images: datasets.Dataset) -> str:
     if not isinstance(images.features.get("label", IMAGE), datasets.Image):  # no masks
         found.update(json.dumps(images["label"][:]).encode())
     return found.hexdigest()[:16]
+
+
+def encoded_images(images: datasets.Dataset) -> Iterator[tuple[str | None, pa.Buffer | None]]:
+    """Of each image its path, and its encoded bytes where they are in the dataset itself."""
+    # Fields of the whole column first: of rows one by one, each would copy what tells which values are null.
+    files = images.data.column("image")
+    paths, contents = (pc.struct_field(files, name) for name in ("path", "bytes"))
+    for row in range(len(files)) if images._indices is None else images._indices.column(0).to_pylist():
+        yield paths[row].as_py(), contents[row].as_buffer()
 
 
 def _file_state(path: str | None) -> tuple[int, int] | None:

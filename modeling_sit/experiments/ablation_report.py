@@ -16,7 +16,7 @@ from modeling_sit.experiments.comparison_runs import OfPixels
 from modeling_sit.experiments.comparison_tables import NONE, cost_cells, is_partial, notes_of
 from modeling_sit.experiments.plan import Plan
 from modeling_sit.experiments.report import mean_and_std, read_report, write_report
-from modeling_sit.experiments.verdict import ONE_SEED, Side, against, best_of
+from modeling_sit.experiments.verdict import ONE_SEED, against, best_of
 from modeling_sit.runtime.markdown import escaped, table
 from modeling_sit.runtime.run_folders import find_files
 from modeling_sit.visualization.factor_chart import Panel, factor_chart
@@ -159,15 +159,15 @@ def in_words(findings: Findings) -> list[str]:
     that all cells have."""
     lines, seeds = [], findings.seeds
     for measure in findings.measures:
-        rivals = {row.name: Side(values) for row in findings.cells if (values := row.of(measure, seeds))}
+        rivals = {row.name: row.side(measure, seeds) for row in findings.cells if row.of(measure, seeds)}
         if not (measure.is_fraction and seeds and rivals and measure.num_images):
             continue
         text = f"{measure.title}: {best_of(rivals, measure.num_images)}"
         if len(findings.untrained) == 1:
-            values = findings.untrained[0].of(measure, seeds)
+            untrained = findings.untrained[0].side(measure, seeds)
             name = "Untrained encoder" if measure.name in _protocols([measure]) else "From scratch"
-            if len(values) == len(seeds):
-                text += f" {against(name, rivals, Side(values), measure.num_images)}"
+            if len(untrained.values) == len(seeds):
+                text += f" {against(name, rivals, untrained, measure.num_images)}"
         lines.append(text + (ONE_SEED if len(seeds) == 1 else ""))
     return lines
 

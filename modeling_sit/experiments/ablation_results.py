@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from modeling_sit.evaluation.predictions import PREDICTIONS_FILE, hits_of
 from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
 from modeling_sit.evaluation.results import read_results
 from modeling_sit.experiments.ablation_runs import AblationRuns, encoder_key
@@ -13,6 +14,7 @@ from modeling_sit.experiments.comparison_runs import OfPixels, metric_of
 from modeling_sit.experiments.comparison_tables import COLUMNS, labels
 from modeling_sit.experiments.plan import Cell
 from modeling_sit.experiments.pretraining_runs import DIVERGED, PRETRAINING, cost_of
+from modeling_sit.experiments.verdict import Side
 from modeling_sit.pretraining.cost import PretrainingCost
 
 # Of `results.csv`, beside the factors.
@@ -59,6 +61,7 @@ class Row:
         costs (`dict`): What pretraining has cost, by seed.
         models (`dict`): The folder of the model, by seed.
         problems (`dict`): Why there is nothing of a seed.
+        predictions (`dict`): Files of what fine-tuned models said of each test image, by the measure's name and the seed.
     """
 
     name: str
@@ -68,11 +71,17 @@ class Row:
     costs: dict[int, PretrainingCost] = field(default_factory=dict)
     models: dict[int, str] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
+    predictions: dict[str, dict[int, Path]] = field(default_factory=dict)
 
     def of(self, measure: Measure, seeds: Sequence[int] | None = None) -> list[float]:
         """The values of a measure, in the order of the seeds; of some seeds only, if they are given."""
         found = self.values.get(measure.name, {})
         return [value for seed, value in sorted(found.items()) if seeds is None or seed in seeds]
+
+    def side(self, measure: Measure, seeds: Sequence[int]) -> Side:
+        """A measure of some seeds, to be compared."""
+        files = self.predictions.get(measure.name, {})
+        return Side(self.of(measure, seeds), hits_of([file for seed, file in sorted(files.items()) if seed in seeds]))
 
 
 @dataclass(frozen=True)
@@ -198,6 +207,8 @@ class _Reader:
                 number, rivals = result["num_validation"], tuple(CLASSIFIERS)
                 measure = Measure(name, f"fine-tuned, {labels(fraction)}", metric, True, rivals, fraction, number)
                 self._note(row, measure, seed, result[metric])
+                predictions = runs.finetuned_dir(start, fraction, seed) / PREDICTIONS_FILE
+                row.predictions.setdefault(name, {})[seed] = predictions
 
     def _note(self, row: Row, measure: Measure, seed: int, value: float | None) -> None:
         if value is not None:

@@ -17,7 +17,7 @@ from modeling_sit.experiments.comparison_runs import RUN_FOLDERS, STARTS, Choice
 from modeling_sit.experiments.comparison_tables import ROWS, choices_table, frozen_table, main_table
 from modeling_sit.experiments.grid import claim_folder, refuse_launcher
 from modeling_sit.experiments.report import write_report
-from modeling_sit.experiments.verdict import Side, length_remark, verdict
+from modeling_sit.experiments.verdict import MAY_BE_SEEN, Side, length_remark, verdict
 from modeling_sit.pretraining.cost import PretrainingCost, pretraining_cost
 from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.arguments import build_arguments
@@ -128,6 +128,8 @@ def run_comparison(
         _verdict(fraction, fine_tuned, pixels, runs) + length_remark(chosen.get(("scratch", fraction)))
         for fraction in arguments.label_fractions
     ]
+    if images.is_held_back:
+        words.append(MAY_BE_SEEN)
     chart = comparison_chart(
         {(cell.label_fraction, cell.start): cell.values for cell in fine_tuned},
         "fraction of the labels",

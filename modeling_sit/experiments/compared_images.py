@@ -1,8 +1,10 @@
 """The images of a comparison: every run trains on the same ones and is measured on the same ones."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -13,6 +15,7 @@ from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, Ima
 from modeling_sit.data.labeled import labeled_splits, labels_of
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import NothingToHoldOut, hold_out_labeled, train_validation_split
+from modeling_sit.evaluation.feature_files import encoded_images
 from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.interop.convert_in import range_of
 
@@ -30,6 +33,7 @@ class ComparedImages:
         label_names (`list[str]`): Names of the classes, in the order of their indices.
         test_name (`str`): What the test images are, for the user.
         arguments (`dict`): Fields of [`DatasetArguments`] by which a run finds the same images.
+        is_held_back (`bool`, *optional*, defaults to `False`): Whether the test images are a part of the training split.
     """
 
     train: datasets.Dataset
@@ -37,12 +41,17 @@ class ComparedImages:
     label_names: list[str]
     test_name: str
     arguments: Mapping[str, Any]
+    is_held_back: bool = False
 
     def fingerprint(self) -> str:
-        """A short checksum that differs where images were added, removed or labeled otherwise."""
+        """A short checksum that differs where images were added, removed, replaced or labeled otherwise. A file is known by its
+        name, its folder's and its size."""
         checksum = hashlib.blake2b("\n".join(self.label_names).encode(), digest_size=8)
         for split in (self.train, self.test):
             checksum.update(f"\n{len(split)} ".encode() + labels_of(split).numpy().tobytes())
+            for path, content in encoded_images(split):
+                checksum.update(f"\n{'/'.join(Path(path or '').parts[-2:])} ".encode())
+                checksum.update(_size_of(path) if content is None else content)
         return checksum.hexdigest()
 
     def protocol_arguments(self) -> dict[str, Any]:
@@ -68,6 +77,13 @@ class ComparedImages:
         return replace(self, train=train, test=test, arguments=arguments)
 
 
+def _size_of(path: str | None) -> bytes:
+    try:
+        return str(os.path.getsize(path)).encode()
+    except (OSError, TypeError):
+        return b""
+
+
 def compared_images(arguments: DatasetArguments, model_name_or_path: str | None = None) -> ComparedImages:
     """
     The images of a comparison. The split to measure is the one that the arguments name; else one that is called like a
@@ -90,13 +106,16 @@ def compared_images(arguments: DatasetArguments, model_name_or_path: str | None 
     train, test = labeled_splits(images, validation="if there")
     intensities = {"intensity_range": arguments.intensity_range}
     if test is not None:
-        return ComparedImages(
-            train, test, images.label_names, f"{len(test):,} images of {test.split}", given | intensities
-        )
+        name = f"{len(test):,} images of {test.split}"
+        found = ComparedImages(train, test, images.label_names, name, given | intensities)
+        # Networks would choose by a validation split, whatever the fraction of the labels; raw pixels could not.
+        others = {name.lower() for name in images.splits} - {str(split.split).lower() for split in (train, test)}
+        return found.in_memory(train, test) if others & {*VALIDATION_SPLITS} else found
 
     name = f"{100 * TEST_FRACTION:g} % of {train.split}, {{:,}} images, held back"
     train, test = train_validation_split(train, TEST_FRACTION, TEST_SEED)
-    found = ComparedImages(train, test, images.label_names, name.format(len(test)), given | intensities)
+    name = name.format(len(test))
+    found = ComparedImages(train, test, images.label_names, name, given | intensities, is_held_back=True)
     return found.in_memory(train, test)
 
 

@@ -51,7 +51,7 @@ class Start:
     Args:
         models (mapping from `int` to `str`): Folder or Hub id of the pretrained model by seed.
         from_scratch (`bool`, *optional*, defaults to `False`): Whether only its architecture counts, with new weights.
-        pooling (`str`, *optional*, defaults to `"token"`): Of the frozen features. `None` for the model's own.
+        pooling (`str`, *optional*): Of the frozen features. Default: the model's own.
         finetuning (mapping, *optional*): Arguments of fine-tuning that this start has of its own.
         evaluation (mapping, *optional*): The same of the protocols.
         key (`str`, *optional*): Its name in those of folders. Default: its name.
@@ -59,7 +59,7 @@ class Start:
 
     models: Mapping[int, str]
     from_scratch: bool = False
-    pooling: str | None = "token"
+    pooling: str | None = None
     finetuning: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     key: str | None = None
@@ -190,7 +190,7 @@ class Runs:
             with self.announce("search", text), self._renamed_errors():
                 *groups, _ = self._build(given)
                 found = tune(*groups)
-            best, searched = (found.learning_rate, found.max_steps), length == {"max_steps": "auto"}
+            best, searched = (found.learning_rate, found.max_steps), len({each.max_steps for each in found.trials}) > 1
             value = next(each.metric for each in found.trials if (each.learning_rate, each.max_steps) == best)
             choice = Choice(*best, found.chosen_on, found.metric, value, searched, found.still_rises)
             write_results(run_dir, {"chosen": asdict(choice)})

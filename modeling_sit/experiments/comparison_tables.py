@@ -62,7 +62,12 @@ def main_table(
     header += ["epochs", "encoder tokens", "seconds"] if any(costs.values()) else []
     rows = [row + [NONE] * (len(header) - len(row)) for row in rows]
     notes = notes_of(pixels, bool(protocols), [cost for each in costs.values() for cost in each])
-    caption = f"{metric.replace('_', ' ').capitalize()} on {test_name}, {over_seeds(len(fine_tuned[0].values))}:"
+    num_seeds = max(len(cell.values) for cell in fine_tuned)
+    fewest = {start: min(len(cell.values) for cell in fine_tuned if cell.start == start) for start in rows_of}
+    notes += [
+        f"{rows_of[start]}: {number} of {num_seeds} seeds." for start, number in fewest.items() if number < num_seeds
+    ]
+    caption = f"{metric.replace('_', ' ').capitalize()} on {test_name}, {over_seeds(num_seeds)}:"
     return "\n\n".join([caption, table(header, rows), " ".join(notes)]).strip()
 
 

@@ -18,6 +18,11 @@ STILL_RISES = (
     "steps may give a better result from scratch."
 )
 
+MAY_BE_SEEN = (
+    "The images that are measured are a part of the training split, so pretraining may have read them, without their labels. "
+    "A test split that it has not read is fairer to the others."
+)
+
 
 @dataclass(frozen=True)
 class Side:

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from modeling_sit.evaluation.predictions import Predictions
 from modeling_sit.experiments.ablation_report import draw_charts, in_words, main_table, trouble
 from modeling_sit.experiments.ablation_results import Findings, Measure, Row, as_lines
 from modeling_sit.experiments.comparison_runs import OfPixels
@@ -65,6 +67,20 @@ def test_words_compare_the_seeds_that_all_cells_have(findings):
     assert knn.startswith("kNN: replace/8 px is best on these test images: 80.0 %. There is one seed")
     others = "noise/8 px, replace/4 px, replace/8 px are not clearly worse"
     assert tuned.startswith("fine-tuned, 10 % of the labels: noise/4 px is best") and others in tuned
+
+
+def test_fine_tuned_models_are_compared_image_by_image(findings, tmp_path):
+    """All err on the same images but for a few, so a small difference is clear."""
+    labels = np.zeros(1000, dtype=int)
+    for row in findings.cells:
+        row.predictions = {TUNED.name: {0: tmp_path / f"{row.name.replace('/', ' ')}.csv"}}
+        num_right = 620 if row.name == "replace/8 px" else 600
+        row.values[TUNED.name] = {0: num_right / 1000}
+        predicted = (np.arange(1000) >= num_right).astype(int)
+        Predictions(np.arange(1000), labels, predicted).write(row.predictions[TUNED.name][0], ["a", "b"])
+    assert "not clearly worse" not in in_words(findings)[1]
+    del findings.cells[0].predictions[TUNED.name]
+    assert "noise/4 px is not clearly worse" in in_words(findings)[1]
 
 
 def test_trouble_is_named(findings):

@@ -17,7 +17,7 @@ from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import select_label_fraction
 from modeling_sit.experiments import comparison_runs as module
 from modeling_sit.experiments.compare import ComparisonArguments, ComparisonResult, compare
-from modeling_sit.experiments.verdict import NOT_SEARCHED, STILL_RISES
+from modeling_sit.experiments.verdict import MAY_BE_SEEN, NOT_SEARCHED, STILL_RISES
 from modeling_sit.finetuning import splits, tuning
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 from modeling_sit.runtime.signals import StopSignal
@@ -107,6 +107,15 @@ def test_tables_say_what_the_runs_say_and_more_seeds_are_added(run, capsys):
         name = {"scratch": "untrained encoder", "pretrained": "pretrained"}[start]
         assert rows[name]["kNN"] == f"{100 * measured['accuracy']:.1f} %"
     assert (run.output_dir / "results.png").stat().st_size > 1000
+
+
+def test_frozen_features_are_of_the_tokens_that_the_model_names(run, save_tiny_sit, tmp_path):
+    """A loss of masked image modeling has taught no token."""
+    save_tiny_sit(tmp_path / "model", num_channels=1, pooling="mean")
+    run(protocols=["knn"])
+    assert [results_in(run.output_dir / f"frozen-{start}")["knn"]["pooling"] for start in module.STARTS] == [
+        "mean"
+    ] * 2
 
 
 def test_raw_pixels_get_the_labels_of_the_fine_tuned_models(run, monkeypatch):
@@ -201,14 +210,15 @@ def test_rates_and_steps_are_chosen_once_for_all_seeds(run, monkeypatch):
 
 @pytest.mark.parametrize("tune", [False, True])
 @pytest.mark.parametrize(
-    ("given", "recipe", "length"),
+    ("given", "recipe", "length", "tried"),
     [
-        ({"num_train_epochs": [3]}, {"max_steps": 9}, (3, None)),
-        ({"max_steps": [5]}, {"num_train_epochs": 9}, (None, 5)),
-        ({}, {"num_train_epochs": 9}, (9, None)),
+        ({"num_train_epochs": [3]}, {"max_steps": 9}, (3, None), [1]),
+        ({"max_steps": [5]}, {"num_train_epochs": 9}, (None, 5), [1]),
+        ({}, {"num_train_epochs": 9}, (9, None), [1, 2]),
+        ({}, {"num_train_epochs": 9}, (9, None), [1]),  # the limit is the first length
     ],
 )
-def test_a_length_that_is_given_replaces_that_of_the_recipe(run, monkeypatch, tune, given, recipe, length):
+def test_a_length_that_is_given_replaces_that_of_the_recipe(run, monkeypatch, tune, given, recipe, length, tried):
     """In the search of the rate, and in the runs; after the search these have its steps alone."""
     seen = []
 
@@ -218,7 +228,8 @@ def test_a_length_that_is_given_replaces_that_of_the_recipe(run, monkeypatch, tu
         return groups
 
     def chosen(*groups):
-        return tuning.Tuning(0.01, 1, "accuracy", "some", True, [tuning.Trial(0.01, 1, 0.5, 0.5, 0)])
+        trials = [tuning.Trial(0.01, steps, 0.5, 0.5, 0) for steps in tried]
+        return tuning.Tuning(0.01, 1, "accuracy", "some", True, trials)
 
     build = module.Runs._build
     monkeypatch.setattr(module.Runs, "_build", built)
@@ -232,7 +243,7 @@ def test_a_length_that_is_given_replaces_that_of_the_recipe(run, monkeypatch, tu
     result = run(tune=tune, **given)
     searched = length if given else (9, "auto")
     assert seen == [searched, (None, 1)] * 2 if tune else seen == [length] * 2
-    assert result.verdict[0].endswith(NOT_SEARCHED if given or not tune else STILL_RISES)
+    assert result.verdict[0].endswith(STILL_RISES if tune and len(tried) > 1 else NOT_SEARCHED)
 
 
 def test_one_label_of_each_class_leaves_none_to_choose_by(run):
@@ -282,6 +293,7 @@ def test_without_a_test_split_the_same_images_are_held_back_from_all_runs(run, t
     measured = [next(iter(results_in(folder).values())) for folder in runs]
     assert {(each["num_train"], each["num_validation"]) for each in measured} == {(200 - num_test, num_test)}
     assert capsys.readouterr().out.count("chosen for this run") == 2  # of the two seeds of a start once
+    assert result.verdict[-1] == MAY_BE_SEEN
     assert len(runs) == 5 and result.raw_pixels[0].settings[0]["num_labeled"] == 200 - num_test
 
 

@@ -229,6 +229,7 @@ def test_others_go_on_where_a_seed_and_a_method_diverge(compare, monkeypatch, ca
     assert list(result.failed) == ["sit", "simclr, seed 1"] and "step 2" in result.failed["sit"]
     assert {cell.start: len(cell.values) for cell in result.fine_tuned} == {"scratch": 2, "simclr": 1, "mae": 2}
     assert {name: len(each) for name, each in result.frozen.items()} == {"scratch": 2, "simclr": 1, "mae": 2}
+    assert result.tables[0].lower().endswith("simclr: 1 of 2 seeds.")
     assert "sit" not in rows_of(result.tables[0]) and "Not measured: sit: loss" in result.ranking[0]
     # It would diverge again, so it does not start again; the other seed of it was not tried.
     monkeypatch.setattr(pretraining_runs, "pretrain", None)

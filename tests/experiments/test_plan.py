@@ -150,9 +150,8 @@ def pretrainings_of(tmp_path):
     def plan(name: str, profile: str = "full") -> Pretrainings:
         arguments = AblationArguments(plan=name, dataset="d", output_dir=str(tmp_path), profile=profile, steps=32)
         plan = read_plan(name)
-        none = datasets.Dataset.from_dict(
-            {"label": []}, features=datasets.Features(label=datasets.ClassLabel(names=[]))
-        )
+        columns = datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=[]))
+        none = datasets.Dataset.from_dict({"image": [], "label": []}, features=columns)
         images = ComparedImages(none, none, [], "", {"dataset": "d"})
         planned = Pretrainings(plan, arguments, settle_measures(arguments, plan), images)
         planned.planned = lambda name, given: PlannedRun(StepSize(16, 1, 16), 1e-3, 32, 16)
