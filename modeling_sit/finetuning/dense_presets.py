@@ -48,7 +48,7 @@ class DensePreset(Preset):
 
     def _choose_augmentation(self) -> None:
         epochs = self.num_epochs
-        is_long = epochs >= EPOCHS_OF_A_LONG_RUN
+        is_long = round(epochs) >= EPOCHS_OF_A_LONG_RUN  # the usual number of steps is rounded
         reason = f"{epochs:.3g} epochs are a {'long' if is_long else 'short'} run"
         self._choose("scale_jitter", [0.5, 2.0] if is_long else [0.8, 1.25], reason)
         self._choose("horizontal_flip_probability", 0.5, "most things have mirror images")

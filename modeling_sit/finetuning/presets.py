@@ -15,6 +15,7 @@ EPOCHS_OF_A_LONG_RUN, IMAGES_OF_A_LONG_RUN = 50, 3_000
 STEPS_OF_AN_AVERAGE = 5_000
 WARMUP, MAX_WARMUP_STEPS = 0.05, 1_000
 MIN_STEPS = 1_000
+STAYS = "the backbone stays as it is"
 # Images of 32 pixels that a CPU is given to learn from without being asked: an hour or less of a small model.
 CPU_IMAGES = 1_000_000
 
@@ -155,16 +156,17 @@ class Preset:
         self._choose("per_device_train_batch_size", max(1, batch_size // facts.num_batches), reason)
         if "num_train_epochs" not in self.given:
             steps = self.usual_steps()
-            epochs = steps * self.batch_size / facts.num_train
-            self._choose("max_steps", steps, f"each of {facts.num_train:,} images is seen {epochs:.3g} times")
+            epochs = steps / math.ceil(facts.num_train / self.batch_size)  # the last batch of an epoch may be small
+            times = f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"
+            self._choose("max_steps", steps, f"each of {facts.num_train:,} images is seen {times} times")
 
     def _choose_rates(self) -> None:
         facts, steps = self.facts, self.num_steps
         start = "from scratch" if facts.from_scratch else "pretrained"
-        reason = f"{start}, {facts.hidden_size} wide" if facts.trains_backbone else "the backbone stays as it is"
+        reason = f"{start}, {facts.hidden_size} wide" if facts.trains_backbone else STAYS
         self._choose("learning_rate", self.usual_learning_rate(), reason)
         decay = self.usual_layer_decay()
-        reason = f"{start}, {facts.num_layers} blocks"
+        reason = f"{start}, {facts.num_layers} blocks" if facts.trains_backbone else STAYS
         self._choose("layer_decay", decay, f"{reason}: lower blocks learn more slowly" if decay < 1 else reason)
         is_long = WARMUP * steps > MAX_WARMUP_STEPS
         reason = "enough for any run" if is_long else "this fraction of all steps"
@@ -173,13 +175,11 @@ class Preset:
 
     def _choose_average(self) -> None:
         steps = self.num_steps
-        averages = steps >= STEPS_OF_AN_AVERAGE
-        reason = (
-            f"averages the last {steps // 25:,} of {steps:,} steps"
-            if averages
-            else "a short run ends with small steps"
-        )
-        self._choose("ema_decay", min(0.9999, round(1 - 25 / steps, 5)) if averages else 0.0, reason)
+        if steps < STEPS_OF_AN_AVERAGE:
+            self._choose("ema_decay", 0.0, "a short run ends with small steps")
+            return
+        decay = min(0.9999, round(1 - 25 / steps, 5))
+        self._choose("ema_decay", decay, f"averages the last {round(1 / (1 - decay)):,} of {steps:,} steps")
 
     def _choose_augmentation(self) -> None:
         facts, epochs = self.facts, self.num_epochs
@@ -193,7 +193,10 @@ class Preset:
         self._choose("horizontal_flip_probability", 0.0 if is_character else 0.5, reason)
         is_long = epochs >= EPOCHS_OF_A_LONG_RUN and facts.num_train >= IMAGES_OF_A_LONG_RUN
         is_strong = is_long and facts.trains_backbone
-        reason = f"{epochs:.3g} epochs of {facts.num_train:,} images are a {'long' if is_long else 'short'} run"
+        if facts.trains_backbone:
+            reason = f"{epochs:.3g} epochs of {facts.num_train:,} images are a {'long' if is_long else 'short'} run"
+        else:
+            reason = STAYS
         has_color = facts.num_channels in (1, 3)
         strong = "randaugment" if has_color else "3-augment"
         self._choose("augmentation", strong if is_strong else "plain", reason)

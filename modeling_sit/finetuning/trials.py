@@ -15,6 +15,7 @@ from transformers import PrinterCallback
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import StopAtSignal
 from modeling_sit.finetuning.prepare import TASKS, prepare_trainer
+from modeling_sit.finetuning.presets import settle_defaults
 from modeling_sit.finetuning.resume_check import digest_of_labels, digest_of_objects
 from modeling_sit.finetuning.splits import Splits
 from modeling_sit.finetuning.trainer import LossNotFinite
@@ -103,10 +104,10 @@ class Trials:
         self.metric_name = task.metric_names[0]
         with quiet_transformers():
             task.load_model()
-        facts = task.facts(num_train, training_arguments)
+        self.facts, self.preset_class = task.facts(num_train, training_arguments), task.preset_class
         given = vars(arguments) | vars(training_arguments)
         given = {name: each for name, each in given.items() if each is not None and each != AUTO}
-        self.usual = task.preset_class(facts, given)
+        self.usual = self.preset_class(self.facts, given)
         # A trial has fewer images than the run, but the same batches.
         self.training_arguments.per_device_train_batch_size = self.usual["per_device_train_batch_size"]
         self.path = Path(training_arguments.output_dir) / TUNING_FILE
@@ -189,6 +190,8 @@ class Trials:
         arguments, training_arguments = copy.copy(self.arguments), copy.copy(self.training_arguments)
         arguments.early_stopping_patience = None
         training_arguments.learning_rate, training_arguments.max_steps = learning_rate, max_steps
+        # As the run that learns from all images, which are more than here, has them: its augmentation, for example.
+        settle_defaults(self.facts, arguments, training_arguments, self.preset_class)
         training_arguments.metric_for_best_model = None
         training_arguments.save_strategy = training_arguments.logging_strategy = "no"
         training_arguments.report_to, training_arguments.disable_tqdm = [], True

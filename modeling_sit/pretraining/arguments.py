@@ -296,7 +296,7 @@ class PretrainingArguments(CardArguments, DatasetArguments):
         default=None,
         metadata={
             "help": "Steps between checkpoints, or `epoch`, or `no`. There is also one at the end, except with `no`. "
-            "Default: by `preset`; at most ten in the run, or every 500 steps with paper."
+            "Default: by `preset`; ten in the run or fewer, but after 5,000 steps at most; every 500 steps with paper."
         },
     )
     checkpoints_total_limit: int = field(

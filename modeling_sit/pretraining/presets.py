@@ -56,6 +56,9 @@ STEPS = {
 # By the number of images on a CPU; by the side of the views on each GPU.
 CPU_BATCH = ((199, 32), (499, 64), (EVERYTHING, 128))
 GPU_BATCH = ((64, 256), (128, 128), (EVERYTHING, 64))
+# Images x tokens x width x layers in a batch on a CPU: about 2 GB for two views, with their gradients. Below the smallest batch,
+# contrast has too few others.
+CPU_BATCH_SIZE, SMALLEST_CPU_BATCH = 16_000_000, 8
 
 # Peak learning rate by the width; of total batches above 256, times the square root of batch / 256.
 PEAK_LEARNING_RATE = ((128, 3e-3), (192, 1e-3), (EVERYTHING, 5e-4))
@@ -188,6 +191,7 @@ class Choosing:
         self.values = {"num_channels": facts.images.num_channels, "gradient_accumulation_steps": 1, **given}
         self.given = given
         self.unused = unused
+        self.num_tokens = 0
         self.choices: list[Choice] = []
 
     def choose(self, name: str, value: Any, reason: str) -> None:
@@ -224,6 +228,7 @@ def _choose_model(choosing: Choosing, facts: Facts) -> None:
     choosing.choose("image_size", image_size, f"images of {facts.images.height} x {facts.images.width} pixels{on}")
     sides = choosing["image_size"] if isinstance(choosing["image_size"], list | tuple) else [image_size] * 2
     tokens = math.prod(side // _side(patch_size) for side in sides)
+    choosing.num_tokens = tokens
     choosing.choose("patch_size", patch_size, f"{tokens} tokens for views of {choosing.view_side} pixels")
     if not {"hidden_size", "num_hidden_layers", "num_attention_heads"} <= choosing.given.keys():
         model = look_up(MODELS[facts.kind], facts.count)
@@ -276,6 +281,10 @@ def _choose_batch_and_length(choosing: Choosing, facts: Facts) -> None:
         batch, reason = look_up(CPU_BATCH, facts.count), f"{_count(facts)} on a CPU"
     else:
         batch, reason = look_up(GPU_BATCH, choosing.view_side), f"views of {choosing.view_side} pixels on a GPU"
+    size = choosing.num_tokens * choosing["hidden_size"] * choosing["num_hidden_layers"]
+    if facts.kind == "cpu" and batch * size > CPU_BATCH_SIZE:
+        batch = max(SMALLEST_CPU_BATCH, 2 ** int(math.log2(CPU_BATCH_SIZE / size)) if size < CPU_BATCH_SIZE else 1)
+        reason = f"{choosing.num_tokens} tokens, {choosing['hidden_size']} wide, in {choosing['num_hidden_layers']} layers on a CPU"
     most = facts.count / facts.num_processes
     if batch > most:
         batch, reason = 2 ** int(math.log2(max(most, 1))), _count(facts)
@@ -323,7 +332,10 @@ def _choose_rates(choosing: Choosing, facts: Facts, learning_rate_factor: float)
     for kind in choosing.given.get("corruption", "noise+replace").split("+"):
         if kind in ratios:
             choosing.choose(f"{kind}_ratio", ratios[kind], length if is_short else f"the paper's, {length}")
-    choosing.choose("checkpointing_steps", str(_checkpointing_steps(steps)), f"{CHECKPOINTS} or fewer in the run")
+    every, (_, most) = _checkpointing_steps(steps), CHECKPOINT_EVERY
+    choosing.choose(
+        "checkpointing_steps", str(every), "at most" if every == most else f"{CHECKPOINTS} or fewer in the run"
+    )
     if facts.has_bf16:
         choosing.choose("mixed_precision", "bf16", "the GPU is fast in bfloat16")
 

@@ -11,7 +11,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 
-from modeling_sit import SiTConfig
+from modeling_sit import SiTConfig, SiTForPreTraining
 from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.image_facts import ImageFacts, read_image_facts
 from modeling_sit.interop.convert_in import find_format
@@ -236,9 +236,12 @@ def _of_the_checkpoint(arguments: ModelArguments) -> dict[str, Any]:
         config = SiTConfig.from_dict(saved)
     except (ValueError, TypeError) as problem:
         raise SiTError(f"the model's configuration: {problem}") from problem
-    # Weights of the authors' code have heads, and those of other networks have none.
-    is_sit = find_format(name) == SiTConfig.model_type
-    names = BACKBONE + tuple(head for head in HEADS if is_sit or head in saved)
+    # Weights of the authors' code have heads, and those of other networks and of the other methods have none.
+    if find_format(name) == SiTConfig.model_type:
+        has_heads = SiTForPreTraining.__name__ in (saved.get("architectures") or [SiTForPreTraining.__name__])
+        names = BACKBONE + (HEADS if has_heads else ())
+    else:
+        names = BACKBONE + tuple(head for head in HEADS if head in saved)
     return {field: getattr(config, field) for field in names}
 
 

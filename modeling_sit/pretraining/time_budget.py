@@ -42,6 +42,9 @@ def fit_into_time(run: Run, seconds: float, keeps_images: bool = True) -> Choice
     first = _measure(run, NUM_WARMUP_STEPS + NUM_MEASURED_STEPS)
     left = broadcast_from_main(accelerator, lambda: seconds - _elapsed(run))
     pace = broadcast_from_main(accelerator, lambda: first.seconds_per_step)
+    fastest = broadcast_from_main(accelerator, lambda: first.seconds_per_step - first.waited)
+    if left < MIN_STEPS * fastest:  # even if it never waited for an image
+        raise _too_short(seconds, fastest, seconds - left)
     if keeps_images:
         run.data.cache(accelerator, run.schedules.epoch(max(1, int(left / pace))) or 0)
     low, high = MEASURED_STEPS
@@ -60,17 +63,22 @@ def fit_into_time(run: Run, seconds: float, keeps_images: bool = True) -> Choice
 
     num_steps, pace, other = broadcast_from_main(accelerator, fit)
     if num_steps < MIN_STEPS:
-        needed = MIN_STEPS * pace / (1 - MARGIN) + other + _elapsed(run)
-        raise SiTError(
-            f"{describe_duration(seconds)} are too short: a step takes {pace:.2g} s, and {MIN_STEPS} steps with all that "
-            f"belongs to them {describe_duration(needed)}",
-            argument="time_budget",
-            remedy="give more time, a smaller `image_size` or `model_size`, or `monitors=none`",
-        )
+        raise _too_short(seconds, pace, other + _elapsed(run))
     return Choice(
         "max_steps",
         num_steps,
         f"what fits into {describe_duration(seconds)} at {pace:.3g} s a step (median of {count})",
+    )
+
+
+def _too_short(seconds: float, pace: float, other: float) -> SiTError:
+    """The error that says how much time the fewest steps need, at `pace` seconds a step and with `other` seconds."""
+    needed = MIN_STEPS * pace / (1 - MARGIN) + other
+    return SiTError(
+        f"{describe_duration(seconds)} are too short: a step takes {pace:.2g} s, and {MIN_STEPS} steps with all that "
+        f"belongs to them {describe_duration(needed)}",
+        argument="time_budget",
+        remedy="give more time, a smaller `image_size` or `model_size`, or `monitors=none`",
     )
 
 

@@ -33,6 +33,11 @@ def test_table(num_train, facts, steps, batch_size, rate, jitter):
     assert (chosen["learning_rate"], chosen["scale_jitter"], chosen["ema_decay"]) == (rate, jitter, 0.0)
 
 
+def test_the_usual_run_on_a_few_hundred_images_is_long():
+    """Whatever the rounding of its steps."""
+    assert all(preset(number)["scale_jitter"] == [0.5, 2.0] for number in range(160, 501))
+
+
 def test_what_is_given_stays_and_several_processes_share_a_batch():
     chosen = preset(498, {"learning_rate": 0.1, "scale_jitter": [1.0, 1.0]}, num_batches=4)
     assert chosen["learning_rate"] == 0.1 and chosen["scale_jitter"] == [1.0, 1.0]

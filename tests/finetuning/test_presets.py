@@ -142,6 +142,23 @@ def test_several_devices_share_the_batch(num_batches):
     assert shared.batch_size == alone.batch_size and shared.num_steps == alone.num_steps
 
 
+@pytest.mark.parametrize(("num_train", "times"), [(4, "1,000"), (33, "333"), (20_000, "16"), (200_000, "6.3")])
+def test_says_how_often_an_image_is_seen(num_train, times):
+    """Of few images a batch has all, once."""
+    assert f"is seen {times} times" in preset(num_train, on_cpu=num_train < 100).choices["max_steps"].reason
+
+
+def test_reasons_where_the_backbone_stays_as_it_is():
+    choices = preset(5_000, {"num_train_epochs": 100.0}, trains_backbone=False).choices
+    reasons = {choices[name].reason for name in ("layer_decay", "augmentation", "mixup_alpha", "cutmix_alpha")}
+    assert reasons == {choices["learning_rate"].reason}
+
+
+@pytest.mark.parametrize(("steps", "averaged"), [(5_000, "200 of 5,000"), (3_000_000, "10,000 of 3,000,000")])
+def test_says_what_is_averaged(steps, averaged):
+    assert averaged in preset(given={"max_steps": steps}).choices["ema_decay"].reason
+
+
 def test_what_is_given_is_not_chosen():
     given = {name: object() for name in ("augmentation", "crop_scale", "layer_decay", "warmup_steps")}
     given |= {"num_train_epochs": 2.5, "per_device_train_batch_size": 100, "learning_rate": 7.0, "mixup_alpha": 0.0}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_sit.finetuning import run, trials
+from modeling_sit.finetuning import presets, run, trials
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.labeled_splits import LabeledSplits
 from modeling_sit.finetuning.splits import MAX_DRAWS, held_out_draws
@@ -348,6 +348,21 @@ class TestRuns:
         shutil.copy(shades / "test" / "dark" / "00.png", folder / added_to / "dark" / "more.png")
         self.tuned(given)
         assert len(trained) == 2 and len(file_in(tmp_path / "out")["trials"]) == 1
+
+    def test_trials_are_augmented_as_the_run_is(self, given, monkeypatch):
+        """They have fewer images, and defaults depend on the number of images."""
+        monkeypatch.setattr(presets, "IMAGES_OF_A_LONG_RUN", 40)
+        monkeypatch.setattr(presets, "EPOCHS_OF_A_LONG_RUN", 0)
+        train, seen = ReproducibleTrainer.train, []
+
+        def spy(trainer, *args, **kwargs):
+            arguments = trainer.task.arguments
+            seen.append((len(trainer.task.splits.train), arguments.augmentation, arguments.mixup_alpha))
+            return train(trainer, *args, **kwargs)
+
+        monkeypatch.setattr(ReproducibleTrainer, "train", spy)
+        run.finetune(**{**given, "max_steps": 1})
+        assert seen == [(12, "randaugment", 0.8)] * 2 + [(72, "randaugment", 0.8)]
 
     def test_only_what_is_auto(self, given, trained):
         chosen = self.tuned(given, learning_rate=0.005)

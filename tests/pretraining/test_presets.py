@@ -130,8 +130,25 @@ class TestFollowsWhatIsGiven:
         values = chosen(facts_of(), hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
         assert "model_size" not in values
         assert values["projection_hidden_size"] == 3072 and values["projection_size"] == 256
-        assert values["base_learning_rate"] * 128 / 256 == pytest.approx(5e-4)
+        assert values["base_learning_rate"] * values["per_device_train_batch_size"] / 256 == pytest.approx(5e-4)
         assert chosen(facts_of(), model_size="small")["decoder_hidden_size"] == 768
+
+    @pytest.mark.parametrize(
+        ("given", "batch"),
+        [
+            ({}, 128),
+            ({"model_size": "small", "image_size": 64}, 32),  # 64 tokens
+            ({"model_size": "small", "image_size": 224, "patch_size": 16}, 16),  # 196
+            (
+                {"model_size": "base", "image_size": 224, "patch_size": 14},
+                8,
+            ),  # 256: less than that contrasts with too few
+            ({"patch_size": 2}, 16),  # 1,024
+            ({"model_size": "base", "per_device_train_batch_size": 64}, None),
+        ],
+    )
+    def test_a_batch_on_a_cpu_fits_into_its_memory(self, given, batch):
+        assert chosen(facts_of(), **given).get("per_device_train_batch_size") == batch
 
     @pytest.mark.parametrize(
         ("width", "heads"), [(16, 1), (64, 2), (96, 3), (100, 2), (128, 4), (192, 3), (384, 6), (768, 12), (7, 1)]

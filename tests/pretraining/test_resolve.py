@@ -133,6 +133,18 @@ def test_sizes_are_the_checkpoints(digits, tmp_path):
     assert create_config(larger.flags.model, 100).image_size == 64
 
 
+@pytest.mark.parametrize("architecture", ["SiTModel", "SiTForImageClassification"])
+def test_heads_are_new_where_the_checkpoint_has_none(digits, tmp_path, architecture):
+    """Other methods export a backbone alone, whose configuration has SiT's defaults for the heads."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 32, "patch_size": 8}
+    config = SiTConfig(**sizes, num_channels=1, reconstruction_weight=3)
+    config.architectures = [architecture]
+    config.save_pretrained(tmp_path)
+    chosen = resolve(flags_by(model_name_or_path=str(tmp_path)), digits, CPU, {}).chosen
+    assert (chosen["decoder_hidden_size"], chosen["projection_hidden_size"], chosen["projection_size"]) == (32, 64, 64)
+    assert chosen["reconstruction_weight"] == 5
+
+
 @pytest.mark.parametrize("preset", ["auto", "paper"])
 @pytest.mark.parametrize(
     ("method", "given", "pooling"),

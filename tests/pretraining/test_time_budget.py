@@ -62,6 +62,12 @@ class TestSteps:
             fit(60, 30.0)
         assert error.value.argument == "time_budget"
 
+    def test_far_too_few_are_refused_before_more_is_measured(self, prepared, pace):
+        run, measured = prepared(), pace(30.0)
+        with pytest.raises(time_budget.SiTError):
+            time_budget.fit_into_time(run, 100, keeps_images=False)
+        assert len(measured) == 1
+
 
 def test_the_measured_steps_leave_no_trace(pretrain, pace):
     measured = pace(5.0)
