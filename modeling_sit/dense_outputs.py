@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional
 from transformers.image_processing_utils import BatchFeature
 
-from .dense_processing import resized_size
+from .dense_processing import padded_size, resized_size
 from .run_length_encoding import encode_mask
 
 NOTHING = -1  # the label of a place in a detector's output that holds no object, and no segment's number
-LOGITS_STRIDE = 4  # pixels of the model's input to one of a semantic segmentation's logits
+LOGITS_STRIDE = 4  # pixels of the input to one of the logits of SiTForSemanticSegmentation
 # The segments of an image, a mask of each, made when it is asked for, and the image's height and width.
 Segments = tuple[list[dict], Iterator[np.ndarray], tuple[int, int]]
 
@@ -136,10 +136,12 @@ class SiTDenseOutputsMixin:
         if sizes is None:
             yield from logits
             return
+        # Other models than this package's, such as UperNet, give logits of each pixel of their input.
+        stride = 1 if self.do_pad and tuple(logits.shape[-2:]) == self._input_size(sizes) else LOGITS_STRIDE
         for scores, size in zip(logits, sizes, strict=True):
             scores = scores[None].float()
             if self.do_pad:
-                padded = tuple(LOGITS_STRIDE * side for side in scores.shape[-2:])
+                padded = tuple(stride * side for side in scores.shape[-2:])
                 rows, columns = resized_size(size, self.size if self.do_resize else None)
                 if rows > padded[0] or columns > padded[1]:
                     raise ValueError(
@@ -148,6 +150,13 @@ class SiTDenseOutputsMixin:
                     )
                 scores = _interpolate(scores, padded)[..., :rows, :columns]
             yield _interpolate(scores, size)[0]
+
+    def _input_size(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Height and width of a batch of images of these sizes, as the processor pads it."""
+        if self.pad_size is not None:
+            return self.pad_size.height, self.pad_size.width
+        resized = [resized_size(size, self.size if self.do_resize else None) for size in sizes]
+        return padded_size(resized, self.pad_multiple)
 
 
 def detections_of(

@@ -249,6 +249,19 @@ def test_label_maps_come_back(processor):
     assert [tuple(m.shape) for m in processor.post_process_semantic_segmentation(outputs)] == [(40, 40)] * 2
 
 
+@pytest.mark.parametrize("pad_size", [None, {"height": 200, "width": 180}])
+def test_label_maps_of_a_model_with_logits_of_pixels(processor, pad_size):
+    """As UperNet has them."""
+    maps = [quadrants(*size) for size in SIZES]
+    padding = type(processor)(**{**processor.to_dict(), "pad_size": pad_size})
+    shape = (160, 160) if pad_size is None else (200, 180)
+    outputs = semantic_outputs(padding, maps, shape)
+    large = torch.nn.functional.interpolate(outputs.logits, shape, mode="bilinear")
+    results = padding.post_process_semantic_segmentation(SemanticSegmenterOutput(logits=large), SIZES)
+    for result, label_map in zip(results, maps, strict=True):
+        assert (result.numpy() == label_map).mean() > 0.98
+
+
 def test_label_maps_of_squares(processor):
     square = type(processor)(size={"height": 64, "width": 64})
     maps = [quadrants(*size) for size in SIZES]

@@ -161,7 +161,8 @@ def _loading_of(architecture: str, name: str = "the model") -> tuple[str, tuple[
 
 
 def match_labels(id2label: Mapping[int, str], label_names: Sequence[str]) -> np.ndarray:
-    """Which class of a dataset each class of a model is, by its name, in upper or lower case. By their order, if the model does not
+    """Which class of a dataset each class of a model is, by its name, in upper or lower case unless
+    some classes differ in nothing else. By their order, if the model does not
     know all names of the dataset, and those of one of them are numbers only, as of label maps without names, or transformers'
     own (`LABEL_0`).
 
@@ -176,8 +177,10 @@ def match_labels(id2label: Mapping[int, str], label_names: Sequence[str]) -> np.
         [`SiTError`]: If the two have no class in common.
     """
     indices = np.full(max(id2label, default=0) + 1, -1)
-    known = {_normalized(name): index for index, name in enumerate(label_names)}
-    has_names = known.keys() <= {_normalized(name) for name in id2label.values()}
+    all_names = ({*label_names}, {*id2label.values()})
+    matching = _normalized if all(len({*map(_normalized, names)}) == len(names) for names in all_names) else str
+    known = {matching(name): index for index, name in enumerate(label_names)}
+    has_names = known.keys() <= {matching(name) for name in id2label.values()}
     is_numbered = all(name == str(number) for number, name in enumerate(label_names)) or all(
         name in (str(number), f"LABEL_{number}") for number, name in id2label.items()
     )
@@ -192,7 +195,7 @@ def match_labels(id2label: Mapping[int, str], label_names: Sequence[str]) -> np.
             indices[number] = number if number < len(label_names) else -1
         return indices
     for number, name in id2label.items():
-        indices[number] = known.get(_normalized(name), -1)
+        indices[number] = known.get(matching(name), -1)
     missing = [name for index, name in enumerate(label_names) if index not in indices]
     if len(missing) == len(label_names):
         raise SiTError(

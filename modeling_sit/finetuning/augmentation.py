@@ -24,6 +24,12 @@ SOLARIZE_THRESHOLD = 128
 WITH_COLOR = (1, 3)
 
 
+def as_they_are(processor: Any) -> dict[str, Any]:
+    """Settings of a call of an image processor for images that were read by its range of values: percentiles of an augmented image
+    would stretch it once more."""
+    return {} if getattr(processor, "intensity_range", None) is None else {"intensity_range": None}
+
+
 def create_augmentation(
     image_shape: tuple[int, int],
     arguments: FinetuningArguments,
@@ -174,7 +180,7 @@ class Collator:
         for item in items:
             if item["unreadable"] is not None:
                 print(f"skipped an unreadable image: {item['unreadable']}", file=sys.stderr, flush=True)
-        settings = {"return_tensors": "pt"}
+        settings = {"return_tensors": "pt", **as_they_are(self.processor)}
         if "seed" in items[0] and getattr(self.processor, "do_center_crop", False):
             # An augmented image has the model's size already. Its edges would be cut off.
             settings |= {"do_resize": False, "do_center_crop": False}

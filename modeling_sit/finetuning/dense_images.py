@@ -16,6 +16,7 @@ from modeling_sit.data.dense.rows import OBJECTS, annotations_of
 from modeling_sit.data.image_datasets import image_name, read_row
 from modeling_sit.data.image_sizes import upright_size
 from modeling_sit.dense_processing import resized_size
+from modeling_sit.finetuning.augmentation import as_they_are
 from modeling_sit.finetuning.sampling import seeded
 from modeling_sit.image_modes import PixelFormat
 from modeling_sit.runtime.errors import SiTError
@@ -180,19 +181,17 @@ class DenseCollator:
         readable = [item for item in items if item.unreadable is None]
         if not readable:
             return dict(self.processor([items[0].image], return_tensors="pt")) | {"labels": None, "items": []}
-        images = [item.image for item in readable]
+        images, settings = [item.image for item in readable], {"return_tensors": "pt", **as_they_are(self.processor)}
         if readable[0].annotations is not None:
             features = self.processor(
                 images,
                 annotations=[{"image_id": item.image_id, "annotations": item.annotations} for item in readable],
                 return_segmentation_masks=self.with_masks,
-                return_tensors="pt",
+                **settings,
             )
             features["labels"] = [dict(label) for label in features["labels"]]
         else:
             # Where 0 in the masks is no class, they were read so.
             label_maps = [item.label_map for item in readable]
-            features = self.processor(
-                images, segmentation_maps=label_maps, do_reduce_labels=False, return_tensors="pt"
-            )
+            features = self.processor(images, segmentation_maps=label_maps, do_reduce_labels=False, **settings)
         return dict(features) | {"items": [(item.image_id, item.size, item.label_map) for item in readable]}

@@ -47,7 +47,7 @@ class DenseSplits(Splits):
         """The objects of the validation images, or as many as there are classes for each image."""
         if self.validation is None or OBJECTS not in self.validation.column_names:
             return super().num_measured() * len(self.label_names)
-        return sum(len(objects["category"]) for objects in self.validation.select_columns([OBJECTS])[OBJECTS])
+        return sum(len(categories) for categories in learned_categories(self.validation))
 
     def hold_out(self, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
         if len(self.train) < 2:
@@ -116,11 +116,9 @@ def load_dense_splits(arguments: FinetuningArguments, kind: Kind, seed: int, eva
             )
         validation_name = name_held_back(train, arguments)
         train, validation = hold_out(train, arguments.validation_fraction, seed)
-    if OBJECTS in train.column_names and not any(
-        each["category"] for each in train.select_columns([OBJECTS])[OBJECTS]
-    ):
+    if OBJECTS in train.column_names and not any(learned_categories(train)):
         raise SiTError(
-            f"none of the {len(train):,} images of {train.split} to learn from has an object",
+            f"none of the {len(train):,} images of {train.split} to learn from has an object that is no crowd",
             argument="dataset" if arguments.label_fraction == 1 else "label_fraction",
             remedy=None if arguments.label_fraction == 1 else "give a larger one",
         )
@@ -152,11 +150,19 @@ def hold_out(split: datasets.Dataset, fraction: float, seed: int) -> tuple[datas
     return split.select(np.sort(order[number:])), split.select(np.sort(order[:number]))
 
 
+def learned_categories(split: datasets.Dataset) -> list[list[int]]:
+    """Of each image the classes of its objects. Crowds (`iscrowd`) are neither learned nor counted."""
+    return [
+        [category for category, crowd in zip(objects["category"], objects["iscrowd"], strict=True) if not crowd]
+        for objects in split.select_columns([OBJECTS])[OBJECTS]
+    ]
+
+
 def _objects_of(split: datasets.Dataset, label_names: list[str]) -> str:
     """How many objects a split has, and how many of each class, in words; nothing, if it has classes of pixels."""
     if OBJECTS not in split.column_names:
         return ""
-    categories = [objects["category"] for objects in split.select_columns([OBJECTS])[OBJECTS]]
+    categories = learned_categories(split)
     counts = np.bincount(np.concatenate([*categories, []]).astype(int), minlength=len(label_names))
     empty = sum(not each for each in categories)
     most = np.argsort(-counts, kind="stable")[:MAX_LISTED_CLASSES]

@@ -267,6 +267,9 @@ class TestMistakes:
 
 def test_matching_of_classes(caplog):
     assert match_labels({0: "N/A", 1: "Traffic_Light", 3: "car"}, ["car", "traffic light"]).tolist() == [-1, 1, -1, 0]
+    letters = {0: "A", 1: "B", 2: "a", 3: "b"}
+    assert match_labels(letters, list(letters.values())).tolist() == [0, 1, 2, 3] and not caplog.text
+    assert match_labels(letters, ["B", "A"]).tolist() == [1, 0, -1, -1]
     assert match_labels({0: "sky", 1: "road"}, ["0", "1"]).tolist() == [0, 1] and not caplog.text
     # Numbers are names, where the model knows all of the dataset's: there is none of 1 in it.
     assert (

@@ -187,6 +187,14 @@ class TestBatches:
         (to_measure,) = Collator(processor)([{**item, "image": framed}])["pixel_values"]
         assert seen[:, 0].max() == 0 and to_measure[:, 0].min() > 0.9
 
+    def test_percentiles_are_those_of_the_image_alone(self):
+        """A dark crop of an image that was read by its own range stays dark."""
+        size = {"height": 16, "width": 16}
+        pixels = np.random.default_rng(0).integers(0, 40, (16, 16, 3), dtype=np.uint8)
+        item = {"image": PIL.Image.fromarray(pixels), "label": 0, "unreadable": None, "seed": 0}
+        by_range, plain = SiTImageProcessor(size=size, intensity_range=["1%", "99%"]), SiTImageProcessor(size=size)
+        assert torch.equal(*(Collator(each)([item])["pixel_values"] for each in (by_range, plain)))
+
     def test_the_same_from_workers(self, images, collate):
         for alone, by_worker in zip(self.batches(images, collate, 0), self.batches(images, collate, 1), strict=True):
             assert alone["pixel_values"].equal(by_worker["pixel_values"])

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import datasets
@@ -89,6 +90,17 @@ def test_batch_of_classes_of_pixels(processor, reduces):
     batch = DenseCollator(processor, False)([augmented[index, index] for index in range(3)])
     assert batch["labels"].shape == (3, 64, 64) and set(batch["labels"].unique().tolist()) == {1, 255}
     assert (batch["labels"][batch["pixel_mask"] == 0] == 255).all()
+
+
+@pytest.mark.parametrize("rows", [objects, masks])
+def test_percentiles_are_those_of_the_image_alone(rows):
+    """A dark crop of an image that was read by its own range stays dark."""
+    by_range = SiTImageProcessor(size={"longest_edge": 48}, do_pad=True, patch_size=8, intensity_range=["1%", "99%"])
+    plain = SiTImageProcessor(size={"longest_edge": 48}, do_pad=True, patch_size=8)
+    images = DenseImages(rows(), PixelFormat(3, ["1%", "99%"]))
+    items = [replace(images[index], image=images[index].image.point(lambda value: value // 4)) for index in range(3)]
+    found, expected = (DenseCollator(each, False)(items)["pixel_values"] for each in (by_range, plain))
+    assert torch.equal(found, expected)
 
 
 def test_items_depend_on_their_seed_alone(processor):

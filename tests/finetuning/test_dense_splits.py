@@ -52,6 +52,21 @@ def test_boxes_and_classes_tell_runs_apart(squares, tmp_path):
     assert digest_of_objects(load(write_halves(tmp_path / "halves", train=4), "pixels").train) is None
 
 
+def test_crowds_are_no_objects_to_learn_from(squares, tmp_path, capsys):
+    folder = shutil.copytree(squares, tmp_path / "crowds")
+    content = json.loads((folder / "train.json").read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    (folder / "train.json").write_text(json.dumps(content))
+    load(folder).tell(None)
+    assert "train: 6 images, 1 without any, 9 objects (" in capsys.readouterr().out
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    (folder / "train.json").write_text(json.dumps(content))
+    with pytest.raises(SiTError) as error:
+        load(folder)
+    assert error.value.argument == "dataset"
+
+
 def test_the_user_has_the_last_word(squares):
     splits = load(squares, train_split="val", validation_split="train", test_split="test")
     assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [3, 6, 4]

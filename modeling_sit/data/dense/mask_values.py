@@ -49,6 +49,10 @@ def read_mask(image: dict[str, Any] | None, name: str, colors: np.ndarray | None
         load_pixels(opened_image)
         if opened_image.format == "GIF":  # writers number its colors anew in each file
             return _gray_values(np.asarray(opened_image.convert("RGB")), name)
+        if mode == "P" and colors is not None:  # writers may number a palette as they like
+            by_color = _indices_of_palette(opened_image, colors)
+            if by_color is not None:
+                return by_color
         if mode in INDEX_MODES:
             return np.array(opened_image, dtype=np.uint8)
         return _indices_of_colors(np.asarray(opened_image)[..., :3], colors, name)
@@ -66,6 +70,19 @@ def _gray_values(pixels: np.ndarray, name: str) -> np.ndarray:
     if (pixels != pixels[..., :1]).any():
         raise _wrong_mode(name, "GIF")
     return pixels[..., 0].copy()
+
+
+def _indices_of_palette(mask: PIL.Image.Image, colors: np.ndarray) -> np.ndarray | None:
+    """The classes of the colors of a mask's palette; `None` if one that it uses is of no class: then its values are the classes."""
+    values = np.array(mask, dtype=np.uint8)
+    palette = np.array(mask.getpalette("RGB")).reshape(-1, 3)
+    classes = np.full(256, IGNORED_PIXEL, dtype=np.uint8)
+    for value in np.unique(values).tolist():
+        (found,) = np.nonzero((colors == palette[value]).all(axis=1)) if value < len(palette) else ([],)
+        if len(found) == 0:
+            return None
+        classes[value] = found[0]
+    return classes[values]
 
 
 def _wrong_mode(name: str, mode: str) -> SiTError:

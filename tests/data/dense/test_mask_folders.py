@@ -187,6 +187,21 @@ def test_colors_of_classes(tmp_path):
         read(tmp_path)
 
 
+def test_colors_of_a_palette(tmp_path):
+    """Writers number them as they like; where one is of no class, the numbers are the classes."""
+    colors = np.array([[128, 0, 64], [0, 0, 0], [255, 255, 255]], np.uint8)
+    write_pairs(tmp_path, count=1)
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nsky,128,0,64\nroad,0,0,0\ntree,255,255,255\n")
+    quantized = PIL.Image.fromarray(colors[mask(0, 1, 2)]).quantize(8)
+    assert not np.array_equal(quantized, mask(0, 1, 2))
+    quantized.save(tmp_path / "masks" / "0.png")
+    np.testing.assert_array_equal(read_mask(read(tmp_path)[1][0]["label"], ""), mask(0, 1, 2))
+    numbered = PIL.Image.fromarray(mask(0, 1, 2), "P")
+    numbered.putpalette([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    numbered.save(tmp_path / "masks" / "0.png")
+    np.testing.assert_array_equal(read_mask(read(tmp_path)[1][0]["label"], ""), mask(0, 1, 2))
+
+
 def test_what_has_no_partner_is_left_out(tmp_path):
     write_pairs(tmp_path)
     save(tmp_path / "images" / "8.jpg")
