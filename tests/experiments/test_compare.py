@@ -251,8 +251,10 @@ def test_one_label_of_each_class_leaves_none_to_choose_by(run):
 
 
 @pytest.mark.parametrize("labels", [[0] * 7 + [1] * 6 + [2], [0, 1, 2]])
-def test_few_images_and_classes_of_one(run, tmp_path, capsys, labels):
+def test_few_images_and_classes_of_one(run, tmp_path, monkeypatch, capsys, labels):
     """Fewer than kNN asks for, and a class of which none can be held out."""
+    monkeypatch.setattr(splits, "MAX_DRAWS", 1)
+    monkeypatch.setattr(tuning, "MAX_EXTENSIONS", 0)
     digits = load_images("digits", labels="required", validation_split="test")
     train, test = (
         each.filter(lambda label: label < 3, input_columns="label") for each in (digits.train, digits.validation)

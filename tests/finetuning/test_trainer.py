@@ -148,6 +148,8 @@ class TestGoingOn:
 
     def test_trials_of_other_labels_are_not_taken(self, finetune, sit, colors, tmp_path, monkeypatch):
         """As many images of each class as before."""
+        monkeypatch.setattr("modeling_sit.finetuning.splits.MAX_DRAWS", 1)
+        monkeypatch.setattr("modeling_sit.finetuning.tuning.MAX_EXTENSIONS", 0)
         shutil.copytree(colors, tmp_path / "colors")
         arguments = {"learning_rate": "auto", "tuning_learning_rates": [1e-3], "validation_fraction": 0.6}
         finetune(sit, tmp_path / "colors", **arguments)
