@@ -300,18 +300,18 @@ def _only_image_and_label(
 def _add_labels(
     table: datasets.Dataset, labels: pa.Array, feature: datasets.ClassLabel | datasets.List
 ) -> datasets.Dataset:
-    if table._indices is None:
-        return table.add_column("label", labels, feature=feature)
-    # A selection of rows: `add_column` would copy its images. Instead all rows get labels; those that are not selected
-    # get any.
-    selected = table._indices.column(0).to_numpy()
-    place = np.zeros(len(table.data), dtype=np.int64)
-    place[selected] = np.arange(len(selected))
     data = table.data
     if isinstance(data, datasets.table.ConcatenationTable):
         # Parts of a table from which every column was taken would count as tables of no rows.
         parts = [[block for block in row if block.num_columns > 0] for row in data.blocks]
         data = datasets.table.ConcatenationTable.from_blocks(parts)
+    if table._indices is None:
+        return datasets.Dataset(data, info=table.info, split=table.split).add_column("label", labels, feature=feature)
+    # A selection of rows: `add_column` would copy its images. Instead all rows get labels; those that are not selected
+    # get any.
+    selected = table._indices.column(0).to_numpy()
+    place = np.zeros(len(table.data), dtype=np.int64)
+    place[selected] = np.arange(len(selected))
     whole = datasets.Dataset(data, info=table.info)
     whole = whole.add_column("label", labels.take(pa.array(place)), feature=feature)
     return datasets.Dataset(whole.data, info=whole.info, indices_table=table._indices)

@@ -1,7 +1,7 @@
 """Models that find boxes, masks, or a class for each pixel: how they are loaded, what they give, and their classes."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -161,10 +161,9 @@ def _loading_of(architecture: str, name: str = "the model") -> tuple[str, tuple[
 
 
 def match_labels(id2label: Mapping[int, str], label_names: Sequence[str]) -> np.ndarray:
-    """Which class of a dataset each class of a model is, by its name, in upper or lower case unless
-    some classes differ in nothing else. By their order, if the model does not
-    know all names of the dataset, and those of one of them are numbers only, as of label maps without names, or transformers'
-    own (`LABEL_0`).
+    """Which class of a dataset each class of a model is, by its name; in upper or lower case, where only one class of each side is
+    called so. By their order, if the model does not know all names of the dataset, and those of one of them are numbers only, as of
+    label maps without names, or transformers' own (`LABEL_0`).
 
     Args:
         id2label (mapping): Names of the model's classes, by number.
@@ -177,10 +176,11 @@ def match_labels(id2label: Mapping[int, str], label_names: Sequence[str]) -> np.
         [`SiTError`]: If the two have no class in common.
     """
     indices = np.full(max(id2label, default=0) + 1, -1)
-    all_names = ({*label_names}, {*id2label.values()})
-    matching = _normalized if all(len({*map(_normalized, names)}) == len(names) for names in all_names) else str
-    known = {matching(name): index for index, name in enumerate(label_names)}
-    has_names = known.keys() <= {matching(name) for name in id2label.values()}
+    known = {name: index for index, name in enumerate(label_names)}
+    ours, theirs = (_by_normalized_name(names) for names in (label_names, id2label.values()))
+    alike = {theirs[name][0]: ours[name][0] for name in ours if len(ours[name]) == len(theirs.get(name, ())) == 1}
+    known |= {name: known[other] for name, other in alike.items()}
+    has_names = {*map(_normalized, label_names)} <= {*map(_normalized, id2label.values())}
     is_numbered = all(name == str(number) for number, name in enumerate(label_names)) or all(
         name in (str(number), f"LABEL_{number}") for number, name in id2label.items()
     )
@@ -195,7 +195,7 @@ def match_labels(id2label: Mapping[int, str], label_names: Sequence[str]) -> np.
             indices[number] = number if number < len(label_names) else -1
         return indices
     for number, name in id2label.items():
-        indices[number] = known.get(matching(name), -1)
+        indices[number] = known.get(name, -1)
     missing = [name for index, name in enumerate(label_names) if index not in indices]
     if len(missing) == len(label_names):
         raise SiTError(
@@ -207,6 +207,13 @@ def match_labels(id2label: Mapping[int, str], label_names: Sequence[str]) -> np.
     if missing:
         logger.warning("the model does not know %d of the dataset's classes: %s", len(missing), _some(missing))
     return indices
+
+
+def _by_normalized_name(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        found.setdefault(_normalized(name), []).append(name)
+    return found
 
 
 def _normalized(name: str) -> str:

@@ -106,6 +106,7 @@ def run_ablation(arguments: AblationArguments) -> AblationResult:
         "plan": plan.name,
         "dataset": dataset_fingerprint(arguments.dataset),
         "images": images.fingerprint(),
+        "files": images.files(),
         "profile": arguments.profile,
         "device": choose_device(None).type,
     }

@@ -106,7 +106,7 @@ def run_comparison(
     check_outside_dataset(output_dir, arguments.dataset)
     settings = _settings(arguments, choices)
     images = compared_images(arguments, arguments.model_name_or_path)
-    settings["images"] = images.fingerprint()
+    settings |= {"images": images.fingerprint(), "files": images.files()}
     claim_folder(output_dir, settings, RUN_FOLDERS, arguments.overwrite_output_dir)
     models = dict.fromkeys(arguments.seeds, arguments.model_name_or_path)
     starts = {start: Start(models, from_scratch=start == "scratch") for start in STARTS}

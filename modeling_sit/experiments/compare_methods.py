@@ -114,7 +114,7 @@ def run_methods_comparison(arguments: MethodsComparisonArguments) -> MethodsComp
     check_outside_dataset(output_dir, arguments.dataset)
     settings = _settings(arguments)
     images = compared_images(arguments)
-    settings["images"] = images.fingerprint()
+    settings |= {"images": images.fingerprint(), "files": images.files()}
     if arguments.tune and not images.can_hold_out():
         raise SiTError(
             "each training image is the only one of a class, or has none, so none can be held out to choose by",

@@ -34,6 +34,7 @@ class ComparedImages:
         test_name (`str`): What the test images are, for the user.
         arguments (`dict`): Fields of [`DatasetArguments`] by which a run finds the same images.
         is_held_back (`bool`, *optional*, defaults to `False`): Whether the test images are a part of the training split.
+        has_other_validation (`bool`, *optional*, defaults to `False`): Whether there is a validation split that is not measured.
     """
 
     train: datasets.Dataset
@@ -42,13 +43,27 @@ class ComparedImages:
     test_name: str
     arguments: Mapping[str, Any]
     is_held_back: bool = False
+    has_other_validation: bool = False
+
+    @property
+    def for_finetuning(self) -> Mapping[str, Any]:
+        """`arguments` for networks. By a validation split that is not measured they would choose with all its labels, whatever the
+        fraction of the labels; classifiers of raw pixels could not. They do not see it."""
+        if not self.has_other_validation:
+            return self.arguments
+        return self._in_memory({"train": self.train, self.arguments["validation_split"]: self.test})
 
     def fingerprint(self) -> str:
-        """A short checksum that differs where images were added, removed, replaced or labeled otherwise. A file is known by its
-        name, its folder's and its size."""
+        """A short checksum that differs where images were added, removed or labeled otherwise."""
         checksum = hashlib.blake2b("\n".join(self.label_names).encode(), digest_size=8)
         for split in (self.train, self.test):
             checksum.update(f"\n{len(split)} ".encode() + labels_of(split).numpy().tobytes())
+        return checksum.hexdigest()
+
+    def files(self) -> str:
+        """A short checksum that differs where images were replaced, too. A file is known by its name, its folder's and its size."""
+        checksum = hashlib.blake2b(digest_size=8)
+        for split in (self.train, self.test):
             for path, content in encoded_images(split):
                 checksum.update(f"\n{'/'.join(Path(path or '').parts[-2:])} ".encode())
                 checksum.update(_size_of(path) if content is None else content)
@@ -69,12 +84,16 @@ class ComparedImages:
 
     def in_memory(self, train: datasets.Dataset, test: datasets.Dataset) -> "ComparedImages":
         """The same with other splits, such as a part of each, which runs find in memory."""
-        splits = datasets.DatasetDict(train=train, test=test)
+        arguments = self._in_memory({"train": train, "test": test})
+        return replace(self, train=train, test=test, arguments=arguments, has_other_validation=False)
+
+    def _in_memory(self, splits: dict[str, datasets.Dataset]) -> dict[str, Any]:
+        """`arguments` for other splits in memory; the last one is measured."""
         for split in splits.values():
             split.info.dataset_name = dataset_name(self.arguments["dataset"])  # what results and cards call it
         kept = {name: value for name, value in self.arguments.items() if name == "intensity_range"}
-        arguments = {**dict.fromkeys(self.arguments), "dataset": splits, "validation_split": "test", **kept}
-        return replace(self, train=train, test=test, arguments=arguments)
+        found = {"dataset": datasets.DatasetDict(splits), "validation_split": list(splits)[-1]}
+        return {**dict.fromkeys(self.arguments), **found, **kept}
 
 
 def _size_of(path: str | None) -> bytes:
@@ -107,10 +126,11 @@ def compared_images(arguments: DatasetArguments, model_name_or_path: str | None 
     intensities = {"intensity_range": arguments.intensity_range}
     if test is not None:
         name = f"{len(test):,} images of {test.split}"
-        found = ComparedImages(train, test, images.label_names, name, given | intensities)
-        # Networks would choose by a validation split, whatever the fraction of the labels; raw pixels could not.
-        others = {name.lower() for name in images.splits} - {str(split.split).lower() for split in (train, test)}
-        return found.in_memory(train, test) if others & {*VALIDATION_SPLITS} else found
+        others = {each.lower() for each in images.splits if each not in (str(train.split), given["validation_split"])}
+        has_other = bool(others & {*VALIDATION_SPLITS} - {*TEST_SPLITS})
+        return ComparedImages(
+            train, test, images.label_names, name, given | intensities, has_other_validation=has_other
+        )
 
     name = f"{100 * TEST_FRACTION:g} % of {train.split}, {{:,}} images, held back"
     train, test = train_validation_split(train, TEST_FRACTION, TEST_SEED)

@@ -258,7 +258,7 @@ class Runs:
     def _finetuning(self, start: str, fraction: float, seed: int, run_dir: Path) -> dict[str, Any]:
         return {
             "model_name_or_path": self.starts[start].models[seed],
-            **self.images.arguments,
+            **self.images.for_finetuning,
             **self.starts[start].finetuning,
             "validation_split": None,
             "test_split": self.images.arguments["validation_split"],

@@ -20,6 +20,8 @@ from modeling_sit.runtime.errors import SiTError
 BLUR_SIGMA = (0.1, 2.0)
 BLUR_KERNEL_SIZE = 9
 SOLARIZE_THRESHOLD = 128
+# Width of a crop divided by its height, as a multiple of the model's input's.
+CROP_RATIO = (3 / 4, 4 / 3)
 # Numbers of channels that transforms of colors know: gray and RGB.
 WITH_COLOR = (1, 3)
 
@@ -49,8 +51,14 @@ def create_augmentation(
     Raises:
         [`SiTError`]: If RandAugment is asked for, and the channels are no colors.
     """
+    height, width = image_shape
     steps = [
-        v2.RandomResizedCrop(image_shape, scale=tuple(arguments.crop_scale), interpolation=InterpolationMode.BICUBIC),
+        v2.RandomResizedCrop(
+            image_shape,
+            scale=tuple(arguments.crop_scale),
+            ratio=(CROP_RATIO[0] * width / height, CROP_RATIO[1] * width / height),
+            interpolation=InterpolationMode.BICUBIC,
+        ),
         v2.RandomHorizontalFlip(arguments.horizontal_flip_probability),
     ]
     if arguments.vertical_flip_probability > 0:  # with 0 it would use up random numbers

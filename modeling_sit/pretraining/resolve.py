@@ -79,7 +79,12 @@ def recall_choices(flags: PretrainingFlags) -> tuple[PretrainingFlags, dict[str,
             return replace(flags, run=replace(flags.run, preset="paper")), chosen
         if not flags.run.allow_changed_settings:
             _check_same(flags, path, settings)
-        return _still_chosen(flags, settings, state.get("chosen", {})) if preset == flags.run.preset else (flags, {})
+        if preset != flags.run.preset:
+            return flags, {}
+        # Runs that began from a model without heads did not choose them, in earlier versions.
+        heads = HEADS if settings.get("model_name_or_path") is not None else ()
+        chosen = {name: determined_by[name] for name in heads if name in determined_by} | state.get("chosen", {})
+        return _still_chosen(flags, settings, chosen)
     return flags, {}
 
 

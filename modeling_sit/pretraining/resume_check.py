@@ -24,6 +24,7 @@ SETTINGS_BEFORE_THEIR_FIELDS = {
     "torch_compile": False,
     "method": "sit",
     "initialization": FIRST_INITIALIZATION,
+    "batch_norm_views": "together",
 }
 # Names that settings had in earlier checkpoints.
 EARLIER_NAMES = {"max_train_steps": "max_steps", "num_pictures": "num_images", "pictures": "images"}

@@ -44,7 +44,7 @@ def fit_into_time(run: Run, seconds: float, keeps_images: bool = True) -> Choice
     pace = broadcast_from_main(accelerator, lambda: first.seconds_per_step)
     fastest = broadcast_from_main(accelerator, lambda: first.seconds_per_step - first.waited)
     if left < MIN_STEPS * fastest:  # even if it never waited for an image
-        raise _too_short(seconds, fastest, seconds - left)
+        raise _too_short(seconds, fastest, seconds - left + FINISHING, "at least ")
     if keeps_images:
         run.data.cache(accelerator, run.schedules.epoch(max(1, int(left / pace))) or 0)
     low, high = MEASURED_STEPS
@@ -71,12 +71,12 @@ def fit_into_time(run: Run, seconds: float, keeps_images: bool = True) -> Choice
     )
 
 
-def _too_short(seconds: float, pace: float, other: float) -> SiTError:
+def _too_short(seconds: float, pace: float, other: float, at_least: str = "") -> SiTError:
     """The error that says how much time the fewest steps need, at `pace` seconds a step and with `other` seconds."""
     needed = MIN_STEPS * pace / (1 - MARGIN) + other
     return SiTError(
         f"{describe_duration(seconds)} are too short: a step takes {pace:.2g} s, and {MIN_STEPS} steps with all that "
-        f"belongs to them {describe_duration(needed)}",
+        f"belongs to them {at_least}{describe_duration(needed)}",
         argument="time_budget",
         remedy="give more time, a smaller `image_size` or `model_size`, or `monitors=none`",
     )

@@ -270,6 +270,8 @@ def test_matching_of_classes(caplog):
     letters = {0: "A", 1: "B", 2: "a", 3: "b"}
     assert match_labels(letters, list(letters.values())).tolist() == [0, 1, 2, 3] and not caplog.text
     assert match_labels(letters, ["B", "A"]).tolist() == [1, 0, -1, -1]
+    one_pair = {0: "Car", 1: "car", 2: "Traffic_Light"}
+    assert match_labels(one_pair, ["traffic light", "car"]).tolist() == [-1, 1, 0] and not caplog.text
     assert match_labels({0: "sky", 1: "road"}, ["0", "1"]).tolist() == [0, 1] and not caplog.text
     # Numbers are names, where the model knows all of the dataset's: there is none of 1 in it.
     assert (

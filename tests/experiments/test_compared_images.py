@@ -1,8 +1,10 @@
 """The images of a comparison."""
 
 import io
+import shutil
 from dataclasses import dataclass
 
+import datasets
 import PIL.Image
 import pytest
 
@@ -31,13 +33,24 @@ def test_fingerprint_follows_what_is_in_the_folder(save_images, tmp_path):
     image.rename(tmp_path / "images" / "dogs" / "other.png")
     relabeled = fingerprint()
     (tmp_path / "images" / "dogs" / "other.png").unlink()
-    one_less = fingerprint()
-    replaced = next((tmp_path / "images" / "cats").iterdir())
-    PIL.Image.new("RGB", (90, 70)).save(replaced)
-    assert len({before, relabeled, one_less, fingerprint()}) == 4
+    assert len({before, relabeled, fingerprint()}) == 3
 
 
-def test_fingerprint_of_images_in_memory():
+def test_files_differ_where_an_image_was_replaced(save_images, tmp_path):
+    def files() -> str:
+        return compared_images(Arguments(dataset=str(tmp_path / "images"))).files()
+
+    for number, name in enumerate(("cats", "dogs")):
+        save_images(tmp_path / "images" / name, 6, seed=number)
+    before = files()
+    (tmp_path / "images").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "images")
+    assert files() == before
+    PIL.Image.new("RGB", (90, 70)).save(next((tmp_path / "images" / "cats").iterdir()))
+    assert files() != before
+
+
+def test_files_of_images_in_memory():
     images = compared_images(Arguments(dataset="digits"))
     content = io.BytesIO()
     PIL.Image.new("L", (8, 8)).save(content, "PNG")
@@ -46,19 +59,31 @@ def test_fingerprint_of_images_in_memory():
         return {"image": {"bytes": content.getvalue(), "path": None}} if number == 3 else row
 
     changed = images.test.map(replace, with_indices=True)
-    assert images.in_memory(images.train, images.test).fingerprint() == images.fingerprint()
-    assert images.in_memory(images.train, changed).fingerprint() != images.fingerprint()
+    assert images.in_memory(images.train, changed).files() != images.files()
+    assert images.in_memory(images.train, changed).fingerprint() == images.fingerprint()
 
 
+@pytest.mark.parametrize("form", ["folder", "parquet", "saved", "memory"])
 @pytest.mark.parametrize("measured", [None, "test", "validation"])
-def test_networks_choose_by_no_other_split(save_images, tmp_path, measured):
+def test_networks_choose_by_no_other_split(save_images, tmp_path, measured, form):
     """All its labels would be used, whatever the fraction."""
     for number, split in enumerate(("train", "validation", "test")):
         for label in ("cats", "dogs"):
             save_images(tmp_path / "images" / split / label, 2 + number, seed=number)
-    images = compared_images(Arguments(dataset=str(tmp_path / "images"), validation_split=measured))
+    dataset = str(tmp_path / "images")
+    if form != "folder":
+        found = datasets.load_dataset("imagefolder", data_dir=dataset, cache_dir=tmp_path / "cache")
+        if form == "parquet":
+            for split, rows in found.items():
+                rows.to_parquet(tmp_path / "parquet" / f"{split}.parquet")
+        elif form == "saved":
+            found.save_to_disk(tmp_path / "saved")
+        dataset = found if form == "memory" else str(tmp_path / form)
+    images = compared_images(Arguments(dataset=dataset, validation_split=measured))
     assert len(images.test) == (6 if measured == "validation" else 8)
-    given = {**images.arguments, "test_split": images.arguments["validation_split"], "validation_split": None}
+    assert images.arguments["dataset"] is dataset  # pretraining may measure itself on any split
+    given = {**images.for_finetuning, "test_split": images.arguments["validation_split"], "validation_split": None}
     run = FinetuningArguments(model_name_or_path="none", label_fraction=0.5, **given)
     splits = load_splits(run, seed=0, evaluates=None)
     assert (len(splits.train), splits.validation, len(splits.test)) == (2, None, len(images.test))
+    assert splits.test_name == (measured or "test")

@@ -141,6 +141,20 @@ class TestErasing:
         assert (pixels == 7).all()
 
 
+def test_wide_inputs_are_of_wide_crops():
+    """They show things as they are. Red is the column of a pixel, green its row."""
+    row, column = np.mgrid[:100, :200]
+    image = PIL.Image.fromarray(np.stack([column, row, 0 * row], axis=-1).astype(np.uint8))
+    settings = {"crop_scale": [0.3, 0.3], "horizontal_flip_probability": 0}
+    stretches = []
+    for seed in range(20):
+        with seeded(seed):
+            crop = np.asarray(create_augmentation((16, 32), arguments(**settings))(image)).astype(float)
+        width, height = (crop[:, 24, 0] - crop[:, 8, 0]).mean() * 2, (crop[12, :, 1] - crop[4, :, 1]).mean() * 2
+        stretches.append((width / height) / 2)
+    assert 0.7 < min(stretches) < 0.95 and 1.05 < max(stretches) < 1.4
+
+
 class TestBatches:
     @pytest.fixture
     def images(self, save_images, tmp_path) -> LabeledImageDataset:

@@ -292,6 +292,19 @@ class TestGoingOn:
         )
         assert error.argument == "resume_from_checkpoint" and "teacher_momentum" in error.problem
 
+    def test_that_began_from_a_model_without_heads_and_did_not_choose_them(self, begun, pretrain):
+        """As earlier versions did; the heads are those of its configuration."""
+        for path in (begun / "checkpoints").glob("*/run_state.json"):
+            state = json.loads(path.read_text())
+            state["chosen"] = {name: value for name, value in state["chosen"].items() if name not in resolving.HEADS}
+            state["settings"]["model_name_or_path"] = "elsewhere"
+            path.write_text(json.dumps(state))
+        asked = {"resume_from_checkpoint": str(checkpoint(begun, 2)), "allow_changed_settings": True}
+        flags = flags_by(**asked, preset="auto", output_dir=str(begun))
+        _, chosen = resolving.recall_choices(flags)
+        heads = self.state(begun, 2)["determined_by"]
+        assert {name: chosen[name] for name in resolving.HEADS} == {name: heads[name] for name in resolving.HEADS}
+
     def test_another_preset(self, begun, refused):
         error = refused("other", **{**self.arguments, "preset": "paper"}, resume_from_checkpoint=checkpoint(begun, 2))
         assert error.argument == "preset"

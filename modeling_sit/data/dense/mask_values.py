@@ -50,7 +50,7 @@ def read_mask(image: dict[str, Any] | None, name: str, colors: np.ndarray | None
         if opened_image.format == "GIF":  # writers number its colors anew in each file
             return _gray_values(np.asarray(opened_image.convert("RGB")), name)
         if mode == "P" and colors is not None:  # writers may number a palette as they like
-            by_color = _indices_of_palette(opened_image, colors)
+            by_color = _indices_of_palette(opened_image, colors, name)
             if by_color is not None:
                 return by_color
         if mode in INDEX_MODES:
@@ -72,17 +72,27 @@ def _gray_values(pixels: np.ndarray, name: str) -> np.ndarray:
     return pixels[..., 0].copy()
 
 
-def _indices_of_palette(mask: PIL.Image.Image, colors: np.ndarray) -> np.ndarray | None:
-    """The classes of the colors of a mask's palette; `None` if one that it uses is of no class: then its values are the classes."""
+def _indices_of_palette(mask: PIL.Image.Image, colors: np.ndarray, name: str) -> np.ndarray | None:
+    """The classes of the colors of a mask's palette; `None` if its values are the classes: none of its colors is of a class, or each
+    value has the color of the class of this number, apart from those of no class."""
     values = np.array(mask, dtype=np.uint8)
     palette = np.array(mask.getpalette("RGB")).reshape(-1, 3)
-    classes = np.full(256, IGNORED_PIXEL, dtype=np.uint8)
+    classes = {}
     for value in np.unique(values).tolist():
         (found,) = np.nonzero((colors == palette[value]).all(axis=1)) if value < len(palette) else ([],)
-        if len(found) == 0:
-            return None
-        classes[value] = found[0]
-    return classes[values]
+        classes[value] = int(found[0]) if len(found) else None
+    known = {value: index for value, index in classes.items() if index is not None}
+    if all(value == index for value, index in known.items()):
+        return None
+    if len(known) < len(classes):
+        value = next(value for value in classes if value not in known)
+        raise _error(
+            f"{name} has the color ({', '.join(map(str, palette[value].tolist()))}), which is of no class, and others which are",
+            "add it to the file of colors",
+        )
+    table = np.zeros(256, dtype=np.uint8)
+    table[list(known)] = list(known.values())
+    return table[values]
 
 
 def _wrong_mode(name: str, mode: str) -> SiTError:

@@ -160,6 +160,9 @@ class MoCoV3(Method):
     def contrasts(self) -> bool:
         return True
 
+    def fingerprint(self) -> dict[str, Any]:
+        return {**super().fingerprint(), "batch_norm_views": "each"}
+
     def schedules(self, progress: float) -> dict[str, float]:
         return {"teacher_momentum": cosine(self.momentum, 1.0, progress)}
 

@@ -188,7 +188,7 @@ def test_colors_of_classes(tmp_path):
 
 
 def test_colors_of_a_palette(tmp_path):
-    """Writers number them as they like; where one is of no class, the numbers are the classes."""
+    """Writers number them as they like; where none is of a class, the numbers are the classes."""
     colors = np.array([[128, 0, 64], [0, 0, 0], [255, 255, 255]], np.uint8)
     write_pairs(tmp_path, count=1)
     (tmp_path / "class_dict.csv").write_text("name,r,g,b\nsky,128,0,64\nroad,0,0,0\ntree,255,255,255\n")
@@ -200,6 +200,15 @@ def test_colors_of_a_palette(tmp_path):
     numbered.putpalette([1, 2, 3, 4, 5, 6, 7, 8, 9])
     numbered.save(tmp_path / "masks" / "0.png")
     np.testing.assert_array_equal(read_mask(read(tmp_path)[1][0]["label"], ""), mask(0, 1, 2))
+    # In the order of the classes, with a color for none, as in VOC.
+    in_order = PIL.Image.fromarray(mask(0, 1, 2, 255), "P")
+    in_order.putpalette([*colors.flatten().tolist(), *[224, 224, 192] * 253])
+    in_order.save(tmp_path / "masks" / "0.png")
+    np.testing.assert_array_equal(read_mask(read(tmp_path)[1][0]["label"], ""), mask(0, 1, 2, 255))
+    with_another = np.concatenate([colors, [[224, 224, 192]]]).astype(np.uint8)[mask(0, 1, 2, 3)]
+    PIL.Image.fromarray(with_another).quantize(8).save(tmp_path / "masks" / "0.png")
+    with pytest.raises(SiTError, match=r"the color \(224, 224, 192\), which is of no class"):
+        read(tmp_path)
 
 
 def test_what_has_no_partner_is_left_out(tmp_path):
