@@ -13,7 +13,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from modeling_sit.data.decoding import UnreadableImage, decode_image
 from modeling_sit.data.image_datasets import image_name
@@ -281,6 +281,8 @@ def distributed_batches(num_images: int, batch_size: int, num_processes: int, pr
 def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """The encoder of a model with heads; of an encoder, itself. That of DINOv3 calls its blocks alone its base."""
     base = model.base_model
+    if not isinstance(base, PreTrainedModel):  # timm's own
+        return model
     return model if next(iter(inspect.signature(base.forward).parameters)) == "hidden_states" else base
 
 
@@ -296,9 +298,28 @@ def _pooled_features(
             f"{config.model_type} gives features of shape {tuple(tokens.shape)}, not (batch, tokens, hidden_size)",
             argument="model_name_or_path",
         )
-    num_registers = getattr(config, "num_register_tokens", 0)
-    tokens = torch.cat([tokens[:, :1], tokens[:, 1 + num_registers :]], dim=1)
+    num_front = _num_front_tokens(config, pixel_values, tokens)
+    if num_front == 0:
+        if arguments.pooling != "mean":
+            raise SiTError(
+                f"{config.model_type} has no token of the whole image",
+                argument="pooling",
+                remedy="give `pooling=mean`",
+            )
+        return tokens.float().mean(dim=1)
+    # Registers, and DeiT's token of distillation, are of no patch.
+    tokens = torch.cat([tokens[:, :1], tokens[:, num_front:]], dim=1)
     return pool(tokens.float(), arguments.pooling)
+
+
+def _num_front_tokens(config: PreTrainedConfig, pixel_values: torch.Tensor, tokens: torch.Tensor) -> int:
+    """How many tokens an encoder has in front of those of the patches; of one in stages, which merges patches, 0."""
+    patch = getattr(config, "patch_size", None)
+    if patch is None:
+        return 1 + getattr(config, "num_register_tokens", 0)
+    height, width = patch if isinstance(patch, tuple | list) else (patch, patch)
+    num_patches = (pixel_values.shape[-2] // height) * (pixel_values.shape[-1] // width)
+    return max(0, tokens.shape[1] - num_patches)
 
 
 def _moved_together(features: torch.Tensor, readable: torch.Tensor, chunk_size: int = 65536) -> torch.Tensor:

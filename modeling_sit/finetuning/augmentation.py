@@ -189,7 +189,10 @@ class Collator:
             if item["unreadable"] is not None:
                 print(f"skipped an unreadable image: {item['unreadable']}", file=sys.stderr, flush=True)
         settings = {"return_tensors": "pt", **as_they_are(self.processor)}
-        if "seed" in items[0] and getattr(self.processor, "do_center_crop", False):
+        crops = (
+            getattr(self.processor, "do_center_crop", False) or getattr(self.processor, "crop_pct", None) is not None
+        )
+        if "seed" in items[0] and crops:
             # An augmented image has the model's size already. Its edges would be cut off.
             settings |= {"do_resize": False, "do_center_crop": False}
         pixel_values = self.processor([item["image"] for item in items], **settings)["pixel_values"]

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from matplotlib.figure import Figure
 
+from modeling_sit import SiTConfig
 from modeling_sit.hub.card_file import read_written_card
 from modeling_sit.hub.card_results import FINETUNING_TASKS, finetuning_results
 from modeling_sit.hub.card_writing import (
@@ -20,7 +21,7 @@ from modeling_sit.hub.card_writing import (
     save_shown,
     write_card,
 )
-from modeling_sit.hub.provenance import Start, describe_duration, describe_versions, hub_id, public_name
+from modeling_sit.hub.provenance import Start, datasets_of, describe_duration, describe_versions, hub_id, public_name
 from modeling_sit.runtime.markdown import code, escaped, table
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "finetuning_card.md"
@@ -92,7 +93,8 @@ def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results
     earlier = read_written_card(output_dir)
     name = output_dir.resolve().name
     validation, license = report.get("validation"), license_of(facts.license, earlier)
-    is_sit, pooling = _read_config(output_dir)
+    model_type, pooling = _read_config(output_dir)
+    is_sit = model_type == SiTConfig.model_type
     task = report.get("task", "classification")
     purpose, call = PURPOSES[task]
     base = None if report["from_scratch"] else hub_id(report["model_name_or_path"])
@@ -101,8 +103,8 @@ def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results
         library_name="transformers",
         license=license,
         pipeline_tag=FINETUNING_TASKS[task],
-        tags=["sit", "vit", FINETUNING_TASKS[task]],
-        datasets=[hub_id(report["dataset"])] if hub_id(report["dataset"]) else None,
+        tags=[*(["sit", "vit"] if is_sit else [model_type]), FINETUNING_TASKS[task]],
+        datasets=datasets_of(report["dataset"]),
         base_model=base,
     )
     card = ModelCard.from_template(
@@ -111,6 +113,7 @@ def write_finetuning_card(output_dir: Path, facts: FinetuningFacts, keep_results
         model_name=escaped(name),
         repository=json.dumps(facts.model_id or name, ensure_ascii=False),
         is_sit=is_sit,
+        kind="Vision Transformer" if is_sit or model_type == "vit" else f"model ({code(model_type)})",
         loads_as_vit=is_sit and task == "classification" and pooling == "token",
         purpose=purpose,
         call=call,
@@ -160,10 +163,10 @@ def _describe_length(report: dict[str, Any]) -> str:
     return f"{report['learning_rate']:.3g}, {report['steps']:,}{chosen}"
 
 
-def _read_config(folder: Path) -> tuple[bool, str | None]:
-    """Whether a model is a SiT, and its pooling."""
+def _read_config(folder: Path) -> tuple[str, str | None]:
+    """What kind of model it is, and its pooling."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config["model_type"] == "sit_gmml", config.get("pooling")
+    return config["model_type"], config.get("pooling")
 
 
 def _tunes_by_measured(report: dict[str, Any]) -> bool:

@@ -1,13 +1,16 @@
 """Learning rates that fall from the classifier to the embeddings."""
 
 import re
+from collections.abc import Sequence
 
 from torch import nn
 
 from modeling_sit.runtime.optimizer import NO_DECAY_NAMES
 
-# `encoder.layer.3.` of SiT, `layers.3.` of transformers' ViT, `blocks.3.` of others.
-BLOCK = re.compile(r"(?:^|\.)(?:layer|layers|blocks)\.(\d+)\.")
+# `encoder.layer.3.` of SiT, `layers.3.` of transformers' ViT, `blocks.3.` of others, `stages.1.layers.3.` of ResNets.
+BLOCK = re.compile(r"(?:^|\.)(?:stages\.(\d+)\.)?(?:layer|layers|blocks)\.(\d+)\.")
+# `embedder.` of ResNets.
+EMBEDDINGS = re.compile(r"(?:embeddings|embedder)\.")
 
 
 def layer_decay_groups(model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float) -> list[dict]:
@@ -25,14 +28,12 @@ def layer_decay_groups(model: nn.Module, learning_rate: float, weight_decay: flo
     Returns:
         `list[dict]`: Full rate first, for whoever logs the rate of the first group.
     """
-    num_blocks = 1 + max(
-        (block for name, _ in model.named_parameters() if (block := block_of(name)) is not None), default=-1
-    )
+    blocks = sorted({block for name, _ in model.named_parameters() if (block := block_of(name)) is not None})
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth = depth_of(name, num_blocks)
+        depth = depth_of(name, blocks)
         decays = not (parameter.ndim <= 1 or name.endswith(NO_DECAY_NAMES))
         groups.setdefault((depth, not decays), []).append(parameter)
     return [
@@ -45,15 +46,16 @@ def layer_decay_groups(model: nn.Module, learning_rate: float, weight_decay: flo
     ]
 
 
-def depth_of(name: str, num_blocks: int) -> int:
-    """How far below the classifier, which is at 0 with the last layer norm, a parameter of this name is."""
+def depth_of(name: str, blocks: Sequence[tuple[int, int]]) -> int:
+    """How far below the classifier, which is at 0 with the last layer norm, a parameter of this name is; `blocks` are all in order."""
     block = block_of(name)
     if block is not None:
-        return num_blocks - block
-    return num_blocks + 1 if "embeddings." in name else 0
+        return len(blocks) - blocks.index(block)
+    return len(blocks) + 1 if EMBEDDINGS.search(name) else 0
 
 
-def block_of(name: str) -> int | None:
-    """Which block, from 0, a parameter of this name belongs to; `None` for those before and after the blocks."""
+def block_of(name: str) -> tuple[int, int] | None:
+    """The stage, and the block in it, both from 0, that a parameter of this name belongs to; `None` for those before and after the
+    blocks."""
     match = BLOCK.search(name)
-    return int(match[1]) if match else None
+    return (int(match[1] or 0), int(match[2])) if match else None

@@ -223,7 +223,9 @@ def read_facts(
         from_scratch=arguments.from_scratch,
         trains_backbone=not (arguments.freeze_backbone or arguments.lora_rank),
         hidden_size=getattr(config, "hidden_size", None) or RunFacts.hidden_size,
-        num_layers=getattr(config, "num_hidden_layers", None) or RunFacts.num_layers,
+        num_layers=getattr(config, "num_hidden_layers", None)
+        or len(getattr(config, "depths", None) or ())  # a network in stages has few, and one rate for all
+        or RunFacts.num_layers,
         image_size=size if isinstance(size, int) else max(size),
         num_channels=getattr(config, "num_channels", RunFacts.num_channels),
         on_cpu=training_arguments.device.type == "cpu",

@@ -218,3 +218,9 @@ def hub_id(path_or_id: str) -> str | None:
     except HFValidationError:
         return None
     return path_or_id
+
+
+def datasets_of(path_or_id: str) -> list[str] | None:
+    """The dataset for a card's metadata, if it is on the Hub. A name without its owner may be that of a dataset in memory."""
+    found = hub_id(path_or_id)
+    return [found] if found is not None and "/" in found else None

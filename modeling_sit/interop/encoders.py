@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling_sit.configuration_sit import SiTConfig
 from modeling_sit.interop.plain_vit import VIT_FIELDS
@@ -193,6 +193,14 @@ def check_model_type(model_type: str | None) -> None:
     if model_type not in TRANSFORMERS_PREFIXES:
         known = ", ".join(TRANSFORMERS_PREFIXES)
         raise ValueError(f"a SiT cannot be a {model_type or 'model of no type'}; it can be a {known}, or timm's vit_*")
+
+
+def names_of_heads(model: PreTrainedModel) -> set[str]:
+    """Names of a classifier's weights. transformers calls CLIP's classifiers and timm's models a backbone as a whole."""
+    timm_model = getattr(model, "timm_model", None)
+    heads = [getattr(model, "classifier", None), timm_model.get_classifier() if timm_model is not None else None]
+    found = {id(weight) for head in heads if isinstance(head, torch.nn.Module) for weight in head.parameters()}
+    return {name for name, weight in model.named_parameters() if id(weight) in found}
 
 
 def conventional_num_attention_heads(hidden_size: int) -> int:

@@ -23,7 +23,7 @@ from modeling_sit.interop.convert_in import (
     needs_conversion,
     read_checkpoint,
 )
-from modeling_sit.interop.encoders import name_weights
+from modeling_sit.interop.encoders import name_weights, names_of_heads
 from modeling_sit.interop.paths import ARGUMENT, check_exists
 from modeling_sit.interop.resize import check_image_size, pair, resize_model, resize_processor
 from modeling_sit.interop.safetensors import MODEL_CLASSES, check_describes_itself, is_sit_file, read_sit_file
@@ -279,10 +279,11 @@ class _Report:
             can_differ (`bool`): Whether heads may have other shapes in the checkpoint.
         """
         prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+        heads = names_of_heads(model)
 
         def refuse(weights: set[str], are_refused: bool, problem: str) -> None:
             # Most checkpoints have no pooler of ViT, and no features come from it.
-            of_backbone = {weight for weight in weights if weight.startswith(prefix)}
+            of_backbone = {weight for weight in weights if weight.startswith(prefix) and weight not in heads}
             of_backbone = {weight for weight in of_backbone if not weight.startswith(f"{prefix}pooler.")}
             refused, whose = (weights, "") if are_refused else (of_backbone, " of the backbone")
             if refused:

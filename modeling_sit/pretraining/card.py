@@ -15,6 +15,7 @@ from modeling_sit.hub.card_file import read_written_card
 from modeling_sit.hub.card_writing import describe_commands, describe_hardware_of, license_of, save_curves, write_card
 from modeling_sit.hub.provenance import (
     Start,
+    datasets_of,
     describe_duration,
     describe_versions,
     hub_id,
@@ -121,7 +122,7 @@ def write_pretraining_card(output_dir: Path, facts: RunFacts) -> Path:
         license=license,
         pipeline_tag="image-feature-extraction",
         tags=["sit", "vit", "self-supervised", *method.tags],
-        datasets=[hub_id(images.name)] if hub_id(images.name) else None,
+        datasets=datasets_of(images.name),
         base_model=hub_id(start) if start is not None else None,
     )
     card = ModelCard.from_template(

@@ -8,10 +8,14 @@ import PIL.Image
 import pytest
 import torch
 from transformers import (
+    DeiTConfig,
+    DeiTModel,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    IJepaConfig,
+    IJepaModel,
     ResNetConfig,
     ResNetModel,
     ViTConfig,
@@ -289,6 +293,31 @@ def test_unknown_pooling_is_an_error(vit, images, processor):
     with pytest.raises(SiTError, match="'cls', only token, mean, token_mean") as error:
         extract_features(vit, make_dataset(images), processor, FeatureArguments(pooling="cls"))
     assert error.value.argument == "pooling"
+
+
+def test_the_token_of_distillation_is_of_no_patch(images, processor):
+    model = DeiTModel(DeiTConfig(**TINY_VIT), add_pooling_layer=False).eval()
+    arguments = FeatureArguments(pooling="mean")
+    result = extract_features(model, make_dataset(images[:1]), processor, arguments, progress=False)
+    with torch.no_grad():
+        tokens = model(**processor(PIL.Image.open(io.BytesIO(images[0])), return_tensors="pt")).last_hidden_state
+    assert tokens.shape[1] == 2 + 16
+    torch.testing.assert_close(result.features, tokens[:, 2:].mean(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_encoder_without_a_token_of_the_image(images, processor):
+    """All of its tokens are of patches; the first one is of the upper left corner."""
+    sizes = {name: value for name, value in TINY_VIT.items() if name != "qkv_bias"}
+    model = IJepaModel(IJepaConfig(**sizes), add_pooling_layer=False).eval()
+    dataset = make_dataset(images[:1])
+    for pooling in ("token", "token_mean"):
+        with pytest.raises(SiTError) as error:
+            extract_features(model, dataset, processor, FeatureArguments(pooling=pooling), progress=False)
+        assert error.value.argument == "pooling"
+    result = extract_features(model, dataset, processor, FeatureArguments(pooling="mean"), progress=False)
+    with torch.no_grad():
+        tokens = model(**processor(PIL.Image.open(io.BytesIO(images[0])), return_tensors="pt")).last_hidden_state
+    torch.testing.assert_close(result.features, tokens.mean(dim=1), rtol=1e-4, atol=1e-5)
 
 
 def test_encoder_without_tokens_is_an_error(images, processor):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from transformers import BitImageProcessor
+from transformers import BitImageProcessor, ConvNextImageProcessor
 
 from modeling_sit import SiTImageProcessor
 from modeling_sit.data.labeled import IGNORED_LABEL, LabeledImageDataset
@@ -200,6 +200,9 @@ class TestBatches:
         (seen,) = Collator(processor)([{**item, "image": framed, "seed": 0}])["pixel_values"]
         (to_measure,) = Collator(processor)([{**item, "image": framed}])["pixel_values"]
         assert seen[:, 0].max() == 0 and to_measure[:, 0].min() > 0.9
+        enlarging = ConvNextImageProcessor(size={"shortest_edge": 16}, do_normalize=False)  # and cuts out the middle
+        (seen,) = Collator(enlarging)([{**item, "image": framed, "seed": 0}])["pixel_values"]
+        assert seen.shape == (3, 16, 16) and seen[:, 0].max() == 0
 
     def test_percentiles_are_those_of_the_image_alone(self):
         """A dark crop of an image that was read by its own range stays dark."""

@@ -1,7 +1,7 @@
 """Learning rates by depth."""
 
 import pytest
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from modeling_sit import SiTForImageClassification
 from modeling_sit.finetuning.layer_decay import layer_decay_groups
@@ -39,6 +39,18 @@ def test_rates_fall_from_the_classifier_to_the_embeddings(model):
             assert name.startswith(("classifier.", "vit.layernorm."))
             expected = 1.0
         assert rate == expected, name
+
+
+def test_blocks_in_stages_are_one_after_the_other():
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[2, 1], layer_type="basic")
+    rates = {
+        name: rate
+        for name, (rate, _) in settings_by_name(ResNetForImageClassification(config), 1.0, 0.05, 0.5).items()
+    }
+    assert {rate for name, rate in rates.items() if "embedder." in name} == {0.5**4}
+    for place, rate in (("stages.0.layers.0.", 0.5**3), ("stages.0.layers.1.", 0.5**2), ("stages.1.layers.0.", 0.5)):
+        assert {found for name, found in rates.items() if place in name} == {rate}
+    assert rates["classifier.1.weight"] == 1
 
 
 def test_biases_norms_tokens_and_positions_do_not_decay(model):

@@ -9,10 +9,11 @@ import timm
 import torch
 import transformers
 from timm.models import save_for_hf
+from transformers import CLIPConfig, CLIPForImageClassification, TimmWrapperConfig, TimmWrapperForImageClassification
 
 from modeling_sit import SiTForPreTraining, SiTModel
 from modeling_sit.interop.convert_in import find_format, read_checkpoint
-from modeling_sit.interop.encoders import conventional_num_attention_heads, name_weights
+from modeling_sit.interop.encoders import conventional_num_attention_heads, name_weights, names_of_heads
 from modeling_sit.runtime.errors import SiTError
 
 SIZES = {
@@ -303,3 +304,14 @@ def test_names_in_one_line():
         "blocks.0-11.norm1.weight, blocks.0-11.norm1.bias, norm.bias, a.3.b"
     )
     assert name_weights(["a.0.b", "a.4.b"]) == "a.0-4.b"
+
+
+def test_names_of_heads(tiny_config):
+    """Also where transformers calls the whole a backbone."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": 32, "patch_size": 8}
+    clip = CLIPForImageClassification(CLIPConfig(vision_config=vision, text_config={**sizes, "vocab_size": 9}))
+    assert names_of_heads(clip) == {"classifier.weight", "classifier.bias"}
+    wrapped = TimmWrapperForImageClassification(TimmWrapperConfig(architecture="test_vit", num_labels=5))
+    assert names_of_heads(wrapped) == {"timm_model.head.weight", "timm_model.head.bias"}
+    assert names_of_heads(SiTModel(tiny_config())) == set()
