@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -41,6 +42,12 @@ from modeling_sit.runtime.hugging_face_cache import cache_error, check_datasets_
 logger = logging.getLogger(__name__)
 
 ARRAY_EXTENSION = ".npy"
+# Steps of a stream of `datasets` that shards would each take by themselves.
+COUNTING_STEPS = {
+    *("SkipExamplesIterable", "TakeExamplesIterable", "StepExamplesIterable"),
+    *("CyclingMultiSourcesExamplesIterable", "RandomlyCyclingMultiSourcesExamplesIterable"),
+    *("HorizontallyConcatenatedMultiSourcesExamplesIterable", "InterleavedShardsExamplesIterable"),
+}
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 OTHER_ARCHIVES = (".zip", ".rar", ".7z", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".gz")
 
@@ -102,9 +109,35 @@ def _load_form(dataset: Any, config_name: str | None, streaming: bool, asked: fr
 def _splits_in_memory(dataset: Any) -> Splits:
     splits = dict(dataset) if isinstance(dataset, Mapping) else {str(dataset.split or "train"): dataset}
     return {
-        split: _name_shards(split, rows) if isinstance(rows, datasets.IterableDataset) else rows
+        split: _name_shards(split, _as_it_is(rows)) if isinstance(rows, datasets.IterableDataset) else rows
         for split, rows in splits.items()
     }
+
+
+def _as_it_is(rows: datasets.IterableDataset) -> datasets.IterableDataset:
+    """A stream whose shards have all of its rows, and no others. Of a stream that counts rows (`take`, `skip`) or mixes several
+    (`interleave_datasets`), each shard would count or mix anew: it becomes one shard."""
+    if rows.num_shards == 1 or not COUNTING_STEPS & {type(step).__name__ for step in _steps_of(rows._ex_iterable)}:
+        return rows
+    whole = datasets.IterableDataset.from_generator(_Rows(rows.decode(False)), features=rows.features)
+    return whole if rows.features is None else whole.decode(False).cast(rows.features)
+
+
+@dataclass
+class _Rows:
+    """Gives the rows of a stream."""
+
+    stream: datasets.IterableDataset
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        yield from self.stream
+
+
+def _steps_of(step: Any) -> Iterator[Any]:
+    yield step
+    for inner in (getattr(step, "ex_iterable", None), *getattr(step, "ex_iterables", ())):
+        if inner is not None:
+            yield from _steps_of(inner)
 
 
 def _name_shards(split: str, rows: datasets.IterableDataset, num_rows: int | None = None) -> SplitStream:

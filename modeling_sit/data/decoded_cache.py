@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from modeling_sit.data.crops import DecodedImages
 from modeling_sit.data.decoding import UnreadableImage, decoded_size
+from modeling_sit.data.opening import max_image_pixels
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.locks import take_lock
 from modeling_sit.runtime.progress import bar_of_images
@@ -36,6 +37,8 @@ COLUMNS = pa.schema({"pixels": pa.large_binary(), "height": pa.int64(), "width":
 BATCH_BYTES = 16 * 2**20
 BATCH_ROWS = 1000
 KEY_BATCH_SIZE = 10_000
+# One more with each change of what decoding gives.
+DECODING_VERSION = 1
 NUM_SAMPLED_SIZES = 256
 # Then it is not the image that is slow, but its disk that does not answer.
 SECONDS_FOR_AN_IMAGE = 600
@@ -134,7 +137,8 @@ class DecodedImageCache:
 def cache_key(images: DecodedImages) -> str:
     """A checksum that changes if the pixels may: with the dataset, its files' sizes and times, and the settings."""
     dataset = images.dataset
-    settings = [images.pixel_format, images.draft_scale, PIL.__version__, dataset._fingerprint, len(dataset)]
+    decoding = (DECODING_VERSION, max_image_pixels(), PIL.__version__)
+    settings = [images.pixel_format, images.draft_scale, decoding, dataset._fingerprint, len(dataset)]
     checksum = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for batch in dataset.select_columns("image").with_format("arrow").iter(KEY_BATCH_SIZE):
         column = batch["image"].combine_chunks()

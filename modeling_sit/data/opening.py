@@ -94,7 +94,7 @@ def timely_listing(folder: str | os.PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def opened(image: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
+def opened(image: str | os.PathLike | bytes | None) -> Iterator[BinaryIO]:
     """A path or an encoded image as a binary file.
 
     What is done with the file is limited to [`SECONDS_FOR_A_FILE`], in the main thread of a program: a file on a network may
@@ -105,6 +105,8 @@ def opened(image: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
             anything, or the file did not come in time.
         `OSError`: If there is no such file, or it may not be read.
     """
+    if image is None:
+        raise UnreadableImage("there is no image, neither bytes nor a path")
     if isinstance(image, (bytes, bytearray, memoryview)):
         if not image:
             raise UnreadableImage(EMPTY)

@@ -1,5 +1,6 @@
 """Parquet files of one split: which columns they have, and those of them that are wanted."""
 
+import functools
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,9 +32,21 @@ class WantedColumns(Parquet):
                 for key, table in super()._generate_tables([file], [row_groups]):
                     yield Key(number, key.item_or_batch_id), table
 
+    @functools.cached_property
+    def _classes(self) -> dict[str, tuple[str, list[str]]]:
+        """The first file that names the classes of a column, and the names."""
+        return {}
+
     def _cast_table(self, pa_table: pa.Table) -> pa.Table:
         # Column by column, for only those that must be cast are checked: a label beyond its names is found later.
         table = pa_table.cast(plain_schema(pa_table.schema))
+        for name in self.info.features:
+            own = class_names(_feature(table.schema.field(name), table.schema.metadata))
+            first_file, first = self._classes.setdefault(name, (self._file, own)) if own else (None, None)
+            if own != first:
+                raise SiTError(
+                    f"{first_file} names the classes {_short(first)} and {self._file} names the classes {_short(own)}"
+                )
         columns = {name: self._cast(table, name, feature) for name, feature in self.info.features.items()}
         return pa.table(columns).replace_schema_metadata(self.info.features.arrow_schema.metadata)
 
@@ -136,6 +149,7 @@ def describe_parquet(
         if len(held.keys() - {None}) > 1
     }
     mixed = {name: line for name, line in mixed.items() if not isinstance(features.get(name), datasets.ClassLabel)}
+    mixed |= _other_class_names(features, schemas)
     for name in features:
         if len(set(types[name])) > 1:
             features[name] = _common_feature(features[name], types[name])
@@ -148,6 +162,33 @@ def describe_parquet(
                 {name: features[name] for name in features if name not in structs & lacking.keys()}
             )
     return ParquetFiles(files, features, lacking, num_rows, mixed)
+
+
+def _other_class_names(features: datasets.Features, schemas: Mapping[str, pa.Schema]) -> dict[str, str]:
+    """For each column of classes, two files that name them differently, if there are such: an index means another class there."""
+    found: dict[str, str] = {}
+    for name, feature in features.items():
+        if class_names(feature) is None:
+            continue
+        first = None
+        for file, schema in schemas.items():
+            names = class_names(_feature(schema.field(name), schema.metadata)) if name in schema.names else None
+            first = first or (names and (file, names))
+            if names and names != first[1]:
+                parts = (f"{each} names the classes {_short(classes)}" for each, classes in (first, (file, names)))
+                found[name] = " and ".join(parts)
+                break
+    return found
+
+
+def class_names(feature: Any) -> list[str] | None:
+    """Of a column of classes, or of lists of them; `None` for others."""
+    feature = getattr(feature, "feature", feature)
+    return feature.names if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _short(names: list[str]) -> str:
+    return textwrap.shorten(", ".join(names), 60, placeholder=" ...")
 
 
 def _kind(type: pa.DataType) -> str | None:

@@ -1,11 +1,13 @@
 """Rows of a stream as one process reads them: shard by shard, in an order that depends on the seed, resumable at any
 image."""
 
+import io
 import textwrap
 import threading
 from typing import NamedTuple
 
 import datasets
+import PIL.Image
 import torch
 from datasets.distributed import split_dataset_by_node
 
@@ -15,6 +17,7 @@ from modeling_sit.runtime.errors import SiTError
 
 # Shards that are read in turns, so that a block holds images of several classes if the dataset is sorted by class.
 SHARDS_AT_A_TIME = 8
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 class EncodedImage(NamedTuple):
@@ -66,7 +69,10 @@ class _OpenShard:
         self._state = None
         if row is None:
             return None
-        image = EncodedImage(row["image"], self._name(row["image"] or {}))
+        encoded = row["image"]
+        if isinstance(encoded, PIL.Image.Image):  # a step such as `filter` has decoded it
+            encoded = _encode(encoded)
+        image = EncodedImage(encoded, self._name(encoded or {}))
         self.num_read += 1
         return image
 
@@ -83,6 +89,13 @@ class _OpenShard:
     def state_dict(self) -> dict:
         # Before the first row is read, the library does not return the state that it was given.
         return {"num_read": self.num_read, "rows": self._state or self.rows.state_dict()}
+
+
+def _encode(image: PIL.Image.Image) -> dict:
+    """An image without loss, as `datasets.Image(decode=False)` gives it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if image.mode in PNG_MODES else "TIFF", exif=image.getexif())
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 class ProcessStream:

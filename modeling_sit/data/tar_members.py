@@ -166,7 +166,8 @@ def decode_member(field: str, content: bytes) -> Any:
             return text or None
     if ending in ("json", "jsn"):
         return json.loads(content)
-    return WebDataset.DECODERS[ending](content)
+    value = WebDataset.DECODERS[ending](content)
+    return value.strip() if isinstance(value, str) else value
 
 
 def infer_feature(values: list[Any]) -> Any:

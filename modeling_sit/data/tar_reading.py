@@ -142,6 +142,12 @@ class TarReader(datasets.GeneratorBasedBuilder):
     def _row(self, name: str, key: str, sample: dict[str, bytes | None], check: SampleCheck) -> dict | None:
         """The row of a sample. `None` if it has neither an image nor a label."""
         images = [field for field in sample if self._is_the_image(field)]
+        if len(images) > 1 and self.config.any_ending:  # and not one of each kind, as the first samples have them
+            raise SiTError(
+                f"{name}: {key}.{images[0]} and {key}.{images[1]} have one name, and the first images have none such beside them",
+                argument="dataset",
+                remedy="rename one of them, or unpack the files into a folder",
+            )
         has_label = any(field in self.config.labels or may_hold_label(field) for field in sample)
         if self.config.image is None and self.config.classes is not None:
             has_label = any(image_prefix(field) is not None for field in sample)

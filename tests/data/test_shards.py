@@ -518,3 +518,32 @@ def test_a_stream_goes_on_where_it_stood(tmp_path, form):
     images = load_images(str(tmp_path / "set"), streaming=True)
     rest = ProcessStream(images.train, images.train_shards, 0, 0, 1, state).read_block(15)
     assert [image.name for image in first + rest] == [image.name for image in whole]
+
+
+def test_files_of_a_split_that_name_their_classes_differently(load, tmp_path):
+    """An index means another class there."""
+    for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+        rows = {"image": [{"bytes": encoded(value), "path": None} for value in range(3)], "label": [0, 1, 0]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"train-{number}.parquet")
+    with pytest.raises(SiTError) as error:
+        list(load(tmp_path, labels="required").train)
+    assert "train-1.parquet" in str(error.value) and "the classes dog, cat" in str(error.value)
+    if not load.is_hub:  # which is read whole
+        assert load(tmp_path).label_names is None  # pretraining needs no labels
+
+
+def test_images_of_one_name_behind_the_first_ones_are_not_lost(tmp_path):
+    for number in range(3):
+        more = [("7.jpg", encoded(7, "JPEG")), ("7.png", encoded(8))] if number == 1 else []
+        write_tar(tmp_path / f"train-{number}.tar", [*images_of(3, "jpg"), *more])
+    with pytest.raises(SiTError, match=r"7\.jpg and 7\.png have one name"):
+        load_images(str(tmp_path))
+
+
+def test_lines_that_name_a_class(tmp_path):
+    members = []
+    for value, text in enumerate((b"dog\n", b"cat\n", b"dog", b"cat")):
+        members += [(f"{value}.png", encoded(value)), (f"{value}.label.txt", text)]
+    images = load_images(str(write_tar(tmp_path / "images.tar", members)), labels="required")
+    assert labels_of(images) == ["dog", "cat", "dog", "cat"]

@@ -545,3 +545,32 @@ def test_wrong_arguments(settings, named):
     with pytest.raises(SiTError, match=named) as error:
         StreamingArguments(**settings)
     assert error.value.argument == "shuffle_buffer_size"
+
+
+class TestStreamsInMemory:
+    """A stream that the user has made has its own rows, all of them and no others."""
+
+    @pytest.fixture
+    def rows(self) -> datasets.IterableDataset:
+        columns = {"image": [{"bytes": png(number), "path": None} for number in range(23)], "label": list(range(23))}
+        table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+        return table.to_iterable_dataset(num_shards=5)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda rows: rows,
+            lambda rows: rows.take(11),
+            lambda rows: rows.skip(11),
+            lambda rows: rows.shuffle(0, buffer_size=3).take(11),
+            lambda rows: datasets.interleave_datasets([rows, rows.skip(11)]),
+            lambda rows: rows.filter(lambda row: row["label"] % 2 == 1),
+            lambda rows: rows.filter(lambda label: label < 9, input_columns=["label"]).take(4),
+        ],
+    )
+    def test_rows_are_those_of_the_stream(self, rows, change):
+        stream = change(rows)
+        expected = sorted(np.asarray(row["image"])[0, 0, 0] for row in stream)
+        images = load_images(stream)
+        loaded = first_images(images.train, 1000, images.train_shards)
+        assert sorted(np.asarray(decode_image(each.image, 3))[0, 0, 0] for each in loaded) == expected
