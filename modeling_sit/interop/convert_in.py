@@ -50,6 +50,7 @@ UNSEEN_MODEL_ARGS = ("act_layer", "norm_layer", "block_fn", "mlp_layer", "attn_l
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 NETWORKS = ("teacher", "student")
 
+CROPPING_NOTE = "its image processor cuts out the middle of images; here the whole image is scaled to the model's size, whatever its shape"
 IMAGENET_NOTE = "images are normalized as ImageNet's, because the file does not say how they were in training"
 
 
@@ -211,9 +212,7 @@ def _read_file(path: Path, network: str | None, num_attention_heads: int | None)
     else:
         encoder = from_timm_network(weights, num_attention_heads)
     encoder.notes = notes + encoder.notes
-    read = _as_checkpoint(encoder, {})
-    read.notes.append(IMAGENET_NOTE)
-    return read
+    return _as_checkpoint(encoder, {})
 
 
 def _read_sit_file(path: Path) -> ConvertedCheckpoint:
@@ -273,7 +272,17 @@ def _read_transformers_folder(model_name_or_path: str, model_type: str | None) -
     check_transformers_config(config)
     weights = load_folder_weights(model_name_or_path)
     check_is_state_dict(weights, "it")
-    return _as_checkpoint(from_transformers_network(weights, config), read_normalization(model_name_or_path))
+    read = _as_checkpoint(from_transformers_network(weights, config), read_normalization(model_name_or_path))
+    return replace(read, notes=[*read.notes, *_notes_of_cropping(model_name_or_path)])
+
+
+def _notes_of_cropping(model_name_or_path: str) -> list[str]:
+    """What becomes of the cropping of a folder's image processor."""
+    try:
+        settings, _ = SiTImageProcessor.get_image_processor_dict(model_name_or_path)
+    except (OSError, ValueError):
+        return []
+    return [CROPPING_NOTE] if settings.get("do_center_crop") else []
 
 
 def read_normalization(model_name_or_path: str) -> dict[str, list[float]]:
@@ -295,7 +304,11 @@ def read_normalization(model_name_or_path: str) -> dict[str, list[float]]:
 
 
 def normalization_in(settings: Mapping[str, Any]) -> dict[str, list[float]]:
-    """`image_mean`, `image_std` and `intensity_range` among the settings of an image processor, if they are there."""
+    """`image_mean`, `image_std` and `intensity_range` among the settings of an image processor, if they are there. Where it does not
+    normalize, they are those that change nothing."""
+    if settings.get("do_normalize") is False:
+        num_channels = len(settings.get("image_mean") or [0.0] * 3)
+        settings = {**settings, "image_mean": [0.0] * num_channels, "image_std": [1.0] * num_channels}
     return {
         name: list(settings[name]) for name in ("image_mean", "image_std", "intensity_range") if settings.get(name)
     }
@@ -316,6 +329,8 @@ def _as_checkpoint(encoder: EncoderWeights, normalization: dict[str, list[float]
     notes = list(encoder.notes)
     if encoder.left_out:
         notes.append(f"left out, because a SiT has no place for them: {name_weights(encoder.left_out)}")
+    if not normalization.keys() & {"image_mean", "image_std"}:
+        notes.append(IMAGENET_NOTE)
     return ConvertedCheckpoint(
         name="",
         config=config,

@@ -9,10 +9,17 @@ import timm
 import torch
 import transformers
 from timm.models import save_for_hf
-from transformers import CLIPConfig, CLIPForImageClassification, TimmWrapperConfig, TimmWrapperForImageClassification
+from transformers import (
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    ViTImageProcessor,
+)
 
 from modeling_sit import SiTForPreTraining, SiTModel
-from modeling_sit.interop.convert_in import find_format, read_checkpoint
+from modeling_sit.interop.convert_in import CROPPING_NOTE, IMAGENET_NOTE, find_format, read_checkpoint
 from modeling_sit.interop.encoders import conventional_num_attention_heads, name_weights, names_of_heads
 from modeling_sit.runtime.errors import SiTError
 
@@ -315,3 +322,21 @@ def test_names_of_heads(tiny_config):
     wrapped = TimmWrapperForImageClassification(TimmWrapperConfig(architecture="test_vit", num_labels=5))
     assert names_of_heads(wrapped) == {"timm_model.head.weight", "timm_model.head.bias"}
     assert names_of_heads(SiTModel(tiny_config())) == set()
+
+
+@pytest.mark.parametrize(
+    ("processor", "normalization", "note"),
+    [
+        (None, {}, IMAGENET_NOTE),
+        (BitImageProcessor(), {"image_mean": list(BitImageProcessor().image_mean)}, CROPPING_NOTE),
+        (ViTImageProcessor(do_normalize=False), {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}, None),
+    ],
+)
+def test_what_a_folder_says_of_its_images(tmp_path, processor, normalization, note):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(tmp_path)
+    if processor is not None:
+        processor.save_pretrained(tmp_path)
+    read = read_checkpoint(str(tmp_path))
+    assert {name: read.normalization[name] for name in normalization} == normalization
+    assert [each for each in read.notes if each in (IMAGENET_NOTE, CROPPING_NOTE)] == ([note] if note else [])
