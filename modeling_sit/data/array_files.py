@@ -248,14 +248,18 @@ def read_array(
         raise WrongChannels(header.num_channels, wanted)
     values = read_values(file, header, max_pixels) if values is None else values
     colors = values[..., :count]
-    pixels = to_8_bits(colors, pixel_format.intensity_range, depth)
+    levels = pixel_format.intensity_range
+    if levels is not None and len(levels) == 2 * wanted and wanted == 4 and colors.shape[-1] in (1, 3):
+        levels = levels[:6]  # alpha, which these images have apart or not at all, has no range
+    pixels = to_8_bits(colors, levels, depth)
     if header.white_is_zero:
         pixels = 255 - pixels
     turn = TURNS.get(_orientation(file, header), lambda upright: upright)
     pixels = turn(pixels)
     if has_alpha:
         alpha = turn(to_8_bits(values[..., -1:], None, depth))
-        image = PIL.Image.merge("LA" if count == 1 else "RGBA", [*as_image(pixels).split(), as_image(alpha)])
+        mode = "LA" if pixels.shape[-1] == 1 else "RGBA"
+        image = PIL.Image.merge(mode, [*as_image(pixels).split(), as_image(alpha)])
         return convert_image(image, wanted)  # the range is done
     if count in (1, 3):
         return convert_image(as_image(np.ascontiguousarray(pixels)), wanted)  # the range is done

@@ -209,6 +209,22 @@ class TestDepth:
         assert (pixels_of(write(values), 3, TWELVE_BITS) == scaled(values, 0, 4095)).all()
         assert (pixels_of(write(values), 3) == values >> 8).all()  # as before there were ranges
 
+    @pytest.mark.parametrize(("given", "wanted"), [(2, 3), (2, 4), (3, 4), (4, 3), (4, 4)])
+    def test_a_range_for_each_channel(self, given, wanted):
+        """Alpha has none: it is that of its type, or full where there is none."""
+        values = random_values(6, 5, given)
+        has_alpha = given in (2, 4)
+        if has_alpha and wanted == 3:
+            values[..., -1] = 65535  # else white would shine through
+        ranges = [(0, 4095), (100, 3000), (0, 2000), (7, 9)][:wanted]
+        found = pixels_of(png_of_16_bits(values), wanted, [level for pair in ranges for level in pair])
+        for channel in range(3):
+            source = values[..., channel if given > 2 else 0]
+            np.testing.assert_array_equal(found[..., channel], scaled(source, *ranges[channel]))
+        if wanted == 4:
+            alpha = scaled(values[..., -1], 0, 65535) if has_alpha else np.full((6, 5), 255)
+            np.testing.assert_array_equal(found[..., 3], alpha)
+
     @pytest.mark.parametrize("write", [png_of_16_bits, lambda values: tiff(values, photometric="rgb")])
     def test_alpha_has_the_range_of_its_type(self, write):
         values = random_values(20, 30, 4)
