@@ -119,8 +119,8 @@ def _as_it_is(rows: datasets.IterableDataset) -> datasets.IterableDataset:
     (`interleave_datasets`), each shard would count or mix anew: it becomes one shard."""
     if rows.num_shards == 1 or not COUNTING_STEPS & {type(step).__name__ for step in _steps_of(rows._ex_iterable)}:
         return rows
-    whole = datasets.IterableDataset.from_generator(_Rows(rows.decode(False)), features=rows.features)
-    return whole if rows.features is None else whole.decode(False).cast(rows.features)
+    rows = _with_features(rows)
+    return datasets.IterableDataset.from_generator(_Rows(rows.decode(False)), features=rows.features)
 
 
 @dataclass

@@ -566,6 +566,7 @@ class TestStreamsInMemory:
             lambda rows: datasets.interleave_datasets([rows, rows.skip(11)]),
             lambda rows: rows.filter(lambda row: row["label"] % 2 == 1),
             lambda rows: rows.filter(lambda label: label < 9, input_columns=["label"]).take(4),
+            lambda rows: rows.map(dict).take(11),  # features are not known
         ],
     )
     def test_rows_are_those_of_the_stream(self, rows, change):
