@@ -37,16 +37,23 @@ class WantedColumns(Parquet):
         """The first file that names the classes of a column, and the names."""
         return {}
 
-    def _cast_table(self, pa_table: pa.Table) -> pa.Table:
-        # Column by column, for only those that must be cast are checked: a label beyond its names is found later.
-        table = pa_table.cast(plain_schema(pa_table.schema))
+    _checked: str | None = None
+
+    def _check_class_names(self, schema: pa.Schema) -> None:
         for name in self.info.features:
-            own = class_names(_feature(table.schema.field(name), table.schema.metadata))
+            own = class_names(_feature(schema.field(name), schema.metadata))
             first_file, first = self._classes.setdefault(name, (self._file, own)) if own else (None, None)
             if own != first:
                 raise SiTError(
                     f"{first_file} names the classes {_short(first)} and {self._file} names the classes {_short(own)}"
                 )
+
+    def _cast_table(self, pa_table: pa.Table) -> pa.Table:
+        # Column by column, for only those that must be cast are checked: a label beyond its names is found later.
+        table = pa_table.cast(plain_schema(pa_table.schema))
+        if self._checked != self._file:  # once for all tables of a file
+            self._check_class_names(table.schema)
+            self._checked = self._file
         columns = {name: self._cast(table, name, feature) for name, feature in self.info.features.items()}
         return pa.table(columns).replace_schema_metadata(self.info.features.arrow_schema.metadata)
 
