@@ -84,7 +84,10 @@ class FindBestCheckpoint(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         best = self.best
-        if best is None or not args.load_best_model_at_end or (Path(best) / WEIGHTS).is_file():
+        if best is None or not args.load_best_model_at_end:
+            return
+        # A name alone is from the Hub.
+        if Path(best).name != best and (Path(best) / WEIGHTS).is_file():
             return
         beside = (self.resumed.with_name(BEST_CHECKPOINT), self.resumed.with_name(Path(best).name))
         is_this_one = Path(best).name == f"checkpoint-{state.global_step}"

@@ -99,6 +99,9 @@ def stage_files(files: Mapping[str, Path], folder: Path) -> dict[str, Path]:
     for name, file in files.items():
         staged[name] = folder / name
         staged[name].parent.mkdir(parents=True, exist_ok=True)
+        if file.name == TRAINER_STATE:
+            staged[name].write_text(_without_folders(file), encoding="utf-8")
+            continue
         # Logs grow in place. Weights are written to a new file, so that a link keeps the old ones.
         if file.name in LOGS or file.stat().st_size <= MAX_COPIED_BYTES:
             shutil.copyfile(file, staged[name])
@@ -108,6 +111,14 @@ def stage_files(files: Mapping[str, Path], folder: Path) -> dict[str, Path]:
         except OSError:
             shutil.copyfile(file, staged[name])
     return staged
+
+
+def _without_folders(trainer_state: Path) -> str:
+    """What `Trainer` knew, with the name alone of the best checkpoint: where it lies on this machine is nobody else's."""
+    state = json.loads(trainer_state.read_text(encoding="utf-8"))
+    if state.get("best_model_checkpoint") is not None:
+        state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
+    return json.dumps(state, indent=2) + "\n"
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:

@@ -174,6 +174,17 @@ class TestStageFiles:
         assert set(staged) == set(names)
         assert all(path.read_text() == "a" * size for path in staged.values())
 
+    def test_of_the_best_checkpoint_only_the_name_is_shared(self, tmp_path):
+        state = {
+            "best_model_checkpoint": "/home/ada/runs/checkpoint-9",
+            "best_metric": 0.5,
+            "log_history": [{"loss": 1.5}],
+        }
+        file = write(tmp_path / "checkpoint-10/trainer_state.json", json.dumps(state))
+        staged = stage_files({"last-checkpoint/trainer_state.json": file}, tmp_path / "staged")
+        shared = json.loads(staged["last-checkpoint/trainer_state.json"].read_text())
+        assert shared == {**state, "best_model_checkpoint": "checkpoint-9"}
+
     def test_large_files_take_no_room(self, tmp_path):
         file = write(tmp_path / "model.safetensors", "a" * (2 << 20))
         staged = stage_files({"model.safetensors": file}, tmp_path / "staged")
