@@ -83,7 +83,12 @@ def _with_labels(split: datasets.Dataset, argument: str) -> datasets.Dataset:
         logger.warning(
             "split %s: %d of %d images have no label and are left out", split.split, num_left_out, len(split)
         )
-    return split.select(has_label.nonzero()[:, 0].numpy())
+    return split.select(labeled_rows(split))
+
+
+def labeled_rows(split: datasets.Dataset) -> np.ndarray:
+    """The rows of the images that have a label, in their order."""
+    return is_labeled(labels_of(split)).nonzero()[:, 0].numpy()
 
 
 def _check_known(train: datasets.Dataset, validation: datasets.Dataset) -> None:

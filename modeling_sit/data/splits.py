@@ -27,9 +27,14 @@ def select_label_fraction(split: datasets.Dataset, fraction: float, seed: int) -
         fraction (`float` in (0, 1]): Fraction of each class's images, rounded.
         seed (`int`): Seed of the draw.
     """
+    return split.select(label_fraction_rows(split, fraction, seed))
+
+
+def label_fraction_rows(split: datasets.Dataset, fraction: float, seed: int) -> np.ndarray:
+    """The rows of the images that [`select_label_fraction`] takes, in their order."""
     counts = (fraction * class_counts(split).double()).round().clamp(min=1)
     is_chosen, _ = _choose(labels_of(split), counts, fraction, np.random.default_rng(seed))
-    return split.select(np.flatnonzero(is_chosen))
+    return np.flatnonzero(is_chosen)
 
 
 def select_per_class(split: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
@@ -82,6 +87,12 @@ def train_validation_split(
         `ValueError`: If `fraction` is not in (0, 1).
         [`SiTError`]: If a class has only one image.
     """
+    rest, held_back = train_validation_rows(split, fraction, seed)
+    return split.select(rest), split.select(held_back)
+
+
+def train_validation_rows(split: datasets.Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the images of both parts of [`train_validation_split`], in their order."""
     if not 0 < fraction < 1:
         raise ValueError(f"the fraction to hold back must be in (0, 1), got {fraction}")
     num_members = class_counts(split)
@@ -94,7 +105,7 @@ def train_validation_split(
         )
     counts = num_members - (fraction * num_members.double()).round().clamp(min=1).minimum(num_members - 1)
     is_rest, is_held_back = _choose(labels_of(split), counts, 1 - fraction, np.random.default_rng(seed))
-    return split.select(np.flatnonzero(is_rest)), split.select(np.flatnonzero(is_held_back))
+    return np.flatnonzero(is_rest), np.flatnonzero(is_held_back)
 
 
 def hold_out_labeled(split: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -122,10 +133,8 @@ def hold_out_labeled(split: datasets.Dataset, fraction: float, seed: int) -> tup
         rows = rows[~is_kept.numpy()]
     is_held_out = np.zeros(len(split), dtype=bool)
     if len(rows):
-        # A new column copies the others.
-        numbered = split.select(rows).select_columns(["label"]).add_column("number", rows)
-        _, chosen = train_validation_split(numbered, fraction, seed)
-        is_held_out[chosen["number"][:]] = True
+        _, chosen = train_validation_rows(split.select(rows), fraction, seed)
+        is_held_out[rows[chosen]] = True
     held_out = split.select(np.flatnonzero(is_held_out))
     if not class_counts(held_out).any():
         raise NothingToHoldOut(

@@ -292,6 +292,12 @@ class FinetuningArguments(DenseArguments, CardArguments, WeightsFileArguments, D
                 argument="freeze_backbone",
                 remedy="leave one of them out",
             )
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise SiTError(
+                "has no effect without patience",
+                argument="early_stopping_threshold",
+                remedy="give `early_stopping_patience` too",
+            )
         if not self.lora_rank:
             for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
                 if getattr(self, name):

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import TrainerCallback
 
-from modeling_sit.finetuning.checkpoints import HISTORY, WEIGHTS, read_state
+from modeling_sit.finetuning.checkpoints import HISTORY, WEIGHTS, evaluations_waited, read_state
 from modeling_sit.finetuning.sampling import EpochOrder
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.hub.repository_files import BEST_CHECKPOINT
@@ -100,6 +101,15 @@ class FindBestCheckpoint(TrainerCallback):
             argument="resume_from_checkpoint",
             remedy=f"put {Path(best).name} there, or give `load_best_model_at_end=False`",
         )
+
+
+class EarlyStoppingCallback(transformers.EarlyStoppingCallback):
+    """transformers' callback of this name, which a run that goes on begins with the evaluations that it has waited already. Patience
+    and threshold are this start's."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience_counter = evaluations_waited(state)
 
 
 class ShowLogs(TrainerCallback):

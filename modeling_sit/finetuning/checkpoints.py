@@ -107,10 +107,13 @@ def is_over(state: TrainerState, num_steps: int, patience: int | None) -> bool:
 
     `Trainer` would train one step more, if the last one is amid an epoch.
     """
-    waited = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
-    if patience is not None and waited.get("early_stopping_patience_counter", 0) >= patience:
-        return True
-    return state.global_step >= num_steps
+    return state.global_step >= num_steps or (patience is not None and evaluations_waited(state) >= patience)
+
+
+def evaluations_waited(state: TrainerState) -> int:
+    """How many evaluations a run had waited for a better result."""
+    saved = state.stateful_callbacks.get("EarlyStoppingCallback", {})
+    return saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
 
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:

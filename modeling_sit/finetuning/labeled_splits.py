@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import datasets
+import numpy as np
 
 from modeling_sit.data.description import tell
 from modeling_sit.data.image_datasets import ImageDatasets
-from modeling_sit.data.labeled import labeled_splits, labels_of
+from modeling_sit.data.labeled import labeled_rows, labeled_splits, labels_of
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import (
     NothingToHoldOut,
     hold_out_labeled,
-    select_label_fraction,
-    train_validation_split,
+    label_fraction_rows,
+    train_validation_rows,
 )
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.splits import HOLD_BACK_FROM, Splits, choose_names, name_held_back
@@ -29,10 +30,13 @@ class LabeledSplits(Splits):
     Args:
         multi_label (`bool`): Whether an image may have several classes.
         images ([`ImageDatasets`], *optional*): The dataset, with its training split only.
+        measured_rows (`np.ndarray`, *optional*): The row that each image of `test`, or without it of `validation`, has in its split of
+            the dataset: of images that are held back, in the training split.
     """
 
     multi_label: bool
     images: ImageDatasets | None = None
+    measured_rows: np.ndarray | None = None
 
     def tell(self, intensity_range: Sequence[float | str] | None) -> None:
         tell(self.images, *self.measured, intensity_range=intensity_range)
@@ -68,13 +72,15 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | Non
     """
     arguments.check_intensity_range()
     images = _load(arguments, arguments.validation_split)
+    images.refuse_streams()
     validation_name, test_name = choose_names(images.splits, arguments, evaluates)
     train, validation, test = None, None, None
-    measured = []
+    measured, measured_rows = [], None
     if validation_name is not None:
         images = _load(arguments, validation_name, images)
         train, validation = labeled_splits(images)
         measured.append(images.validation)
+        measured_rows = labeled_rows(images.validation)
     if test_name is not None:
         with argument_names(validation_split="test_split"):
             images = _load(arguments, test_name, images)
@@ -84,10 +90,14 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | Non
             else:
                 train, test = labeled_splits(images)
                 measured.append(images.validation)
+                measured_rows = labeled_rows(images.validation)
     if train is None:
         images.validation = None
         train, _ = labeled_splits(images, validation="if there")
-    train = select_label_fraction(train, arguments.label_fraction, seed) if arguments.label_fraction < 1 else train
+    rows = labeled_rows(images.train)
+    if arguments.label_fraction < 1:
+        chosen = label_fraction_rows(train, arguments.label_fraction, seed)
+        train, rows = train.select(chosen), rows[chosen]
     may_choose = validation is not None or test is not None or evaluates is True
     if evaluates is None:
         evaluates = len(train) >= HOLD_BACK_FROM
@@ -95,7 +105,9 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | Non
     if is_held_back:
         at_least = ", one of each class at least" if arguments.label_fraction < 1 else ""
         validation_name = name_held_back(train, arguments, at_least)
-        train, validation = train_validation_split(train, arguments.validation_fraction, seed)
+        rest, held_back = train_validation_rows(train, arguments.validation_fraction, seed)
+        train, validation = train.select(rest), train.select(held_back)
+        measured_rows = rows[held_back] if test is None else measured_rows
     return LabeledSplits(
         name=images.name,
         label_names=images.label_names,
@@ -109,6 +121,7 @@ def load_splits(arguments: FinetuningArguments, seed: int, evaluates: bool | Non
         test_name=test_name,
         images=replace(images, validation=None),
         measured=measured,
+        measured_rows=measured_rows,
     )
 
 

@@ -53,13 +53,19 @@ def layers_to_adapt(model: PreTrainedModel, asked: list[str] | None) -> list[str
     """Full names of the linear layers of the blocks, or of those whose names end with one of `asked`.
 
     Raises:
-        [`SiTError`]: If no name ends with one of `asked`.
+        [`SiTError`]: If there are none, or no name ends with one of `asked`.
     """
     layers = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and block_of(f"{name}.") is not None
     ]
+    if not layers:
+        raise SiTError(
+            f"a {model.config.model_type} has no linear layers in its blocks",
+            argument="lora_rank",
+            remedy="leave it out, or give `freeze_backbone`",
+        )
     if asked is None:
         return layers
     for ending in asked:

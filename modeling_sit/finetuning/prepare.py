@@ -50,6 +50,13 @@ def prepare_trainer(
     task.load_model()
     facts = task.facts(len(splits.train), training_arguments)
     preset = settle_defaults(facts, arguments, training_arguments, task.preset_class)
+    batch_size = training_arguments.per_device_train_batch_size * training_arguments.world_size
+    if training_arguments.dataloader_drop_last and len(splits.train) < batch_size:
+        raise SiTError(
+            f"{len(splits.train):,} training images do not fill a batch of {batch_size:,}",
+            argument="dataloader_drop_last",
+            remedy="leave it out, or give a smaller `per_device_train_batch_size`",
+        )
     task.prepare_training(training_arguments)
     return ReproducibleTrainer(task, arguments, training_arguments), preset
 

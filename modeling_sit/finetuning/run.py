@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,10 @@ def _check_output_dir(output_dir: str, model_name_or_path: str) -> None:
 def _tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments) -> Tuning:
     """Set the learning rate and the number of steps to those that held-out images choose."""
     tuning = tune(arguments, training_arguments)
-    training_arguments.learning_rate, training_arguments.max_steps = tuning.learning_rate, tuning.max_steps
+    training_arguments.learning_rate = tuning.learning_rate
+    # The epochs of a run that holds images back have fewer steps than those of the search.
+    if training_arguments.max_steps is not None or training_arguments.num_train_epochs is None:
+        training_arguments.max_steps = tuning.max_steps
     if training_arguments.evaluates is None and arguments.early_stopping_patience is None:
         # The length is chosen: the run can learn from the held-out images too.
         training_arguments.evaluates = False
@@ -310,7 +313,9 @@ def _write(trainer: ReproducibleTrainer, facts: FinetuningFacts) -> None:
         predictions_file = output_dir / PREDICTIONS_FILE
         predictions_file.unlink(missing_ok=True)
         if trainer.task.predictions is not None:
-            trainer.task.predictions.write(predictions_file, trainer.task.splits.label_names)
+            splits = trainer.task.splits
+            predictions = replace(trainer.task.predictions, rows=splits.measured_rows[trainer.task.predictions.rows])
+            predictions.write(predictions_file, splits.label_names)
         if earlier_weights is not None and not keep_results:
             drop_results(output_dir, (*FEATURE_PROTOCOLS, *DENSE_PROTOCOLS))
         written = write_results(output_dir, {"finetune": report})

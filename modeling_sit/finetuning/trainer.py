@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import nn
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from modeling_sit.data.hand_over import kill_workers
@@ -33,7 +33,7 @@ from modeling_sit.data.loaders import BatchLoader, timely_batches, worker_deaths
 from modeling_sit.data.sampling import STEP, derive_seed
 from modeling_sit.evaluation.predictions import Predictions
 from modeling_sit.finetuning.arguments import FinetuningArguments
-from modeling_sit.finetuning.callbacks import FindBestCheckpoint, FollowEpochs
+from modeling_sit.finetuning.callbacks import EarlyStoppingCallback, FindBestCheckpoint, FollowEpochs
 from modeling_sit.finetuning.checkpoints import delete_old_checkpoints, is_over, load_weights, read_state, save_weights
 from modeling_sit.finetuning.ema import ModelEma
 from modeling_sit.finetuning.layer_decay import layer_decay_groups
@@ -193,8 +193,6 @@ class ReproducibleTrainer(Trainer):
         self.order = EpochOrder(len(task.splits.train), training_arguments.seed, task.sampling_weights())
         callbacks: list[TrainerCallback] = [FollowEpochs(self.order)]
         if self.patience is not None:
-            # How many evaluations it has waited already.
-            training_arguments.restore_callback_states_from_checkpoint = True
             callbacks.append(EarlyStoppingCallback(self.patience, arguments.early_stopping_threshold))
         validation = task.splits.validation
         super().__init__(
@@ -256,7 +254,11 @@ class ReproducibleTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset=None) -> torch.utils.data.DataLoader:
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if not self.task.measures_batches:
-            return self._guarded(super().get_eval_dataloader(dataset))
+            # `Trainer` would leave out the last images of an evaluation, too.
+            drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+            loader = super().get_eval_dataloader(dataset)
+            self.args.dataloader_drop_last = drops
+            return self._guarded(loader)
         batches = self.task.eval_batches(dataset, self.args.per_device_eval_batch_size)
         return BatchLoader(
             dataset,

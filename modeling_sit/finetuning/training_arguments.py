@@ -41,6 +41,15 @@ class FinetuningTrainingArguments(TrainingArguments):
         [`SiTError`]: If a value is out of range, or two exclude each other.
     """
 
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the model, its card, its results and its checkpoints. Required."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint to go on from: its folder, or auto for the newest of the output folder, if there is one."
+        },
+    )
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "Number of epochs. Default: `max_steps` says how long the run is."}
     )
@@ -152,6 +161,27 @@ class FinetuningTrainingArguments(TrainingArguments):
     hub_strategy: str = field(default="end", init=False)
     hub_always_push: bool = field(default=False, init=False)
     hub_revision: str | None = field(default=None, init=False)
+    # Nor these: the run has its own order of the images, labels, metrics and predictions, or they are about text.
+    data_seed: int | None = field(default=None, init=False)
+    train_sampling_strategy: str = field(default="random", init=False)
+    length_column_name: str = field(default="length", init=False)
+    remove_unused_columns: bool = field(default=True, init=False)
+    label_names: list[str] | None = field(default=None, init=False)
+    prediction_loss_only: bool = field(default=False, init=False)
+    eval_do_concat_batches: bool = field(default=True, init=False)
+    batch_eval_metrics: bool = field(default=False, init=False)
+    include_for_metrics: list[str] = field(default_factory=list, init=False)
+    include_num_input_tokens_seen: str | bool = field(default="no", init=False)
+    neftune_noise_alpha: float | None = field(default=None, init=False)
+    use_liger_kernel: bool = field(default=False, init=False)
+    liger_kernel_config: dict[str, bool] | None = field(default=None, init=False)
+    use_cache: bool = field(default=False, init=False)
+    # These would write weights of another type than the trained ones.
+    bf16_full_eval: bool = field(default=False, init=False)
+    fp16_full_eval: bool = field(default=False, init=False)
+    do_train: bool = field(default=False, init=False)
+    do_eval: bool = field(default=False, init=False)
+    do_predict: bool = field(default=False, init=False)
 
     def __post_init__(self):
         join_cpu_processes()  # before transformers makes its state

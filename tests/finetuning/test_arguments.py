@@ -152,6 +152,21 @@ def test_the_best_is_chosen_where_there_is_a_choice(parse, flags, chooses):
     assert training.load_best_model_at_end is chooses
 
 
+@pytest.mark.parametrize(
+    "flag", ["data_seed", "do_train", "label_names", "batch_eval_metrics", "prediction_loss_only", "bf16_full_eval"]
+)
+def test_flags_of_trainer_that_would_do_nothing_or_harm_are_unknown(parse, flag, capsys):
+    with pytest.raises(SystemExit):
+        parse(f"--{flag}", "1")
+    assert f"unknown flag --{flag}" in capsys.readouterr().err
+
+
+def test_a_threshold_without_patience_is_refused(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse("--early_stopping_threshold", "0.1")
+    assert "error: --early_stopping_threshold: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("workers", "persistent"), [("0", False), ("2", True)])
 def test_no_workers_are_kept_alive_where_there_are_none(parse, workers, persistent):
     flags = ["--dataloader_persistent_workers", "yes", "--dataloader_num_workers", workers]

@@ -133,6 +133,31 @@ def test_test_split_without_labels_is_not_measured(write):
     assert error.value.argument == "test_split"
 
 
+@pytest.mark.parametrize("label_fraction", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("counts", "measured"),
+    [({"test": 3}, "test"), ({"test": 3, "validation": 2}, "test"), ({}, "train"), ({"dev": 3}, "dev")],
+)
+def test_rows_of_the_measured_images_are_those_of_the_dataset(write, counts, measured, label_fraction):
+    labels = {"test": [-1, 0, 1, 0, -1, 1], "dev": [0, 1, -1, -1, 1, 0], "train": [-1, *[0, 1] * 9, -1]}
+    folder = write(train=10, labels=labels, **counts)
+    found = splits(folder, validation_split="dev" if measured == "dev" else None, label_fraction=label_fraction)
+    whole = datasets.load_dataset("parquet", data_files=f"{folder}/{measured}.parquet", split="train")
+    whole = whole.cast_column("image", datasets.Image(decode=False))
+    images = found.validation if found.test is None else found.test
+    assert [whole[int(row)]["image"]["bytes"] for row in found.measured_rows] == [
+        image["bytes"] for image in images["image"]
+    ]
+
+
+def test_streams_of_several_splits_are_refused(write):
+    streams = datasets.IterableDatasetDict(
+        {name: datasets.load_dataset(write(train=2, test=2), streaming=True)[name] for name in ("train", "test")}
+    )
+    with pytest.raises(SiTError, match="stream"):
+        splits(streams)
+
+
 def test_train_without_labels(write):
     with pytest.raises(SiTError, match="train"):
         splits(write(train=2, labels={"train": [-1] * 4}))

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from modeling_sit import SiTForImageClassification
 from modeling_sit.finetuning.arguments import FinetuningArguments
@@ -67,6 +68,13 @@ def test_places(model):
     with pytest.raises(SiTError, match=r"'uery'.*dense, key, query, value") as error:
         layers_to_adapt(model, ["uery"])
     assert error.value.argument == "lora_target_modules"
+
+
+def test_no_places():
+    resnet = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))
+    with pytest.raises(SiTError, match="resnet") as error:
+        layers_to_adapt(resnet, None)
+    assert error.value.argument == "lora_rank"
 
 
 def test_without_peft(model, monkeypatch):

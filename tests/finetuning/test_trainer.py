@@ -278,6 +278,12 @@ class TestChoosing:
         again = results_of(finetune(sit, colors, **arguments, resume_from_checkpoint="auto", steps=30))
         assert again == results_of(folder)
 
+    def test_more_patience_on_request(self, finetune, sit, colors):
+        arguments = {**ON_THE_WAY, "learning_rate": 0, "steps": 30}
+        assert results_of(finetune(sit, colors, **arguments, early_stopping_patience=2))["epochs"] == 3
+        again = finetune(sit, colors, **arguments, early_stopping_patience=4, resume_from_checkpoint="auto")
+        assert results_of(again)["epochs"] == 5
+
     def test_the_last_checkpoint_on_request(self, finetune, sit, colors):
         folder = finetune(sit, colors, **ON_THE_WAY, load_best_model_at_end=False, steps=6)
         assert results_of(folder)["chosen_by"] is None
@@ -301,6 +307,14 @@ class TestChoosing:
         else:
             assert results["chosen_by"] is None and measured == [4]
             assert_equal(weights_in(tmp_path / "out"), weights_in(tmp_path / "out" / "checkpoint-4"))
+
+    def test_all_test_images_are_measured_where_training_leaves_out_the_last_ones(
+        self, finetune, refused, sit, colors
+    ):
+        arguments = {"dataloader_drop_last": True, "per_device_eval_batch_size": 7}
+        folder = finetune(sit, colors, **arguments, steps=5)
+        assert results_of(folder)["accuracy"] == accuracy_by_hand(folder, colors)
+        assert refused(sit, colors, dataloader_drop_last=True, batch_size=41).argument == "dataloader_drop_last"
 
     def test_mistakes(self, refused, sit, colors):
         assert refused(sit, colors, early_stopping_patience=2).argument == "early_stopping_patience"

@@ -375,6 +375,11 @@ class TestRuns:
         self.tuned(given, max_steps=None, num_train_epochs=1)
         assert {steps for _, steps, *_ in trained} == {5}  # 72 images in batches of 16
 
+    def test_epochs_stay_epochs_where_the_run_holds_images_back(self, given):
+        given |= {"max_steps": None, "num_train_epochs": 1, "eval_strategy": "epoch"}
+        results = run.finetune(**given).metrics
+        assert results["validation"] is not None and results["epochs"] == 1
+
     def test_no_finite_loss(self, given, monkeypatch):
         monkeypatch.setattr(trials, "LossNotFinite", SiTError)
         monkeypatch.setattr(
