@@ -158,8 +158,12 @@ def convert_image(
     pixel_format = PixelFormat.of(pixel_format)
     is_scaled = not pixel_format.has_percentiles
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        if not pixel_format.has_mode:
+            raise WrongChannels(1, pixel_format.num_channels)
         bit_depth, white_is_zero = depth or tiff_depth(image)
-        values = to_8_bits(np.asarray(image)[..., None], pixel_format.intensity_range, bit_depth)
+        # Each channel has the gray image by its own range; an alpha channel, which it lacks, does not.
+        levels = pixel_format.intensity_range and pixel_format.intensity_range[:6]
+        values = to_8_bits(np.asarray(image)[..., None], levels, bit_depth)
         image, is_scaled = as_image(255 - values if white_is_zero else values), True
     if pixel_format.num_channels == 2 and image.mode == "LA":
         return np.asarray(image) if is_scaled else _stretched(image, pixel_format.intensity_range)

@@ -79,8 +79,8 @@ class Pretrainings:
         self._profile = PROFILES[arguments.profile]
 
     @cached_property
-    def _fingerprint_of_images(self) -> str:
-        return self.images.fingerprint()
+    def _known_images(self) -> dict[str, str]:
+        return {"fingerprint": self.images.fingerprint(), "files": self.images.files()}
 
     @cached_property
     def base(self) -> dict[str, Any]:
@@ -178,7 +178,7 @@ class Pretrainings:
         """A name for all that the outcome of a run follows from: these values, the images, and the kind of device."""
         named = {name: getattr(self.arguments, name) for name in DatasetArguments.__dataclass_fields__}
         named |= {"dataset": dataset_fingerprint(self.arguments.dataset), "part": self._profile.get("images")}
-        named |= {"fingerprint": self._fingerprint_of_images}
+        named |= self._known_images
         values = {"images": named, "device": choose_device(None).type, **values}
         text = json.dumps(values, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

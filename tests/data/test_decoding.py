@@ -19,7 +19,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from modeling_sit.data.decoding import DraftScale, UnreadableImage, decode_image, decoded_size, remedy
 from modeling_sit.data.opening import max_image_pixels
-from modeling_sit.image_modes import convert_image
+from modeling_sit.image_modes import PixelFormat, WrongChannels, convert_image
 from modeling_sit.runtime.errors import SiTError
 
 HEIGHT, WIDTH = 5, 7
@@ -274,6 +274,22 @@ def test_16_bit_gray_is_scaled_not_clipped(kind, num_channels):
 def test_a_dark_16_bit_image_stays_dark():
     image = convert_image(PIL.Image.fromarray(np.full((2, 2), 500, np.uint16)), 1)
     assert image.getextrema() == (2, 2)
+
+
+@pytest.mark.parametrize("levels", [(0, 1000, 0, 2000, 0, 4000, 0, 500), ("0%", "100%") * 4])
+def test_gray_of_16_bits_has_no_alpha_by_the_range_of_alpha(levels):
+    values = random_values(dtype=np.uint16) % 1000
+    rgba = np.asarray(convert_image(PIL.Image.fromarray(values), PixelFormat(4, levels)))
+    assert (rgba[..., 3] == 255).all()
+    rgb = np.asarray(convert_image(PIL.Image.fromarray(values), PixelFormat(3, levels[:6])))
+    np.testing.assert_array_equal(rgba[..., :3], rgb)
+
+
+@pytest.mark.parametrize("num_channels", [2, 5, 12])
+def test_gray_of_16_bits_is_not_many_channels(num_channels):
+    levels = (0, 1000) * num_channels
+    with pytest.raises(WrongChannels):
+        convert_image(PIL.Image.fromarray(random_values(dtype=np.uint16)), PixelFormat(num_channels, levels))
 
 
 @pytest.mark.parametrize("low, high", [(-1000, 1000), (0, 10**6), (-5, -5)])

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import PIL.Image
 import pytest
 import yaml
 
@@ -260,18 +261,22 @@ def test_what_another_process_is_at_is_left_to_it(run):
     assert set(result.findings.cells[1].models) == {0}
 
 
-@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("changed", ["nothing", "number", "pixels"])
 def test_runs_of_the_same_folder_with_other_images_are_no_results(run, digits, tmp_path, capsys, changed):
     """A folder of runs that several plans share: its runs are known by their images too."""
     images, arguments = tmp_path / "images", {"runs_dir": tmp_path / "runs"}
     digits.save_to_disk(images)
     run(SHORT, dataset=images, **arguments)
-    if changed:
+    if changed != "nothing":
         shutil.rmtree(images)
-        more = digits["train"].select([*range(60), *range(4)])
-        datasets.DatasetDict(train=more, test=digits["test"]).save_to_disk(images)
+        train = digits["train"].select([*range(60), *range(4)])
+        if changed == "pixels":
+            train = digits["train"].map(
+                lambda row, number: {"image": PIL.Image.new("L", (8, 8))} if not number else row, with_indices=True
+            )
+        datasets.DatasetDict(train=train, test=digits["test"]).save_to_disk(images)
     run(SHORT, folder="again", dataset=images, dry_run=True, **arguments)
-    assert f"2 pretrainings, {0 if changed else 2} of them done" in capsys.readouterr().out
+    assert f"2 pretrainings, {2 if changed == 'nothing' else 0} of them done" in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_there_is_to_do(run, capsys):
