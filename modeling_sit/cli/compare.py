@@ -13,8 +13,8 @@ DESCRIPTION = """Measure whether pretraining helps on labeled images, against ra
 The command fine-tunes with each fraction of the labels and each seed, from the pretrained weights and from scratch, with a learning
 rate and a length that it chooses for both on held-out training images. It classifies the raw pixels with the same labels, and measures
 the frozen features before and after pretraining. It writes tables (`results.md`), numbers (`results.json`) and a chart
-(`results.png`), and says in words whether pretraining helped. It does not repeat what is already in the folder, so the same command
-continues an interrupted comparison.
+(`results.png`), and says in words whether pretraining helped. Runs that are finished are not repeated: the same command
+goes on with an interrupted comparison.
 """
 
 

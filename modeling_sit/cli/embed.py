@@ -9,7 +9,7 @@ from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.evaluation.embed import EmbeddedSplit, EmbeddingArguments, run_embedding
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
 
-DESCRIPTION = """Write the features of all images of a dataset to parquet files.
+DESCRIPTION = """Write the features of all images of the training and the validation split to parquet files.
 
     modeling-sit embed --model_name_or_path M --dataset D --output_dir O
     accelerate launch -m modeling_sit embed ...        the same with several processes

@@ -112,7 +112,7 @@ def embed(
     **arguments,
 ) -> datasets.Dataset | None:
     """
-    Embed all images of a dataset with a frozen encoder.
+    Embed the images of a dataset with a frozen encoder: those of the training and of the validation split.
 
     Args:
         model_name_or_path (`str`): Folder, Hub id or file of weights.

@@ -164,7 +164,7 @@ class FinetuningArguments(DenseArguments, CardArguments, WeightsFileArguments, D
     vertical_flip_probability: float = field(
         default=0.0,
         metadata={
-            "help": "Probability of a vertical flip, for images without above and below, such as of a microscope or from the "
+            "help": "Probability of a vertical flip, for images without a top and a bottom, such as of a microscope or from the "
             "air."
         },
     )

@@ -93,6 +93,9 @@ def finetune(
         recipe (`str` or `Path`, *optional*): YAML file of values for the arguments, or the name of a shipped one.
         arguments: Fields of [`FinetuningArguments`], [`FinetuningTrainingArguments`] and [`HubArguments`].
 
+    Returns:
+        [`FinetuningResult`]: The model, its image processor, the metrics and the folder.
+
     Raises:
         `TypeError`: If there is no such argument.
         [`SiTError`]: If a value, the dataset or the model is wrong.

@@ -93,13 +93,15 @@ class ModelArguments(WeightsFileArguments):
     )
     image_mean: list[float] | None = field(
         default=None,
-        metadata={"help": "Mean of each channel, for values in [0, 1]. Default: ImageNet's; 0.5 for gray images."},
+        metadata={
+            "help": "Mean of each channel, for values in [0, 1]. Default: ImageNet's; 0.5 for gray images; measured for other channels."
+        },
     )
     image_std: list[float] | None = field(
         default=None,
         metadata={
             "help": "Standard deviation of each channel, for values in [0, 1]. Default: ImageNet's; 0.5 for gray "
-            "images.",
+            "images; measured for other channels.",
         },
     )
     attn_implementation: str | None = field(
