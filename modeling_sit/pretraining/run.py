@@ -265,6 +265,8 @@ def resume(run: Run, checkpoint: Path, state: RunState) -> RunState:
                 argument="resume_from_checkpoint",
             )
         load_checkpoint(accelerator, run.method, checkpoint)
+        for group in run.optimizer.param_groups:  # the loop sets what is scheduled, and these are not
+            group["betas"] = (run.flags.run.adam_beta1, run.flags.run.adam_beta2)
     for change in changes:
         accelerator.print(f"changed since the checkpoint: {change}")
     accelerator.print(f"going on from {checkpoint}")

@@ -150,7 +150,7 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
             return string_to_bool(value if isinstance(value, bool) else str(value))
         if kind in (int, float) and not isinstance(value, bool):
             converted = kind(value)
-            if kind is float or converted == float(value):
+            if kind is float or isinstance(value, str) or converted == value:
                 return converted
         # A date is text that YAML took for one.
         if kind is str and isinstance(value, int | float | Path | datetime.date) and not isinstance(value, bool):

@@ -251,6 +251,17 @@ class TestGoingOn:
         settings = json.loads((checkpoint(folder, 2) / "run_state.json").read_text())["settings"]
         assert settings["seed"] == 1
 
+    def test_betas_on_request(self, pretrain):
+        begun = pretrain(name="begun", max_steps=1)
+        again = {"resume_from_checkpoint": checkpoint(begun, 1), "allow_changed_settings": True, "max_steps": 2}
+        folder = pretrain(name="changed", **again, adam_beta1=0.1, adam_beta2=0.5)
+        same = pretrain(name="same", **again)
+        changed, same = (
+            torch.load(checkpoint(run, 2) / "optimizer.bin", weights_only=False) for run in (folder, same)
+        )
+        assert {group["betas"] for group in changed["param_groups"]} == {(0.1, 0.5)}
+        assert (changed["state"][0]["exp_avg"] != same["state"][0]["exp_avg"]).any()
+
     @pytest.mark.parametrize("monitor_steps", [0, 4])
     def test_what_was_done_after_its_first_step_is_not_the_runs(self, pretrain, monitor_steps):
         """Another continuation's previews, exports and monitors would be those of the model in the folder."""

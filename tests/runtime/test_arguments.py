@@ -179,6 +179,8 @@ class TestMistakes:
 
 
 GOOD = [
+    (2**63 - 1, int, 2**63 - 1),  # a float knows no such number
+    (str(2**53 + 1), int, 2**53 + 1),
     (YesOrNo("off"), bool, False),
     (YesOrNo("on"), bool | None, True),
     (YesOrNo("no"), bool | str, False),
