@@ -322,3 +322,9 @@ def test_targets_of_training_and_drawing_are_inverse():
     learned = project_masks_on_boxes(target["masks"], target["boxes"], torch.arange(4), 28)
     for mask, box, expected in zip(learned.numpy(), boxes, masks.numpy(), strict=True):
         assert overlap(paste_mask(mask, np.array(box), 50, 70), expected) > 0.97
+
+
+def test_at_the_threshold_scores_are_below_and_pixels_above(processor, outputs):
+    score = outputs["scores"][0, 0].item()
+    assert score not in processor.post_process_object_detection(outputs, score, SIZES)[0]["scores"].tolist()
+    assert paste_mask(np.full((2, 2), 0.5), np.array([0, 0, 4, 4]), 4, 4).all()

@@ -155,7 +155,9 @@ class TestLabelFraction:
     labels = [0] * 20 + [1] * 10 + [2] * 3
     split = labeled(list(np.random.default_rng(0).permutation(labels)))
 
-    @pytest.mark.parametrize(("fraction", "counts"), [(0.1, [2, 1, 1]), (0.5, [10, 5, 2]), (1.0, [20, 10, 3])])
+    @pytest.mark.parametrize(
+        ("fraction", "counts"), [(0.1, [2, 1, 1]), (0.5, [10, 5, 2]), (0.52, [10, 5, 2]), (1.0, [20, 10, 3])]
+    )
     def test_fraction_of_every_class(self, fraction, counts):
         chosen = select_label_fraction(self.split, fraction, seed=0)
         assert np.bincount(chosen["label"][:]).tolist() == counts

@@ -170,8 +170,34 @@ def test_few_shots_are_drawn_anew_and_averaged(digits):
 
 def test_few_shots_are_standardized_by_all_training_images(digits):
     """Of one image a class, many pixels are the same in all ten, and not at all in the others."""
-    values, _ = measure("fewshot", digits, fewshot_labels=["1%"])
-    assert values["accuracy_1_percent"] > 0.35
+    train, validation = digits
+    rows = protocols.draw_per_class(train.labels, NAMES, 1, 0)
+    scaler = StandardScaler().fit(train.features.numpy())
+    model = LogisticRegression(C=ProtocolArguments().fewshot_c, max_iter=10_000, tol=1e-8)
+    model.fit(scaler.transform(train.features[rows].numpy()), train.labels[rows].numpy())
+    expected = model.score(scaler.transform(validation.features.numpy()), validation.labels.numpy())
+    values, _ = measure("fewshot", digits, fewshot_labels=["1"], fewshot_draws=1)
+    assert values["accuracy_1_per_class"] == pytest.approx(expected)
+
+
+def test_few_shots_of_other_seeds_share_no_draw(digits, monkeypatch):
+    drawn, draw_per_class = [], protocols.draw_per_class
+    monkeypatch.setattr(protocols, "draw_per_class", lambda *args: drawn.append(args[-1]) or draw_per_class(*args))
+    for seed in (0, 1, 2):
+        measure("fewshot", digits, fewshot_labels=["1"], fewshot_draws=3, seed=seed)
+    assert len(set(drawn)) == len(drawn) == 9
+
+
+def test_stochastic_gradients_follow_the_seed(digits, monkeypatch):
+    seeds, fit_by_sgd = [], protocols.fit_by_sgd
+    monkeypatch.setattr("modeling_sit.evaluation.linear.MIN_STEPS", 10)
+    monkeypatch.setattr(
+        protocols,
+        "fit_by_sgd",
+        lambda *args, **kwargs: seeds.append(kwargs["settings"].seed) or fit_by_sgd(*args, **kwargs),
+    )
+    measure("linear", digits, linear_c=[0.1], linear_solver="sgd", linear_epochs=1, seed=3)
+    assert seeds == [3]
 
 
 def test_retrieval(digits):

@@ -223,3 +223,12 @@ def test_channels_without_color(tmp_path):
     found = read_pixels(split, pixel_format, (8,)).pixels[8].reshape(2, 8, 8, 5)
     means = np.rint(values * (255 / 4095)).reshape(2, 8, 3, 8, 2, 5).mean((2, 4))
     assert np.abs(found - means).max() < 1  # rounded across, then down
+
+
+def test_images_are_standardized_by_those_to_train(digits, few):
+    """The digits to test are as bright as those to train, so here they are darker."""
+    dark = RawPixels({8: digits[1].pixels[8] // 3}, digits[1].labels, digits[1].rows)
+    train, test = by_hand(few, dark)
+    found = classify_pixels("knn", few, dark, NAMES)
+    twin = KNeighborsClassifier(found.settings["n_neighbors"], weights="distance").fit(train, few.labels.numpy())
+    assert (found.predictions.predicted != twin.predict(test)).sum() <= 1

@@ -26,6 +26,7 @@ def test_sizes_are_of_the_resized_image_without_crowds():
 def test_misfit_is_in_doublings():
     assert misfit(np.array([16.0, 32.0, 64.0]), [16, 32, 64]) == 0
     assert misfit(np.array([8.0, 128.0]), [16, 32, 64]) == pytest.approx(1)
+    assert misfit(np.array([16.0, 64.0, 128.0, 16.0]), [16, 32, 64]) == pytest.approx(1 / 4)
 
 
 @pytest.mark.parametrize(

@@ -284,3 +284,12 @@ class TestChannelsWithoutColor:
             batch = Collator(processor)(items)
             assert batch["pixel_values"].shape == (2, 12, 8, 16)
             assert batch["labels"].tolist() == [0, IGNORED_LABEL]
+
+
+def test_crops_are_bicubic():
+    image = IMAGE.resize((20, 20))
+    with seeded(0):
+        crop = v2.RandomResizedCrop.make_params(create_augmentation((8, 8), arguments()).transforms[0], [image])
+    found = augmented(0, image, (8, 8), horizontal_flip_probability=0.0)
+    box = (crop["left"], crop["top"], crop["left"] + crop["width"], crop["top"] + crop["height"])
+    np.testing.assert_array_equal(found, image.crop(box).resize((8, 8), PIL.Image.Resampling.BICUBIC))

@@ -9,7 +9,7 @@ from transformers.image_utils import SizeDict
 
 from modeling_sit import SiTImageProcessor
 from modeling_sit.dense_processing import resized_size
-from modeling_sit.finetuning.dense_augmentation import DenseAugmentation
+from modeling_sit.finetuning.dense_augmentation import DenseAugmentation, photometric_distortion
 from modeling_sit.finetuning.dense_images import DenseItem
 from modeling_sit.finetuning.sampling import seeded
 from modeling_sit.run_length_encoding import encode_mask
@@ -217,3 +217,11 @@ def test_the_image_processor_leaves_the_size(painted):
     torch.testing.assert_close(label["boxes"][:, 2:], boxes[:, 2:])
     masks = np.stack([each["segmentation"] for each in found.annotations])
     np.testing.assert_array_equal(label["masks"][:, :72], masks)
+
+
+def test_photometric_distortion_is_that_of_single_shot_detectors():
+    jitters = photometric_distortion(3)
+    assert [jitter.p for jitter in jitters] == [0.5] * 4
+    names = ("brightness", "contrast", "saturation", "hue")
+    ranges = [tuple(getattr(each.transforms[0], name)) for each, name in zip(jitters, names, strict=True)]
+    assert ranges == [(0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)]

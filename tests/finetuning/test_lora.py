@@ -52,6 +52,10 @@ class TestAdapted:
         torch.testing.assert_close(merged(pixels).logits, adapted)
         assert all(live[name].equal(value) for name, value in model.state_dict().items())
 
+    def test_scale_is_2_unasked(self, model):
+        Adapters(model, arguments(lora_rank=4))
+        assert model.vit.encoder.layer[0].attention.attention.query.scaling["default"] == 2
+
     def test_scale_is_alpha_over_rank(self, model):
         Adapters(model, arguments(lora_rank=4, lora_alpha=6.0))
         layer = model.vit.encoder.layer[0].attention.attention.query

@@ -48,3 +48,9 @@ def test_blocks_lie_together():
 
     assert together(False) == pytest.approx(0.4, abs=0.02)
     assert together(True) > 0.7
+
+
+def test_blocks_that_fit_exactly_are_taken():
+    """Two patches of a row of eight: often beside each other, as one block."""
+    masks = draw(2000, grid=(1, 8), ratio=(0.25, 0.25), masked_views=1.0).reshape(2000, 8)
+    assert (masks[:, 1:] & masks[:, :-1]).any(dim=1).float().mean() > 0.4

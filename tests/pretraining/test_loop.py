@@ -323,3 +323,11 @@ def test_loss_goes_down(pretrain):
     lines = lines_of(folder)
     assert lines[-1]["reconstruction_loss"] < 0.75 * lines[0]["reconstruction_loss"]
     assert lines[-1]["contrastive_loss"] < lines[0]["contrastive_loss"]
+
+
+def test_rate_is_that_of_the_step_in_all_its_batches(pretrain, monkeypatch):
+    rates, set_hyperparameters = [], loop.set_hyperparameters
+    monkeypatch.setattr(loop, "set_hyperparameters", lambda *args: rates.append(args[1]) or set_hyperparameters(*args))
+    folder = pretrain(gradient_accumulation_steps=2, max_steps=3, logging_steps=1)
+    assert rates[::2] == rates[1::2] == [line["learning_rate"] for line in lines_of(folder)]
+    assert len(set(rates)) == 3

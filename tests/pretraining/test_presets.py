@@ -225,3 +225,9 @@ def test_channels_without_color():
     # Another number of channels, or a model, has its own normalization.
     for given in ({"num_channels": 3}, {"model_name_or_path": "some", "num_channels": 12}):
         assert "image_mean" not in {choice.name for choice in choose(facts, given, SiT)}
+
+
+def test_few_images_have_mild_color_in_long_runs_too():
+    few, many = (chosen(facts_of(count, 500, device="cuda"), max_steps=20_000) for count in (19_999, 20_000))
+    assert few["color_jitter"] == [0.2, 0.2, 0.1, 0.05] and few["solarize_probability"] == [0, 0]
+    assert many["color_jitter"] == [0.4, 0.4, 0.2, 0.1] and many["solarize_probability"] == [0, 0.2]

@@ -182,3 +182,11 @@ class TestIsDue:
         """Two batches a step, 5 an epoch: the first step that ends behind the epoch's end."""
         schedules = Schedules(10, 0, 5, 2, 1e-3, 1e-6, (0.05, 0.05))
         assert [step for step in range(1, 11) if is_due(step, "epoch", schedules)] == [3, 5, 8, 10]
+
+
+def test_processes_share_a_stream():
+    one, two = (
+        plan_schedules(arguments(per_device_train_batch_size=8 // n, num_train_epochs=3.0), 90, n, streaming=True)
+        for n in (1, 2)
+    )
+    assert one == two and one.batches_per_epoch == 90 / 8
