@@ -42,7 +42,7 @@ def linear_predict(
             Number of labels.
         C (`float`, *optional*, defaults to 1.0):
             Inverse strength of the L2 penalty: the fit minimizes `C * sum of cross-entropies + half the squared norm
-            of the weights`.
+            of the weights`. For two labels the weights are one vector, that of the second label's log-odds.
         max_iterations (`int`, *optional*, defaults to 100):
             Iterations of L-BFGS after which it stops, converged or not.
 
@@ -156,7 +156,8 @@ def fit_by_lbfgs(
             Number of labels.
         strengths (`list[float]`):
             Inverse strengths C of the L2 penalty: the fit minimizes `C * sum of cross-entropies + half the squared
-            norm of the weights`. Each fit starts from the one before, so give them in rising order.
+            norm of the weights`. Each label has a vector of weights; two labels, of which an image has one, share
+            one, that of the second's log-odds. Each fit starts from the one before, so give them in rising order.
         statistics (pair of `torch.Tensor`, *optional*):
             Mean and standard deviation to standardize by. Default: [`standardization`] of these features.
         max_iterations (`int`, *optional*):
@@ -274,6 +275,9 @@ def fit_by_sgd(
     known = labels.any(dim=0) if multi_label else torch.bincount(labels, minlength=num_labels) > 0
     never = torch.zeros(num_labels, device=device).masked_fill_(~known.to(device), -torch.inf)
     penalty = 0.5 / (torch.tensor(strengths, device=device) * len(features))
+    if not multi_label and known.sum() == 2:
+        # Here two labels have weights -w / 2 and w / 2, whose squared norm is half that of scikit-learn's w.
+        penalty = 2 * penalty
     optimizer = torch.optim.Adam([weight, bias], lr=settings.learning_rate, fused=True)
     steps_an_epoch = -(-len(features) // settings.batch_size)
     epochs = max(settings.epochs, -(-MIN_STEPS // steps_an_epoch))

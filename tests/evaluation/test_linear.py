@@ -209,6 +209,14 @@ def test_sgd_is_within_half_a_point_of_scikit_learn(digits):
         assert accuracy == pytest.approx(expected, abs=0.005)
 
 
+@pytest.mark.parametrize("num_labels", [2, 3])
+def test_the_penalty_is_the_same_in_both_ways_to_fit(num_labels):
+    """Of two labels scikit-learn has one vector of weights, a softmax two."""
+    train, labels = blobs(300, num_labels, size=8)
+    (exact,), (near,) = (fit(train, labels, num_labels + 1, [0.003]) for fit in (fit_by_lbfgs, fit_by_sgd))
+    assert (exact.predict(train) - near.predict(train)).abs().max() < 0.02
+
+
 @pytest.mark.parametrize(("fit", "tolerance"), [(fit_by_lbfgs, 2e-3), (fit_by_sgd, 0.02)])
 def test_several_labels_are_one_against_the_rest(digits, fit, tolerance):
     train, train_labels, features, _ = digits
