@@ -62,7 +62,8 @@ def run_embeddings(
     asked = [name for name in ("color_by", "color_label") if getattr(arguments, name) is not None]
     if color_by == "label" and asked and all(each is None for each in label_sets(by_models.shown, images.label_names)):
         raise SiTError(f"none of the images of split {split.split} has a label", argument=asked[0])
-    notes += measure(models, by_models, gallery, images, device)
+    accuracy_notes, num_voters = measure(models, by_models, gallery, images, device)
+    notes += accuracy_notes
     maps = by_models.mapped(
         images.name,
         images.label_names,
@@ -75,8 +76,8 @@ def run_embeddings(
     for each in maps.embedded.maps:
         if facts := "; ".join(filter(None, (each.note, each.result))):
             notes.append(f"{each.title}: {facts}")
-    if gallery is not None:
-        maps.note = f"kNN: votes of the {num_neighbors(gallery)} nearest of {len(gallery):,} labeled images of split {gallery.split}"
+    if num_voters:
+        maps.note = f"kNN: votes of the {num_neighbors(num_voters)} nearest of {num_voters:,} labeled images of split {gallery.split}"
     drawn = finish(maps.figure(), figure.output, resolution, notes)
     if arguments.html is not None:
         drawn.paths.append(save(arguments.html, lambda path: path.write_text(maps.page(), encoding="utf-8")))
@@ -132,9 +133,9 @@ def choose_splits(
     return None, choose_split(images, dataset_arguments.train_split, dataset_arguments.validation_split)
 
 
-def num_neighbors(gallery: datasets.Dataset) -> int:
-    """How many neighbors vote: as many as `evaluate` takes, if there are so many images."""
-    return min(ProtocolArguments().knn_k, len(gallery))
+def num_neighbors(num_voters: int) -> int:
+    """How many neighbors vote: as many as `evaluate` takes, if so many images have a vote."""
+    return min(ProtocolArguments().knn_k, num_voters)
 
 
 def measure(
@@ -143,32 +144,34 @@ def measure(
     gallery: datasets.Dataset | None,
     images: ImageDatasets,
     device: torch.device,
-) -> list[str]:
+) -> tuple[list[str], int]:
     """Write below each map how well the model classifies the images that are shown: by kNN of its features, if there is
     a gallery, and by its own classifier, if it has one.
 
     Returns:
-        `list[str]`: Notes for the user: which classifiers do not fit.
+        `tuple[list[str], int]`: Notes for the user: which classifiers do not fit; and how many images of the gallery
+        the last model can read, 0 if kNN is not measured.
     """
     if images.label_names is None:
-        return []
-    notes = []
+        return [], 0
+    notes, num_voters = [], 0
     labels = labels_of(by_models.shown)
     labeled = is_labeled(labels)
     if not labeled.any():
-        return []
+        return [], 0
     metric = "mean average precision" if images.multi_label else "accuracy"
     for number, (model, panel) in enumerate(zip(models, by_models.panels, strict=True)):
         values = {}
         if gallery is not None:
             with errors_of(model.title):
                 found = model.features_of(gallery, device)
+            num_voters = len(found.features)
             scores = knn_predict(
                 found.features,
                 labels_of(gallery)[found.rows],
                 panel.features[labeled].to(device),
                 len(images.label_names),
-                num_neighbors(gallery),
+                num_neighbors(num_voters),
                 ProtocolArguments().knn_temperature,
             )
             values["kNN"] = primary_metric(scores, labels[labeled])
@@ -182,7 +185,7 @@ def measure(
         if values:
             result = f"{metric}: " + ", ".join(f"{name} {value:.1%}" for name, value in values.items())
             by_models.panels[number] = panel._replace(result=result)
-    return notes
+    return notes, num_voters
 
 
 def choose_colors(
