@@ -16,6 +16,7 @@ from modeling_sit.evaluation.bootstrap import (
     mean_of_statistics,
 )
 from modeling_sit.evaluation.metrics import load_metric
+from modeling_sit.runtime.errors import SiTError
 
 # How many guesses an image has in the second accuracy, where there are more labels than that.
 TOP_K = 5
@@ -85,7 +86,12 @@ def label_metrics(
             `metrics/mean_average_precision.py`.
         num_resamples (`int`, *optional*, defaults to 1000): Resamples of the bootstrap.
         seed (`int`, *optional*, defaults to 0): Seed of the bootstrap.
+
+    Raises:
+        [`SiTError`]: If images can have several labels, and none has any.
     """
+    if labels.ndim == 2 and not labels.any():
+        raise SiTError(f"there is nothing to measure: none of {len(labels)} validation images has a label")
     computed = _of_several_labels if labels.ndim == 2 else _of_one_label
     measured = [computed(scores.cpu(), labels, scores.shape[1], style) for scores in draws]
     metrics = []

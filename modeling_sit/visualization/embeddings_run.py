@@ -157,7 +157,7 @@ def measure(
     notes, num_voters = [], 0
     labels = labels_of(by_models.shown)
     labeled = is_labeled(labels)
-    if not labeled.any():
+    if not labeled.any() or (images.multi_label and not labels[labeled].any()):  # no average precision of no class
         return [], 0
     metric = "mean average precision" if images.multi_label else "accuracy"
     for number, (model, panel) in enumerate(zip(models, by_models.panels, strict=True)):

@@ -300,3 +300,11 @@ def test_arguments_out_of_range(argument, value, message):
 @pytest.mark.parametrize("given", [["knn", "linear"], ["knn,linear"], [" knn , linear"], ["knn,", "linear"]])
 def test_protocols_are_separated_by_spaces_or_commas(given):
     assert ProtocolArguments(protocols=given).protocols == ["knn", "linear"]
+
+
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_no_validation_image_has_any_of_the_labels(several, protocol):
+    train, validation = several
+    unlabeled = Features(validation.features, torch.zeros_like(validation.labels), [])
+    with pytest.raises(SiTError, match="nothing to"):
+        measure(protocol, (train, unlabeled), ["small", "even", "eight"], linear_c=[0.1], fewshot_labels=["10%"])
