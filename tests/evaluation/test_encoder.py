@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, BertModel, CLIPConfig, CLIPModel
 
 from modeling_sit import SiTConfig, SiTForPreTraining, SiTImageProcessor, SiTModel
-from modeling_sit.evaluation.encoder import load_encoder
+from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -49,3 +49,26 @@ def test_what_looks_like_a_path_is_not_sought_on_the_hub(path):
 def test_a_file_of_a_folder_is_not_the_model(pretrained):
     with pytest.raises(SiTError, match="give the folder"):
         load_encoder(f"{pretrained[1]}/model.safetensors")
+
+
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def test_of_images_and_texts_the_encoder_of_images(tmp_path):
+    vision, text = {**SIZES, "image_size": 16, "patch_size": 8}, {**SIZES, "vocab_size": 9}
+    model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)).eval()
+    model.save_pretrained(tmp_path)
+    SiTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    encoder, _ = load_encoder(str(tmp_path))
+    pixel_values = torch.randn(2, 3, 16, 16)
+    expected = model.vision_model(pixel_values).last_hidden_state
+    torch.testing.assert_close(encoder(pixel_values).last_hidden_state, expected)
+    assert random_encoder(encoder, str(tmp_path), 0)(pixel_values).last_hidden_state.shape == (2, 5, 16)
+
+
+def test_encoder_of_texts(tmp_path):
+    BertModel(BertConfig(**SIZES, vocab_size=9)).save_pretrained(tmp_path)
+    SiTImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(SiTError, match="a bert is no encoder of images: it takes input_ids") as error:
+        load_encoder(str(tmp_path))
+    assert error.value.argument == "model_name_or_path"
