@@ -68,8 +68,8 @@ def attention_maps(model: PreTrainedModel, pixel_values: torch.Tensor, layer: in
     """How much the first token attends to each patch, by head, in units of what even attention would give.
 
     Args:
-        model (`PreTrainedModel`): An encoder with one token (and register tokens, if its config counts them) in front
-            of the patches. Its mode is left as it was.
+        model (`PreTrainedModel`): An encoder with one token or more in front of the patches, such as register tokens.
+            Its mode is left as it was.
         pixel_values (`torch.Tensor` of shape `(images, channels, height, width)`): Normalized images.
         layer (`int`, *optional*): Which layer, from 1. Default: the last.
 
@@ -94,16 +94,19 @@ def attention_maps(model: PreTrainedModel, pixel_values: torch.Tensor, layer: in
             # The fused implementations do not return their weights.
             model.set_attn_implementation("eager")
             pixel_values = pixel_values.to(model.device, model.dtype)
-            attentions = model(pixel_values=pixel_values, output_attentions=True).attentions
+            attentions = getattr(model(pixel_values=pixel_values, output_attentions=True), "attentions", None)
         finally:
             model.set_attn_implementation(implementation)
-    num_front = 1 + getattr(model.config, "num_register_tokens", 0)
     patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
     grid = (pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width)
     weights = attentions[-1 if layer is None else layer - 1] if attentions else None
-    if weights is None or weights.ndim != 4 or weights.shape[-1] != num_front + grid[0] * grid[1]:
+    if weights is None or weights.ndim != 4:
         raise no_attention
-    return (weights[:, :, 0, num_front:] * weights.shape[-1]).unflatten(2, grid).float().cpu()
+    behind = getattr(model.config, "num_detection_tokens", 0)  # of YOLOS
+    patches = slice(weights.shape[-1] - behind - grid[0] * grid[1], weights.shape[-1] - behind)
+    if patches.start < 1:
+        raise no_attention
+    return (weights[:, :, 0, patches] * weights.shape[-1]).unflatten(2, grid).float().cpu()
 
 
 def attention_overlays(image: torch.Tensor, maps: torch.Tensor) -> list[Image]:

@@ -5,7 +5,18 @@ import PIL.Image
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ResNetConfig, ResNetModel
+from transformers import (
+    ConvNextConfig,
+    ConvNextModel,
+    DeiTConfig,
+    DeiTModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    ResNetConfig,
+    ResNetModel,
+    YolosConfig,
+    YolosModel,
+)
 
 from modeling_sit import SiTImageProcessor, SiTModel
 from modeling_sit.runtime.errors import SiTError
@@ -56,15 +67,29 @@ def test_model_is_left_as_it_was(model):
     assert torch.equal(first, attention_maps(model, IMAGES))  # without stochastic depth
 
 
-def test_register_tokens_are_no_patches():
-    config = Dinov2WithRegistersConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8, num_register_tokens=3
-    )
-    model = Dinov2WithRegistersModel(config).eval()
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("model", "in_front", "behind"),
+    [
+        (
+            lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SIZES, image_size=16, num_register_tokens=3)),
+            4,
+            0,
+        ),
+        (lambda: DeiTModel(DeiTConfig(**SIZES, image_size=16)), 2, 0),
+        (lambda: YolosModel(YolosConfig(**SIZES, image_size=[16, 16], num_detection_tokens=5)), 1, 5),
+    ],
+)
+def test_other_tokens_are_no_patches(model, in_front, behind):
+    model = model().eval()
     images = IMAGES[..., :16]
     model.set_attn_implementation("eager")
     weights = model(images, output_attentions=True).attentions[0]
-    expected = (weights[:, :, 0, 4:] * 8).unflatten(2, (2, 2))
+    num_tokens = in_front + 4 + behind
+    assert weights.shape[-1] == num_tokens
+    expected = (weights[:, :, 0, in_front : in_front + 4] * num_tokens).unflatten(2, (2, 2))
     torch.testing.assert_close(attention_maps(model, images), expected.detach())
 
 
@@ -75,10 +100,17 @@ def test_layer_that_is_not_there(model, layer):
     assert error.value.argument == "layer"
 
 
-def test_model_without_attention():
-    model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))
-    with pytest.raises(SiTError, match="a resnet gives no attention"):
-        attention_maps(model, IMAGES)
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])),
+        lambda: ConvNextModel(ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4)),
+    ],
+)
+def test_model_without_attention(model):
+    model = model()
+    with pytest.raises(SiTError, match=f"a {model.config.model_type} gives no attention"):
+        attention_maps(model, IMAGES.repeat(1, 1, 2, 2))
 
 
 @pytest.mark.parametrize(
