@@ -1,6 +1,7 @@
 """Measuring a model with the head of a dense task: which images, which of its outputs, and the results."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +78,10 @@ def measure_whole_model(
             else objects_result(measurement, output)
             for protocol, output in outputs.items()
         }
+        for protocol, result in protocols.items():
+            if all(math.isnan(metric.value) for metric in result.metrics):
+                what = "labeled pixels" if outputs[protocol] == "pixels" else "objects"
+                logger.warning("%s: split %s has no %s, so there is nothing to measure", protocol, rows.split, what)
         settings = {
             "num_validation": measurement.num_images,
             "skipped": len(measurement.skipped),

@@ -59,7 +59,7 @@ def _without_nan(value: Any) -> Any:
 
 def table_rows(protocols: dict[str, ProtocolResult]) -> list[tuple[str, ...]]:
     """The results of protocols, by name, as the header and the rows of a table: a row for each metric that is a number, and a
-    column for what any of them has."""
+    column for what any of them has, besides the protocol, the metric and the value."""
     rows = [("protocol", "metric", "value", "95 % interval", "std", "chance")]
     for name, protocol in protocols.items():
         for metric in protocol.metrics:
@@ -69,7 +69,9 @@ def table_rows(protocols: dict[str, ProtocolResult]) -> list[tuple[str, ...]]:
             std = "" if metric.std is None else f"{metric.std:.4f}"
             chance = "" if metric.chance is None else f"{metric.chance:.4f}"
             rows.append((name, metric.name, f"{metric.value:.4f}", interval, std, chance))
-    return list(zip(*(column for column in zip(*rows, strict=True) if any(column[1:])), strict=True))
+    *always, interval, std, chance = zip(*rows, strict=True)
+    columns = [*always, *(column for column in (interval, std, chance) if any(column[1:]))]
+    return list(zip(*columns, strict=True))
 
 
 def as_table(protocols: dict[str, ProtocolResult]) -> str:

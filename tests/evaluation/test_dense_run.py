@@ -282,3 +282,19 @@ def test_matching_of_classes(caplog):
     with caplog.at_level(logging.WARNING):
         assert match_labels({0: "sky"}, ["road", "sky"]).tolist() == [1]
     assert "does not know 1 of the dataset's classes: road" in caplog.text
+
+
+def test_splits_with_nothing_to_measure(save_sit, objects, pixels, caplog):
+    path = next(objects.rglob("val.json"))
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "annotations": []}))
+    for mask in (pixels / "val" / "masks").iterdir():
+        PIL.Image.fromarray(np.full_like(np.asarray(PIL.Image.open(mask)), 255)).save(mask)
+    for model_class, images, protocol, what in (
+        (SiTForInstanceSegmentation, objects, "detection", "objects"),
+        (SiTForSemanticSegmentation, pixels, "segmentation", "labeled pixels"),
+    ):
+        with caplog.at_level(logging.WARNING):
+            results = evaluate(save_sit(model_class), images, protocols=protocol, device="cpu")
+        assert f"split val has no {what}, so there is nothing to measure" in caplog.text
+        assert results._repr_markdown_().splitlines()[0] == "| protocol | metric | value |"
