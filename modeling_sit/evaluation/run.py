@@ -21,9 +21,16 @@ from modeling_sit.evaluation.features import frozen_features
 from modeling_sit.evaluation.metric_results import Measured, ProtocolResult
 from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.evaluation.protocols import PROTOCOLS
-from modeling_sit.evaluation.results import EvaluationResults, as_result, read_results, write_results
+from modeling_sit.evaluation.results import (
+    RESULTS_FILE,
+    EvaluationResults,
+    as_result,
+    read_results,
+    write_results,
+)
 from modeling_sit.runtime.accelerator import choose_device, end_training, forget_settings, patient_processes
 from modeling_sit.runtime.arguments import build_arguments
+from modeling_sit.runtime.atomic_files import check_writable
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.memory import memory_errors
@@ -130,7 +137,9 @@ def run_evaluation(
         check_outside_dataset(arguments.output_dir, dataset_arguments.dataset)
         output_dir = results_folder(arguments)
         if output_dir is not None:
-            read_results(output_dir)  # before anything is computed
+            # Before anything is computed.
+            read_results(output_dir)
+            check_writable(output_dir / RESULTS_FILE, "give another folder with `output_dir`")
     measure = measure_whole_model if protocol_arguments.measures_whole_models else measure_features
     measured = measure(arguments, dataset_arguments, protocol_arguments, accelerator, device)
     end_training(accelerator)

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -142,6 +143,19 @@ def write_errors(path: Path, remedy: str) -> Iterator[None]:
         if _is_written_in_part(problem):
             reason = f"a file is written in part only ({reason}), perhaps the disk is full"
         raise SiTError(f"{path} cannot be written: {reason}", remedy=remedy) from problem
+
+
+def check_writable(path: Path, remedy: str) -> None:
+    """Check that a file can be written, before anything is computed for it. Leaves nothing behind.
+
+    Raises:
+        [`SiTError`]: If it cannot, with `path`, the reason and the remedy.
+    """
+    if path.is_dir():
+        raise SiTError(f"{path} cannot be written: it is a folder", remedy=remedy)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    with write_errors(path, remedy), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def is_of_full_disk(error: BaseException | None) -> bool:

@@ -1,6 +1,5 @@
 """Finished figures: showing them, and their files: whether they can be written, and writing them whole."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,8 @@ import PIL.Image
 from matplotlib.figure import Figure
 
 from modeling_sit.data.own_files import check_outside_dataset
+from modeling_sit.runtime import atomic_files
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
-from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.markdown import escaped
 from modeling_sit.runtime.notebook import show
 from modeling_sit.visualization.arguments import ResolutionArguments
@@ -64,12 +63,7 @@ def check_writable(output: str | None, dataset: Any, argument: str = "output") -
     if output is None:
         return
     check_outside_dataset(output, dataset, argument)
-    path = Path(output)
-    if path.is_dir():
-        raise SiTError(f"{path} cannot be written: it is a folder", remedy=REMEDY)
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    with write_errors(path, REMEDY), tempfile.TemporaryFile(dir=folder):
-        pass
+    atomic_files.check_writable(Path(output), REMEDY)
 
 
 def save_figure(output: str, resolution: ResolutionArguments, figure: Figure) -> Path:

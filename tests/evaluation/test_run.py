@@ -1,5 +1,6 @@
 """`evaluate` from Python: what it returns, what it writes, and its errors."""
 
+import errno
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation import run
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.run import evaluate
+from modeling_sit.runtime import atomic_files
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -60,6 +62,18 @@ def test_without_a_folder_nothing_is_written(model, flowers, tmp_path, monkeypat
     monkeypatch.setattr(run, "load_encoder", lambda *_: loaded)
     assert 0 <= evaluate("someone/some-sit", flowers, knn_k=2, device="cpu")["knn"]["accuracy"] <= 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("has_a_folder", [True, False])
+def test_results_that_cannot_be_written_are_not_computed(model, flowers, tmp_path, monkeypatch, has_a_folder):
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(atomic_files.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(run, "load_encoder", lambda *_: pytest.fail("it began to compute"))
+    place = {"output_dir": tmp_path / "results"} if has_a_folder else {}
+    with pytest.raises(SiTError, match=r"eval_results\.json cannot be written: Permission denied; give another"):
+        evaluate(model, flowers, knn_k=2, device="cpu", **place)
 
 
 def test_mistakes(model, flowers):

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from modeling_sit.runtime.atomic_files import (
+    check_writable,
     finish_files,
     fsync,
     is_of_full_disk,
@@ -255,3 +256,12 @@ def _raised(error: Exception, cause: Exception | None = None) -> Exception:
 )
 def test_errors_of_a_full_disk(error, is_full):
     assert is_of_full_disk(error) == is_full
+
+
+def test_a_file_that_can_be_written_and_some_that_cannot(tmp_path):
+    check_writable(tmp_path / "new" / "folder" / "a.json", "move on")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "a.json"):
+        with pytest.raises(SiTError, match=f"{path} cannot be written: .*; move on"):
+            check_writable(path, "move on")
