@@ -13,7 +13,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from modeling_sit.data.decoding import UnreadableImage, decode_image
 from modeling_sit.data.image_datasets import image_name
@@ -298,7 +298,9 @@ def _pooled_features(
             f"{config.model_type} gives features of shape {tuple(tokens.shape)}, not (batch, tokens, hidden_size)",
             argument="model_name_or_path",
         )
-    num_front = _num_front_tokens(config, pixel_values, tokens)
+    # YOLOS has its detection tokens behind the patches.
+    tokens = tokens[:, : tokens.shape[1] - getattr(config, "num_detection_tokens", 0)]
+    num_front = _num_front_tokens(encoder, pixel_values, tokens)
     if num_front == 0:
         if arguments.pooling != "mean":
             raise SiTError(
@@ -312,11 +314,15 @@ def _pooled_features(
     return pool(tokens.float(), arguments.pooling)
 
 
-def _num_front_tokens(config: PreTrainedConfig, pixel_values: torch.Tensor, tokens: torch.Tensor) -> int:
+def _num_front_tokens(encoder: PreTrainedModel, pixel_values: torch.Tensor, tokens: torch.Tensor) -> int:
     """How many tokens an encoder has in front of those of the patches; of one in stages, which merges patches, 0."""
-    patch = getattr(config, "patch_size", None)
+    timm_model = getattr(encoder, "timm_model", None)
+    if timm_model is not None:
+        has_token = getattr(timm_model, "cls_token", None) is not None  # some have it and count nothing
+        return getattr(timm_model, "num_prefix_tokens", int(has_token))
+    patch = getattr(encoder.config, "patch_size", None)
     if patch is None:
-        return 1 + getattr(config, "num_register_tokens", 0)
+        return 1 + getattr(encoder.config, "num_register_tokens", 0)
     height, width = patch if isinstance(patch, tuple | list) else (patch, patch)
     num_patches = (pixel_values.shape[-2] // height) * (pixel_values.shape[-1] // width)
     return max(0, tokens.shape[1] - num_patches)

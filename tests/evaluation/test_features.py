@@ -18,10 +18,14 @@ from transformers import (
     IJepaModel,
     ResNetConfig,
     ResNetModel,
+    TimmWrapperConfig,
+    TimmWrapperModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
     ViTModel,
+    YolosConfig,
+    YolosModel,
 )
 
 from modeling_sit import SiTImageProcessor, SiTModel
@@ -417,3 +421,37 @@ def test_readable_rows_are_moved_together_in_place(chunk_size):
     expected = features[readable]
     moved = _moved_together(features, readable, chunk_size)
     assert torch.equal(moved, expected) and moved.data_ptr() == features.data_ptr()
+
+
+def test_tokens_of_detection_are_of_no_patch(images, processor):
+    model = YolosModel(YolosConfig(**{**TINY_VIT, "image_size": [16, 16]}, num_detection_tokens=5)).eval()
+    inputs = processor(PIL.Image.open(io.BytesIO(images[0])), return_tensors="pt")
+    with torch.no_grad():
+        tokens = model(**inputs).last_hidden_state
+    assert tokens.shape[1] == 1 + 16 + 5
+    for pooling, expected in (("token", tokens[:, 0]), ("mean", tokens[:, 1:17].mean(dim=1))):
+        arguments = FeatureArguments(pooling=pooling)
+        result = extract_features(model, make_dataset(images[:1]), processor, arguments, progress=False)
+        torch.testing.assert_close(result.features, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("reg_tokens", "class_token"), [(0, True), (3, True), (0, False)])
+def test_timm_counts_the_tokens_in_front_of_the_patches(images, processor, reg_tokens, class_token):
+    """Its configuration has no size of patches."""
+    sizes = {"img_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    front = {"reg_tokens": reg_tokens, "class_token": class_token, "global_pool": "avg"}
+    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args={**sizes, **front, "patch_size": 4})
+    model = TimmWrapperModel(config).eval()
+    dataset = make_dataset(images[:1])
+    inputs = processor(PIL.Image.open(io.BytesIO(images[0])), return_tensors="pt")
+    with torch.no_grad():
+        tokens = model(**inputs).last_hidden_state
+    assert tokens.shape[1] == 16 + reg_tokens + class_token
+    mean = extract_features(model, dataset, processor, FeatureArguments(pooling="mean"), progress=False).features
+    torch.testing.assert_close(mean, tokens[:, -16:].mean(dim=1), rtol=1e-4, atol=1e-5)
+    if class_token:
+        token = extract_features(model, dataset, processor, FeatureArguments(pooling="token"), progress=False).features
+        torch.testing.assert_close(token, tokens[:, 0], rtol=1e-4, atol=1e-5)
+    else:
+        with pytest.raises(SiTError, match="no token of the whole image"):
+            extract_features(model, dataset, processor, FeatureArguments(pooling="token"), progress=False)
