@@ -263,7 +263,11 @@ def _read_timm_folder(model_name_or_path: str) -> ConvertedCheckpoint:
     input_size = described.get("input_size")
     image_shape = tuple(input_size[1:]) if isinstance(input_size, list) and len(input_size) == 3 else None
     encoder = from_timm_network(weights, model_args.get("num_heads"), image_shape)
-    return _as_checkpoint(encoder, read_normalization(model_name_or_path))
+    read = _as_checkpoint(encoder, read_normalization(model_name_or_path))
+    # timm scales images to the size divided by `crop_pct`, and cuts out the middle. By `center` it keeps their shape.
+    crop_pct, crop_mode = described.get("crop_pct"), described.get("crop_mode") or "center"
+    is_cut = crop_pct is not None and (crop_pct < 1 or crop_mode == "center")
+    return replace(read, notes=[*read.notes, CROPPING_NOTE]) if is_cut else read
 
 
 def _read_transformers_folder(model_name_or_path: str, model_type: str | None) -> ConvertedCheckpoint:

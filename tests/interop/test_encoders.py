@@ -258,6 +258,24 @@ class TestTimm:
         assert (processor.size.height, processor.size.width) == (16, 24)
 
     @pytest.mark.parametrize(
+        ("crop_pct", "crop_mode", "is_cut"),
+        [
+            (0.9, "center", True),
+            (0.9, "squash", True),
+            (1.0, None, True),
+            (1.0, "squash", False),
+            (1.0, "border", False),
+        ],
+    )
+    def test_of_a_folder_whose_images_are_cut(self, tmp_path, crop_pct, crop_mode, is_cut):
+        """As timm has it: by `squash` and `border` no part of an image is lost if `crop_pct` is 1."""
+        save_for_hf(self.create(), tmp_path, model_args=TIMM_SIZES)
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["pretrained_cfg"] |= {"crop_pct": crop_pct, "crop_mode": crop_mode}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert (CROPPING_NOTE in read_checkpoint(str(tmp_path)).notes) is is_cut
+
+    @pytest.mark.parametrize(
         ("name", "settings", "named"),
         [
             ("vit_tiny_patch16_224", {"reg_tokens": 2}, "reg_token"),
