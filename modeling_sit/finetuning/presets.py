@@ -209,6 +209,7 @@ def read_facts(
     config: Any,
     arguments: FinetuningArguments,
     training_arguments: FinetuningTrainingArguments,
+    num_blocks: int | None = None,
 ) -> RunFacts:
     """What the defaults of a run depend on.
 
@@ -216,6 +217,7 @@ def read_facts(
         num_train (`int`): Number of training images.
         config (`PreTrainedConfig`): The model's configuration, for images of the size that the run uses.
         arguments, training_arguments: The run's arguments.
+        num_blocks (`int`, *optional*): Blocks of the model, where its configuration does not count them.
     """
     size = getattr(config, "image_size", None) or arguments.image_size or RunFacts.image_size
     return RunFacts(
@@ -225,6 +227,7 @@ def read_facts(
         hidden_size=getattr(config, "hidden_size", None) or RunFacts.hidden_size,
         num_layers=getattr(config, "num_hidden_layers", None)
         or len(getattr(config, "depths", None) or ())  # a network in stages has few, and one rate for all
+        or num_blocks
         or RunFacts.num_layers,
         image_size=size if isinstance(size, int) else max(size),
         num_channels=getattr(config, "num_channels", RunFacts.num_channels),

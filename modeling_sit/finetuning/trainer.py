@@ -36,7 +36,7 @@ from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.callbacks import EarlyStoppingCallback, FindBestCheckpoint, FollowEpochs
 from modeling_sit.finetuning.checkpoints import delete_old_checkpoints, is_over, load_weights, read_state, save_weights
 from modeling_sit.finetuning.ema import ModelEma
-from modeling_sit.finetuning.layer_decay import layer_decay_groups
+from modeling_sit.finetuning.layer_decay import blocks_of, layer_decay_groups
 from modeling_sit.finetuning.lora import Adapters
 from modeling_sit.finetuning.measurement import Measurement, measure
 from modeling_sit.finetuning.presets import Preset, RunFacts, read_facts
@@ -104,7 +104,8 @@ class Task(ABC):
 
     def facts(self, num_train: int, training_arguments: FinetuningTrainingArguments) -> RunFacts:
         """What the defaults of the run depend on, once the model is loaded."""
-        return read_facts(num_train, self.model.config, self.arguments, training_arguments)
+        num_blocks = len(blocks_of(self.model))
+        return read_facts(num_train, self.model.config, self.arguments, training_arguments, num_blocks)
 
     def lines(self) -> list[str]:
         """What the task tells about the model and the images, once the model is loaded, a line each."""

@@ -4,9 +4,11 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.presets import Preset, RunFacts, read_facts, settle_defaults
+from modeling_sit.finetuning.trainer import Task
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 
 NUMBERS = (5, 70, 144, 720, 1_437, 5_000, 20_000, 60_000, 200_000, 1_281_167, 10_000_000)
@@ -215,4 +217,11 @@ class TestArguments:
             num_batches=4,
         )
         # a network that has no such sizes
-        assert read_facts(50, SimpleNamespace(), arguments, training()).hidden_size == 384
+        facts = read_facts(50, SimpleNamespace(), arguments, training())
+        assert (facts.hidden_size, facts.num_layers) == (384, 12)
+        assert read_facts(50, config, arguments, training(), 24).num_layers == 5
+        # nor says how many blocks it has
+        model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(24))})
+        model.config = SimpleNamespace()
+        task = SimpleNamespace(model=model, arguments=arguments)
+        assert Task.facts(task, 50, training()).num_layers == 24
