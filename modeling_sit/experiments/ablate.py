@@ -166,13 +166,14 @@ def describe_plan(ablation: AblationRuns, cells: Sequence[Cell]) -> str:
     missing = ablation.missing(cells)
     kinds = {"frozen features": "measurement", "fine-tuning": "fine-tuning"}
     others = [counted(missing[kind], name, f"{name}s") for kind, name in kinds.items() if missing[kind]]
+    others += ["the raw pixels"] if missing["raw pixels"] else []
     head = (
         f"{ablation.plan.name}: {counted(len(names), 'cell', 'cells')} with {counted(len(seeds), 'seed', 'seeds')}, "
         f"{counted(num_runs, 'pretraining', 'pretrainings')}, {num_done} of them done"
     )
     tail = f"left: {num_steps:,} steps of pretraining, about {describe_duration(total)} on {choose_device(None).type}"
     extra = (
-        f"; then {' and '.join(others)}, raw pixels and the untrained encoder, which are not in this time"
+        f"; then {' and '.join(others)}, all with those of untrained encoders, which are not in this time"
         if others
         else ""
     )

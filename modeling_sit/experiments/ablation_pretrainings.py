@@ -15,7 +15,13 @@ from modeling_sit.data.splits import select_label_fraction
 from modeling_sit.experiments.ablation_arguments import PROFILES, AblationArguments, PlannedMeasures
 from modeling_sit.experiments.compared_images import TEST_SEED, ComparedImages
 from modeling_sit.experiments.plan import NEEDED, Cell, Plan, merged
-from modeling_sit.experiments.pretraining_runs import DEFAULTS, PlannedRun, plan_run, read_pretraining_recipe
+from modeling_sit.experiments.pretraining_runs import (
+    DEFAULTS,
+    PlannedRun,
+    plan_encoder,
+    plan_run,
+    read_pretraining_recipe,
+)
 from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.outputs import export_path
 from modeling_sit.runtime.accelerator import choose_device
@@ -77,6 +83,7 @@ class Pretrainings:
         self.images = images
         self.folder = arguments.runs
         self._profile = PROFILES[arguments.profile]
+        self._encoders: dict[str, tuple[dict[str, Any], dict[str, Any]] | None] = {}
 
     @cached_property
     def _known_images(self) -> dict[str, str]:
@@ -105,6 +112,16 @@ class Pretrainings:
             return plan_run({**self._images_of(image_fraction), **given, "output_dir": self.folder}, measures)
         except SiTError as error:
             raise SiTError(f"{name}: {error.problem}", argument=error.argument, remedy=error.remedy) from error
+
+    def planned_encoder(self, pretraining: Pretraining) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """What [`plan_encoder`] says of the models of a pretraining; `None` if it could not start."""
+        if pretraining.key not in self._encoders:
+            try:
+                found = plan_encoder({**pretraining.given, "output_dir": self.folder})
+            except SiTError:
+                found = None  # the run itself says why
+            self._encoders[pretraining.key] = found
+        return self._encoders[pretraining.key]
 
     @cached_property
     def all(self) -> list[Pretraining]:

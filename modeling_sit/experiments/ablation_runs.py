@@ -6,6 +6,7 @@ same plan, a changed one or another one, and by other machines with the same fol
 
 import gc
 import hashlib
+import itertools
 import json
 import sys
 import traceback
@@ -124,10 +125,11 @@ class AblationRuns:
 
     def untrained(self, model: Path, seed: int) -> str:
         """The start that is an encoder like a model's before any training: its name in [`runs`], where it is added."""
-        name = f"{UNTRAINED} {encoder_key(model)}"
+        encoder = encoder_key(model)
+        name = f"{UNTRAINED} {encoder}"
         start = self.runs.starts.get(name)
         models = {} if start is None else start.models
-        self.runs.starts[name] = self._start({**models, seed: str(model)}, encoder_key(model), from_scratch=True)
+        self.runs.starts[name] = self._start({**models, seed: str(model)}, encoder, from_scratch=True)
         return name
 
     def run(self, cells: Sequence[Cell]) -> list[OfPixels]:
@@ -201,16 +203,17 @@ class AblationRuns:
         model = next(iter(self.models()), None)
         if model is None:
             return []
-        start = Start(
-            dict.fromkeys(self.measures.seeds, str(model)), key=self.pretrainings.key({"encoder": encoder_key(model)})
-        )
+        runs = self._runs_of_pixels(encoder_key(model), str(model))
         found: list[OfPixels] = []
-        with self._lock(f"raw-pixels-{start.key}") as is_ours:
+        with self._lock(f"raw-pixels-{runs.starts[PIXELS].key}") as is_ours:
             if is_ours:
                 with self._surviving([PIXELS], self.measures.seeds[0]):
-                    runs = Runs(self.measures, self.images, {PIXELS: start}, announce=self.announce)
                     found = runs.raw_pixels()
         return found
+
+    def _runs_of_pixels(self, encoder: str, model: str) -> Runs:
+        start = Start(dict.fromkeys(self.measures.seeds, model), key=self.pretrainings.key({"encoder": encoder}))
+        return Runs(self.measures, self.images, {PIXELS: start}, announce=self.announce)
 
     def models(self) -> Iterator[Path]:
         """Folders of the pretrained models that are there, in the order of the plan."""
@@ -241,9 +244,10 @@ class AblationRuns:
                 torch.cuda.empty_cache()
 
     def missing(self, cells: Sequence[Cell]) -> Counter[str]:
-        """How many runs are still to do, by kind."""
+        """How many runs are still to do, by kind: of the cells, of encoders without training, and of raw pixels."""
         found: Counter[str] = Counter()
         names = {cell.name for cell in cells}
+        encoders: dict[tuple[str, int], None] = {}
         for seed in self.measures.seeds:
             for pretraining in self.pretrainings.all:
                 wanted = [cell for cell in pretraining.cells if cell.name in names]
@@ -252,17 +256,49 @@ class AblationRuns:
                     continue
                 found[PRETRAINING] += PRETRAINING not in results
                 for cell in wanted:
-                    results = read_results(self.runs.frozen_dir(cell.name, seed))
-                    found["frozen features"] += any(name not in results for name in self.measures.protocols)
-                    for fraction in self.measures.label_fractions:
-                        results = read_results(self.runs.finetuned_dir(cell.name, fraction, seed))
-                        found["fine-tuning"] += "finetune" not in results
+                    found += self._unmeasured(self.runs, cell.name, seed)
+                encoder = self._encoder_of(pretraining, seed)
+                if encoder is not None:
+                    encoders[encoder, seed] = None
+        for encoder, seed in encoders:
+            start = self._start({}, encoder, from_scratch=True)
+            found += self._unmeasured(Runs(self.measures, self.images, {UNTRAINED: start}), UNTRAINED, seed)
+        if self.measures.raw_pixels and encoders:
+            found["raw pixels"] += self._lacks_pixels(next(iter(encoders))[0])
         return found
+
+    def _unmeasured(self, runs: Runs, start: str, seed: int) -> Counter[str]:
+        """How many runs measure a model, and are still to do, by kind."""
+        results = read_results(runs.frozen_dir(start, seed))
+        found = Counter({"frozen features": any(name not in results for name in self.measures.protocols)})
+        for fraction in self.measures.label_fractions:
+            found["fine-tuning"] += "finetune" not in read_results(runs.finetuned_dir(start, fraction, seed))
+        return found
+
+    def _lacks_pixels(self, encoder: str) -> bool:
+        """Whether a result of raw pixels is missing that the first of the models reads as its encoder does."""
+        encoder = next((encoder_key(model) for model in self.models()), encoder)
+        runs = self._runs_of_pixels(encoder, "")
+        results = read_results(runs.pixels_dir())
+        pairs = itertools.product(self.measures.raw_pixels, self.measures.pixel_fractions)
+        return any(name not in results for pair in pairs for name in runs.pixel_runs(*pair))
+
+    def _encoder_of(self, pretraining: Pretraining, seed: int) -> str | None:
+        """The [`encoder_key`] of the model that a pretraining gives, or will give; `None` if it could not start."""
+        run_dir = self.pretrainings.run_dir(pretraining, seed)
+        if PRETRAINING in read_results(run_dir):
+            return encoder_key(run_dir)
+        planned = self.pretrainings.planned_encoder(pretraining)
+        return None if planned is None else _key_of_encoder(*planned)
 
 
 def encoder_key(model: Path) -> str:
     """A name for what an encoder is before any training, and how it reads images."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     processor = json.loads((model / "preprocessor_config.json").read_text(encoding="utf-8"))
+    return _key_of_encoder(config, processor)
+
+
+def _key_of_encoder(config: Mapping[str, Any], processor: Mapping[str, Any]) -> str:
     values = [[config.get(name) for name in OF_ENCODERS], [processor.get(name) for name in OF_PROCESSORS]]
     return hashlib.blake2b(json.dumps(values).encode(), digest_size=6).hexdigest()

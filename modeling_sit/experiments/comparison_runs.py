@@ -314,9 +314,9 @@ class Runs:
     def raw_pixels(self) -> list[OfPixels]:
         """Results of the classifiers of raw pixels, with the labels that the fine-tuned models of the same fraction and seed
         get."""
-        run_dir = self._pixels_dir()
+        run_dir = self.pixels_dir()
         names = {
-            (classifier, fraction): self._pixel_runs(classifier, fraction)
+            (classifier, fraction): self.pixel_runs(classifier, fraction)
             for classifier in self.arguments.raw_pixels
             for fraction in self.arguments.pixel_fractions
         }
@@ -336,14 +336,14 @@ class Runs:
 
     def pixel_hits(self, cell: OfPixels) -> np.ndarray | None:
         """The same as [`Runs.hits`] for a classifier of raw pixels, a row for each of its values."""
-        names = self._pixel_runs(cell.classifier, cell.label_fraction)
-        return hits_of([self._pixels_dir() / _predictions_of(name) for name in names])
+        names = self.pixel_runs(cell.classifier, cell.label_fraction)
+        return hits_of([self.pixels_dir() / _predictions_of(name) for name in names])
 
-    def _pixels_dir(self) -> Path:
+    def pixels_dir(self) -> Path:
         key = self.starts[next(iter(self.starts))].key
         return self.output_dir / ("raw-pixels" if key is None else f"raw-pixels-{key}")
 
-    def _pixel_runs(self, classifier: str, fraction: float) -> list[str]:
+    def pixel_runs(self, classifier: str, fraction: float) -> list[str]:
         return [_pixel_run(classifier, fraction, seed) for seed in self._drawing_seeds(fraction)]
 
     def _drawing_seeds(self, fraction: float) -> list[int | None]:

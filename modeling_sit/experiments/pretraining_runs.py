@@ -1,5 +1,6 @@
 """What the pretraining runs of every experiment share: what is planned before one starts, and what is noted of it when it is done."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.loop import training_step
 from modeling_sit.pretraining.methods import METHODS
 from modeling_sit.pretraining.metric_logger import NonFiniteLoss
-from modeling_sit.pretraining.prepare import prepare
+from modeling_sit.pretraining.model_setup import create_config, create_processor
+from modeling_sit.pretraining.prepare import load_training_images, prepare
+from modeling_sit.pretraining.resolve import resolve
 from modeling_sit.pretraining.resume_check import run_fingerprint
 from modeling_sit.pretraining.run import pretrain
 from modeling_sit.runtime.accelerator import create_accelerator
@@ -88,6 +91,25 @@ def plan_run(given: Mapping[str, Any], measures: bool = False) -> PlannedRun:
     accelerator.free_memory()
     rate, batch_size = settings["base_learning_rate"], settings["per_device_train_batch_size"]
     return PlannedRun(step, rate, run.schedules.num_steps, batch_size, seconds)
+
+
+def plan_encoder(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the model of a run would have in `config.json` and in `preprocessor_config.json`. The model is not made.
+
+    Args:
+        given (mapping): Arguments of [`pretrain`].
+
+    Raises:
+        [`SiTError`]: If the run could not start.
+    """
+    flags = PretrainingFlags(*build_arguments(PretrainingFlags.classes(), given, function="pretrain"))
+    accelerator = create_accelerator()
+    with told():
+        images = load_training_images(flags)
+        flags = resolve(flags, images, accelerator, {}).flags
+        config = create_config(flags.model, images.num_train)
+        processor = create_processor(config, flags.model, flags.corruption, flags.run)
+    return json.loads(config.to_json_string()), json.loads(processor.to_json_string())
 
 
 class Diverged(SiTError):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -172,8 +173,11 @@ def test_a_killed_ablation_goes_on_and_gives_the_table_of_one_that_was_not(
             patch.setattr(module, name, None)
         run()
     assert times_of(run.output_dir) == before
+    capsys.readouterr()
     run(folder="other")
     assert values_in(tmp_path / "other") == values
+    counts = re.findall(r"^\[(\d+) of (\d+)\]", capsys.readouterr().out, re.MULTILINE)
+    assert counts == [(str(number + 1), "13") for number in range(13)], "untrained encoder and raw pixels are counted"
     assert (run.output_dir / "results-mine.png").exists()
 
 
@@ -285,7 +289,10 @@ def test_a_dry_run_says_what_there_is_to_do(run, capsys):
     assert result.findings is None and result.tables[0] in text and not run.output_dir.exists()
     assert "4 cells with 3 seeds, 6 pretrainings, 0 of them done" in text
     assert "noise/half, noise/whole, noise/mean: 4 steps of" in text and "replace/whole: 2 steps of" in text
-    assert "left: 18 steps of pretraining, about" in text and "12 measurements and 12 fine-tunings" in text
+    assert (
+        "left: 18 steps of pretraining, about" in text
+        and "15 measurements and 15 fine-tunings and the raw pixels" in text
+    )
 
 
 def test_errors_before_anything_runs(run, one_line_error, tmp_path):
