@@ -17,6 +17,7 @@ import torch
 from modeling_sit.data.decoding import UnreadableImage
 from modeling_sit.data.image_datasets import ImageDatasets, read_row
 from modeling_sit.data.label_encoding import join, natural_order
+from modeling_sit.data.without_labels import give_labels
 from modeling_sit.image_modes import PixelFormat
 from modeling_sit.runtime.errors import SiTError
 
@@ -57,7 +58,8 @@ def labeled_splits(
             )
     images.refuse_streams()
     if images.label_names is None:
-        raise SiTError(f"{images.name} has no labels", argument="label_column", remedy="name their column")
+        remedy = give_labels(images.name, images.train)
+        raise SiTError(f"{images.name} has no labels", argument="label_column", remedy=remedy)
     if images.validation is not None and images.train.split == images.validation.split:
         raise SiTError(
             f"{images.validation.split} is the training split", argument="validation_split", remedy="name another"

@@ -25,6 +25,7 @@ from modeling_sit.data.label_encoding import (
 from modeling_sit.data.opening import max_image_pixels
 from modeling_sit.data.split_names import split_named
 from modeling_sit.data.unread_splits import SplitStream, UnreadSplit, notes_on_tars
+from modeling_sit.data.without_labels import NAME_COLUMN, give_labels, lies_in_files
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.hugging_face_cache import CacheError
 
@@ -251,8 +252,12 @@ def _find_labels(
             # Splits that are not used take part, so that the index of a class does not depend on which are.
             found = encode_labels(splits, column)
         if found is None and required:
+            rows = next(iter(used.values()))
+            if column is None and lies_in_files(name, rows):
+                reason = "the images do not lie in folders of classes"
+                raise SiTError(f"no labels: {reason}", argument="dataset", remedy=give_labels(name, rows))
             reason = f"column {column} holds none" if column else f"no column of labels among {join(features)}"
-            raise SiTError(f"no labels: {reason}", argument="label_column", remedy="name their column")
+            raise SiTError(f"no labels: {reason}", argument="label_column", remedy=NAME_COLUMN)
     except SiTError as error:
         if required or label_column is not None:
             raise

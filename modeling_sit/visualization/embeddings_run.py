@@ -14,6 +14,7 @@ from modeling_sit.data.image_datasets import ImageDatasets
 from modeling_sit.data.label_encoding import join
 from modeling_sit.data.labeled import is_labeled, labeled_splits, labels_of
 from modeling_sit.data.sources import load_images
+from modeling_sit.data.without_labels import give_labels
 from modeling_sit.evaluation.classifiers import load_classifier, measure_classifier
 from modeling_sit.evaluation.encoder import load_encoder, random_encoder
 from modeling_sit.evaluation.feature_arguments import FeatureArguments, settle_features
@@ -207,9 +208,8 @@ def choose_colors(
         return "cluster", []
     argument = "color_by" if arguments.color_label is None else "color_label"
     if names is None:
-        raise SiTError(
-            f"{images.name} has no labels", argument=argument, remedy="name their column with `label_column`"
-        )
+        remedy = give_labels(images.name, images.train, "name their column with `label_column`")
+        raise SiTError(f"{images.name} has no labels", argument=argument, remedy=remedy)
     known = join(names if len(names) <= 20 else [*names[:20], "..."])
     if arguments.color_label is None and images.multi_label:
         raise SiTError(
