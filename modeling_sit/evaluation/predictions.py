@@ -12,7 +12,7 @@ import numpy as np
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
 
 PREDICTIONS_FILE = "predictions.csv"
-COLUMNS = ("image", "label", "predicted")
+COLUMNS, PATH = ("image", "label", "predicted"), "path"
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,18 @@ class Predictions:
         rows (`np.ndarray` of shape `(num_images,)`): The row of each image in its split, from 0 on.
         labels (`np.ndarray` of shape `(num_images,)`): Index of its class.
         predicted (`np.ndarray` of shape `(num_images,)`): Index of the class that is predicted.
+        paths (sequence of `str` or `None`, *optional*): The path of its file, as far as that is known.
     """
 
     rows: np.ndarray
     labels: np.ndarray
     predicted: np.ndarray
+    paths: Sequence[str | None] | None = None
 
     def write(self, path: Path, label_names: Sequence[str]) -> None:
         """
-        Write a line for each image: its row, and the names of both classes. The file is replaced as a whole.
+        Write a line for each image: its row, the names of both classes, and its path if one is known of any. The file is
+        replaced as a whole.
 
         Args:
             path (`Path`): The file.
@@ -43,9 +46,12 @@ class Predictions:
         """
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row, *classes in zip(self.rows, self.labels, self.predicted, strict=True):
-            writer.writerow([int(row), *(label_names[int(index)] for index in classes)])
+        paths = self.paths or [None] * len(self.rows)
+        has_paths = any(path is not None for path in paths)
+        writer.writerow([*COLUMNS, PATH] if has_paths else COLUMNS)
+        for row, *classes, image in zip(self.rows, self.labels, self.predicted, paths, strict=True):
+            line = [int(row), *(label_names[int(index)] for index in classes)]
+            writer.writerow([*line, image] if has_paths else line)
         with (
             write_errors(path, remedy="make room, or name another folder"),
             replace_file(path, f"{os.getpid()}-") as file,

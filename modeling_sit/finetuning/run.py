@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from modeling_sit.data.own_files import check_outside_dataset
+from modeling_sit.evaluation.feature_files import paths_of
 from modeling_sit.evaluation.predictions import PREDICTIONS_FILE
 from modeling_sit.evaluation.protocol_arguments import DENSE_PROTOCOLS, FEATURE_PROTOCOLS
 from modeling_sit.evaluation.results import drop_results, write_results
@@ -316,8 +317,9 @@ def _write(trainer: ReproducibleTrainer, facts: FinetuningFacts) -> None:
         predictions_file = output_dir / PREDICTIONS_FILE
         predictions_file.unlink(missing_ok=True)
         if trainer.task.predictions is not None:
-            splits = trainer.task.splits
-            predictions = replace(trainer.task.predictions, rows=splits.measured_rows[trainer.task.predictions.rows])
+            splits, rows = trainer.task.splits, trainer.task.predictions.rows
+            paths = paths_of(splits.validation if splits.test is None else splits.test).take(rows).to_pylist()
+            predictions = replace(trainer.task.predictions, rows=splits.measured_rows[rows], paths=paths)
             predictions.write(predictions_file, splits.label_names)
         if earlier_weights is not None and not keep_results:
             drop_results(output_dir, (*FEATURE_PROTOCOLS, *DENSE_PROTOCOLS))

@@ -24,6 +24,17 @@ def test_names_of_any_kind(written):
     assert read_hits(path) == {0: True, 2: True, 3: False}
 
 
+def test_paths_are_the_last_column_where_there_are_any(tmp_path):
+    rows = np.array([0, 2])
+    for paths, lines in (
+        (["/a,b.png", None], ["image,label,predicted,path", '0,é,é,"/a,b.png"', "2,é,é,"]),
+        ([None, None], ["image,label,predicted", "0,é,é", "2,é,é"]),
+    ):
+        Predictions(rows, rows * 0 + 2, rows * 0 + 2, paths).write(tmp_path / "some.csv", NAMES)
+        assert (tmp_path / "some.csv").read_text(encoding="utf-8").splitlines() == lines
+        assert read_hits(tmp_path / "some.csv") == {0: True, 2: True}
+
+
 def test_several_classifiers_on_the_same_images(written, tmp_path):
     paths = [written("one.csv", [0, 1], [0, 1], [0, 0]), written("two.csv", [0, 1], [0, 1], [2, 1])]
     assert hits_of(paths).tolist() == [[True, False], [False, True]]

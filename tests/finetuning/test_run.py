@@ -253,7 +253,7 @@ class TestUnreadable:
         classify = pipeline("image-classification", model=str(folder), image_processor=str(folder))
         for line in lines:
             image = images[int(line["image"])]
-            assert line["label"] == names[image["label"]]
+            assert line["label"] == names[image["label"]] and line["path"] == image["image"]["path"]
             assert line["predicted"] == classify(decode_image(image["image"], 3))[0]["label"]
         hits = [line["predicted"] == line["label"] for line in lines]
         assert np.mean(hits) == results_of(folder)["accuracy"]
