@@ -66,8 +66,9 @@ def _without_range(deep: Sequence[SampledImage]) -> Iterator[str]:
             f"equal values become different gray levels without intensity_range {smallest:.6g} {largest:.6g}"
         )
         return
-    wide = [image.largest for image in deep if not image.is_float]
-    if wide and 0 < (largest := max(wide)) <= MAX_16_BIT and int(largest).bit_length() <= FEW_OF_16_BITS:
+    largest = _largest_of_few_bits(deep)
+    if largest is not None:
+        wide = [image for image in deep if not image.is_float]
         levels = round(largest * MAX_8_BIT / MAX_16_BIT) + 1
         yield (
             f"warning: the largest value in {len(wide)} images of 16 bits is {largest:,.0f} of {MAX_16_BIT:,} "
@@ -81,6 +82,26 @@ def _without_range(deep: Sequence[SampledImage]) -> Iterator[str]:
             f"warning: {len(floats)} images of floats are scaled each by its own values "
             f"({', '.join(sorted(ranges))}), so equal values become different gray levels without intensity_range"
         )
+
+
+def _largest_of_few_bits(deep: Sequence[SampledImage]) -> float | None:
+    """The largest value in images of 16 bits that use few of them, and have no values below 0; `None` of others."""
+    wide = [image.largest for image in deep if not image.is_float]
+    if not wide or any(image.smallest < 0 for image in deep):
+        return None
+    largest = max(wide)
+    return largest if 0 < largest <= MAX_16_BIT and int(largest).bit_length() <= FEW_OF_16_BITS else None
+
+
+def range_of_dark(images: Sequence[SampledImage], intensity_range: Sequence[float | str] | None) -> str | None:
+    """The range that [`warnings_of_ranges`] names for images that are nearly black without it, such as `0 4095`; `None` of others.
+
+    Args:
+        images, intensity_range: As for [`warnings_of_ranges`].
+    """
+    deep = [image for image in images if image.largest is not None and image.bits > 8]
+    largest = _largest_of_few_bits(deep) if intensity_range is None else None
+    return None if largest is None else f"0 {largest:.0f}"
 
 
 def _range_of_floats(image: SampledImage) -> str:

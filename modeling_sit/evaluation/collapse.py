@@ -1,5 +1,7 @@
 """Whether a network's embeddings have collapsed: two statistics of them, and the warning that they give."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -40,11 +42,13 @@ def embedding_std(embeddings: torch.Tensor) -> float:
     return directions.std(dim=0, correction=0).mean().item() * embeddings.shape[1] ** 0.5
 
 
-def collapse_warning(values: dict[str, float]) -> str | None:
+def collapse_warning(values: dict[str, float], range_of_dark: Callable[[], str | None] = lambda: None) -> str | None:
     """One line that says which values show a collapse of the embeddings, and what to try; `None` if none does.
 
     Args:
         values (`dict[str, float]`): What the monitors measured, by name: `embedding_std` and `rankme` count.
+        range_of_dark (callable, *optional*): Gives the range of values that the images need, such as `0 4095`, or `None`. It is called
+            after a collapse only.
     """
     thresholds = {"embedding_std": COLLAPSED_STD, "rankme": COLLAPSED_RANKME}
     signs = [
@@ -54,7 +58,11 @@ def collapse_warning(values: dict[str, float]) -> str | None:
     ]
     if not signs:
         return None
+    needed = range_of_dark()
+    first = (
+        "" if needed is None else f"First give `intensity_range` {needed}: without it the images are nearly black. "
+    )
     return (
-        f"the embeddings have collapsed, nearly all images have the same one: {' and '.join(signs)}. If this stays, try a "
+        f"the embeddings have collapsed, nearly all images have the same one: {' and '.join(signs)}. {first}If this stays, try a "
         "lower `base_learning_rate`, more `warmup_steps` or a larger `per_device_train_batch_size`"
     )

@@ -3,6 +3,7 @@
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,10 +11,12 @@ from accelerate import Accelerator
 from torch import nn
 from transformers.utils import ModelOutput
 
+from modeling_sit.data.image_sample import read_sample
 from modeling_sit.data.loaders import worker_deaths
 from modeling_sit.data.sampling import PREVIEW, STEP, derive_seed
 from modeling_sit.data.training_data import TrainingData
 from modeling_sit.data.unreadable import UnreadableImages
+from modeling_sit.data.value_ranges import range_of_dark
 from modeling_sit.evaluation.collapse import collapse_warning
 from modeling_sit.hub.pushing import HubPusher
 from modeling_sit.pretraining.checkpoints import (
@@ -175,7 +178,7 @@ def train(run: Run, state: RunState, checkpoint: Path | None) -> None:
                 if is_last or is_due(step, run.flags.monitors.monitor_steps, schedules):
                     values = run.monitors.run(run.method)
                     signs = {name: values[name] for name in run.method.collapse_signs if name in values}
-                    logger.log_monitors(epoch, values, collapse_warning(signs))
+                    logger.log_monitors(epoch, values, collapse_warning(signs, partial(needed_range, run)))
                 if exports:  # before a checkpoint, from which none would come again
                     export_model(accelerator, run.method, export_path(run.output_dir, step), flags.export)
                 if saves:
@@ -184,6 +187,11 @@ def train(run: Run, state: RunState, checkpoint: Path | None) -> None:
                 raise interruption(flags, stopped_by, step, state.step)
     if first_batch == run.num_batches:  # a finished run, resumed to export other weights
         export(run, state)
+
+
+def needed_range(run: Run) -> str | None:
+    """The range of values that images need which are nearly black without it, as the run has warned at its start."""
+    return range_of_dark(read_sample(run.data.images).images, run.method.processor.intensity_range)
 
 
 def create_logger(run: Run, state: RunState) -> MetricLogger:

@@ -145,6 +145,10 @@ class TestCollapse:
         assert "`base_learning_rate`" in warning and "\n" not in warning
         assert ("embedding_std" in warning) == (values.get("embedding_std", 1) < 0.03)
 
+    def test_images_that_are_nearly_black_come_first(self):
+        warning = collapse_warning({"rankme": 1.0}, lambda: "0 4095")
+        assert warning.index("First give `intensity_range` 0 4095") < warning.index("`base_learning_rate`")
+
     def test_ignores_what_was_not_measured(self):
         assert collapse_warning({}) is None
         assert collapse_warning({"knn_accuracy": 0.0, "projection_rankme": 1.0, "teacher_agreement": 0.0}) is None

@@ -200,7 +200,19 @@ class TestMonitors:
     def test_a_collapse_is_logged(self, pretrain, monkeypatch, capsys):
         monkeypatch.setattr(OnlineMonitors, "run", lambda *networks: {"embedding_std": 0.001})
         pretrain(monitor_images=50, monitor_steps=1, max_steps=1)
-        assert "collapse" in capsys.readouterr().err
+        assert "collapse" in (err := capsys.readouterr().err) and "intensity_range" not in err
+
+    def test_a_collapse_of_images_that_look_black_names_their_range(self, pretrain, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(OnlineMonitors, "run", lambda *networks: {"embedding_std": 0.001})
+        folder = tmp_path / "dark"
+        folder.mkdir()
+        for number in range(40):
+            PIL.Image.fromarray(np.full((16, 16), 4095 - number, np.uint16)).save(folder / f"{number}.png")
+        arguments = {"dataset": folder, "monitor_images": 20, "monitor_steps": 1, "max_steps": 1}
+        pretrain(**arguments)
+        assert "First give `intensity_range` 0 4095:" in capsys.readouterr().err
+        pretrain(**arguments, name="with_range", intensity_range=[0, 4095])
+        assert "First give" not in capsys.readouterr().err
 
 
 class TestDivergence:
