@@ -102,13 +102,14 @@ class DenseModel:
             )
 
 
-def load_dense_model(model_name_or_path: str) -> DenseModel:
+def load_dense_model(model_name_or_path: str, alternative: str = "") -> DenseModel:
     """
     Load a model with the head of a dense task, and its image processor: a SiT's, or one of transformers' (DETR, RT-DETR,
     UperNet, SegFormer, Mask2Former and the like), also with a SiT as its backbone.
 
     Args:
         model_name_or_path (`str`): A folder of `save_pretrained`, or the id of a model on the Hub.
+        alternative (`str`, *optional*): What else the user can do if the model has no such head, for the error.
 
     Returns:
         [`DenseModel`]: In evaluation mode, on the CPU, in float32.
@@ -117,7 +118,7 @@ def load_dense_model(model_name_or_path: str) -> DenseModel:
         [`SiTError`]: If there is no such model, it has no such head, or a weight is missing.
     """
     name = str(model_name_or_path)
-    auto_class, _ = _loading_of(_architecture(name), name)
+    auto_class, _ = _loading_of(_architecture(name), name, alternative)
     loaded = load_checkpoint(name, getattr(transformers, auto_class))
     if loaded.missing_keys:
         raise SiTError(
@@ -142,7 +143,7 @@ def _architecture(name: str) -> str:
     return (config.get("architectures") or [""])[0]
 
 
-def _loading_of(architecture: str, name: str = "the model") -> tuple[str, tuple[Output, ...]]:
+def _loading_of(architecture: str, name: str = "the model", alternative: str = "") -> tuple[str, tuple[Output, ...]]:
     if architecture in UNFIT:
         raise SiTError(
             f"{name} is a {architecture}, which reads {UNFIT[architecture]}, and not an image alone",
@@ -156,7 +157,7 @@ def _loading_of(architecture: str, name: str = "the model") -> tuple[str, tuple[
     raise SiTError(
         f"{name} is a {architecture}, which finds neither boxes nor masks",
         argument="model_name_or_path",
-        remedy="fine-tune it for such a task first, or take other `protocols`",
+        remedy=f"fine-tune it for such a task first{alternative}",
     )
 
 

@@ -46,7 +46,9 @@ def measure_whole_model(
     """
     with sync_errors(accelerator):
         check_arguments(arguments)
-    dense = main_process_first(accelerator, lambda: load_dense_model(arguments.model_name_or_path))
+    dense = main_process_first(
+        accelerator, lambda: load_dense_model(arguments.model_name_or_path, ", or take other `protocols`")
+    )
     with sync_errors(accelerator):
         dataset_arguments.set_intensity_range(dense.processor, dense.model.config)
     dataset, outputs = main_process_first(

@@ -244,6 +244,7 @@ class TestMistakes:
         assert error.argument == "protocols" and "gives a class for each pixel" in error.problem
         error = self.error(save_sit(SiTForImageClassification), objects, protocols="detection")
         assert error.argument == "model_name_or_path" and "finds neither boxes nor masks" in error.problem
+        assert error.remedy == "fine-tune it for such a task first, or take other `protocols`"
         error = self.error(semantic, pixels, protocols="segmentation", from_scratch=True, output_dir="out")
         assert error.argument == "from_scratch"
 

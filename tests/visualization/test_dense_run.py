@@ -8,7 +8,12 @@ import pytest
 import torch
 from coco_sets import annotation, content, write_set
 
-from modeling_sit import SiTForInstanceSegmentation, SiTForSemanticSegmentation, SiTImageProcessor
+from modeling_sit import (
+    SiTForImageClassification,
+    SiTForInstanceSegmentation,
+    SiTForSemanticSegmentation,
+    SiTImageProcessor,
+)
 from modeling_sit.image_modes import PixelFormat
 from modeling_sit.visualization.arguments import DenseImagesArguments
 from modeling_sit.visualization.dense_run import read_chosen
@@ -93,4 +98,7 @@ def test_mistakes(model, objects, one_line_error, tmp_path):
         "visualize", "segmentation", *given
     )
     assert "--train_split: no split none" in one_line_error("visualize", "detections", *given, "--train_split", "none")
+    given[1] = model(SiTForImageClassification)
+    error = one_line_error("visualize", "detections", *given)
+    assert error.endswith("finds neither boxes nor masks; fine-tune it for such a task first")
     assert not (tmp_path / "none.png").exists()
