@@ -224,8 +224,11 @@ def check_results_folder(arguments: EvaluationArguments) -> None:
             argument="from_scratch",
             remedy="give an `output_dir` for them",
         )
+    path = Path(arguments.model_name_or_path)
+    is_misspelled = len(path.parts) > 1 and path.parent.is_dir() and not path.exists()
     raise SiTError(
-        f"{arguments.model_name_or_path}: no such folder",
+        f"{path}: no such folder",
         argument="model_name_or_path",
-        remedy="for a file of weights, or a model on the Hub, say with `output_dir` where eval_results.json goes",
+        remedy=f"{'check the spelling; ' if is_misspelled else ''}for a file of weights, or a model on the Hub, say with "
+        "`output_dir` where eval_results.json goes",
     )

@@ -9,7 +9,8 @@ from accelerate.state import AcceleratorState, GradientState
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation import run
 from modeling_sit.evaluation.encoder import load_encoder
-from modeling_sit.evaluation.run import evaluate
+from modeling_sit.evaluation.evaluation_arguments import EvaluationArguments
+from modeling_sit.evaluation.run import check_results_folder, evaluate
 from modeling_sit.runtime import atomic_files
 from modeling_sit.runtime.errors import SiTError
 
@@ -106,3 +107,11 @@ class TestWorkers:
 
     def test_that_hang(self, model, flowers, hanging_workers):
         assert self.error(model, flowers, dataloader_timeout=1).argument == "dataloader_timeout"
+
+
+def test_a_misspelled_folder_is_a_matter_of_spelling(tmp_path):
+    for name, starts in ((tmp_path / "nosuch", "check the spelling; "), ("someone/nosuch", "for a file of weights")):
+        arguments = EvaluationArguments(model_name_or_path=str(name))
+        with pytest.raises(SiTError, match="no such folder") as error:
+            check_results_folder(arguments)
+        assert error.value.remedy.startswith(starts) and "`output_dir`" in error.value.remedy
