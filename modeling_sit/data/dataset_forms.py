@@ -188,6 +188,13 @@ def _load_from_hub(dataset: str, config_name: str | None, streaming: bool) -> Sp
     is_reader = dataset.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{dataset}")
     if is_reader or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", dataset):
         raise SiTError("no such file or folder, and no id of a dataset on the Hub either")
+    owner, separator, _ = dataset.partition("/")
+    if separator and os.path.isdir(owner):
+        raise SiTError(
+            f"no such file or folder, and {owner}/ is a folder here",
+            remedy="check the spelling; a dataset of that name on the Hub is read where the working folder has no folder "
+            f"{owner}",
+        )
     check_datasets_cache()
     with reader_errors(
         "no such file or folder, and the Hub does not give such a dataset",

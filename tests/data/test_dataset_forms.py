@@ -197,6 +197,14 @@ def test_files_that_are_not_images_are_left_out_and_counted(tmp_path, caplog):
     assert "3 files are not images" in caplog.text and "clip.mpg" in caplog.text
 
 
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imgs").mkdir()
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: pytest.fail("asked the Hub"))
+    error = load_error("imgs/nosuch")
+    assert "no such file or folder" in error and "check the spelling" in error
+
+
 def test_a_relative_path_survives_a_change_of_folder(tmp_path, monkeypatch):
     write_images(tmp_path / "pile", {"1.png": 1})
     monkeypatch.chdir(tmp_path)
