@@ -33,7 +33,7 @@ def curves_figure(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str])
         alone, such as a loss that the run does not use, has no panel.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
     drawn = {}
     for name in titles:
@@ -60,7 +60,7 @@ def curves_figure(lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str])
         axes.set_title(titles[name], fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.tick_params(labelsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True) if len(steps) > 1 else FixedLocator(steps))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
         axes.grid(color="#DDDDDD", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

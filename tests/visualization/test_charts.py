@@ -39,6 +39,12 @@ def test_lines_that_lack_a_figure():
     np.testing.assert_array_equal(panels["first"], [[1, 5]])
 
 
+def test_one_point_has_one_tick():
+    figure = curves_figure([{"step": 4, "loss": 3.0}], TITLES)
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["4"]
+
+
 def test_axes_are_named_and_panels_told_apart():
     figure = curves_figure(lines(3, second_loss=1.0), TITLES)
     assert [axes.get_xlabel() for axes in figure.axes] == ["step"] * 3
