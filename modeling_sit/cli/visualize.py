@@ -1,5 +1,6 @@
 """`modeling-sit visualize KIND`: figures of a pretrained model."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -61,8 +62,14 @@ WORDS = {
 }
 
 
+# Of the name of a kind.
+OTHER_SPELLINGS = {"neighbors": "neighbours"}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     purposes = {name: words.purpose for name, words in WORDS.items()}
+    argv = list(sys.argv[1:] if argv is None else argv)
+    argv[:1] = [OTHER_SPELLINGS.get(name, name) for name in argv[:1]]
     name, rest = choose_command(purposes, "Draw what a model sees.", argv, program_name("visualize"))
     words, (draw, (_, *classes)) = WORDS[name], KINDS[name]
     program = f"{program_name('visualize')} {name}"

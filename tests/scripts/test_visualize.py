@@ -113,7 +113,7 @@ def test_images_from_outside(draw, flowers, save_images, tmp_path):
     shown = sheet[top : top + 96 : 6, left + 100 : left + 196 : 6].astype(int)
     assert np.abs(shown - expected).mean() < 3  # the processor resizes by torchvision
     assert draw("attention", "--images", *files, dataset=None).exists()
-    assert draw("neighbours", "--images", *files).exists()
+    assert draw("neighbors", "--images", *files).exists()  # the other spelling
 
 
 def test_groups_of_images(draw, flowers, save_images, tmp_path):
@@ -296,7 +296,7 @@ def test_help_lists_the_commands_and_each_has_its_own(run_program, capsys):
     [
         ([], ["no command", "reconstructions, embeddings, attention, neighbours"]),
         (["--dataset", "digits"], ["no command"]),
-        (["neighbors"], ["unknown command 'neighbors'", "did you mean neighbours?"]),
+        (["neighbour"], ["unknown command 'neighbour'", "did you mean neighbours?"]),
         (["attention", "--model_name_or_path", "m"], ["--output"]),
         (
             ["attention", "--model_name_or_path", "m", "--dataset", "d", "--output", "f.png", "--html", "x.html"],
