@@ -52,8 +52,8 @@ class RepositoryArguments:
     hub_strategy: Literal["end", "checkpoint"] = field(
         default="end",
         metadata={
-            "help": "What to push. end: the finished model. checkpoint: also every checkpoint, to last-checkpoint/, "
-            "so that another machine can resume from it."
+            "help": "What to push. end: the finished model. checkpoint: also the newest checkpoint, to last-checkpoint/, so that "
+            "another machine can resume from it; a run pushes each one when it is written."
         },
     )
 
