@@ -2,6 +2,7 @@
 
 import os
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 
 from modeling_sit.data.duplicates import Duplicates, find_duplicates
 from modeling_sit.data.image_datasets import ImageDatasets
-from modeling_sit.data.image_sample import ImageSample, SampledImage, read_sample
+from modeling_sit.data.image_sample import NUM_READ_IMAGES, ImageSample, SampledImage, read_sample
 from modeling_sit.data.label_encoding import natural_order
 from modeling_sit.data.labeled import (
     alike_names,
@@ -305,9 +306,10 @@ def _name_of_mode(image: SampledImage) -> str:
 
 def _sizes_of(images: Sequence[SampledImage]) -> str:
     sizes = sorted(((image.height, image.width) for image in images), key=lambda size: size[0] * size[1])
-    median, smallest, largest = (
-        f"{height} x {width}" for height, width in (sizes[len(sizes) // 2], sizes[0], sizes[-1])
-    )
+    # Of the images that pretraining settles its sizes by, and as it does.
+    first = [(image.height, image.width) for image in images[:NUM_READ_IMAGES]]
+    middle = [round(statistics.median(sides)) for sides in zip(*first, strict=True)]
+    median, smallest, largest = (f"{height} x {width}" for height, width in (middle, sizes[0], sizes[-1]))
     if smallest == largest:
         return f"{median} pixels"
     return f"{median} pixels in the middle, from {smallest} to {largest}"

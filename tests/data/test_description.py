@@ -163,6 +163,13 @@ class TestSample:
         line = line_with("a sample of 5", lines_of(tmp_path))
         assert "8 x 8 pixels in the middle, from 4 x 4 to 100 x 3" in line
 
+    def test_the_middle_is_the_size_that_pretraining_goes_by(self, tmp_path):
+        for number, size in enumerate([(10, 44), (20, 20), (40, 12)]):
+            save(noise(*size), tmp_path / f"{number}.png")
+        facts = read_image_facts(load_images(tmp_path))
+        assert f"{facts.height} x {facts.width} pixels in the middle" in line_with("a sample of", lines_of(tmp_path))
+        assert (facts.height, facts.width) == (20, 20)
+
     def test_images_on_their_side(self, tmp_path):
         image = PIL.Image.fromarray(noise(20, 40))
         exif = image.getexif()
