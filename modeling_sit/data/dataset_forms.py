@@ -38,6 +38,7 @@ from modeling_sit.data.unread_splits import (
 )
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.hugging_face_cache import cache_error, check_datasets_cache
+from modeling_sit.runtime.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ COUNTING_STEPS = {
     *("CyclingMultiSourcesExamplesIterable", "RandomlyCyclingMultiSourcesExamplesIterable"),
     *("HorizontallyConcatenatedMultiSourcesExamplesIterable", "InterleavedShardsExamplesIterable"),
 }
+# Pillow does not read these by itself.
+HEIC, CONVERT_HEIC = (".heic", ".heif"), "convert HEIC files to JPEG"
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 OTHER_ARCHIVES = (".zip", ".rar", ".7z", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".gz")
 
@@ -256,19 +259,32 @@ def _load_folder(folder: str, config_name: str | None, streaming: bool, asked: f
         raise _packed(archives)
     if not found:
         raise SiTError(
-            "no image (.jpg, .png, .tif, .npy, ...), .parquet or .tar file in the folder or its sub-folders"
+            "no image (.jpg, .png, .tif, .npy, ...), .parquet or .tar file in the folder or its sub-folders",
+            remedy=CONVERT_HEIC if any(path.lower().endswith(HEIC) for path in others) else None,
         )
     if images and config_name is not None:
         raise SiTError(f"no sub-folder {config_name}", argument="dataset_config_name")
     if images:
-        if others:
-            logger.warning("%s: %d files are not images and left out, such as %s", folder, len(others), others[0])
+        _tell_others(folder, others)
         found = split_listed(folder, split_folders(folder, images, asked), others)
         return {split: _folder_dataset(parts) for split, parts in found.items()}
     splits = split_shards(folder, parquet or tars, asked, config_name)
     if tars:
         return _tar_splits(folder, splits, streaming, asked)
     return {split: UnreadSplit(describe_parquet_paths(shards), split, streaming) for split, shards in splits.items()}
+
+
+def _tell_others(folder: str, others: list[str]) -> None:
+    """Say which files of a folder of images are left out."""
+    if not others:
+        return
+    text = f"{folder}: {counted(len(others), 'file is not an image', 'files are not images')} and left out"
+    heic = [path for path in others if path.lower().endswith(HEIC)]
+    if heic:
+        text += f", {len(heic):,} of them HEIC, such as {heic[0]}: {CONVERT_HEIC}"
+    else:
+        text += f", such as {others[0]}" if len(others) > 1 else f": {others[0]}"
+    logger.warning("%s", text)
 
 
 def _packed(archives: list[str]) -> SiTError:

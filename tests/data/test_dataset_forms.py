@@ -197,6 +197,22 @@ def test_files_that_are_not_images_are_left_out_and_counted(tmp_path, caplog):
     assert "3 files are not images" in caplog.text and "clip.mpg" in caplog.text
 
 
+def test_heic_files_are_named(tmp_path, caplog):
+    write_images(tmp_path, {"1.HEIC": 1, "notes.txt": 2})
+    error = load_error(tmp_path)
+    assert "no image" in error and "convert HEIC files to JPEG" in error
+    write_images(tmp_path, {"1.png": 1})
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path)
+    assert "2 files are not images and left out, 1 of them HEIC" in caplog.text and "to JPEG" in caplog.text
+
+
+def test_one_file_is_left_out(tmp_path, caplog):
+    write_images(tmp_path, {"1.png": 1, "notes.txt": 2})
+    load(tmp_path)
+    assert "1 file is not an image and left out" in caplog.text
+
+
 def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "imgs").mkdir()
