@@ -8,6 +8,7 @@ from modeling_sit.cli.parser import RecipeArgumentParser
 from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.evaluation.embed import EmbeddedSplit, EmbeddingArguments, run_embedding
 from modeling_sit.evaluation.feature_arguments import FeatureArguments
+from modeling_sit.runtime.words import counted
 
 DESCRIPTION = """Write the features of all images of the training and the validation split to parquet files.
 
@@ -50,9 +51,12 @@ def report(output_dir: str, splits: dict[str, EmbeddedSplit]) -> None:
     """Say what there is now, and how to load it."""
     num_reused = sum(split.num_reused for split in splits.values())
     if num_reused:
-        print(f"{num_reused} of {sum(len(split.files) for split in splits.values())} files were there already")
+        print(
+            f"{num_reused} of {counted(sum(len(split.files) for split in splits.values()), 'file')} {'was' if num_reused == 1 else 'were'} there already"
+        )
     for name, split in splits.items():
-        skipped = f", {split.num_skipped} images skipped" if split.num_skipped else ""
-        print(f"{name}: {split.num_vectors} vectors of {split.width} numbers in {len(split.files)} files{skipped}")
+        skipped = f", {counted(split.num_skipped, 'image')} skipped" if split.num_skipped else ""
+        vectors, files = counted(split.num_vectors, "vector"), counted(len(split.files), "file")
+        print(f"{name}: {vectors} of {split.width} numbers in {files}{skipped}")
     print(f'written to {output_dir}; load_dataset("parquet", data_dir="{os.path.abspath(output_dir)}") reads them')
     print("modeling-sit embed --help shows how to search them with faiss")

@@ -27,6 +27,7 @@ from modeling_sit.data.labeled import (
     shorten,
 )
 from modeling_sit.data.value_ranges import warnings_of_ranges
+from modeling_sit.runtime.words import counted
 
 # So many classes are listed with their counts; of more, the fewest and the most.
 MAX_LISTED_CLASSES = 10
@@ -113,8 +114,8 @@ class Description:
         if first.has_labels:
             number = int((first.counts > 0).sum())
             classes = f" of {number:,} class{'es' if number != 1 else ''}"
-        number = "an unknown number of" if first.num_images is None else f"{first.num_images:,}"
-        counts = [f"{number} images{classes} in {first.name}"]
+        images = "an unknown number of images" if first.num_images is None else counted(first.num_images, "image")
+        counts = [f"{images}{classes} in {first.name}"]
         for split in self.splits[1:]:
             number = "an unknown number" if split.num_images is None else f"{split.num_images:,}"
             counts.append(f"{number} in {split.name}")
@@ -139,10 +140,10 @@ class Description:
             text = ", ".join(f"{name} {count:,}" for name, count in pairs)
         else:
             fewest, most = min(pairs, key=lambda pair: pair[1]), max(pairs, key=lambda pair: pair[1])
-            text = f"{len(pairs):,}, {fewest[1]:,} images each"
+            text = f"{len(pairs):,}, {counted(fewest[1], 'image')} each"
             if fewest[1] != most[1]:
-                text = f"{len(pairs):,}, of {fewest[1]:,} ({fewest[0]}) to {most[1]:,} images ({most[0]})"
-        unlabeled = f"; {train.num_unlabeled:,} images without a label" if train.num_unlabeled else ""
+                text = f"{len(pairs):,}, of {fewest[1]:,} ({fewest[0]}) to {counted(most[1], 'image')} ({most[0]})"
+        unlabeled = f"; {counted(train.num_unlabeled, 'image')} without a label" if train.num_unlabeled else ""
         yield f"classes in {train.name}: {text}{unlabeled}"
         if not present.all():
             yield f"no image in {train.name} of {self._which(~present)}"

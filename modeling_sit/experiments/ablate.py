@@ -24,7 +24,7 @@ from modeling_sit.experiments.grid import check_writable, claim_folder, refuse_l
 from modeling_sit.experiments.plan import Cell, choose_cells, read_plan
 from modeling_sit.experiments.pretraining_runs import PRETRAINING
 from modeling_sit.experiments.progress import Progress
-from modeling_sit.hub.provenance import counted, describe_duration
+from modeling_sit.hub.provenance import describe_duration
 from modeling_sit.pretraining.cost import pretraining_cost
 from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.arguments import build_arguments
@@ -33,6 +33,7 @@ from modeling_sit.runtime.fingerprints import dataset_fingerprint
 from modeling_sit.runtime.locks import taken
 from modeling_sit.runtime.notebook import show
 from modeling_sit.runtime.progress import quiet_transformers
+from modeling_sit.runtime.words import counted
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def describe_plan(ablation: AblationRuns, cells: Sequence[Cell]) -> str:
         num_runs, num_done = num_runs + len(seeds), num_done + len(done)
         num_steps, total = num_steps + left * pretraining.num_steps, total + left * pretraining.num_steps * seconds
         lines.append(
-            f"  {', '.join(wanted)}: {pretraining.num_steps:,} steps of {seconds:.3g} s, "
+            f"  {', '.join(wanted)}: {counted(pretraining.num_steps, 'step')} of {seconds:.3g} s, "
             f"{describe_duration(pretraining.num_steps * seconds)} a run"
         )
     missing = ablation.missing(cells)
@@ -171,7 +172,7 @@ def describe_plan(ablation: AblationRuns, cells: Sequence[Cell]) -> str:
         f"{ablation.plan.name}: {counted(len(names), 'cell', 'cells')} with {counted(len(seeds), 'seed', 'seeds')}, "
         f"{counted(num_runs, 'pretraining', 'pretrainings')}, {num_done} of them done"
     )
-    tail = f"left: {num_steps:,} steps of pretraining, about {describe_duration(total)} on {choose_device(None).type}"
+    tail = f"left: {counted(num_steps, 'step')} of pretraining, about {describe_duration(total)} on {choose_device(None).type}"
     extra = (
         f"; then {' and '.join(others)}, all with those of untrained encoders, which are not in this time"
         if others

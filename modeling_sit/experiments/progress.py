@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from statistics import mean
 
-from modeling_sit.hub.provenance import counted, describe_duration
+from modeling_sit.hub.provenance import describe_duration
+from modeling_sit.runtime.words import counted
 
 
 class Progress:

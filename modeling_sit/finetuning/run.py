@@ -44,6 +44,7 @@ from modeling_sit.runtime.products import fast_products
 from modeling_sit.runtime.progress import quiet_transformers
 from modeling_sit.runtime.run_folders import MODEL_FILES, check_foreign, is_marked, mark_run
 from modeling_sit.runtime.signals import StopSignal
+from modeling_sit.runtime.words import counted
 
 
 @dataclass
@@ -68,7 +69,7 @@ class FinetuningResult:
         names = [*FINETUNING_METRICS[self.metrics["task"]], "loss"]
         measured = {name: self.metrics[name] for name in names if self.metrics.get(name) is not None}
         show(
-            f"The model is in {code(self.output_dir)}. On {self.metrics['num_validation']:,} images of "
+            f"The model is in {code(self.output_dir)}. On {counted(self.metrics['num_validation'], 'image')} of "
             f"{escaped(self.metrics['split'])}:",
             table([escaped(name) for name in measured], [[f"{value:.4g}" for value in measured.values()]]),
             self.output_dir / LOSS_CURVE,
@@ -326,5 +327,5 @@ def _write(trainer: ReproducibleTrainer, facts: FinetuningFacts) -> None:
         written = write_results(output_dir, {"finetune": report})
         metric = trainer.task.metric_names[0]
         value = "nothing to measure" if report[metric] is None else f"{report[metric]:.4f}"
-        print(f"{metric} {value} on {report['num_validation']} images of {report['split']}")
+        print(f"{metric} {value} on {counted(report['num_validation'], 'image')} of {report['split']}")
         print(f"written to {written}")

@@ -11,6 +11,7 @@ from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS
 from modeling_sit.data.sampling import HOLD_OUT, derive_seed
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.words import counted
 
 # With fewer images, to learn from all of them is worth more than to choose among the checkpoints of a run.
 HOLD_BACK_FROM = 5_000
@@ -72,7 +73,7 @@ class Splits(ABC):
 
     def summary(self) -> str:
         """What the images are used for, in one line."""
-        parts = [f"{len(self.train):,} images to learn from"]
+        parts = [f"{counted(len(self.train), 'image')} to learn from"]
         if self.validation is not None:
             parts.append(f"{len(self.validation):,} for validation ({self.validation_name})")
         if self.test is not None:
@@ -138,14 +139,14 @@ def held_out_draws(splits: Splits, fraction: float, seed: int) -> tuple[list[Spl
         [`SiTError`]: If no image can be held out.
     """
     if splits.validation is not None and not splits.is_held_back:
-        name = f"{splits.validation_name}, {len(splits.validation):,} images"
+        name = f"{splits.validation_name}, {counted(len(splits.validation), 'image')}"
         return [splits.for_trial(splits.train, splits.validation)], name
     if len(splits.train) < MANY_IMAGES:
         fraction = max(fraction, FRACTION_OF_FEW)
     draws: list[Splits] = []
     while not draws or (len(draws) < MAX_DRAWS and len(draws) * len(draws[0].validation) < ENOUGH_HELD_OUT):
         draws.append(splits.for_trial(*splits.hold_out(fraction, derive_seed(seed, HOLD_OUT, len(draws)))))
-    number = f"{len(draws[0].validation):,} images"
+    number = counted(len(draws[0].validation), "image")
     name = f"{100 * fraction:.4g} % of {splits.train.split}, {number}"
     return draws, name if len(draws) == 1 else f"{name} in each of {len(draws)} draws"
 

@@ -27,6 +27,7 @@ from modeling_sit.runtime.fingerprints import dataset_fingerprint, model_fingerp
 from modeling_sit.runtime.products import fast_products
 from modeling_sit.runtime.progress import quiet_transformers
 from modeling_sit.runtime.signals import StopSignal
+from modeling_sit.runtime.words import counted
 
 TUNING_FILE = "tuning.json"
 # What trials depend on, beside `FinetuningArguments`.
@@ -68,7 +69,7 @@ class Trial:
 
     def describe(self, metric_name: str) -> str:
         """The trial in a few words; `metric_name` is the name of its metric."""
-        what = f"learning rate {self.learning_rate:g}, {self.max_steps:,} steps"
+        what = f"learning rate {self.learning_rate:g}, {counted(self.max_steps, 'step')}"
         if not math.isfinite(self.metric):
             return f"{what}: the loss was not finite"
         return f"{what}: {metric_name} {self.metric:.4f}"
@@ -125,7 +126,7 @@ class Trials:
         trial = Trial(learning_rate, max_steps, **means, seconds=round(sum(run["seconds"] for run in runs), 2))
         self.finished.append(trial)
         if self.prints:
-            print(f"{trial.describe(self.metric_name)}, {trial.seconds:.0f} seconds", flush=True)
+            print(f"{trial.describe(self.metric_name)}, {counted(round(trial.seconds), 'second')}", flush=True)
         return trial
 
     def write(self, best: Trial | None = None, chosen_on: str | None = None) -> None:

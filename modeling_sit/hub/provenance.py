@@ -18,6 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_sit.runtime.private_paths import without_private_paths
+from modeling_sit.runtime.words import counted
 
 PACKAGES = ("modeling-sit", "torch", "transformers", "accelerate", "datasets")
 # By the name of the program, or of the module that `python -m` runs.
@@ -192,15 +193,10 @@ def describe_versions() -> str:
 def describe_duration(seconds: float) -> str:
     """A duration in seconds, minutes or hours."""
     if seconds < 60:
-        return f"{seconds:.0f} seconds"
+        return counted(round(seconds), "second")
     if seconds < 2 * 3600:
         return f"{seconds / 60:.1f} minutes"
     return f"{seconds / 3600:,.1f} hours"
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def public_name(path_or_id: str) -> str:

@@ -18,6 +18,7 @@ from modeling_sit.hub.card_writing import name_repository
 from modeling_sit.hub.repository import HubRepository, HubUnreachable, check_for_token
 from modeling_sit.hub.repository_files import CARD, CHECKPOINT_FOLDERS, find_checkpoint_files, find_model_files
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.words import counted
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class PushResult:
 
     def __str__(self) -> str:
         size = tqdm.format_sizeof(self.num_bytes, "B")
-        text = f"pushed to {self.url}: {self.num_files} files, {size}"
+        text = f"pushed to {self.url}: {counted(self.num_files, 'file')}, {size}"
         return (
             text
             if self.has_card

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from modeling_sit.hub.provenance import describe_duration
 from modeling_sit.runtime.progress import shows_bar, write_line
 from modeling_sit.runtime.trackers import MetricsLog, log_image
+from modeling_sit.runtime.words import counted
 
 # The figures first: on a narrow terminal it is the bar that gives way.
 BAR = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}] {bar}"
@@ -234,7 +235,7 @@ class MetricLogger:
             pace, left = (now - started) / measured, self.num_steps - self.step
             if left > 0 and self.metrics_log is not None:
                 write_line(
-                    f"expected: about {describe_duration(pace * left)} for the other {left:,} steps on "
+                    f"expected: about {describe_duration(pace * left)} for the other {counted(left, 'step')} on "
                     f"{self.accelerator.device.type} ({pace:.2g} s a step), monitors and previews not counted"
                 )
 

@@ -33,6 +33,7 @@ from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.optimizer import create_optimizer
 from modeling_sit.runtime.products import use_fast_products
+from modeling_sit.runtime.words import counted
 
 NUM_PREVIEW_IMAGES = 8
 
@@ -225,7 +226,7 @@ def describe_run(run: Run) -> str:
         f"{choices}"
         f"model: {backbone:.2f} M parameters in the backbone, {height} x {width} pixels in patches of "
         f"{config.patch_size}, losses {run.method.describe_losses()}\n"
-        f"run: {schedules.num_steps:,} steps{length}, "
+        f"run: {counted(schedules.num_steps, 'step')}{length}, "
         f"warm-up {schedules.num_warmup_steps:,}, peak learning rate {schedules.peak_learning_rate:.3g}, "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision "
         f"{accelerator.mixed_precision}"

@@ -118,7 +118,7 @@ class TestSplitsAndClasses:
         rows = {"image": [{"bytes": encoded(n), "path": None} for n in range(3)], "label": [["a"], ["a", "b"], None]}
         features = datasets.Features({"image": datasets.Image(), "label": datasets.List(datasets.Value("string"))})
         lines = lines_of(datasets.Dataset.from_dict(rows, features=features))
-        assert "classes in train: a 2, b 1; 1 images without a label" in lines
+        assert "classes in train: a 2, b 1; 1 image without a label" in lines
 
     def test_one_class_that_may_be_none(self, tmp_path):
         folder = folder_of(tmp_path, {"PetImages/Cat": 2, "PetImages/Dog": 2})

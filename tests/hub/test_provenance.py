@@ -308,7 +308,14 @@ def test_versions():
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
-    [(0.4, "0 seconds"), (59, "59 seconds"), (90, "1.5 minutes"), (7100, "118.3 minutes"), (360_000, "100.0 hours")],
+    [
+        (0.4, "0 seconds"),
+        (59, "59 seconds"),
+        (1.2, "1 second"),
+        (90, "1.5 minutes"),
+        (7100, "118.3 minutes"),
+        (360_000, "100.0 hours"),
+    ],
 )
 def test_duration(seconds, told):
     assert describe_duration(seconds) == told
