@@ -1,7 +1,7 @@
 """`python ARGUMENTS` as a process of its own, forked from one that has the libraries, so that it starts in a moment.
 
 Python takes seconds to import PyTorch, transformers and what else a program needs. One process of a worker of pytest does it,
-and all that are started here are forked from it. They have an environment, a command line, a group of processes, a log and an
+and all that are started here are forked from it, after `forked_start.py`. They have an environment, a command line, a group of processes, a log and an
 exit code of their own. What they do not show is what an import brings and what it costs; a test of that starts Python anew.
 """
 
@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
+import pytest
 import torch
 from disk import check_descriptor
 
@@ -33,7 +35,19 @@ LIBRARIES = (
 )
 
 forking = multiprocessing.get_context("forkserver")
-forking.set_forkserver_preload([*LIBRARIES])
+forking.set_forkserver_preload([*LIBRARIES, "forked_start"])
+
+
+class ForkedProcess(forking.Process):
+    """A process forked from one that has the libraries, and has done what `forked_start.py` does."""
+
+    def start(self) -> None:
+        # The process that others are forked from has this folder on its path by this variable alone.
+        paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+            forkserver.ensure_running()
+        super().start()
 
 
 class Python:
@@ -72,7 +86,7 @@ class Python:
         return self.log.read_text()
 
 
-class ForkedPython(Python, forking.Process):
+class ForkedPython(Python, ForkedProcess):
     """
     A process that does what `python ARGUMENTS` does.
 

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import psutil
-from forked_python import forking, run_as_program, write_to
+from forked_python import ForkedProcess, run_as_program, write_to
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-class ProgramProcess(forking.Process):
+class ProgramProcess(ForkedProcess):
     """
     Runs a program; a process of the operating system like any other, to be killed and waited for.
 
