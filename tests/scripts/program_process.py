@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 from forked_python import ForkedProcess, run_as_program, write_to
 
+from modeling_sit.data import dataset_forms
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -29,6 +31,7 @@ class ProgramProcess(ForkedProcess):
             before which it does, from 1, and the signal.
         max_file_size (`int`, *optional*): Bytes that it can write to a file; beyond, writing fails as on a full disk.
         environment (`dict`, *optional*): Variables of its environment.
+        num_digits (`int`, *optional*): How many images `digits` has to train on. Default: all 1,437.
     """
 
     def __init__(
@@ -39,8 +42,9 @@ class ProgramProcess(ForkedProcess):
         at: tuple[str, str, int, int] | None = None,
         max_file_size: int | None = None,
         environment: dict[str, str] | None = None,
+        num_digits: int | None = None,
     ):
-        arguments = (name, [str(flag) for flag in flags], str(log), at, max_file_size, environment or {})
+        arguments = (name, [str(flag) for flag in flags], str(log), at, max_file_size, environment or {}, num_digits)
         # No daemon: it has dataloader workers of its own.
         super().__init__(target=run, args=arguments, daemon=False)
         self.log = log
@@ -66,7 +70,12 @@ class ProgramProcess(ForkedProcess):
 
 
 def start_together(
-    name: str, *flags, log: Path, count: int = 2, at: dict[int, tuple] | None = None
+    name: str,
+    *flags,
+    log: Path,
+    count: int = 2,
+    at: dict[int, tuple] | None = None,
+    num_digits: int | None = None,
 ) -> list[ProgramProcess]:
     """Start a program in several processes of one run on the CPU, as `torchrun` does; process 0 is the main one.
 
@@ -76,6 +85,7 @@ def start_together(
         log (`Path`): Of all of them.
         count (`int`, *optional*, defaults to 2): How many.
         at (`dict`, *optional*): The `at` of some processes, by their numbers.
+        num_digits (`int`, *optional*): As [`ProgramProcess`] has it.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -92,7 +102,8 @@ def start_together(
             "ACCELERATE_USE_CPU": "true",
         }
         environment = {variable: str(value) for variable, value in environment.items()}
-        processes.append(ProgramProcess(name, *flags, log=log, at=(at or {}).get(rank), environment=environment))
+        chances = {"at": (at or {}).get(rank), "environment": environment, "num_digits": num_digits}
+        processes.append(ProgramProcess(name, *flags, log=log, **chances))
         processes[-1].start()
     return processes
 
@@ -118,6 +129,7 @@ def run(
     at: tuple[str, str, int, int] | None,
     max_file_size: int | None,
     environment: dict[str, str],
+    num_digits: int | None,
 ) -> None:
     os.setsid()
     os.environ.update(environment)
@@ -128,6 +140,10 @@ def run(
     write_to(log, log)
     if max_file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size))
+    if num_digits is not None:
+        digits = dataset_forms._load_digits()
+        digits["train"] = digits["train"].select(range(num_digits))
+        dataset_forms._load_digits = lambda: dict(digits)
     if at is not None:
         send_before_call(*at)
     run_as_program([str(SCRIPTS / f"{name}.py"), *flags])

@@ -20,6 +20,8 @@ import modeling_sit
 from modeling_sit.pretraining.checkpoints import DELETED, STATE_FILE, checkpoint_path, list_checkpoints
 
 NUM_STEPS = 16
+# An epoch ends before the run does: after 14 of its steps, of two processes after 7.
+NUM_DIGITS, BATCH_SIZE = 287, 20
 SETTINGS = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -39,7 +41,7 @@ def flags_for(output_dir: Path, *flags) -> list:
     return [
         *("--dataset", "digits", "--output_dir", output_dir, "--image_size", 16, "--patch_size", 8),
         *("--config_overrides", OVERRIDES),
-        *("--per_device_train_batch_size", 100, "--max_steps", NUM_STEPS, "--base_learning_rate", 0.05),
+        *("--per_device_train_batch_size", BATCH_SIZE, "--max_steps", NUM_STEPS, "--base_learning_rate", 0.05),
         *("--checkpointing_steps", 2, "--logging_steps", 5, "--preview_steps", 6),
         *("--monitor_steps", 7, "--monitor_images", 64),
         *flags,
@@ -61,19 +63,22 @@ def start(tmp_path):
     """Start `scripts/pretrain.py`."""
 
     def start(output_dir: Path, *flags, **chances) -> ProgramProcess:
-        process = ProgramProcess("pretrain", *flags_for(output_dir, *flags), log=tmp_path / "log", **chances)
-        process.start()
-        return process
+        return start_alone(*flags_for(output_dir, *flags), log=tmp_path / "log", **chances)
 
     return start
+
+
+def start_alone(*flags, **chances) -> ProgramProcess:
+    process = ProgramProcess("pretrain", *flags, **{"num_digits": NUM_DIGITS, **chances})
+    process.start()
+    return process
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """The folder of a run that was left alone."""
     folder = tmp_path_factory.mktemp("whole")
-    process = ProgramProcess("pretrain", *flags_for(folder / "out"), log=folder / "log")
-    process.start()
+    process = start_alone(*flags_for(folder / "out"), log=folder / "log")
     assert process.wait() == 0, process.log.read_text()
     return folder / "out"
 
@@ -113,7 +118,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
 class TestKilled:
     def kill_and_go_on(self, start, folder: Path, whole: Path, draws: random.Random, num_kills: int) -> None:
         """Kill a run so many times at random moments, each time starting it again, then let it end."""
-        longest, kills = 4.0, 0
+        longest, kills = 3.0, 0
         while kills < num_kills:
             workers = draws.choice((0, 0, 1, 2))
             process = start(folder, "--resume_from_checkpoint", "auto", "--dataloader_num_workers", workers)
@@ -179,7 +184,8 @@ class TestStopped:
     def test_while_monitors_have_workers_of_their_own(self, start, tmp_path):
         folder = tmp_path / "out"
         flags = ["--monitor_steps", 1, "--monitor_images", 1000, "--dataloader_num_workers", 2]
-        process = start(folder, *flags, "--checkpointing_steps", 1000, at=before_monitors(2, signal.SIGTERM))
+        flags += ["--checkpointing_steps", 1000]
+        process = start(folder, *flags, at=before_monitors(2, signal.SIGTERM), num_digits=None)
         assert process.wait() == 143, process.log.read_text()
         said = process.log.read_text()
         assert newest_step(folder) == 3 and "Traceback" not in said
@@ -198,10 +204,7 @@ class TestTwoRuns:
         folder = tmp_path / "out"
         first = start(folder, at=before_export(1, signal.SIGSTOP))
         first.wait_until_stopped()
-        second = ProgramProcess(
-            "pretrain", *flags_for(folder, "--resume_from_checkpoint", "auto"), log=tmp_path / "second"
-        )
-        second.start()
+        second = start_alone(*flags_for(folder, "--resume_from_checkpoint", "auto"), log=tmp_path / "second")
         assert second.wait() == 1
         assert "another process is running in" in second.log.read_text()
         first.signal(signal.SIGCONT)
@@ -303,14 +306,13 @@ class TestFullDisk:
         assert_same_run(folder, whole)
 
 
-STREAMING = ("--streaming", "--shuffle_buffer_size", 300)
+STREAMING = ("--streaming", "--shuffle_buffer_size", 60)
 
 
 @pytest.fixture(scope="module")
 def streamed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("streamed")
-    process = ProgramProcess("pretrain", *flags_for(folder / "out", *STREAMING), log=folder / "log")
-    process.start()
+    process = start_alone(*flags_for(folder / "out", *STREAMING), log=folder / "log")
     assert process.wait() == 0, process.log.read_text()
     return folder / "out"
 
@@ -331,16 +333,16 @@ class TestStreamed:
         assert_same_run(folder, streamed)
 
     def test_place_of_another_stream_is_refused(self, start, streamed):
-        flags = [*STREAMING[:-1], 90, "--resume_from_checkpoint", "auto", "--allow_changed_settings"]
+        flags = [*STREAMING[:-1], 18, "--resume_from_checkpoint", "auto", "--allow_changed_settings"]
         process = start(streamed, *flags)
         assert process.wait() == 1
-        assert "shuffle_buffer_size: 90 (the checkpoint: 300)" in process.log.read_text()
+        assert "shuffle_buffer_size: 18 (the checkpoint: 60)" in process.log.read_text()
 
 
 @pytest.fixture(scope="module")
 def whole_of_two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    processes = start_together("pretrain", *flags_for(folder / "out"), log=folder / "log")
+    processes = start_together("pretrain", *flags_for(folder / "out"), log=folder / "log", num_digits=NUM_DIGITS)
     assert [process.wait() for process in processes] == [0, 0], (folder / "log").read_text()
     said = (folder / "log").read_text()
     assert said.count("step 5/16") == said.count("done:") == 1
@@ -353,7 +355,8 @@ class TestSeveralProcesses:
     @pytest.fixture
     def start_two(self, tmp_path):
         def start_two(output_dir: Path, *flags, **chances) -> list[ProgramProcess]:
-            return start_together("pretrain", *flags_for(output_dir, *flags), log=tmp_path / "log", **chances)
+            flags = flags_for(output_dir, *flags)
+            return start_together("pretrain", *flags, log=tmp_path / "log", num_digits=NUM_DIGITS, **chances)
 
         return start_two
 
