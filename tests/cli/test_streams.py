@@ -2,15 +2,18 @@
 
 import io
 import os
+import signal
 import sys
+import time
 
 import pytest
 
 from modeling_sit.cli import streams
 
 
-def in_a_child(function) -> int:
-    """The exit code of a process of its own, as a program ends: its buffers are written at the end."""
+def in_a_child(function, seconds: float = 120) -> int:
+    """The exit code of a process of its own, as a program ends: its buffers are written at the end. One that waits for a
+    lock, which a thread had that it has not, is killed after so many seconds."""
     child = os.fork()
     if child == 0:
         code = 9
@@ -20,7 +23,14 @@ def in_a_child(function) -> int:
             code = 0
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    started = time.monotonic()
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() - started > seconds:
+            os.kill(child, signal.SIGKILL)
+            ended = os.waitpid(child, 0)
+            break
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def process_streams(target: int, **settings) -> None:
