@@ -255,7 +255,7 @@ def _find_labels(
             rows = next(iter(used.values()))
             if column is None and lies_in_files(name, rows):
                 reason = "the images do not lie in folders of classes"
-                raise SiTError(f"no labels: {reason}", argument="dataset", remedy=give_labels(name, rows))
+                raise SiTError(f"no labels: {reason}", argument="label_column", remedy=give_labels(name, rows))
             reason = f"column {column} holds none" if column else f"no column of labels among {join(features)}"
             raise SiTError(f"no labels: {reason}", argument="label_column", remedy=NAME_COLUMN)
     except SiTError as error:

@@ -19,7 +19,9 @@ def trouble(dataset) -> SiTError:
 def test_images_in_files_have_no_column(tmp_path):
     write_images(tmp_path, {"1.png": 1, "2.png": 2})
     error = trouble(tmp_path)
-    assert error.argument == "dataset" and error.remedy.startswith("put the images of each class into a sub-folder")
+    assert error.argument == "label_column" and error.remedy.startswith(
+        "put the images of each class into a sub-folder"
+    )
     with pytest.raises(SiTError, match="sub-folder of its own"):
         labeled_splits(load(tmp_path, validation_split="train"))
 

@@ -341,7 +341,7 @@ def test_data_without_labels(run, model_folder, tmp_path, capsys):
         (tmp_path / "pile" / split).mkdir(parents=True)
         PIL.Image.new("RGB", (16, 16)).save(tmp_path / "pile" / split / "0.png")
     flags = ["--model_name_or_path", model_folder, "--dataset", tmp_path / "pile"]
-    assert "a sub-folder of its own" in one_line_error(run, capsys, *flags)
+    assert "--label_column" in one_line_error(run, capsys, *flags)
 
 
 def test_model_folder_with_something_missing(run, vit, model_folder, colors, tmp_path, capsys):
