@@ -103,7 +103,7 @@ def save_classifier_file(folder: Path) -> Path:
 # What each predicts, and what it cannot do.
 FOREIGN: dict[Callable[[Path], Path], tuple[str | None, set[str]]] = {
     save_detr: ("detection", {"encode", "reconstruct"}),
-    save_yolos: ("detection", {"attend", "reconstruct"}),
+    save_yolos: ("detection", {"reconstruct"}),
     save_upernet: ("segmentation", {"encode", "reconstruct"}),
     save_resnet_classifier: ("classification", {"encode", "reconstruct"}),
     save_mae: (None, {"predict", "reconstruct"}),

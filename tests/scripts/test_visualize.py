@@ -352,7 +352,7 @@ def test_mistakes_with_images(error, flowers, save_images, tmp_path):
     assert error("reconstructions", *data, *nowhere).startswith("--other_datasets: ")
     pile = save_images(tmp_path / "pile", 5)
     assert error("embeddings", "--dataset", pile, "--knn").startswith("--validation_split: ")
-    assert "--label_column" in error("embeddings", "--dataset", pile, "--color_by", "label")
+    assert "sub-folder of its own" in error("embeddings", "--dataset", pile, "--color_by", "label")
     for path in pile.iterdir():
         path.write_bytes(b"broken")
     for command in COMMANDS:
