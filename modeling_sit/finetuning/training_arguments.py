@@ -176,12 +176,12 @@ class FinetuningTrainingArguments(TrainingArguments):
     use_liger_kernel: bool = field(default=False, init=False)
     liger_kernel_config: dict[str, bool] | None = field(default=None, init=False)
     use_cache: bool = field(default=False, init=False)
-    # These would write weights of another type than the trained ones.
-    bf16_full_eval: bool = field(default=False, init=False)
-    fp16_full_eval: bool = field(default=False, init=False)
     do_train: bool = field(default=False, init=False)
     do_eval: bool = field(default=False, init=False)
     do_predict: bool = field(default=False, init=False)
+    # These would write weights of another type than the trained ones.
+    bf16_full_eval: bool = field(default=False, init=False)
+    fp16_full_eval: bool = field(default=False, init=False)
 
     def __post_init__(self):
         join_cpu_processes()  # before transformers makes its state
