@@ -110,7 +110,12 @@ def run_comparison(
     claim_folder(output_dir, settings, RUN_FOLDERS, arguments.overwrite_output_dir)
     models = dict.fromkeys(arguments.seeds, arguments.model_name_or_path)
     starts = {start: Start(models, from_scratch=start == "scratch") for start in STARTS}
-    runs = Runs(arguments, images, starts, choices)
+    return report_comparison(arguments, Runs(arguments, images, starts, choices))
+
+
+def report_comparison(arguments: ComparisonArguments, runs: Runs) -> ComparisonResult:
+    """Run what is missing in the folder of the comparison, which is claimed, and write the report."""
+    images, output_dir = runs.images, runs.output_dir
     cells = [(start, fraction) for fraction in arguments.label_fractions for start in STARTS]
     with told():
         pixels = runs.raw_pixels() if arguments.raw_pixels else []

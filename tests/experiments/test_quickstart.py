@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
+import joblib
 import PIL.Image
 import pytest
 
@@ -23,7 +24,14 @@ def quick(monkeypatch):
     monkeypatch.setattr(module, "CHOICES", choices)
 
 
-def test_everything(tmp_path, monkeypatch, capsys):
+@pytest.fixture(params=[1, 2], ids=["one core", "two cores"])
+def cores(request, monkeypatch):
+    """How many cores there are: with two a second process takes a part of the runs."""
+    monkeypatch.setattr(joblib, "cpu_count", lambda: request.param)
+    return request.param
+
+
+def test_everything(cores, tmp_path, monkeypatch, capsys):
     output_dir = tmp_path / "quick start"
     monkeypatch.chdir(tmp_path)
     result = module.run_quickstart(module.QuickstartArguments("quick start", max_steps=1))
@@ -64,6 +72,15 @@ def test_everything(tmp_path, monkeypatch, capsys):
     assert float(main["raw pixels, RBF SVM"]["10 % of the labels"].split()[0]) > 85
     assert len(figures["verdict"]) == 2 and all(text in out for text in figures["verdict"])
     assert table.strip() in out
+
+    log = output_dir / module.SECOND_LOG
+    assert log.exists() == (cores == 2)
+    if cores == 2:
+        in_second = set(re.findall(r"finetuned-\S+seed\d", log.read_text()))
+        assert in_second == {
+            *(f"finetuned-scratch-{share}%-seed{seed}" for share in (10, 100) for seed in (0, 1)),
+            *(f"finetuned-pretrained-{share}%-seed0" for share in (10,)),
+        }
 
     previews = sorted((output_dir / "pretrained" / "previews").iterdir())
     assert (output_dir / "reconstructions.png").read_bytes() == previews[-1].read_bytes()

@@ -1,5 +1,9 @@
 """What a run says where memory is short."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -34,3 +38,27 @@ def test_model_that_does_not_fit(one_line_error, tmp_path):
     flags = ["--method", "dino", "--num_prototypes", 10**13, "--max_steps", 1, "--output_dir", tmp_path / "out"]
     line = one_line_error("pretrain", "--dataset", "digits", *flags)
     assert "not enough memory" in line and "GiB" in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept():
+    """The system clears a page at its first use, and counts that as a fault."""
+    program = """
+import resource
+import torch
+from modeling_sit.runtime.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+usual = faults()
+keep_freed_memory()
+print(usual, faults())
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    usual, kept = map(int, output.split())
+    assert usual > 20 * 2**13  # half of the blocks' pages, at least
+    assert kept < usual / 5
