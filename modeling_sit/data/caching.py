@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Timer
 from typing import BinaryIO, Literal, TextIO, TypeVar
 
 import pyarrow as pa
@@ -53,6 +54,8 @@ CONSEQUENCE = "image caches are not shared while they are made, and old ones sta
 CACHES_KEPT = 2
 # While one process decodes, the others ask for news this often, in seconds. Without that their connections time out.
 PATIENCE = 20
+# After so many seconds without news a user thinks that the run hangs.
+PATIENCE_OF_A_USER = 2
 # Seconds between two looks at a lock that another process holds.
 LOCK_INTERVAL = 0.5
 # What a file raises that is missing, cut short or foreign.
@@ -277,10 +280,17 @@ class CacheBuilder:
 
     def _write(self, file: BinaryIO, kind: str, room: int) -> None:
         started = time.perf_counter()
+        announcement = Timer(
+            PATIENCE_OF_A_USER, write_line, [f"image cache: decoding {len(self.images):,} images, once"]
+        )
+        announcement.daemon = True
+        announcement.start()
         try:
             write_images(file, self.images, self.key, room)
         except CacheTooLarge:
             raise _error(kind, f"decoded images take more than {_size(room)}, for which there is room") from None
+        finally:
+            announcement.cancel()
         place = {"disk": str(self.path), "memory": "in memory", "device": f"for {self.device}"}[kind]
         made = f"made in {time.perf_counter() - started:.1f} s"
         write_line(f"image cache: {len(self.images):,} images, {_size(file.tell())}, {place}, {made}")

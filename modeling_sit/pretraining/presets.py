@@ -48,7 +48,7 @@ SMALL_SIDE, LARGER_IMAGES_MODEL = 40, "mini"
 # A CPU with less time than this, in seconds, has the smallest model.
 SHORT_TIME, SHORT_TIME_MODEL = 600, "micro"
 
-# By the number of images: 20 to 40 minutes on two cores; minutes to hours on a GPU.
+# By the number of images: 20 minutes to two hours on two cores; minutes to hours on a GPU.
 STEPS = {
     "cpu": ((499, 1_000), (5_000, 1_500), (EVERYTHING, 3_000)),
     "gpu": ((499, 4_000), (5_000, 10_000), (20_000, 20_000), (100_000, 40_000), (EVERYTHING, 100_000)),
@@ -294,7 +294,8 @@ def _choose_batch_and_length(choosing: Choosing, facts: Facts) -> None:
         epochs = ""
         steps = look_up(STEPS[facts.kind], facts.count)
         if facts.images.num_images is not None:
-            epochs = f", {steps * _total_batch(choosing, facts) / facts.count:,.3g} epochs"
+            per_epoch = facts.count / _total_batch(choosing, facts)
+            epochs = f", {steps / (per_epoch if facts.is_streamed else max(1, int(per_epoch))):,.3g} epochs"
         choosing.choose("max_steps", steps, f"{_count(facts)} on a {facts.kind.upper()}{epochs}")
     else:
         per_epoch = facts.count / (choosing["per_device_train_batch_size"] * facts.num_processes)

@@ -112,10 +112,27 @@ def batches_of(crops, **settings):
 
 
 class TestOnDisk:
+    def test_many_images_are_announced(self, folder, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(caching, "PATIENCE_OF_A_USER", 0.1)
+        write = caching.write_images
+
+        def write_slowly(*arguments):
+            time.sleep(0.5)
+            return write(*arguments)
+
+        monkeypatch.setattr(caching, "write_images", write_slowly)
+        cached(folder, "disk", tmp_path / "cache")
+        first, second = capsys.readouterr().err.splitlines()
+        assert first == "image cache: decoding 8 images, once"
+        assert second.startswith("image cache: 8 images") and "made in" in second
+
     def test_the_next_run_decodes_nothing(self, folder, tmp_path, decoded, capsys):
         first = cached(folder, "disk", tmp_path / "cache")
         (path,) = files_of(tmp_path / "cache")
-        assert re.search(rf"image cache: 8 images, [\d.]+ MB, {path}, made in [\d.]+ s\n", capsys.readouterr().err)
+        assert re.search(
+            rf"image cache: 8 images, [\d.]+ MB, {path}, made in [\d.]+ s\n", err := capsys.readouterr().err
+        )
+        assert "decoding" not in err  # it took no time
         decoded.clear()
         again = cached(folder, "disk", tmp_path / "cache")
         assert decoded == UNREADABLE  # only these are tried again

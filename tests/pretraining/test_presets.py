@@ -206,6 +206,13 @@ def test_momentum(steps):
     assert 0.01 <= 1 / (1 - teacher_momentum(steps)) / steps <= 0.05
 
 
+@pytest.mark.parametrize(("count", "epochs"), [(200, "333"), (2_000, "100"), (20_000, "19.2")])
+def test_epochs_in_the_reason_are_of_whole_batches(count, epochs):
+    """As the run counts them: it leaves out the images that do not fill a batch."""
+    (steps,) = (choice for choice in choose(facts_of(count), {}, SiT) if choice.name == "max_steps")
+    assert steps.reason.endswith(f", {epochs} epochs")
+
+
 def test_every_choice_has_a_reason():
     for device, count in itertools.product(DEVICES, COUNTS):
         assert all(choice.reason.strip() for choice in choose(facts_of(count, device=device, gray=True), {}, SiT))
