@@ -24,7 +24,7 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --no-deps "lightly>=1.6.0"
 	@touch $@
 
-# The model is too small for several threads to help, and a second core is of more use to the one that reads images.
+# One thread for each of its two processes: a small model gains little from several.
 quickstart: install ## Pretrain on the built-in digits, fine-tune, compare; minutes on a CPU
 	OMP_NUM_THREADS=1 $(BIN)/modeling-sit quickstart
 

@@ -9,8 +9,8 @@ import transformers
 
 from modeling_sit.cli.errors import is_reporting_rank
 from modeling_sit.cli.parser import choose_command
-from modeling_sit.cli.streams import survive_closed_output
 from modeling_sit.cli.terminal import print_any_character
+from modeling_sit.runtime.streams import survive_closed_output
 
 # Each is a file of this folder, with underscores for dashes, and a function `main(argv)`.
 COMMANDS = {

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,9 @@ from modeling_sit.experiments.compared_images import compared_images
 from modeling_sit.experiments.comparison_arguments import ComparisonArguments
 from modeling_sit.experiments.comparison_runs import RUN_FOLDERS, Choice, Runs, Start
 from modeling_sit.experiments.grid import claim_folder, refuse_launcher
+from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.run import pretrain
+from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.second_process import say, second_process
 
 SEEDS = (0, 1, 2)
@@ -28,7 +30,7 @@ CHOICES = {
     ("pretrained", 1.0): Choice(learning_rate=1e-3, max_steps=1000),
 }
 
-SECOND_LOG = "second_process.log"
+SECOND_LOG, RECONSTRUCTIONS = "second_process.log", "reconstructions.png"
 # Of the run that is there for its architecture.
 NO_EXTRAS = {"monitors": ["none"], "preview_steps": 0, "report_to": ["none"]}
 
@@ -70,7 +72,12 @@ def run_quickstart(arguments: QuickstartArguments) -> ComparisonResult:
         label_fractions=list(dict.fromkeys(fraction for _, fraction in CHOICES)),
         seeds=list(SEEDS),
     )
-    claim_folder(output_dir, {"quickstart": asdict(comparison)}, RUN_FOLDERS, overwrite=True)
+    steps = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
+    given = {"dataset": "digits", "output_dir": pretrained, "overwrite_output_dir": True, **steps}
+    build_arguments(PretrainingFlags.classes(), given, "digits", "pretrain")  # before anything is deleted
+    files = (SECOND_LOG, RECONSTRUCTIONS)
+    claim_folder(output_dir, {"quickstart": asdict(comparison)}, RUN_FOLDERS, overwrite=True, report_files=files)
+    (output_dir / SECOND_LOG).unlink(missing_ok=True)
     with second_process(output_dir / SECOND_LOG) as second:
         architecture = pretrained if second is None else output_dir / "architecture"
         models = {"scratch": str(architecture), "pretrained": str(pretrained)}
@@ -78,17 +85,18 @@ def run_quickstart(arguments: QuickstartArguments) -> ComparisonResult:
         if second is not None:
             second.begin(_run_without_pretrained, plan)
         print("Pretraining without labels", flush=True)
-        steps = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
-        pretrain("digits", pretrained, recipe="digits", overwrite_output_dir=True, **steps)
+        pretrain(**given, recipe="digits")
         if second is not None:
             of_second, of_first = plan.halves("pretrained")
             second.begin(_fine_tune, plan, of_second)
             with told():
                 _fine_tune(plan, of_first)
             second.wait()
-    result = report_comparison(comparison, plan.runs())
+    with told() if second is not None else nullcontext():
+        runs = plan.runs()
+    result = report_comparison(comparison, runs)
     newest_preview = max((pretrained / "previews").glob("*.png"))
-    shutil.copyfile(newest_preview, output_dir / "reconstructions.png")
+    shutil.copyfile(newest_preview, output_dir / RECONSTRUCTIONS)
     print(
         f"\nAll of it took {(time.time() - started) / 60:.1f} minutes. Look at {output_dir}/reconstructions.png and "
         f"{output_dir}/results.png, and load the model:\n\n"
@@ -115,7 +123,7 @@ class _Plan:
             name: Start(dict.fromkeys(self.comparison.seeds, model), name == "scratch", finetuning=self.loading)
             for name, model in self.models.items()
         }
-        images = compared_images(self.comparison, self.comparison.model_name_or_path)
+        images = compared_images(self.comparison, self.models["scratch"])
         return Runs(self.comparison, images, starts, self.choices, announce=_announce)
 
     def cells(self, start: str) -> list[tuple[str, float, int]]:

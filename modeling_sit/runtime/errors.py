@@ -86,3 +86,6 @@ class TrainingInterrupted(Exception):
     def __init__(self, signal: int, message: str):
         super().__init__(message)
         self.signal = signal
+
+    def __reduce__(self):
+        return type(self), (self.signal, str(self))

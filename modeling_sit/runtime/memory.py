@@ -47,5 +47,6 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, GIBIBYTE)
-        library.mallopt(M_TRIM_THRESHOLD, 2 * GIBIBYTE - 1)
+        # glibc before 2.35 refuses more than 32 MiB. The trim threshold alone would have it give back all that is larger than 128 KiB.
+        if library.mallopt(M_MMAP_THRESHOLD, GIBIBYTE) or library.mallopt(M_MMAP_THRESHOLD, GIBIBYTE // 32):
+            library.mallopt(M_TRIM_THRESHOLD, 2 * GIBIBYTE - 1)

@@ -12,6 +12,7 @@ import pytest
 import modeling_sit
 from modeling_sit.experiments import quickstart as module
 from modeling_sit.experiments.comparison_runs import Choice
+from modeling_sit.runtime.errors import SiTError
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +99,15 @@ def test_everything(cores, tmp_path, monkeypatch, capsys):
     assert isinstance(namespace["model"], modeling_sit.SiTModel)
     assert namespace["model"].config.hidden_size == 64
     assert re.search(r"took [\d.]+ minutes", out)
+
+
+def test_a_wrong_length_deletes_nothing(tmp_path):
+    run = tmp_path / "finetuned-scratch-10%-seed0"
+    run.mkdir()
+    with pytest.raises(SiTError) as raised:
+        module.run_quickstart(module.QuickstartArguments(str(tmp_path), max_steps=0))
+    assert raised.value.argument == "max_steps"
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
 
 
 def test_unknown_flag(one_line_error):

@@ -78,4 +78,6 @@ class TestNames:
 
 def test_interruption():
     error = TrainingInterrupted(signal.SIGTERM, "stopped after step 3")
+    for each in (error, pickle.loads(pickle.dumps(error))):  # as from another process
+        assert (type(each), each.signal, str(each)) == (TrainingInterrupted, signal.SIGTERM, "stopped after step 3")
     assert (error.signal, str(error)) == (15, "stopped after step 3")

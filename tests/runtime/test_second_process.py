@@ -1,7 +1,9 @@
 """The second process: it works in turn, prints into its log, hands errors over, and does not outlive its block."""
 
-import operator
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -51,12 +53,41 @@ def test_hands_errors_over(cores, tmp_path):
         second.begin(read_recipe, tmp_path / "missing.yaml")
         with pytest.raises(SiTError) as raised:
             second.wait()
-        second.begin(operator.truediv, 1, 0)
-        with pytest.raises(SiTError):  # the first one
-            second.wait()
+        with pytest.raises(SiTError):  # it is not forgotten
+            second.begin(print)
     with pytest.raises(SiTError) as here:
         read_recipe(tmp_path / "missing.yaml")
     assert str(raised.value) == str(here.value) and raised.value.argument == here.value.argument
+
+
+def test_a_process_that_died_is_one_error(cores, tmp_path):
+    with second_process(tmp_path / "log") as second:
+        second.begin(os._exit, 1)
+        with pytest.raises(SiTError, match="log"):
+            second.wait()
+        with pytest.raises(SiTError, match="log"):
+            second.begin(print)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_ends_with_a_first_process_that_is_killed_at_once(tmp_path):
+    """It notices when it has imported what it needs."""
+    program = f"""
+import os, signal, joblib
+from pathlib import Path
+from modeling_sit.runtime.second_process import second_process
+joblib.cpu_count = lambda: 2
+with second_process(Path({str(tmp_path / "log")!r})) as second:
+    print(*second._executor._processes, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    first = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert first.returncode == -signal.SIGKILL
+    second, started = int(first.stdout), time.monotonic()
+    while is_running(second):
+        assert time.monotonic() - started < 60
+        time.sleep(0.1)
 
 
 def test_does_not_outlive_its_block(cores, tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+from typing import TextIO
 
 
 class SurvivingFile(io.FileIO):
@@ -25,6 +26,13 @@ def survive_closed_output() -> None:
         sys.stdout = sys.__stdout__ = _surviving(sys.stdout)
     if sys.stderr is None or sys.stderr is sys.__stderr__:
         sys.stderr = sys.__stderr__ = _surviving(sys.stderr)
+
+
+def copy_of_output() -> TextIO:
+    """Where this process prints, for later, when its output goes elsewhere. Drops what cannot be written."""
+    with contextlib.suppress(OSError):
+        return io.TextIOWrapper(SurvivingFile(os.dup(1), "w"), encoding="utf-8", write_through=True)
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _surviving(stream: io.TextIOWrapper | None) -> io.TextIOWrapper:

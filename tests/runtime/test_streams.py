@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from modeling_sit.cli import streams
+from modeling_sit.runtime import streams
 
 
 def in_a_child(function, seconds: float = 120) -> int:
