@@ -33,7 +33,7 @@ def one_line_errors(flags: Collection[str] = ()) -> Iterator[None]:
                 tqdm.write(as_flags(str(interruption), flags))
         sys.exit(128 + interruption.signal)
     except KeyboardInterrupt:
-        tqdm.write("error: interrupted", file=sys.stderr)
+        tqdm.write("interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -77,7 +77,8 @@ def linear(
         chosen = max(strengths, key=lambda strength: held_back_values[strength])
         if chosen in (strengths[0], strengths[-1]):
             logger.warning(
-                "linear: the best `linear_c`, %g, is the first or the last one; try others beyond it", chosen
+                "linear: the best C, %g, is the smallest or the largest that was tried, so one beyond it may be better",
+                chosen,
             )
         strengths = [chosen]
     (probe,) = _fit(train, label_names, strengths, solver, arguments, device)

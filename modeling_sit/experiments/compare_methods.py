@@ -233,7 +233,7 @@ def _report(
     tables += [choices_table(choices)] if choices else []
     words = [f"Not measured: {name}: {problem}." for name, problem in failed.items()]
     words += [
-        _ranking(fraction, fine_tuned, runs) + length_remark(choices.get((SCRATCH, fraction)))
+        _ranking(fraction, fine_tuned, pixels, runs) + length_remark(choices.get((SCRATCH, fraction)))
         for fraction in arguments.label_fractions
     ]
     chart = comparison_chart(
@@ -264,7 +264,7 @@ def _report(
     )
 
 
-def _ranking(fraction: float, fine_tuned: list[FineTuned], runs: Runs) -> str:
+def _ranking(fraction: float, fine_tuned: list[FineTuned], pixels: list[OfPixels], runs: Runs) -> str:
     """By the seeds that all have: where one of a method has diverged, the others' values of it are left out, too."""
     cells = [cell for cell in fine_tuned if cell.label_fraction == fraction]
     seeds = set.intersection(*(set(cell.seeds) for cell in cells))
@@ -276,7 +276,14 @@ def _ranking(fraction: float, fine_tuned: list[FineTuned], runs: Runs) -> str:
         common = replace(cell, values=list(values.values()), seeds=list(values))
         sides[cell.start] = Side(common.values, runs.hits(common))
     scratch = sides.pop(SCRATCH)
-    return ranking(fraction, sides, scratch, cells[0].num_images)
+    # A classifier has a value for each seed of the comparison, or one in all.
+    is_whole = len(seeds) == len(runs.arguments.seeds)
+    of_pixels = {
+        CLASSIFIERS[cell.classifier]: Side(cell.values, runs.pixel_hits(cell))
+        for cell in pixels
+        if cell.label_fraction == fraction and (is_whole or len(cell.values) == 1)
+    }
+    return ranking(fraction, sides, scratch, of_pixels, cells[0].num_images)
 
 
 def _settings(arguments: MethodsComparisonArguments) -> dict[str, Any]:

@@ -102,6 +102,7 @@ class FineTuned:
         values (`list[float]`): The metric in [0, 1], in the order of the seeds.
         num_images (`int`): Test images that it was measured on.
         seeds (`list[int]`, *optional*): The seeds of the values.
+        num_train (`int`, *optional*): Labeled images that each model got.
     """
 
     label_fraction: float
@@ -110,6 +111,7 @@ class FineTuned:
     values: list[float]
     num_images: int
     seeds: list[int] = field(default_factory=list)
+    num_train: int | None = None
 
 
 @dataclass(frozen=True)
@@ -207,11 +209,9 @@ class Runs:
         """Fine-tune with each seed that there is a model of."""
         choice = self.choose(start, fraction)
         results = [self.fine_tune_once(start, fraction, seed, choice) for seed in self.starts[start].models]
-        metric = metric_of(results[0])
-        values = [result[metric] for result in results]
-        return FineTuned(
-            fraction, start, metric, values, results[0]["num_validation"], list(self.starts[start].models)
-        )
+        metric, first = metric_of(results[0]), results[0]
+        values, seeds = [result[metric] for result in results], list(self.starts[start].models)
+        return FineTuned(fraction, start, metric, values, first["num_validation"], seeds, first.get("num_train"))
 
     def hits(self, cell: FineTuned) -> np.ndarray | None:
         """Whether each model of a cell is right on each test image, `(num_seeds, num_images)`, if the runs have written it."""

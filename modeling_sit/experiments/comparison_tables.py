@@ -61,7 +61,11 @@ def main_table(
     header = ["", *(COLUMNS[name][0] for name in protocols), *map(labels, fractions)]
     header += ["epochs", "encoder tokens", "seconds"] if any(costs.values()) else []
     rows = [row + [NONE] * (len(header) - len(row)) for row in rows]
-    notes = notes_of(pixels, bool(protocols), [cost for each in costs.values() for cost in each])
+    # With few images it is more than the fraction says: each class has a label.
+    numbers = {cell.label_fraction: f"{cell.num_train:,}" for cell in fine_tuned if cell.num_train is not None}
+    known = [f"{numbers[fraction]} with {_share(fraction)}" for fraction in fractions if fraction in numbers]
+    notes = [f"Labeled images: {', '.join(known)}."] if known else []
+    notes += notes_of(pixels, bool(protocols), [cost for each in costs.values() for cost in each])
     num_seeds = max(len(cell.values) for cell in fine_tuned)
     fewest = {start: min(len(cell.values) for cell in fine_tuned if cell.start == start) for start in rows_of}
     notes += [
@@ -109,7 +113,11 @@ def tuned_table(tuned: Mapping[str, Trial]) -> str:
 
 def labels(fraction: float) -> str:
     """A fraction of the labels, as a header."""
-    return "all labels" if fraction == 1 else f"{100 * fraction:g} % of the labels"
+    return "all labels" if fraction == 1 else f"{_share(fraction)} of the labels"
+
+
+def _share(fraction: float) -> str:
+    return "all" if fraction == 1 else f"{100 * fraction:g} %"
 
 
 def _pixel_row(

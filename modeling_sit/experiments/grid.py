@@ -5,6 +5,7 @@ Each run has a folder below the experiment's, with its results in `eval_results.
 
 import json
 import os
+import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,6 +156,8 @@ def going_on(run_dir: Path) -> Iterator[None]:
         yield
     except TrainingInterrupted as interruption:
         raise TrainingInterrupted(interruption.signal, message) from interruption
+    except KeyboardInterrupt as interruption:  # in what has no checkpoints
+        raise TrainingInterrupted(signal.SIGINT, message) from interruption
     except (SiTError, OSError) as error:
         if not is_of_full_disk(error):
             raise

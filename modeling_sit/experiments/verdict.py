@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isclose, sqrt
 from statistics import mean, variance
 
 import numpy as np
@@ -13,6 +13,7 @@ ONE_SEED = " There is one seed, so the noise is that of the test images alone, a
 NOT_SEARCHED = (
     " The number of steps from scratch was not searched, so more steps may give a better result from scratch."
 )
+ONE_LENGTH = " From scratch only one number of steps was tried, so more steps may give a better result from scratch."
 STILL_RISES = (
     " From scratch the result on held-out images still rose at the largest number of steps that was allowed, so more "
     "steps may give a better result from scratch."
@@ -158,21 +159,28 @@ def length_remark(scratch: Choice | None) -> str:
         scratch ([`Choice`], *optional*): Rate and length from scratch. `None` if they were not chosen.
     """
     if scratch is None or not scratch.is_length_searched:
-        return NOT_SEARCHED
+        return NOT_SEARCHED if scratch is None or scratch.chosen_on is None else ONE_LENGTH
     return STILL_RISES if scratch.still_rises else ""
 
 
-def ranking(label_fraction: float, methods: Mapping[str, Side], scratch: Side, num_images: int) -> str:
+def ranking(
+    label_fraction: float, methods: Mapping[str, Side], scratch: Side, raw_pixels: Mapping[str, Side], num_images: int
+) -> str:
     """
-    Which method is best with a fraction of the labels, which others are not clearly worse, and what scratch reaches.
+    Which method is best with a fraction of the labels, which others are not clearly worse, and what training from scratch and raw
+    pixels reach.
 
     Args:
         label_fraction (`float`): In (0, 1].
         methods (mapping from `str` to [`Side`]): The fine-tuned models by method.
         scratch ([`Side`]): The same from scratch.
+        raw_pixels (mapping from `str` to [`Side`]): As for [`verdict`].
         num_images (`int`): Test images.
     """
     text = f"{_labels(label_fraction)}, {best_of(methods, num_images)} {against('From scratch', methods, scratch, num_images)}"
+    if raw_pixels:
+        name, best = max(raw_pixels.items(), key=lambda item: item[1].mean)
+        text += f" {against(f'The best classifier of raw pixels, {name}', methods, best, num_images)}"
     return text + (ONE_SEED if len(scratch.values) == 1 else "")
 
 
@@ -184,10 +192,11 @@ def best_of(rivals: Mapping[str, Side], num_images: int) -> str:
         rivals (mapping from `str` to [`Side`]): By their names.
         num_images (`int`): Test images.
     """
-    best = max(rivals, key=lambda name: rivals[name].mean)
-    others = {name: difference(rivals[best], side, num_images) for name, side in rivals.items() if name != best}
+    highest = max(rivals.values(), key=lambda side: side.mean)
+    best = [name for name, side in rivals.items() if isclose(side.mean, highest.mean)]
+    others = {name: difference(highest, side, num_images) for name, side in rivals.items() if name not in best}
     alike = [name for name, found in others.items() if not found.is_clear]
-    text = f"{best} is best on these test images: {_percent(rivals[best].mean)}"
+    text = f"{', '.join(best)} {'is' if len(best) == 1 else 'are'} best on these test images: {_percent(highest.mean)}"
     if alike:
         text += f", and {', '.join(alike)} {'is' if len(alike) == 1 else 'are'} not clearly worse"
     return f"{text}."

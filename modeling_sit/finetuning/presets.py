@@ -105,7 +105,7 @@ class Preset:
     @property
     def num_epochs(self) -> float:
         """How often the run sees each image."""
-        return self.num_steps * self.batch_size / self.facts.num_train
+        return self.num_steps * min(self.batch_size / self.facts.num_train, 1)
 
     def usual_batch_size(self) -> int:
         """Images in a step: the power of two next to half the square root of their number, from 16 to 256. A CPU gains

@@ -566,7 +566,7 @@ def test_an_interrupt_ends_in_one_line(capsys):
     with pytest.raises(SystemExit) as end:
         leave(KeyboardInterrupt())
     assert end.value.code == 130
-    assert capsys.readouterr().err == "error: interrupted\n"
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), RuntimeError("bug"), KeyError("bug")])

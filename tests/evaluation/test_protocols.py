@@ -137,7 +137,7 @@ def test_solver_is_chosen_by_size_or_by_flag(digits, monkeypatch):
 
 def test_strength_at_the_end_of_the_sweep_is_logged(digits, caplog):
     measure("linear", digits, linear_c=[1e-4, 0.01])
-    assert "the best `linear_c`, 0.01, is the first or the last one" in caplog.text
+    assert "the best C, 0.01, is the smallest or the largest that was tried" in caplog.text
 
 
 def test_fit_that_did_not_end_is_logged(digits, caplog, monkeypatch):

@@ -17,7 +17,7 @@ from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import select_label_fraction
 from modeling_sit.experiments import comparison_runs as module
 from modeling_sit.experiments.compare import ComparisonArguments, ComparisonResult, compare
-from modeling_sit.experiments.verdict import MAY_BE_SEEN, NOT_SEARCHED, STILL_RISES
+from modeling_sit.experiments.verdict import MAY_BE_SEEN, NOT_SEARCHED, ONE_LENGTH, STILL_RISES
 from modeling_sit.finetuning import splits, tuning
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 from modeling_sit.runtime.signals import StopSignal
@@ -73,6 +73,8 @@ def test_tables_say_what_the_runs_say_and_more_seeds_are_added(run, capsys):
         "frozen-pretrained",
     }
     result = run(**given, seeds=[0, 3])
+    num_train = results_in(run.output_dir / "finetuned-scratch-5%-seed0")["finetune"]["num_train"]
+    assert 60 < num_train < 85 and f"Labeled images: {num_train} with 5 %." in result.tables[0]
     out = capsys.readouterr().out
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
 
@@ -243,7 +245,7 @@ def test_a_length_that_is_given_replaces_that_of_the_recipe(run, monkeypatch, tu
     result = run(tune=tune, **given)
     searched = length if given else (9, "auto")
     assert seen == [searched, (None, 1)] * 2 if tune else seen == [length] * 2
-    assert result.verdict[0].endswith(STILL_RISES if tune and len(tried) > 1 else NOT_SEARCHED)
+    assert result.verdict[0].endswith((STILL_RISES if len(tried) > 1 else ONE_LENGTH) if tune else NOT_SEARCHED)
 
 
 def test_one_label_of_each_class_leaves_none_to_choose_by(run):
@@ -324,6 +326,12 @@ def test_a_signal_in_the_last_step_of_a_run_ends_the_comparison(tmp_path):
         with pytest.raises(TrainingInterrupted, match="goes on there") as interruption, module.going_on(tmp_path), run:
             signal.raise_signal(signal.SIGTERM)
         assert interruption.value.signal is signal.SIGTERM
+
+
+def test_ctrl_c_where_there_are_no_checkpoints(tmp_path):
+    with pytest.raises(TrainingInterrupted, match="goes on there") as interruption, module.going_on(tmp_path):
+        raise KeyboardInterrupt
+    assert interruption.value.signal is signal.SIGINT
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -248,11 +248,20 @@ def test_methods_are_ranked_by_the_seeds_that_all_have():
 
     scratch, sit = cell("scratch", seed0=0.2, seed1=0.2, seed2=0.2), cell("sit", seed0=0.4, seed1=0.4, seed2=1.0)
     seen = []
-    runs = SimpleNamespace(hits=lambda cell: seen.append((cell.start, cell.seeds)))
-    text = module._ranking(0.1, [scratch, sit, cell("simclr", seed0=0.5, seed1=0.5)], runs)
+    pixels = [
+        comparison_runs.OfPixels(0.1, "knn", [0.9, 0.9, 0.9], []),
+        comparison_runs.OfPixels(0.1, "svm", [0.6], []),
+    ]
+    runs = SimpleNamespace(
+        hits=lambda cell: seen.append((cell.start, cell.seeds)),
+        pixel_hits=lambda cell: None,
+        arguments=SimpleNamespace(seeds=[0, 1, 2]),
+    )
+    text = module._ranking(0.1, [scratch, sit, cell("simclr", seed0=0.5, seed1=0.5)], pixels, runs)
     assert "simclr is best" in text and "50.0 %" in text
+    assert "RBF SVM: 60.0 %" in text  # the other one's values are of all seeds
     assert seen == [(start, [0, 1]) for start in ("scratch", "sit", "simclr")]
-    text = module._ranking(0.1, [scratch, cell("sit", seed0=0.4), cell("simclr", seed1=0.5)], runs)
+    text = module._ranking(0.1, [scratch, cell("sit", seed0=0.4), cell("simclr", seed1=0.5)], pixels, runs)
     assert "no seed is left" in text
 
 

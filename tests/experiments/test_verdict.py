@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from modeling_sit.experiments.comparison_runs import Choice
-from modeling_sit.experiments.verdict import NOT_SEARCHED, STILL_RISES, Side, difference, length_remark, verdict
+from modeling_sit.experiments.verdict import (
+    NOT_SEARCHED,
+    ONE_LENGTH,
+    STILL_RISES,
+    Side,
+    best_of,
+    difference,
+    length_remark,
+    ranking,
+    verdict,
+)
 
 
 def test_noise_is_the_standard_error_of_the_difference():
@@ -98,6 +108,23 @@ def test_more_than_the_noise_but_not_twice():
     assert "pretraining perhaps helps" in text and "but not twice it" in text and "raw pixels" not in text
 
 
+def test_equals_are_best_together():
+    """Else the order of the plan would decide."""
+    rivals = {"worse": Side([0.1]), "one": Side([0.1 + 0.2]), "other": Side([0.3])}
+    assert best_of(rivals, 10_000) == "one, other are best on these test images: 30.0 %."
+    del rivals["other"]
+    assert best_of(rivals, 10_000).startswith("one is best")
+    assert best_of(rivals, 10).endswith("and worse is not clearly worse.")
+
+
+def test_a_ranking_names_the_best_raw_pixels():
+    pixels = {"kNN": Side([0.7]), "RBF SVM": Side([0.8])}
+    text = ranking(0.1, {"sit": Side([0.5, 0.4]), "mae": Side([0.2, 0.2])}, Side([0.3, 0.3]), pixels, 10_000)
+    assert "sit is best" in text and "From scratch: 30.0 %" in text
+    assert "raw pixels, RBF SVM: 80.0 % (difference -35.0" in text
+    assert "raw pixels" not in ranking(0.1, {"sit": Side([0.5])}, Side([0.3]), {}, 100)
+
+
 def test_one_seed_says_so():
     assert "one seed" in verdict(1.0, Side([0.9]), Side([0.8]), {}, 1000)
 
@@ -107,7 +134,7 @@ def test_one_seed_says_so():
     [
         (None, NOT_SEARCHED),
         (Choice(1e-3, 500), NOT_SEARCHED),
-        (Choice(1e-3, 500, "20 % of train", "accuracy", 0.8), NOT_SEARCHED),  # the rate alone was searched
+        (Choice(1e-3, 500, "20 % of train", "accuracy", 0.8), ONE_LENGTH),  # the rate alone was searched
         (Choice(1e-3, 500, "20 % of train", "accuracy", 0.8, True, True), STILL_RISES),
         (Choice(1e-3, 500, "20 % of train", "accuracy", 0.8, True, False), ""),
     ],

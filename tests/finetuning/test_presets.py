@@ -97,6 +97,11 @@ def test_layer_decay_is_for_deep_pretrained_models():
     assert preset(num_layers=12, trains_backbone=False)["layer_decay"] == 1
 
 
+def test_images_that_do_not_fill_a_batch_are_seen_once_a_step():
+    assert preset(8, {"max_steps": 6, "per_device_train_batch_size": 16}).num_epochs == 6
+    assert preset(64, {"max_steps": 6, "per_device_train_batch_size": 16}).num_epochs == 1.5
+
+
 def test_a_classifier_alone_takes_large_steps():
     assert preset(hidden_size=768, trains_backbone=False)["learning_rate"] == 1e-3
 
