@@ -21,7 +21,7 @@ from modeling_sit.experiments.ablation_arguments import AblationArguments, settl
 from modeling_sit.experiments.plan import FOLDER, read_plan
 from modeling_sit.pretraining.checkpoints import read_output_state
 from modeling_sit.pretraining.metric_logger import MetricLogger, NonFiniteLoss
-from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
 from modeling_sit.runtime.recipes import shipped_names
 
 OVERRIDES = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,decoder_hidden_size=8,projection_hidden_size=8,projection_size=8"
@@ -117,7 +117,7 @@ def test_a_killed_ablation_goes_on_and_gives_the_table_of_one_that_was_not(
 
     with monkeypatch.context() as patch:
         patch.setattr(MetricLogger, "count_step", counting)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(TrainingInterrupted, match="goes on there"):
             run()
     assert not (run.output_dir / "results.md").exists()
     result = run()

@@ -65,6 +65,10 @@ def test_table(findings):
 def test_words_compare_the_seeds_that_all_cells_have(findings):
     knn, tuned = in_words(findings)
     assert knn.startswith("kNN: replace/8 px is best on these test images: 80.0 %. There is one seed")
+    names = "noise/4 px, noise/8 px, replace/4 px, replace/8 px"
+    assert tuned.startswith(f"fine-tuned, 10 % of the labels: {names} are best on these test images: 60.0 %. There is")
+    findings.cells[0].values[TUNED.name][0] = 0.61
+    _, tuned = in_words(findings)
     others = "noise/8 px, replace/4 px, replace/8 px are not clearly worse"
     assert tuned.startswith("fine-tuned, 10 % of the labels: noise/4 px is best") and others in tuned
 
