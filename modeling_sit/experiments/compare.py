@@ -1,6 +1,5 @@
 """Does pretraining help? Raw pixels, the untrained encoder and training from scratch against the pretrained model."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -91,26 +90,18 @@ def compare(
     return run_comparison(*build_arguments((ComparisonArguments,), given, recipe, "compare"))
 
 
-def run_comparison(
-    arguments: ComparisonArguments, choices: Mapping[tuple[str, float], Choice] | None = None
-) -> ComparisonResult:
-    """Run what is missing, and write the report. Raises as [`compare`].
-
-    Args:
-        arguments ([`ComparisonArguments`]): What to compare.
-        choices (mapping, *optional*): Learning rate and steps by start (`"scratch"` or `"pretrained"`) and fraction, where
-            they are known before.
-    """
+def run_comparison(arguments: ComparisonArguments) -> ComparisonResult:
+    """Run what is missing, and write the report. Raises as [`compare`]."""
     refuse_launcher()
     output_dir = Path(arguments.output_dir)
     check_outside_dataset(output_dir, arguments.dataset)
-    settings = _settings(arguments, choices)
+    settings = _settings(arguments)
     images = compared_images(arguments, arguments.model_name_or_path)
     settings |= {"images": images.fingerprint(), "files": images.files()}
     claim_folder(output_dir, settings, RUN_FOLDERS, arguments.overwrite_output_dir)
     models = dict.fromkeys(arguments.seeds, arguments.model_name_or_path)
     starts = {start: Start(models, from_scratch=start == "scratch") for start in STARTS}
-    return report_comparison(arguments, Runs(arguments, images, starts, choices))
+    return report_comparison(arguments, Runs(arguments, images, starts))
 
 
 def report_comparison(arguments: ComparisonArguments, runs: Runs) -> ComparisonResult:
@@ -157,7 +148,7 @@ def report_comparison(arguments: ComparisonArguments, runs: Runs) -> ComparisonR
     return ComparisonResult(fine_tuned, pixels, frozen, chosen, cost, tables, words, chart, output_dir)
 
 
-def _settings(arguments: ComparisonArguments, choices: Mapping[tuple[str, float], Choice] | None) -> dict[str, Any]:
+def _settings(arguments: ComparisonArguments) -> dict[str, Any]:
     """What the results depend on, as JSON has it. More seeds, protocols and classifiers only add runs.
 
     Raises:
@@ -170,7 +161,7 @@ def _settings(arguments: ComparisonArguments, choices: Mapping[tuple[str, float]
     settings["dataset"] = dataset_fingerprint(arguments.dataset)
     settings["model_name_or_path"] = model_fingerprint(arguments.model_name_or_path)
     settings["device"] = choose_device(None).type  # the presets choose by it
-    settings["choices"] = [[*cell, asdict(choice)] for cell, choice in (choices or {}).items()]
+    settings["choices"] = []  # the quickstart of earlier versions had some
     if arguments.finetuning_recipe is not None:
         with argument_names(recipe="finetuning_recipe"):
             settings["finetuning_recipe"] = read_recipe(arguments.finetuning_recipe)
