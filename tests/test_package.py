@@ -1,5 +1,7 @@
 """The package's face: what `import modeling_sit` brings, and what it finds when it is asked for."""
 
+import os
+import platform
 import subprocess
 import sys
 
@@ -40,6 +42,26 @@ def test_importing_brings_no_more_than_the_vit_of_transformers():
     assert not others & {"accelerate", "datasets", "evaluate", "matplotlib", "pyarrow", "sklearn", "tqdm", "yaml"}
     # Its command waits a second less for them, and may never need them.
     assert of_pretraining == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another OpenMP than GCC's")
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "70"}, "70"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_threads_wait_for_each_other_only_shortly(given, spins):
+    """What GCC's OpenMP itself says that it read, unless the user gave something."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", "import modeling_sit"],
+        env={**environment, "OMP_DISPLAY_ENV": "VERBOSE", **given},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in result.stderr
 
 
 def test_names():
