@@ -59,10 +59,12 @@ def missing_package(command: str, module: str) -> str:
 
 
 def prepare_process() -> None:
-    """Set what belongs to the whole process and not to a library: what ends it, and which libraries write to the terminal."""
+    """Set what belongs to the whole process and not to a library: what ends it, its threads, and which libraries write to the terminal."""
     from modeling_sit.runtime.signals import die_with_parent
+    from modeling_sit.runtime.threads import use_allowed_cores
 
     die_with_parent(os.environ)
+    use_allowed_cores()
     survive_closed_output()
     # This package logs the important messages of loading a model itself.
     transformers.logging.set_verbosity_error()

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL
 import pyarrow as pa
+from joblib import cpu_count
 
 from modeling_sit.data.crops import DecodedImages
 from modeling_sit.data.decoding import UnreadableImage, decoded_size
@@ -197,7 +198,7 @@ def write_images(file: BinaryIO, images: DecodedImages, key: str, max_bytes: int
 
 def _decode_all(images: DecodedImages) -> Iterator[dict[str, Any]]:
     """The rows of the file. Threads decode a few images ahead, for Pillow lets others run meanwhile."""
-    num_threads, coming = _num_cores(), deque()
+    num_threads, coming = cpu_count(), deque()
     tasks: SimpleQueue[tuple[int, Future] | None] = SimpleQueue()
     # No ThreadPoolExecutor: a program that ends would wait for a thread of it that hangs in a read.
     for _ in range(num_threads):
@@ -243,7 +244,3 @@ def _decode(images: DecodedImages, index: int) -> dict[str, Any]:
     except UnreadableImage as problem:
         return {"pixels": b"", "height": 0, "width": 0, "problem": str(problem)}
     return {"pixels": pixels.tobytes(), "height": pixels.shape[0], "width": pixels.shape[1], "problem": None}
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

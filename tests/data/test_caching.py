@@ -178,7 +178,7 @@ class TestOnDisk:
             DecodedImages.__getitem__ = lambda self, index: os._exit(9) if index == 6 else decode(self, index)
             cached(folder, "disk", tmp_path / "cache")
 
-        monkeypatch.setattr(decoded_cache, "_num_cores", lambda: 1)
+        monkeypatch.setattr(decoded_cache, "cpu_count", lambda: 1)
         process = forking.Process(target=die)
         process.start()
         process.join(20)

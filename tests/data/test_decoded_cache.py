@@ -62,7 +62,7 @@ class TestFile:
     def test_is_the_same_whatever_the_number_of_threads(self, images, monkeypatch):
         files = set()
         for num_threads in (1, 2, 7):
-            monkeypatch.setattr(decoded_cache, "_num_cores", lambda: num_threads)  # noqa: B023
+            monkeypatch.setattr(decoded_cache, "cpu_count", lambda: num_threads)  # noqa: B023
             files.add(self.write(images))
         assert len(files) == 1
 
