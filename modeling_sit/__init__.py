@@ -6,6 +6,7 @@ they need.
 """
 
 import os
+import sys
 import warnings
 from importlib import import_module
 
@@ -23,7 +24,7 @@ if _folder := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
 # GCC's OpenMP, which PyTorch uses on Linux, reads this once, when PyTorch is loaded. By itself a thread spins for milliseconds while it
 # waits for the others. If another program holds a core, the threads that have work wait for that core, and a small model trains
 # twenty times as slowly. The value is that of the library for more threads than cores and OMP_WAIT_POLICY=active.
-if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+if sys.platform == "linux" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
 from transformers import (
