@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # More points than this are drawn as means of neighbors: nobody sees them apart, and noise hides the trend.
 MAX_POINTS = 300
+# Style, width and color of lines in the order they are drawn: where two have the same height, both are seen.
+LINES = (("-", 3.6, "#AAAAAA"), ("--", 2.0, "#666666"), (":", 1.4, "black"))
 PANEL_WIDTH, PANEL_HEIGHT = 3.4, 2.7
 # With more bars than this side by side, each is narrow.
 FEW_KINDS, BAR_INCHES = 3, 0.32
@@ -116,12 +118,13 @@ def comparison_chart(
             box = {"facecolor": "none" if is_low or hatch is None else color, "edgecolor": "none", "pad": 1}
             axes.text(place, bottom, text, ha="center", color=color_of_text, rotation=90 if is_wide else 0, bbox=box)
             axes.plot([place] * len(percentages), percentages, "o", color="black", markersize=3)
-    styles = dict(zip(dict.fromkeys(name for _, name in levels), itertools.cycle(("-", "--", ":")), strict=False))
+    styles = dict(zip(dict.fromkeys(name for _, name in levels), itertools.cycle(LINES), strict=False))
     labeled = set()
     for (fraction, name), level in levels.items():
         group = fractions.index(fraction)
         label = None if name in labeled else name
-        axes.hlines(100 * level, group - 0.45, group + 0.45, "black", styles[name], label=label, linewidth=1.2)
+        style, line_width, color = styles[name]
+        axes.hlines(100 * level, group - 0.45, group + 0.45, color, style, label=label, linewidth=line_width)
         labeled.add(name)
     axes.set_xticks(range(len(fractions)), [f"{100 * fraction:g} %" for fraction in fractions])
     axes.set(xlabel=x_label, ylabel=f"{metric} (%), dots: seeds", ylim=(0, 100))

@@ -114,6 +114,14 @@ def test_levels_are_lines_across_their_group():
     assert axes.get_legend().get_window_extent().y0 >= axes.bbox.y1
 
 
+def test_levels_of_the_same_height_are_all_seen():
+    levels = {(0.1, name): 0.7 for name in ("kNN", "logistic regression", "SVM")}
+    (axes,) = comparison_chart(ACCURACIES, "fraction of the labels", "accuracy", levels).axes
+    first, *rest = axes.collections
+    assert first.get_linewidth() > rest[0].get_linewidth() > rest[1].get_linewidth()  # the last lies on top
+    assert len({tuple(each.get_color()[0]) for each in axes.collections}) == 3
+
+
 def test_the_legend_hides_no_bar():
     figure = comparison_chart(ACCURACIES, "fraction of the labels", "accuracy")
     figure.draw_without_rendering()
