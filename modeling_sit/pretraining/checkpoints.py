@@ -34,11 +34,13 @@ METHOD_FILE = "method.safetensors"
 DELETED = f".deleted-{STATE_FILE}"
 # How to go on, as messages say it.
 RESUME = '`resume_from_checkpoint="auto"`'
+# The name of a file while safetensors writes it.
+SAVING = ".tmp" + "[0-9A-Za-z]" * 6
 # What there is in a checkpoint whose list of files is not there or cannot be read. The rest is a user's.
 CHECKPOINT_FILES = (
     *("model*.safetensors", "optimizer*.bin", "scheduler*.bin", "sampler*.bin", "dl_state_dict*.bin", "scaler.pt"),
     *("random_states_*.pkl", "custom_checkpoint_*.pkl", "pytorch_model*", "pytorch_model_fsdp_*/*", "optimizer_*/*"),
-    *(TEACHER_FILE, METHOD_FILE, "stream-*.json"),
+    *(TEACHER_FILE, METHOD_FILE, "stream-*.json", SAVING),
 )
 
 

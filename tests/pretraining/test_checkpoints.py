@@ -234,6 +234,16 @@ class TestResuming:
         assert sorted(path.name for path in output_dir.iterdir()) == ["checkpoints", "previews"]
         assert list((output_dir / "previews").iterdir()) == []
 
+    @pytest.mark.parametrize("size", [0, 1000])
+    def test_auto_clears_what_safetensors_did_not_finish(self, output_dir, make_checkpoint, size):
+        """It writes under a name like `.tmpFDBfPt`, which it changes at the end."""
+        make_checkpoint(output_dir, 10)
+        unfinished = output_dir / "checkpoints" / ".unfinished-step-00000020"
+        unfinished.mkdir()
+        (unfinished / ".tmpFDBfPt").write_bytes(bytes(size))
+        prepare(output_dir, resume_from_checkpoint="auto")
+        assert [path.name for path in (output_dir / "checkpoints").iterdir()] == ["step-00000010"]
+
     def test_auto_with_damaged_ones_only(self, output_dir, make_checkpoint):
         """With a model there is something to lose; without one the run had not come far."""
         damage(make_checkpoint(output_dir, 10) / "model.safetensors")
