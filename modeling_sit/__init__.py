@@ -21,9 +21,9 @@ if _folder := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
             stacklevel=2,
         )
 
-# GCC's OpenMP, which PyTorch uses on Linux, reads this once, when PyTorch is loaded. By itself a thread spins for milliseconds while it
-# waits for the others. If another program holds a core, the threads that have work wait for that core, and a small model trains
-# twenty times as slowly. The value is that of the library for more threads than cores and OMP_WAIT_POLICY=active.
+# GCC's OpenMP, which PyTorch uses on Linux, reads this once, when PyTorch is loaded. By itself a thread that waits for the others looks
+# 300,000 times before it sleeps. If another program holds a core, the threads that have work wait for a core all that time
+# (scripts/benchmarks/busy_cores.py has what it costs).
 if sys.platform == "linux" and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
 

@@ -9,9 +9,7 @@ its own, with as many threads as cores; the two take turns, first on cores that 
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,8 +19,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from cpu_step import MADE_UP, NUM_WARMUP_STEPS, RECIPES, made_up_images, positive, prepare_run, take_step
+from cpu_step import (
+    MADE_UP,
+    NUM_WARMUP_STEPS,
+    RECIPES,
+    made_up_images,
+    positive,
+    prepare_run,
+    take_step,
+    write_report,
+)
 
 SPINS = {"long": "300000", "short": "1000"}
 NUM_IMAGES = 256
@@ -101,17 +107,7 @@ def main() -> None:
         results.append({"busy": busy, "images_per_second": speeds, "ratio": ratio})
         long, short = (statistics.median(each[name] for each in speeds) for name in SPINS)
         print(f"{f'busy programs: {busy}':20}{long:10.1f}{short:10.1f}{ratio:10.2f}", flush=True)
-    if arguments.output is not None:
-        report = {
-            "recipe": arguments.recipe,
-            "batch_size": arguments.batch_size,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "processor": platform.processor() or platform.machine(),
-            "results": results,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(arguments.output, results, recipe=arguments.recipe, batch_size=arguments.batch_size)
 
 
 if __name__ == "__main__":

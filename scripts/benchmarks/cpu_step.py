@@ -112,6 +112,18 @@ def row(result: dict[str, Any]) -> str:
     return f"{result['recipe']:20}{result['batch_size']:8}{plain:12.1f}{fast:12.1f}{result['ratio']:10.2f}"
 
 
+def write_report(path: Path | None, results: list[dict[str, Any]], **settings: Any) -> None:
+    """A JSON file of results, and of the machine that they are of, if a path is given."""
+    if path is not None:
+        machine = {
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "processor": platform.processor() or platform.machine(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**settings, **machine, "results": results}, indent=2) + "\n", encoding="utf-8")
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -138,15 +150,7 @@ def main() -> None:
     for recipe in arguments.recipes:
         results.append(measure(recipe, arguments.batch_size, arguments.steps))
         print(row(results[-1]), flush=True)
-    if arguments.output is not None:
-        report = {
-            "threads": arguments.threads,
-            "torch": torch.__version__,
-            "processor": platform.processor() or platform.machine(),
-            "results": results,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(arguments.output, results)
 
 
 if __name__ == "__main__":
