@@ -10,14 +10,13 @@ need it.
 
 import argparse
 import importlib.util
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from reporting import positive, write_report
 from throughput.measuring import synchronize
 from throughput.plain import plain_augmentation
 from torch import nn
@@ -113,13 +112,6 @@ def row(result: dict, num_views: int) -> str:
     return "{:34}{:>30}{:>12.2f}".format(result["name"], spread, result["times_ours"])
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Time the augmentation of two views against torchvision's and kornia's.",
@@ -146,19 +138,14 @@ def main() -> None:
     for result in results:
         print(row(result, 2 * arguments.batch_size))
 
-    if arguments.output is not None:
-        report = {
-            "batch_size": arguments.batch_size,
-            "image_size": arguments.image_size,
-            "runs": arguments.runs,
-            "threads": arguments.threads,
-            "device": str(arguments.device),
-            "torch": torch.__version__,
-            "processor": platform.processor() or platform.machine(),
-            "results": results,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(
+        arguments.output,
+        batch_size=arguments.batch_size,
+        image_size=arguments.image_size,
+        runs=arguments.runs,
+        device=str(arguments.device),
+        results=results,
+    )
 
 
 if __name__ == "__main__":

@@ -19,16 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cpu_step import (
-    MADE_UP,
-    NUM_WARMUP_STEPS,
-    RECIPES,
-    made_up_images,
-    positive,
-    prepare_run,
-    take_step,
-    write_report,
-)
+from cpu_step import MADE_UP, NUM_WARMUP_STEPS, RECIPES, made_up_images, prepare_run, take_step
+from reporting import positive, write_report
 
 SPINS = {"long": "300000", "short": "1000"}
 NUM_IMAGES = 256
@@ -107,7 +99,7 @@ def main() -> None:
         results.append({"busy": busy, "images_per_second": speeds, "ratio": ratio})
         long, short = (statistics.median(each[name] for each in speeds) for name in SPINS)
         print(f"{f'busy programs: {busy}':20}{long:10.1f}{short:10.1f}{ratio:10.2f}", flush=True)
-    write_report(arguments.output, results, recipe=arguments.recipe, batch_size=arguments.batch_size)
+    write_report(arguments.output, recipe=arguments.recipe, batch_size=arguments.batch_size, results=results)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ The two take turns, so that other work on the machine slows both equally. The ra
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from reporting import positive, write_report
 
 from modeling_sit import SiTImageProcessor
 from modeling_sit.gmml import CORRUPTIONS
@@ -96,13 +95,6 @@ def row(result: dict) -> str:
     return "{:24}{:>28}{:>28}{:>9.1f}".format(*cells, result["ratio"])
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Time SiTImageProcessor.corrupt against a plain loop.",
@@ -129,18 +121,13 @@ def main() -> None:
             results.append(measure(pixel_values, corruption, arguments.runs))
             print(row(results[-1]), flush=True)
 
-    if arguments.output is not None:
-        report = {
-            "batch_size": arguments.batch_size,
-            "image_size": arguments.image_size,
-            "runs": arguments.runs,
-            "threads": arguments.threads,
-            "torch": torch.__version__,
-            "processor": platform.processor() or platform.machine(),
-            "results": results,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(
+        arguments.output,
+        batch_size=arguments.batch_size,
+        image_size=arguments.image_size,
+        runs=arguments.runs,
+        results=results,
+    )
 
 
 if __name__ == "__main__":

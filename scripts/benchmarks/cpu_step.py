@@ -10,8 +10,6 @@ neighboring steps.
 
 import argparse
 import io
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +22,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import torch
+from reporting import positive, write_report
 from throughput.photographs import photograph
 
 from modeling_sit import SiTForPreTraining
@@ -112,25 +111,6 @@ def row(result: dict[str, Any]) -> str:
     return f"{result['recipe']:20}{result['batch_size']:8}{plain:12.1f}{fast:12.1f}{result['ratio']:10.2f}"
 
 
-def write_report(path: Path | None, results: list[dict[str, Any]], **settings: Any) -> None:
-    """A JSON file of results, and of the machine that they are of, if a path is given."""
-    if path is not None:
-        machine = {
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "processor": platform.processor() or platform.machine(),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**settings, **machine, "results": results}, indent=2) + "\n", encoding="utf-8")
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Time a step of pretraining small models on a CPU, as it is and plain.",
@@ -150,7 +130,7 @@ def main() -> None:
     for recipe in arguments.recipes:
         results.append(measure(recipe, arguments.batch_size, arguments.steps))
         print(row(results[-1]), flush=True)
-    write_report(arguments.output, results)
+    write_report(arguments.output, results=results)
 
 
 if __name__ == "__main__":

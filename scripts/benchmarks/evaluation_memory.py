@@ -10,7 +10,6 @@ elsewhere `start` is the peak until then.
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import resource
 import sys
@@ -19,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from reporting import positive, write_report
 
 from modeling_sit.evaluation.features import Features
 from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
@@ -75,13 +75,6 @@ def measure(protocol: str, num_train: int, num_validation: int, hidden_size: int
     }
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
-
-
 def protocols(text: str) -> list[str]:
     names = text.split(",")
     unknown = [name for name in names if name not in PROTOCOLS]
@@ -123,11 +116,8 @@ def main() -> None:
             flush=True,
         )
 
-    if arguments.output is not None:
-        flags = {name: str(value) for name, value in vars(arguments).items() if value is not None}
-        report = {"flags": flags, "num_threads": torch.get_num_threads(), "results": results}
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    flags = {name: str(value) for name, value in vars(arguments).items() if value is not None}
+    write_report(arguments.output, flags=flags, results=results)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ do not, come on top.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cpu_step import NUM_WARMUP_STEPS, made_up_images, positive, take_step
+from cpu_step import NUM_WARMUP_STEPS, made_up_images, take_step
+from reporting import positive, write_report
 
 from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.loop import Run
@@ -118,14 +117,6 @@ def add_step_flags(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument("--output", type=Path, default=None, help="JSON file for every step's time")
 
 
-def write_figures(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    """Write what was measured, and on which machine."""
-    report = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-    report |= {"threads": arguments.threads, "batch_size": arguments.batch_size, "results": results}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Time a step of each pretraining method on a CPU.",
@@ -140,8 +131,7 @@ def main() -> None:
     methods = [BASE, *(name for name in arguments.methods if name != BASE)]
     results = measure(methods, arguments.batch_size, arguments.image_size, arguments.steps)
     print(table(results))
-    if arguments.output is not None:
-        write_figures(arguments, results)
+    write_report(arguments.output, batch_size=arguments.batch_size, results=results)
 
 
 if __name__ == "__main__":

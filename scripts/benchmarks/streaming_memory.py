@@ -8,7 +8,6 @@ peak of resident memory, workers not counted. `start` is the peak before the fir
 
 import argparse
 import io
-import json
 import multiprocessing
 import resource
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
+from reporting import positive, write_report
 
 from modeling_sit.data.caching import ImageCacheArguments
 from modeling_sit.data.crops import CropGroup
@@ -103,13 +103,6 @@ def measure(num_images: int, arguments: argparse.Namespace) -> dict:
             return processes.submit(stream_once, Path(folder), num_images, *settings).result()
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Peak memory of streaming a set, and of one several times as large.",
@@ -139,12 +132,8 @@ def main() -> None:
     ratio = results[1]["peak_megabytes"] / results[0]["peak_megabytes"]
     print(f"peak of the larger set / peak of the smaller one: {ratio:.3f}")
 
-    if arguments.output is not None:
-        flags = {name: str(value) for name, value in vars(arguments).items() if value is not None}
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(
-            json.dumps({"flags": flags, "results": results, "ratio": ratio}, indent=2) + "\n", encoding="utf-8"
-        )
+    flags = {name: str(value) for name, value in vars(arguments).items() if value is not None}
+    write_report(arguments.output, flags=flags, results=results, ratio=ratio)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from cpu_step import NUM_WARMUP_STEPS, take_step
-from method_steps import add_step_flags, prepare_runs, write_figures
+from method_steps import add_step_flags, prepare_runs
+from reporting import write_report
 from transformers import PreTrainedModel, ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
 
 from modeling_sit import SiTConfig
@@ -117,8 +118,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     results = measure(arguments.batch_size, arguments.image_size, arguments.steps, arguments.plain_products)
     print(table(results))
-    if arguments.output is not None:
-        write_figures(arguments, results)
+    write_report(arguments.output, batch_size=arguments.batch_size, results=results)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import psutil
 import torch
 import torchvision
 import transformers
+from reporting import processor_name
 
 OTHER, TOTAL = "other", "total"
 
@@ -277,7 +278,7 @@ def _peak_resident() -> int:
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """The machine of the figures: processor, accelerator, threads, versions."""
     return {
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -292,12 +293,3 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         },
         "cuda": torch.version.cuda if device.type == "cuda" else None,
     }
-
-
-def _processor_name() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
