@@ -83,9 +83,10 @@ class SiTConfig(BackboneConfigMixin, PreTrainedConfig):
         initialization (`str`, *optional*):
             How weights begin. `"xavier"`: uniform, with the variance 2 / (inputs + outputs) of each layer (Glorot and Bengio
             2010), as in MAE and MoCo-v3; learnable positions are as large as the sine and cosine ones (0.7).
-            `"normal"`: a truncated normal of standard deviation `initializer_range` everywhere, as in ViT, which holds
-            narrow models back. Default: `"normal"` if `initializer_range` is given, else `"xavier"`. The contrastive token,
-            the classifier and the rotation head have the truncated normal either way.
+            `"normal"`: a truncated normal of standard deviation `initializer_range` everywhere but in the feature
+            pyramid, as in ViT, which holds narrow models back. Default: `"normal"` if `initializer_range` is given, else
+            `"xavier"`. The contrastive token, the classifier, the rotation head and the linear segmentation head have the
+            truncated normal either way.
         initializer_range (`float`, *optional*):
             Standard deviation of the truncated normal. Default: 0.02.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of the layer norms.

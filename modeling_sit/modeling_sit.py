@@ -635,7 +635,8 @@ class SiTForPreTraining(SiTPreTrainedModel):
             contrastive_pixel_values (`torch.Tensor` like `pixel_values`, *optional*):
                 Views to contrast, in another pass through the encoder, such as clean ones. Default: `pixel_values`.
 
-        A weight of 0 in the configuration leaves out its loss and its head.
+        A weight of 0 in the configuration leaves out its loss and its output, `reconstruction` or `projection`. The decoder
+        and the projection head stay in the model; the rotation head does not exist then.
 
         Raises:
             `ValueError`: If shapes do not fit each other or the model.

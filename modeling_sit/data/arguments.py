@@ -40,7 +40,7 @@ class DatasetArguments:
     )
     validation_split: str | None = field(
         default=None,
-        metadata={"help": "Split to measure on. Default: `validation` if there is one, else `test`."},
+        metadata={"help": "Split to measure, embed or show. Default: `validation` if there is one, else `test`."},
     )
     intensity_range: list[Level] | None = field(
         default=None,

@@ -66,6 +66,13 @@ class TilingArguments(DatasetArguments):
         default_factory=lambda: [2, 2], metadata={"help": "Rows and columns of images in a tiled image."}
     )
     image_size: int = field(default=224, metadata={"help": "Height and width of a tiled image, in pixels."})
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "The one split to tile beside the training split. Default: `validation` and `test`, those that there "
+            "are."
+        },
+    )
     passes: int | None = field(
         default=None,
         metadata={

@@ -65,7 +65,8 @@ class FinetuningArguments(DenseArguments, CardArguments, WeightsFileArguments, D
         metadata={
             "help": "Fraction in (0, 1) of the training images of each class that is held back if there is no "
             "validation split. If there is a test split, nothing is held back below 5,000 training images, unless "
-            '`eval_strategy` is given; and never with `eval_strategy="no"`, because nothing is chosen then.'
+            '`eval_strategy` is given; and never with `eval_strategy="no"`, because nothing is chosen then. A search '
+            "(`auto`) holds out at least 0.2 of fewer than 2,000 images."
         },
     )
     model_name_or_path: str = field(
