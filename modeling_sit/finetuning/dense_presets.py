@@ -31,7 +31,7 @@ class DensePreset(Preset):
         CPU no more than [`CPU_IMAGES`] of 160 pixels in all, fewer if they are larger. 500 steps at least."""
         facts = self.facts
         epochs = max(MIN_EPOCHS, USUAL_EPOCHS * min(1.0, USUAL_IMAGES / facts.num_train) ** 0.5)
-        steps = epochs * facts.num_train / self.batch_size * (1.5 if facts.from_scratch else 1)
+        steps = epochs * self.steps_per_epoch * (1.5 if facts.from_scratch else 1)
         if facts.on_cpu:
             images = CPU_IMAGES * min(1.0, CPU_IMAGE / facts.image_size) ** 2
             steps = min(steps, images / self.batch_size)

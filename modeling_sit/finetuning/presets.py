@@ -15,6 +15,8 @@ EPOCHS_OF_A_LONG_RUN, IMAGES_OF_A_LONG_RUN = 50, 3_000
 STEPS_OF_AN_AVERAGE = 5_000
 WARMUP, MAX_WARMUP_STEPS = 0.05, 1_000
 MIN_STEPS = 1_000
+# Of augmentations; a plain one has none of them.
+STRENGTHS = ("color_jitter", "randaugment_num_ops", "randaugment_magnitude")
 STAYS = "the backbone stays as it is"
 # Images of 32 pixels that a CPU is given to learn from without being asked: an hour or less of a small model.
 CPU_IMAGES = 1_000_000
@@ -96,16 +98,21 @@ class Preset:
         return self["per_device_train_batch_size"] * self.facts.num_batches
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which the run sees each image once. The last one may have fewer images."""
+        return math.ceil(self.facts.num_train / self.batch_size)
+
+    @property
     def num_steps(self) -> int:
         """Steps of the run."""
         if "max_steps" in self.given or "num_train_epochs" not in self.given:
             return self["max_steps"]
-        return math.ceil(self.given["num_train_epochs"] * math.ceil(self.facts.num_train / self.batch_size))
+        return math.ceil(self.given["num_train_epochs"] * self.steps_per_epoch)
 
     @property
     def num_epochs(self) -> float:
         """How often the run sees each image."""
-        return self.num_steps * min(self.batch_size / self.facts.num_train, 1)
+        return self.num_steps / self.steps_per_epoch
 
     def usual_batch_size(self) -> int:
         """Images in a step: the power of two next to half the square root of their number, from 16 to 256. A CPU gains
@@ -156,7 +163,7 @@ class Preset:
         self._choose("per_device_train_batch_size", max(1, batch_size // facts.num_batches), reason)
         if "num_train_epochs" not in self.given:
             steps = self.usual_steps()
-            epochs = steps / math.ceil(facts.num_train / self.batch_size)  # the last batch of an epoch may be small
+            epochs = steps / self.steps_per_epoch
             times = f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"
             self._choose("max_steps", steps, f"each of {facts.num_train:,} images is seen {times} times")
 
@@ -199,9 +206,15 @@ class Preset:
             reason = STAYS
         has_color = facts.num_channels in (1, 3)
         strong = "randaugment" if has_color else "3-augment"
-        self._choose("augmentation", strong if is_strong else "plain", reason)
+        self._choose("augmentation", strong if is_strong else "plain", reason + ("" if is_strong else self._unused()))
         self._choose("mixup_alpha", 0.8 if is_strong else 0.0, reason)
         self._choose("cutmix_alpha", 1.0 if is_strong else 0.0, reason)
+
+    def _unused(self) -> str:
+        """The given strengths of augmentations that a plain one does not have, in words."""
+        fields = FinetuningArguments.__dataclass_fields__
+        unused = [name for name in STRENGTHS if self.given.get(name, fields[name].default) != fields[name].default]
+        return "".join(f"; {name} has no effect" for name in unused)
 
 
 def read_facts(

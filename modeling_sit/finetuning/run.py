@@ -199,6 +199,8 @@ def _tune(arguments: FinetuningArguments, training_arguments: FinetuningTraining
     """Set the learning rate and the number of steps to those that held-out images choose."""
     tuning = tune(arguments, training_arguments)
     training_arguments.learning_rate = tuning.learning_rate
+    # A run that holds images back would choose by fewer of them.
+    training_arguments.per_device_train_batch_size = tuning.per_device_train_batch_size
     # The epochs of a run that holds images back have fewer steps than those of the search.
     if training_arguments.max_steps is not None or training_arguments.num_train_epochs is None:
         training_arguments.max_steps = tuning.max_steps

@@ -33,6 +33,7 @@ class Tuning:
     Args:
         learning_rate (`float`): Peak learning rate.
         max_steps (`int`): Number of steps.
+        per_device_train_batch_size (`int`): Images in a batch of a device, in all trials.
         metric (`str`): Name of the metric that chose them, such as `accuracy`.
         chosen_on (`str`): What was held out, such as `20 % of train, 144 images`.
         still_rises (`bool`): Whether the number of steps was searched, and the metric still rose at the largest one that was
@@ -42,6 +43,7 @@ class Tuning:
 
     learning_rate: float
     max_steps: int
+    per_device_train_batch_size: int
     metric: str
     chosen_on: str
     still_rises: bool
@@ -116,7 +118,10 @@ def tune(arguments: FinetuningArguments, training_arguments: FinetuningTrainingA
     if trials.prints:
         print(f"chosen: {best.describe(trials.metric_name)}", flush=True)
     rises = doubles and best.max_steps >= limit and is_rise(best, trials.finished, num_held_out)
-    return Tuning(best.learning_rate, best.max_steps, trials.metric_name, chosen_on, rises, trials.finished)
+    batch_size = usual["per_device_train_batch_size"]
+    return Tuning(
+        best.learning_rate, best.max_steps, batch_size, trials.metric_name, chosen_on, rises, trials.finished
+    )
 
 
 def search(

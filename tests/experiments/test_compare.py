@@ -231,7 +231,7 @@ def test_a_length_that_is_given_replaces_that_of_the_recipe(run, monkeypatch, tu
 
     def chosen(*groups):
         trials = [tuning.Trial(0.01, steps, 0.5, 0.5, 0) for steps in tried]
-        return tuning.Tuning(0.01, 1, "accuracy", "some", True, trials)
+        return tuning.Tuning(0.01, 1, 16, "accuracy", "some", True, trials)
 
     build = module.Runs._build
     monkeypatch.setattr(module.Runs, "_build", built)

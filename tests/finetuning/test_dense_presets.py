@@ -17,9 +17,9 @@ def preset(num_train: int, given: dict | None = None, **facts) -> DensePreset:
         (498, {"hidden_size": 128, "image_size": 160, "on_cpu": True}, 2000, 4, 1e-3, [0.8, 1.25]),
         (367, {"hidden_size": 128, "image_size": 256, "on_cpu": True}, 780, 4, 1e-3, [0.8, 1.25]),
         # on a GPU 50 epochs, half as many again from scratch
-        (498, {"hidden_size": 384, "image_size": 640}, 1560, 16, 1e-4, [0.5, 2.0]),
-        (498, {"hidden_size": 384, "image_size": 640, "from_scratch": True}, 2330, 16, 1e-4, [0.5, 2.0]),
-        (498, {"hidden_size": 384, "image_size": 640, "trains_backbone": False}, 1560, 16, 1e-3, [0.5, 2.0]),
+        (498, {"hidden_size": 384, "image_size": 640}, 1600, 16, 1e-4, [0.5, 2.0]),
+        (498, {"hidden_size": 384, "image_size": 640, "from_scratch": True}, 2400, 16, 1e-4, [0.5, 2.0]),
+        (498, {"hidden_size": 384, "image_size": 640, "trains_backbone": False}, 1600, 16, 1e-3, [0.5, 2.0]),
         # many images: fewer epochs, 12 at least
         (8_000, {"hidden_size": 384, "image_size": 640}, 6250, 16, 1e-4, [0.8, 1.25]),
         (118_000, {"hidden_size": 384, "image_size": 640}, 88500, 16, 1e-4, [0.8, 1.25]),

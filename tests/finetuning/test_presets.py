@@ -102,6 +102,19 @@ def test_images_that_do_not_fill_a_batch_are_seen_once_a_step():
     assert preset(64, {"max_steps": 6, "per_device_train_batch_size": 16}).num_epochs == 1.5
 
 
+@pytest.mark.parametrize("num_train", [17, 100, 720])
+def test_epochs_that_are_given_are_those_of_the_run(num_train):
+    """The last batch of an epoch is smaller, and counts as a step."""
+    assert preset(num_train, {"num_train_epochs": 50}).num_epochs == 50
+
+
+@pytest.mark.parametrize(("num_train", "count"), [(720, 1), (50_000, 0)])
+def test_says_what_has_no_effect_on_plain_images(num_train, count):
+    given = {"num_train_epochs": 100, "color_jitter": 0.3, "randaugment_num_ops": 2, "randaugment_magnitude": 20}
+    reason = preset(num_train, given).choices["augmentation"].reason
+    assert [reason.count(name) for name in given] == [0, 0, 0, count]
+
+
 def test_a_classifier_alone_takes_large_steps():
     assert preset(hidden_size=768, trains_backbone=False)["learning_rate"] == 1e-3
 

@@ -291,6 +291,20 @@ class TestRuns:
         weights, others = (load_file(each.output_dir / "model.safetensors") for each in (tuned, plain))
         assert all(torch.equal(value, others[name]) for name, value in weights.items())
 
+    def test_a_run_that_holds_images_back_has_the_batches_of_the_trials(self, given, monkeypatch):
+        """Of the images that are left it would choose smaller ones."""
+        sizes = []
+        train = ReproducibleTrainer.train
+        monkeypatch.setattr(presets.Preset, "usual_batch_size", lambda preset: preset.facts.num_train // 4)
+
+        def spy(self, *args, **kwargs):
+            sizes.append(self.args.per_device_train_batch_size)
+            return train(self, *args, **kwargs)
+
+        monkeypatch.setattr(ReproducibleTrainer, "train", spy)
+        run.finetune(**{**given, "max_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "max_tuning_steps": None})
+        assert sizes == [18, 18, 18]
+
     def tuned(self, given, **others):
         given = {name: str(value) if name in PATHS else value for name, value in {**given, **others}.items()}
         training = {name: given.pop(name) for name in TRAINING if name in given}
