@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from modeling_sit.cli.errors import as_flags, is_reporting_rank, with_flags
-from modeling_sit.runtime.arguments import ALIASES, REPLACED_IN_RECIPES, did_you_mean, expand_home
+from modeling_sit.runtime.arguments import ALIASES, did_you_mean, expand_home, without_replaced
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import YesOrNo, read_recipe
 
@@ -142,7 +142,7 @@ class RecipeArgumentParser(HfArgumentParser):
         except SiTError as problem:
             self.error(" ".join(with_flags(problem, self.flags).split()))
         actions = [self._option_string_actions.get(word.partition("=")[0]) for word in typed]
-        replaced = {REPLACED_IN_RECIPES.get(action.dest) for action in actions if action is not None}
+        given = {action.dest for action in actions if action is not None}
         flags: list[str] = []
         keys: dict[str, str] = {}
         for key, value in recipe.items():
@@ -157,9 +157,11 @@ class RecipeArgumentParser(HfArgumentParser):
             if value is None:
                 if action.default is not None:
                     self.error(f"recipe {name}: {key} has no value; leave it out for its default, {action.default}")
-            elif action.dest in replaced:
                 continue
-            elif isinstance(value, list):
+            value = without_replaced({action.dest: value}, given).get(action.dest)
+            if value is None:
+                continue
+            if isinstance(value, list):
                 flags += [f"--{key}", *(_as_text(item, action) for item in value)]
             else:
                 flags.append(f"--{key}={_as_text(value, action)}")

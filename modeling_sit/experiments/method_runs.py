@@ -37,6 +37,7 @@ from modeling_sit.pretraining.model_setup import parse_config_overrides
 from modeling_sit.pretraining.resolve import settings_of_others
 from modeling_sit.pretraining.run import pretrain
 from modeling_sit.runtime.accelerator import choose_device
+from modeling_sit.runtime.arguments import without_replaced
 from modeling_sit.runtime.errors import SiTError
 
 # Of the preset's learning rate. The first is the one that is kept where the others are not better.
@@ -236,11 +237,12 @@ class MethodRuns:
         """The arguments of every run of a method, but for its length, rate and seed."""
         recipe = self.arguments.pretraining_recipe
         values = {} if recipe is None else recipe_of(recipe, method)
+        sizes = {name: value for name in SIZES if (value := getattr(self.arguments, name)) is not None}
         return {
             **DEFAULTS,
-            **values,
+            **without_replaced(values, sizes),
             **self.images.arguments,
-            **{name: value for name in SIZES if (value := getattr(self.arguments, name)) is not None},
+            **sizes,
             "validation_split": None,
             "method": method,
         }

@@ -31,7 +31,7 @@ from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.hub.arguments import HubArguments
 from modeling_sit.pretraining.flags import PretrainingFlags, check_method
-from modeling_sit.runtime.arguments import REPLACED_IN_RECIPES, argument_name, build_arguments, did_you_mean
+from modeling_sit.runtime.arguments import argument_name, build_arguments, did_you_mean, without_replaced
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import read_shipped
 
@@ -171,13 +171,11 @@ def read_plan(name: str | Path) -> Plan:
 
 def merged(*groups: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments, later ones before earlier ones, but for `config_overrides`, to which each group adds its own. A number of epochs
-    takes the place of an earlier number of steps."""
+    takes the place of an earlier number of steps, and a size that of earlier overrides, as on top of a recipe."""
     values: dict[str, Any] = {}
     for group in groups:
+        values = without_replaced(values, [name for name, value in group.items() if value is not None])
         overrides = [each for each in (values.get("config_overrides"), group.get("config_overrides")) if each]
-        for name, other in REPLACED_IN_RECIPES.items():
-            if group.get(name) is not None:
-                values.pop(other, None)
         values |= group
         if overrides:
             values["config_overrides"] = ",".join(overrides)

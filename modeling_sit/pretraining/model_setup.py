@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
@@ -19,7 +18,7 @@ from modeling_sit.interop.convert_in import find_format, read_normalization
 from modeling_sit.interop.load import check_weights_file_arguments, load_checkpoint, read_config
 from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArguments
 from modeling_sit.pretraining.presets import MODEL_SIZES, RECONSTRUCTION_WEIGHT, look_up
-from modeling_sit.runtime.arguments import did_you_mean
+from modeling_sit.runtime.arguments import did_you_mean, split_assignments
 from modeling_sit.runtime.errors import SiTError
 
 
@@ -160,7 +159,7 @@ def parse_config_overrides(text: str | None) -> dict[str, Any]:
     """
     overrides = {}
     known = {item.name for item in fields(SiTConfig) if not item.name.startswith("_")}
-    for assignment in re.split(r",(?![^\[]*\])", text or ""):
+    for assignment in split_assignments(text or ""):
         if not assignment.strip():
             continue
         name, separator, value = (part.strip() for part in assignment.partition("="))

@@ -5,8 +5,9 @@ import dataclasses
 import datetime
 import difflib
 import os
+import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -23,6 +24,13 @@ ALIASES = {"max_train_steps": ("max_steps",)}
 # Of two arguments that say the same, the second would win over the first. Where the first is given on top of a recipe, the
 # recipe's second one does not count.
 REPLACED_IN_RECIPES = {"num_train_epochs": "max_steps"}
+# Arguments that stand for fields of the model's configuration. Where one is given on top of a recipe, these fields do not count
+# in the recipe's `config_overrides`.
+FIELDS_OF = {
+    "model_size": ("hidden_size", "num_hidden_layers", "num_attention_heads"),
+    "image_size": ("image_size",),
+    "patch_size": ("patch_size",),
+}
 # Arguments that name a place to write to or to read a model from.
 PLACES = (
     *("output_dir", "output", "html", "destination", "runs_dir", "resume_from_checkpoint"),
@@ -67,10 +75,7 @@ def build_arguments(
         if name in given:
             raise TypeError(f"{function}() got multiple values for argument {name!r}, as {keyword!r} too")
         given[name] = value
-    for name, other in REPLACED_IN_RECIPES.items():
-        if given.get(name) is not None:
-            values.pop(other, None)
-    values |= given
+    values = without_replaced(values, [name for name, value in given.items() if value is not None]) | given
     missing = [repr(name) for name, item in known.items() if name not in values and _is_required(item)]
     if missing:
         raise TypeError(
@@ -82,6 +87,32 @@ def build_arguments(
         own_names = [item.name for item in own if item.name in values]
         instances.append(each(**{name: coerce(name, values[name], hints[name]) for name in own_names}))
     return expand_home(instances)
+
+
+def without_replaced(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """A recipe's values that count beside what is given on top of it.
+
+    Args:
+        values (mapping from `str`): By the argument's name.
+        given (collection of `str`): Names of the arguments on top.
+
+    Returns:
+        `dict[str, Any]`: The values without those of [`REPLACED_IN_RECIPES`], and with the `config_overrides` that are left by
+        [`FIELDS_OF`].
+    """
+    replaced = {REPLACED_IN_RECIPES.get(name) for name in given}
+    values = {name: value for name, value in values.items() if name not in replaced}
+    fields = {field for name in given for field in FIELDS_OF.get(name, ())}
+    overrides = values.get("config_overrides")
+    if fields and isinstance(overrides, str):
+        kept = [each for each in split_assignments(overrides) if each.partition("=")[0].strip() not in fields]
+        values["config_overrides"] = ",".join(kept) or None
+    return values
+
+
+def split_assignments(text: str) -> list[str]:
+    """The parts of `"hidden_size=64,image_size=[32,64]"`. A comma in brackets separates none."""
+    return re.split(r",(?![^\[]*\])", text)
 
 
 def expand_home(groups: Iterable[Any]) -> tuple[Any, ...]:

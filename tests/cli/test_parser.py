@@ -291,6 +291,24 @@ def test_typed_epochs_replace_the_steps_of_a_recipe(recipe, typed):
     assert length(*typed, "--max_steps", "9") == (7, 9)
 
 
+@pytest.mark.parametrize("typed", [["--patch_size", "4"], ["--patch_size=4"], ["--patch-size=4"]])
+def test_a_typed_size_replaces_the_fields_of_a_recipe(recipe, typed):
+    @dataclass
+    class Model:
+        patch_size: int | None = field(default=None, metadata={"help": "Patches."})
+        config_overrides: str | None = field(default=None, metadata={"help": "Fields."})
+
+    def overrides(text, *flags):
+        path = recipe(f"config_overrides: {text}\n")
+        return RecipeArgumentParser([Model], prog="pretrain.py").parse([str(path), *flags])[0].config_overrides
+
+    text = "image_size=[8,4],patch_size=[2,4],qkv_bias=false"
+    assert overrides(text) == text
+    assert overrides(text, *typed) == "image_size=[8,4],qkv_bias=false"
+    assert overrides(text, *typed, "--config_overrides", "patch_size=2") == "patch_size=2"
+    assert overrides("patch_size=2", *typed) is None
+
+
 def test_an_alias_stands_for_its_key(recipe):
     path = recipe("max_train_steps: 7\n")
     assert RecipeArgumentParser([TransformersLike]).parse([str(path)])[0].max_steps == 7

@@ -285,6 +285,17 @@ def test_budgets_become_lengths_by_what_a_step_takes(method_runs_of):
     assert method_runs_of(budget="seconds", budget_value=200).length("sit") == {"time_budget": "200s"}
 
 
+def test_a_size_of_the_model_comes_before_the_recipe(method_runs_of, monkeypatch):
+    planned = []
+    monkeypatch.setattr(
+        method_runs, "plan_run", lambda given: planned.append(given) or PlannedRun(StepSize(16, 5, 96), 1)
+    )
+    method_runs_of(model_size="micro", budget="epochs").length("sit")
+    (given,) = planned
+    assert given["model_size"] == "micro"
+    assert given["config_overrides"] == "decoder_hidden_size=8,projection_hidden_size=8,projection_size=8"
+
+
 def test_a_recipe_is_for_all_methods(tmp_path):
     path = tmp_path / "recipe.yaml"
     given = {"teacher_momentum": 0.9, "weight_decay": 0.1, "max_steps": 9, "dataset": "x"}

@@ -73,6 +73,14 @@ def test_later_arguments_come_before_earlier_ones():
     }
 
 
+def test_a_later_size_comes_before_earlier_overrides():
+    first = {"config_overrides": "hidden_size=8,drop_path_rate=0"}
+    assert merged(first, {"model_size": "micro", "config_overrides": "num_hidden_layers=2"}) == {
+        "model_size": "micro",
+        "config_overrides": "drop_path_rate=0,num_hidden_layers=2",
+    }
+
+
 def test_the_plans_in_the_docs(plan_of):
     page = (Path(__file__).parents[2] / "docs" / "ablations.md").read_text(encoding="utf-8")
     texts = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)

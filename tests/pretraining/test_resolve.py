@@ -16,10 +16,10 @@ from modeling_sit.pretraining import checkpoints
 from modeling_sit.pretraining import resolve as resolving
 from modeling_sit.pretraining.flags import PretrainingFlags
 from modeling_sit.pretraining.model_setup import create_config, parse_config_overrides
-from modeling_sit.pretraining.presets import PAPER, SMALL_DATASET
+from modeling_sit.pretraining.presets import MODEL_SIZES, PAPER, SMALL_DATASET
 from modeling_sit.pretraining.resolve import default_precision, describe_choices, recall_choices, resolve, settled
 from modeling_sit.pretraining.schedules import plan_schedules
-from modeling_sit.runtime.arguments import build_arguments
+from modeling_sit.runtime.arguments import FIELDS_OF, build_arguments
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import FOLDER
 
@@ -72,6 +72,14 @@ def test_recipes_say_what_they_said_before_there_were_presets(recipe, digits):
     expected = {**BEFORE, **{name: value for name, value in written.items() if name != "dataset"}}
     assert {name: settings[name] for name in expected} == expected
     assert resolved.choices == []
+
+
+def test_a_size_on_top_of_a_recipe_is_the_models(digits):
+    assert all(set(size) == set(FIELDS_OF["model_size"]) for size in MODEL_SIZES.values())
+    flags = resolve(flags_by("cifar10_cpu", model_size="micro", patch_size=8), digits, CPU, {}).flags
+    config = create_config(flags.model, 8)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (96, 4, 3)
+    assert (config.patch_size, config.decoder_hidden_size, config.drop_path_rate) == (8, 256, 0)
 
 
 def test_the_papers_setting(digits):

@@ -43,6 +43,13 @@ class Length:
     max_steps: int | None = None
 
 
+@dataclass
+class Model:
+    model_size: str | None = None
+    image_size: int | None = None
+    config_overrides: str | None = None
+
+
 REQUIRED = {"dataset": "cells", "output_dir": "out"}
 
 
@@ -88,6 +95,26 @@ class TestBuild:
         lengths = ({}, {"num_train_epochs": 7}, {"num_train_epochs": 7, "max_steps": 9}, {"num_train_epochs": None})
         built = [build_arguments((Length,), given, path)[0] for given in lengths]
         assert built == [Length(3, 10), Length(7, None), Length(7, 9), Length(None, 10)]
+
+    @pytest.mark.parametrize(
+        ("given", "kept"),
+        [
+            ({}, "hidden_size=8,num_attention_heads=2, image_size = [8,4],qkv_bias=false"),
+            ({"model_size": "micro"}, " image_size = [8,4],qkv_bias=false"),
+            ({"image_size": 4}, "hidden_size=8,num_attention_heads=2,qkv_bias=false"),
+            ({"image_size": None}, "hidden_size=8,num_attention_heads=2, image_size = [8,4],qkv_bias=false"),
+            ({"model_size": "micro", "config_overrides": "hidden_size=4"}, "hidden_size=4"),
+        ],
+    )
+    def test_given_sizes_replace_the_fields_of_the_recipe(self, recipe, given, kept):
+        path = recipe("config_overrides: hidden_size=8,num_attention_heads=2, image_size = [8,4],qkv_bias=false\n")
+        (model,) = build_arguments((Model,), given, path)
+        assert model == Model(**{**given, "config_overrides": kept})
+
+    def test_given_sizes_may_replace_all_fields(self, recipe):
+        path = recipe("image_size: 8\nconfig_overrides: image_size=[8,4]\n")
+        assert build_arguments((Model,), {}, path)[0] == Model(image_size=8, config_overrides="image_size=[8,4]")
+        assert build_arguments((Model,), {"image_size": 4}, path)[0] == Model(image_size=4)
 
     def test_recipe_gives_what_is_required(self, recipe):
         path = recipe("dataset: cells\noutput_dir: out\n")
