@@ -21,9 +21,13 @@ from modeling_sit.runtime.recipes import YesOrNo, read_recipe
 # the function has.
 ALIASES = {"max_train_steps": ("max_steps",)}
 
-# Of two arguments that say the same, the second would win over the first. Where the first is given on top of a recipe, the
-# recipe's second one does not count.
-REPLACED_IN_RECIPES = {"num_train_epochs": "max_steps"}
+# Of arguments that say the same, the others would win over the first. Where the first is given on top of a recipe, the
+# recipe's others do not count.
+REPLACED_IN_RECIPES = {
+    "num_train_epochs": ("max_steps", "time_budget"),
+    "max_steps": ("time_budget",),
+    "warmup_epochs": ("warmup_steps",),
+}
 # Arguments that stand for fields of the model's configuration. Where one is given on top of a recipe, these fields do not count
 # in the recipe's `config_overrides`.
 FIELDS_OF = {
@@ -100,7 +104,7 @@ def without_replaced(values: Mapping[str, Any], given: Collection[str]) -> dict[
         `dict[str, Any]`: The values without those of [`REPLACED_IN_RECIPES`], and with the `config_overrides` that are left by
         [`FIELDS_OF`].
     """
-    replaced = {REPLACED_IN_RECIPES.get(name) for name in given}
+    replaced = {other for name in given for other in REPLACED_IN_RECIPES.get(name, ())}
     values = {name: value for name, value in values.items() if name not in replaced}
     fields = {field for name in given for field in FIELDS_OF.get(name, ())}
     overrides = values.get("config_overrides")

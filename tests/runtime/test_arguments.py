@@ -41,6 +41,13 @@ class Training:
 class Length:
     num_train_epochs: float | None = None
     max_steps: int | None = None
+    time_budget: str | None = None
+
+
+@dataclass
+class WarmUp:
+    warmup_epochs: float | None = None
+    warmup_steps: int | None = None
 
 
 @dataclass
@@ -95,6 +102,17 @@ class TestBuild:
         lengths = ({}, {"num_train_epochs": 7}, {"num_train_epochs": 7, "max_steps": 9}, {"num_train_epochs": None})
         built = [build_arguments((Length,), given, path)[0] for given in lengths]
         assert built == [Length(3, 10), Length(7, None), Length(7, 9), Length(None, 10)]
+
+    def test_a_given_length_replaces_the_time_of_the_recipe(self, recipe):
+        path = recipe("time_budget: 30m\n")
+        lengths = ({}, {"num_train_epochs": 7}, {"max_steps": 9}, {"max_steps": 9, "time_budget": "1h"})
+        built = [build_arguments((Length,), given, path)[0] for given in lengths]
+        assert built == [Length(time_budget="30m"), Length(7), Length(None, 9), Length(None, 9, "1h")]
+
+    def test_given_epochs_replace_the_steps_of_warm_up_of_the_recipe(self, recipe):
+        path = recipe("warmup_epochs: 1\nwarmup_steps: 10\n")
+        assert build_arguments((WarmUp,), {}, path) == (WarmUp(1, 10),)
+        assert build_arguments((WarmUp,), {"warmup_epochs": 3}, path) == (WarmUp(3, None),)
 
     @pytest.mark.parametrize(
         ("given", "kept"),
