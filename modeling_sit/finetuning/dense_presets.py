@@ -1,6 +1,7 @@
 """Defaults of detection and segmentation."""
 
 from modeling_sit.finetuning.presets import Preset
+from modeling_sit.runtime.words import rounded
 
 # Wider backbones have heads of the usual size, and learn with smaller rates.
 NARROW = 192
@@ -49,6 +50,6 @@ class DensePreset(Preset):
     def _choose_augmentation(self) -> None:
         epochs = self.num_epochs
         is_long = round(epochs) >= EPOCHS_OF_A_LONG_RUN  # the usual number of steps is rounded
-        reason = f"{epochs:.3g} epochs are a {'long' if is_long else 'short'} run"
+        reason = f"{rounded(epochs, 3)} epochs are a {'long' if is_long else 'short'} run"
         self._choose("scale_jitter", [0.5, 2.0] if is_long else [0.8, 1.25], reason)
         self._choose("horizontal_flip_probability", 0.5, "most things have mirror images")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from modeling_sit.finetuning.arguments import FinetuningArguments
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
+from modeling_sit.runtime.words import rounded
 
 BATCH_SIZES = (16, 256)
 SMALL_IMAGE = 32
@@ -164,8 +165,7 @@ class Preset:
         if "num_train_epochs" not in self.given:
             steps = self.usual_steps()
             epochs = steps / self.steps_per_epoch
-            times = f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"
-            self._choose("max_steps", steps, f"each of {facts.num_train:,} images is seen {times} times")
+            self._choose("max_steps", steps, f"each of {facts.num_train:,} images is seen {rounded(epochs)} times")
 
     def _choose_rates(self) -> None:
         facts, steps = self.facts, self.num_steps
@@ -201,7 +201,9 @@ class Preset:
         is_long = epochs >= EPOCHS_OF_A_LONG_RUN and facts.num_train >= IMAGES_OF_A_LONG_RUN
         is_strong = is_long and facts.trains_backbone
         if facts.trains_backbone:
-            reason = f"{epochs:.3g} epochs of {facts.num_train:,} images are a {'long' if is_long else 'short'} run"
+            reason = (
+                f"{rounded(epochs, 3)} epochs of {facts.num_train:,} images are a {'long' if is_long else 'short'} run"
+            )
         else:
             reason = STAYS
         has_color = facts.num_channels in (1, 3)

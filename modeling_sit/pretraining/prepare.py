@@ -33,7 +33,7 @@ from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.optimizer import create_optimizer
 from modeling_sit.runtime.products import use_fast_products
-from modeling_sit.runtime.words import counted
+from modeling_sit.runtime.words import counted, rounded
 
 NUM_PREVIEW_IMAGES = 8
 
@@ -221,7 +221,8 @@ def describe_run(run: Run) -> str:
     choices = "".join(f"{line}\n" for line in describe_choices(run.preset.choices, run.flags.run.preset).splitlines())
     length = ""
     if schedules.batches_per_epoch is not None:
-        length = f" ({schedules.epoch(schedules.num_steps):.4g} epochs of {schedules.batches_per_epoch:,.4g} batches)"
+        epochs, batches = schedules.epoch(schedules.num_steps), schedules.batches_per_epoch
+        length = f" ({rounded(epochs, 4)} epochs of {rounded(batches, 4)} batches)"
     return (
         f"{choices}"
         f"model: {backbone:.2f} M parameters in the backbone, {height} x {width} pixels in patches of "

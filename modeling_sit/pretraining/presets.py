@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from modeling_sit.data.image_facts import ImageFacts
 from modeling_sit.data.views import PAPER_VIEWS
+from modeling_sit.runtime.words import rounded
 
 if TYPE_CHECKING:
     from modeling_sit.pretraining.method import Method
@@ -294,14 +295,10 @@ def _choose_batch_and_length(choosing: Choosing, facts: Facts) -> None:
         epochs = ""
         steps = look_up(STEPS[facts.kind], facts.count)
         if facts.images.num_images is not None:
-            per_epoch = facts.count / _total_batch(choosing, facts)
-            epochs = f", {steps / (per_epoch if facts.is_streamed else max(1, int(per_epoch))):,.3g} epochs"
+            epochs = f", {rounded(steps / _steps_per_epoch(choosing, facts))} epochs"
         choosing.choose("max_steps", steps, f"{_count(facts)} on a {facts.kind.upper()}{epochs}")
     else:
-        per_epoch = facts.count / (choosing["per_device_train_batch_size"] * facts.num_processes)
-        per_epoch = (per_epoch if facts.is_streamed else int(per_epoch)) / choosing["gradient_accumulation_steps"]
-        # Not even one batch: the choices need a number, and the run says what is wrong.
-        choosing.values["max_steps"] = max(1, math.ceil(choosing["num_train_epochs"] * per_epoch))
+        choosing.values["max_steps"] = math.ceil(choosing["num_train_epochs"] * _steps_per_epoch(choosing, facts))
 
 
 def _choose_rates(choosing: Choosing, facts: Facts, learning_rate_factor: float) -> None:
@@ -380,6 +377,13 @@ def _choose_views(choosing: Choosing, facts: Facts) -> None:
 
 def _total_batch(choosing: Choosing, facts: Facts) -> int:
     return choosing["per_device_train_batch_size"] * facts.num_processes * choosing["gradient_accumulation_steps"]
+
+
+def _steps_per_epoch(choosing: Choosing, facts: Facts) -> float:
+    """As the run counts them: an epoch has whole batches, and a step has some of these. Where the images do not fill a batch, the
+    choices need a number, and the run says what is wrong."""
+    batches = facts.count / (choosing["per_device_train_batch_size"] * facts.num_processes)
+    return (batches if facts.is_streamed else max(1, int(batches))) / choosing["gradient_accumulation_steps"]
 
 
 def _count(facts: Facts) -> str:

@@ -168,6 +168,11 @@ def test_says_how_often_an_image_is_seen(num_train, times):
     assert f"is seen {times} times" in preset(num_train, on_cpu=num_train < 100).choices["max_steps"].reason
 
 
+def test_says_how_long_a_run_is():
+    choices = preset(16, {"max_steps": 2000}).choices
+    assert choices["augmentation"].reason.startswith("2,000 epochs of 16 images are a short run")
+
+
 def test_reasons_where_the_backbone_stays_as_it_is():
     choices = preset(5_000, {"num_train_epochs": 100.0}, trains_backbone=False).choices
     reasons = {choices[name].reason for name in ("layer_decay", "augmentation", "mixup_alpha", "cutmix_alpha")}

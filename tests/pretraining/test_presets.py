@@ -206,10 +206,14 @@ def test_momentum(steps):
     assert 0.01 <= 1 / (1 - teacher_momentum(steps)) / steps <= 0.05
 
 
-@pytest.mark.parametrize(("count", "epochs"), [(200, "333"), (2_000, "100"), (20_000, "19.2")])
-def test_epochs_in_the_reason_are_of_whole_batches(count, epochs):
+@pytest.mark.parametrize(
+    ("count", "accumulation", "epochs"),
+    [(200, 1, "333"), (2_000, 1, "100"), (2_000, 2, "200"), (20_000, 1, "19"), (17, 1, "1,000"), (17, 4, "4,000")],
+)
+def test_epochs_in_the_reason_are_of_whole_batches(count, accumulation, epochs):
     """As the run counts them: it leaves out the images that do not fill a batch."""
-    (steps,) = (choice for choice in choose(facts_of(count), {}, SiT) if choice.name == "max_steps")
+    choices = choose(facts_of(count), {"gradient_accumulation_steps": accumulation}, SiT)
+    (steps,) = (choice for choice in choices if choice.name == "max_steps")
     assert steps.reason.endswith(f", {epochs} epochs")
 
 
