@@ -60,10 +60,11 @@ def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfi
         raise SiTError(f"the model's configuration: {problem}") from problem
     (height, width), (patch_height, patch_width) = config.image_shape, config.patch_shape
     if height % patch_height or width % patch_width:
+        unit = math.lcm(patch_height, patch_width)
         raise SiTError(
             f"{config.image_size} is not made of whole patches of {config.patch_size}",
             argument="image_size",
-            remedy=f"give a multiple of `patch_size`, such as {max(1, round(height / patch_height)) * patch_height}",
+            remedy=f"give a multiple of `patch_size`, such as {max(1, round(height / unit)) * unit}",
         )
     if config.reconstruction_weight == config.contrastive_weight == config.rotation_weight == 0:
         raise SiTError(

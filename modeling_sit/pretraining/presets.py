@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from modeling_sit.data.image_facts import ImageFacts
 from modeling_sit.data.views import PAPER_VIEWS
+from modeling_sit.interop.resize import pair
+from modeling_sit.pretraining.patches import patch_grid
 from modeling_sit.runtime.words import rounded
 
 if TYPE_CHECKING:
@@ -227,8 +229,7 @@ def _choose_model(choosing: Choosing, facts: Facts) -> None:
     image_size, patch_size = _choose_sizes(facts, choosing.given.get("image_size"), choosing.given.get("patch_size"))
     on = f" on a {facts.kind.upper()}"
     choosing.choose("image_size", image_size, f"images of {facts.images.height} x {facts.images.width} pixels{on}")
-    sides = choosing["image_size"] if isinstance(choosing["image_size"], list | tuple) else [image_size] * 2
-    tokens = math.prod(side // _side(patch_size) for side in sides)
+    tokens = math.prod(patch_grid(choosing["image_size"], patch_size))
     choosing.num_tokens = tokens
     choosing.choose("patch_size", patch_size, f"{tokens} tokens for views of {choosing.view_side} pixels")
     if not {"hidden_size", "num_hidden_layers", "num_attention_heads"} <= choosing.given.keys():
@@ -255,26 +256,27 @@ def _heads_of(width: int) -> int:
     return min((heads for heads in range(1, 2 * usual) if width % heads == 0), key=lambda heads: abs(heads - usual))
 
 
-def _choose_sizes(facts: Facts, image_size: Any, patch_size: Any) -> tuple[Any, int]:
+def _choose_sizes(facts: Facts, image_size: Any, patch_size: Any) -> tuple[Any, Any]:
     """Side of the views and of the patches, each as it is given, and the other to fit."""
     patch, largest = look_up(SIZES[facts.kind], facts.side)
     if image_size is not None:
         if patch_size is None:
             patch, _ = look_up(SIZES["gpu"], _side(image_size))
-            sides = image_size if isinstance(image_size, list | tuple) else (image_size, image_size)
             fitting = [
                 other
                 for other in PATCH_SIZES
-                if not any(side % other for side in sides)
-                and MIN_TOKENS <= math.prod(side // other for side in sides) <= MAX_TOKENS
+                if not any(side % other for side in pair(image_size))
+                and MIN_TOKENS <= math.prod(patch_grid(image_size, other)) <= MAX_TOKENS
             ]
             # The nearest one; where none fits, the configuration says what is wrong.
             patch = min(fitting, key=lambda other: abs(other - patch), default=patch)
             return image_size, patch
         return image_size, patch_size
-    patch = patch if patch_size is None else _side(patch_size)
-    side = min(round(facts.side / patch) * patch, largest)
-    return max(side // patch * patch, math.isqrt(MIN_TOKENS) * patch), patch_size or patch
+    patch_size = patch if patch_size is None else patch_size
+    unit = math.lcm(*pair(patch_size))  # the smallest square of whole patches
+    side = min(round(facts.side / unit) * unit, largest) // unit * unit
+    smallest = math.ceil(math.sqrt(MIN_TOKENS / math.prod(patch_grid(unit, patch_size)))) * unit
+    return max(side, smallest), patch_size
 
 
 def _choose_batch_and_length(choosing: Choosing, facts: Facts) -> None:
@@ -391,4 +393,4 @@ def _count(facts: Facts) -> str:
 
 
 def _side(size: Any) -> int:
-    return min(size) if isinstance(size, list | tuple) else size
+    return min(pair(size))

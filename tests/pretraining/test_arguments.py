@@ -159,6 +159,12 @@ class TestConfig:
         assert "100" in str(error.value)
         assert "224" not in str(error.value)
 
+    @pytest.mark.parametrize(("patch_size", "fitting"), [(8, 32), ([8, 4], 32), ([4, 8], 32), ([4, 6], 24)])
+    def test_a_size_that_fits_is_named(self, patch_size, fitting):
+        with pytest.raises(SiTError) as error:
+            config(image_size=29, config_overrides=f"patch_size={patch_size}")
+        assert error.value.argument == "image_size" and error.value.remedy.endswith(f"such as {fitting}")
+
     @pytest.mark.parametrize("settings", [{"patch_size": 0}, {"image_size": 0}, {"image_size": -16}])
     def test_size_that_is_none(self, settings):
         (name,) = settings

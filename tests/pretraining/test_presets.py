@@ -175,9 +175,19 @@ class TestFollowsWhatIsGiven:
         """Of 100 pixels, patches of 4 would give 625 tokens. The configuration then names the nearest size."""
         assert chosen(facts_of(), image_size=100)["patch_size"] == 8
 
-    @pytest.mark.parametrize(("patch_size", "image_size"), [(16, 64), (14, 56), (7, 63), (4, 64)])
+    @pytest.mark.parametrize(
+        ("patch_size", "image_size"),
+        [(16, 64), (14, 56), (7, 63), (4, 64), ([8, 8], 64), ([7, 14], 56), ([16, 24], 96)],
+    )
     def test_patches(self, patch_size, image_size):
         assert chosen(facts_of(), patch_size=patch_size)["image_size"] == image_size
+
+    @pytest.mark.parametrize("patch_size", [[8, 4], [4, 8]])
+    def test_patches_that_are_no_squares(self, patch_size):
+        assert chosen(facts_of(side=28), patch_size=patch_size)["image_size"] == 32
+        given = {"patch_size": patch_size, "image_size": 128, "model_size": "base"}
+        (batch,) = (each for each in choose(facts_of(), given, SiT) if each.name == "per_device_train_batch_size")
+        assert batch.reason.startswith("512 tokens")
 
     @pytest.mark.parametrize(("batch", "peak"), [(16, 3e-3), (256, 3e-3), (1024, 6e-3)])
     def test_peak_learning_rate_by_the_total_batch(self, batch, peak):
