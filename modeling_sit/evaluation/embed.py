@@ -27,20 +27,10 @@ from modeling_sit.runtime.accelerator import choose_device, end_training, forget
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.distributed import broadcast_from_main, main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.fingerprints import IRRELEVANT_CONFIG
 from modeling_sit.runtime.hugging_face_cache import check_datasets_cache
 from modeling_sit.runtime.memory import memory_errors
 from modeling_sit.runtime.progress import quiet_transformers
-
-# Fields of a model's config that do not change its features.
-IRRELEVANT_CONFIG = {
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "id2label",
-    "label2id",
-    "transformers_version",
-}
 
 TAKES_LESS = "a smaller `per_device_eval_batch_size` takes less"
 

@@ -21,7 +21,7 @@ from modeling_sit.pretraining.cost import PretrainingCost, pretraining_cost
 from modeling_sit.runtime.accelerator import choose_device
 from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import argument_names
-from modeling_sit.runtime.fingerprints import dataset_fingerprint, model_fingerprint
+from modeling_sit.runtime.fingerprints import configuration_fingerprint, dataset_fingerprint, model_fingerprint
 from modeling_sit.runtime.notebook import show
 from modeling_sit.runtime.progress import quiet_transformers
 from modeling_sit.runtime.recipes import read_recipe
@@ -160,6 +160,7 @@ def _settings(arguments: ComparisonArguments) -> dict[str, Any]:
         del settings["intensity_range"]
     settings["dataset"] = dataset_fingerprint(arguments.dataset)
     settings["model_name_or_path"] = model_fingerprint(arguments.model_name_or_path)
+    settings["configuration"] = configuration_fingerprint(arguments.model_name_or_path)
     settings["device"] = choose_device(None).type  # the presets choose by it
     settings["choices"] = []  # the quickstart of earlier versions had some
     if arguments.finetuning_recipe is not None:

@@ -34,7 +34,7 @@ SETTINGS_FILE = "settings.json"
 MAKE_ROOM = "make room, and start the same command again: it goes on"
 PIXEL_PREDICTIONS = "predictions-*.csv"  # of the classifiers of raw pixels
 # Settings that folders of earlier versions do not say.
-LATER_SETTINGS = ("images", "files", "device")
+LATER_SETTINGS = ("images", "files", "device", "configuration")
 # What an experiment leaves beside its runs.
 REPORT_FILES = (SETTINGS_FILE, "results.md", "results.json", "results.png")
 

@@ -17,7 +17,7 @@ from modeling_sit.finetuning.trainer import Task
 from modeling_sit.finetuning.training_arguments import FinetuningTrainingArguments
 from modeling_sit.hub.provenance import public_name
 from modeling_sit.runtime.errors import SiTError
-from modeling_sit.runtime.fingerprints import model_fingerprint
+from modeling_sit.runtime.fingerprints import configuration_fingerprint, model_fingerprint
 
 
 def given_settings(arguments: FinetuningArguments, training_arguments: FinetuningTrainingArguments) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def given_settings(arguments: FinetuningArguments, training_arguments: Finetunin
         "task": arguments.task,
         "label_fraction": arguments.label_fraction,
         "model": None if arguments.from_scratch else public_name(model_fingerprint(arguments.model_name_or_path)),
+        "configuration": configuration_fingerprint(arguments.model_name_or_path),
         "from_scratch": arguments.from_scratch,
         "freeze_backbone": arguments.freeze_backbone,
         "intensity_range": arguments.intensity_range,
@@ -37,6 +38,8 @@ def given_settings(arguments: FinetuningArguments, training_arguments: Finetunin
         "seed": training_arguments.seed,
         "weight_decay": training_arguments.weight_decay,
     }
+    if settings["configuration"] is None:  # not compared
+        del settings["configuration"]
     return json.loads(json.dumps(settings))
 
 

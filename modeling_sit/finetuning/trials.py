@@ -23,7 +23,7 @@ from modeling_sit.finetuning.training_arguments import AUTO, FinetuningTrainingA
 from modeling_sit.runtime.accelerator import end_training
 from modeling_sit.runtime.atomic_files import replace_file, write_errors
 from modeling_sit.runtime.errors import TrainingInterrupted
-from modeling_sit.runtime.fingerprints import dataset_fingerprint, model_fingerprint
+from modeling_sit.runtime.fingerprints import configuration_fingerprint, dataset_fingerprint, model_fingerprint
 from modeling_sit.runtime.products import fast_products
 from modeling_sit.runtime.progress import quiet_transformers
 from modeling_sit.runtime.signals import StopSignal
@@ -144,7 +144,8 @@ class Trials:
         """Trials of an earlier start with the same settings. Others are of no use, and are replaced."""
         try:
             read = json.loads(self.path.read_text(encoding="utf-8"))
-            if read["settings"] == self.settings:
+            # Files of earlier versions do not say the configuration.
+            if {"configuration": self.settings["configuration"], **read["settings"]} == self.settings:
                 return read["trials"]
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -154,6 +155,7 @@ class Trials:
         arguments = {name: value for name, value in vars(self.arguments).items() if name not in OTHER_SETTINGS}
         arguments["dataset"] = dataset_fingerprint(self.arguments.dataset)
         arguments["model_name_or_path"] = model_fingerprint(self.arguments.model_name_or_path)
+        arguments["configuration"] = configuration_fingerprint(self.arguments.model_name_or_path)
         training = {name: getattr(self.training_arguments, name) for name in TRAINING_SETTINGS}
         # A folder is known by its name, and images may have come into it.
         images = {

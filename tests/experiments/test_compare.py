@@ -315,6 +315,19 @@ def test_other_settings_need_another_folder(run):
     assert result.frozen == {} and len(result.tables) == 1
 
 
+def test_the_same_weights_with_another_image_processor(run, tmp_path):
+    """The features are others; folders of before this was noted go on."""
+    run(protocols=["knn"], label_fractions=[0.02])
+    settings = json.loads((run.output_dir / "settings.json").read_text())
+    del settings["configuration"]
+    (run.output_dir / "settings.json").write_text(json.dumps(settings))
+    run(protocols=["knn"], label_fractions=[0.02])
+    path = tmp_path / "model" / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [5.0]}))
+    with pytest.raises(SiTError, match="another configuration"):
+        run(protocols=["knn"], label_fractions=[0.02])
+
+
 def test_a_signal_in_the_last_step_of_a_run_ends_the_comparison(tmp_path):
     """The run itself goes on to its end. What came before, in a run of something else, is no reason."""
     for _ in range(2):

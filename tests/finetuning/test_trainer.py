@@ -22,6 +22,7 @@ from finetuning_runs import (
 from modeling_sit.evaluation.results import read_results, write_results
 from modeling_sit.finetuning import run
 from modeling_sit.finetuning import trials as tuning_trials
+from modeling_sit.finetuning.checkpoints import HISTORY
 from modeling_sit.finetuning.trainer import ReproducibleTrainer
 from modeling_sit.interop.convert import convert
 from modeling_sit.runtime import waiting
@@ -176,6 +177,21 @@ class TestGoingOn:
         other = save_tiny_sit(tmp_path / "other", seed=1)
         error = refused(other, colors, **CHECKPOINTS, resume_from_checkpoint="auto", name="out")
         assert "model: " in error.problem
+
+    @pytest.mark.parametrize("from_scratch", [False, True])
+    def test_the_same_weights_with_another_configuration(self, finetune, refused, sit, colors, from_scratch):
+        arguments = {**CHECKPOINTS, "from_scratch": from_scratch}
+        folder = finetune(sit, colors, **arguments)
+        path = sit / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "relu"}))
+        arguments |= {"resume_from_checkpoint": "auto", "steps": 4}
+        assert "configuration: " in refused(sit, colors, **arguments, name="out").problem
+        # A checkpoint of before this was noted.
+        history = folder / "checkpoint-2" / HISTORY
+        saved = json.loads(history.read_text())
+        del saved["settings"]["configuration"]
+        history.write_text(json.dumps(saved))
+        assert results_of(finetune(sit, colors, **arguments))["steps"] == 4
 
     def test_settings_of_another_model(self, finetune, refused, sit, colors):
         finetune(sit, colors, **CHECKPOINTS, name="stopped")

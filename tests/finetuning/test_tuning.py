@@ -332,6 +332,20 @@ class TestRuns:
         assert what == [(each.learning_rate, each.max_steps, each.metric, each.loss) for each in whole.trials]
         assert (again.learning_rate, again.max_steps) == (whole.learning_rate, whole.max_steps)
 
+    def test_another_configuration_of_the_same_weights(self, given, trained):
+        """Trials of before it was noted go on."""
+        self.tuned(given)
+        number, path = len(trained), given["output_dir"] / "tuning.json"
+        written = json.loads(path.read_text())
+        del written["settings"]["configuration"]
+        path.write_text(json.dumps(written))
+        self.tuned(given)
+        assert len(trained) == number
+        config = given["model_name_or_path"] / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "relu"}))
+        self.tuned(given)
+        assert len(trained) == 2 * number
+
     def test_stops_at_a_signal_after_the_last_step_of_a_trial(self, given, monkeypatch):
         train = ReproducibleTrainer.train
 

@@ -1,8 +1,11 @@
 """What tells models and datasets apart."""
 
-import datasets
+import json
 
-from modeling_sit.runtime.fingerprints import dataset_fingerprint, model_fingerprint
+import datasets
+import pytest
+
+from modeling_sit.runtime.fingerprints import configuration_fingerprint, dataset_fingerprint, model_fingerprint
 
 
 def test_fingerprints(tmp_path):
@@ -24,3 +27,39 @@ def test_fingerprints(tmp_path):
     assert dataset_fingerprint(images) == dataset_fingerprint(images) != dataset_fingerprint(images.select([0]))
     both = datasets.DatasetDict(train=images, test=images.select([0]))
     assert dataset_fingerprint(both) == {name: dataset_fingerprint(split) for name, split in both.items()}
+
+
+class TestConfiguration:
+    @pytest.fixture
+    def change(self, tmp_path):
+        """Change fields of a file of a model's folder; the fingerprint of the folder."""
+        (tmp_path / "config.json").write_text('{"pooling": "token", "backbone_config": {"hidden_act": "gelu"}}')
+        (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5]}')
+
+        def change(name="config.json", **fields):
+            path = tmp_path / name
+            path.write_text(json.dumps({**json.loads(path.read_text()), **fields}, indent=1))
+            return configuration_fingerprint(str(tmp_path))
+
+        return change
+
+    def test_what_changes_features(self, change):
+        found = [
+            change(),
+            change(pooling="mean"),
+            change(backbone_config={"hidden_act": "relu"}),
+            change("preprocessor_config.json", image_mean=[5.0]),
+        ]
+        assert len(set(found)) == 4
+
+    def test_what_saving_writes(self, change):
+        before = change()
+        versions = {"transformers_version": "6", "_name_or_path": "/home/someone", "dtype": "bfloat16"}
+        assert before == change(**versions, architectures=["SiTModel"], auto_map={"AutoModel": "x"})
+        assert before == change(backbone_config={"hidden_act": "gelu", "torch_dtype": "float16"})
+        assert before == change("preprocessor_config.json", auto_map={}, processor_class="x")
+
+    def test_where_there_is_none(self, tmp_path):
+        (tmp_path / "weights.pth").write_bytes(b"")
+        for name in ("someone/vit", tmp_path, tmp_path / "weights.pth"):
+            assert configuration_fingerprint(str(name)) is None
