@@ -53,8 +53,8 @@ def update_card(
     settings: dict[str, Any],
 ) -> Path:
     """
-    Write results into the `model-index` and the table of a folder's model card. Each replaces the earlier one of the
-    same protocol and metric on the same split of the same dataset. The rest of the card keeps every byte.
+    Write results into the `model-index` and the table of a folder's model card. They replace all earlier ones of the
+    same protocols on the same split of the same dataset. The rest of the card keeps every byte.
 
     Args:
         folder (`Path`): The model's folder, with a `README.md`.
@@ -140,7 +140,7 @@ def finetuning_results(report: dict[str, Any]) -> list[EvalResult]:
 
 
 def put_results(card: Card, results: list[EvalResult], model_name: str, keep_others: bool = True) -> None:
-    """Put results into a card. They replace those of the same metrics on the same split of the same dataset.
+    """Put results into a card. They replace all those of the same protocols on the same split of the same dataset.
 
     Args:
         card (`Card`): Changed in place: `model-index` and `metrics` of its metadata, and its section `results`.
@@ -157,15 +157,16 @@ def put_results(card: Card, results: list[EvalResult], model_name: str, keep_oth
     # A second model is not ours to change.
     first, *others = (metadata.get("model-index") if keep_others else None) or [{"name": model_name, "results": []}]
     new = eval_results_to_model_index(first["name"], results)[0]["results"]
-    replaced = {_identity(result, metric) for result in new for metric in result["metrics"]}
+    replaced = {_measurement(result, metric) for result in new for metric in result["metrics"]}
     kept = []
     for result in first["results"]:
-        metrics = [metric for metric in result["metrics"] if _identity(result, metric) not in replaced]
+        metrics = [metric for metric in result["metrics"] if _measurement(result, metric) not in replaced]
         kept += [{**result, "metrics": metrics}] if metrics else []
     measured = [*kept, *new]
     metrics = [] if not keep_others else metadata.get("metrics") or []
     metrics = [metrics] if isinstance(metrics, str) else metrics
-    metrics = list(dict.fromkeys([*metrics, *(metric["type"] for result in new for metric in result["metrics"])]))
+    gone = _metric_types(first["results"]).keys() - _metric_types(measured)
+    metrics = list(dict.fromkeys([*(name for name in metrics if name not in gone), *_metric_types(new)]))
     try:
         card.set_metadata("metrics", metrics or None)
         card.set_metadata("model-index", [{**first, "results": measured}, *others] if measured or others else None)
@@ -175,14 +176,20 @@ def put_results(card: Card, results: list[EvalResult], model_name: str, keep_oth
         raise
 
 
-def _identity(result: dict[str, Any], metric: dict[str, Any]) -> tuple:
+def _measurement(result: dict[str, Any], metric: dict[str, Any]) -> tuple:
+    """What results have in common that a new run replaces together: task, dataset, split and protocol. Of what is not named as the
+    results of protocols are, each metric is on its own."""
     dataset = result["dataset"]
-    return (
-        result["task"]["type"],
-        *(dataset.get(name) for name in ("type", "config", "split", "revision")),
-        metric["type"],
-        metric.get("name"),
-    )
+    place = (result["task"]["type"], *(dataset.get(name) for name in ("type", "config", "split", "revision")))
+    protocol, _, name = str(metric.get("name")).partition(" ")
+    if metric["type"] == METRIC_TYPES.get(name, name):
+        return (*place, protocol)
+    return (*place, metric["type"], metric.get("name"))
+
+
+def _metric_types(results: list[dict[str, Any]]) -> dict[str, None]:
+    """The types of the metrics in results, each once, in their order."""
+    return {metric["type"]: None for result in results for metric in result["metrics"]}
 
 
 def _table(results: list[dict[str, Any]]) -> str:

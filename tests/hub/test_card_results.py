@@ -136,6 +136,30 @@ def test_same_figure_is_replaced_and_others_stay(folder, page):
     assert [row[5] for row in rows if row[:3] == ["flowers", "test", "knn accuracy"]] == ["layer 3, k 20"]
 
 
+def test_what_an_earlier_run_alone_measured_goes(folder, page):
+    """As of more classes, where a folder of fewer has the same name."""
+
+    first, second = (folder.parent / name / "images" for name in "ab")
+    for images in (first, second):
+        images.mkdir(parents=True)
+
+    def measure(protocol, *names, dataset=first):
+        figures = [MetricResult(name, 0.5) for name in names]
+        update_card(folder, {protocol: ProtocolResult(figures, {})}, dataset=str(dataset), split="test", settings={})
+
+    (folder / "README.md").write_text(f"---\nmetrics:\n- map\n- accuracy\n---\n{BODY}")
+    measure("knn", "accuracy", "macro_f1", "top_5_accuracy")
+    measure("linear", "accuracy", "macro_f1")
+    measure("knn", "accuracy", "top_5_accuracy", dataset="others")
+    measure("knn", "accuracy", dataset=second)
+    kept = [("images", "linear accuracy"), ("images", "linear macro_f1")]
+    kept += [("others", "knn accuracy"), ("others", "knn top_5_accuracy")]
+    assert [(row[0], row[2]) for row in shown(page, folder)] == [*kept, ("images", "knn accuracy")]
+    assert read_card(folder).metadata["metrics"] == ["map", "accuracy", "f1", "top_5_accuracy"]
+    measure("knn", "accuracy", dataset="others")
+    assert read_card(folder).metadata["metrics"] == ["map", "accuracy", "f1"]
+
+
 def test_results_of_others_stay_as_they_are_written(folder):
     """Sources, keys that the Hub's client does not know, and a second model."""
     theirs = {
