@@ -12,6 +12,8 @@ from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.markdown import escaped, table
 
 RESULTS_FILE = "eval_results.json"
+# What a result says of the weights that were measured: their fingerprint.
+WEIGHTS = "weights_fingerprint"
 
 
 class EvaluationResults(dict):
@@ -110,6 +112,15 @@ def drop_results(output_dir: str | os.PathLike, names: Collection[str]) -> None:
     if results.keys() & set(names):
         kept = {name: result for name, result in results.items() if name not in names}
         write_results(output_dir, kept, keep_others=False)
+
+
+def of_other_weights(results: dict[str, Any], weights: str) -> list[str]:
+    """Names of the results of other weights than those of a fingerprint. Results that do not say theirs are not among them."""
+    return [
+        name
+        for name, result in results.items()
+        if isinstance(result, dict) and result.get(WEIGHTS, weights) != weights
+    ]
 
 
 def write_results(output_dir: str | os.PathLike, results: dict[str, dict[str, Any]], keep_others: bool = True) -> Path:

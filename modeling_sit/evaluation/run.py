@@ -1,5 +1,6 @@
 """Evaluation from arguments to results: load the model and the images, run the protocols, write what they measured."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.evaluation.protocols import PROTOCOLS
 from modeling_sit.evaluation.results import (
     RESULTS_FILE,
+    WEIGHTS,
     EvaluationResults,
     as_result,
+    drop_results,
+    of_other_weights,
     read_results,
     write_results,
 )
@@ -33,9 +37,10 @@ from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.atomic_files import check_writable
 from modeling_sit.runtime.distributed import main_process_first, sync_errors
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.fingerprints import model_fingerprint
 from modeling_sit.runtime.memory import memory_errors
 from modeling_sit.runtime.private_paths import without_private_paths
-from modeling_sit.runtime.progress import quiet_transformers
+from modeling_sit.runtime.progress import quiet_transformers, write_line
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Evaluation:
     Args:
         protocols (`dict[str, ProtocolResult]`): The result of each protocol, by name.
         settings (`dict[str, Any]`): What was measured on what: number of images, dataset, split, pooling, layer,
-            model.
+            model, fingerprint of its weights.
         dataset_config (`str`, *optional*): Configuration of a Hub dataset.
         path (`Path`, *optional*): The `eval_results.json` with the results; `None` if none was written.
     """
@@ -72,7 +77,7 @@ class Evaluation:
             "split": self.settings["split"],
             "settings": {
                 name: self.settings[name]
-                for name in ("num_train", "num_validation", "pooling", "layer")
+                for name in ("num_train", "num_validation", "pooling", "layer", WEIGHTS)
                 if name in self.settings
             },
         }
@@ -118,7 +123,7 @@ def evaluate(
 def run_evaluation(
     arguments: EvaluationArguments, dataset_arguments: DatasetArguments, protocol_arguments: ProtocolArguments
 ) -> Evaluation | None:
-    """Run the protocols, and write the results.
+    """Run the protocols, and write the results. Those of other weights that are in the folder are dropped.
 
     With several processes, all extract features, or find objects and classes of pixels, and the main one goes on alone.
 
@@ -140,6 +145,7 @@ def run_evaluation(
             # Before anything is computed.
             read_results(output_dir)
             check_writable(output_dir / RESULTS_FILE, "give another folder with `output_dir`")
+    weights = _fingerprint(arguments) if accelerator.is_main_process else {}
     measure = measure_whole_model if protocol_arguments.measures_whole_models else measure_features
     measured = measure(arguments, dataset_arguments, protocol_arguments, accelerator, device)
     end_training(accelerator)
@@ -147,12 +153,34 @@ def run_evaluation(
         return None
     protocols, settings = measured()
     name = without_private_paths(arguments.model_name_or_path)
-    settings |= {"model_name_or_path": name, "from_scratch": arguments.from_scratch}
+    settings |= {"model_name_or_path": name, "from_scratch": arguments.from_scratch, **weights}
     evaluation = Evaluation(protocols, settings, dataset_arguments.dataset_config_name)
     if output_dir is None:
         return evaluation
+    if weights:
+        _drop_others(output_dir, evaluation)
     path = write_results(output_dir, evaluation.results)
     return Evaluation(protocols, settings, dataset_arguments.dataset_config_name, path)
+
+
+def _fingerprint(arguments: EvaluationArguments) -> dict[str, str]:
+    """The fingerprint of the weights, by its name in the results. Empty without pretrained weights, in a folder where it is not known
+    which files they are, and if they cannot be read, which loading them tells."""
+    name = str(arguments.model_name_or_path)
+    with suppress(OSError):
+        fingerprint = None if arguments.from_scratch else model_fingerprint(name)
+        if fingerprint is not None and not (fingerprint == name and Path(name).exists()):
+            return {WEIGHTS: fingerprint}
+    return {}
+
+
+def _drop_others(output_dir: Path, evaluation: Evaluation) -> None:
+    """Delete the results of other weights than those that were measured, and say so."""
+    others = of_other_weights(read_results(output_dir), evaluation.settings[WEIGHTS])
+    dropped = [name for name in others if name not in evaluation.protocols]  # the rest is replaced
+    if dropped:
+        drop_results(output_dir, dropped)
+        write_line(f"{output_dir / RESULTS_FILE}: dropped {', '.join(dropped)}: results of other weights")
 
 
 def measure_features(

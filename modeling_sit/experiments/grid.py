@@ -133,7 +133,8 @@ def results_of(run_dir: Path, names: Collection[str], run: Callable[[list[str]],
     Args:
         run_dir (`Path`): The folder of the run.
         names (collection of `str`): Results that are wanted, such as `finetune` or the names of protocols.
-        run (callable): Called with the names that are missing. It leaves their results in `eval_results.json`.
+        run (callable): Called with the names that are missing. It leaves their results in `eval_results.json`. If it drops
+            others there, as they are of other weights, it is called with these too.
 
     Returns:
         `dict[str, dict[str, Any]]`: The results by name.
@@ -142,6 +143,9 @@ def results_of(run_dir: Path, names: Collection[str], run: Callable[[list[str]],
     if missing:
         mark_run(run_dir, "experiment")
         run(missing)
+        dropped = [name for name in names if name not in missing and name not in read_results(run_dir)]
+        if dropped:
+            run(dropped)
     results = read_results(run_dir)
     return {name: results[name] for name in names}
 

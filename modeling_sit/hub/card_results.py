@@ -8,10 +8,12 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from modeling_sit.evaluation.metric_results import ProtocolResult
+from modeling_sit.evaluation.results import WEIGHTS
 from modeling_sit.hub.card_file import Card, DamagedCard, card_to_update
 from modeling_sit.hub.provenance import public_name
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.markdown import escaped, table
+from modeling_sit.runtime.progress import write_line
 
 SECTION = "results"
 # The Hub's names of tasks other than image classification.
@@ -54,7 +56,8 @@ def update_card(
 ) -> Path:
     """
     Write results into the `model-index` and the table of a folder's model card. They replace all earlier ones of the
-    same protocols on the same split of the same dataset. The rest of the card keeps every byte.
+    same protocols on the same split of the same dataset, and those of other weights, which it says. The rest of the card
+    keeps every byte.
 
     Args:
         folder (`Path`): The model's folder, with a `README.md`.
@@ -62,7 +65,7 @@ def update_card(
         dataset (`str`): Id or path of the dataset. The card has only the last part of a path.
         dataset_config (`str`, *optional*): Configuration of a Hub dataset.
         split (`str`): Split that was measured on.
-        settings (`dict[str, Any]`): Other settings of the results: pooling, layer.
+        settings (`dict[str, Any]`): Other settings of the results: pooling, layer, fingerprint of the weights.
 
     Returns:
         `Path`: The card.
@@ -94,12 +97,15 @@ def update_card(
         if not math.isnan(metric.value)
     ]
     try:
-        put_results(card, results, folder.resolve().name)
+        dropped = put_results(card, results, folder.resolve().name)
     except DamagedCard as problem:
         raise SiTError(
             f"{folder / 'README.md'} cannot be updated: {problem}", argument="update_model_card"
         ) from problem
-    return card.save(folder)
+    path = card.save(folder)
+    if dropped:
+        write_line(f"{path}: dropped {', '.join(dropped)}: results of other weights")
+    return path
 
 
 def finetuning_results(report: dict[str, Any]) -> list[EvalResult]:
@@ -139,8 +145,9 @@ def finetuning_results(report: dict[str, Any]) -> list[EvalResult]:
     ]
 
 
-def put_results(card: Card, results: list[EvalResult], model_name: str, keep_others: bool = True) -> None:
-    """Put results into a card. They replace all those of the same protocols on the same split of the same dataset.
+def put_results(card: Card, results: list[EvalResult], model_name: str, keep_others: bool = True) -> list[str]:
+    """Put results into a card. They replace all those of the same protocols on the same split of the same dataset, and those that
+    say that they are of other weights.
 
     Args:
         card (`Card`): Changed in place: `model-index` and `metrics` of its metadata, and its section `results`.
@@ -148,6 +155,9 @@ def put_results(card: Card, results: list[EvalResult], model_name: str, keep_oth
         model_name (`str`): Name of the model for a new `model-index`.
         keep_others (`bool`, *optional*, defaults to `True`):
             Whether other results stay; `False` if they are those of other weights.
+
+    Returns:
+        `list[str]`: Names of the results of other weights that were dropped, and not replaced.
 
     Raises:
         [`DamagedCard`]: If the metadata or the section's marks do not allow it. The card is left unchanged.
@@ -158,9 +168,12 @@ def put_results(card: Card, results: list[EvalResult], model_name: str, keep_oth
     first, *others = (metadata.get("model-index") if keep_others else None) or [{"name": model_name, "results": []}]
     new = eval_results_to_model_index(first["name"], results)[0]["results"]
     replaced = {_measurement(result, metric) for result in new for metric in result["metrics"]}
-    kept = []
+    weights = {_weights(metric) for result in new for metric in result["metrics"]} - {None}
+    kept, dropped = [], []
     for result in first["results"]:
-        metrics = [metric for metric in result["metrics"] if _measurement(result, metric) not in replaced]
+        left = [metric for metric in result["metrics"] if _measurement(result, metric) not in replaced]
+        metrics = [metric for metric in left if not weights or _weights(metric) in [None, *weights]]
+        dropped += [str(metric.get("name") or metric["type"]) for metric in left if metric not in metrics]
         kept += [{**result, "metrics": metrics}] if metrics else []
     measured = [*kept, *new]
     metrics = [] if not keep_others else metadata.get("metrics") or []
@@ -174,6 +187,7 @@ def put_results(card: Card, results: list[EvalResult], model_name: str, keep_oth
     except DamagedCard:
         card.metadata_yaml, card.body = before
         raise
+    return list(dict.fromkeys(dropped))
 
 
 def _measurement(result: dict[str, Any], metric: dict[str, Any]) -> tuple:
@@ -185,6 +199,12 @@ def _measurement(result: dict[str, Any], metric: dict[str, Any]) -> tuple:
     if metric["type"] == METRIC_TYPES.get(name, name):
         return (*place, protocol)
     return (*place, metric["type"], metric.get("name"))
+
+
+def _weights(metric: dict[str, Any]) -> str | None:
+    """The fingerprint of the weights that were measured, if a result says it."""
+    settings = metric.get("args")
+    return settings.get(WEIGHTS) if isinstance(settings, dict) else None
 
 
 def _metric_types(results: list[dict[str, Any]]) -> dict[str, None]:
@@ -200,6 +220,7 @@ def _table(results: list[dict[str, Any]]) -> str:
         for metric in result["metrics"]:
             settings = metric.get("args")
             settings = dict(settings) if isinstance(settings, dict) else {"": settings} if settings else {}
+            settings.pop(WEIGHTS, None)  # for programs
             interval, std = settings.pop("interval", None), settings.pop("std", None)
             std = settings.pop("spread", std)  # its name on earlier cards
             value = _number(metric["value"]) + (f" ± {_number(std)}" if std is not None else "")

@@ -56,6 +56,22 @@ def test_a_recipe_gives_defaults_and_keywords_override_it(model, flowers, tmp_pa
     assert (tmp_path / "results" / "eval_results.json").exists() and not (model / "eval_results.json").exists()
 
 
+def test_results_of_other_weights_are_dropped(model, flowers, save_tiny_sit, capsys):
+    path, given = model / "eval_results.json", {"knn_k": 2, "linear_c": [0.1], "device": "cpu"}
+    evaluate(model, flowers, protocols=["knn", "linear"], **given)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "mine": {"accuracy": 1}, "finetune": {"loss": 1}}))
+    evaluate(model, flowers, protocols=["linear"], **given)
+    assert json.loads(path.read_text()).keys() == {"knn", "linear", "mine", "finetune"}
+    # Those of new weights are of no fingerprint.
+    evaluate(model, flowers, from_scratch=True, output_dir=model, **given, protocols=["retrieval"])
+    assert json.loads(path.read_text()).keys() == {"knn", "linear", "mine", "finetune", "retrieval"}
+    save_tiny_sit(model, seed=1)
+    assert "dropped" not in capsys.readouterr().err
+    evaluate(model, flowers, protocols=["linear"], **given)
+    assert json.loads(path.read_text()).keys() == {"linear", "mine", "finetune", "retrieval"}
+    assert f"{path}: dropped knn: results of other weights\n" in capsys.readouterr().err
+
+
 def test_without_a_folder_nothing_is_written(model, flowers, tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     assert evaluate(model, flowers, knn_k=2, from_scratch=True, device="cpu")["knn"]["from_scratch"] is True

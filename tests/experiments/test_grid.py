@@ -146,3 +146,13 @@ def test_what_is_there_is_not_run_again(tmp_path):
     assert results_of(tmp_path, ["knn", "linear"], run) == {"knn": {"accuracy": 1}, "linear": {"accuracy": 2}}
     assert results_of(tmp_path, ["linear"], run) == {"linear": {"accuracy": 2}}
     assert asked == [["knn"], ["linear"]]
+
+
+def test_results_that_a_run_drops_are_measured_again(tmp_path):
+    """Those of other weights."""
+
+    def run(missing):
+        write_results(tmp_path, {name: {"of": missing} for name in missing}, keep_others="linear" not in missing)
+
+    results_of(tmp_path, ["knn"], run)
+    assert results_of(tmp_path, ["knn", "linear"], run) == {"knn": {"of": ["knn"]}, "linear": {"of": ["linear"]}}

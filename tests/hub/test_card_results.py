@@ -241,6 +241,29 @@ def test_results_of_other_weights_go(folder, page):
     assert ModelCard(str(card)).data.eval_results is None
 
 
+def test_results_that_say_that_they_are_of_other_weights_go(folder, page, capsys):
+    theirs = {"type": "x", "value": 1, "name": "by eye"}
+    index = [
+        {
+            "name": "vit",
+            "results": [{"task": {"type": "x"}, "dataset": {"type": "d", "name": "D"}, "metrics": [theirs]}],
+        }
+    ]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'model-index': index})}---\n{BODY}")
+    update(folder, 0.1, protocol="linear")  # as earlier versions: it does not say its weights
+    update(folder, 0.2, weights_fingerprint="a")
+    update(folder, 0.3, weights_fingerprint="a", split="validation")
+    assert capsys.readouterr().err == ""
+    update(folder, 0.4, weights_fingerprint="b")
+    names = [[row[1], row[2], row[5]] for row in shown(page, folder)]
+    kept = [["", "by eye", ""]] + [["test", f"linear {name}", "layer -1, k 20"] for name in ("accuracy", "macro_f1")]
+    assert names == [*kept, *(["test", f"knn {name}", "layer -1, k 20"] for name in ("accuracy", "macro_f1"))]
+    assert (
+        capsys.readouterr().err
+        == f"{folder / 'README.md'}: dropped knn accuracy, knn macro_f1: results of other weights\n"
+    )
+
+
 class TestClassifier:
     report = {  # noqa: RUF012
         "accuracy": 0.9156251,

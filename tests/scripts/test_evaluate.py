@@ -13,6 +13,7 @@ import torch
 from forked_python import run_forked
 from huggingface_hub import ModelCard
 from program_process import start_together
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
@@ -21,6 +22,7 @@ from modeling_sit.data.decoding import decode_image
 from modeling_sit.data.sources import load_images
 from modeling_sit.evaluation import run as evaluation
 from modeling_sit.evaluation.features import frozen_features
+from modeling_sit.runtime.fingerprints import model_fingerprint
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 COLORS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 30)}
@@ -107,6 +109,7 @@ def test_digits_from_any_folder_as_scikit_learn_has_them(vit, model_folder, tmp_
             "layer": -1,
             "model_name_or_path": "model",
             "from_scratch": False,
+            "weights_fingerprint": model_fingerprint(str(model_folder)),
         }
     }
 
@@ -172,6 +175,13 @@ def test_every_protocol_at_once_and_into_the_card(run, model_folder, colors, cap
     assert run(*flags) == 0
     assert len(ModelCard.load(card).data.eval_results) == len(first.data.eval_results)
     assert ModelCard.load(card).data.eval_results[0].metric_args["layer"] == -1
+    weights = load_file(model_folder / "model.safetensors")
+    save_file({name: -value for name, value in weights.items()}, model_folder / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    assert run(*flags, "--protocols", "knn") == 0
+    assert {result.metric_name.split()[0] for result in ModelCard.load(card).data.eval_results} == {"knn"}
+    assert results_in(model_folder).keys() == {"knn"}
+    assert "dropped linear, fewshot, retrieval: " in capsys.readouterr().err
 
 
 def test_several_labels_per_image(run, model_folder, colors, tmp_path):
