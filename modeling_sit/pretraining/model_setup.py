@@ -20,6 +20,7 @@ from modeling_sit.pretraining.arguments import CorruptionArguments, ModelArgumen
 from modeling_sit.pretraining.presets import MODEL_SIZES, RECONSTRUCTION_WEIGHT, look_up
 from modeling_sit.runtime.arguments import did_you_mean, split_assignments
 from modeling_sit.runtime.errors import SiTError
+from modeling_sit.runtime.words import counted
 
 
 def create_config(arguments: ModelArguments, num_images: int | None) -> SiTConfig:
@@ -90,6 +91,13 @@ def _with_asked_sizes(saved: dict[str, Any], arguments: ModelArguments) -> dict[
             f"got {patch_size}, but {name} was made for patches of {saved['patch_size']}",
             argument="patch_size",
             remedy="leave it out",
+        )
+    num_channels = parse_config_overrides(arguments.config_overrides).get("num_channels")
+    if num_channels is not None and saved.get("num_channels", num_channels) != num_channels:
+        raise SiTError(
+            f"got num_channels={num_channels}, but {name} was made for images of {counted(saved['num_channels'], 'channel')}",
+            argument="config_overrides",
+            remedy="leave it out, and give such images, or another model",
         )
     if arguments.model_size is not None:
         raise SiTError(

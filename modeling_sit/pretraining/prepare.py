@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from modeling_sit.data.sampling import MONITOR, PREVIEW, derive_seed
 from modeling_sit.data.sources import load_images
 from modeling_sit.data.training_data import LoadingSettings, TrainingData
 from modeling_sit.hub.pushing import HubPusher
-from modeling_sit.image_modes import PixelFormat
+from modeling_sit.image_modes import OTHER_CHANNELS, PixelFormat
 from modeling_sit.interop.convert_in import range_of
 from modeling_sit.pretraining.arguments import default_num_workers
 from modeling_sit.pretraining.compilation import compile_training
@@ -94,7 +95,8 @@ def prepare(
         schedules = plan_schedules(
             flags.run, images.num_train, accelerator.num_processes, data.is_streamed, method.most_warmup
         )
-        preview_crops = data.preview_crops(NUM_PREVIEW_IMAGES, partial(derive_seed, flags.run.seed, PREVIEW))
+        with _channels_of_the_start(flags.model.model_name_or_path, config.num_channels):
+            preview_crops = data.preview_crops(NUM_PREVIEW_IMAGES, partial(derive_seed, flags.run.seed, PREVIEW))
         monitors = OnlineMonitors(
             flags.monitors,
             images,
@@ -131,6 +133,18 @@ def prepare(
         started=time.time() if started is None else started,
         preset=preset,
     )
+
+
+@contextmanager
+def _channels_of_the_start(model_name_or_path: str | None, num_channels: int) -> Iterator[None]:
+    """A remedy that fits the model to go on from, if the images have other channels: its own cannot be chosen."""
+    try:
+        yield
+    except SiTError as error:
+        if model_name_or_path is None or OTHER_CHANNELS not in error.problem:
+            raise
+        remedy = f"{model_name_or_path} is for {counted(num_channels, 'channel')}: give such images, or another model"
+        raise SiTError(error.problem, argument=error.argument, remedy=remedy) from error
 
 
 class Workers(NamedTuple):

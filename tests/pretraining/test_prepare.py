@@ -106,6 +106,21 @@ class TestStartingFromAModel:
             assert name.endswith(statistics) or torch.equal(value, after[name]), name
         assert_equal(weights_in(model), before)
 
+    @pytest.mark.parametrize(
+        ("fields", "argument", "parts"),
+        [
+            ({}, "dataset", ["(`num_channels` 1), and not 13", "model is for 13 channels"]),
+            ({"num_channels": 1}, "config_overrides", ["num_channels=1", "made for images of 13 channels"]),
+        ],
+    )
+    def test_of_images_with_other_channels(self, start, save_tiny_sit, tmp_path, fields, argument, parts):
+        model = save_tiny_sit(tmp_path / "model", num_channels=13)
+        with pytest.raises(SiTError) as error:
+            start(model, fields=fields, image_mean=[0.5] * 13, image_std=[0.5] * 13)
+        assert error.value.argument == argument and all(part in str(error.value) for part in parts)
+        assert "give such images, or another model" in error.value.remedy
+        assert "choose the channels" not in str(error.value)
+
     def test_of_a_plain_vit(self, start, tmp_path):
         torch.manual_seed(0)
         sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
