@@ -74,8 +74,9 @@ def fit_into_time(run: Run, seconds: float, keeps_images: bool = True) -> Choice
 def _too_short(seconds: float, pace: float, other: float, at_least: str = "") -> SiTError:
     """The error that says how much time the fewest steps need, at `pace` seconds a step and with `other` seconds."""
     needed = MIN_STEPS * pace / (1 - MARGIN) + other
+    given = f"{seconds:g} seconds" if seconds < 1 else describe_duration(seconds)
     return SiTError(
-        f"{describe_duration(seconds)} are too short: a step takes {pace:.2g} s, and {MIN_STEPS} steps with all that "
+        f"a time of {given} is too short: a step takes {pace:.2g} s, and {MIN_STEPS} steps with all that "
         f"belongs to them {at_least}{describe_duration(needed)}",
         argument="time_budget",
         remedy="give more time, a smaller `image_size` or `model_size`, or `monitors=none`",

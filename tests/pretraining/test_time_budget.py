@@ -57,10 +57,12 @@ class TestSteps:
         left = (1 - time_budget.MARGIN) * (seconds - elapsed - time_budget.FINISHING)
         assert choice.name == "max_steps" and choice.value == int(left / step)
 
-    def test_too_few(self, fit):
+    @pytest.mark.parametrize(("seconds", "told"), [(0.2, "0.2 seconds"), (1, "1 second"), (60, "1.0 minutes")])
+    def test_too_few(self, fit, seconds, told):
         with pytest.raises(time_budget.SiTError) as error:
-            fit(60, 30.0)
+            fit(seconds, 30.0)
         assert error.value.argument == "time_budget"
+        assert error.value.problem.startswith(f"a time of {told} is too short: ")
 
     @pytest.mark.parametrize(("waited", "num_measured"), [(0.0, 1), (15.0, 2)])
     def test_far_too_few_are_refused_before_more_is_measured(self, prepared, pace, waited, num_measured):
