@@ -10,7 +10,7 @@ from modeling_sit.data.arguments import DatasetArguments
 from modeling_sit.evaluation.protocol_arguments import FEATURE_PROTOCOLS
 from modeling_sit.experiments.comparison_arguments import MeasuringArguments, names_in
 from modeling_sit.experiments.plan import FOLDER, MEASURES, Plan
-from modeling_sit.runtime.arguments import build_arguments, did_you_mean
+from modeling_sit.runtime.arguments import build_arguments
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import shipped_names
 
@@ -143,13 +143,6 @@ class PlannedMeasures(MeasuringArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in self.protocols:
-            if name not in FEATURE_PROTOCOLS:
-                raise SiTError(
-                    f"no protocol {name!r} of frozen features, only {', '.join(FEATURE_PROTOCOLS)}"
-                    f"{did_you_mean(name, FEATURE_PROTOCOLS)}",
-                    argument="protocols",
-                )
         if not (self.protocols or self.label_fractions):
             raise SiTError("names none, and there is no fine-tuning, so nothing is measured", argument="protocols")
 

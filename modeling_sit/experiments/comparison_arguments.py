@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modeling_sit.data.arguments import DatasetArguments
+from modeling_sit.evaluation.protocol_arguments import FEATURE_PROTOCOLS
 from modeling_sit.evaluation.raw_pixels import CLASSIFIERS
+from modeling_sit.runtime.arguments import did_you_mean
 from modeling_sit.runtime.errors import SiTError
 from modeling_sit.runtime.recipes import plain_no
 
@@ -89,6 +91,13 @@ class MeasuringArguments(DatasetArguments):
         if self.num_train_epochs is not None and self.max_steps is not None:
             raise SiTError("`num_train_epochs` is given too", argument="max_steps", remedy="leave one of them out")
         self.protocols, self.raw_pixels = names_in(self.protocols), names_in(self.raw_pixels)
+        for name in self.protocols:
+            if name not in FEATURE_PROTOCOLS:
+                raise SiTError(
+                    f"no protocol {name!r} of frozen features, only {', '.join(FEATURE_PROTOCOLS)}"
+                    f"{did_you_mean(name, FEATURE_PROTOCOLS)}",
+                    argument="protocols",
+                )
         for name in self.raw_pixels:
             if name not in CLASSIFIERS:
                 raise SiTError(f"no classifier {name!r}, only {', '.join(CLASSIFIERS)}", argument="raw_pixels")

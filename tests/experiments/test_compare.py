@@ -410,6 +410,8 @@ def test_mistakes_of_the_runs_name_our_arguments(run, arguments, argument):
         ({"max_steps": [1, 2]}, "max_steps", "`label_fractions`"),
         ({"max_steps": [1], "num_train_epochs": [1]}, "max_steps", "`num_train_epochs`"),
         ({"raw_pixels": ["forest"]}, "raw_pixels", "forest"),
+        ({"protocols": ["linear", "knm"]}, "protocols", "'knm'.*did you mean knn"),
+        ({"protocols": ["detection"]}, "protocols", "frozen features"),
         ({"seeds": []}, "seeds", "none"),
         ({"seeds": [0, -1]}, "seeds", "at least 0"),
     ],
