@@ -153,6 +153,18 @@ class ProtocolArguments:
         """Whether the protocols measure models with the head of a dense task, and not features."""
         return self.protocols[0] in DENSE_PROTOCOLS
 
+    def neighbors(self, num_train: int) -> int:
+        """How many of `num_train` training images vote in `knn`.
+
+        Raises:
+            [`SiTError`]: If there are fewer than `knn_k`.
+        """
+        if num_train < self.knn_k:
+            raise SiTError(
+                f"{self.knn_k} is more than the {num_train} training images", argument="knn_k", remedy="lower it"
+            )
+        return self.knn_k
+
     @property
     def metric_settings(self) -> dict:
         """The keyword arguments of [`label_metrics`]."""

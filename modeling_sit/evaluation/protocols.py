@@ -41,22 +41,17 @@ def knn(
     Raises:
         [`SiTError`]: If there are fewer training images than `knn_k`.
     """
-    if len(train.features) < arguments.knn_k:
-        raise SiTError(
-            f"{arguments.knn_k} is more than the {len(train.features)} training images",
-            argument="knn_k",
-            remedy="lower it",
-        )
+    k = arguments.neighbors(len(train.features))
     scores = knn_predict(
         train.features,
         train.labels,
         validation.features.to(device),
         len(label_names),
-        k=arguments.knn_k,
+        k=k,
         temperature=arguments.knn_temperature,
     )
     metrics = label_metrics([scores], validation.labels, **arguments.metric_settings)
-    return ProtocolResult(metrics, {"k": arguments.knn_k, "temperature": arguments.knn_temperature})
+    return ProtocolResult(metrics, {"k": k, "temperature": arguments.knn_temperature})
 
 
 def linear(

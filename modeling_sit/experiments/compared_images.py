@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,18 @@ from modeling_sit.interop.convert_in import range_of
 
 # Where there are no images to measure, this fraction of the training images is held back, by this seed.
 TEST_FRACTION, TEST_SEED = 0.2, 0
+
+
+class UsualNeighbors(ProtocolArguments):
+    """Those of a comparison in which nobody gives `knn_k`: where fewer training images can be read, all of these vote."""
+
+    def neighbors(self, num_train: int) -> int:
+        return min(self.knn_k, num_train)
+
+
+def protocol_class(given: Collection[str]) -> type[ProtocolArguments]:
+    """The class of a comparison's arguments of protocols, by the names of those that are given."""
+    return ProtocolArguments if "knn_k" in given else UsualNeighbors
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,7 @@ class ComparedImages:
 
     def protocol_arguments(self) -> dict[str, Any]:
         """Arguments of the protocols of frozen features, where the usual ones need more training images."""
-        few = {"knn_k": len(self.train)} if len(self.train) < ProtocolArguments.knn_k else {}
-        return few if self.can_hold_out() else {**few, "linear_c": [1.0]}
+        return {} if self.can_hold_out() else {"linear_c": [1.0]}
 
     def can_hold_out(self) -> bool:
         """Whether training images can be held out to choose by."""

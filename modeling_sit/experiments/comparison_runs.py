@@ -15,7 +15,6 @@ from modeling_sit.data.splits import NothingToHoldOut
 from modeling_sit.evaluation.encoder import load_encoder
 from modeling_sit.evaluation.evaluation_arguments import EvaluationArguments
 from modeling_sit.evaluation.predictions import PREDICTIONS_FILE, hits_of
-from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.evaluation.raw_pixels import (
     CLASSIFIERS,
     classify_pixels,
@@ -26,7 +25,7 @@ from modeling_sit.evaluation.raw_pixels import (
 from modeling_sit.evaluation.results import write_results
 from modeling_sit.evaluation.run import run_evaluation
 from modeling_sit.evaluation.subsets import draw_fraction
-from modeling_sit.experiments.compared_images import ComparedImages
+from modeling_sit.experiments.compared_images import ComparedImages, protocol_class
 from modeling_sit.experiments.comparison_arguments import MeasuringArguments
 from modeling_sit.experiments.grid import PIXEL_PREDICTIONS, going_on, results_of
 from modeling_sit.finetuning.arguments import FinetuningArguments
@@ -300,7 +299,7 @@ class Runs:
                 **self.starts[start].evaluation,
                 **of_seed,
             }
-            classes = (EvaluationArguments, DatasetArguments, ProtocolArguments)
+            classes = (EvaluationArguments, DatasetArguments, protocol_class(given))
             text = "".join([f"Measuring frozen features, {start}", *(f", {name} {seed}" for name in of_seed)])
             with self.announce("frozen features", text):
                 run_evaluation(*build_arguments(classes, given, function="evaluate"))

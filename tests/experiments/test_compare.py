@@ -17,6 +17,7 @@ from modeling_sit.data.sources import load_images
 from modeling_sit.data.splits import select_label_fraction
 from modeling_sit.experiments import comparison_runs as module
 from modeling_sit.experiments.compare import ComparisonArguments, ComparisonResult, compare
+from modeling_sit.experiments.compared_images import compared_images
 from modeling_sit.experiments.verdict import MAY_BE_SEEN, NOT_SEARCHED, ONE_LENGTH, STILL_RISES
 from modeling_sit.finetuning import splits, tuning
 from modeling_sit.runtime.errors import SiTError, TrainingInterrupted
@@ -277,6 +278,27 @@ def test_few_images_and_classes_of_one(run, tmp_path, monkeypatch, capsys, label
     assert found["knn"]["k"] == len(labels) and found["linear"]["num_train"] == len(labels)
     assert bool(result.choices) == (len(labels) > 3)
     assert capsys.readouterr().out.count("Choosing rate and steps") == 2
+
+
+def test_neighbors_are_no_more_than_the_images_that_can_be_read(save_tiny_sit, save_images, tmp_path):
+    """A comparison has no `knn_k` that could be lowered; a plan of an ablation has."""
+    for number, label in enumerate(("cats", "dogs")):
+        save_images(tmp_path / "images" / "train" / label, 10, seed=number)
+        save_images(tmp_path / "images" / "test" / label, 2, seed=2 + number)
+    (tmp_path / "images" / "train" / "dogs" / "05.png").write_bytes(b"no image")
+    model = str(save_tiny_sit(tmp_path / "model"))
+    arguments = ComparisonArguments(
+        model_name_or_path=model, dataset=str(tmp_path / "images"), output_dir=str(tmp_path / "out"), protocols=["knn"]
+    )
+    starts = {
+        "usual": module.Start({0: model}),
+        "planned": module.Start({0: model}, evaluation={"knn_k": 20}),
+    }
+    runs = module.Runs(arguments, compared_images(arguments), starts)
+    assert runs.frozen("usual", 0)["knn"]["k"] == 19
+    with pytest.raises(SiTError, match="19 training images") as error:
+        runs.frozen("planned", 0)
+    assert error.value.argument == "knn_k"
 
 
 def test_without_a_test_split_the_same_images_are_held_back_from_all_runs(run, tmp_path, capsys):
