@@ -44,7 +44,9 @@ def report(
         [`SiTError`]: If a file cannot be written.
     """
     plan, seeds = ablation.plan, ablation.measures.seeds
-    words, measured = in_words(findings), f"{ablation.images.test_name} ({ablation.dataset})"
+    numbers = [measure.num_images for measure in findings.measures if measure.num_images is not None]
+    test_name = ablation.images.measured_name(min(numbers, default=len(ablation.images.test)))
+    words, measured = in_words(findings), f"{test_name} ({ablation.dataset})"
     head = [f"# {escaped(plan.name)}", f"**Question.** {escaped(plan.question)}"]
     head += [f"**Claim of the paper.** {escaped(plan.claim)}"] if plan.claim else []
     if profile != "full":
@@ -59,7 +61,7 @@ def report(
         "claim": plan.claim,
         "profile": profile,
         "dataset": ablation.dataset,
-        "test": ablation.images.test_name,
+        "test": test_name,
         "seeds": seeds,
         "measures": [asdict(measure) for measure in findings.measures],
         "cells": [_as_json(row) for row in findings.cells],

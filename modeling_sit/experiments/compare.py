@@ -117,7 +117,8 @@ def report_comparison(arguments: ComparisonArguments, runs: Runs) -> ComparisonR
 
     costs = {"pretrained": [cost]} if cost is not None else {}
     seen = {start: [results] for start, results in frozen.items()}
-    tables = [main_table(images.test_name, ROWS, fine_tuned, seen, pixels, costs)]
+    test_name = images.measured_name(fine_tuned[0].num_images)
+    tables = [main_table(test_name, ROWS, fine_tuned, seen, pixels, costs)]
     tables += [frozen_table(frozen)] if frozen else []
     tables += [choices_table(chosen)] if chosen else []
     words = [

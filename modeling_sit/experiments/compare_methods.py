@@ -227,8 +227,9 @@ def _report(
         for method in tuned
     }
     rows = {SCRATCH: ROWS[SCRATCH], **{method: method for method in tuned}}
+    test_name = images.measured_name(fine_tuned[0].num_images)
     budget = f"Each method is pretrained for {in_words(arguments.budget, arguments.amount)}, with each seed."
-    tables = [f"{budget} {main_table(images.test_name, rows, fine_tuned, frozen, pixels, costs)}"]
+    tables = [f"{budget} {main_table(test_name, rows, fine_tuned, frozen, pixels, costs)}"]
     tables += [tuned_table(tuned)] if arguments.tune else []
     tables += [choices_table(choices)] if choices else []
     words = [f"Not measured: {name}: {problem}." for name, problem in failed.items()]

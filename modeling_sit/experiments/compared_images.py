@@ -65,6 +65,16 @@ class ComparedImages:
             return self.arguments
         return self._in_memory({"train": self.train, self.arguments["validation_split"]: self.test})
 
+    def measured_name(self, num_images: int) -> str:
+        """`test_name`; where some test images cannot be read, also how many were measured.
+
+        Args:
+            num_images (`int`): Test images that were measured.
+        """
+        if num_images == len(self.test):
+            return self.test_name
+        return f"{self.test_name} (the {num_images:,} that can be read)"
+
     def fingerprint(self) -> str:
         """A short checksum that differs where images were added, removed or labeled otherwise."""
         checksum = hashlib.blake2b("\n".join(self.label_names).encode(), digest_size=8)

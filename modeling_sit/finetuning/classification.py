@@ -122,8 +122,9 @@ class Classification(Task):
         return self.unweighted_loss(logits[readable], targets), {"logits": logits}
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        (rows,) = is_readable(torch.as_tensor(prediction.label_ids)).numpy().nonzero()
+        self.num_measured = len(rows)
         if not self.multi_label:
-            (rows,) = is_readable(torch.as_tensor(prediction.label_ids)).numpy().nonzero()
             predicted = prediction.predictions[rows].argmax(axis=-1)
             self.predictions = Predictions(rows, prediction.label_ids[rows], predicted)
         return self.measure(prediction)

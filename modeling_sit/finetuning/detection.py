@@ -103,3 +103,7 @@ class ObjectMeasurement(Measurement):
 
     def compute(self) -> dict[str, float]:
         return self.evaluation.compute()
+
+    @property
+    def num_images(self) -> int:
+        return self.evaluation.num_images

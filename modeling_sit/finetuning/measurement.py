@@ -35,6 +35,11 @@ class Measurement(ABC):
     def compute(self) -> dict[str, float]:
         """The metrics by their names, after [`merge`]."""
 
+    @property
+    @abstractmethod
+    def num_images(self) -> int:
+        """How many images were measured: those that could be read."""
+
 
 def batches_of_one_shape(shapes: Sequence[Any], batch_size: int) -> list[list[int]]:
     """Batches of images of one shape each, so that none of them is padded for the sake of another one: what a model

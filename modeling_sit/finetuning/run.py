@@ -262,21 +262,17 @@ def _measure(trainer: ReproducibleTrainer, arguments: FinetuningArguments, tunin
     validation images, and how it was trained."""
     splits = trainer.task.splits
     metric_names = (*trainer.task.metric_names, *trainer.task.class_metric_names)
+
+    def measured(results: dict[str, float], split: str) -> dict[str, Any]:
+        return {**_metrics(results, metric_names), "num_validation": trainer.task.num_measured, "split": split}
+
     validation = None
     if splits.validation is not None:
-        validation = {
-            **_metrics(trainer.evaluate(), metric_names),
-            "num_validation": len(splits.validation),
-            "split": splits.validation_name,
-        }
+        validation = measured(trainer.evaluate(), splits.validation_name)
     test = None
     if splits.test is not None:
         results = trainer.evaluate(trainer.task.eval_dataset(splits.test), metric_key_prefix="test")
-        test = {
-            **_metrics(results, metric_names),
-            "num_validation": len(splits.test),
-            "split": splits.test_name,
-        }
+        test = measured(results, splits.test_name)
     chosen_by = None
     if trainer.args.load_best_model_at_end:
         chosen_by = f"{trainer.args.metric_for_best_model} on {splits.validation_name}"

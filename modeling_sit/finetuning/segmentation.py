@@ -73,3 +73,7 @@ class PixelMeasurement(Measurement):
 
     def compute(self) -> dict[str, float]:
         return self.evaluation.compute()
+
+    @property
+    def num_images(self) -> int:
+        return self.evaluation.num_images

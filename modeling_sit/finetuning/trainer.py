@@ -65,6 +65,7 @@ class Task(ABC):
         class_metric_names (`tuple[str, ...]`): Names of metrics of single classes, which are in the results only.
         model (`PreTrainedModel`), processor: Set by [`load_model`].
         predictions ([`Predictions`], *optional*): Of the last evaluation, if the task is one label for each image.
+        num_measured (`int`): Images that the last evaluation measured: those that could be read.
     """
 
     preset_class: type[Preset] = Preset
@@ -77,6 +78,7 @@ class Task(ABC):
     model: PreTrainedModel
     processor: Any
     predictions: Predictions | None = None
+    num_measured: int
 
     @staticmethod
     @abstractmethod
@@ -147,7 +149,7 @@ class Task(ABC):
         """Scalar loss of a batch, and the predictions: for [`compute_metrics`] a dict of tensors with the batch first."""
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Metrics of all predictions of an evaluation, by their names."""
+        """Metrics of all predictions of an evaluation, by their names. Sets `num_measured`."""
         raise NotImplementedError
 
     def measurement(self, dataset: torch.utils.data.Dataset) -> Measurement:
@@ -329,9 +331,9 @@ class ReproducibleTrainer(Trainer):
             self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             return self.task.validation_loss(self.model, inputs)
 
-        batches = map(self._prepare_inputs, dataloader)
-        measurement = self.task.measurement(dataloader.dataset)
+        batches, measurement = map(self._prepare_inputs, dataloader), self.task.measurement(dataloader.dataset)
         metrics = measure(batches, predict, measurement, self.accelerator, self.args.seed)
+        self.task.num_measured = measurement.num_images
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 

@@ -301,6 +301,25 @@ def test_neighbors_are_no_more_than_the_images_that_can_be_read(save_tiny_sit, s
     assert error.value.argument == "knn_k"
 
 
+def test_test_images_that_cannot_be_read_do_not_count(run, save_images, tmp_path):
+    for number, label in enumerate(("cats", "dogs")):
+        save_images(tmp_path / "images" / "train" / label, 4, seed=number)
+        save_images(tmp_path / "images" / "test" / label, 5, seed=2 + number)
+    (tmp_path / "images" / "test" / "dogs" / "03.png").write_bytes(b"no image")
+    result = compare(
+        *(tmp_path / "model", tmp_path / "images", tmp_path / "out"),
+        finetuning_recipe=tmp_path / "recipe.yaml",
+        tune=False,
+        seeds=[0],
+        label_fractions=[1.0],
+        raw_pixels=["none"],
+        protocols=["knn"],
+    )
+    assert {cell.num_images for cell in result.fine_tuned} == {9}
+    assert result.frozen["scratch"]["knn"]["num_validation"] == 9
+    assert result.tables[0].startswith("Accuracy on 10 images of test (the 9 that can be read), one seed:")
+
+
 def test_without_a_test_split_the_same_images_are_held_back_from_all_runs(run, tmp_path, capsys):
     digits = load_images("digits", labels="required").train
     result = compare(

@@ -271,3 +271,4 @@ def test_an_image_that_cannot_be_read_is_left_out(finetune, tmp_path, capsys):
     (folder / "test" / "images" / "2.png").write_bytes((folder / "test" / "images" / "2.png").read_bytes()[:60])
     metrics = finetune("semantic_segmentation", dataset=folder).metrics
     assert "skipped an unreadable image" in capsys.readouterr().err and 0 <= metrics["mean_iou"] <= 1
+    assert metrics["num_validation"] == 2

@@ -20,6 +20,10 @@ class Sum(Measurement):
     def compute(self):
         return {"sum": float(sum(self.found))}
 
+    @property
+    def num_images(self):
+        return len(self.found)
+
 
 def test_batches_have_images_of_one_shape_and_each_image_once():
     shapes = [(32, 64), (64, 32), (32, 64), (32, 64), (64, 32)]

@@ -234,7 +234,10 @@ class TestUnreadable:
         arguments = {"learning_rate": 0, "label_smoothing_factor": 0}
         whole = results_of(finetune(sit, colors, **arguments, name="whole"))
         capsys.readouterr()
-        results = results_of(finetune(sit, damaged, **arguments, name="some", batch_size=41))
+        folder = finetune(sit, damaged, **arguments, name="some", batch_size=41)
+        results = results_of(folder)
+        assert results["num_validation"] == whole["num_validation"] == 12
+        assert "num_validation: 12" in (folder / "README.md").read_text()
         assert results["accuracy"] == pytest.approx(whole["accuracy"])
         assert results["loss"] == pytest.approx(whole["loss"], rel=1e-4)
         err = capsys.readouterr().err
