@@ -172,16 +172,12 @@ class Description:
 
     def _duplicates(self) -> Iterator[str]:
         for found in self.duplicates or ():
-            names = [_below(name, self.name) for name in found.names]
-            are = "image is" if found.number == 1 else "images are"
             if found.split == found.other:
+                names = [_below(name, self.name) for name in found.names]
                 copies = "image is a copy" if found.number == 1 else "images are copies"
                 yield f"{found.number:,} {copies} of others in {found.split}, such as {names[0]} of {names[1]}"
                 continue
-            yield (
-                f"warning: {found.number:,} {are} in {found.split} and in {found.other} too, byte for byte, such as "
-                f"{names[0]} and {names[1]}; results on them are too good"
-            )
+            yield f"warning: {describe_copies(found, self.name)}"
 
 
 def describe(
@@ -227,8 +223,18 @@ def describe(
 
 def tell(images: ImageDatasets, *more: datasets.Dataset, intensity_range: Sequence[float | str] | None = None) -> None:
     """Print what [`describe`] gives, in the main process, unless it is told already."""
-    if not _is_told.get() and os.environ.get("RANK", "0") == "0":
+    if _tells():
         print("\n".join(describe(images, *more, intensity_range=intensity_range).lines()), flush=True)
+
+
+def tell_more(line: str) -> None:
+    """Print a line below those of [`tell`], where that prints."""
+    if _tells():
+        print(f"  {line}", flush=True)
+
+
+def _tells() -> bool:
+    return not _is_told.get() and os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -276,6 +282,21 @@ def _note_on_one_class(images: ImageDatasets) -> Iterator[str]:
     folders = class_folders(images.train, only[0]) if only is not None and len(only) == 1 else None
     if folders is not None:
         yield f"warning: all images in {images.train.split} are of one class; {folders.remedy(len(images.splits) > 1)}"
+
+
+def describe_copies(found: Duplicates, dataset: str) -> str:
+    """Images of a split that are in another one too, in a line.
+
+    Args:
+        found ([`Duplicates`]): The images.
+        dataset (`str`): Name of the dataset. Files in its folder are named relative to it.
+    """
+    are = "image is" if found.number == 1 else "images are"
+    names = [_below(name, dataset) for name in found.names]
+    return (
+        f"{found.number:,} {are} in {found.split} and in {found.other} too, byte for byte, such as {names[0]} and {names[1]}; "
+        "results on them are too good"
+    )
 
 
 def describe_sample(

@@ -32,12 +32,14 @@ class Duplicates:
         split (`str`): Name of the split that they are counted in.
         other (`str`): Name of the other split; that of the same split for images that it has more than once.
         names (`tuple[str, str]`): One of them, as it is called in the two places.
+        rows (`tuple[int, int]`): Its rows there, from 0.
     """
 
     number: int
     split: str
     other: str
     names: tuple[str, str]
+    rows: tuple[int, int]
 
 
 def find_duplicates(splits: Sequence[datasets.Dataset], is_thorough: bool = False) -> list[Duplicates] | None:
@@ -78,18 +80,17 @@ def find_duplicates(splits: Sequence[datasets.Dataset], is_thorough: bool = Fals
     for place, rows in enumerate(digests):
         more = [same for same in rows.values() if len(same) > 1] if is_thorough else []
         if more:
-            names = (image_name(splits[place], more[0][1]), image_name(splits[place], more[0][0]))
+            where = (more[0][1], more[0][0])
+            names = (image_name(splits[place], where[0]), image_name(splits[place], where[1]))
             name = str(splits[place].split)
-            found.append(Duplicates(sum(map(len, more)) - len(more), name, name, names))
+            found.append(Duplicates(sum(map(len, more)) - len(more), name, name, names, where))
         for earlier in range(place):
             same = [digest for digest in rows if digest in digests[earlier]]
             if same:
-                names = (
-                    image_name(splits[place], rows[same[0]][0]),
-                    image_name(splits[earlier], digests[earlier][same[0]][0]),
-                )
+                where = (rows[same[0]][0], digests[earlier][same[0]][0])
+                names = (image_name(splits[place], where[0]), image_name(splits[earlier], where[1]))
                 number = sum(len(rows[digest]) for digest in same)
-                found.append(Duplicates(number, str(splits[place].split), str(splits[earlier].split), names))
+                found.append(Duplicates(number, str(splits[place].split), str(splits[earlier].split), names, where))
     return found
 
 

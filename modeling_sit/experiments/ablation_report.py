@@ -47,6 +47,7 @@ def report(
     numbers = [measure.num_images for measure in findings.measures if measure.num_images is not None]
     test_name = ablation.images.measured_name(min(numbers, default=len(ablation.images.test)))
     words, measured = in_words(findings), f"{test_name} ({ablation.dataset})"
+    words += [] if ablation.images.copies is None else [f"{ablation.images.copies}."]
     head = [f"# {escaped(plan.name)}", f"**Question.** {escaped(plan.question)}"]
     head += [f"**Claim of the paper.** {escaped(plan.claim)}"] if plan.claim else []
     if profile != "full":

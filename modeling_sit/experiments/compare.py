@@ -127,6 +127,8 @@ def report_comparison(arguments: ComparisonArguments, runs: Runs) -> ComparisonR
     ]
     if images.is_held_back:
         words.append(MAY_BE_SEEN)
+    if images.copies is not None:
+        words.append(f"{images.copies}.")
     chart = comparison_chart(
         {(cell.label_fraction, cell.start): cell.values for cell in fine_tuned},
         "fraction of the labels",

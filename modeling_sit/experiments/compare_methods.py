@@ -237,6 +237,7 @@ def _report(
         _ranking(fraction, fine_tuned, pixels, runs) + length_remark(choices.get((SCRATCH, fraction)))
         for fraction in arguments.label_fractions
     ]
+    words += [] if images.copies is None else [f"{images.copies}."]
     chart = comparison_chart(
         {(cell.label_fraction, cell.start): cell.values for cell in fine_tuned},
         "fraction of the labels",

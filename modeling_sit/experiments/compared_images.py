@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from modeling_sit.data.arguments import DatasetArguments
-from modeling_sit.data.description import tell
-from modeling_sit.data.image_datasets import TEST_SPLITS, VALIDATION_SPLITS, ImageDatasets, dataset_name
-from modeling_sit.data.labeled import labeled_splits, labels_of
+from modeling_sit.data.description import describe_copies, tell, tell_more
+from modeling_sit.data.duplicates import find_duplicates
+from modeling_sit.data.image_datasets import (
+    TEST_SPLITS,
+    VALIDATION_SPLITS,
+    ImageDatasets,
+    dataset_name,
+    image_name,
+)
+from modeling_sit.data.labeled import labeled_rows, labeled_splits, labels_of
 from modeling_sit.data.sources import load_images
-from modeling_sit.data.splits import NothingToHoldOut, hold_out_labeled, train_validation_split
+from modeling_sit.data.splits import NothingToHoldOut, hold_out_labeled, train_validation_rows
 from modeling_sit.evaluation.feature_files import encoded_images
 from modeling_sit.evaluation.protocol_arguments import ProtocolArguments
 from modeling_sit.interop.convert_in import range_of
@@ -47,6 +55,7 @@ class ComparedImages:
         arguments (`dict`): Fields of [`DatasetArguments`] by which a run finds the same images.
         is_held_back (`bool`, *optional*, defaults to `False`): Whether the test images are a part of the training split.
         has_other_validation (`bool`, *optional*, defaults to `False`): Whether there is a validation split that is not measured.
+        copies (`str`, *optional*): That some test images are training images too, in a line. `None` if none is known to be.
     """
 
     train: datasets.Dataset
@@ -56,6 +65,7 @@ class ComparedImages:
     arguments: Mapping[str, Any]
     is_held_back: bool = False
     has_other_validation: bool = False
+    copies: str | None = None
 
     @property
     def for_finetuning(self) -> Mapping[str, Any]:
@@ -149,15 +159,44 @@ def compared_images(arguments: DatasetArguments, model_name_or_path: str | None 
         name = f"{len(test):,} images of {test.split}"
         others = {each.lower() for each in images.splits if each not in (str(train.split), given["validation_split"])}
         has_other = bool(others & {*VALIDATION_SPLITS} - {*TEST_SPLITS})
+        copies = [
+            describe_copies(found, images.name) for found in find_duplicates([images.train, images.validation]) or ()
+        ]
         return ComparedImages(
-            train, test, images.label_names, name, given | intensities, has_other_validation=has_other
+            *(train, test, images.label_names, name, given | intensities),
+            has_other_validation=has_other,
+            copies=next(iter(copies), None),
         )
 
-    name = f"{100 * TEST_FRACTION:g} % of {train.split}, {{:,}} images, held back"
-    train, test = train_validation_split(train, TEST_FRACTION, TEST_SEED)
-    name = name.format(len(test))
-    found = ComparedImages(train, test, images.label_names, name, given | intensities, is_held_back=True)
+    rest, held_back = train_validation_rows(train, TEST_FRACTION, TEST_SEED)
+    name = f"{100 * TEST_FRACTION:g} % of {train.split}, {len(held_back):,} images, held back"
+    copies = _copies_of_held_back(images, train, rest, held_back)
+    if copies is not None:
+        tell_more(f"warning: {copies}")
+    train, test = train.select(rest), train.select(held_back)
+    found = ComparedImages(
+        *(train, test, images.label_names, name, given | intensities), is_held_back=True, copies=copies
+    )
     return found.in_memory(train, test)
+
+
+def _copies_of_held_back(
+    images: ImageDatasets, train: datasets.Dataset, rest: np.ndarray, held_back: np.ndarray
+) -> str | None:
+    """That images which are held back are among the rest too, in a line.
+
+    Args:
+        images ([`ImageDatasets`]): The dataset.
+        train (`datasets.Dataset`): Its labeled training images.
+        rest, held_back (`np.ndarray`): Rows of `train`.
+    """
+    rows = labeled_rows(images.train)
+    for found in find_duplicates([train.select(rest), train.select(held_back)]) or ():
+        places = (held_back[found.rows[0]], rest[found.rows[1]])
+        names = tuple(image_name(images.train, int(rows[place])) for place in places)
+        parts = {"split": f"the part of {train.split} that is held back", "other": "the rest of it"}
+        return describe_copies(replace(found, **parts, names=names), images.name)
+    return None
 
 
 def _measured_split(given: Mapping[str, Any], images: ImageDatasets) -> tuple[str | None, ImageDatasets]:

@@ -59,9 +59,10 @@ NAMES = ["noise/half", "noise/whole", "noise/mean", "replace/whole"]
 
 @pytest.fixture(scope="module")
 def digits():
-    """64 images of train, 30 of test."""
+    """64 images of train, 30 of test, one of which is of train, too."""
     images = load_images("digits", labels="required", validation_split="test")
-    return datasets.DatasetDict(train=images.train.select(range(64)), test=images.validation.select(range(30)))
+    test = datasets.concatenate_datasets([images.validation.select(range(29)), images.train.select([0])])
+    return datasets.DatasetDict(train=images.train.select(range(64)), test=test)
 
 
 @pytest.fixture
@@ -159,6 +160,7 @@ def test_a_killed_ablation_goes_on_and_gives_the_table_of_one_that_was_not(
     text = (run.output_dir / "results.md").read_text()
     for part in ("Which of these?", "The second.", "30 images of test", "one seed", "raw pixels, kNN", "from scratch"):
         assert part in text
+    assert "- 1 image is in test and in train too, byte for byte, such as " in text
     assert "is best on these test images" in text and text.strip() == "\n\n".join(result.tables)
     assert {path.name for path in run.output_dir.glob("results-*.png")} == {
         "results-training.png",

@@ -32,9 +32,10 @@ FINETUNING = {"eval_strategy": "no", "save_strategy": "no", "use_cpu": True, "pe
 
 @pytest.fixture(scope="module")
 def digits():
-    """100 images of train, 40 of test."""
+    """100 images of train, 40 of test, one of which is of train, too."""
     images = load_images("digits", labels="required", validation_split="test")
-    return datasets.DatasetDict(train=images.train.select(range(100)), test=images.validation.select(range(40)))
+    test = datasets.concatenate_datasets([images.validation.select(range(39)), images.train.select([0])])
+    return datasets.DatasetDict(train=images.train.select(range(100)), test=test)
 
 
 @pytest.fixture
@@ -128,7 +129,8 @@ def test_a_comparison_that_is_cut_off_goes_on_and_its_table_has_all(compare, mon
         assert rows[method]["kNN"] == f"{100 * frozen['accuracy']:.1f} %"
         assert frozen["model_name_or_path"] == str(folder) and not frozen["from_scratch"]
     values = {cell.start: cell.values for cell in result.fine_tuned}
-    assert set(values) == {"scratch", "sit", "simclr"} and len(result.ranking) == 1
+    assert set(values) == {"scratch", "sit", "simclr"} and len(result.ranking) == 2
+    assert result.ranking[1].startswith("1 image is in test and in train too, byte for byte, such as ")
     saved = json.loads((compare.output_dir / "results.json").read_text())
     assert saved["budget"] == {"kind": "steps", "value": 2} and len(saved["fine_tuned"]) == 3
     for name in ("results.md", "results.png", "embeddings.png", "embeddings.html"):

@@ -1,6 +1,7 @@
 """The images of a comparison."""
 
 import io
+import re
 import shutil
 from dataclasses import dataclass
 
@@ -61,6 +62,47 @@ def test_files_of_images_in_memory():
     changed = images.test.map(replace, with_indices=True)
     assert images.in_memory(images.train, changed).files() != images.files()
     assert images.in_memory(images.train, changed).fingerprint() == images.fingerprint()
+
+
+@pytest.mark.parametrize("form", ["held back", "in memory", "two splits", "without"])
+def test_copies_of_training_images_among_those_that_are_measured(save_images, tmp_path, capsys, form):
+    """Also where a part of train is held back. They are named where the dataset has them."""
+    folder = tmp_path / "images"
+    for number, name in enumerate(("cats", "dogs")):
+        save_images(folder / "train" / name, 10, seed=number)
+        if form == "two splits":
+            save_images(folder / "test" / name, 2, seed=number)
+        elif form != "without":
+            for path in list((folder / "train" / name).iterdir()):
+                shutil.copy(path, path.with_name(f"{path.stem}_copy.png"))
+    dataset = str(folder)
+    if form == "in memory":
+        rows = [{"image": {"bytes": path.read_bytes()}, "label": -1} for path in sorted(folder.rglob("*.png"))]
+        for number, row in enumerate(rows[1:]):  # the first one has no label
+            row["label"] = int(number >= 19)
+        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cats", "dogs"])}
+        dataset = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
+    images = compared_images(Arguments(dataset=dataset))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "byte for byte" in line]
+    if form == "without":
+        assert images.copies is None and not lines
+        return
+    assert lines == [f"  warning: {images.copies}"]
+    train, test = (
+        [opened.tobytes() for opened in split.cast_column("image", datasets.Image())["image"]]
+        for split in (images.train, images.test)
+    )
+    number = sum(image in train for image in test)
+    where = (
+        "test and in train" if form == "two splits" else "the part of train that is held back and in the rest of it"
+    )
+    assert number > 2 and images.copies.startswith(f"{number} images are in {where} too, ")
+    pattern = r"row (\d+) of train" if form == "in memory" else r"(\S+\.png)"
+    found = re.fullmatch(rf".* such as {pattern} and {pattern}; results on them are too good", images.copies).groups()
+    one, other = (
+        dataset[int(place)]["image"] if form == "in memory" else PIL.Image.open(folder / place) for place in found
+    )
+    assert len(set(found)) == 2 and one.tobytes() == other.tobytes()
 
 
 @pytest.mark.parametrize("form", ["folder", "parquet", "saved", "memory"])
